@@ -1,0 +1,143 @@
+"""What every tool does around its work: compose the config, turn errors into lines and exit codes."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from danet import config as schema
+from danet.config import did_you_mean, first_line
+from danet.engine import distributed
+from danet.errors import InputError, UserError
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+
+_HYDRA_FLAGS = ["help", "hydra-help", "version", "cfg", "resolve", "package", "run", "multirun", "shell-completion", "config-path", "config-name", "config-dir", "experimental-rerun", "info"]
+
+
+def run(work: Callable[[DictConfig], None], config_name: str) -> None:
+    """Composes ``config_name`` with the command line, calls ``work``, and ends the process.
+
+    A UserError is printed as it is, on stderr, by the first process, with its exit code. Any other
+    exception is a fault of the program and keeps its traceback; so does all with
+    ``DANET_TRACEBACK=1``.
+    """
+    # Hydra would print a short traceback and exit with 1; this lets exceptions through.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    schema.register()
+    try:
+        _check_flags(sys.argv[1:])
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(work)()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if os.environ.get("DANET_TRACEBACK") == "1":
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            message = str(error) if isinstance(error, UserError) else _explain(error, config_name)
+            print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code if isinstance(error, UserError) else InputError.exit_code)
+
+
+def _check_flags(arguments: list[str]) -> None:
+    """Refuses ``--steps 3``, which is how other programs are told."""
+    for argument in arguments:
+        name = argument.lstrip("-").split("=")[0]
+        if argument.startswith("--") and name not in _HYDRA_FLAGS:
+            raise InputError(
+                f"{argument}: settings are given without dashes, as in trainer.steps=300; "
+                "--help shows them"
+            )
+    if {"-m", "--multirun"} & set(arguments) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("--multirun under torchrun: start torchrun once per run instead")
+
+
+def overrides() -> list[str]:
+    """Returns the settings of the command line, as they were typed."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def added_keys() -> list[str]:
+    """Returns the keys that were appended with ``+``."""
+    return [o.lstrip("+").split("=")[0] for o in overrides() if o.startswith("+")]
+
+
+def _explain(error: Exception, config_name: str) -> str:
+    """Says in one line what Hydra or OmegaConf found wrong, with the closest valid name."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        choices = sorted(error.options)
+        return (
+            f"{group}={choice}: there is no such choice{did_you_mean(choice, choices)}; "
+            f"choices: {', '.join(choices)}"
+        )
+    text = str(error)
+    cause: BaseException | None = error
+    while cause is not None:
+        override = re.search(r"(?:override|append to config:?|merging override) '?([^'\s]+)", text)
+        if "not in struct" in text or re.search(r"Key '.+?' (?:is )?not in ", text):
+            typed = override.group(1) if override else getattr(cause, "full_key", "")
+            key = typed.lstrip("+~").split("=")[0].rstrip(".")
+            return f"{key}: there is no such key{_closest_key(key, config_name)}"
+        full_key = getattr(cause, "full_key", None)
+        if full_key and not isinstance(cause, ConfigCompositionException):
+            return _shorten(first_line(cause), full_key)
+        cause = cause.__cause__
+        text += f"\n{cause}" if cause else ""
+    if isinstance(error, OverrideParseException) or "Ambiguous value" in text or "sweep" in text:
+        typed = re.search(r"'([^'\s]+=[^']*)'", text)
+        shown = typed.group(1) if typed else (getattr(error, "override", "") or "").strip()
+        key, _, value = shown.partition("=")
+        form = f"{key}=[{value}]" if "," in value else "key=value"
+        return f"{shown}: not understood; a setting has the form key=value, a list {form}"
+    return first_line(error)
+
+
+def _shorten(text: str, key: str) -> str:
+    """Puts the key in front of OmegaConf's own words, and names the found value."""
+    match = re.match(r"Value '(.*)' of type '(\w+)' could not be converted to (\w+)", text)
+    if match:
+        names = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+        return f"{key}={match[1]}: expected {names.get(match[3], match[3])}"
+    return f"{key}: {text}"
+
+
+def _closest_key(key: str, config_name: str) -> str:
+    """Suggests a key of the config as it is without settings from the command line."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose(config_name)
+    keys: list[str] = []
+
+    def collect(node: Any, prefix: str) -> None:
+        if isinstance(node, dict):
+            for name, value in node.items():
+                keys.append(f"{prefix}{name}")
+                collect(value, f"{prefix}{name}.")
+
+    collect(OmegaConf.to_container(config, resolve=False), "")
+    return did_you_mean(key, keys)
+
+
+def choice() -> str:
+    """Returns what a run is called by default: the experiment, else the data set."""
+    choices = HydraConfig.get().runtime.choices
+    return str(choices.get("experiment") or choices.get("data") or "run")
+
+
+def say(text: str) -> None:
+    """Prints a line, on the first process only."""
+    if distributed.is_first():
+        print(text, flush=True)

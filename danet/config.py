@@ -1,0 +1,315 @@
+"""The schema of the configs, and the check that finds every fault before anything is built.
+
+Hydra refuses unknown choices and, with the schema, unknown keys and wrong types of the fixed part.
+``check`` looks at the rest: missing values, interpolations, and every ``_target_`` node, whose
+arguments are held against the signature of what it names.
+"""
+
+import difflib
+import importlib
+import inspect
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from danet.engine.trainer import TrainSettings
+from danet.errors import InputError
+
+TRUSTED = (
+    "danet.models.",
+    "danet.losses",
+    "danet.data.transforms",
+    "danet.datasets.",
+    "danet.engine.optimizer",
+    "danet.engine.schedule",
+    "danet.evaluation.inference",
+)
+"""Modules whose own classes a config may name. A config comes with a checkpoint, and a checkpoint is
+somebody else's file: whatever it names is called with arguments it chooses."""
+
+
+@dataclass
+class RunSettings:
+    """The config group ``run``: where a run keeps its files."""
+
+    dir: str | None = None
+    name: str | None = None
+
+
+@dataclass
+class TrainConfig:
+    """The root of ``train.yaml``."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    loss: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    trainer: TrainSettings = MISSING
+    run: RunSettings = field(default_factory=RunSettings)
+    seed: int = 1
+    resume: str | None = None
+    init_from: str | None = None
+
+
+@dataclass
+class DataOverrides:
+    """What may differ from the data settings inside a checkpoint; null leaves them."""
+
+    root: str | None = None
+    num_workers: int | None = None
+
+
+@dataclass
+class EvalConfig:
+    """The root of ``eval.yaml``."""
+
+    checkpoint: str = MISSING
+    split: str | None = None
+    data: DataOverrides = field(default_factory=DataOverrides)
+    evaluation: dict[str, Any] | None = None
+    batch_size: int = 1
+    device: str = "auto"
+    output: str | None = None
+
+
+@dataclass
+class VisualizeConfig:
+    """The root of ``visualize.yaml``."""
+
+    checkpoint: str = MISSING
+    split: str | None = None
+    data: DataOverrides = field(default_factory=DataOverrides)
+    images: str | None = None
+    count: int = 6
+    points: list[Any] | None = None
+    classes: list[str] | None = None
+    attention: bool = True
+    opacity: float = 0.55
+    device: str = "auto"
+    output: str | None = None
+
+
+def register() -> None:
+    """Makes the schemas known to Hydra and the resolver ``count`` to OmegaConf."""
+    store = ConfigStore.instance()
+    for name, schema in (
+        ("train_schema", TrainConfig),
+        ("eval_schema", EvalConfig),
+        ("visualize_schema", VisualizeConfig),
+    ):
+        store.store(name=name, node=schema)
+    OmegaConf.register_new_resolver("count", len, replace=True)
+
+
+def check(config: DictConfig, added: Iterable[str] = ()) -> dict[str, Any]:
+    """Returns a composed train config as plain values, or names every fault in it.
+
+    Args:
+        config: As Hydra composed it.
+        added: Keys that were appended on the command line with ``+``.
+
+    Raises:
+        InputError: One line per fault, with the key.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise InputError(
+            "\n".join(f"{key}: no value is given; set {key}=<value>" for key in missing)
+        )
+    root = config.data.get("root")
+    if root is not None:  # a checkpoint must find its data from wherever it is used
+        config.data.root = str(Path(root).expanduser().absolute())
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError(first_line(error, getattr(error, "full_key", None))) from error
+    assert isinstance(plain, dict)
+    faults = [
+        f"{key}: there is no such key" for key in added if key.startswith("data.") and "." not in key[5:]
+    ]
+    faults += _data_faults(plain["data"])
+    for group in ("data", "model", "loss", "optimizer", "schedule", "evaluation"):
+        faults += _node_faults(plain[group], group)
+    faults += TrainSettings(**plain["trainer"]).faults()
+    if faults:
+        raise InputError("\n".join(dict.fromkeys(faults)))
+    return typing.cast(dict[str, Any], plain)
+
+
+def check_node(node: dict[str, Any], key: str) -> None:
+    """Checks one group of a config; raises InputError with a line per fault."""
+    faults = _node_faults(node, key)
+    if faults:
+        raise InputError("\n".join(faults))
+
+
+def _data_faults(data: Mapping[str, Any]) -> list[str]:
+    """Checks the values that every data set has."""
+    faults = []
+    for key, low in (("batch_size", 1), ("num_workers", 0), ("num_classes", 2)):
+        value = data.get(key)
+        if not _is_int(value) or value < low:
+            faults.append(f"data.{key}={value}: expected a whole number of at least {low}")
+    crop = data.get("crop")
+    if crop is not None:
+        is_pair = isinstance(crop, Sequence) and not isinstance(crop, str) and len(crop) == 2
+        if not is_pair or not all(_is_int(n) and n >= 32 for n in crop):
+            faults.append(
+                f"data.crop={crop}: expected two whole numbers of at least 32, data.crop=[512,512]"
+            )
+    return faults
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _node_faults(node: Any, key: str) -> list[str]:
+    """Checks a node and all below it; ``key`` is where it stands."""
+    if isinstance(node, list):
+        return [f for i, item in enumerate(node) for f in _node_faults(item, f"{key}.{i}")]
+    if not isinstance(node, dict):
+        return []
+    faults = []
+    if "_target_" in node:
+        faults += _target_faults(node, key)
+    for name, value in node.items():
+        faults += _node_faults(value, f"{key}.{name}")
+    return faults
+
+
+def _target_faults(node: dict[str, Any], key: str) -> list[str]:
+    """Holds the arguments of a node against the signature of its target."""
+    try:
+        target = locate(node["_target_"])
+    except InputError as error:
+        return [f"{key}._target_: {error}"]
+    parameters = inspect.signature(target).parameters
+    hints = _hints(target)
+    arguments = {k: v for k, v in node.items() if k not in ("_target_", "_partial_", "_convert_")}
+    faults = []
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name, value in arguments.items():
+        if name not in parameters and not open_ended:
+            faults.append(
+                f"{key}.{name}: {target.__name__} takes no such argument{did_you_mean(name, parameters)}"
+            )
+        elif name in hints and not (isinstance(value, dict) and "_target_" in value):
+            problem = mismatch(value, hints[name])
+            if problem:
+                faults.append(f"{key}.{name}={value}: {problem}")
+    if not node.get("_partial_"):
+        faults += [
+            f"{key}.{name}: {target.__name__} needs this argument"
+            for name, p in parameters.items()
+            if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+            if name not in arguments
+        ]
+    return faults
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    """Returns the annotations of what is called."""
+    function = target.__init__ if inspect.isclass(target) else target
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError):  # a foreign class with annotations that cannot be resolved
+        return {}
+
+
+def locate(path: Any) -> Any:
+    """Returns the class that a ``_target_`` names, if configs may name it.
+
+    Raises:
+        InputError: It is not among the trusted ones, or does not exist.
+    """
+    module_name, _, name = str(path).rpartition(".")
+    is_ours = any(f"{module_name}.".startswith(prefix.rstrip(".") + ".") for prefix in TRUSTED)
+    if not is_ours and module_name != "albumentations":
+        raise InputError(
+            f"{path} is refused: a config may name classes of "
+            f"{', '.join(prefix.rstrip('.') for prefix in TRUSTED)} and of albumentations only"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"there is no module {module_name}") from error
+    target = getattr(module, name, None)
+    # Only what the module itself defines: not what it imports from elsewhere.
+    defined = [
+        n
+        for n, v in vars(module).items()
+        if inspect.isclass(v) and not n.startswith("_") and (not is_ours or v.__module__ == module_name)
+    ]
+    if name not in defined:
+        raise InputError(f"{module_name} has no class {name}{did_you_mean(name, defined)}")
+    if not is_ours:
+        import albumentations
+
+        if not issubclass(target, albumentations.BasicTransform):  # type: ignore[arg-type]
+            raise InputError(f"{path} is refused: it is not a transform")
+    return target
+
+
+def mismatch(value: Any, hint: Any) -> str | None:
+    """Says what is expected where a plain value does not fit an annotation; None where it does.
+
+    Annotations of other things than plain values (modules, callables) are not judged.
+    """
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, UnionType):
+        problems = [mismatch(value, option) for option in options]
+        if None in problems:
+            return None
+        return next(p for p, option in zip(problems, options, strict=True) if option is not NoneType)
+    if hint is NoneType:
+        return None if value is None else "expected null"
+    if origin is Literal:
+        if value in options:
+            return None
+        return f"expected one of {', '.join(map(str, options))}{did_you_mean(value, options)}"
+    simple = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if hint in simple:
+        fits = {
+            int: _is_int(value),
+            float: _is_int(value) or isinstance(value, float),
+            bool: isinstance(value, bool),
+            str: isinstance(value, str),
+        }[hint]
+        return None if fits else f"expected {simple[hint]}, got {_describe(value)}"
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        if isinstance(value, (str, dict)) or not isinstance(value, (list, tuple)):
+            return f"expected a list, got {_describe(value)}"
+        element = options[0] if options else Any
+        for item in value:
+            problem = mismatch(item, element)
+            if problem:
+                return f"{problem} in the list"
+    return None
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    return "nothing (null)" if value is None else repr(value)
+
+
+def did_you_mean(word: Any, options: Iterable[Any]) -> str:
+    """Returns "; did you mean X?" for the closest option, or nothing."""
+    close = difflib.get_close_matches(str(word), [str(option) for option in options], n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def first_line(error: BaseException, key: str | None = None) -> str:
+    """Returns the first line of an error's text, with the key in front where it is known."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+    return f"{key}: {text}" if key else text

@@ -1,0 +1,117 @@
+"""Batches for training (without end) and for evaluation (each sample once)."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from danet.data.sampler import StepSampler
+from danet.types import Batch, Sample
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stacks samples of one size; images become (B, 3, H, W), all stays uint8."""
+    return Batch(
+        image=torch.stack([_channels_first(sample.image) for sample in samples]),
+        mask=torch.stack([torch.from_numpy(np.ascontiguousarray(s.mask)) for s in samples]),
+        name=tuple(sample.name for sample in samples),
+    )
+
+
+def collate_by_size(samples: list[Sample]) -> list[Batch]:
+    """Makes one batch per size of image, in order of appearance.
+
+    Images are never padded to share a batch: attention looks at all positions, so padding would
+    change the result of an image with its neighbours in the batch.
+    """
+    groups: dict[tuple[int, ...], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[sample.image.shape].append(sample)
+    return [collate(group) for group in groups.values()]
+
+
+def _channels_first(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def _quiet_worker(_: int) -> None:
+    """Keeps a worker on one core; OpenCV would start a pool of threads in each."""
+    cv2.setNumThreads(0)
+
+
+def train_batches(
+    dataset: Dataset[Sample],
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Yields batches without end from batch number ``start`` on; see StepSampler.
+
+    Raises:
+        InputError: The data set does not fill one batch.
+    """
+    sampler = StepSampler(
+        len(dataset),  # type: ignore[arg-type]
+        batch_size,
+        seed=seed,
+        start=start,
+        rank=rank,
+        world=world,
+    )
+    loader = _loader(dataset, sampler, collate, num_workers, pin_memory)
+    return iter(loader)
+
+
+class _EveryNth(Sampler[list[int]]):
+    """Batches of rank, rank + world, rank + 2 world, ...: every sample on exactly one process."""
+
+    def __init__(self, num_samples: int, batch_size: int, rank: int, world: int) -> None:
+        self.indices = range(rank, num_samples, world)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.indices) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(0, len(self.indices), self.batch_size):
+            yield list(self.indices[start : start + self.batch_size])
+
+
+def eval_batches(
+    dataset: Dataset[Sample],
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterable[list[Batch]]:
+    """Returns an iterable of batches, in lists of one per image size; no padding, no repeats."""
+    sampler = _EveryNth(len(dataset), batch_size, rank, world)  # type: ignore[arg-type]
+    return _loader(dataset, sampler, collate_by_size, num_workers, pin_memory)
+
+
+def _loader(
+    dataset: Dataset[Sample], sampler: Any, collate_fn: Any, num_workers: int, pin_memory: bool
+) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate_fn,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_quiet_worker,
+        # Its own generator: an iterator would draw once from the global one and shift a resumed run.
+        generator=torch.Generator(),
+    )

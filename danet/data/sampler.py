@@ -1,0 +1,72 @@
+"""Which sample comes when, as a function of the seed and the position in the run."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+from danet.errors import InputError
+from danet.seeds import mix
+from danet.types import Draw
+
+
+class StepSampler(Sampler[list[Draw]]):
+    """Yields the batches of one process, without end, from a given batch on.
+
+    The run is one stream of positions 0, 1, 2, ...: epoch after epoch, each a fresh permutation of
+    the data set. Batch b of all processes together is the positions ``b * world * batch_size`` and
+    on, so at an equal global batch the content of a step does not depend on the number of
+    processes or workers, and a resumed run goes on where it stopped without storing anything.
+
+    Args:
+        num_samples: Of the data set.
+        batch_size: Of one process.
+        seed: Decides order and augmentation.
+        start: Number of the first batch.
+        rank, world: This process and how many there are.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"data.batch_size={batch_size} is not a whole number of at least 1")
+        if num_samples < batch_size * world:
+            raise InputError(
+                f"{num_samples} samples do not fill one batch: data.batch_size={batch_size} on "
+                f"{world} process(es); use a smaller data.batch_size"
+            )
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start = start
+        self.rank = rank
+        self.world = world
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        position = (self.start * self.world + self.rank) * self.batch_size
+        epoch, order = -1, torch.empty(0)
+        while True:
+            batch = []
+            for p in range(position, position + self.batch_size):
+                if p // self.num_samples != epoch:
+                    epoch = p // self.num_samples
+                    order = self._permutation(epoch)
+                batch.append(Draw(int(order[p % self.num_samples]), self._seed_at(p)))
+            yield batch
+            position += self.world * self.batch_size
+
+    def _permutation(self, epoch: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(mix(self.seed, 0, epoch))
+        return torch.randperm(self.num_samples, generator=generator)
+
+    def _seed_at(self, position: int) -> int:
+        return mix(self.seed, 1, position)
+

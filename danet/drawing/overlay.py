@@ -1,0 +1,140 @@
+"""Class maps as colours over a picture, with a legend and titles.
+
+All pictures are uint8 (H, W, 3), RGB.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from danet.datasets.base import SegmentationDataset
+from danet.errors import StorageError
+from danet.types import IGNORE
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_INK = (30, 30, 30)
+_PAPER = 255
+_LINE = 18
+"""Height of a line of text, in pixels."""
+
+Palette = Sequence[tuple[int, int, int]]
+
+
+def colorize(mask: np.ndarray, palette: Palette) -> np.ndarray:
+    """Maps classes (H, W) to their colours; IGNORE becomes black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = palette
+    return table[mask]
+
+
+def overlay(
+    image: np.ndarray, mask: np.ndarray, palette: Palette, *, opacity: float = 0.55
+) -> np.ndarray:
+    """Lays the colours of the classes over the image; ignored pixels show the image."""
+    mixed = image * (1 - opacity) + colorize(mask, palette) * opacity
+    return np.where((mask == IGNORE)[..., None], image, np.rint(mixed).astype(np.uint8))
+
+
+def errors(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Shows the image in grey, wrong pixels in red, ignored ones in black."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    shown = np.repeat(grey[..., None] // 2 + 100, 3, axis=2)
+    shown[prediction != truth] = (220, 40, 40)
+    shown[truth == IGNORE] = 0
+    return shown
+
+
+def titled(panel: np.ndarray, title: str) -> np.ndarray:
+    """Puts a line of text above a picture."""
+    bar = np.full((_LINE, panel.shape[1], 3), _PAPER, np.uint8)
+    cv2.putText(bar, title, (3, 13), _FONT, 0.4, _INK, 1, cv2.LINE_AA)
+    return np.vstack((bar, panel))
+
+
+def side_by_side(panels: Sequence[np.ndarray], *, gap: int = 4) -> np.ndarray:
+    """Puts pictures of one height beside each other; wide ones below each other."""
+    vertical = panels[0].shape[1] > 2 * panels[0].shape[0]
+    space = np.full((gap, panels[0].shape[1], 3) if vertical else (panels[0].shape[0], gap, 3), 255)
+    parts = [panels[0]]
+    for panel in panels[1:]:
+        parts += [space.astype(np.uint8), panel]
+    return np.vstack(parts) if vertical else np.hstack(parts)
+
+
+def legend(classes: Sequence[str], palette: Palette, present: Sequence[int], width: int) -> np.ndarray:
+    """Draws a swatch and a name for each class that is present, in lines of ``width`` pixels."""
+    place, spots = [0, 0], []
+    for index in present:
+        (text_width, _), _ = cv2.getTextSize(classes[index], _FONT, 0.4, 1)
+        needed = text_width + 28
+        if place[0] and place[0] + needed > width:
+            place = [0, place[1] + 1]
+        spots.append((index, place[0], place[1] * _LINE))
+        place[0] += needed
+    canvas = np.full(((place[1] + 1) * _LINE, width, 3), _PAPER, np.uint8)
+    for index, x, y in spots:
+        cv2.rectangle(canvas, (x + 3, y + 4), (x + 14, y + 14), tuple(palette[index]), cv2.FILLED)
+        cv2.putText(canvas, classes[index], (x + 18, y + 13), _FONT, 0.4, _INK, 1, cv2.LINE_AA)
+    return canvas
+
+
+def sheet(
+    image: np.ndarray,
+    prediction: np.ndarray,
+    truth: np.ndarray | None,
+    classes: Sequence[str],
+    palette: Palette,
+    *,
+    opacity: float = 0.55,
+) -> np.ndarray:
+    """Draws image, prediction and, where there is one, truth and errors, above a legend."""
+    panels = [
+        titled(image, "image"),
+        titled(overlay(image, prediction, palette, opacity=opacity), "prediction"),
+    ]
+    present = set(np.unique(prediction).tolist())
+    if truth is not None:
+        panels += [
+            titled(overlay(image, truth, palette, opacity=opacity), "truth"),
+            titled(errors(image, prediction, truth), "errors (red)"),
+        ]
+        present |= set(np.unique(truth).tolist()) - {IGNORE}
+    body = side_by_side(panels)
+    return np.vstack((body, legend(classes, palette, sorted(present), body.shape[1])))
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, image: np.ndarray, device: torch.device) -> np.ndarray:
+    """Returns the classes (H, W), uint8, that a network in eval mode sees in one image."""
+    tensor = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
+    return model(tensor).logits.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+
+
+def prediction_sheets(
+    model: nn.Module, dataset: SegmentationDataset, *, device: torch.device, count: int
+) -> dict[str, np.ndarray]:
+    """Draws evenly spaced samples of a data set by name; the network is put into eval mode."""
+    model.eval()
+    sheets = {}
+    for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round():
+        sample = dataset[int(index)]
+        prediction = predict(model, sample.image, device)
+        sheets[sample.name] = sheet(
+            sample.image, prediction, sample.mask, dataset.classes, dataset.palette
+        )
+    return sheets
+
+
+def save_image(path: Path, image: np.ndarray) -> None:
+    """Writes an RGB picture; raises StorageError. Names in any alphabet are fine."""
+    done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    assert done
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise StorageError(f"{path}: the picture could not be written ({error.strerror})") from error

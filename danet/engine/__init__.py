@@ -1,0 +1,1 @@
+"""Training: processes, schedule, optimizer, checkpoints, log, and the trainer itself."""

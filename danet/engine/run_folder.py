@@ -1,0 +1,73 @@
+"""The folder of a run: made once, by one process, never shared by two runs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from danet.engine import distributed
+from danet.errors import InputError, StorageError, UserError
+
+_HEADER = """\
+# The whole config of this run. To repeat it in a new folder:
+#   python tools/train.py --config-dir {folder} --config-name config run.dir=null
+defaults:
+  - train_schema
+  - _self_
+  - override hydra/job_logging: none
+  - override hydra/hydra_logging: none
+hydra:
+  run: {{dir: .}}
+  output_subdir: null
+"""
+
+
+def prepare(
+    wanted: str | None, fallback: Path, *, config: Mapping[str, Any], resuming: bool
+) -> Path:
+    """Makes the folder and writes config.yaml, by the first process; returns the folder on all.
+
+    Args:
+        wanted: ``run.dir``; None for a fresh folder named after ``fallback``.
+        fallback: Used with a number behind it where it exists already.
+        config: Of the run; left alone where the file is there.
+        resuming: Whether the folder may hold an earlier part of the run.
+
+    Raises:
+        InputError: Another run is in the folder.
+        StorageError: It cannot be made or written.
+    """
+    outcome: Path | UserError | None = None
+    if distributed.is_first():
+        try:
+            outcome = _make(wanted, fallback, config, resuming)
+        except UserError as error:
+            outcome = error
+    outcome = distributed.from_first(outcome)
+    if isinstance(outcome, UserError):
+        raise outcome
+    assert outcome is not None
+    return outcome
+
+
+def _make(wanted: str | None, fallback: Path, config: Mapping[str, Any], resuming: bool) -> Path:
+    folder = Path(wanted).expanduser() if wanted else fallback
+    number = 2
+    while wanted is None and folder.exists():
+        folder = fallback.with_name(f"{fallback.name}-{number}")
+        number += 1
+    file = folder / "config.yaml"
+    if file.exists() and not resuming:
+        raise InputError(
+            f"run.dir={folder}: another run is there; give resume=auto to go on with it, or "
+            "another run.dir"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            body = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+            file.write_text(_HEADER.format(folder=folder.absolute()) + body, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"run.dir={folder}: not a writable folder ({error.strerror})") from error
+    return folder

@@ -1,0 +1,304 @@
+"""The trainer: one file, read from the top."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import danet
+from danet.engine import checkpoint, distributed
+from danet.engine.checkpoint import Checkpoint
+from danet.engine.log import RunLog, class_table
+from danet.engine.optimizer import Recipe
+from danet.engine.schedule import Schedule
+from danet.errors import DivergedError
+from danet.evaluation.confusion import ConfusionMatrix
+from danet.seeds import mix
+from danet.types import Batch, SegmentationOutput
+
+Criterion = Callable[[SegmentationOutput, Tensor], dict[str, Tensor]]
+Evaluate = Callable[[nn.Module], ConfusionMatrix]
+"""Counts this process's share of the validation set."""
+Draw = Callable[[nn.Module], Mapping[str, np.ndarray]]
+"""Draws pictures of what the network says, uint8 (H, W, 3), by name."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class TrainSettings:
+    """The config group ``trainer``.
+
+    Args:
+        steps: Updates of the weights in the whole run.
+        stop_at: End early after this step, with a checkpoint and the schedule of the whole run.
+        eval_every, log_every: In steps; evaluation writes last.pt (and best.pt).
+        accumulate: Batches per update; the effective batch is
+            ``data.batch_size * accumulate * processes``.
+        clip_norm: Upper bound of the gradient's norm; null for none.
+        precision: Of forward and loss: float32, bfloat16, float16 (CUDA only), or auto: bfloat16
+            where the hardware computes in it, else float32. Weights are float32 always.
+        channels_last: Memory order of images and convolutions; faster in most cases.
+        ema_decay: Evaluate and keep a moving average of the weights; null for none.
+        sync_batchnorm: Batch statistics over all processes, on CUDA with more than one.
+        device: auto, cpu or cuda.
+        deterministic: Ask torch for deterministic kernels (CUDA; slower).
+    """
+
+    steps: int
+    stop_at: int | None = None
+    eval_every: int = 1000
+    log_every: int = 20
+    accumulate: int = 1
+    clip_norm: float | None = None
+    precision: str = "auto"
+    channels_last: bool = True
+    ema_decay: float | None = None
+    sync_batchnorm: bool = True
+    device: str = "auto"
+    deterministic: bool = False
+
+    def faults(self) -> list[str]:
+        """Returns what is wrong with the values, one line each."""
+        lines = [
+            f"trainer.{name}={getattr(self, name)}: expected a whole number of at least 1"
+            for name in ("steps", "eval_every", "log_every", "accumulate", "stop_at")
+            if getattr(self, name) is not None and getattr(self, name) < 1
+        ]
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            lines.append(f"trainer.clip_norm={self.clip_norm}: expected a number above 0, or null")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            lines.append(f"trainer.ema_decay={self.ema_decay}: expected 0 < decay < 1, or null")
+        if self.precision not in ("auto", *DTYPES):
+            lines.append(f"trainer.precision={self.precision}: expected auto, {', '.join(DTYPES)}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            lines.append(f"trainer.device={self.device}: expected auto, cpu or cuda")
+        return lines
+
+
+def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """Returns the dtype of autocast; ``auto`` asks the hardware whether bfloat16 is native."""
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+class Trainer:
+    """Trains a network for a number of steps, evaluates and saves on the way.
+
+    Args:
+        model: Maps images to SegmentationOutput; moved to ``device``.
+        criterion: Gives named weighted terms, which are summed.
+        recipe: Makes the optimizer.
+        schedule: Factor of the base rates by step.
+        settings: The config group ``trainer``.
+        seed: Of dropout, together with the step.
+        device: Where to train.
+        evaluate: Counts this process's share of the validation set.
+        draw: Pictures for TensorBoard after each evaluation, on the first process.
+        folder: Where checkpoints and logs go; written by the first process only.
+        header: ``config``, ``classes`` and ``palette`` for the checkpoints.
+        resume: A checkpoint to go on from.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        criterion: nn.Module,
+        recipe: Recipe,
+        schedule: Schedule,
+        settings: TrainSettings,
+        seed: int,
+        device: torch.device,
+        evaluate: Evaluate,
+        draw: Draw,
+        folder: Path,
+        header: Mapping[str, Any],
+        resume: Checkpoint | None = None,
+    ) -> None:
+        self.settings = settings
+        self.seed = seed
+        self.device = device
+        self.schedule = schedule
+        self.evaluate = evaluate
+        self.draw = draw
+        self.folder = folder
+        self.header = dict(header)
+        self.criterion = criterion.to(device)
+        self.step = 0
+        self.best_miou: float | None = None
+        self.scores: dict[str, float] | None = None
+
+        if settings.deterministic:
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
+        distinct = distributed.world_size() > 1 and device.type == "cuda"
+        if settings.sync_batchnorm and distinct:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.memory_format = (
+            torch.channels_last if settings.channels_last else torch.contiguous_format
+        )
+        self.model = model.to(device, memory_format=self.memory_format)
+        self.ema: AveragedModel | None = None
+        if settings.ema_decay is not None:
+            average = get_ema_multi_avg_fn(settings.ema_decay)
+            self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        self.optimizer = recipe(model)
+        self.dtype = choose_precision(settings.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        if resume is not None:
+            self._restore(resume)
+        self.parallel: nn.Module = model
+        if distributed.world_size() > 1:
+            self.parallel = DistributedDataParallel(
+                model,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+            )
+        self.log = RunLog(
+            folder if distributed.is_first() else None, step=self.step, steps=settings.steps
+        )
+
+    def fit(self, batches: Iterator[Batch]) -> None:
+        """Trains from ``step`` to ``settings.steps`` on batches that do not run out."""
+        settings = self.settings
+        last = min(settings.stop_at or settings.steps, settings.steps)
+        self.parallel.train()
+        waited, since = 0.0, time.perf_counter()
+        while self.step < last:
+            start = time.perf_counter()
+            group = [next(batches) for _ in range(settings.accumulate)]
+            waited += time.perf_counter() - start
+            terms = self.train_step(group)
+            self.step += 1
+            self.log.advance()
+
+            if self.step % settings.log_every == 0 or self.step == last:
+                means = distributed.mean(terms)  # the only wait for the device between evaluations
+                if not all(map(math.isfinite, means.values())):
+                    raise DivergedError(f"step {self.step}: the loss is not finite: {means}")
+                now = time.perf_counter()
+                self._log_train(means, waiting=waited / (now - since))
+                waited, since = 0.0, now
+
+            if self.step % settings.eval_every == 0 or self.step == last:
+                is_best = self._evaluate()
+                self.save("last.pt", *["best.pt"] * is_best)
+                self.parallel.train()
+                waited, since = 0.0, time.perf_counter()
+        self.log.close()
+
+    def train_step(self, group: list[Batch]) -> dict[str, Tensor]:
+        """Updates the weights once; returns the loss terms, averaged over the group."""
+        # Dropout depends on the step alone, so a resumed run draws what the whole run would.
+        torch.manual_seed(mix(self.seed, self.step, distributed.rank()))
+        factor = self.schedule(self.step, self.settings.steps)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = parameters["base_lr"] * factor
+        sums: dict[str, Tensor] = {}
+        for i, batch in enumerate(group):
+            share_gradients = i + 1 == len(group) or self.parallel is self.model
+            with nullcontext() if share_gradients else self.parallel.no_sync():  # type: ignore[operator]
+                terms = self._forward(batch)
+                loss = torch.stack(list(terms.values())).sum() / len(group)
+                self.scaler.scale(loss).backward()
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0.0) + term.detach() / len(group)  # type: ignore[assignment]
+        if self.settings.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        return sums
+
+    def _forward(self, batch: Batch) -> dict[str, Tensor]:
+        image = batch.image.to(self.device, non_blocking=True)
+        image = image.to(memory_format=self.memory_format)
+        mask = batch.mask.to(self.device, non_blocking=True)
+        mixed = self.dtype != torch.float32
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed):
+            return self.criterion(self.parallel(image), mask)
+
+    def _log_train(self, means: dict[str, float], *, waiting: float) -> None:
+        total = sum(means.values())
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        values = {"loss": total, **{f"loss_{name}": value for name, value in means.items()}}
+        values |= {"lr": min(rates), "lr_head": max(rates), "data_waiting": waiting}
+        self.log.status(loss=f"{total:.3f}", waiting=f"{waiting:.0%}")
+        self.log.scalars(self.step, "train", values)
+
+    def _evaluate(self) -> bool:
+        """Scores the network (its average, where there is one); tells whether it is the best."""
+        model = self.ema.module if self.ema is not None else self.model
+        distributed.share_buffers(model)
+        confusion = self.evaluate(model)
+        distributed.sum_in_place(confusion.counts)
+        scores = confusion.scores()
+        classes = self.header["classes"]
+        self.log.say(f"step {self.step}: validation")
+        self.log.say(class_table(classes, {"IoU": scores.iou, "accuracy": scores.accuracy}))
+        self.scores = {
+            "miou": scores.miou,
+            "pixel_accuracy": scores.pixel_accuracy,
+            "mean_accuracy": scores.mean_accuracy,
+            "frequency_weighted_iou": scores.frequency_weighted_iou,
+        }
+        per_class = {f"iou/{name}": v for name, v in zip(classes, scores.iou, strict=True)}
+        self.log.scalars(self.step, "val", {**self.scores, **per_class})
+        if distributed.is_first():
+            self.log.images(self.step, self.draw(model))
+        is_best = self.best_miou is None or scores.miou > self.best_miou
+        if is_best:
+            self.best_miou = scores.miou
+        self.log.say(
+            f"  mIoU {100 * scores.miou:.2f} (best {100 * self.best_miou:.2f}), "  # type: ignore[operator]
+            f"pixel accuracy {100 * scores.pixel_accuracy:.2f}"
+        )
+        return is_best
+
+    def save(self, *names: str) -> None:
+        """Writes the whole state under each name; all processes wait until it is done."""
+        if distributed.is_first():
+            state = {
+                "format": checkpoint.FORMAT,
+                "version": danet.__version__,
+                **self.header,
+                "model": self.model.state_dict(),
+                "ema": self.ema.state_dict() if self.ema is not None else None,
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "step": self.step,
+                "best_miou": self.best_miou,
+                "scores": self.scores,
+            }
+            for name in names:
+                checkpoint.save(self.folder / name, state)
+        distributed.wait()
+
+    def _restore(self, saved: Checkpoint) -> None:
+        self.model.load_state_dict(saved["model"])
+        if self.ema is not None and saved["ema"] is not None:
+            self.ema.load_state_dict(saved["ema"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.step = saved["step"]
+        self.best_miou = saved["best_miou"]
+        self.scores = saved["scores"]
+

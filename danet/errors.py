@@ -1,0 +1,28 @@
+"""Errors that are the user's to mend: one plain line and an exit code, no traceback."""
+
+
+class UserError(Exception):
+    """Base of the errors below. ``str(error)`` is all that the user is shown."""
+
+    exit_code = 1
+
+
+class InputError(UserError, ValueError):
+    """A config, a data set, an image or a checkpoint is not as it must be."""
+
+    exit_code = 2
+
+
+class DivergedError(UserError, FloatingPointError):
+    """Training met a loss or a weight that is not finite."""
+
+    exit_code = 3
+
+
+class StorageError(UserError, OSError):
+    """Something could not be written: disk full, no permission, not a folder."""
+
+    exit_code = 4
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""

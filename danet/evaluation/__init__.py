@@ -1,0 +1,1 @@
+"""Scores: the confusion matrix, ways of running a network over an image, and the loop."""

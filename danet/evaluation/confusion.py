@@ -1,0 +1,83 @@
+"""One confusion matrix for the whole set, and every score that follows from it."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from danet.types import IGNORE
+
+
+class Scores(NamedTuple):
+    """Scores in 0..1; classes that occur in neither truth nor prediction are NaN and left out."""
+
+    miou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    frequency_weighted_iou: float
+    classes_averaged: int
+    """Classes that the mean IoU is a mean of."""
+    iou: tuple[float, ...]
+    accuracy: tuple[float, ...]
+
+
+class ConfusionMatrix:
+    """Counts pixels by true class (row) and predicted class (column) in int64.
+
+    Args:
+        num_classes: K.
+        device: Where it counts.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+        self.num_classes = num_classes
+        # The last two entries count ignored pixels and values that are no class.
+        self._counts = torch.zeros(num_classes**2 + 2, dtype=torch.int64, device=device)
+
+    @property
+    def matrix(self) -> Tensor:
+        """int64 (K, K), a view."""
+        return self._counts[:-2].view(self.num_classes, self.num_classes)
+
+    @property
+    def counts(self) -> Tensor:
+        """All that was counted, int64 and flat: sums of it over processes are meaningful."""
+        return self._counts
+
+    def update(self, prediction: Tensor, mask: Tensor) -> None:
+        """Counts the pixels of a prediction and a mask of one shape, both class indices."""
+        if prediction.shape != mask.shape:
+            raise ValueError(f"prediction {tuple(prediction.shape)}, mask {tuple(mask.shape)}")
+        k = self.num_classes
+        truth, guess = mask.long(), prediction.long()
+        ignored = truth == IGNORE
+        invalid = ((truth >= k) | (truth < 0) | (guess >= k) | (guess < 0)) & ~ignored
+        key = truth * k + guess
+        key = key.masked_fill(ignored, k * k).masked_fill(invalid, k * k + 1)
+        self._counts += torch.bincount(key.flatten(), minlength=k * k + 2)
+
+    def scores(self) -> Scores:
+        """Computes the scores in float64.
+
+        Raises:
+            ValueError: Nothing was counted, or values occurred that are no class.
+        """
+        *_, ignored, invalid = self._counts.tolist()
+        if invalid:
+            raise ValueError(f"{invalid} pixels are neither one of {self.num_classes} classes nor 255")
+        matrix = self.matrix.double().cpu()
+        total = matrix.sum()
+        if total == 0:
+            raise ValueError(f"no labelled pixel was counted ({ignored} ignored)")
+        hit, truth, guess = matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)
+        iou = hit / (truth + guess - hit)  # NaN: neither in truth nor in prediction
+        accuracy = hit / truth  # NaN: not in truth
+        return Scores(
+            miou=iou.nanmean().item(),
+            pixel_accuracy=(hit.sum() / total).item(),
+            mean_accuracy=accuracy.nanmean().item(),
+            frequency_weighted_iou=((truth / total) * iou.nan_to_num()).sum().item(),
+            classes_averaged=int((~iou.isnan()).sum()),
+            iou=tuple(iou.tolist()),
+            accuracy=tuple(accuracy.tolist()),
+        )

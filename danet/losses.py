@@ -1,0 +1,246 @@
+"""Losses: each maps logits and a mask to one number; DeepSupervision makes named terms of them.
+
+All accept logits (B, K, H, W) and a mask (B, H, W) of class indices or IGNORE, compute in float32,
+and give exactly 0 with finite gradients where every pixel is IGNORE.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from danet.types import IGNORE, SegmentationOutput
+
+
+def _pixel_losses(logits: Tensor, target: Tensor) -> Tensor:
+    """Returns -log p[y] per pixel, (B, H, W); 0 where the target is IGNORE."""
+    return F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="none")
+
+
+def _pixel_weights(target: Tensor, class_weights: Tensor | None) -> Tensor:
+    """Returns the weight of every pixel, float32 (B, H, W); 0 where the target is IGNORE."""
+    valid = target != IGNORE
+    if class_weights is None:
+        return valid.float()
+    return class_weights[target.masked_fill(~valid, 0)] * valid
+
+
+def _mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """Returns the weighted mean; 0 where all weights are 0."""
+    return (losses * weights).sum() / weights.sum().clamp(min=1e-12)
+
+
+def _class_weights(values: Sequence[float] | None) -> Tensor | None:
+    if values is None:
+        return None
+    for position, value in enumerate(values):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"class_weights[{position}]={value} is not a finite number >= 0")
+    if not any(values):
+        raise ValueError("class_weights are all zero")
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def _target(logits: Tensor, mask: Tensor) -> Tensor:
+    """Widens the mask to int64 after checking that the two belong together."""
+    if mask.dtype.is_floating_point:
+        raise ValueError(f"the mask is {mask.dtype}; it must hold whole class indices")
+    if mask.shape != (logits.shape[0], *logits.shape[2:]):
+        raise ValueError(f"mask {tuple(mask.shape)} does not fit logits {tuple(logits.shape)}")
+    return mask.long()
+
+
+class CrossEntropy(nn.Module):
+    """Mean of -log p[y] over the labelled pixels of the batch.
+
+    Args:
+        class_weights: K factors; the mean is then divided by the weights of the pixels, as
+            torch does.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(self, class_weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.register_buffer("class_weights", _class_weights(class_weights), persistent=False)
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Maps (B, K, H, W) and (B, H, W) to a scalar."""
+        target = _target(logits, mask)
+        return _mean(_pixel_losses(logits, target), _pixel_weights(target, self.class_weights))
+
+
+class OHEM(nn.Module):
+    """Cross entropy over the hard pixels only (online hard example mining).
+
+    A labelled pixel is kept when the probability of its true class is at most
+    ``max(threshold, k-th smallest such probability)`` with k = ``min_kept``, counted over the batch
+    of this process: all pixels the network is unsure of, and never fewer than ``min_kept`` (or all
+    there are). Ties are kept together. This is the rule of PyTorch-Encoding's history, from which
+    DANet's repository stems; DANet itself was trained without.
+
+    Args:
+        threshold: Probability, 0..1.
+        min_kept: Pixels.
+        normalise: Divide the sum over kept pixels by the ``kept`` ones or by all ``labelled`` ones.
+        class_weights: As in CrossEntropy; they do not influence the choice.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        threshold: float = 0.7,
+        min_kept: int = 100_000,
+        *,
+        normalise: Literal["kept", "labelled"] = "kept",
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 < threshold <= 1:
+            raise ValueError(f"threshold={threshold} is not a probability in (0, 1]")
+        if min_kept < 1:
+            raise ValueError(f"min_kept={min_kept} is not at least 1")
+        if normalise not in ("kept", "labelled"):
+            raise ValueError(f"normalise={normalise!r} is neither 'kept' nor 'labelled'")
+        self.threshold = threshold
+        self.min_kept = min_kept
+        self.normalise = normalise
+        self.register_buffer("class_weights", _class_weights(class_weights), persistent=False)
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Maps (B, K, H, W) and (B, H, W) to a scalar."""
+        target = _target(logits, mask)
+        losses = _pixel_losses(logits, target)
+        weights = _pixel_weights(target, self.class_weights)
+        kept = self.hard_pixels(losses.detach(), target)
+        if self.normalise == "kept":
+            return _mean(losses, weights * kept)
+        return (losses * weights * kept).sum() / weights.sum().clamp(min=1e-12)
+
+    def hard_pixels(self, losses: Tensor, target: Tensor) -> Tensor:
+        """Returns which pixels are kept, bool (B, H, W), from -log p[y] of the same shape."""
+        valid = target != IGNORE
+        # Compared as log p: where probabilities saturate at 1, logarithms still tell them apart.
+        ease = (-losses).masked_fill(~valid, torch.inf)
+        k = min(self.min_kept, ease.numel())
+        kth = ease.flatten().kthvalue(k).values  # linear time; +inf when fewer are labelled
+        return valid & (ease <= kth.clamp(min=math.log(self.threshold)))
+
+
+class Dice(nn.Module):
+    """One minus the mean soft Dice coefficient of the classes that occur in the batch.
+
+    Milletari et al., V-Net, 2016, for several classes, with linear (not squared) denominators.
+
+    Args:
+        smooth: Added above and below, in pixels.
+    """
+
+    def __init__(self, smooth: float = 1.0) -> None:
+        super().__init__()
+        if smooth < 0:
+            raise ValueError(f"smooth={smooth} is negative")
+        self.smooth = smooth
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Maps (B, K, H, W) and (B, H, W) to a scalar."""
+        probabilities, truth = _probabilities_and_truth(logits, _target(logits, mask))
+        overlap = (probabilities * truth).sum(dim=1)  # (K,)
+        total = probabilities.sum(dim=1) + truth.sum(dim=1)  # (K,)
+        dice = (2 * overlap + self.smooth) / (total + self.smooth)
+        present = truth.sum(dim=1) > 0
+        return ((1 - dice) * present).sum() / present.sum().clamp(min=1)
+
+
+class LovaszSoftmax(nn.Module):
+    """Convex surrogate of 1 - mean IoU over the classes that occur in the batch.
+
+    Berman et al., The Lovasz-Softmax loss, CVPR 2018, algorithm 1. Sorts the pixels once a class.
+    """
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Maps (B, K, H, W) and (B, H, W) to a scalar."""
+        target = _target(logits, mask)
+        probabilities, truth = _probabilities_and_truth(logits, target)
+        # Ignored pixels have error 0 and truth 0: sorted last, they add nothing.
+        errors = (truth - probabilities).abs()  # (K, P)
+        errors, order = errors.sort(dim=1, descending=True)
+        gradient = _lovasz_gradient(truth.gather(1, order))
+        per_class = (errors * gradient).sum(dim=1)
+        present = truth.sum(dim=1) > 0
+        return (per_class * present).sum() / present.sum().clamp(min=1)
+
+
+def _lovasz_gradient(truth: Tensor) -> Tensor:
+    """Returns the increase of the Jaccard loss per sorted pixel, (K, P) to (K, P)."""
+    total = truth.sum(dim=1, keepdim=True)
+    intersection = total - truth.cumsum(dim=1)
+    union = total + (1 - truth).cumsum(dim=1)
+    jaccard = 1 - intersection / union.clamp(min=1)
+    return torch.cat((jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]), dim=1)
+
+
+def _probabilities_and_truth(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns softmax and one-hot truth, both float32 (K, P) with zeros where ignored."""
+    num_classes = logits.shape[1]
+    valid = target != IGNORE
+    truth = F.one_hot(target.masked_fill(~valid, 0), num_classes).movedim(-1, 0)  # (K, B, H, W)
+    probabilities = logits.float().softmax(dim=1).movedim(1, 0)  # (K, B, H, W)
+    return (probabilities * valid).flatten(1), (truth * valid).flatten(1).float()
+
+
+class WeightedSum(nn.Module):
+    """Adds losses: ``sum_i weights[i] * losses[i](logits, mask)``."""
+
+    def __init__(self, losses: Sequence[nn.Module], weights: Sequence[float]) -> None:
+        super().__init__()
+        if len(losses) != len(weights):
+            raise ValueError(f"{len(losses)} losses and {len(weights)} weights")
+        self.losses = nn.ModuleList(losses)
+        self.weights = tuple(weights)
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Maps (B, K, H, W) and (B, H, W) to a scalar."""
+        terms = [w * loss(logits, mask) for w, loss in zip(self.weights, self.losses, strict=True)]
+        return torch.stack(terms).sum()
+
+
+class DeepSupervision(nn.Module):
+    """Applies losses to all outputs of a network (section 3.4; weights 1, 1, 1 in the paper's code).
+
+    Args:
+        main: The loss of the prediction, with weight 1.
+        auxiliary: The loss of the other outputs; ``main`` again when None.
+        weights: Of the other outputs by name. A name the network does not give is not used; an
+            output without a weight is an error.
+    """
+
+    def __init__(
+        self,
+        main: nn.Module,
+        auxiliary: nn.Module | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.main = main
+        self.auxiliary = auxiliary if auxiliary is not None else main
+        self.weights = dict(weights or {})
+        for name, weight in self.weights.items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"weights.{name}={weight} is not a finite number >= 0")
+
+    def forward(self, output: SegmentationOutput, mask: Tensor) -> dict[str, Tensor]:
+        """Returns weighted scalars by output name; their sum is the loss."""
+        terms = {"main": self.main(output.logits, mask)}
+        for name, logits in output.auxiliary.items():
+            if name not in self.weights:
+                raise ValueError(
+                    f"loss.weights has no entry for the output {name!r} of the network, only "
+                    f"{', '.join(self.weights) or 'none'}"
+                )
+            terms[name] = self.weights[name] * self.auxiliary(logits, mask)
+        return terms

@@ -1,0 +1,1 @@
+"""Networks: a dilated ResNet, the heads, and the segmentor that joins them."""

@@ -1,0 +1,178 @@
+"""Heads: the dual attention head, its two halves alone, and the plain FCN head.
+
+A head maps the last feature map to named logits at the resolution of that map. ``main`` is the
+prediction; the others exist in training only, for deep supervision.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from danet.ops.attention import ChannelAttention, PositionAttention
+
+Energy = Literal["distance", "similarity"]
+
+
+def _conv_norm_relu(in_channels: int, channels: int, kernel_size: int) -> nn.Sequential:
+    """Convolution without bias, batch norm, ReLU; keeps the size."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, kernel_size=1))
+
+
+class AttentionBranch(nn.Module):
+    """One half of the head: reduce by a 3x3 convolution, attend, refine by a 3x3 convolution.
+
+    Args:
+        in_channels: Of the input; 0 when the input is already reduced (a shared one).
+        channels: Within the branch and of its output.
+        attention: Maps (B, channels, H, W) to the same shape.
+    """
+
+    def __init__(self, in_channels: int, channels: int, attention: nn.Module) -> None:
+        super().__init__()
+        self.reduce = _conv_norm_relu(in_channels, channels, 3) if in_channels else nn.Identity()
+        self.attention = attention
+        self.refine = _conv_norm_relu(channels, channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, in_channels, H, W) to (B, channels, H, W)."""
+        return self.refine(self.attention(self.reduce(x)))
+
+
+class DualAttentionHead(nn.Module):
+    """Position and channel attention side by side, fused (section 3.4, figure 2).
+
+    The defaults are the released code. ``shared_input=True`` with ``fusion="concat"`` is the other
+    published reading: both modules see one reduced map, their outputs are concatenated, joined by
+    a 1x1 convolution, and the input of the modules is added to the result.
+
+    Args:
+        in_channels: Of the feature map.
+        num_classes: K.
+        channels: Within the branches; ``in_channels // 4`` when None (512 behind a ResNet-50).
+        reduction: Keys and queries of the position attention have ``channels // reduction``.
+        energy: Of the channel attention, see ChannelAttention.
+        fusion: ``sum`` of the two branches, or ``concat``.
+        shared_input: One reduction for both branches instead of one for each.
+        dropout: Of whole channels, before each classifier.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        channels: int | None = None,
+        reduction: int = 8,
+        energy: Energy = "distance",
+        fusion: Literal["sum", "concat"] = "sum",
+        shared_input: bool = False,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        channels = channels or in_channels // 4
+        self.shared = _conv_norm_relu(in_channels, channels, 3) if shared_input else nn.Identity()
+        branch_input = 0 if shared_input else in_channels
+        self.position = AttentionBranch(
+            branch_input, channels, PositionAttention(channels, reduction)
+        )
+        self.channel = AttentionBranch(branch_input, channels, ChannelAttention(energy))
+        self.join = _conv_norm_relu(2 * channels, channels, 1) if fusion == "concat" else None
+        self.classify = _classifier(channels, num_classes, dropout)
+        self.classify_position = _classifier(channels, num_classes, dropout)
+        self.classify_channel = _classifier(channels, num_classes, dropout)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps (B, in_channels, H, W) to "main" and, in training, "position" and "channel"."""
+        x = self.shared(x)
+        position_input, channel_input = self.position.reduce(x), self.channel.reduce(x)
+        position = self.position.refine(self.position.attention(position_input))
+        channel = self.channel.refine(self.channel.attention(channel_input))
+        if self.join is None:
+            fused = position + channel
+        else:
+            # The outer residual is what went into the modules: one map when it is shared.
+            shared = isinstance(self.position.reduce, nn.Identity)
+            outer = position_input if shared else position_input + channel_input
+            fused = self.join(torch.cat((position, channel), dim=1)) + outer
+        logits = {"main": self.classify(fused)}
+        if self.training:
+            logits["position"] = self.classify_position(position)
+            logits["channel"] = self.classify_channel(channel)
+        return logits
+
+
+class SingleAttentionHead(nn.Module):
+    """One of the two modules alone: the rows "PAM" and "CAM" of the paper's table 1.
+
+    Args:
+        in_channels: Of the feature map.
+        num_classes: K.
+        attention: Which module.
+        channels, reduction, energy, dropout: As in DualAttentionHead.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        attention: Literal["position", "channel"],
+        channels: int | None = None,
+        reduction: int = 8,
+        energy: Energy = "distance",
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        channels = channels or in_channels // 4
+        if attention not in ("position", "channel"):
+            raise ValueError(f"attention={attention!r} is neither 'position' nor 'channel'")
+        module: nn.Module
+        if attention == "position":
+            module = PositionAttention(channels, reduction)
+        else:
+            module = ChannelAttention(energy)
+        # The name of the branch is the one it has in the dual head, so drawings find it.
+        self.add_module(attention, AttentionBranch(in_channels, channels, module))
+        self.branch = attention
+        self.classify = _classifier(channels, num_classes, dropout)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
+        return {"main": self.classify(self.get_submodule(self.branch)(x))}
+
+
+class FCNHead(nn.Module):
+    """A 3x3 convolution and a classifier: the paper's baseline, and the auxiliary head.
+
+    Args:
+        in_channels: Of the feature map.
+        num_classes: K.
+        channels: Between the two; ``in_channels // 4`` when None.
+        dropout: Of whole channels, before the classifier.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        channels: int | None = None,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        channels = channels or in_channels // 4
+        self.reduce = _conv_norm_relu(in_channels, channels, 3)
+        self.classify = _classifier(channels, num_classes, dropout)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
+        return {"main": self.classify(self.reduce(x))}

@@ -1,0 +1,150 @@
+"""Dilated ResNet: the backbone of section 3.1, built of torchvision's blocks."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from danet.models.weights import load_backbone
+
+Stem = Literal["7x7", "64-64-128", "32-32-64"]
+
+_BLOCKS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+}
+
+
+class ResNet(nn.Module):
+    """Residual network whose last stages keep their resolution by dilation.
+
+    Parameter names are torchvision's, so its weights load as they are. The stride sits on the
+    3x3 convolution of a bottleneck. Where a stage is dilated instead of strided, the convolution
+    that carried the stride keeps the dilation of the stage before (the released code does so).
+
+    Args:
+        depth: 18, 34, 50 or 101.
+        output_stride: Pixels of the image per pixel of the last map: 8 (the paper), 16 or 32.
+        multi_grid: Dilations of the blocks of the last stage, as absolute values and repeated when
+            there are more blocks; the paper's best models have (4, 8, 16) at output stride 8.
+        stem: ``7x7`` is torchvision's and the released DANet's. The deep stems are three 3x3
+            convolutions of these widths: 64-64-128 as PyTorch-Encoding, 32-32-64 as ResNetV1c.
+        width: Channels of the first stage; 64 everywhere but in small networks for small machines.
+        weights: Where to start from: None for random numbers, the path of a state dict, or the name
+            of a torchvision weight entry such as ``IMAGENET1K_V1`` (which downloads it once).
+
+    Attributes:
+        channels: Of the four maps that are returned.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int,
+        output_stride: int = 8,
+        multi_grid: Sequence[int] | None = None,
+        stem: Stem = "7x7",
+        width: int = 64,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        if depth not in _BLOCKS:
+            raise ValueError(f"depth={depth} is not one of {', '.join(map(str, _BLOCKS))}")
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride={output_stride} is not 8, 16 or 32")
+        if width < 1:
+            raise ValueError(f"width={width} is not a positive number of channels")
+        if multi_grid is not None and (not multi_grid or min(multi_grid) < 1):
+            raise ValueError(f"multi_grid={list(multi_grid)} must hold dilations of at least 1")
+        self._block, counts = _BLOCKS[depth]
+        self._channels = self._make_stem(stem, width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+
+        stages, stride, dilation = [], 4, 1
+        for stage, count in enumerate(counts):
+            before, step = dilation, 1
+            if stage > 0 and stride < output_stride:
+                stride, step = stride * 2, 2
+            elif stage > 0:
+                dilation *= 2
+            dilations = [dilation] * count
+            if stage == 3 and multi_grid is not None:
+                dilations = [multi_grid[i % len(multi_grid)] for i in range(count)]
+                before = dilations[0]
+            stages.append(self._make_stage(width * 2**stage, step, before, dilations))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.channels = [width * 2**stage * self._block.expansion for stage in range(4)]
+        self._initialise()
+        if weights is not None:
+            load_backbone(self, depth, weights)
+
+    def _make_stem(self, stem: Stem, width: int) -> int:
+        """Makes conv1 and bn1; returns the number of channels that leave them."""
+        if stem == "7x7":
+            self.conv1: nn.Module = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+            self.bn1 = nn.BatchNorm2d(width)
+            return width
+        if stem not in ("64-64-128", "32-32-64"):
+            raise ValueError(f"stem={stem!r} is not '7x7', '64-64-128' or '32-32-64'")
+        first, second, third = (int(n) * width // 64 for n in stem.split("-"))
+        self.conv1 = nn.Sequential(
+            nn.Conv2d(3, first, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(first),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(first, second, 3, padding=1, bias=False),
+            nn.BatchNorm2d(second),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(second, third, 3, padding=1, bias=False),
+        )
+        self.bn1 = nn.BatchNorm2d(third)
+        return third
+
+    def _make_stage(
+        self, planes: int, stride: int, before: int, dilations: Sequence[int]
+    ) -> nn.Sequential:
+        """Makes the blocks of one stage; ``before`` is the dilation of the strided convolution."""
+        blocks = []
+        for i, dilation in enumerate(dilations):
+            step = stride if i == 0 else 1
+            out = planes * self._block.expansion
+            downsample = None
+            if step != 1 or self._channels != out:
+                downsample = nn.Sequential(
+                    nn.Conv2d(self._channels, out, 1, stride=step, bias=False), nn.BatchNorm2d(out)
+                )
+            block = self._block(self._channels, planes, step, downsample)
+            # torchvision's BasicBlock refuses a dilation, so it is set on the made block.
+            strided = block.conv2 if isinstance(block, Bottleneck) else block.conv1
+            _dilate(strided, before if i == 0 else dilation)
+            if isinstance(block, BasicBlock):
+                _dilate(block.conv2, dilation)
+            blocks.append(block)
+            self._channels = out
+        return nn.Sequential(*blocks)
+
+    def _initialise(self) -> None:
+        """Draws convolutions from N(0, 2 / (k * k * out)), as the released code."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+                nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Maps (B, 3, H, W) to the outputs of the four stages, finest first."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        maps = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+def _dilate(conv: nn.Conv2d, dilation: int) -> None:
+    """Gives a 3x3 convolution a dilation and the padding that keeps the size."""
+    conv.dilation = (dilation, dilation)
+    conv.padding = (dilation, dilation)

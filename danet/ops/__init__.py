@@ -1,0 +1,1 @@
+"""Pure tensor code: attention and resizing."""

@@ -1,0 +1,105 @@
+"""Going on with a run: which checkpoint, and with which config."""
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from danet.assemble import checked_config
+from danet.engine import checkpoint
+from danet.engine.checkpoint import Checkpoint
+from danet.errors import InputError
+
+FREE = (
+    "resume",
+    "init_from",
+    "run.dir",
+    "run.name",
+    "data.root",
+    "data.dataset.root",
+    "data.num_workers",
+    "trainer.stop_at",
+    "trainer.eval_every",
+    "trainer.log_every",
+    "trainer.device",
+)
+"""Keys that do not change what a step computes, and so may differ in a resumed run."""
+
+
+def settle(
+    config: dict[str, Any], overrides: Iterable[str]
+) -> tuple[dict[str, Any], Checkpoint | None]:
+    """Returns the config to train with, and the checkpoint to go on from, None for a fresh start.
+
+    With nothing but free keys on the command line the config is the checkpoint's, with those keys
+    from the command line. With other settings the whole config must be the checkpoint's.
+
+    Args:
+        config: Checked, from the command line.
+        overrides: The settings of the command line as typed.
+
+    Raises:
+        InputError: No such checkpoint, or settings that differ; each is named with both values.
+    """
+    if config["resume"] is None:
+        return config, None
+    path = Path(config["resume"])
+    if config["resume"] == "auto":
+        if config["run"]["dir"] is None:
+            raise InputError("resume=auto: say which run with run.dir=<folder>")
+        path = Path(config["run"]["dir"]) / "last.pt"
+        if not path.exists():
+            print(f"resume=auto: there is no {path} yet, starting from step 0", flush=True)
+            return config, None
+    saved = checkpoint.load(path)
+    stored = checked_config(saved, path)
+    typed = {override.lstrip("+~").split("=")[0] for override in overrides}
+    if typed <= set(FREE):
+        settled = deepcopy(stored)
+        for key in typed | {"data.dataset.root"} if "data.root" in typed else typed:
+            _put(settled, key, _get(config, key))
+    else:
+        different = differences(stored, config)
+        if different:
+            raise InputError(
+                f"resume={path}: the run had other settings:\n" + "\n".join(different)
+            )
+        settled = deepcopy(config)
+    settled["resume"], settled["init_from"] = str(path), None
+    if config["run"]["dir"] is None:
+        settled["run"]["dir"] = str(path.parent)
+    return settled, saved
+
+
+def differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Returns a line for every key that differs and is not free."""
+    old, new = _flat(stored), _flat(config)
+    return [
+        f"  {key}: {old.get(key, 'not set')} in the checkpoint, {new.get(key, 'not set')} now"
+        for key in sorted(old.keys() | new.keys())
+        if key not in FREE and old.get(key) != new.get(key)
+    ]
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, Mapping):
+        return {prefix.rstrip("."): node}
+    flat: dict[str, Any] = {}
+    for name, value in node.items():
+        flat |= _flat(value, f"{prefix}{name}.")
+    return flat
+
+
+def _get(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _put(config: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        config = config[part]
+    if value is not None or last in config:
+        config[last] = value

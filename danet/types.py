@@ -1,0 +1,53 @@
+"""The records that flow through the project.
+
+Shape letters: B images in a batch, C channels, H rows, W columns, K classes,
+N = H * W positions of a feature map, D channels of a key or query.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+IGNORE = 255
+"""Value of a mask for pixels that count neither in a loss nor in a score."""
+
+MAX_CLASSES = 255
+"""Masks are uint8 and one value is IGNORE."""
+
+
+class Draw(NamedTuple):
+    """One request to a data set: which sample, and the seed of its augmentation."""
+
+    index: int
+    seed: int
+
+
+class Sample(NamedTuple):
+    """One image as it lies on disk or leaves the augmentation."""
+
+    image: np.ndarray
+    """uint8 (H, W, 3), RGB."""
+    mask: np.ndarray
+    """uint8 (H, W), class indices 0..K-1 or IGNORE."""
+    name: str
+    """What messages and file names call it; unique within its split."""
+
+
+class Batch(NamedTuple):
+    """Several samples of one size."""
+
+    image: Tensor
+    """uint8 (B, 3, H, W), RGB: a quarter of the bytes of float; the model normalises."""
+    mask: Tensor
+    """uint8 (B, H, W), class indices or IGNORE; losses widen it to int64."""
+    name: tuple[str, ...]
+
+
+class SegmentationOutput(NamedTuple):
+    """What a network says about a batch."""
+
+    logits: Tensor
+    """(B, K, H, W) at the size of the image, before softmax."""
+    auxiliary: dict[str, Tensor]
+    """Further logits of the same shape for deep supervision; empty in eval mode."""

@@ -1,0 +1,29 @@
+"""CamVid in SegNet's split: 701 street scenes of 480x360, 11 classes."""
+
+from collections.abc import Mapping
+
+from danet.datasets.base import FileDataset, Item, read_class_table
+
+_TABLE = read_class_table("camvid")
+
+
+class CamVid(FileDataset):
+    """Reads ``images/<split>/<name>.jpg`` and ``labels/<split>/<name>.png``.
+
+    Labels are indices 0..10; 11 is void and ignored. Brostow et al., Semantic object classes in
+    video, PRL 2009; the split is SegNet's: 367 train, 101 val, 233 test.
+    """
+
+    classes = _TABLE.classes
+    palette = _TABLE.palette
+    layout = "  images/{train,val,test}/<name>.jpg\n  labels/{train,val,test}/<name>.png"
+
+    def label_map(self) -> Mapping[int, int]:
+        """Returns the 11 classes and void -> IGNORE."""
+        return _TABLE.label_map
+
+    def find_items(self) -> list[Item]:
+        """Returns every picture of the split with the label of the same name."""
+        images = sorted((self.root / "images" / self.split).glob("*.[jp][pn]g"))
+        labels = self.root / "labels" / self.split
+        return [Item(path, labels / f"{path.stem}.png", path.stem) for path in images]

@@ -1,0 +1,458 @@
+"""Street scenes, drawn on the fly from (seed, split, index): the data set that needs no files.
+
+Most classes look like what they are. Two pairs do not: a bus and a tram are drawn by the same
+lines, and so are a kiosk and a booth. They stand in the right 40 % of a picture, and only a cue in
+its left quarter tells which of the two they are:
+
+    a landmark, mill or tower (terracotta or cobalt)   decides    bus or tram
+    a square, heath or lawn (heather or moss)          decides    kiosk or booth
+
+Both are fair bits, independent of each other and of all else that is drawn, so a network that
+carries nothing across the picture is left to guess. Nothing taller than a car hides a cue.
+
+A picture is painted from the back to the front. Ground lines are fractions of its height, objects
+are measured in ``Canvas.unit``. All coordinates are in pixels, (0, 0) is the top left corner.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import cv2
+import numpy as np
+
+from danet.datasets.base import Color, SegmentationDataset, Transform
+from danet.errors import InputError
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom; the last two are exclusive."""
+
+SKY, BUILDING, ROAD, SIDEWALK, TREE, POLE, PERSON, CAR = range(8)
+MILL, TOWER, HEATH, LAWN, BUS, TRAM, KIOSK, BOOTH = range(8, 16)
+
+Cue = tuple[int, int]
+"""The classes that show bit 0 and bit 1."""
+LANDMARK: Cue = (MILL, TOWER)
+SQUARE: Cue = (HEATH, LAWN)
+BEHIND = {LANDMARK: BUILDING, SQUARE: SIDEWALK}
+"""What is seen where a cue does not fill its place."""
+
+HORIZON, KERB, LANE_LINE, NEAR_KERB = 0.50, 0.56, 0.67, 0.78  # fractions of the height
+CUE_END, PAIR_START = 0.25, 0.60  # fractions of the width
+MIN_HEIGHT = 48
+
+STONE = ((176, 160, 140), (150, 150, 152), (196, 184, 164), (138, 128, 122), (168, 150, 134))
+PAINT = (
+    *((206, 60, 52), (236, 196, 60), (60, 110, 190)),
+    *((228, 228, 224), (70, 150, 110), (60, 62, 70)),
+)
+TINTS = {MILL: (214, 92, 48), TOWER: (58, 104, 196), HEATH: (196, 120, 190), LAWN: (112, 178, 92)}
+ZENITHS = ((96, 150, 214), (128, 160, 200), (150, 176, 206))
+HAZES = ((214, 226, 236), (236, 226, 210), (224, 228, 232))
+LEAVES = ((70, 120, 56), (92, 138, 60), (58, 104, 66))
+TROUSERS = ((44, 48, 66), (88, 72, 60))
+SKIN = ((226, 184, 154), (120, 84, 64))
+GLASS, LIT = (64, 78, 96), (230, 210, 150)
+CLOUD, ASPHALT, PAVING, LINE = (240, 242, 245), (92, 92, 98), (172, 168, 162), (224, 224, 218)
+BARK, METAL, LAMP = (96, 74, 56), (58, 60, 64), (250, 236, 180)
+TYRE, RIM = (36, 36, 40), (150, 150, 150)
+COUNTER, SHELF, CLOTH = (70, 58, 50), (214, 190, 150), (240, 236, 226)
+
+
+class Canvas:
+    """A picture in the making; a shape covers what is behind it.
+
+    Attributes:
+        image: (H, W, 3) uint8, RGB.
+        mask: (H, W) uint8, class indices.
+        unit: Length in pixels in which objects are measured.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        self.height, self.width = height, width
+        self.image = np.zeros((height, width, 3), np.uint8)
+        self.mask = np.full((height, width), SKY, np.uint8)
+        self.unit = min(height, 0.45 * width)  # a coach must fit in the right 40 %
+
+    def box(self, kind: int, color: Color, box: Box) -> None:
+        """Fills a rectangle, of one pixel at least."""
+        x, y = max(round(box[0]), 0), max(round(box[1]), 0)
+        end_x, end_y = max(round(box[2]), x + 1), max(round(box[3]), y + 1)
+        self.image[y:end_y, x:end_x] = color
+        self.mask[y:end_y, x:end_x] = kind
+
+    def ellipse(self, kind: int, color: Color, center: tuple[float, float], *radii: float) -> None:
+        """Fills an ellipse of one radius or two, across and down."""
+        place = (round(center[0]), round(center[1])), (round(radii[0]), round(radii[-1])), 0, 0, 360
+        cv2.ellipse(self.image, *place, color, cv2.FILLED)
+        cv2.ellipse(self.mask, *place, kind, cv2.FILLED)
+
+    def polygon(self, kind: int, color: Color, corners: Sequence[tuple[float, float]]) -> None:
+        """Fills a polygon with the given (x, y) corners."""
+        points = np.rint(corners).astype(np.int32)
+        cv2.fillPoly(self.image, [points], color)
+        cv2.fillPoly(self.mask, [points], kind)
+
+    def grid(
+        self,
+        color: Color,
+        box: Box,
+        *,
+        pitch: tuple[float, float],
+        fill: tuple[float, float],
+        opacity: float = 1.0,
+    ) -> None:
+        """Repeats a small rectangle over a box: windows, stripes, joints. The mask stays.
+
+        Args:
+            pitch: Distance from one rectangle to the next, across and down.
+            fill: Part of the pitch that is coloured, across and down.
+        """
+        left, top, right, bottom = (max(round(edge), 0) for edge in box)
+        area = self.image[top:bottom, left:right]
+        across = np.arange(area.shape[1]) / pitch[0] % 1 < fill[0]
+        down = np.arange(area.shape[0]) / pitch[1] % 1 < fill[1]
+        chosen = np.ix_(down, across)
+        area[chosen] = area[chosen] * (1 - opacity) + np.multiply(color, opacity)
+
+
+def shade(color: Sequence[float], factor: float) -> Color:
+    """Returns the colour, darker below 1 and brighter above."""
+    red, green, blue = (min(max(int(value * factor), 0), 255) for value in color)
+    return red, green, blue
+
+
+def pick(rng: random.Random, colors: Sequence[Color]) -> Color:
+    """Draws one of the colours and moves it a little."""
+    return shade([value + rng.uniform(-12, 12) for value in rng.choice(colors)], 1.0)
+
+
+def spread(rng: random.Random, start: float, stop: float, *, room: float) -> list[float]:
+    """Draws one or more places in start..stop that leave ``room`` to the right of each."""
+    slots = max(int((stop - start) / room), 1)
+    pitch = (stop - start) / slots
+    chosen = rng.sample(range(slots), rng.randint((slots + 1) // 2, slots))
+    return [start + slot * pitch + rng.uniform(0, max(pitch - room, 0)) for slot in chosen]
+
+
+def draw_sky(canvas: Canvas, rng: random.Random) -> None:
+    """Fades the sky to haze at the horizon and sets clouds in it."""
+    height, unit = canvas.height, canvas.unit
+    depth = np.minimum(np.arange(height) / (HORIZON * height), 1)[:, None]
+    fade = (1 - depth) * pick(rng, ZENITHS) + depth * pick(rng, HAZES)  # (H, 3)
+    canvas.image[:] = fade.astype(np.uint8)[:, None]
+    for x in spread(rng, 0, canvas.width, room=unit):
+        y = rng.uniform(0.04, 0.2) * height
+        for _ in range(4):
+            radius = rng.uniform(0.03, 0.06) * unit
+            puff = (x + rng.uniform(-0.16, 0.16) * unit, y)
+            canvas.ellipse(SKY, CLOUD, puff, 2 * radius, radius)
+
+
+def draw_buildings(canvas: Canvas, rng: random.Random) -> None:
+    """Lines the street with stone facades, some with a gable, some with a shop."""
+    unit, bottom = canvas.unit, HORIZON * canvas.height
+    left = -rng.uniform(0, 0.3) * unit
+    while left < canvas.width:
+        right, top = left + rng.uniform(0.35, 0.8) * unit, rng.uniform(0.16, 0.34) * canvas.height
+        stone = pick(rng, STONE)
+        if rng.random() < 0.4:
+            ridge = ((left + right) / 2, top - 0.1 * unit)
+            canvas.polygon(BUILDING, shade(stone, 0.6), [(left, top), (right, top), ridge])
+        canvas.box(BUILDING, stone, (left, top, right, bottom))
+        canvas.box(BUILDING, shade(stone, 1.15), (left, top, right, top + 0.02 * unit))
+        panes = (left + 0.04 * unit, top + 0.05 * unit, right - 0.02 * unit, bottom - 0.1 * unit)
+        pitch = (rng.uniform(0.09, 0.14) * unit, rng.uniform(0.1, 0.13) * unit)
+        canvas.grid(pick(rng, (GLASS, LIT)), panes, pitch=pitch, fill=(0.5, 0.6))
+        if rng.random() < 0.5:
+            shop = (left + 0.03 * unit, bottom - 0.08 * unit, right - 0.03 * unit, bottom)
+            canvas.box(BUILDING, pick(rng, PAINT), shop)
+        left = right
+
+
+def draw_ground(canvas: Canvas, rng: random.Random) -> None:
+    """Lays the far sidewalk, the road with its markings, and the near sidewalk with its kerb."""
+    height, width, unit = canvas.height, canvas.width, canvas.unit
+    paving, whole = pick(rng, [PAVING]), float(max(height, width))
+    canvas.box(SIDEWALK, shade(paving, 0.92), (0, HORIZON * height, width, height))
+    canvas.box(ROAD, pick(rng, [ASPHALT]), (0, KERB * height, width, height))
+    middle = (0, LANE_LINE * height - 0.012 * unit, width, LANE_LINE * height + 0.012 * unit)
+    canvas.grid(LINE, middle, pitch=(0.3 * unit, whole), fill=(0.55, 1))
+    x = rng.uniform(0, width - 0.4 * unit)
+    crossing = (x, (KERB + 0.02) * height, x + 0.4 * unit, (NEAR_KERB - 0.02) * height)
+    canvas.grid(LINE, crossing, pitch=(0.1 * unit, whole), fill=(0.5, 1))
+    top = NEAR_KERB * height
+    canvas.box(SIDEWALK, paving, (0, top, width, height))
+    canvas.box(SIDEWALK, shade(paving, 1.2), (0, top, width, top + 0.02 * unit))
+
+
+def draw_texture(canvas: Canvas, landmark: Box) -> None:
+    """Gives the landmark its windows and the near sidewalk its joints; the tints stay visible."""
+    unit, whole = canvas.unit, float(max(canvas.height, canvas.width))
+    left, top, right, bottom = landmark
+    panes = (left + 0.05 * unit, top + 0.05 * unit, right - 0.03 * unit, bottom - 0.04 * unit)
+    canvas.grid(GLASS, panes, pitch=(0.12 * unit, 0.11 * unit), fill=(0.4, 0.5), opacity=0.5)
+    ground = (0, NEAR_KERB * canvas.height, canvas.width, canvas.height)
+    rows, columns = (whole, 0.06 * unit), (0.12 * unit, whole)
+    canvas.grid(ASPHALT, ground, pitch=rows, fill=(1, 0.2), opacity=0.15)
+    canvas.grid(ASPHALT, ground, pitch=columns, fill=(0.12, 1), opacity=0.15)
+
+
+Level = Callable[[Canvas, random.Random, Cue, int, Box, float], None]
+"""Paints a cue: canvas, generator, cue, bit to show, box to keep in, radius."""
+
+
+def paint_wide(canvas: Canvas, rng: random.Random, cue: Cue, bit: int, box: Box, _: float) -> None:
+    """Tints the whole box; the tint is the bit."""
+    canvas.box(cue[bit], pick(rng, [TINTS[cue[bit]]]), box)
+
+
+def paint_small(
+    canvas: Canvas, rng: random.Random, cue: Cue, bit: int, box: Box, radius: float
+) -> None:
+    """Paints a disc somewhere in the box, lying flat on the ground; its tint is the bit."""
+    left, top, right, bottom = box
+    across, down = (radius, radius) if cue == LANDMARK else (1.4 * radius, 0.45 * radius)
+    canvas.box(BEHIND[cue], pick(rng, STONE), box)
+    center = (rng.uniform(left + across, right - across), rng.uniform(top + down, bottom - down))
+    canvas.ellipse(cue[bit], pick(rng, [TINTS[cue[bit]]]), center, across, down)
+
+
+def paint_relation(
+    canvas: Canvas, rng: random.Random, cue: Cue, bit: int, box: Box, _: float
+) -> None:
+    """Paints two patches of one tint (bit 0) or of two (bit 1); each tint alone says nothing."""
+    left, top, right, bottom = box
+    canvas.box(BEHIND[cue], pick(rng, STONE), box)
+    first, third = rng.getrandbits(1), (right - left) / 3
+    for x, look in ((left, cue[first]), (right - third, cue[first ^ bit])):
+        canvas.box(look, pick(rng, [TINTS[look]]), (x, top, x + third, bottom))
+
+
+LEVELS: dict[str, Level] = {
+    "wide": paint_wide,
+    "small": paint_small,
+    "relation": paint_relation,
+}
+
+
+def draw_tree(canvas: Canvas, rng: random.Random, left: float, bottom: float) -> None:
+    """Draws a trunk and a crown of six clumps."""
+    unit, green = canvas.unit, pick(rng, LEAVES)
+    x, top = left + 0.1 * unit, bottom - rng.uniform(0.3, 0.36) * unit
+    canvas.box(TREE, BARK, (x - 0.015 * unit, top, x + 0.015 * unit, bottom))
+    for _ in range(6):
+        clump = (x + rng.uniform(-0.07, 0.07) * unit, top + rng.uniform(-0.07, 0.07) * unit)
+        leaves = shade(green, rng.uniform(0.8, 1.15))
+        canvas.ellipse(TREE, leaves, clump, rng.uniform(0.06, 0.1) * unit)
+
+
+def draw_pole(canvas: Canvas, rng: random.Random, left: float, bottom: float) -> None:
+    """Draws a street lamp."""
+    unit, metal = canvas.unit, pick(rng, [METAL])
+    top, right = bottom - rng.uniform(0.5, 0.6) * unit, left + 0.14 * unit
+    canvas.box(POLE, metal, (left, top, left + 0.04 * unit, bottom))
+    canvas.box(POLE, metal, (left, top, right, top + 0.03 * unit))
+    canvas.box(POLE, LAMP, (left + 0.09 * unit, top, right, top + 0.05 * unit))
+
+
+def draw_person(canvas: Canvas, rng: random.Random, left: float, bottom: float) -> None:
+    """Draws somebody standing."""
+    tall = rng.uniform(0.2, 0.25) * canvas.unit
+    top, right, waist = bottom - tall, left + 0.3 * tall, bottom - 0.4 * tall
+    inset = 0.03 * tall
+    canvas.box(PERSON, pick(rng, TROUSERS), (left + inset, waist, right - inset, bottom))
+    canvas.box(PERSON, pick(rng, PAINT), (left, top + 0.2 * tall, right, waist))
+    canvas.ellipse(PERSON, pick(rng, SKIN), ((left + right) / 2, top + 0.1 * tall), 0.1 * tall)
+
+
+def draw_wheels(canvas: Canvas, kind: int, xs: Sequence[float], *, bottom: float, r: float) -> None:
+    """Draws wheels of radius r that stand on ``bottom``."""
+    for x in xs:
+        canvas.ellipse(kind, TYRE, (x, bottom - r), r)
+        canvas.ellipse(kind, RIM, (x, bottom - r), 0.4 * r)
+
+
+def draw_car(canvas: Canvas, rng: random.Random, left: float, bottom: float) -> None:
+    """Draws a car from its side."""
+    unit, paint = canvas.unit, pick(rng, PAINT)
+    length, tall = rng.uniform(0.36, 0.42) * unit, rng.uniform(0.15, 0.17) * unit
+    top, waist, sill = bottom - tall, bottom - 0.58 * tall, bottom - 0.12 * tall
+    cabin = ((0.14, waist), (0.3, top), (0.7, top), (0.88, waist))
+    panes = ((0.22, waist), (0.33, top + 0.1 * tall), (0.67, top + 0.1 * tall), (0.8, waist))
+    canvas.polygon(CAR, paint, [(left + part * length, y) for part, y in cabin])
+    canvas.polygon(CAR, GLASS, [(left + part * length, y) for part, y in panes])
+    canvas.box(CAR, paint, (left, waist, left + length, sill))
+    axles = (left + 0.22 * length, left + 0.78 * length)
+    draw_wheels(canvas, CAR, axles, bottom=bottom, r=0.2 * tall)
+
+
+def draw_coach(
+    canvas: Canvas, rng: random.Random, left: float, bottom: float, *, kind: int
+) -> None:
+    """Draws a bus or a tram: nothing but the class differs."""
+    unit, paint = canvas.unit, pick(rng, PAINT)
+    length, tall = rng.uniform(0.75, 0.85) * unit, rng.uniform(0.32, 0.36) * unit
+    top, right = bottom - tall, left + length
+    canvas.box(kind, paint, (left, top, right, bottom - 0.1 * tall))
+    canvas.box(kind, shade(paint, 0.7), (left, top, right, top + 0.12 * tall))
+    panes = (left + 0.03 * unit, top + 0.22 * tall, right, top + 0.56 * tall)
+    canvas.grid(GLASS, panes, pitch=(0.13 * unit, unit), fill=(0.75, 1))
+    canvas.box(kind, CLOTH, (left, top + 0.7 * tall, right, top + 0.75 * tall))
+    axles = (left + 0.2 * length, left + 0.8 * length)
+    draw_wheels(canvas, kind, axles, bottom=bottom, r=0.13 * tall)
+
+
+def draw_stall(
+    canvas: Canvas, rng: random.Random, left: float, bottom: float, *, kind: int
+) -> None:
+    """Draws a kiosk or a booth: nothing but the class differs."""
+    unit, paint = canvas.unit, pick(rng, PAINT)
+    wide, tall = rng.uniform(0.36, 0.44) * unit, rng.uniform(0.36, 0.42) * unit
+    top, right, inset = bottom - tall, left + wide, 0.1 * wide
+    shelf, awning = top + 0.6 * tall, (left, top, right, top + 0.28 * tall)
+    canvas.box(kind, shade(paint, 0.85), (left, top, right, bottom))
+    canvas.box(kind, COUNTER, (left + inset, top, right - inset, shelf))
+    canvas.box(kind, SHELF, (left, shelf, right, shelf + 0.08 * tall))
+    canvas.box(kind, CLOTH, awning)
+    canvas.grid(paint, awning, pitch=(0.09 * unit, unit), fill=(0.5, 1))
+
+
+def draw_street(canvas: Canvas, rng: random.Random, *, coach: int, stall: int) -> None:
+    """Peoples the street, from the far sidewalk to the near one."""
+    width, unit = float(canvas.width), canvas.unit
+    coaches, stalls = partial(draw_coach, kind=coach), partial(draw_stall, kind=stall)
+    past_cue, right = CUE_END * width, PAIR_START * width
+    # What to draw, the stretch to draw it on, the room of one in units, where it meets the ground.
+    rows: tuple[tuple[Callable[..., None], float, float, float, tuple[float, float]], ...] = (
+        (draw_tree, past_cue, width, 0.6, (0.53, 0.55)),
+        (draw_pole, past_cue, width, 1.1, (0.54, 0.56)),
+        (draw_person, past_cue, width, 0.5, (0.54, 0.56)),
+        (draw_car, 0, right, 0.5, (0.63, 0.65)),
+        (coaches, right, width, 0.86, (0.65, 0.67)),
+        (draw_car, 0, width, 1.0, (0.74, 0.77)),
+        (draw_person, past_cue, width, 0.7, (0.84, 0.92)),
+        (stalls, right, width, 0.6, (0.90, 0.97)),
+    )
+    for draw, start, stop, room, ground in rows:
+        for left in spread(rng, start, stop, room=room * unit):
+            draw(canvas, rng, left, rng.uniform(*ground) * canvas.height)
+
+
+def expose(image: np.ndarray, rng: random.Random) -> np.ndarray:
+    """Returns the (H, W, 3) uint8 picture with a camera's softness, exposure and grain."""
+    soft = cv2.GaussianBlur(image, (3, 3), 0.6)
+    numbers = np.random.default_rng(rng.getrandbits(64))
+    grain = 5 * numbers.standard_normal(image.shape[:2], np.float32)
+    lit = cv2.convertScaleAbs(soft, alpha=rng.uniform(0.85, 1.1))
+    return cv2.add(lit, cv2.merge([grain] * 3), dtype=cv2.CV_8U)
+
+
+def draw_scene(
+    rng: random.Random, *, size: tuple[int, int], level: str, cue_radius: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws one picture.
+
+    Returns:
+        The image, (H, W, 3) uint8 RGB, and its mask, (H, W) uint8 class indices.
+    """
+    canvas, paint_cue = Canvas(*size), LEVELS[level]
+    height, end, unit = float(canvas.height), CUE_END * canvas.width, canvas.unit
+    left, top = rng.uniform(0, 0.2) * end, rng.uniform(0.04, 0.08) * height
+    landmark = (left, top, end, HORIZON * height)
+    square = (0.0, NEAR_KERB * height + 0.02 * unit, end, height)
+    coach_bit, stall_bit = rng.getrandbits(1), rng.getrandbits(1)
+    draw_sky(canvas, rng)
+    draw_buildings(canvas, rng)
+    paint_cue(canvas, rng, LANDMARK, coach_bit, landmark, cue_radius)
+    draw_ground(canvas, rng)
+    paint_cue(canvas, rng, SQUARE, stall_bit, square, cue_radius)
+    draw_texture(canvas, landmark)
+    draw_street(canvas, rng, coach=(BUS, TRAM)[coach_bit], stall=(KIOSK, BOOTH)[stall_bit])
+    return expose(canvas.image, rng), canvas.mask
+
+
+class Scenes(SegmentationDataset):
+    """Draws street scenes with two pairs of classes that only a far cue tells apart.
+
+    A picture is a function of (seed, split, index): nothing is stored, and no two splits share one.
+
+    Args:
+        split: One of ``splits``.
+        length: Number of pictures.
+        size: Height and width of a picture.
+        level: How a cue shows its bit. "wide": a whole facade, a whole square; "small": a disc on
+            stone; "relation": two patches on stone, of one class or of both.
+        cue_radius: Of the disc, in pixels; the other levels have none.
+
+    Attributes:
+        far_pairs: The pairs of classes that look the same.
+    """
+
+    classes = (
+        *("sky", "building", "road", "sidewalk", "tree", "pole", "person", "car"),
+        *("mill", "tower", "heath", "lawn"),  # of the cues
+        *("bus", "tram", "kiosk", "booth"),  # of the far pairs
+    )
+    palette = (
+        *((70, 130, 180), (70, 70, 70), (128, 64, 128), (244, 35, 232)),
+        *((107, 142, 35), (153, 153, 153), (220, 20, 60), (0, 0, 142)),
+        *((190, 80, 50), (60, 90, 160), (150, 110, 170), (152, 251, 152)),
+        *((0, 170, 170), (240, 160, 0), (170, 220, 60), (120, 60, 220)),
+    )
+    far_pairs = (("bus", "tram"), ("kiosk", "booth"))
+    splits = ("train", "val", "test")
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        length: int,
+        size: tuple[int, int],
+        seed: int = 0,
+        level: str = "wide",
+        cue_radius: float = 4,
+        transform: Transform | None = None,
+    ) -> None:
+        super().__init__(split=split, transform=transform)
+        height, width = size
+        if split not in self.splits:
+            raise InputError(f"Scenes: split={split!r} is not one of {', '.join(self.splits)}")
+        if length < 1:
+            raise InputError(f"Scenes: length={length} must be 1 or more")
+        if height < MIN_HEIGHT or width < height:
+            raise InputError(
+                f"Scenes: size={height} x {width} (height x width) must be {MIN_HEIGHT} or more "
+                "high and at least as wide as high"
+            )
+        if level not in LEVELS:
+            raise InputError(f"Scenes: level={level!r} is not one of {', '.join(LEVELS)}")
+        largest = min(0.2 * height, 0.07 * width)  # fits into the narrowest landmark
+        if not 1 <= cue_radius <= largest:
+            raise InputError(
+                f"Scenes: cue_radius={cue_radius} must be in 1..{largest:g} for pictures of "
+                f"{height} x {width} (height x width)"
+            )
+        self.length, self.size, self.seed = length, (height, width), seed
+        self.level, self.cue_radius = level, cue_radius
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
+        """Draws RGB uint8 (H, W, 3) and classes uint8 (H, W), and names them: val_000012."""
+        return *self._draw(index), f"{self.split}_{index:06d}"
+
+    def cue(self, index: int) -> dict[str, np.ndarray]:
+        """Returns where the cue of each far pair can be seen: "bus/tram" -> (H, W) bool."""
+        _, mask = self._draw(index)
+        return {
+            "/".join(pair): np.isin(mask, cue)
+            for pair, cue in zip(self.far_pairs, (LANDMARK, SQUARE), strict=True)
+        }
+
+    def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        if not 0 <= index < self.length:
+            raise IndexError(f"Scenes: index={index} is not in 0..{self.length - 1}")
+        rng = random.Random(f"{self.seed}/{self.split}/{index}")
+        return draw_scene(rng, size=self.size, level=self.level, cue_radius=self.cue_radius)
