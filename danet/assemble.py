@@ -78,7 +78,9 @@ def checked_config(
         config: Any = OmegaConf.merge(OmegaConf.structured(TrainConfig), saved["config"])
         if data is not None and data.root is not None:
             # The config is resolved: the root stands there twice.
-            config.data.root = config.data.dataset.root = str(Path(data.root).expanduser().absolute())
+            config.data.root = config.data.dataset.root = str(
+                Path(data.root).expanduser().absolute()
+            )
         if data is not None and data.num_workers is not None:
             config.data.num_workers = data.num_workers
         return check(config)

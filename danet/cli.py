@@ -1,4 +1,4 @@
-"""What every tool does around its work: compose the config, turn errors into lines and exit codes."""
+"""What every tool does around its work: composing the config, turning errors into exit codes."""
 
 import os
 import re
@@ -21,12 +21,26 @@ from omegaconf.errors import OmegaConfBaseException
 
 from danet import config as schema
 from danet.config import did_you_mean, first_line
-from danet.engine import distributed
 from danet.errors import InputError, UserError
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
-_HYDRA_FLAGS = ["help", "hydra-help", "version", "cfg", "resolve", "package", "run", "multirun", "shell-completion", "config-path", "config-name", "config-dir", "experimental-rerun", "info"]
+_HYDRA_FLAGS = [
+    "help",
+    "hydra-help",
+    "version",
+    "cfg",
+    "resolve",
+    "package",
+    "run",
+    "multirun",
+    "shell-completion",
+    "config-path",
+    "config-name",
+    "config-dir",
+    "experimental-rerun",
+    "info",
+]
 
 
 def run(work: Callable[[DictConfig], None], config_name: str) -> None:
@@ -39,9 +53,20 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
     # Hydra would print a short traceback and exit with 1; this lets exceptions through.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     schema.register()
+    refused: list[UserError] = []
+
+    def guarded(config: DictConfig) -> None:
+        """Keeps Hydra from adding its own line to an error that speaks for itself."""
+        try:
+            work(config)
+        except UserError as error:
+            refused.append(error)
+
     try:
         _check_flags(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(work)()
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
+        if refused:
+            raise refused[0]
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("DANET_TRACEBACK") == "1":
             raise
@@ -139,5 +164,5 @@ def choice() -> str:
 
 def say(text: str) -> None:
     """Prints a line, on the first process only."""
-    if distributed.is_first():
+    if os.environ.get("RANK", "0") == "0":
         print(text, flush=True)

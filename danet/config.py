@@ -8,9 +8,10 @@ arguments are held against the signature of what it names.
 import difflib
 import importlib
 import inspect
+import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union
@@ -19,7 +20,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from danet.engine.trainer import TrainSettings
+from danet.engine.settings import TrainSettings
 from danet.errors import InputError
 
 TRUSTED = (
@@ -31,7 +32,7 @@ TRUSTED = (
     "danet.engine.schedule",
     "danet.evaluation.inference",
 )
-"""Modules whose own classes a config may name. A config comes with a checkpoint, and a checkpoint is
+"""Modules whose own classes a config may name. A config comes with a checkpoint, and that is
 somebody else's file: whatever it names is called with arguments it chooses."""
 
 
@@ -120,7 +121,7 @@ def check(config: DictConfig, added: Iterable[str] = ()) -> dict[str, Any]:
     Raises:
         InputError: One line per fault, with the key.
     """
-    missing = sorted(OmegaConf.missing_keys(config))
+    missing = _missing_keys(OmegaConf.to_container(config, resolve=False))
     if missing:
         raise InputError(
             "\n".join(f"{key}: no value is given; set {key}=<value>" for key in missing)
@@ -132,17 +133,39 @@ def check(config: DictConfig, added: Iterable[str] = ()) -> dict[str, Any]:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise InputError(first_line(error, getattr(error, "full_key", None))) from error
-    assert isinstance(plain, dict)
-    faults = [
-        f"{key}: there is no such key" for key in added if key.startswith("data.") and "." not in key[5:]
-    ]
+    plain = typing.cast(dict[str, Any], plain)
+    faults = _unknown_keys(plain, TrainConfig, "")
+    faults += _unknown_keys(plain["trainer"], TrainSettings, "trainer.")
+    faults += _unknown_keys(plain["run"], RunSettings, "run.")
+    # Each data set has keys of its own, so there the choice says which keys exist.
+    faults += [f"{key}: there is no such key" for key in added if re.fullmatch(r"data\.\w+", key)]
     faults += _data_faults(plain["data"])
     for group in ("data", "model", "loss", "optimizer", "schedule", "evaluation"):
         faults += _node_faults(plain[group], group)
-    faults += TrainSettings(**plain["trainer"]).faults()
+    known = {f.name for f in fields(TrainSettings)}
+    faults += TrainSettings(**{k: v for k, v in plain["trainer"].items() if k in known}).faults()
     if faults:
         raise InputError("\n".join(dict.fromkeys(faults)))
-    return typing.cast(dict[str, Any], plain)
+    return plain
+
+
+def _unknown_keys(node: Mapping[str, Any], schema: type, prefix: str) -> list[str]:
+    """Finds keys that were forced into a typed node with ``+``."""
+    known = [f.name for f in fields(schema)]
+    return [
+        f"{prefix}{key}: there is no such key{did_you_mean(key, known)}"
+        for key in node
+        if key not in known
+    ]
+
+
+def _missing_keys(node: Any, prefix: str = "") -> list[str]:
+    """Returns the keys whose value is still "???"."""
+    if node == MISSING:
+        return [prefix.rstrip(".")]
+    if not isinstance(node, dict):
+        return []
+    return [key for name, value in node.items() for key in _missing_keys(value, f"{prefix}{name}.")]
 
 
 def check_node(node: dict[str, Any], key: str) -> None:
@@ -157,7 +180,7 @@ def _data_faults(data: Mapping[str, Any]) -> list[str]:
     faults = []
     for key, low in (("batch_size", 1), ("num_workers", 0), ("num_classes", 2)):
         value = data.get(key)
-        if not _is_int(value) or value < low:
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
             faults.append(f"data.{key}={value}: expected a whole number of at least {low}")
     crop = data.get("crop")
     if crop is not None:
@@ -201,7 +224,8 @@ def _target_faults(node: dict[str, Any], key: str) -> list[str]:
     for name, value in arguments.items():
         if name not in parameters and not open_ended:
             faults.append(
-                f"{key}.{name}: {target.__name__} takes no such argument{did_you_mean(name, parameters)}"
+                f"{key}.{name}: {target.__name__} takes no such argument"
+                + did_you_mean(name, parameters)
             )
         elif name in hints and not (isinstance(value, dict) and "_target_" in value):
             problem = mismatch(value, hints[name])
@@ -248,7 +272,9 @@ def locate(path: Any) -> Any:
     defined = [
         n
         for n, v in vars(module).items()
-        if inspect.isclass(v) and not n.startswith("_") and (not is_ours or v.__module__ == module_name)
+        if inspect.isclass(v)
+        and not n.startswith("_")
+        and (not is_ours or v.__module__ == module_name)
     ]
     if name not in defined:
         raise InputError(f"{module_name} has no class {name}{did_you_mean(name, defined)}")
@@ -270,7 +296,9 @@ def mismatch(value: Any, hint: Any) -> str | None:
         problems = [mismatch(value, option) for option in options]
         if None in problems:
             return None
-        return next(p for p, option in zip(problems, options, strict=True) if option is not NoneType)
+        return next(
+            p for p, option in zip(problems, options, strict=True) if option is not NoneType
+        )
     if hint is NoneType:
         return None if value is None else "expected null"
     if origin is Literal:

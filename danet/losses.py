@@ -210,7 +210,7 @@ class WeightedSum(nn.Module):
 
 
 class DeepSupervision(nn.Module):
-    """Applies losses to all outputs of a network (section 3.4; weights 1, 1, 1 in the paper's code).
+    """Applies losses to all outputs of a network (section 3.4; equal weights in the paper's code).
 
     Args:
         main: The loss of the prediction, with weight 1.

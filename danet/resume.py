@@ -61,9 +61,7 @@ def settle(
     else:
         different = differences(stored, config)
         if different:
-            raise InputError(
-                f"resume={path}: the run had other settings:\n" + "\n".join(different)
-            )
+            raise InputError(f"resume={path}: the run had other settings:\n" + "\n".join(different))
         settled = deepcopy(config)
     settled["resume"], settled["init_from"] = str(path), None
     if config["run"]["dir"] is None:

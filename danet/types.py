@@ -19,7 +19,7 @@ MAX_CLASSES = 255
 class Draw(NamedTuple):
     """One request to a data set: which sample, and the seed of its augmentation."""
 
-    index: int
+    item: int
     seed: int
 
 

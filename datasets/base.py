@@ -1,4 +1,4 @@
-"""What all data sets share: finding pairs of files, reading them, mapping labels, refusing nonsense."""
+"""What all data sets share: finding pairs of files, reading them, mapping labels."""
 
 import json
 from abc import ABC, abstractmethod
@@ -60,7 +60,7 @@ class SegmentationDataset(Dataset[Sample], ABC):
 
     def __getitem__(self, draw: Draw | int) -> Sample:
         """Reads one sample; a bare index gets the augmentation of seed 0."""
-        index, seed = draw if isinstance(draw, tuple) else (draw, 0)
+        index, seed = draw if isinstance(draw, tuple) else (int(draw), 0)
         sample = Sample(*self.read(index))
         return self.transform(sample, seed) if self.transform else sample
 
@@ -84,9 +84,7 @@ class FileDataset(SegmentationDataset):
     layout: ClassVar[str] = ""
     """A few lines that show the expected tree; printed when nothing is found."""
 
-    def __init__(
-        self, *, root: str | Path, split: str, transform: Transform | None = None
-    ) -> None:
+    def __init__(self, *, root: str | Path, split: str, transform: Transform | None = None) -> None:
         super().__init__(split=split, transform=transform)
         self.root = Path(root).expanduser().absolute()
         if split not in self.splits:
@@ -209,10 +207,8 @@ def read_labels(path: Path) -> np.ndarray:
         raise InputError(f"{path}: JPEG is lossy and would change class values; use PNG")
     try:
         with Image.open(path) as picture:
-            if picture.mode == "1":
-                picture = picture.convert("L").point([0] * 255 + [1])
-            labels = np.array(picture)
             mode = picture.mode
+            labels = np.array(picture)  # (H, W), bool for one bit a pixel
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable label ({_reason(error, path)})") from error
     if labels.ndim != 2:
@@ -220,7 +216,9 @@ def read_labels(path: Path) -> np.ndarray:
             f"{path}: a label must have one channel of class indices, this has {labels.shape[2]} "
             f"(mode {mode}); colour labels need a colour table"
         )
-    if labels.dtype == np.int32 and labels.size and 0 <= labels.min() and labels.max() < 65536:
+    if labels.dtype == np.bool_:
+        labels = labels.astype(np.uint8)
+    if labels.dtype == np.int32 and labels.size and labels.min() >= 0 and labels.max() < 65536:
         labels = labels.astype(np.uint16)
     if labels.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{path}: labels must be whole numbers 0..65535, found {labels.dtype}")

@@ -46,9 +46,11 @@ def work(config: DictConfig) -> None:
             num_workers=trained["data"]["num_workers"],
             pin_memory=device.type == "cuda",
         )
-        order = torch.channels_last if trained["trainer"]["channels_last"] else torch.contiguous_format
+        order = (
+            torch.channels_last if trained["trainer"]["channels_last"] else torch.contiguous_format
+        )
         confusion = evaluate(
-            model.to(device, memory_format=order),  # type: ignore[call-overload]
+            model.to(device).to(memory_format=order),
             tqdm(batches, desc=split, unit="batch", disable=not distributed.is_first()),
             infer,
             num_classes=len(dataset.classes),
@@ -80,7 +82,11 @@ def work(config: DictConfig) -> None:
 
 
 def write(
-    output: Path, facts: dict[str, Any], scores: Scores, classes: tuple[str, ...], matrix: np.ndarray
+    output: Path,
+    facts: dict[str, Any],
+    scores: Scores,
+    classes: tuple[str, ...],
+    matrix: np.ndarray,
 ) -> None:
     """Writes metrics.json and confusion.csv (rows are truth, columns prediction, in pixels)."""
     per_class = {

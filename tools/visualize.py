@@ -58,7 +58,15 @@ def work(config: DictConfig) -> None:
                     f"{image.shape[1]} x {image.shape[0]}"
                 )
             drawn = figure(
-                model, tensor, image, prediction, truth, classes, palette, points=here, wanted=wanted
+                model,
+                tensor,
+                image,
+                prediction,
+                truth,
+                classes,
+                palette,
+                points=here,
+                wanted=wanted,
             )
             save_image(output / f"{name}_attention.png", drawn)
         print(output / f"{name}.png", flush=True)
@@ -79,9 +87,13 @@ def read_points(values: list[object] | None) -> list[Point]:
     """Checks ``points=[[x,y],...]``."""
     points = []
     for value in values or []:
-        whole = isinstance(value, list) and len(value) == 2 and all(isinstance(n, int) for n in value)
+        whole = (
+            isinstance(value, list) and len(value) == 2 and all(isinstance(n, int) for n in value)
+        )
         if not isinstance(value, list) or not whole or min(value) < 0:
-            raise InputError(f"points={values}: expected pairs of pixels, points=[[120,40],[300,52]]")
+            raise InputError(
+                f"points={values}: expected pairs of pixels, points=[[120,40],[300,52]]"
+            )
         points.append(Point(*value))
     return points
 

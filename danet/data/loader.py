@@ -112,6 +112,7 @@ def _loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         worker_init_fn=_quiet_worker,
-        # Its own generator: an iterator would draw once from the global one and shift a resumed run.
+        # Its own generator: otherwise an iterator draws once from the global one, and a resumed run
+        # would differ.
         generator=torch.Generator(),
     )

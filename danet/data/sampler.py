@@ -69,4 +69,3 @@ class StepSampler(Sampler[list[Draw]]):
 
     def _seed_at(self, position: int) -> int:
         return mix(self.seed, 1, position)
-

@@ -39,9 +39,9 @@ class ScaleCrop(A.DualTransform):
     """Scales by a random factor and cuts a random window, in one move.
 
     The window is chosen in the scaled frame and only its pixels are computed, which gives the same
-    windows as scaling the whole picture first at a fraction of the cost. Where the scaled picture is
-    smaller than the window it is padded on the right and at the bottom, the image with the ImageNet
-    mean and the mask with IGNORE (the released code pads there too).
+    windows as scaling the whole picture first at a fraction of the cost. Where the scaled picture
+    is smaller than the window it is padded on the right and at the bottom, the image with the
+    ImageNet mean and the mask with IGNORE (the released code pads there too).
 
     Args:
         size: Height and width of the window.

@@ -77,7 +77,7 @@ def telling_channel(maps: Tensor, prediction: np.ndarray, index: int) -> int:
         index: The class; it must occur and not fill the picture.
     """
     inside = torch.from_numpy((prediction == index).astype(np.float32))[None, None]
-    inside = F.adaptive_avg_pool2d(inside, maps.shape[-2:])[0, 0].to(maps.device)
+    inside = F.adaptive_avg_pool2d(inside, (maps.shape[-2], maps.shape[-1]))[0, 0].to(maps.device)
     maps = maps.float()
     mean_inside = (maps * inside).sum(dim=(1, 2)) / inside.sum().clamp(min=1e-6)
     mean_outside = (maps * (1 - inside)).sum(dim=(1, 2)) / (1 - inside).sum().clamp(min=1e-6)
@@ -95,7 +95,9 @@ def choose_points(
         count: How many at most.
         wanted: Classes; one point is put on each of those that occur.
     """
-    sizes = {int(c): int(n) for c, n in zip(*np.unique(prediction, return_counts=True), strict=True)}
+    sizes = {
+        int(c): int(n) for c, n in zip(*np.unique(prediction, return_counts=True), strict=True)
+    }
     if wanted:
         chosen = [index for index in wanted if index in sizes]
     else:
@@ -113,11 +115,11 @@ def _deepest(region: np.ndarray) -> Point:
     return Point(int(x), int(y))
 
 
-def heatmap(values: Tensor | np.ndarray, size: tuple[int, int], *, color: bool) -> np.ndarray:
+def heatmap(values: Tensor, size: tuple[int, int], *, color: bool) -> np.ndarray:
     """Draws a map (h, w) at ``size`` (H, W): grey levels or a jet-like scale, from min to max."""
-    array = np.asarray(values.cpu() if isinstance(values, Tensor) else values, dtype=np.float32)
-    array = cv2.resize(array, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-    array -= array.min()
+    small = values.float().cpu().numpy()
+    array = cv2.resize(small, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    array = array - array.min()
     shown = np.rint(255 * array / max(float(array.max()), 1e-12)).astype(np.uint8)
     if color:
         return cv2.cvtColor(cv2.applyColorMap(shown, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
@@ -164,7 +166,8 @@ def figure(
         image: The same as uint8 (H, W, 3).
         prediction: Classes (H, W).
         truth: Classes or IGNORE (H, W), or None.
-        classes, palette: Names and colours.
+        classes: Their names.
+        palette: Their RGB colours.
         points: Pixels to ask; chosen where none are given, see choose_points.
         wanted: Classes on which to choose points.
     """

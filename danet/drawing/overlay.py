@@ -65,7 +65,9 @@ def side_by_side(panels: Sequence[np.ndarray], *, gap: int = 4) -> np.ndarray:
     return np.vstack(parts) if vertical else np.hstack(parts)
 
 
-def legend(classes: Sequence[str], palette: Palette, present: Sequence[int], width: int) -> np.ndarray:
+def legend(
+    classes: Sequence[str], palette: Palette, present: Sequence[int], width: int
+) -> np.ndarray:
     """Draws a swatch and a name for each class that is present, in lines of ``width`` pixels."""
     place, spots = [0, 0], []
     for index in present:
@@ -137,4 +139,6 @@ def save_image(path: Path, image: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data.tobytes())
     except OSError as error:
-        raise StorageError(f"{path}: the picture could not be written ({error.strerror})") from error
+        raise StorageError(
+            f"{path}: the picture could not be written ({error.strerror})"
+        ) from error

@@ -43,9 +43,7 @@ class SGD:
     def __call__(self, model: nn.Module) -> torch.optim.SGD:
         """Returns the optimizer."""
         groups = parameter_groups(model, self)
-        return torch.optim.SGD(
-            groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov
-        )
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
 
 
 @dataclass
@@ -71,7 +69,7 @@ class AdamW:
     def __call__(self, model: nn.Module) -> torch.optim.AdamW:
         """Returns the optimizer."""
         groups = parameter_groups(model, self)
-        return torch.optim.AdamW(groups, lr=self.lr, betas=tuple(self.betas))
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]))
 
 
 def _check(recipe: SGD | AdamW) -> None:

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from danet.engine.checkpoint import Checkpoint
 from danet.engine.log import RunLog, class_table
 from danet.engine.optimizer import Recipe
 from danet.engine.schedule import Schedule
+from danet.engine.settings import TrainSettings
 from danet.errors import DivergedError
 from danet.evaluation.confusion import ConfusionMatrix
 from danet.seeds import mix
@@ -31,64 +31,11 @@ Evaluate = Callable[[nn.Module], ConfusionMatrix]
 Draw = Callable[[nn.Module], Mapping[str, np.ndarray]]
 """Draws pictures of what the network says, uint8 (H, W, 3), by name."""
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass
-class TrainSettings:
-    """The config group ``trainer``.
-
-    Args:
-        steps: Updates of the weights in the whole run.
-        stop_at: End early after this step, with a checkpoint and the schedule of the whole run.
-        eval_every, log_every: In steps; evaluation writes last.pt (and best.pt).
-        accumulate: Batches per update; the effective batch is
-            ``data.batch_size * accumulate * processes``.
-        clip_norm: Upper bound of the gradient's norm; null for none.
-        precision: Of forward and loss: float32, bfloat16, float16 (CUDA only), or auto: bfloat16
-            where the hardware computes in it, else float32. Weights are float32 always.
-        channels_last: Memory order of images and convolutions; faster in most cases.
-        ema_decay: Evaluate and keep a moving average of the weights; null for none.
-        sync_batchnorm: Batch statistics over all processes, on CUDA with more than one.
-        device: auto, cpu or cuda.
-        deterministic: Ask torch for deterministic kernels (CUDA; slower).
-    """
-
-    steps: int
-    stop_at: int | None = None
-    eval_every: int = 1000
-    log_every: int = 20
-    accumulate: int = 1
-    clip_norm: float | None = None
-    precision: str = "auto"
-    channels_last: bool = True
-    ema_decay: float | None = None
-    sync_batchnorm: bool = True
-    device: str = "auto"
-    deterministic: bool = False
-
-    def faults(self) -> list[str]:
-        """Returns what is wrong with the values, one line each."""
-        lines = [
-            f"trainer.{name}={getattr(self, name)}: expected a whole number of at least 1"
-            for name in ("steps", "eval_every", "log_every", "accumulate", "stop_at")
-            if getattr(self, name) is not None and getattr(self, name) < 1
-        ]
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            lines.append(f"trainer.clip_norm={self.clip_norm}: expected a number above 0, or null")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            lines.append(f"trainer.ema_decay={self.ema_decay}: expected 0 < decay < 1, or null")
-        if self.precision not in ("auto", *DTYPES):
-            lines.append(f"trainer.precision={self.precision}: expected auto, {', '.join(DTYPES)}")
-        if self.device not in ("auto", "cpu", "cuda"):
-            lines.append(f"trainer.device={self.device}: expected auto, cpu or cuda")
-        return lines
-
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
     """Returns the dtype of autocast; ``auto`` asks the hardware whether bfloat16 is native."""
     if wanted != "auto":
-        return DTYPES[wanted]
+        return getattr(torch, wanted)
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -152,7 +99,7 @@ class Trainer:
         self.memory_format = (
             torch.channels_last if settings.channels_last else torch.contiguous_format
         )
-        self.model = model.to(device, memory_format=self.memory_format)
+        self.model = model.to(device).to(memory_format=self.memory_format)
         self.ema: AveragedModel | None = None
         if settings.ema_decay is not None:
             average = get_ema_multi_avg_fn(settings.ema_decay)
@@ -217,7 +164,7 @@ class Trainer:
                 loss = torch.stack(list(terms.values())).sum() / len(group)
                 self.scaler.scale(loss).backward()
             for name, term in terms.items():
-                sums[name] = sums.get(name, 0.0) + term.detach() / len(group)  # type: ignore[assignment]
+                sums[name] = sums.get(name, 0.0) + term.detach() / len(group)
         if self.settings.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
@@ -301,4 +248,3 @@ class Trainer:
         self.step = saved["step"]
         self.best_miou = saved["best_miou"]
         self.scores = saved["scores"]
-

@@ -64,7 +64,9 @@ class ConfusionMatrix:
         """
         *_, ignored, invalid = self._counts.tolist()
         if invalid:
-            raise ValueError(f"{invalid} pixels are neither one of {self.num_classes} classes nor 255")
+            raise ValueError(
+                f"{invalid} pixels are neither one of {self.num_classes} classes nor 255"
+            )
         matrix = self.matrix.double().cpu()
         total = matrix.sum()
         if total == 0:

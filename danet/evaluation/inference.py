@@ -48,9 +48,7 @@ class Sliding:
         flip: As in Whole.
     """
 
-    def __init__(
-        self, *, crop: Sequence[int], stride: Sequence[int], flip: bool = False
-    ) -> None:
+    def __init__(self, *, crop: Sequence[int], stride: Sequence[int], flip: bool = False) -> None:
         if len(crop) != 2 or min(crop) < 32:
             raise ValueError(f"crop={list(crop)} is not [height, width] of at least 32")
         if len(stride) != 2 or min(stride) < 1:

@@ -34,7 +34,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content:
-        raise InputError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
+        raise InputError(
+            f"{path}: expected a dictionary of tensors, found {type(content).__name__}"
+        )
     wrong = [k for k, v in content.items() if not isinstance(v, Tensor)]
     if wrong:
         raise InputError(f"{path}: expected a dictionary of tensors, but {wrong[0]!r} is not one")

@@ -52,7 +52,7 @@ class PositionAttention(nn.Module):
         """Maps (B, C, H, W) to (B, C, H, W)."""
         key = _positions(self.key(x))  # (B, N, D)
         value = _positions(self.value(x))  # (B, N, C)
-        queries = _positions(self.query(x)).split(QUERIES_PER_BLOCK, dim=1)  # (B, M, D) each
+        queries = torch.split(_positions(self.query(x)), QUERIES_PER_BLOCK, dim=1)  # (B, M, D) each
         if len(queries) > 1 and torch.is_grad_enabled():
             blocks = [checkpoint(_attend, q, key, value, use_reentrant=False) for q in queries]
         else:

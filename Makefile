@@ -1,0 +1,22 @@
+PYTHON ?= .venv/bin/python
+
+.PHONY: install check test test-quick format
+
+install:
+	bash scripts/install.sh test
+
+check:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy -p danet
+	$(PYTHON) -m pytest -m "not slow"
+
+test:
+	bash scripts/test.sh
+
+test-quick:
+	$(PYTHON) -m pytest -m "not slow"
+
+format:
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .

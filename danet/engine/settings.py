@@ -1,0 +1,56 @@
+"""The settings of the trainer; free of torch, so that a wrong one is told at once."""
+
+from dataclasses import dataclass
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass
+class TrainSettings:
+    """The config group ``trainer``.
+
+    Args:
+        steps: Updates of the weights in the whole run.
+        stop_at: End early after this step, with a checkpoint and the schedule of the whole run.
+        eval_every, log_every: In steps; evaluation writes last.pt (and best.pt).
+        accumulate: Batches per update; the effective batch is
+            ``data.batch_size * accumulate * processes``.
+        clip_norm: Upper bound of the gradient's norm; null for none.
+        precision: Of forward and loss: float32, bfloat16, float16 (CUDA only), or auto: bfloat16
+            where the hardware computes in it, else float32. Weights are float32 always.
+        channels_last: Memory order of images and convolutions; faster in most cases.
+        ema_decay: Evaluate and keep a moving average of the weights; null for none.
+        sync_batchnorm: Batch statistics over all processes, on CUDA with more than one.
+        device: auto, cpu or cuda.
+        deterministic: Ask torch for deterministic kernels (CUDA; slower).
+    """
+
+    steps: int
+    stop_at: int | None = None
+    eval_every: int = 1000
+    log_every: int = 20
+    accumulate: int = 1
+    clip_norm: float | None = None
+    precision: str = "auto"
+    channels_last: bool = True
+    ema_decay: float | None = None
+    sync_batchnorm: bool = True
+    device: str = "auto"
+    deterministic: bool = False
+
+    def faults(self) -> list[str]:
+        """Returns what is wrong with the values, one line each."""
+        lines = [
+            f"trainer.{name}={getattr(self, name)}: expected a whole number of at least 1"
+            for name in ("steps", "eval_every", "log_every", "accumulate", "stop_at")
+            if getattr(self, name) is not None and getattr(self, name) < 1
+        ]
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            lines.append(f"trainer.clip_norm={self.clip_norm}: expected a number above 0, or null")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            lines.append(f"trainer.ema_decay={self.ema_decay}: expected 0 < decay < 1, or null")
+        if self.precision not in PRECISIONS:
+            lines.append(f"trainer.precision={self.precision}: expected {', '.join(PRECISIONS)}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            lines.append(f"trainer.device={self.device}: expected auto, cpu or cuda")
+        return lines
