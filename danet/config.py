@@ -124,7 +124,7 @@ def check(config: DictConfig, added: Iterable[str] = ()) -> dict[str, Any]:
     missing = _missing_keys(OmegaConf.to_container(config, resolve=False))
     if missing:
         raise InputError(
-            "\n".join(f"{key}: no value is given; set {key}=<value>" for key in missing)
+            "\n".join(f"{key}: no value is given; set {key}={_hint(key)}" for key in missing)
         )
     root = config.data.get("root")
     if root is not None:  # a checkpoint must find its data from wherever it is used
@@ -147,6 +147,11 @@ def check(config: DictConfig, added: Iterable[str] = ()) -> dict[str, Any]:
     if faults:
         raise InputError("\n".join(dict.fromkeys(faults)))
     return plain
+
+
+def _hint(key: str) -> str:
+    """Returns what a missing value looks like."""
+    return {"data.root": "<folder>", "data.classes": "[name,name]"}.get(key, "<value>")
 
 
 def _unknown_keys(node: Mapping[str, Any], schema: type, prefix: str) -> list[str]:

@@ -15,7 +15,7 @@ are measured in ``Canvas.unit``. All coordinates are in pixels, (0, 0) is the to
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import cv2
@@ -104,9 +104,7 @@ class Canvas:
     ) -> None:
         """Repeats a small rectangle over a box: windows, stripes, joints. The mask stays.
 
-        Args:
-            pitch: Distance from one rectangle to the next, across and down.
-            fill: Part of the pitch that is coloured, across and down.
+        It comes every ``pitch`` pixels and takes up the part ``fill`` of them, across and down.
         """
         left, top, right, bottom = (max(round(edge), 0) for edge in box)
         area = self.image[top:bottom, left:right]
@@ -379,7 +377,7 @@ class Scenes(SegmentationDataset):
 
     Args:
         split: One of ``splits``.
-        length: Number of pictures.
+        lengths: Number of pictures of each split.
         size: Height and width of a picture.
         level: How a cue shows its bit. "wide": a whole facade, a whole square; "small": a disc on
             stone; "relation": two patches on stone, of one class or of both.
@@ -407,19 +405,23 @@ class Scenes(SegmentationDataset):
         self,
         *,
         split: str,
-        length: int,
-        size: tuple[int, int],
+        lengths: Mapping[str, int],
+        size: Sequence[int],
         seed: int = 0,
         level: str = "wide",
         cue_radius: float = 4,
         transform: Transform | None = None,
     ) -> None:
         super().__init__(split=split, transform=transform)
+        if len(size) != 2:
+            raise InputError(f"Scenes: size={list(size)} must be [height, width]")
         height, width = size
         if split not in self.splits:
             raise InputError(f"Scenes: split={split!r} is not one of {', '.join(self.splits)}")
-        if length < 1:
-            raise InputError(f"Scenes: length={length} must be 1 or more")
+        if lengths.get(split, 0) < 1:
+            raise InputError(
+                f"Scenes: lengths={dict(lengths)} must give split {split!r} 1 picture or more"
+            )
         if height < MIN_HEIGHT or width < height:
             raise InputError(
                 f"Scenes: size={height} x {width} (height x width) must be {MIN_HEIGHT} or more "
@@ -433,7 +435,7 @@ class Scenes(SegmentationDataset):
                 f"Scenes: cue_radius={cue_radius} must be in 1..{largest:g} for pictures of "
                 f"{height} x {width} (height x width)"
             )
-        self.length, self.size, self.seed = length, (height, width), seed
+        self.length, self.size, self.seed = lengths[split], (height, width), seed
         self.level, self.cue_radius = level, cue_radius
 
     def __len__(self) -> int:

@@ -23,6 +23,11 @@ def _conv_norm_relu(in_channels: int, channels: int, kernel_size: int) -> nn.Seq
     )
 
 
+def _key_reduction(channels: int) -> int:
+    """Returns the largest divisor of ``channels`` up to 8 that leaves keys of 24 channels."""
+    return max(r for r in range(1, 9) if r == 1 or (channels % r == 0 and channels // r >= 24))
+
+
 def _classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, kernel_size=1))
 
@@ -58,7 +63,8 @@ class DualAttentionHead(nn.Module):
         in_channels: Of the feature map.
         num_classes: K.
         channels: Within the branches; ``in_channels // 4`` when None (512 behind a ResNet-50).
-        reduction: Keys and queries of the position attention have ``channels // reduction``.
+        reduction: Keys and queries of the position attention have ``channels // reduction``; None
+            is 8, as in the released code, or less where they would get under 24 channels.
         energy: Of the channel attention, see ChannelAttention.
         fusion: ``sum`` of the two branches, or ``concat``.
         shared_input: One reduction for both branches instead of one for each.
@@ -71,7 +77,7 @@ class DualAttentionHead(nn.Module):
         num_classes: int,
         *,
         channels: int | None = None,
-        reduction: int = 8,
+        reduction: int | None = None,
         energy: Energy = "distance",
         fusion: Literal["sum", "concat"] = "sum",
         shared_input: bool = False,
@@ -82,7 +88,9 @@ class DualAttentionHead(nn.Module):
         self.shared = _conv_norm_relu(in_channels, channels, 3) if shared_input else nn.Identity()
         branch_input = 0 if shared_input else in_channels
         self.position = AttentionBranch(
-            branch_input, channels, PositionAttention(channels, reduction)
+            branch_input,
+            channels,
+            PositionAttention(channels, reduction or _key_reduction(channels)),
         )
         self.channel = AttentionBranch(branch_input, channels, ChannelAttention(energy))
         self.join = _conv_norm_relu(2 * channels, channels, 1) if fusion == "concat" else None
@@ -127,7 +135,7 @@ class SingleAttentionHead(nn.Module):
         *,
         attention: Literal["position", "channel"],
         channels: int | None = None,
-        reduction: int = 8,
+        reduction: int | None = None,
         energy: Energy = "distance",
         dropout: float = 0.1,
     ) -> None:
@@ -137,7 +145,7 @@ class SingleAttentionHead(nn.Module):
             raise ValueError(f"attention={attention!r} is neither 'position' nor 'channel'")
         module: nn.Module
         if attention == "position":
-            module = PositionAttention(channels, reduction)
+            module = PositionAttention(channels, reduction or _key_reduction(channels))
         else:
             module = ChannelAttention(energy)
         # The name of the branch is the one it has in the dual head, so drawings find it.

@@ -3,6 +3,7 @@
 Section 3 of the paper; where paper and released code differ, the code is followed and it is said.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -23,6 +24,13 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Maps queries (B, M, D), keys (B, N, D), values (B, N, C) to (B, M, C)."""
     # scale=1: unlike a transformer, the paper does not divide by sqrt(D).
     return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Keeps float32 what is float32; the meta device knows no autocast and needs none."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 class PositionAttention(nn.Module):
@@ -99,7 +107,7 @@ class ChannelAttention(nn.Module):
         """Maps (B, C, H, W) to (B, C, H, W)."""
         features = x.flatten(2)  # (B, C, N)
         # A sum over all positions passes 65504, the end of fp16, at real crop sizes.
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x.device.type):
             wide = features.float()
             energy = wide @ wide.transpose(1, 2)  # (B, C, C)
             sign = -1.0 if self.energy == "distance" else 1.0

@@ -1,0 +1,76 @@
+"""What several test files share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+CAMVID = Path(os.environ.get("CAMVID", ROOT.parent / "shared" / "data" / "camvid"))
+
+TINY = [
+    "data.size=[48,96]",
+    "data.lengths={train:12,val:5,test:5}",
+    "data.batch_size=2",
+    "data.cue_radius=2",
+    "model.backbone.width=8",
+    "model.head.reduction=2",
+    "trainer.precision=float32",
+    "trainer.device=cpu",
+    "trainer.log_every=2",
+]
+"""Settings of a run of seconds."""
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers():
+    """Every test starts from the same random state and one thread."""
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def camvid():
+    """Returns the folder of the real CamVid, or says why the test cannot run."""
+    if not CAMVID.is_dir():
+        pytest.skip(f"CamVid is not at {CAMVID}; name its folder in the variable CAMVID")
+    return CAMVID
+
+
+def tool(name, *settings, cwd, code=0, launcher=(), env=None):
+    """Runs a tool as a process; returns it with its output as text."""
+    command = [sys.executable, *launcher, str(ROOT / "tools" / f"{name}.py"), *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", **(env or {})}
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def write_pair(root, split, name, image, mask, *, labels="labels"):
+    """Writes images/<split>/<name>.png and <labels>/<split>/<name>.png."""
+    for folder, array in (("images", image), (labels, mask)):
+        path = root / folder / split / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def camvid_tree(tmp_path):
+    """Makes a replica of CamVid: 4 train, 3 val and 2 test images of 60 x 44 with all labels."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 3), ("test", 2)):
+        for i in range(count):
+            image = rng.integers(0, 256, (44, 60, 3), dtype=np.uint8)
+            mask = rng.integers(0, 12, (44, 60), dtype=np.uint8)
+            write_pair(tmp_path / "camvid", split, f"{split}_{i}", image, mask)
+    return tmp_path / "camvid"

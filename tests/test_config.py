@@ -1,0 +1,206 @@
+"""Every fault of a config is found before anything is built, and told in one line with its key."""
+
+import hydra
+import pytest
+import torch
+from conftest import ROOT
+from hydra.core.global_hydra import GlobalHydra
+
+from danet import config as schema
+from danet.assemble import make, make_model
+from danet.config import check, locate, mismatch
+from danet.errors import InputError
+from danet.types import SegmentationOutput
+
+EXPERIMENTS = sorted(p.stem for p in (ROOT / "configs" / "experiment").glob("*.yaml"))
+NEEDED = ["data.root=/data", "data.classes=[a,b]"]
+
+
+def compose(*overrides, name="train"):
+    schema.register()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return hydra.compose(name, overrides=list(overrides))
+
+
+def faults(*overrides, added=()):
+    with pytest.raises(InputError) as error:
+        check(compose(*overrides), added=added)
+    return str(error.value).splitlines()
+
+
+def test_the_default_config_has_no_fault():
+    assert check(compose())["trainer"]["steps"] == 350
+
+
+def choices(group):
+    return sorted(p.stem for p in (ROOT / "configs" / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"{group}={choice}"
+        for group in (
+            *("loss", "optimizer", "schedule", "evaluation", "debug"),
+            *("model/backbone", "model/head", "model/auxiliary_head", "data/transforms"),
+        )
+        for choice in choices(group)
+        if (group, choice) not in {("data/transforms", "street"), ("data/transforms", "paper")}
+    ],
+)
+def test_every_choice_composes_and_can_be_made(override):
+    config = check(compose(override))
+    for group in ("loss", "optimizer", "schedule", "evaluation"):
+        make(config[group], group)
+    with torch.device("meta"):
+        make_model(config)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs_a_step_on_the_meta_device(experiment):
+    config = check(compose(f"experiment={experiment}", "data.root=/data"))
+    height, width = config["data"]["crop"] or config["data"]["size"]
+    if config["data"]["transforms"]["train"]:
+        make(config["data"]["transforms"]["train"], "data.transforms.train")
+    with torch.device("meta"):
+        model, criterion = make_model(config), make(config["loss"], "loss")
+        output = model(torch.empty(2, 3, height, width, dtype=torch.uint8))
+        assert isinstance(output, SegmentationOutput)
+        terms = criterion(output, torch.empty(2, height, width, dtype=torch.uint8))
+    torch.stack(list(terms.values())).sum().backward()
+    assert make(config["optimizer"], "optimizer")(model).param_groups
+
+
+def test_there_are_experiments():
+    assert "camvid_quick" in EXPERIMENTS
+
+
+def test_the_ablation_of_the_paper_is_one_override_each():
+    names = set()
+    for head in ("dual", "position", "channel", "fcn"):
+        with torch.device("meta"):
+            model = make_model(check(compose(f"model/head={head}")))
+        names.add(tuple(sorted(dict(model.head.named_children()))))
+    assert len(names) == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["optimizer.lr=fast"], "optimizer.lr=fast: expected a number, got the text 'fast'"),
+        (["trainer.steps=0"], "trainer.steps=0: expected a whole number of at least 1"),
+        (["data.batch_size=1.5"], "data.batch_size=1.5: expected a whole number of at least 1"),
+        (["data.num_classes=1"], "data.num_classes=1: expected a whole number of at least 2"),
+        (["data.crop=[0,512]"], "data.crop=[0, 512]: expected two whole numbers of at least 32"),
+        (["model.head.energy=distanc"], "did you mean distance?"),
+        (["+model.head.chanels=3"], "model.head.chanels: DualAttentionHead takes no such argument"),
+        (["+trainer.stepz=3"], "trainer.stepz: there is no such key; did you mean steps?"),
+        (["+trainr=3"], "trainr: there is no such key; did you mean trainer?"),
+        (["~optimizer.lr"], "optimizer.lr: AdamW needs this argument"),
+        (
+            ["model.head._target_=danet.models.heads.DualAtentionHead"],
+            "danet.models.heads has no class DualAtentionHead; did you mean DualAttentionHead?",
+        ),
+        (["model.head._target_=os.system"], "os.system is refused"),
+        (["model.backbone.depth=fifty"], "model.backbone.depth=fifty: expected a whole number"),
+        (["model.backbone.stem=8x8"], "expected one of 7x7, 64-64-128, 32-32-64"),
+        (["data=camvid"], "data.root: no value is given"),
+        (["data=folder"], "data.classes: no value is given"),
+        (["model.head.num_classes=${data.nclass}"], "Interpolation key 'data.nclass' not found"),
+        (["trainer.precision=half"], "expected auto, float32, bfloat16, float16"),
+        (
+            ["model.backbone.multi_grid=[a]"],
+            "expected a whole number, got the text 'a' in the list",
+        ),
+    ],
+)
+def test_a_fault_is_told_in_one_line(overrides, line):
+    found = faults(*overrides)
+    assert any(line in text for text in found), found
+
+
+def test_a_made_up_key_of_the_data_is_refused():
+    assert faults("+data.foo=3", added=["data.foo"]) == ["data.foo: there is no such key"]
+
+
+def test_all_faults_come_at_once():
+    found = faults(
+        "optimizer.lr=fast", "trainer.steps=0", "+model.head.chanels=3", "data.batch_size=0"
+    )
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "group", "message"),
+    [
+        (["optimizer.lr=-0.01"], "optimizer", "optimizer: lr=-0.01 is not a finite number above 0"),
+        (["optimizer.lr=nan"], "optimizer", "lr=nan is not a finite number above 0"),
+        (["loss=ohem", "loss.main.threshold=1.5"], "loss", "threshold=1.5 is not a probability"),
+        (["loss=ohem", "loss.main.min_kept=-1"], "loss", "min_kept=-1"),
+        (["evaluation=multi_scale", "evaluation.scales=[]"], "evaluation", r"scales=\[\] is not"),
+        (["evaluation=sliding", "evaluation.stride=[900,9]"], "evaluation", "is larger than crop"),
+        (["loss.main.class_weights=[1,-1]"], "loss", r"class_weights\[1\]=-1"),
+        (["model.backbone.depth=19"], "model", "depth=19 is not one of 18, 34, 50, 101"),
+        (["model.head.reduction=7"], "model", "channels=48 is not divisible by reduction=7"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_class(overrides, group, message):
+    config = check(compose(*overrides))
+    with pytest.raises(InputError, match=message):
+        make_model(config) if group == "model" else make(config[group], group)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "os.system",
+        "builtins.eval",
+        "torch.load",
+        "danet.models.weights.torch.load",
+        "danet.models.resnet.load_backbone",
+        "danet.models.resnet.BasicBlock",
+        "danet.engine.checkpoint.save",
+        "danet.datasets.base.Path",
+        "albumentations.Compose",
+        "albumentations.os",
+        "danetx.models.resnet.ResNet",
+        "danet.models.nothing.Here",
+    ],
+)
+def test_a_config_cannot_name_what_is_not_meant_for_it(path):
+    with pytest.raises(InputError):
+        locate(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "danet.models.resnet.ResNet",
+        "danet.losses.OHEM",
+        "danet.datasets.scenes.Scenes",
+        "danet.data.transforms.ScaleCrop",
+        "albumentations.HorizontalFlip",
+    ],
+)
+def test_a_config_can_name_the_parts(path):
+    assert locate(path).__name__ == path.rpartition(".")[2]
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "fits"),
+    [
+        (1, float, True),
+        (1, int, True),
+        (True, int, False),
+        (1.0, int, False),
+        (None, int | None, True),
+        ("a", int | None, False),
+        ([1, 2], tuple[float, float], True),
+        ("ab", tuple[float, float], False),
+        ([1, "a"], list[int], False),
+        ({"_target_": "x"}, torch.nn.Module, True),
+    ],
+)
+def test_values_are_held_against_annotations(value, hint, fits):
+    assert (mismatch(value, hint) is None) is fits

@@ -1,0 +1,143 @@
+"""Pictures show what they claim: colours of the table, attention where the numbers are."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from danet.drawing import attention, overlay
+from danet.errors import StorageError
+from danet.models.heads import DualAttentionHead, FCNHead, SingleAttentionHead
+from danet.models.resnet import ResNet
+from danet.models.segmentor import Segmentor
+
+CLASSES = ("sky", "road", "a class with a long name", "car")
+PALETTE = ((70, 130, 180), (128, 64, 128), (10, 200, 30), (0, 0, 142))
+
+
+@pytest.fixture
+def scene():
+    image = np.full((60, 200, 3), 100, np.uint8)
+    mask = np.zeros((60, 200), np.uint8)
+    mask[30:] = 1
+    mask[40:50, 20:40] = 3
+    mask[:5, :5] = 255
+    return image, mask
+
+
+def network(head):
+    return Segmentor(ResNet(depth=18, width=8), functools.partial(head, num_classes=4)).eval()
+
+
+def test_an_overlay_mixes_the_colours_of_the_table(scene):
+    image, mask = scene
+    drawn = overlay.overlay(image, mask, PALETTE, opacity=0.5)
+    assert drawn[45, 30].tolist() == [50, 50, 121]
+    assert drawn[0, 0].tolist() == [100, 100, 100]
+    assert overlay.colorize(mask, PALETTE)[45, 30].tolist() == [0, 0, 142]
+    assert overlay.colorize(mask, PALETTE)[0, 0].tolist() == [0, 0, 0]
+
+
+def test_errors_are_red_and_ignored_pixels_black(scene):
+    image, truth = scene
+    prediction = truth.copy()
+    prediction[20, 100] = 3
+    prediction[0, 0] = 1
+    drawn = overlay.errors(image, prediction, truth)
+    assert drawn[20, 100].tolist() == [220, 40, 40]
+    assert drawn[0, 0].tolist() == [0, 0, 0]
+    assert (drawn == (220, 40, 40)).all(axis=2).sum() == 1
+
+
+@pytest.mark.parametrize("width", [60, 200, 700])
+def test_the_legend_shows_every_present_class_and_no_other(width):
+    drawn = overlay.legend(CLASSES, PALETTE, [0, 2, 3], width)
+    assert drawn.shape[1] == width
+    colors = {tuple(c) for c in drawn.reshape(-1, 3).tolist()}
+    assert {PALETTE[0], PALETTE[2], PALETTE[3]} <= colors
+    assert PALETTE[1] not in colors
+
+
+def test_a_sheet_has_truth_only_where_there_is_one(scene):
+    image, mask = scene
+    with_truth = overlay.sheet(image, mask, mask, CLASSES, PALETTE)
+    without = overlay.sheet(image, mask, None, CLASSES, PALETTE)
+    assert with_truth.shape[0] > without.shape[0]
+    assert with_truth.shape[1] == without.shape[1] == 200
+
+
+def test_a_picture_is_written_with_its_colours_under_any_name(tmp_path, scene):
+    from PIL import Image
+
+    path = tmp_path / "neu" / "Straße 图.png"
+    overlay.save_image(path, overlay.colorize(scene[1], PALETTE))
+    assert np.array(Image.open(path))[45, 30].tolist() == [0, 0, 142]
+    with pytest.raises(StorageError, match=r"blocked.png"):
+        overlay.save_image(path / "blocked.png", scene[0])
+
+
+def test_position_maps_are_the_rows_of_the_chosen_pixels():
+    model = network(functools.partial(DualAttentionHead, reduction=2))
+    image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    points = [attention.Point(0, 0), attention.Point(95, 63), attention.Point(50, 20)]
+    maps = attention.position_maps(model, image, points)
+    assert maps.shape == (3, 8, 12)
+    torch.testing.assert_close(maps.sum(dim=(1, 2)), torch.ones(3))
+    x = model.head.position.reduce(model.features(image))
+    module = model.head.position.attention
+    q, k = module.query(x).flatten(2)[0], module.key(x).flatten(2)[0]
+    full = (q.T @ k).softmax(dim=-1).view(96, 8, 12)
+    torch.testing.assert_close(maps, full[[0, 95, 2 * 12 + 6]])
+
+
+def test_the_channel_that_tells_a_class_is_found():
+    prediction = np.zeros((32, 32), np.uint8)
+    prediction[8:16, 8:16] = 2
+    maps = torch.rand(5, 8, 8)
+    maps[3] = 0
+    maps[3, 2:4, 2:4] = 7
+    assert attention.telling_channel(maps, prediction, 2) == 3
+
+
+def test_points_lie_inside_wanted_or_rare_classes(scene):
+    _, mask = scene
+    prediction = np.where(mask == 255, 0, mask).astype(np.uint8)
+    (point,) = attention.choose_points(prediction, wanted=[3, 2])
+    assert prediction[point.y, point.x] == 3
+    assert 24 <= point.x <= 35
+    chosen = attention.choose_points(prediction, count=2)
+    assert [int(prediction[p.y, p.x]) for p in chosen] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("head", "panels"),
+    [
+        (functools.partial(DualAttentionHead, reduction=2), 7),
+        (functools.partial(SingleAttentionHead, reduction=2, attention="position"), 5),
+        (functools.partial(SingleAttentionHead, attention="channel"), 5),
+    ],
+    ids=["dual", "position", "channel"],
+)
+def test_figure_6_has_a_panel_for_all_there_is(scene, head, panels):
+    image, mask = scene
+    model, prediction = network(head), np.where(mask == 255, 0, mask).astype(np.uint8)
+    tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
+    points = [attention.Point(30, 45), attention.Point(100, 10)]
+    drawn = attention.figure(
+        model, tensor, image, prediction, mask, CLASSES, PALETTE, points=points
+    )
+    one = image.shape[0] + 18
+    rows = (drawn.shape[0] - panels * one - (panels - 1) * 4) / 18
+    assert rows == int(rows) >= 1
+
+
+def test_a_head_without_attention_says_so():
+    assert not attention.has_attention(network(FCNHead))
+
+
+def test_a_heatmap_goes_from_black_to_white():
+    drawn = attention.heatmap(torch.tensor([[0.0, 1.0], [2.0, 3.0]]), (20, 20), color=False)
+    assert drawn[0, 0].tolist() == [0, 0, 0]
+    assert drawn[-1, -1].tolist() == [255, 255, 255]
+    assert attention.heatmap(torch.zeros(2, 2), (4, 4), color=True).shape == (4, 4, 3)

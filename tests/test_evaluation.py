@@ -1,0 +1,385 @@
+"""Scores are what counting by hand gives; windows and scales are what a slow loop gives."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from danet.data.loader import eval_batches
+from danet.evaluation.confusion import ConfusionMatrix
+from danet.evaluation.evaluate import evaluate
+from danet.evaluation.inference import MultiScale, Sliding, Whole, _starts
+from danet.models.heads import DualAttentionHead
+from danet.models.resnet import ResNet
+from danet.models.segmentor import Segmentor
+from danet.ops.resize import resize
+from danet.types import IGNORE, Sample, SegmentationOutput
+
+K = 3
+
+
+class StandIn(nn.Module):
+    """Logits that depend on what else is in the window, and on left and right."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, K, 5, padding=2)
+
+    def forward(self, image):
+        x = image.float() / 255
+        return SegmentationOutput(8 * self.conv(x) + x.mean(dim=(2, 3), keepdim=True) ** 2, {})
+
+
+@pytest.fixture
+def model():
+    return StandIn().eval().requires_grad_(False)
+
+
+def picture(height, width, batch=2):
+    return torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8)
+
+
+def softmax(model, image):
+    return model(image).logits.softmax(dim=1)
+
+
+def mirrored_mean(model, image):
+    return (softmax(model, image) + softmax(model, image.flip(3)).flip(3)) / 2
+
+
+# Confusion matrix
+
+
+def counted(pairs, num_classes=K):
+    """Returns a matrix that has seen ``pairs`` of (prediction, truth)."""
+    confusion = ConfusionMatrix(num_classes)
+    guess, truth = torch.tensor(pairs).T
+    confusion.update(guess, truth)
+    return confusion
+
+
+def test_matrix_equals_a_loop_over_the_pixels():
+    confusion, slow = ConfusionMatrix(K), [[0] * K for _ in range(K)]
+    for _ in range(3):
+        guess = torch.randint(0, K, (2, 6, 5))
+        truth = torch.randint(0, K, (2, 6, 5), dtype=torch.uint8)
+        truth[torch.rand(2, 6, 5) < 0.2] = IGNORE
+        confusion.update(guess, truth)
+        for t, g in zip(truth.flatten().tolist(), guess.flatten().tolist(), strict=True):
+            if t != IGNORE:
+                slow[t][g] += 1
+    assert confusion.matrix.tolist() == slow
+
+
+def test_scores_of_three_classes_are_those_computed_by_hand():
+    # Rows are the truth:  [[3, 1, 0], [1, 2, 1], [0, 0, 2]]
+    pairs = [(0, 0)] * 3 + [(1, 0), (0, 1)] + [(1, 1)] * 2 + [(2, 1)] + [(2, 2)] * 2
+    scores = counted(pairs).scores()
+    assert scores.iou == pytest.approx((3 / 5, 2 / 5, 2 / 3))
+    assert scores.accuracy == pytest.approx((3 / 4, 2 / 4, 2 / 2))
+    assert scores.miou == pytest.approx((3 / 5 + 2 / 5 + 2 / 3) / 3)
+    assert scores.mean_accuracy == pytest.approx((3 / 4 + 2 / 4 + 1) / 3)
+    assert scores.pixel_accuracy == pytest.approx(7 / 10)
+    assert scores.frequency_weighted_iou == pytest.approx(0.4 * 3 / 5 + 0.4 * 2 / 5 + 0.2 * 2 / 3)
+    assert scores.classes_averaged == 3
+
+
+def test_a_class_nobody_saw_is_nan_and_left_out():
+    scores = counted([(0, 0), (0, 0), (2, 0), (2, 2)], num_classes=4).scores()
+    assert [math.isnan(v) for v in scores.iou] == [False, True, False, True]
+    assert (scores.miou, scores.classes_averaged) == (pytest.approx((2 / 3 + 1 / 2) / 2), 2)
+    assert scores.frequency_weighted_iou == pytest.approx(0.75 * 2 / 3 + 0.25 * 1 / 2)
+
+
+def test_a_class_only_predicted_scores_zero_and_has_no_accuracy():
+    scores = counted([(0, 0), (1, 0)]).scores()
+    assert scores.iou[1] == 0
+    assert math.isnan(scores.accuracy[1])
+    assert scores.miou == pytest.approx((1 / 2 + 0) / 2)
+    assert scores.mean_accuracy == pytest.approx(1 / 2)
+
+
+def test_ignored_pixels_do_not_count_whatever_was_predicted():
+    confusion = counted([(0, 0), (1, 1), (2, 0)])
+    before = confusion.matrix.clone()
+    confusion.update(torch.tensor([0, 1, 2, 77]), torch.tensor([IGNORE] * 4))
+    assert torch.equal(confusion.matrix, before)
+    assert confusion.scores().pixel_accuracy == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("pair", [(K, 0), (0, K), (0, 254), (-1, 0), (0, -1)], ids=str)
+def test_a_value_that_is_no_class_is_an_error(pair):
+    confusion = counted([(0, 0), pair])
+    assert confusion.matrix.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
+    with pytest.raises(ValueError, match="1 pixels are neither one of 3 classes nor 255"):
+        confusion.scores()
+
+
+def test_a_set_without_labels_is_an_error():
+    with pytest.raises(ValueError, match=r"no labelled pixel was counted \(2 ignored\)"):
+        counted([(0, IGNORE), (1, IGNORE)]).scores()
+
+
+def test_shapes_that_differ_are_named():
+    with pytest.raises(ValueError, match=r"prediction \(1, 2\), mask \(2, 1\)"):
+        ConfusionMatrix(K).update(torch.zeros(1, 2).long(), torch.zeros(2, 1).long())
+
+
+def test_counts_stay_exact_where_float32_would_not():
+    # 2**24 + 1 is the first whole number that float32 does not have.
+    side = torch.zeros(4097, 4096, dtype=torch.uint8)
+    confusion = ConfusionMatrix(2)
+    confusion.update(side, side)
+    confusion.update(torch.tensor([0, 1]), torch.tensor([0, 0]))
+    assert confusion.matrix.tolist() == [[4097 * 4096 + 1, 1], [0, 0]]
+    assert confusion.scores().iou[0] == (4097 * 4096 + 1) / (4097 * 4096 + 2)
+
+
+def test_counts_of_two_processes_add_up():
+    halves = [counted([(0, 0), (1, 0)]), counted([(1, 1), (2, IGNORE), (0, 0)])]
+    whole = counted([(0, 0), (1, 0), (1, 1), (2, IGNORE), (0, 0)])
+    halves[0].counts.add_(halves[1].counts)
+    assert torch.equal(halves[0].matrix, whole.matrix)
+    assert halves[0].scores().miou == whole.scores().miou
+
+
+# Inference
+
+
+def test_whole_is_the_softmax_of_one_pass(model):
+    image = picture(9, 13)
+    torch.testing.assert_close(Whole()(model, image), softmax(model, image))
+
+
+def test_whole_with_flip_is_the_mean_with_the_mirrored_image(model):
+    image = picture(9, 13)
+    got = Whole(flip=True)(model, image)
+    torch.testing.assert_close(got, mirrored_mean(model, image))
+    assert not torch.allclose(got, softmax(model, image), atol=1e-3)
+
+
+@pytest.mark.parametrize("flip", [False, True], ids=["plain", "flip"])
+@pytest.mark.parametrize("crop", [(40, 50), (41, 50), (64, 96)], ids=str)
+def test_a_window_that_covers_the_image_is_the_whole_image(model, crop, flip):
+    image = picture(40, 50)
+    got = Sliding(crop=crop, stride=(7, 11), flip=flip)(model, image)
+    torch.testing.assert_close(got, Whole(flip=flip)(model, image))
+
+
+def slow_sliding(model, image, crop, stride, single):
+    """Every window by itself: steps of ``stride``, each moved back to end inside the image."""
+    height, width = image.shape[2:]
+    total, count = torch.zeros(image.shape[0], K, height, width), torch.zeros(height, width)
+    corners = set()
+    for top in range(0, height, stride[0]):
+        for left in range(0, width, stride[1]):
+            corners.add((max(min(top, height - crop[0]), 0), max(min(left, width - crop[1]), 0)))
+    for top, left in sorted(corners):
+        window = image[:, :, top : top + crop[0], left : left + crop[1]]
+        part = single(model, window)
+        for y in range(window.shape[2]):
+            for x in range(window.shape[3]):
+                total[:, :, top + y, left + x] += part[:, :, y, x]
+                count[top + y, left + x] += 1
+    assert (count > 0).all()
+    return total / count
+
+
+@pytest.mark.parametrize("flip", [False, True], ids=["plain", "flip"])
+@pytest.mark.parametrize(
+    ("size", "crop", "stride"),
+    [
+        ((45, 61), (32, 32), (20, 20)),
+        ((64, 64), (32, 32), (32, 32)),
+        ((33, 70), (32, 40), (32, 17)),
+        ((20, 70), (32, 32), (5, 32)),
+        ((70, 20), (32, 40), (30, 40)),
+    ],
+    ids=str,
+)
+def test_windows_equal_a_loop_over_windows(model, size, crop, stride, flip):
+    image = picture(*size, batch=1)
+    got = Sliding(crop=crop, stride=stride, flip=flip)(model, image)
+    single = mirrored_mean if flip else softmax
+    torch.testing.assert_close(got, slow_sliding(model, image, crop, stride, single))
+
+
+def test_windows_are_full_inside_and_cover_every_pixel():
+    for size in range(1, 60):
+        for crop in (1, 2, 7, 32):
+            for stride in range(1, crop + 1):
+                starts = _starts(size, crop, stride)
+                assert starts == sorted(set(starts))
+                assert starts[0] == 0
+                assert starts[-1] == max(size - crop, 0)
+                assert all(b - a <= stride for a, b in zip(starts, starts[1:], strict=False))
+                covered = {p for start in starts for p in range(start, min(start + crop, size))}
+                assert covered == set(range(size))
+
+
+def test_a_network_is_shown_full_windows_only(model):
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, image):
+            seen.append(tuple(image.shape[2:]))
+            return model(image)
+
+    Sliding(crop=(32, 40), stride=(20, 30))(Spy(), picture(50, 75))
+    assert seen == [(32, 40)] * 6
+
+
+@pytest.mark.parametrize("flip", [False, True], ids=["plain", "flip"])
+def test_scales_equal_the_steps_written_out(model, flip):
+    image, single = picture(40, 52), mirrored_mean if flip else softmax
+    wanted = torch.zeros(2, K, 40, 52)
+    for size in ((20, 26), (40, 52), (70, 91)):
+        small = resize(image.float(), size, align_corners=True)
+        wanted += resize(single(model, small), (40, 52), align_corners=True) / 3
+    got = MultiScale(scales=(0.5, 1, 1.75), flip=flip)(model, image)
+    torch.testing.assert_close(got, wanted)
+
+
+def test_scales_in_windows_equal_the_steps_written_out(model):
+    image, windows = picture(40, 52, batch=1), {"crop": (32, 32), "stride": (20, 24)}
+    wanted = torch.zeros(1, K, 40, 52)
+    for size in ((30, 39), (60, 78)):
+        small = resize(image.float(), size)
+        parts = slow_sliding(model, small, *windows.values(), mirrored_mean)
+        wanted += resize(parts, (40, 52)) / 2
+    got = MultiScale(scales=(0.75, 1.5), **windows)(model, image)
+    torch.testing.assert_close(got, wanted)
+
+
+def test_scale_one_alone_is_the_whole_image(model):
+    image = picture(21, 34)
+    torch.testing.assert_close(
+        MultiScale(scales=[1.0], flip=True)(model, image), Whole(flip=True)(model, image)
+    )
+
+
+@pytest.mark.parametrize(
+    "infer",
+    [
+        Whole(),
+        Whole(flip=True),
+        Sliding(crop=(32, 32), stride=(20, 9)),
+        MultiScale(scales=(0.5, 0.9, 2.2)),
+        MultiScale(scales=(0.5, 2.2), crop=(32, 32), stride=(20, 20)),
+    ],
+    ids=lambda i: type(i).__name__,
+)
+def test_results_are_probabilities_of_the_size_of_the_image(model, infer):
+    for image in (picture(35, 47), picture(35, 47).float()):
+        got = infer(model, image)
+        assert got.shape == (2, K, 35, 47)
+        assert got.dtype == torch.float32
+        assert (got >= 0).all()
+        torch.testing.assert_close(got.sum(dim=1), torch.ones(2, 35, 47))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (partial(Sliding, crop=(31, 64), stride=(8, 8)), r"crop=\[31, 64\] is not \[height, width"),
+        (partial(Sliding, crop=(64,), stride=(8, 8)), r"crop=\[64\] is not \[height, width\]"),
+        (partial(Sliding, crop=(64, 64), stride=(0, 8)), r"stride=\[0, 8\] is not two numbers"),
+        (partial(Sliding, crop=(64, 64), stride=(8,)), r"stride=\[8\] is not two numbers"),
+        (partial(Sliding, crop=(64, 64), stride=(8, 65)), r"stride=\[8, 65\] is larger than crop"),
+        (partial(Sliding, crop=(64, 64), stride=(65, 8)), r"stride=\[65, 8\] is larger than crop"),
+        (partial(MultiScale, scales=()), r"scales=\[\] is not a list of positive numbers"),
+        (partial(MultiScale, scales=(1, 0)), r"scales=\[1, 0\] is not a list of positive"),
+        (partial(MultiScale, scales=(1,), crop=(32, 32)), "stride=None: give both, or neither"),
+        (partial(MultiScale, scales=(1,), stride=(32, 32)), "crop=None and stride"),
+    ],
+)
+def test_bad_arguments_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# The loop
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Noise of given sizes with labels."""
+
+    def __init__(self, *sizes):
+        numbers = torch.Generator().manual_seed(1)
+        self.samples = []
+        for i, (height, width) in enumerate(sizes):
+            image = torch.randint(0, 256, (height, width, 3), generator=numbers)
+            mask = torch.randint(0, K, (height, width), generator=numbers)
+            mask[: i + 1] = IGNORE
+            self.samples.append(Sample(image.byte().numpy(), mask.byte().numpy(), f"picture {i}"))
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
+@pytest.fixture
+def danet():
+    head = partial(DualAttentionHead, num_classes=K, reduction=2)
+    network = Segmentor(ResNet(depth=18, width=8), head)
+    for module in network.modules():
+        if hasattr(module, "gamma"):
+            nn.init.ones_(module.gamma)
+    return network
+
+
+def run(network, pictures, infer=None, **batches):
+    device = torch.device("cpu")
+    return evaluate(
+        network, eval_batches(pictures, **batches), infer or Whole(), num_classes=K, device=device
+    )
+
+
+ONE_SIZE = [(40, 56)] * 5
+MIXED = [(40, 56), (33, 47), (40, 56), (56, 40), (33, 47)]
+
+
+@pytest.mark.parametrize("sizes", [ONE_SIZE, MIXED], ids=["one size", "mixed sizes"])
+def test_scores_do_not_depend_on_the_batch_size(danet, sizes):
+    pictures = Pictures(*sizes)
+    alone, together = run(danet, pictures, batch_size=1), run(danet, pictures, batch_size=3)
+    assert torch.equal(alone.matrix, together.matrix)
+    wanted = sum(int((s.mask != IGNORE).sum()) for s in pictures.samples)
+    assert alone.matrix.sum() == wanted
+    assert (alone.matrix.sum(dim=0) > 0).sum() > 1, "a network that says one thing shows little"
+
+
+def test_evaluation_counts_what_the_network_predicts_picture_by_picture(danet):
+    pictures, wanted = Pictures(*MIXED), ConfusionMatrix(K)
+    danet.eval()
+    for sample in pictures.samples:
+        image = torch.from_numpy(sample.image).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            guess = danet(image).logits.argmax(dim=1)[0]
+        wanted.update(guess, torch.from_numpy(sample.mask))
+    assert torch.equal(run(danet, pictures, batch_size=2).matrix, wanted.matrix)
+
+
+def test_two_processes_count_what_one_counts(danet):
+    pictures = Pictures(*MIXED)
+    halves = [run(danet, pictures, batch_size=2, rank=r, world=2).counts for r in (0, 1)]
+    assert torch.equal(sum(halves), run(danet, pictures, batch_size=2).counts)
+
+
+def test_evaluation_uses_the_inference_it_is_given(danet):
+    pictures = Pictures(*ONE_SIZE)
+    several = run(danet, pictures, MultiScale(scales=(0.5, 1.5)), batch_size=2)
+    assert not torch.equal(several.matrix, run(danet, pictures, batch_size=2).matrix)
+
+
+def test_evaluation_leaves_eval_mode_and_statistics_as_they_should_be(danet):
+    danet.train()
+    before = {name: value.clone() for name, value in danet.state_dict().items()}
+    run(danet, Pictures((40, 56)), batch_size=1)
+    assert not danet.training
+    for name, value in danet.state_dict().items():
+        assert torch.equal(value, before[name]), name

@@ -1,0 +1,342 @@
+"""The losses equal their formulas, written out pixel by pixel, and IGNORE never counts."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from danet.losses import OHEM, CrossEntropy, DeepSupervision, Dice, LovaszSoftmax, WeightedSum
+from danet.types import IGNORE, SegmentationOutput
+
+K = 4
+WEIGHTS = (0.5, 2.0, 0.0, 1.5)
+LOSSES = {
+    "cross entropy": CrossEntropy(),
+    "weighted cross entropy": CrossEntropy(WEIGHTS),
+    "ohem": OHEM(0.6, min_kept=20),
+    "ohem over labelled": OHEM(0.6, min_kept=20, normalise="labelled", class_weights=WEIGHTS),
+    "dice": Dice(),
+    "dice, not smooth": Dice(smooth=0),
+    "lovasz": LovaszSoftmax(),
+    "sum": WeightedSum([CrossEntropy(), Dice(), LovaszSoftmax()], [1.0, 0.5, 2.0]),
+}
+
+
+@pytest.fixture(params=LOSSES, ids=str)
+def loss(request):
+    return LOSSES[request.param]
+
+
+@pytest.fixture
+def logits():
+    return (2 * torch.randn(2, K, 5, 7)).requires_grad_()
+
+
+@pytest.fixture
+def mask():
+    """Classes 0..2 (3 never occurs) and about a fifth IGNORE, all in the second half too."""
+    mask = torch.randint(0, K - 1, (2, 5, 7), dtype=torch.uint8)
+    mask[torch.rand(2, 5, 7) < 0.2] = IGNORE
+    assert 0 < (mask == IGNORE).sum() < mask.numel() / 2
+    return mask
+
+
+def pixels(logits, mask):
+    """Yields (place, probabilities of the classes, true class) of every labelled pixel."""
+    for b in range(mask.shape[0]):
+        for y in range(mask.shape[1]):
+            for x in range(mask.shape[2]):
+                if mask[b, y, x] != IGNORE:
+                    powers = [math.exp(v) for v in logits[b, :, y, x].tolist()]
+                    share = [p / sum(powers) for p in powers]
+                    yield (b, y, x), share, int(mask[b, y, x])
+
+
+def slow_cross_entropy(logits, mask, weights=(1.0,) * K):
+    terms = [(weights[truth], -math.log(p[truth])) for _, p, truth in pixels(logits, mask)]
+    return sum(w * term for w, term in terms) / sum(w for w, _ in terms)
+
+
+def slow_choice(logits, mask, *, threshold, min_kept):
+    """Returns the places that OHEM keeps, by sorting a list."""
+    easy = {place: p[truth] for place, p, truth in pixels(logits, mask)}
+    kth = sorted(easy.values())[min(min_kept, len(easy)) - 1]
+    return {place for place, p in easy.items() if p <= max(threshold, kth)}
+
+
+def slow_ohem(logits, mask, *, threshold, min_kept, normalise, weights):
+    kept = slow_choice(logits, mask, threshold=threshold, min_kept=min_kept)
+    above = below = 0.0
+    for place, p, truth in pixels(logits, mask):
+        if place in kept:
+            above -= weights[truth] * math.log(p[truth])
+        if place in kept or normalise == "labelled":
+            below += weights[truth]
+    return above / below if below else 0.0  # a lone kept pixel may be of the class of weight 0
+
+
+def slow_dice(logits, mask, smooth):
+    found = list(pixels(logits, mask))
+    dice = []
+    for c in {truth for *_, truth in found}:
+        overlap = sum(p[c] for _, p, truth in found if truth == c)
+        total = sum(p[c] for _, p, _ in found) + sum(truth == c for *_, truth in found)
+        dice.append((2 * overlap + smooth) / (total + smooth))
+    return 1 - sum(dice) / len(dice)
+
+
+def jaccard_loss(truth, wrong):
+    """Returns 1 - IoU of a class when the pixels in ``wrong`` are predicted wrongly."""
+    predicted = {i for i, is_class in enumerate(truth) if is_class != (i in wrong)}
+    actual = {i for i, is_class in enumerate(truth) if is_class}
+    return 1 - len(predicted & actual) / len(predicted | actual)
+
+
+def slow_lovasz(logits, mask):
+    """The definition: errors in falling order, each times what its pixel adds to 1 - IoU."""
+    found = list(pixels(logits, mask))
+    losses = []
+    for c in {truth for *_, truth in found}:
+        truth = [t == c for *_, t in found]
+        errors = [1 - p[c] if t == c else p[c] for _, p, t in found]
+        order = sorted(range(len(errors)), key=lambda i: -errors[i])
+        total = 0.0
+        for rank, i in enumerate(order):
+            before, after = set(order[:rank]), set(order[: rank + 1])
+            total += errors[i] * (jaccard_loss(truth, after) - jaccard_loss(truth, before))
+        losses.append(total)
+    return sum(losses) / len(losses)
+
+
+def hard(prediction, confidence=50.0):
+    """Makes logits (B, K, H, W) whose softmax is one-hot at the predicted classes."""
+    return confidence * F.one_hot(prediction, K).movedim(-1, 1).float()
+
+
+# Equal to the formula
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weighted"])
+def test_cross_entropy_equals_the_formula_and_torch(logits, mask, weights):
+    got = CrossEntropy(weights)(logits, mask)
+    assert got.item() == pytest.approx(slow_cross_entropy(logits, mask, weights or (1,) * K))
+    factors = None if weights is None else torch.tensor(weights)
+    wanted = F.cross_entropy(logits, mask.long(), factors, ignore_index=IGNORE)
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(got, logits), torch.autograd.grad(wanted, logits)
+    )
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weighted"])
+@pytest.mark.parametrize("normalise", ["kept", "labelled"])
+@pytest.mark.parametrize(
+    ("threshold", "min_kept"), [(0.3, 1), (0.3, 45), (0.9, 1), (0.001, 1), (0.001, 7), (1.0, 1)]
+)
+def test_ohem_equals_a_loop_over_the_pixels(logits, mask, threshold, min_kept, normalise, weights):
+    rule = {"threshold": threshold, "min_kept": min_kept}
+    got = OHEM(**rule, normalise=normalise, class_weights=weights)(logits, mask)
+    wanted = slow_ohem(logits, mask, **rule, normalise=normalise, weights=weights or (1,) * K)
+    assert got.item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize(("threshold", "min_kept"), [(0.3, 1), (0.3, 45), (0.9, 1), (0.001, 7)])
+def test_ohem_chooses_what_sorting_chooses(logits, mask, threshold, min_kept):
+    losses = F.cross_entropy(logits, mask.long(), ignore_index=IGNORE, reduction="none").detach()
+    kept = OHEM(threshold, min_kept).hard_pixels(losses, mask.long())
+    wanted = slow_choice(logits, mask, threshold=threshold, min_kept=min_kept)
+    assert {tuple(place) for place in kept.nonzero().tolist()} == wanted
+    assert len(wanted) >= min_kept
+    assert not (kept & (mask == IGNORE)).any()
+
+
+def test_ohem_counts_over_the_batch_and_not_over_each_image():
+    # Image 0 is hopeless and image 1 is easy: the 4 hardest pixels all lie in image 0.
+    mask = torch.zeros(2, 2, 3, dtype=torch.long)
+    logits = torch.zeros(2, K, 2, 3)
+    logits[0, 1] = torch.arange(1.0, 7.0).view(2, 3)
+    logits[1, 0] = torch.arange(1.0, 7.0).view(2, 3)
+    losses = F.cross_entropy(logits, mask, reduction="none")
+    kept = OHEM(threshold=1e-6, min_kept=4).hard_pixels(losses, mask)
+    assert kept[0].tolist() == [[False, False, True], [True, True, True]]
+    assert not kept[1].any()
+
+
+@pytest.mark.parametrize("smooth", [0, 1.0, 10.0])
+def test_dice_equals_the_formula(logits, mask, smooth):
+    assert Dice(smooth)(logits, mask).item() == pytest.approx(slow_dice(logits, mask, smooth))
+
+
+def test_lovasz_equals_its_definition(logits, mask):
+    assert LovaszSoftmax()(logits, mask).item() == pytest.approx(slow_lovasz(logits, mask))
+
+
+def test_lovasz_of_a_hard_prediction_is_one_minus_the_mean_iou(mask):
+    prediction = torch.randint(0, K, mask.shape)
+    labelled = mask != IGNORE
+    ious = []
+    for c in (0, 1, 2):
+        guess, truth = (prediction == c) & labelled, mask == c
+        ious.append(((guess & truth).sum() / (guess | truth).sum()).item())
+    got = LovaszSoftmax()(hard(prediction), mask)
+    assert got.item() == pytest.approx(1 - sum(ious) / 3, abs=1e-6)
+
+
+def test_weighted_sum_adds_what_its_parts_give(logits, mask):
+    parts, weights = [CrossEntropy(), Dice(), LovaszSoftmax()], [1.0, 0.25, 3.0]
+    wanted = sum(w * part(logits, mask) for w, part in zip(weights, parts, strict=True))
+    torch.testing.assert_close(WeightedSum(parts, weights)(logits, mask), wanted)
+
+
+def test_deep_supervision_weighs_each_output_by_its_name(mask):
+    main, position, channel = (torch.randn(2, K, 5, 7) for _ in range(3))
+    output = SegmentationOutput(main, {"position": position, "channel": channel})
+    weights = {"position": 0.5, "channel": 0.25, "not given": 7.0}
+    terms = DeepSupervision(OHEM(min_kept=5), CrossEntropy(), weights)(output, mask)
+    assert list(terms) == ["main", "position", "channel"]
+    torch.testing.assert_close(terms["main"], OHEM(min_kept=5)(main, mask))
+    torch.testing.assert_close(terms["position"], 0.5 * CrossEntropy()(position, mask))
+    torch.testing.assert_close(terms["channel"], 0.25 * CrossEntropy()(channel, mask))
+
+
+def test_deep_supervision_uses_the_main_loss_where_no_other_is_named(mask):
+    logits = torch.randn(2, K, 5, 7)
+    output = SegmentationOutput(logits, {"a": logits})
+    terms = DeepSupervision(Dice(), weights={"a": 2.0})(output, mask)
+    torch.testing.assert_close(terms["a"], 2 * Dice()(logits, mask))
+
+
+# Hard cases
+
+
+@pytest.mark.parametrize("confidence", [0.0, 30.0, 200.0, 20_000.0])
+def test_ohem_keeps_enough_where_probabilities_are_tied_or_saturated(confidence):
+    mask = torch.randint(0, K, (2, 6, 6))
+    mask[0, 0] = IGNORE
+    logits = hard(mask.clamp(max=K - 1), confidence)
+    losses = F.cross_entropy(logits, mask, ignore_index=IGNORE, reduction="none")
+    for min_kept in (1, 10, 65, 66):
+        kept = OHEM(0.1, min_kept).hard_pixels(losses, mask)
+        assert kept.sum() == 66, "all 66 labelled pixels are tied, so all are kept"
+        assert not (kept & (mask == IGNORE)).any()
+
+
+def test_ohem_tells_saturated_pixels_apart_by_their_logarithms():
+    # In float32 all these probabilities round to 0 or nearly; their logarithms are distinct.
+    logits = torch.zeros(1, 2, 1, 6)
+    logits[0, 1] = torch.tensor([120.0, 150.0, 130.0, 160.0, 140.0, -5.0])
+    mask = torch.zeros(1, 1, 6, dtype=torch.long)
+    losses = F.cross_entropy(logits, mask, reduction="none")
+    kept = OHEM(threshold=1e-38, min_kept=2).hard_pixels(losses, mask)
+    assert kept.flatten().tolist() == [True, True, True, True, True, False]
+    easier = OHEM(threshold=1e-38, min_kept=6).hard_pixels(losses, mask)
+    assert easier.all()
+
+
+def test_ohem_keeps_all_where_fewer_are_labelled_than_it_wants(logits, mask):
+    mask[1] = IGNORE
+    torch.testing.assert_close(OHEM(0.01, min_kept=60)(logits, mask), CrossEntropy()(logits, mask))
+    torch.testing.assert_close(
+        OHEM(0.01, min_kept=10**6)(logits, mask), CrossEntropy()(logits, mask)
+    )
+
+
+def test_a_batch_without_labels_costs_nothing_and_breaks_nothing(loss, logits):
+    nothing = torch.full((2, 5, 7), IGNORE, dtype=torch.uint8)
+    value = loss(logits, nothing)
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert value.item() == 0
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_deep_supervision_of_a_batch_without_labels_is_zero(loss, logits):
+    nothing = torch.full((2, 5, 7), IGNORE, dtype=torch.uint8)
+    output = SegmentationOutput(logits, {"a": 2 * logits, "b": -logits})
+    terms = DeepSupervision(loss, CrossEntropy(), {"a": 1.0, "b": 0.4})(output, nothing)
+    assert [term.item() for term in terms.values()] == [0, 0, 0]
+    (gradient,) = torch.autograd.grad(sum(terms.values()), logits)
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_ignored_pixels_get_no_gradient_and_change_nothing(loss, logits, mask):
+    ignored = (mask == IGNORE).unsqueeze(1).expand_as(logits)
+    value = loss(logits, mask)
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert (gradient[ignored] == 0).all()
+    assert (gradient[~ignored] != 0).any()
+    other = torch.where(ignored, 10 * torch.randn_like(logits), logits)
+    torch.testing.assert_close(loss(other, mask), value)
+
+
+def test_a_better_prediction_costs_less(loss, mask):
+    right = mask.long().masked_fill(mask == IGNORE, 0)
+    assert loss(hard(right, 8.0), mask) < loss(hard((right + 1) % K, 8.0), mask)
+
+
+def test_half_precision_logits_are_computed_in_float32(loss, logits, mask):
+    half = logits.detach().bfloat16()
+    value = loss(half, mask)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss(half.float(), mask), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64], ids=str)
+def test_the_type_of_a_whole_mask_does_not_matter(loss, logits, mask, dtype):
+    assert torch.equal(loss(logits, mask.to(dtype)), loss(logits, mask.int()))
+
+
+# State
+
+
+def test_class_weights_move_with_the_loss_and_are_not_stored():
+    criterion = DeepSupervision(CrossEntropy(WEIGHTS), OHEM(class_weights=WEIGHTS), {})
+    assert criterion.state_dict() == {}
+    criterion.to("meta")
+    assert criterion.main.class_weights.device.type == "meta"
+    assert criterion.auxiliary.class_weights.device.type == "meta"
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CrossEntropy([1, -2]), r"class_weights\[1\]=-2 is not a finite number >= 0"),
+        (lambda: CrossEntropy([math.nan, 1]), r"class_weights\[0\]=nan"),
+        (lambda: OHEM(class_weights=[1, math.inf]), r"class_weights\[1\]=inf"),
+        (lambda: CrossEntropy([0.0, 0.0]), "class_weights are all zero"),
+        (lambda: OHEM(0.0), r"threshold=0.0 is not a probability in \(0, 1\]"),
+        (lambda: OHEM(1.1), r"threshold=1.1 is not a probability"),
+        (lambda: OHEM(math.nan), "threshold=nan is not a probability"),
+        (lambda: OHEM(min_kept=0), "min_kept=0 is not at least 1"),
+        (lambda: OHEM(normalise="all"), "normalise='all' is neither 'kept' nor 'labelled'"),
+        (lambda: Dice(-0.5), "smooth=-0.5"),
+        (lambda: WeightedSum([Dice()], [1, 2]), "1 losses and 2 weights"),
+        (lambda: DeepSupervision(Dice(), weights={"p": -1.0}), r"weights.p=-1.0 is not a finite"),
+        (lambda: DeepSupervision(Dice(), weights={"p": math.nan}), r"weights.p=nan"),
+    ],
+)
+def test_bad_arguments_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_mask_of_fractions_is_refused(loss, logits, mask):
+    with pytest.raises(ValueError, match=r"the mask is torch.float32; it must hold whole class"):
+        loss(logits, mask.float())
+
+
+def test_a_mask_of_another_size_is_refused(loss, logits, mask):
+    with pytest.raises(ValueError, match=r"mask \(2, 5, 6\) does not fit logits \(2, 4, 5, 7\)"):
+        loss(logits, mask[:, :, 1:])
+
+
+def test_an_output_without_a_weight_is_named(mask):
+    logits = torch.randn(2, K, 5, 7)
+    output = SegmentationOutput(logits, {"position": logits})
+    with pytest.raises(ValueError, match="no entry for the output 'position' .* only channel"):
+        DeepSupervision(Dice(), weights={"channel": 1.0})(output, mask)
+    with pytest.raises(ValueError, match="no entry for the output 'position' .* only none"):
+        DeepSupervision(Dice())(output, mask)

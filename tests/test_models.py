@@ -1,0 +1,196 @@
+"""The network is DANet: sizes, dilations, names of weights, outputs, gradients."""
+
+import functools
+import json
+
+import pytest
+import torch
+import torchvision
+from conftest import ROOT
+
+from danet.errors import InputError
+from danet.models.heads import DualAttentionHead, FCNHead, SingleAttentionHead
+from danet.models.resnet import ResNet
+from danet.models.segmentor import Segmentor
+from danet.models.weights import initialise, read_state_dict
+
+HEADS = {
+    "dual": functools.partial(DualAttentionHead, num_classes=5, reduction=4),
+    "concat": functools.partial(
+        DualAttentionHead, num_classes=5, reduction=4, fusion="concat", shared_input=True
+    ),
+    "concat of two": functools.partial(
+        DualAttentionHead, num_classes=5, reduction=4, fusion="concat", energy="similarity"
+    ),
+    "position": functools.partial(
+        SingleAttentionHead, num_classes=5, reduction=4, attention="position"
+    ),
+    "channel": functools.partial(SingleAttentionHead, num_classes=5, attention="channel"),
+    "fcn": functools.partial(FCNHead, num_classes=5),
+}
+
+
+def small(head, **backbone):
+    return Segmentor(ResNet(depth=18, width=8, **backbone), HEADS[head])
+
+
+@pytest.mark.parametrize(("depth", "total"), [(50, 47_462_651), (101, 66_454_779)])
+def test_danet_has_the_published_number_of_parameters(depth, total):
+    with torch.device("meta"):
+        model = Segmentor(
+            ResNet(depth=depth, multi_grid=(4, 8, 16)),
+            functools.partial(DualAttentionHead, num_classes=19),
+        )
+    assert sum(p.numel() for p in model.parameters()) == total
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101])
+def test_torchvision_weights_load_with_nothing_missing(depth, tmp_path):
+    torch.save(torchvision.models.get_model(f"resnet{depth}").state_dict(), tmp_path / "w.pth")
+    model = ResNet(depth=depth, weights=str(tmp_path / "w.pth"))
+    expected = torch.load(tmp_path / "w.pth", weights_only=True)
+    assert set(expected) - set(model.state_dict()) == {"fc.weight", "fc.bias"}
+    assert torch.equal(model.layer4[1].conv2.weight, expected["layer4.1.conv2.weight"])
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_at_stride_32_it_computes_what_torchvision_computes(depth):
+    reference = torchvision.models.get_model(f"resnet{depth}").eval()
+    ours = ResNet(depth=depth, output_stride=32).eval()
+    ours.load_state_dict(
+        {k: v for k, v in reference.state_dict().items() if not k.startswith("fc.")}
+    )
+    x = torch.randn(1, 3, 64, 96)
+    children = list(reference.children())
+    torch.testing.assert_close(ours(x)[-1], torch.nn.Sequential(*children[:-2])(x))
+
+
+def dilations(model, stage, name):
+    return [getattr(block, name).dilation[0] for block in getattr(model, stage)]
+
+
+def test_dilations_are_those_of_the_released_code():
+    with torch.device("meta"):
+        plain = ResNet(depth=50)
+        grid = ResNet(depth=50, multi_grid=(4, 8, 16))
+    assert dilations(plain, "layer3", "conv2") == [1, 2, 2, 2, 2, 2]
+    assert dilations(plain, "layer4", "conv2") == [2, 4, 4]
+    assert dilations(grid, "layer4", "conv2") == [4, 8, 16]
+    assert [b.conv2.stride[0] for b in plain.layer2] == [2, 1, 1, 1]
+    assert [b.conv2.stride[0] for b in plain.layer3] == [1] * 6
+
+
+def test_a_dilated_network_samples_the_strided_one():
+    """À trous: at every second position, stride 16 gives what stride 32 gives."""
+    torch.manual_seed(3)
+    strided = ResNet(depth=18, width=8, output_stride=32).eval()
+    dilated = ResNet(depth=18, width=8, output_stride=16).eval()
+    dilated.load_state_dict(strided.state_dict())
+    x = torch.randn(1, 3, 128, 160)
+    torch.testing.assert_close(dilated(x)[-1][..., ::2, ::2], strided(x)[-1])
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+@pytest.mark.parametrize("stem", ["7x7", "64-64-128", "32-32-64"])
+def test_maps_have_the_promised_sizes(stride, stem):
+    with torch.device("meta"):
+        model = ResNet(depth=50, output_stride=stride, stem=stem)
+        maps = model(torch.empty(1, 3, 256, 320))
+    assert [m.shape[1] for m in maps] == model.channels == [256, 512, 1024, 2048]
+    assert maps[-1].shape[-2:] == (256 // stride, 320 // stride)
+
+
+def test_the_deep_stem_of_the_authors_toolbox_has_its_size():
+    with torch.device("meta"):
+        deep = Segmentor(
+            ResNet(depth=50, stem="64-64-128"),
+            functools.partial(DualAttentionHead, num_classes=19),
+        )
+    assert sum(p.numel() for p in deep.parameters()) == 47_586_427
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("size", [(33, 47), (1, 1), (64, 40)], ids=str)
+def test_logits_have_the_size_of_the_image(head, size):
+    model = small(head).eval()
+    output = model(torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8))
+    assert output.logits.shape == (2, 5, *size)
+    assert output.auxiliary == {}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_parameter_gets_a_gradient(head):
+    """An unused parameter would stop distributed training."""
+    model = small(head)
+    for name, parameter in model.named_parameters():
+        if name.endswith("gamma"):
+            torch.nn.init.ones_(parameter)
+    output = model(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
+    (output.logits.sum() + sum(t.square().sum() for t in output.auxiliary.values())).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_training_has_three_outputs_and_the_auxiliary_head_a_fourth():
+    model = Segmentor(
+        ResNet(depth=18, width=8), HEADS["dual"], functools.partial(FCNHead, num_classes=5)
+    )
+    output = model(torch.zeros(2, 3, 40, 40))
+    assert set(output.auxiliary) == {"position", "channel", "backbone"}
+    assert {t.shape for t in output.auxiliary.values()} == {(2, 5, 40, 40)}
+    assert model.eval()(torch.zeros(2, 3, 40, 40)).auxiliary == {}
+
+
+def test_bytes_and_floats_are_the_same_picture():
+    model = small("dual").eval()
+    image = torch.randint(0, 256, (1, 3, 40, 40), dtype=torch.uint8)
+    torch.testing.assert_close(model(image).logits, model(image.float()).logits)
+    normal = model.normalise(torch.tensor([124.0, 116.0, 104.0]).view(1, 3, 1, 1))
+    assert normal.abs().max() < 0.01
+
+
+def test_the_head_has_the_layers_of_the_released_checkpoint():
+    """Counts and shapes of the official head, from its parameter table."""
+    with torch.device("meta"):
+        head = DualAttentionHead(2048, 19)
+    sizes = {n: sum(p.numel() for p in m.parameters()) for n, m in head.named_children()}
+    branch = {n: sum(p.numel() for p in m.parameters()) for n, m in head.position.named_children()}
+    assert branch == {"reduce": 9_438_208, "attention": 328_321, "refine": 2_360_320}
+    assert sizes["classify"] == sizes["classify_position"] == sizes["classify_channel"] == 9_747
+    assert sum(p.numel() for p in head.channel.attention.parameters()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a readable weight file"),
+        (b"<html>not found</html>", "not a readable weight file"),
+    ],
+)
+def test_a_damaged_weight_file_is_refused_by_name(tmp_path, content, message):
+    path = tmp_path / "w.pth"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_state_dict(path)
+
+
+def test_weights_that_do_not_fit_are_explained(tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"missing: .*layer1.2.conv1.weight"):
+        ResNet(depth=34, weights=str(tmp_path / "w.pth"))
+    with pytest.raises(InputError, match=r"neither a file nor a weight entry .*IMAGENET1K_V1"):
+        ResNet(depth=18, weights="IMAGENET")
+
+
+def test_initialising_takes_what_fits_and_names_the_rest(tmp_path):
+    source, target = small("dual"), small("fcn")
+    torch.save({f"module.{k}": v for k, v in source.state_dict().items()}, tmp_path / "w.pth")
+    lines = initialise(target, tmp_path / "w.pth")
+    assert torch.equal(target.backbone.conv1.weight, source.backbone.conv1.weight)
+    assert "unexpected: head.position.reduce.0.weight" in lines[1]
+    with pytest.raises(InputError, match="there is no such weight file"):
+        initialise(target, tmp_path / "nothing.pth")
+
+
+def test_class_table_of_camvid_is_whole():
+    rows = json.loads((ROOT / "datasets" / "tables" / "camvid.json").read_text())
+    assert [r["train_id"] for r in rows] == [*range(11), 255]

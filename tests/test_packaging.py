@@ -1,0 +1,65 @@
+"""A wheel carries loaders, configs and tools, and works far from the checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, TINY
+
+
+def python(*arguments, cwd, path=""):
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_trains_evaluates_and_draws(tmp_path):
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".venv", ".git", "runs", "build", "*.egg-info", ".*_cache")
+    shutil.copytree(ROOT, source, symlinks=True, ignore=ignored)
+    for link in ("datasets", "configs", "tools"):  # as on a system that lost the links
+        (source / "danet" / link).unlink()
+    build = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), "."]
+    python(*build, cwd=source)
+    (wheel,) = tmp_path.glob("danet-*.whl")
+    site, away = tmp_path / "site", tmp_path / "away"
+    away.mkdir()
+    python("-m", "pip", "install", "--no-deps", "--target", str(site), str(wheel), cwd=away)
+    where = python("-c", "import danet; print(danet.__file__)", cwd=away, path=str(site))
+    assert str(site) in where
+    run = ["debug=one_step", *TINY, "run.dir=r"]
+    python("-m", "danet.tools.train", *run, cwd=away, path=str(site))
+    last = "checkpoint=r/last.pt"
+    assert "miou=" in python("-m", "danet.tools.eval", last, cwd=away, path=str(site))
+    python("-m", "danet.tools.visualize", last, "count=1", cwd=away, path=str(site))
+    assert (away / "r" / "pictures_val" / "val_000000.png").exists()
+    scripts = {path.name for path in (site / "bin").iterdir()}
+    assert {"danet-train", "danet-eval", "danet-visualize"} <= scripts
+
+
+def test_requirements_stand_in_one_place():
+    text = (ROOT / "setup.py").read_text()
+    assert "requirements.txt" in text
+    assert "albumentations" not in text
+    opencv = [
+        line for line in (ROOT / "requirements.txt").read_text().splitlines() if "opencv" in line
+    ]
+    assert [line.split(">")[0] for line in opencv if not line.startswith("#")] == [
+        "opencv-python-headless"
+    ]
+
+
+def test_importing_the_package_loads_nothing_heavy(tmp_path):
+    code = "import sys, danet; print('torch' in sys.modules, 'albumentations' in sys.modules)"
+    assert python("-c", code, cwd=ROOT).split() == ["False", "False"]
