@@ -129,12 +129,13 @@ def test_shapes_that_differ_are_named():
 
 def test_counts_stay_exact_where_float32_would_not():
     # 2**24 + 1 is the first whole number that float32 does not have.
-    side = torch.zeros(4097, 4096, dtype=torch.uint8)
     confusion = ConfusionMatrix(2)
-    confusion.update(side, side)
-    confusion.update(torch.tensor([0, 1]), torch.tensor([0, 0]))
-    assert confusion.matrix.tolist() == [[4097 * 4096 + 1, 1], [0, 0]]
-    assert confusion.scores().iou[0] == (4097 * 4096 + 1) / (4097 * 4096 + 2)
+    confusion.counts[0] = 2**24
+    for _ in range(3):
+        confusion.update(torch.tensor([0, 1]), torch.tensor([0, 0], dtype=torch.uint8))
+    assert confusion.matrix.tolist() == [[2**24 + 3, 3], [0, 0]]
+    assert confusion.matrix.dtype == torch.int64
+    assert confusion.scores().iou[0] == (2**24 + 3) / (2**24 + 6)
 
 
 def test_counts_of_two_processes_add_up():

@@ -1,0 +1,450 @@
+"""Rates follow their formulas, and files of a run are whole, refused by name, or left alone."""
+
+import json
+import math
+import os
+import pickle
+import subprocess
+from functools import partial
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from danet.engine import checkpoint, run_folder
+from danet.engine.log import RunLog, class_table
+from danet.engine.optimizer import SGD, AdamW, parameter_groups
+from danet.engine.schedule import Cosine, Poly
+from danet.engine.settings import TrainSettings
+from danet.errors import InputError, StorageError
+from danet.models.heads import DualAttentionHead, FCNHead
+from danet.models.resnet import ResNet
+from danet.models.segmentor import Segmentor
+
+# Schedules
+
+
+@pytest.mark.parametrize("power", [0.0, 0.9, 2.0])
+def test_poly_equals_its_formula(power):
+    schedule = Poly(power)
+    for step in range(40):
+        assert schedule(step, 40) == pytest.approx((1 - step / 40) ** power)
+
+
+@pytest.mark.parametrize("final", [0.0, 0.1, 1.0])
+def test_cosine_equals_its_formula(final):
+    schedule = Cosine(final)
+    for step in range(40):
+        wave = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * step / 40))
+        assert schedule(step, 40) == pytest.approx(wave)
+
+
+@pytest.mark.parametrize("kind", [Poly, Cosine])
+def test_warm_up_rises_in_equal_steps_to_the_curve_and_then_is_the_curve(kind):
+    warm, curve = kind(warmup_steps=4), kind()
+    shares = [warm(step, 40) / curve(step, 40) for step in range(8)]
+    assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1])
+
+
+@pytest.mark.parametrize("kind", [Poly, Cosine])
+def test_rates_start_at_one_fall_and_stay_above_zero(kind):
+    factors = [kind()(step, 100) for step in range(100)]
+    assert factors[0] == 1
+    assert factors == sorted(factors, reverse=True)
+    assert 0 < factors[-1] < 0.02
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (partial(Poly, power=-1), "power=-1 is negative"),
+        (partial(Poly, warmup_steps=-3), "warmup_steps=-3 is negative"),
+        (partial(Cosine, final=1.5), r"final=1.5 is not in 0..1"),
+        (partial(Cosine, final=math.nan), r"final=nan is not in 0..1"),
+        (partial(Cosine, warmup_steps=-3), "warmup_steps=-3 is negative"),
+        (partial(SGD, lr=0), "lr=0 is not a finite number above 0"),
+        (partial(SGD, lr=math.nan), "lr=nan is not"),
+        (partial(AdamW, lr=math.inf), "lr=inf is not"),
+        (partial(SGD, lr=1, momentum=1.0), r"momentum=1.0 is not in \[0, 1\)"),
+        (partial(SGD, lr=1, weight_decay=-1e-4), "weight_decay=-0.0001 is not"),
+        (partial(AdamW, lr=1, head_multiplier=-1), "head_multiplier=-1 is not"),
+        (partial(AdamW, lr=1, betas=(0.9, 1.0)), r"betas=\[0.9, 1.0\] are not two numbers"),
+        (partial(AdamW, lr=1, betas=(0.9,)), r"betas=\[0.9\] are not two numbers"),
+    ],
+)
+def test_bad_settings_of_schedules_and_optimizers_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# Optimizers
+
+
+@pytest.fixture(scope="module")
+def danet():
+    head = partial(DualAttentionHead, num_classes=3, reduction=2)
+    auxiliary = partial(FCNHead, num_classes=3)
+    return Segmentor(ResNet(depth=18, width=8), head, auxiliary)
+
+
+RECIPES = [SGD(0.01), SGD(0.01, decay_norm=False), AdamW(0.01), AdamW(0.01, decay_norm=True)]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_every_parameter_is_in_one_group_with_its_own_rate_and_decay(danet, recipe):
+    where = {}
+    for group in parameter_groups(danet, recipe):
+        for parameter in group["params"]:
+            assert parameter not in where, "twice"
+            where[parameter] = group
+    assert len(where) == sum(1 for _ in danet.parameters())
+    for name, parameter in danet.named_parameters():
+        in_backbone = name.startswith("backbone.")
+        rate = 0.01 if in_backbone else 0.01 * recipe.head_multiplier
+        plain = "gamma" in name or name.endswith("bias") or parameter.ndim == 1
+        decay = 0.0 if plain and not recipe.decay_norm else recipe.weight_decay
+        group = where[parameter]
+        assert group["lr"] == group["base_lr"] == pytest.approx(rate), name
+        assert group["weight_decay"] == decay, name
+
+
+def test_the_heads_of_the_paper_learn_ten_times_as_fast(danet):
+    optimizer = SGD(0.003)(danet)
+    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {rates[p] for p in danet.backbone.parameters()} == {0.003}
+    assert {rates[p] for p in danet.head.parameters()} == {0.003 * 10}
+    assert {rates[p] for p in danet.auxiliary_head.parameters()} == {0.003 * 10}
+
+
+def test_settings_reach_the_optimizer(danet):
+    sgd = SGD(0.01, momentum=0.5, nesterov=True, weight_decay=0.2)(danet)
+    assert isinstance(sgd, torch.optim.SGD)
+    assert {(g["momentum"], g["nesterov"]) for g in sgd.param_groups} == {(0.5, True)}
+    adam = AdamW(0.01, betas=(0.8, 0.95))(danet)
+    assert isinstance(adam, torch.optim.AdamW)
+    assert {tuple(g["betas"]) for g in adam.param_groups} == {(0.8, 0.95)}
+
+
+def test_one_step_of_sgd_is_rate_times_gradient_and_decay(danet):
+    weight = nn.Parameter(torch.tensor([[2.0]]))
+    module = nn.Module()
+    module.weight = weight
+    optimizer = SGD(0.1, head_multiplier=10, weight_decay=0.5)(module)
+    weight.grad = torch.tensor([[3.0]])
+    optimizer.step()
+    assert weight.item() == pytest.approx(2 - 0.1 * 10 * (3 + 0.5 * 2))
+
+
+# Checkpoints
+
+
+STATE = {
+    "format": checkpoint.FORMAT,
+    "config": {"seed": 1, "data": {"crop": None, "size": [32, 64]}},
+    "classes": ["a", "b"],
+    "model": {"weight": torch.arange(6.0).view(2, 3)},
+    "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": []},
+    "best_miou": None,
+    "step": 7,
+}
+
+
+def same(a, b):
+    """Compares nested dictionaries with tensors in them."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path):
+    checkpoint.save(tmp_path / "last.pt", STATE)
+    assert same(checkpoint.load(str(tmp_path / "last.pt")), STATE)
+    checkpoint.save(tmp_path / "last.pt", {**STATE, "step": 8})
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 8
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")]
+)
+def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch, error):
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, STATE)
+    before = path.read_bytes()
+
+    def write_half(_, file):
+        file.write(before[:100])
+        raise error
+
+    monkeypatch.setattr(torch, "save", write_half)
+    with pytest.raises(StorageError, match=r"last.pt: the checkpoint could not be written") as told:
+        checkpoint.save(path, {**STATE, "step": 8})
+    assert str(error) in str(told.value)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_a_folder_that_is_not_there_is_a_storage_error(tmp_path):
+    with pytest.raises(StorageError, match=r"none/last.pt: the checkpoint could not be written"):
+        checkpoint.save(tmp_path / "none" / "last.pt", STATE)
+
+
+def test_a_file_in_place_of_the_folder_is_a_storage_error(tmp_path):
+    (tmp_path / "run").write_text("not a folder")
+    with pytest.raises(StorageError, match=r"run/last.pt: the checkpoint could not be written"):
+        checkpoint.save(tmp_path / "run" / "last.pt", STATE)
+
+
+class Command:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return subprocess.check_call, (["mkdir", str(self.path)],)
+
+
+def whole(tmp_path):
+    checkpoint.save(tmp_path / "whole.pt", STATE)
+    return (tmp_path / "whole.pt").read_bytes()
+
+
+DAMAGED = {
+    "zero bytes": (lambda data: b"", "not a checkpoint: 0 bytes"),
+    "cut at the start": (lambda data: data[:3], r"damaged or incomplete \(3 bytes\)"),
+    "cut in the middle": (lambda data: data[: len(data) // 2], "damaged or incomplete"),
+    "cut at the end": (lambda data: data[:-1], "damaged or incomplete"),
+    "a web page": (lambda data: b"<!DOCTYPE html>\n<title>404</title>", "begin with b'<!DOCTYPE"),
+    "text": (lambda data: b"version https://git-lfs", "not a checkpoint: 23 bytes that begin"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_file_that_is_not_whole_is_refused_by_name(tmp_path, damage):
+    change, message = DAMAGED[damage]
+    path = tmp_path / "last.pt"
+    path.write_bytes(change(whole(tmp_path)))
+    with pytest.raises(InputError, match=rf"^checkpoint={path}: .*{message}"):
+        checkpoint.load(path)
+
+
+def test_a_missing_file_is_refused_with_the_names_of_those_there(tmp_path):
+    for name in ("last.pt", "best.pt", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError) as told:
+        checkpoint.load(tmp_path / "lost.pt")
+    assert str(told.value) == (
+        f"checkpoint={tmp_path}/lost.pt: there is no such file; "
+        f"there are {tmp_path}/best.pt, {tmp_path}/last.pt"
+    )
+    with pytest.raises(InputError, match="nowhere/last.pt: there is no such file$"):
+        checkpoint.load(tmp_path / "nowhere" / "last.pt")
+    with pytest.raises(InputError, match="there is no such file"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["torch", "torch, old", "pickle"])
+def test_a_file_that_would_run_a_command_is_refused_and_runs_nothing(tmp_path, form):
+    path, made = tmp_path / "last.pt", tmp_path / "made by the file"
+    state = {**STATE, "config": Command(made)}
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(state))
+        message = "not a checkpoint"
+    else:
+        zipped = form == "torch"
+        torch.save(state, path, _use_new_zipfile_serialization=zipped)
+        message = "it holds Python objects, and those can run code" if zipped else ""
+    with pytest.raises(InputError, match=rf"^checkpoint={path}: .*{message}"):
+        checkpoint.load(path)
+    assert not made.exists()
+    pickle.loads(pickle.dumps(Command(made)))
+    assert made.is_dir(), "the file was no danger to begin with"
+
+
+@pytest.mark.parametrize("content", [{"weight": torch.ones(2)}, [1, 2], torch.ones(2)], ids=type)
+def test_plain_weights_are_refused_with_advice(tmp_path, content):
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"w.pt: not a checkpoint of this project .* init_from"):
+        checkpoint.load(tmp_path / "w.pt")
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    checkpoint.save(tmp_path / "last.pt", {**STATE, "format": checkpoint.FORMAT + 1})
+    with pytest.raises(InputError, match=rf"{tmp_path}/last.pt: format 2, this version reads 1"):
+        checkpoint.load(tmp_path / "last.pt")
+
+
+# Log
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Opens logs in one folder, and closes them."""
+    opened = []
+
+    def open_log(step=0):
+        opened.append(RunLog(tmp_path, step=step, steps=10))
+        return opened[-1]
+
+    yield open_log
+    for each in opened:
+        each.close()
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_resumed_log_goes_on_from_its_step_and_drops_what_was_later(tmp_path, log):
+    first = log()
+    for step in (2, 4, 6):
+        first.scalars(step, "train", {"loss": step / 10})
+    first.scalars(4, "val", {"miou": 0.25})
+    first.close()
+    second = log(step=4)
+    second.scalars(6, "train", {"loss": 0.9})
+    assert lines(tmp_path) == [
+        {"step": 2, "kind": "train", "loss": 0.2},
+        {"step": 4, "kind": "train", "loss": 0.4},
+        {"step": 4, "kind": "val", "miou": 0.25},
+        {"step": 6, "kind": "train", "loss": 0.9},
+    ]
+    assert sorted(os.listdir(tmp_path)) == ["metrics.jsonl", "tensorboard"]
+
+
+def test_a_log_whose_last_line_was_cut_short_can_be_resumed(tmp_path, log):
+    """A machine that stops while it writes leaves half a line."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "kind": "train", "loss": 1}\n{"step": 4, ')
+    log(step=2).scalars(4, "train", {"loss": 0.5})
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4]
+
+
+def test_numbers_that_json_does_not_know_become_null(tmp_path, log):
+    log().scalars(1, "val", {"a": math.nan, "b": math.inf, "c": 0.5})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        **{"step": 1, "kind": "val"},
+        **{"a": None, "b": None, "c": 0.5},
+    }
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path, log):
+    first = log()
+    first.scalars(3, "val", {"miou": 0.5, "iou/sky": math.nan})
+    first.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("val/miou")] == [(3, 0.5)]
+    assert events.Tags()["scalars"] == ["val/miou"]
+
+
+def test_a_log_without_a_folder_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    silent = RunLog(None, step=0, steps=10)
+    silent.advance()
+    silent.status(loss="1")
+    silent.say("hello")
+    silent.scalars(1, "train", {"loss": 1.0})
+    silent.images(1, {"a": None})
+    silent.close()
+    assert os.listdir(tmp_path) == []
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_table_shows_percentages_and_a_dash_for_what_did_not_occur():
+    table = class_table(["sky", "building"], {"IoU": (0.5, math.nan), "accuracy": (1.0, 0.12345)})
+    assert table.split("\n") == [
+        "  class          IoU  accuracy",
+        "  sky          50.00    100.00",
+        "  building         -     12.35",
+    ]
+
+
+# Folder of a run
+
+
+def prepare(wanted, fallback, *, resuming=False, **config):
+    return run_folder.prepare(wanted, fallback, config=config, resuming=resuming)
+
+
+def test_fresh_runs_get_numbered_folders(tmp_path):
+    fallback = tmp_path / "runs" / "quick"
+    made = [prepare(None, fallback, seed=seed).name for seed in range(3)]
+    assert made == ["quick", "quick-2", "quick-3"]
+    for seed, name in enumerate(made):
+        config = yaml.safe_load((tmp_path / "runs" / name / "config.yaml").read_text())
+        assert config["seed"] == seed
+
+
+def test_the_config_of_a_run_is_written_with_all_that_repeats_it(tmp_path):
+    folder = prepare(str(tmp_path / "a"), tmp_path / "b", data={"size": [1, 2]}, name="Straße")
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(text)["data"] == {"size": [1, 2]}
+    assert yaml.safe_load(text)["name"] == "Straße"
+    assert f"--config-dir {folder} --config-name config run.dir=null" in text
+
+
+def test_the_folder_of_another_run_is_refused_and_left_alone(tmp_path):
+    prepare(str(tmp_path / "a"), tmp_path / "b", seed=1)
+    before = (tmp_path / "a" / "config.yaml").read_text()
+    with pytest.raises(InputError, match=rf"run.dir={tmp_path}/a: another run is there; .*resume"):
+        prepare(str(tmp_path / "a"), tmp_path / "b", seed=2)
+    assert (tmp_path / "a" / "config.yaml").read_text() == before
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_resumed_run_goes_back_to_its_folder_and_keeps_its_config(tmp_path):
+    prepare(str(tmp_path / "a"), tmp_path / "b", seed=1)
+    before = (tmp_path / "a" / "config.yaml").read_text()
+    assert prepare(str(tmp_path / "a"), tmp_path / "b", seed=2, resuming=True) == tmp_path / "a"
+    assert (tmp_path / "a" / "config.yaml").read_text() == before
+
+
+def test_an_empty_folder_may_be_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    assert prepare(str(tmp_path / "a"), tmp_path / "b") == tmp_path / "a"
+    assert (tmp_path / "a" / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("below", ["", "/deeper"])
+def test_a_file_in_place_of_the_folder_of_a_run_is_a_storage_error(tmp_path, below):
+    (tmp_path / "a").write_text("mine")
+    with pytest.raises(StorageError, match=rf"run.dir={tmp_path}/a{below}: not a writable folder"):
+        prepare(f"{tmp_path}/a{below}", tmp_path / "b")
+    assert (tmp_path / "a").read_text() == "mine"
+
+
+# Settings
+
+
+def test_good_settings_have_no_faults():
+    assert TrainSettings(steps=1).faults() == []
+    assert TrainSettings(9, stop_at=1, clip_norm=1.0, ema_decay=0.99, device="cpu").faults() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "trainer.steps=0: expected a whole number of at least 1"),
+        ({"stop_at": 0}, "trainer.stop_at=0: expected a whole number of at least 1"),
+        ({"eval_every": -1}, "trainer.eval_every=-1: expected a whole number of at least 1"),
+        ({"log_every": 0}, "trainer.log_every=0: expected a whole number of at least 1"),
+        ({"accumulate": 0}, "trainer.accumulate=0: expected a whole number of at least 1"),
+        ({"clip_norm": 0}, "trainer.clip_norm=0: expected a number above 0, or null"),
+        ({"clip_norm": math.nan}, "trainer.clip_norm=nan: expected a number above 0, or null"),
+        ({"ema_decay": 1.0}, "trainer.ema_decay=1.0: expected 0 < decay < 1, or null"),
+        (
+            {"precision": "half"},
+            "trainer.precision=half: expected auto, float32, bfloat16, float16",
+        ),
+        ({"device": "tpu"}, "trainer.device=tpu: expected auto, cpu or cuda"),
+    ],
+)
+def test_a_wrong_setting_is_named(change, message):
+    assert TrainSettings(**{"steps": 9, **change}).faults() == [message]
+
+
+def test_all_faults_are_told_at_once():
+    assert len(TrainSettings(steps=0, log_every=0, device="x", precision="y").faults()) == 4
