@@ -61,8 +61,9 @@ def test_the_legend_shows_every_present_class_and_no_other(width):
 
 def test_a_sheet_has_truth_only_where_there_is_one(scene):
     image, mask = scene
-    with_truth = overlay.sheet(image, mask, mask, CLASSES, PALETTE)
-    without = overlay.sheet(image, mask, None, CLASSES, PALETTE)
+    prediction = np.where(mask == 255, 0, mask).astype(np.uint8)
+    with_truth = overlay.sheet(image, prediction, mask, CLASSES, PALETTE)
+    without = overlay.sheet(image, prediction, None, CLASSES, PALETTE)
     assert with_truth.shape[0] > without.shape[0]
     assert with_truth.shape[1] == without.shape[1] == 200
 

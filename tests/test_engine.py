@@ -214,7 +214,7 @@ def whole(tmp_path):
 
 DAMAGED = {
     "zero bytes": (lambda data: b"", "not a checkpoint: 0 bytes"),
-    "cut at the start": (lambda data: data[:3], r"damaged or incomplete \(3 bytes\)"),
+    "cut at the start": (lambda data: data[:3], r"(damaged .*\(|not a checkpoint: )3 bytes"),
     "cut in the middle": (lambda data: data[: len(data) // 2], "damaged or incomplete"),
     "cut at the end": (lambda data: data[:-1], "damaged or incomplete"),
     "a web page": (lambda data: b"<!DOCTYPE html>\n<title>404</title>", "begin with b'<!DOCTYPE"),
@@ -240,7 +240,7 @@ def test_a_missing_file_is_refused_with_the_names_of_those_there(tmp_path):
         f"checkpoint={tmp_path}/lost.pt: there is no such file; "
         f"there are {tmp_path}/best.pt, {tmp_path}/last.pt"
     )
-    with pytest.raises(InputError, match="nowhere/last.pt: there is no such file$"):
+    with pytest.raises(InputError, match=r"nowhere/last.pt: there is no such file$"):
         checkpoint.load(tmp_path / "nowhere" / "last.pt")
     with pytest.raises(InputError, match="there is no such file"):
         checkpoint.load(tmp_path)
@@ -325,10 +325,8 @@ def test_a_log_whose_last_line_was_cut_short_can_be_resumed(tmp_path, log):
 def test_numbers_that_json_does_not_know_become_null(tmp_path, log):
     log().scalars(1, "val", {"a": math.nan, "b": math.inf, "c": 0.5})
     text = (tmp_path / "metrics.jsonl").read_text()
-    assert json.loads(text, parse_constant=pytest.fail) == {
-        **{"step": 1, "kind": "val"},
-        **{"a": None, "b": None, "c": 0.5},
-    }
+    line = json.loads(text, parse_constant=pytest.fail)
+    assert line == {"step": 1, "kind": "val", "a": None, "b": None, "c": 0.5}
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path, log):

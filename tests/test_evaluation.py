@@ -1,5 +1,6 @@
 """Scores are what counting by hand gives; windows and scales are what a slow loop gives."""
 
+import itertools
 import math
 from functools import partial
 
@@ -215,7 +216,7 @@ def test_windows_are_full_inside_and_cover_every_pixel():
                 assert starts == sorted(set(starts))
                 assert starts[0] == 0
                 assert starts[-1] == max(size - crop, 0)
-                assert all(b - a <= stride for a, b in zip(starts, starts[1:], strict=False))
+                assert all(b - a <= stride for a, b in itertools.pairwise(starts))
                 covered = {p for start in starts for p in range(start, min(start + crop, size))}
                 assert covered == set(range(size))
 

@@ -336,7 +336,7 @@ def test_a_mask_of_another_size_is_refused(loss, logits, mask):
 def test_an_output_without_a_weight_is_named(mask):
     logits = torch.randn(2, K, 5, 7)
     output = SegmentationOutput(logits, {"position": logits})
-    with pytest.raises(ValueError, match="no entry for the output 'position' .* only channel"):
+    with pytest.raises(ValueError, match=r"no entry for the output 'position' .* only channel"):
         DeepSupervision(Dice(), weights={"channel": 1.0})(output, mask)
-    with pytest.raises(ValueError, match="no entry for the output 'position' .* only none"):
+    with pytest.raises(ValueError, match=r"no entry for the output 'position' .* only none"):
         DeepSupervision(Dice())(output, mask)

@@ -1,0 +1,737 @@
+"""Batches are a function of the seed and the step; files are read as they are, or refused."""
+
+import itertools
+import re
+
+import albumentations as A
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import write_pair
+from PIL import Image
+from torch.utils.data import Dataset
+
+from danet.data.loader import collate, collate_by_size, eval_batches, train_batches
+from danet.data.sampler import StepSampler
+from danet.data.transforms import IMAGE_FILL, Pipeline, ScaleCrop
+from danet.datasets.base import label_table, read_image, read_labels
+from danet.datasets.camvid import CamVid
+from danet.datasets.folder import Folder, voc_palette
+from danet.errors import InputError
+from danet.types import IGNORE, Sample
+
+# Order
+
+
+def stream(batches, num_samples, batch_size, **settings):
+    """Returns the first batches of a sampler, each a list of (item, seed)."""
+    sampler = StepSampler(num_samples, batch_size, **{"seed": 3, **settings})
+    return [list(batch) for batch in itertools.islice(sampler, batches)]
+
+
+def joined(batches):
+    return list(itertools.chain.from_iterable(batches))
+
+
+@pytest.mark.parametrize(("num_samples", "batch_size"), [(12, 4), (10, 4), (7, 7), (5, 1), (11, 3)])
+def test_every_sample_comes_once_an_epoch(num_samples, batch_size):
+    draws = joined(stream(3 * num_samples, num_samples, batch_size))
+    epochs = [draws[i : i + num_samples] for i in range(0, 3 * num_samples, num_samples)]
+    for epoch in epochs:
+        assert sorted(draw.item for draw in epoch) == list(range(num_samples))
+    if num_samples > 5:
+        assert len({tuple(draw.item for draw in epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize("start", [1, 2, 5, 13])
+def test_a_stream_started_late_is_the_end_of_the_whole_one(start):
+    assert stream(20 - start, 10, 4, start=start) == stream(20, 10, 4)[start:]
+
+
+@pytest.mark.parametrize(("batch_size", "world"), [(2, 2), (1, 4)])
+def test_more_processes_draw_the_same_global_batches(batch_size, world):
+    parts = [stream(9, 10, batch_size, rank=rank, world=world) for rank in range(world)]
+    assert [joined(batches) for batches in zip(*parts, strict=True)] == stream(9, 10, 4)
+
+
+def test_no_two_draws_of_a_run_share_a_seed_and_seeds_of_runs_differ():
+    seeds = [draw.seed for batch in stream(100, 10, 4) for draw in batch]
+    assert len(set(seeds)) == 400
+    assert stream(5, 10, 4) == stream(5, 10, 4)
+    assert stream(5, 10, 4) != stream(5, 10, 4, seed=4)
+
+
+def test_the_order_ignores_the_global_random_state():
+    torch.manual_seed(1)
+    first = stream(5, 10, 4)
+    torch.manual_seed(2)
+    assert stream(5, 10, 4) == first
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((3, 4, 1), r"3 samples do not fill one batch: data.batch_size=4 on 1 process\(es\)"),
+        ((7, 4, 2), r"7 samples do not fill one batch: data.batch_size=4 on 2 process\(es\); use"),
+        ((0, 1, 1), "0 samples do not fill one batch"),
+        ((5, 0, 1), "data.batch_size=0 is not a whole number of at least 1"),
+    ],
+)
+def test_a_batch_that_cannot_be_filled_is_an_error(settings, message):
+    num_samples, batch_size, world = settings
+    with pytest.raises(InputError, match=message):
+        StepSampler(num_samples, batch_size, seed=0, world=world)
+    with pytest.raises(InputError, match=message):
+        train_batches(Noise(num_samples), batch_size=batch_size, seed=0, world=world)
+
+
+# Augmentation
+
+
+def sample_of(height, width):
+    """Noise with labels 0..5."""
+    rng = np.random.default_rng(height * width)
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Sample(image, rng.integers(0, 6, (height, width), dtype=np.uint8), "noise")
+
+
+def street():
+    """Makes geometry and colour as a real run has them."""
+    return Pipeline(
+        {
+            "scale_crop": ScaleCrop((32, 40), (0.5, 2.0)),
+            "mirror": A.HorizontalFlip(p=0.5),
+            "color": A.ColorJitter(p=0.8),
+            "blur": A.GaussianBlur(blur_limit=(3, 5), p=0.3),
+        }
+    )
+
+
+class Noise(Dataset):
+    """One picture under many names, augmented: only the seed makes a difference."""
+
+    def __init__(self, length):
+        self.length, self.sample, self.transform = length, sample_of(48, 60), street()
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, draw):
+        return self.transform(self.sample, draw.seed)._replace(name=str(draw.item))
+
+
+def equal(a, b):
+    return all(
+        torch.equal(torch.as_tensor(x), torch.as_tensor(y))
+        for x, y in zip(a[:2], b[:2], strict=True)
+    )
+
+
+def test_a_seed_decides_all_whatever_came_before():
+    sample, pipeline = sample_of(48, 60), street()
+    first = [pipeline(sample, seed) for seed in range(20)]
+    np.random.seed(5)
+    torch.manual_seed(5)
+    for seed in (7, 3, 3, 19, 0):
+        assert equal(pipeline(sample, seed), first[seed])
+        assert equal(street()(sample, seed), first[seed])
+    assert len({result.image.tobytes() for result in first}) == 20
+
+
+def test_batches_are_equal_with_and_without_workers():
+    settings = {"batch_size": 4, "seed": 1}
+    alone = itertools.islice(train_batches(Noise(10), **settings), 8)
+    workers = itertools.islice(train_batches(Noise(10), **settings, num_workers=2), 8)
+    late = train_batches(Noise(10), **settings, num_workers=2, start=5)
+    alone = list(alone)
+    for one, two in zip(alone, workers, strict=True):
+        assert equal(one, two)
+        assert one.name == two.name
+    for one, two in zip(alone[5:], late, strict=False):
+        assert equal(one, two)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_no_two_draws_of_two_epochs_share_their_augmentation(num_workers):
+    batches = train_batches(Noise(10), batch_size=4, seed=1, num_workers=num_workers)
+    images = [image for batch in itertools.islice(batches, 5) for image in batch.image]
+    assert len({image.numpy().tobytes() for image in images}) == 20
+
+
+def test_loading_leaves_the_global_random_state_alone():
+    before = torch.get_rng_state()
+    next(train_batches(Noise(4), batch_size=2, seed=0))
+    list(eval_batches(Plain(4), batch_size=2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_masks_hold_labels_of_the_input_or_ignore_and_nothing_else():
+    seen = set()
+    for seed in range(30):
+        mask = street()(sample_of(30, 36), seed).mask
+        assert mask.dtype == np.uint8
+        seen.update(np.unique(mask).tolist())
+    assert seen == {*range(6), IGNORE}
+
+
+def test_padding_is_ignored_in_the_mask_and_grey_in_the_image():
+    sample = sample_of(20, 24)
+    image, mask, name = Pipeline({"crop": ScaleCrop((32, 40), (1, 1))})(sample, seed=0)
+    assert np.array_equal(image[:20, :24], sample.image)
+    assert np.array_equal(mask[:20, :24], sample.mask)
+    outside = np.ones((32, 40), bool)
+    outside[:20, :24] = False
+    assert (image[outside] == IMAGE_FILL).all()
+    assert (mask[outside] == IGNORE).all()
+    assert name == "noise"
+
+
+def smooth(height, width):
+    """A picture without edges, and a mask of small blocks."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / 9), np.cos(y / 7), np.sin((x + y) / 11)]
+    image = np.stack([127 + 100 * wave for wave in waves], axis=-1).astype(np.uint8)
+    return image, ((x // 6 + y // 5) % 7).astype(np.uint8)
+
+
+class Window:
+    """What one draw of ScaleCrop means: the scaled size and the corner, read from its matrix."""
+
+    def __init__(self, crop, seed, shape):
+        crop.set_random_seed(seed)
+        self.matrix = crop.get_params_dependent_on_data({"shape": shape}, {})["matrix"]
+        self.steps = self.matrix[1, 1], self.matrix[0, 0]
+        (down, across), (from_left, from_top) = self.steps, self.matrix[:, 2]
+        exact = [shape[0] / down, shape[1] / across]
+        exact += [(from_top + 0.5) / down - 0.5, (from_left + 0.5) / across - 0.5]
+        self.rows, self.columns, self.top, self.left = (round(v) for v in exact)
+        assert exact == pytest.approx([self.rows, self.columns, self.top, self.left], abs=1e-6)
+
+
+SHAPES = [(60, 90), (24, 90), (90, 24), (33, 40)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("seed", range(12))
+def test_scale_crop_equals_scaling_the_whole_picture_and_cutting(shape, seed):
+    image, mask = smooth(*shape)
+    crop = ScaleCrop((40, 48), (0.4, 2.5))
+    window = Window(crop, seed, image.shape)
+    whole = cv2.resize(image, (window.columns, window.rows), interpolation=cv2.INTER_LINEAR)
+    whole = whole.astype(int)[1:-1, 1:-1]  # without its edge; see the next test
+    wanted = whole[max(window.top - 1, 0) :, max(window.left - 1, 0) :]
+    y, x = int(window.top == 0), int(window.left == 0)
+    wanted = wanted[: 40 - y, : 48 - x]
+    got = crop.apply(image, window.matrix)[y : y + wanted.shape[0], x : x + wanted.shape[1]]
+    assert wanted.size > 200
+    assert abs(got - wanted).max() <= 2
+
+    def nearest(shift):
+        rows = (np.arange(window.rows) + 0.5) * window.steps[0] - 0.5 + shift
+        columns = (np.arange(window.columns) + 0.5) * window.steps[1] - 0.5 + shift
+        rows = np.rint(rows).astype(int).clip(0, shape[0] - 1)
+        columns = np.rint(columns).astype(int).clip(0, shape[1] - 1)
+        cut = mask[np.ix_(rows, columns)][window.top :, window.left :][:40, :48]
+        full = np.full((40, 48), IGNORE, np.uint8)
+        full[: cut.shape[0], : cut.shape[1]] = cut
+        return full
+
+    got = crop.apply_to_mask(mask, window.matrix)
+    below, above = nearest(-0.01), nearest(0.01)
+    sure = below == above  # elsewhere a pixel lies midway between two of the source
+    assert np.array_equal(got[sure], above[sure])
+    assert sure.mean() > 0.8
+    assert (got == IGNORE).sum() == 40 * 48 - min(window.rows, 40) * min(window.columns, 48)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_edge_of_a_picture_is_not_mixed_with_its_padding(shape):
+    """A white picture stays white where the mask has labels, and the padding stays grey."""
+    pipeline = Pipeline({"crop": ScaleCrop((128, 160), (1.2, 2.5))})
+    white = Sample(np.full((*shape, 3), 255, np.uint8), np.zeros(shape, np.uint8), "white")
+    for seed in range(8):
+        image, mask, _ = pipeline(white, seed)
+        assert (image[mask != IGNORE] == 255).all()
+        assert (image[mask == IGNORE] == IMAGE_FILL).all()
+
+
+def test_windows_and_factors_stay_in_range_and_reach_its_ends():
+    crop, factors, corners = ScaleCrop((32, 32), (0.5, 2.0)), [], []
+    for seed in range(300):
+        window = Window(crop, seed, (64, 80, 3))
+        assert 0 <= window.top <= max(window.rows - 32, 0)
+        assert 0 <= window.left <= max(window.columns - 32, 0)
+        factors.append(window.rows / 64)
+        if window.rows > 64:
+            corners.append(window.top / (window.rows - 32))
+    assert 0.5 <= min(factors) < 0.52
+    assert 1.98 < max(factors) <= 2
+    assert np.mean(factors) == pytest.approx(1.25, abs=0.1)
+    assert min(corners) < 0.03
+    assert max(corners) > 0.97
+
+
+def test_base_is_the_short_side_at_factor_one():
+    window = Window(ScaleCrop((32, 32), (1, 1), base=50), 0, (100, 160, 3))
+    assert (window.rows, window.columns) == (50, 80)
+    window = Window(ScaleCrop((32, 32), (2, 2), base=50), 0, (160, 100, 3))
+    assert (window.rows, window.columns) == (160, 100)
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_image_and_mask_go_through_the_same_geometry(seed):
+    y, x = np.mgrid[:70, :90]
+    mask = (x // 4 + 2 * (y // 4)).astype(np.uint8)  # rises by 1 and by 2 from block to block
+    image = np.repeat(2 * mask[..., None], 3, axis=-1)
+    steps = {"crop": ScaleCrop((40, 48), (0.5, 2.0)), "mirror": A.HorizontalFlip(p=0.5)}
+    result = Pipeline(steps)(Sample(image, mask, "ramp"), seed)
+    inside = result.mask != IGNORE
+    inside &= cv2.erode(inside.astype(np.uint8), np.ones((3, 3)), borderValue=0) > 0
+    difference = abs(result.image[..., 0] / 2 - result.mask)[inside]
+    assert len(np.unique(result.mask[inside])) > 10
+    assert difference.max() <= 2
+    assert np.mean(difference) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": (31, 64)}, r"size=\[31, 64\] is not \[height, width\] of at least 32"),
+        ({"size": (64,)}, r"size=\[64\] is not \[height, width\]"),
+        ({"size": (64, 64), "scale": (2, 1)}, r"scale=\[2, 1\] is not \[low, high\]"),
+        ({"size": (64, 64), "scale": (0, 1)}, r"scale=\[0, 1\] is not \[low, high\]"),
+        ({"size": (64, 64), "scale": (1,)}, r"scale=\[1\] is not \[low, high\]"),
+    ],
+)
+def test_bad_arguments_of_scale_crop_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ScaleCrop(**arguments)
+
+
+# Batches
+
+
+class Plain(Dataset):
+    """Samples as they are, of given sizes or all of one."""
+
+    def __init__(self, length, sizes=((8, 10),)):
+        self.samples = []
+        for i, (height, width) in zip(range(length), itertools.cycle(sizes), strict=False):
+            image = np.full((height, width, 3), i, np.uint8)
+            image[..., 2] = 100
+            self.samples.append(Sample(image, np.full((height, width), i, np.uint8), f"s{i}"))
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
+def test_a_batch_is_its_samples_stacked_channels_first():
+    batch = collate(Plain(3).samples)
+    assert (batch.image.shape, batch.image.dtype) == ((3, 3, 8, 10), torch.uint8)
+    assert (batch.mask.shape, batch.mask.dtype) == ((3, 8, 10), torch.uint8)
+    assert batch.image.is_contiguous()
+    assert batch.name == ("s0", "s1", "s2")
+    assert batch.image[2, :, 0, 0].tolist() == [2, 2, 100]
+    assert (batch.mask[1] == 1).all()
+
+
+def test_a_batch_may_be_made_of_views():
+    sample = Plain(1)[0]
+    turned = Sample(sample.image[:, ::-1], sample.mask[:, ::-1], "turned")
+    assert equal(collate([turned]), collate([Sample(*(a.copy() for a in turned[:2]), "copy")]))
+
+
+def test_samples_of_one_size_share_a_batch_and_others_do_not():
+    samples = Plain(5, sizes=[(8, 10), (10, 8)]).samples
+    batches = collate_by_size(samples)
+    assert [batch.name for batch in batches] == [("s0", "s2", "s4"), ("s1", "s3")]
+    assert [tuple(batch.image.shape) for batch in batches] == [(3, 3, 8, 10), (2, 3, 10, 8)]
+    for batch in batches:
+        for name, mask in zip(batch.name, batch.mask, strict=True):
+            assert (mask == int(name[1:])).all()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("length", [1, 5, 8])
+def test_every_sample_is_evaluated_once_by_one_process(length, world, num_workers):
+    names = []
+    for rank in range(world):
+        settings = {"batch_size": 2, "rank": rank, "world": world, "num_workers": num_workers}
+        groups = eval_batches(Plain(length, sizes=[(8, 10), (9, 9)]), **settings)
+        groups = list(groups)
+        assert all(sum(len(batch.name) for batch in group) <= 2 for group in groups)
+        names += [name for group in groups for batch in group for name in batch.name]
+    assert sorted(names) == [f"s{i}" for i in range(length)]
+
+
+def test_evaluation_can_be_gone_through_twice():
+    batches = eval_batches(Plain(5), batch_size=2)
+    twice = [[batch.name for group in batches for batch in group] for _ in range(2)]
+    assert twice[0] == twice[1] == [("s0", "s1"), ("s2", "s3"), ("s4",)]
+    assert len(batches) == 3
+
+
+# Files
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Makes a folder of one picture and returns (its root, a function that reads it)."""
+    image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    write_pair(tmp_path, "train", "a", image, np.zeros((6, 8), np.uint8), labels="masks")
+
+    def read(**settings):
+        settings = {"classes": ("x", "y", "z"), **settings}
+        return Folder(root=tmp_path, split="train", **settings)[0]
+
+    return tmp_path, read
+
+
+def stored(path):
+    """Returns the mode and the values of a picture as Pillow finds them."""
+    with Image.open(path) as picture:
+        return picture.mode, np.array(picture)
+
+
+def labels_path(root):
+    return root / "masks" / "train" / "a.png"
+
+
+def image_path(root):
+    return root / "images" / "train" / "a.png"
+
+
+def test_palette_labels_are_read_as_indices(folder):
+    root, read = folder
+    indices = np.arange(48, dtype=np.uint8).reshape(6, 8) % 3
+    picture = Image.frombytes("P", (8, 6), indices.tobytes())
+    picture.putpalette([200, 100, 50, 0, 255, 0, 7, 7, 7])
+    picture.save(labels_path(root))
+    assert stored(labels_path(root))[0] == "P"
+    assert np.array_equal(read().mask, indices)
+
+
+@pytest.mark.parametrize("value", [0, 2, IGNORE])
+def test_grey_labels_of_8_and_16_bits_are_read_as_indices(folder, value):
+    root, read = folder
+    for dtype in (np.uint8, np.uint16):
+        labels = np.zeros((6, 8), dtype)
+        labels[2, 3] = value
+        Image.fromarray(labels).save(labels_path(root))
+        mask = read().mask
+        assert mask.dtype == np.uint8
+        assert np.array_equal(mask, labels)
+
+
+def test_16_bit_values_beyond_a_byte_are_not_cut(folder):
+    root, read = folder
+    labels = np.full((6, 8), 1000, np.uint16)
+    labels[0, 0] = 1001  # 1000 % 256 = 232, 1001 % 256 = 233
+    Image.fromarray(labels).save(labels_path(root))
+    values = {1000: 1, 1001: 2}
+    wanted = np.ones((6, 8))
+    wanted[0, 0] = 2
+    assert np.array_equal(read(values=values).mask, wanted)
+    with pytest.raises(InputError, match="label value 1001 on 1 pixels"):
+        read()
+
+
+def test_labels_of_one_bit_are_zero_and_one(folder):
+    root, read = folder
+    labels = np.arange(48).reshape(6, 8) % 2 == 0
+    Image.fromarray(labels).save(labels_path(root))
+    assert np.array_equal(read().mask, labels)
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("RGB", 3), ("RGBA", 4), ("LA", 2)], ids=lambda v: str(v)
+)
+def test_colour_labels_are_refused(folder, mode, channels):
+    root, read = folder
+    Image.new(mode, (8, 6)).save(labels_path(root))
+    with pytest.raises(InputError, match=rf"a.png: .* one channel .* has {channels} \(mode {mode}"):
+        read()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".JPG"])
+def test_a_jpeg_is_refused_as_a_label(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    Image.new("L", (8, 6)).save(path, format="JPEG")
+    with pytest.raises(InputError, match=re.escape(f"{path}: JPEG is lossy")):
+        read_labels(path)
+
+
+def test_a_jpeg_is_refused_as_a_label_whatever_its_name_says(folder):
+    root, read = folder
+    Image.new("L", (8, 6)).save(labels_path(root), format="JPEG")
+    with pytest.raises(InputError, match=re.escape(f"{labels_path(root)}: JPEG is lossy")):
+        read()
+
+
+def test_a_label_of_another_size_is_refused_with_both_sizes(folder):
+    root, read = folder
+    Image.fromarray(np.zeros((6, 9), np.uint8)).save(labels_path(root))
+    message = f"{labels_path(root)}: the label is 9 x 6 and its image {image_path(root)} is 8 x 6"
+    with pytest.raises(InputError, match=re.escape(message)):
+        read()
+
+
+def test_a_value_that_is_no_class_is_told_with_its_place(folder):
+    root, read = folder
+    labels = np.zeros((6, 8), np.uint8)
+    labels[2, 5] = labels[4, 1:3] = 7
+    labels[5, 7] = 3
+    Image.fromarray(labels).save(labels_path(root))
+    with pytest.raises(InputError) as told:
+        read()
+    assert str(told.value) == (
+        f"{labels_path(root)}: label value 7 on 3 pixels, first at row 2, column 5; Folder has 3 "
+        "classes, with values 0..2, 255; labels start at 0"
+    )
+
+
+DAMAGED = {
+    "zero bytes": (lambda data: b"", "the file is empty"),
+    "cut in the middle": (lambda data: data[: len(data) // 2], ".+"),
+    "cut at the end": (lambda data: data[:-30], ".+"),
+    "text": (
+        lambda data: b"version https://git-lfs.github.com",
+        ".*begins with b'version https",
+    ),
+}
+
+
+FORMATS = [
+    ("image", "PNG"),
+    ("image", "JPEG"),
+    ("image", "BMP"),
+    ("label", "PNG"),
+    ("label", "BMP"),
+]
+
+
+@pytest.mark.parametrize(("kind", "suffix"), FORMATS)
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_file_is_refused_by_name(tmp_path, damage, suffix, kind):
+    change, reason = DAMAGED[damage]
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    path = tmp_path / "a.x"
+    Image.fromarray(noise).save(path, format=suffix)
+    path.write_bytes(change(path.read_bytes()))
+    read = read_image if kind == "image" else read_labels
+    with pytest.raises(InputError, match=rf"^{path}: not a readable {kind} \({reason}"):
+        read(path)
+
+
+def test_a_file_that_went_away_is_told(folder):
+    root, _ = folder
+    data = Folder(root=root, split="train", classes=("x", "y"))
+    image_path(root).unlink()
+    with pytest.raises(InputError, match=r"a.png: not a readable image \(the file does not exist"):
+        data[0]
+
+
+def test_a_photograph_that_says_it_is_turned_lies_as_its_label(tmp_path):
+    picture = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees to show it upright
+    picture.save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as written:
+        assert written.getexif()[0x0112] == 6
+    assert read_image(tmp_path / "a.jpg").shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
+    path = tmp_path / "a.tif"
+    if mode == "I;16":
+        Image.fromarray(np.full((6, 8), 65535, np.uint16)).save(path)
+    else:
+        Image.new("RGB", (8, 6), "white").convert(mode).save(path)
+    assert stored(path)[0] == mode
+    image = read_image(path)
+    assert (image.shape, image.dtype) == ((6, 8, 3), np.uint8)
+    assert (image == 255).all()
+
+
+def test_16_bit_pictures_are_scaled_and_not_clipped(tmp_path):
+    ramp = np.linspace(0, 65535, 48).reshape(6, 8).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    assert abs(read_image(tmp_path / "a.png")[..., 1] - ramp / 257).max() < 1
+
+
+def test_colours_come_as_red_green_blue(tmp_path):
+    Image.new("RGB", (8, 6), (200, 100, 50)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png")[0, 0].tolist() == [200, 100, 50]
+
+
+# CamVid
+
+
+def test_camvid_finds_every_picture_with_its_label(camvid_tree):
+    counts = {split: len(CamVid(root=camvid_tree, split=split)) for split in CamVid.splits}
+    assert counts == {"train": 4, "val": 3, "test": 2}
+    data = CamVid(root=camvid_tree, split="val")
+    assert len(data.classes) == len(data.palette) == 11
+    for i in range(3):
+        image, mask, name = data[i]
+        assert name == f"val_{i}"
+        assert np.array_equal(image, stored(camvid_tree / "images" / "val" / f"val_{i}.png")[1])
+        labels = stored(camvid_tree / "labels" / "val" / f"val_{i}.png")[1]
+        assert np.array_equal(mask, np.where(labels == 11, IGNORE, labels))
+        assert 11 in labels
+
+
+def test_camvid_counts_and_names_missing_labels(camvid_tree):
+    for i in (1, 3):
+        (camvid_tree / "labels" / "train" / f"train_{i}.png").unlink()
+    with pytest.raises(InputError) as told:
+        CamVid(root=camvid_tree, split="train")
+    assert str(told.value) == (
+        "CamVid: 2 of 4 images of split 'train' have no label file: train_1.png, train_3.png; "
+        f"the first was looked for at {camvid_tree}/labels/train/train_1.png"
+    )
+
+
+def test_camvid_shows_the_layout_where_it_finds_nothing(tmp_path):
+    with pytest.raises(InputError, match=rf"data.root={tmp_path}/no: there is no such") as told:
+        CamVid(root=tmp_path / "no", split="train")
+    assert CamVid.layout in str(told.value)
+    with pytest.raises(InputError, match=rf"no images for split 'val' under {tmp_path}") as told:
+        CamVid(root=tmp_path, split="val")
+    assert CamVid.layout in str(told.value)
+    with pytest.raises(InputError, match="CamVid: split='all' is not one of train, val, test"):
+        CamVid(root=tmp_path, split="all")
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(camvid_tree, monkeypatch):
+    monkeypatch.setenv("HOME", str(camvid_tree.parent))
+    assert len(CamVid(root="~/camvid", split="test")) == 2
+
+
+def test_the_real_camvid_has_segnets_split_and_no_label_beyond_its_classes(camvid):
+    sets = {split: CamVid(root=camvid, split=split) for split in CamVid.splits}
+    counts = {split: len(data) for split, data in sets.items()}
+    assert counts == {"train": 367, "val": 101, "test": 233}
+    names = [item.name for data in sets.values() for item in data.items]
+    assert len(set(names)) == 701
+    seen = set()
+    for data in sets.values():
+        for i in (0, len(data) // 2, len(data) - 1):
+            image, mask, _ = data[i]
+            assert image.shape == (360, 480, 3)
+            assert mask.shape == (360, 480)
+            seen.update(np.unique(mask).tolist())
+    assert seen <= {*range(11), IGNORE}
+    assert len(seen) > 9
+
+
+# Folder
+
+
+def write_pictures(root, names, split="."):
+    for name in names:
+        image, mask = np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5), np.uint8)
+        write_pair(root, split, name, image, mask, labels="masks")
+
+
+def own(root, split, **settings):
+    return Folder(root=root, split=split, **{"classes": ("background", "cat"), **settings})
+
+
+def names_of(data):
+    return {item.name for item in data.items}
+
+
+def test_a_folder_with_splits_gives_each_its_pictures(tmp_path):
+    write_pictures(tmp_path, ["a", "b", "deep/c"], "train")
+    write_pictures(tmp_path, ["d"], "val")
+    assert names_of(own(tmp_path, "train")) == {"a", "b", "deep/c"}
+    assert names_of(own(tmp_path, "val")) == {"d"}
+    assert own(tmp_path, "val")[0].mask.shape == (4, 5)
+    with pytest.raises(InputError, match="no images for split 'test'"):
+        own(tmp_path, "test")
+
+
+def test_a_folder_without_splits_is_split_into_two_disjoint_whole_parts(tmp_path):
+    names = {f"photo.{i}" for i in range(150)}
+    write_pictures(tmp_path, names)
+    train, val = names_of(own(tmp_path, "train")), names_of(own(tmp_path, "val"))
+    assert train | val == names
+    assert not train & val
+    assert 15 <= len(val) <= 45, "20 % of 150, give or take three standard deviations"
+    assert len(names_of(own(tmp_path, "val", val_share=0.5))) > 50
+    with pytest.raises(InputError, match="images has no folder for the split 'test'"):
+        own(tmp_path, "test")
+
+
+def test_a_picture_stays_in_its_split_when_others_come(tmp_path):
+    write_pictures(tmp_path, [f"photo{i}" for i in range(30)])
+    train, val = names_of(own(tmp_path, "train")), names_of(own(tmp_path, "val"))
+    write_pictures(tmp_path, [f"late{i}" for i in range(30)])
+    assert train < names_of(own(tmp_path, "train"))
+    assert val < names_of(own(tmp_path, "val"))
+    assert val == {name for name in names_of(own(tmp_path, "val")) if name.startswith("photo")}
+
+
+def test_values_of_the_masks_are_mapped_to_classes(tmp_path):
+    mask = np.array([[0, 255, 0, 255]] * 4, np.uint8)
+    write_pair(tmp_path, "train", "a", np.zeros((4, 4, 3), np.uint8), mask, labels="masks")
+    assert np.array_equal(own(tmp_path, "train", values={0: 0, 255: 1})[0].mask, mask // 255)
+    assert np.array_equal(own(tmp_path, "train", values={0: 1})[0].mask, np.where(mask, IGNORE, 1))
+    with pytest.raises(InputError, match="label value 0 on 8 pixels"):
+        own(tmp_path, "train", values={255: 1})[0]
+
+
+@pytest.mark.parametrize("values", [{0: 2}, {0: -1}, {0: 256}])
+def test_a_value_mapped_to_no_class_is_refused(tmp_path, values):
+    write_pictures(tmp_path, ["a"], "train")
+    with pytest.raises(InputError, match=rf"0 -> {values[0]}, but classes are 0..1 and 255"):
+        own(tmp_path, "train", values=values)
+
+
+@pytest.mark.parametrize("value", [-1, 65536])
+def test_a_value_no_mask_can_hold_is_refused(value):
+    with pytest.raises(InputError, match=f"{value} -> 0"):
+        label_table({value: 0}, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"classes": ("a", "b", "a")}, "data.classes: the name 'a' stands there twice"),
+        ({"classes": ("a",)}, r"data.classes: 1 names, expected 2 to 255; .* \[background, object"),
+        ({"classes": [str(i) for i in range(256)]}, "data.classes: 256 names, expected 2 to 255"),
+        ({"palette": [(0, 0, 0)]}, "data.palette: 1 colours for 2 class names"),
+        ({"palette": [(0, 0, 0), (0, 0, 256)]}, r"data.palette: \[0, 0, 256\] is not three"),
+        ({"palette": [(0, 0, 0), (0, 0)]}, r"data.palette: \[0, 0\] is not three numbers 0..255"),
+        ({"val_share": 0.0}, "val_share=0.0 is not between 0 and 1"),
+        ({"val_share": 1}, "val_share=1 is not between 0 and 1"),
+    ],
+)
+def test_bad_settings_of_a_folder_are_named(tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        own(tmp_path, "train", **settings)
+
+
+def test_pictures_of_other_kinds_are_found_and_other_files_are_not(tmp_path):
+    write_pictures(tmp_path, ["a"], "train")
+    Image.new("RGB", (5, 4)).save(tmp_path / "images" / "train" / "b.JPG", format="JPEG")
+    Image.new("L", (5, 4)).save(tmp_path / "masks" / "train" / "b.png")
+    (tmp_path / "images" / "train" / "Thumbs.db").write_bytes(b"x")
+    assert names_of(own(tmp_path, "train")) == {"a", "b"}
+
+
+def test_the_default_palette_is_that_of_pascal_voc(tmp_path):
+    known = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128)]
+    assert list(voc_palette(256)[:6]) == known
+    assert voc_palette(256)[20:22] == ((0, 64, 128), (128, 64, 128))
+    assert len(set(voc_palette(256))) == 256
+    write_pictures(tmp_path, ["a"], "train")
+    assert own(tmp_path, "train").palette == ((0, 0, 0), (128, 0, 0))
+    assert own(tmp_path, "train", palette=[[1, 2, 3], [4, 5, 6]]).palette == ((1, 2, 3), (4, 5, 6))
