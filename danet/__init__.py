@@ -1,7 +1,7 @@
 """Semantic segmentation with the Dual Attention Network (Fu et al., CVPR 2019).
 
 >>> import danet
->>> model = danet.load_model("runs/quickstart/best.pt")  # doctest: +SKIP
+>>> model = danet.load_model("runs/quickstart/<time>/best.pt")  # doctest: +SKIP
 """
 
 import os

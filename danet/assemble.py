@@ -7,9 +7,10 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from danet.config import DataOverrides, TrainConfig, check
+from danet.config import DataFolder, DataOverrides, TrainConfig, check
 from danet.datasets.base import SegmentationDataset
 from danet.engine import checkpoint
 from danet.engine.checkpoint import Checkpoint
@@ -65,7 +66,7 @@ def make_model(config: Config) -> nn.Module:
 
 
 def checked_config(
-    saved: Checkpoint, path: str | Path, data: DataOverrides | None = None
+    saved: Checkpoint, path: str | Path, data: DataFolder | None = None
 ) -> dict[str, Any]:
     """Returns the config inside a checkpoint after the same check that a new one gets.
 
@@ -81,19 +82,20 @@ def checked_config(
             config.data.root = config.data.dataset.root = str(
                 Path(data.root).expanduser().absolute()
             )
-        if data is not None and data.num_workers is not None:
+        if isinstance(data, DataOverrides) and data.num_workers is not None:
             config.data.num_workers = data.num_workers
         return check(config)
-    except (InputError, KeyError) as error:
+    except (InputError, KeyError, OmegaConfBaseException) as error:
         raise InputError(f"checkpoint={path}: its config is refused: {error}") from error
 
 
 def model_of(saved: Checkpoint, config: Config, path: str | Path) -> nn.Module:
     """Returns the network of a checkpoint in eval mode, with averaged weights where it has them."""
-    model_node = {**config["model"], "backbone": {**config["model"]["backbone"]}}
-    # Its weights are in the file; where they once started from need not exist any more.
-    model_node["backbone"]["weights"] = None
-    model: nn.Module = make(model_node, "model")
+    backbone = dict(config["model"]["backbone"])
+    if "weights" in backbone:
+        # They are in the file; where they once started from need not exist any more.
+        backbone["weights"] = None
+    model: nn.Module = make({**config["model"], "backbone": backbone}, "model")
     state = saved["model"]
     if saved.get("ema") is not None:
         prefix = "module."

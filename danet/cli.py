@@ -1,5 +1,6 @@
 """What every tool does around its work: composing the config, turning errors into exit codes."""
 
+import errno
 import os
 import re
 import sys
@@ -21,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from danet import config as schema
 from danet.config import did_you_mean, first_line
-from danet.errors import InputError, UserError
+from danet.errors import InputError, StorageError, UserError
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -43,12 +44,22 @@ _HYDRA_FLAGS = [
 ]
 
 
+_PATHS = (
+    *("data.root", "run.dir", "resume", "init_from", "model.backbone.weights"),
+    *("checkpoint", "output", "images"),
+)
+"""Settings whose value is a path."""
+
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What the system says when something cannot be written."""
+
+
 def run(work: Callable[[DictConfig], None], config_name: str) -> None:
     """Composes ``config_name`` with the command line, calls ``work``, and ends the process.
 
-    A UserError is printed as it is, on stderr, by the first process, with its exit code. Any other
-    exception is a fault of the program and keeps its traceback; so does all with
-    ``DANET_TRACEBACK=1``.
+    A UserError is printed as it is, on stderr, by one process, with its exit code; so is a disk
+    that is full or may not be written. Any other exception is a fault of the program and keeps its
+    traceback; with ``DANET_TRACEBACK=1`` all do.
     """
     # Hydra would print a short traceback and exit with 1; this lets exceptions through.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -61,19 +72,39 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
             work(config)
         except UserError as error:
             refused.append(error)
+        except OSError as error:
+            if error.errno not in _STORAGE:
+                raise
+            refused.append(StorageError(f"{error.filename or 'writing'}: {error.strerror}"))
 
     try:
         _check_flags(sys.argv[1:])
+        sys.argv[1:] = [_quote_path(argument) for argument in sys.argv[1:]]
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
         if refused:
             raise refused[0]
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("DANET_TRACEBACK") == "1":
             raise
-        if os.environ.get("RANK", "0") == "0":
+        is_told = getattr(error, "is_told", None)
+        if is_told is None:  # before the processes joined, all met the same error
+            is_told = os.environ.get("RANK", "0") != "0"
+        if not is_told:
             message = str(error) if isinstance(error, UserError) else _explain(error, config_name)
             print(f"error: {message}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code if isinstance(error, UserError) else InputError.exit_code)
+
+
+def _quote_path(argument: str) -> str:
+    """Makes a setting that is a path safe for Hydra, whose grammar knows few characters.
+
+    Spaces, brackets and letters of any alphabet are kept, and ``~`` is the home folder.
+    """
+    key, equals, value = argument.partition("=")
+    if key.lstrip("+") not in _PATHS or not value or value == "null" or value[0] in "'\"":
+        return argument
+    escaped = str(Path(value).expanduser()).replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}{equals}'{escaped}'"
 
 
 def _check_flags(arguments: list[str]) -> None:

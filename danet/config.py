@@ -62,10 +62,16 @@ class TrainConfig:
 
 
 @dataclass
-class DataOverrides:
-    """What may differ from the data settings inside a checkpoint; null leaves them."""
+class DataFolder:
+    """Where the data is now, when not where the checkpoint says; null leaves it."""
 
     root: str | None = None
+
+
+@dataclass
+class DataOverrides(DataFolder):
+    """What may differ from the data settings inside a checkpoint; null leaves them."""
+
     num_workers: int | None = None
 
 
@@ -76,7 +82,7 @@ class EvalConfig:
     checkpoint: str = MISSING
     split: str | None = None
     data: DataOverrides = field(default_factory=DataOverrides)
-    evaluation: dict[str, Any] | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 1
     device: str = "auto"
     output: str | None = None
@@ -88,7 +94,7 @@ class VisualizeConfig:
 
     checkpoint: str = MISSING
     split: str | None = None
-    data: DataOverrides = field(default_factory=DataOverrides)
+    data: DataFolder = field(default_factory=DataFolder)
     images: str | None = None
     count: int = 6
     points: list[Any] | None = None
@@ -140,6 +146,7 @@ def check(config: DictConfig, added: Iterable[str] = ()) -> dict[str, Any]:
     # Each data set has keys of its own, so there the choice says which keys exist.
     faults += [f"{key}: there is no such key" for key in added if re.fullmatch(r"data\.\w+", key)]
     faults += _data_faults(plain["data"])
+    faults += _weight_faults(plain["loss"], "loss", plain["data"].get("num_classes"))
     for group in ("data", "model", "loss", "optimizer", "schedule", "evaluation"):
         faults += _node_faults(plain[group], group)
     known = {f.name for f in fields(TrainSettings)}
@@ -147,6 +154,24 @@ def check(config: DictConfig, added: Iterable[str] = ()) -> dict[str, Any]:
     if faults:
         raise InputError("\n".join(dict.fromkeys(faults)))
     return plain
+
+
+def _weight_faults(node: Any, key: str, num_classes: Any) -> list[str]:
+    """Finds class weights that are not one per class."""
+    if isinstance(node, list):
+        nodes = [(f"{key}.{i}", item) for i, item in enumerate(node)]
+    elif isinstance(node, dict):
+        nodes = [(f"{key}.{name}", value) for name, value in node.items()]
+    else:
+        return []
+    faults = []
+    for name, value in nodes:
+        if name.endswith(".class_weights") and isinstance(value, list):
+            if len(value) != num_classes:
+                faults.append(f"{name}: {len(value)} weights for data.num_classes={num_classes}")
+        else:
+            faults += _weight_faults(value, name, num_classes)
+    return faults
 
 
 def _hint(key: str) -> str:

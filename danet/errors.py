@@ -5,6 +5,8 @@ class UserError(Exception):
     """Base of the errors below. ``str(error)`` is all that the user is shown."""
 
     exit_code = 1
+    is_told: bool | None = None
+    """Whether another process of the group has shown it; None where there is no group."""
 
 
 class InputError(UserError, ValueError):
@@ -14,7 +16,7 @@ class InputError(UserError, ValueError):
 
 
 class DivergedError(UserError, FloatingPointError):
-    """Training met a loss or a weight that is not finite."""
+    """Training met a loss that is not finite."""
 
     exit_code = 3
 

@@ -20,11 +20,13 @@ def _pixel_losses(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="none")
 
 
-def _pixel_weights(target: Tensor, class_weights: Tensor | None) -> Tensor:
+def _pixel_weights(target: Tensor, class_weights: Tensor | None, num_classes: int) -> Tensor:
     """Returns the weight of every pixel, float32 (B, H, W); 0 where the target is IGNORE."""
     valid = target != IGNORE
     if class_weights is None:
         return valid.float()
+    if class_weights.numel() != num_classes:
+        raise ValueError(f"{class_weights.numel()} class_weights for {num_classes} classes")
     return class_weights[target.masked_fill(~valid, 0)] * valid
 
 
@@ -70,7 +72,10 @@ class CrossEntropy(nn.Module):
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Maps (B, K, H, W) and (B, H, W) to a scalar."""
         target = _target(logits, mask)
-        return _mean(_pixel_losses(logits, target), _pixel_weights(target, self.class_weights))
+        return _mean(
+            _pixel_losses(logits, target),
+            _pixel_weights(target, self.class_weights, logits.shape[1]),
+        )
 
 
 class OHEM(nn.Module):
@@ -115,7 +120,7 @@ class OHEM(nn.Module):
         """Maps (B, K, H, W) and (B, H, W) to a scalar."""
         target = _target(logits, mask)
         losses = _pixel_losses(logits, target)
-        weights = _pixel_weights(target, self.class_weights)
+        weights = _pixel_weights(target, self.class_weights, logits.shape[1])
         kept = self.hard_pixels(losses.detach(), target)
         if self.normalise == "kept":
             return _mean(losses, weights * kept)

@@ -18,18 +18,21 @@ FREE = (
     "data.root",
     "data.dataset.root",
     "data.num_workers",
+    "data.batch_size",
+    "trainer.accumulate",
     "trainer.stop_at",
     "trainer.eval_every",
     "trainer.log_every",
     "trainer.device",
 )
-"""Keys that do not change what a step computes, and so may differ in a resumed run."""
+"""Keys that do not change what a step computes, and so may differ in a resumed run; the two that
+make up the global batch only together with the number of processes."""
 
 
 def settle(
-    config: dict[str, Any], overrides: Iterable[str]
-) -> tuple[dict[str, Any], Checkpoint | None]:
-    """Returns the config to train with, and the checkpoint to go on from, None for a fresh start.
+    config: dict[str, Any], overrides: Iterable[str], *, world: int
+) -> tuple[dict[str, Any], Checkpoint | None, list[str]]:
+    """Settles on the config to train with and the checkpoint to go on from.
 
     With nothing but free keys on the command line the config is the checkpoint's, with those keys
     from the command line. With other settings the whole config must be the checkpoint's.
@@ -37,27 +40,33 @@ def settle(
     Args:
         config: Checked, from the command line.
         overrides: The settings of the command line as typed.
+        world: The number of processes.
+
+    Returns:
+        The config; the checkpoint, None for a fresh start; lines to tell the user.
 
     Raises:
         InputError: No such checkpoint, or settings that differ; each is named with both values.
     """
     if config["resume"] is None:
-        return config, None
+        return config, None, []
     path = Path(config["resume"])
     if config["resume"] == "auto":
         if config["run"]["dir"] is None:
             raise InputError("resume=auto: say which run with run.dir=<folder>")
         path = Path(config["run"]["dir"]) / "last.pt"
         if not path.exists():
-            print(f"resume=auto: there is no {path} yet, starting from step 0", flush=True)
-            return config, None
-    saved = checkpoint.load(path)
+            return config, None, [f"resume=auto: there is no {path} yet, starting from step 0"]
+    saved = checkpoint.load(path, key="resume")
     stored = checked_config(saved, path)
     typed = {override.lstrip("+~").split("=")[0] for override in overrides}
     if typed <= set(FREE):
         settled = deepcopy(stored)
-        for key in typed | {"data.dataset.root"} if "data.root" in typed else typed:
+        settled["trainer"]["stop_at"] = None  # it stopped there; now it goes on
+        for key in typed:
             _put(settled, key, _get(config, key))
+        if "data.root" in typed and "root" in settled["data"]["dataset"]:
+            settled["data"]["dataset"]["root"] = config["data"]["root"]
     else:
         different = differences(stored, config)
         if different:
@@ -66,7 +75,32 @@ def settle(
     settled["resume"], settled["init_from"] = str(path), None
     if config["run"]["dir"] is None:
         settled["run"]["dir"] = str(path.parent)
-    return settled, saved
+    return settled, saved, _compare_batches(saved, stored, settled, world)
+
+
+def _compare_batches(
+    saved: Checkpoint, stored: Mapping[str, Any], config: Mapping[str, Any], world: int
+) -> list[str]:
+    """Refuses another global batch; says what another number of processes means."""
+
+    def describe(of: Mapping[str, Any], processes: int) -> tuple[int, str]:
+        size, times = of["data"]["batch_size"], of["trainer"]["accumulate"]
+        text = f"data.batch_size={size} x trainer.accumulate={times} x {processes} process(es)"
+        return size * times * processes, text
+
+    old, old_text = describe(stored, saved["processes"])
+    new, new_text = describe(config, world)
+    if old != new:
+        raise InputError(
+            f"resume: the run had {old} images a step ({old_text}), now it would have {new} "
+            f"({new_text}); choose the two settings so that the product is the same"
+        )
+    if saved["processes"] == world:
+        return []
+    return [
+        f"resume: {world} process(es) instead of {saved['processes']}: every step has the same "
+        "samples as before, but sums are added in another order, so weights are not bit-equal"
+    ]
 
 
 def differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:

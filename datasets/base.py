@@ -81,6 +81,8 @@ class FileDataset(SegmentationDataset):
     """
 
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    label_hint: ClassVar[str] = ""
+    """What to do about a label value without meaning; ends that message."""
     layout: ClassVar[str] = ""
     """A few lines that show the expected tree; printed when nothing is found."""
 
@@ -144,7 +146,7 @@ class FileDataset(SegmentationDataset):
             raise InputError(
                 f"{path}: label value {value} on {int((labels == value).sum())} pixels, first at "
                 f"row {row}, column {column}; {self} has {len(self.classes)} classes, with values "
-                f"{_ranges(known)}; labels start at 0"
+                f"{_ranges(known)}" + self.label_hint
             )
         return mapped.astype(np.uint8)
 
@@ -214,7 +216,7 @@ def read_labels(path: Path) -> np.ndarray:
     if labels.ndim != 2:
         raise InputError(
             f"{path}: a label must have one channel of class indices, this has {labels.shape[2]} "
-            f"(mode {mode}); colour labels need a colour table"
+            f"(mode {mode}); colour labels must be turned into class indices first"
         )
     if labels.dtype == np.bool_:
         labels = labels.astype(np.uint8)

@@ -25,6 +25,7 @@ class Folder(FileDataset):
         val_share: Of a folder without splits, 0..1.
     """
 
+    label_hint = "; classes count from 0; other values are mapped with data.values={0:0,255:1}"
     layout = (
         "  images/train/<name>.jpg  images/val/<name>.jpg      or   images/<name>.jpg\n"
         "  masks/train/<name>.png   masks/val/<name>.png            masks/<name>.png"
@@ -55,7 +56,7 @@ class Folder(FileDataset):
                 f"data.palette: {len(palette)} colours for {len(self.classes)} class names"
             )
         if not 0 < val_share < 1:
-            raise InputError(f"val_share={val_share} is not between 0 and 1")
+            raise InputError(f"data.val_share={val_share} is not between 0 and 1")
         self.palette = tuple(_color(c) for c in palette) if palette else voc_palette(len(classes))
         self.values = dict(values) if values else None
         self.val_share = val_share

@@ -473,10 +473,14 @@ def test_a_jpeg_is_refused_as_a_label_whatever_its_name_says(folder):
         read()
 
 
-def test_a_label_of_another_size_is_refused_with_both_sizes(folder):
+@pytest.mark.parametrize(("width", "height"), [(9, 6), (6, 8)], ids=["wider", "turned"])
+def test_a_label_of_another_size_is_refused_with_both_sizes(folder, width, height):
     root, read = folder
-    Image.fromarray(np.zeros((6, 9), np.uint8)).save(labels_path(root))
-    message = f"{labels_path(root)}: the label is 9 x 6 and its image {image_path(root)} is 8 x 6"
+    Image.fromarray(np.zeros((height, width), np.uint8)).save(labels_path(root))
+    message = (
+        f"{labels_path(root)}: the label is {width} x {height} and its image {image_path(root)} is "
+        "8 x 6 (width x height); they must be equal"
+    )
     with pytest.raises(InputError, match=re.escape(message)):
         read()
 
@@ -506,13 +510,7 @@ DAMAGED = {
 }
 
 
-FORMATS = [
-    ("image", "PNG"),
-    ("image", "JPEG"),
-    ("image", "BMP"),
-    ("label", "PNG"),
-    ("label", "BMP"),
-]
+FORMATS = [("image", "PNG"), ("image", "JPEG"), ("image", "BMP"), ("label", "PNG")]
 
 
 @pytest.mark.parametrize(("kind", "suffix"), FORMATS)

@@ -80,7 +80,7 @@ def test_a_run_cut_short_ends_like_a_whole_one(tmp_path, extra):
     tool("train", *settings, "run.dir=whole", cwd=tmp_path)
     tool("train", *settings, "run.dir=cut", "trainer.stop_at=5", cwd=tmp_path)
     assert checkpoint.load(tmp_path / "cut/last.pt")["step"] == 5
-    tool("train", "resume=cut/last.pt", "trainer.stop_at=null", cwd=tmp_path)
+    tool("train", "resume=cut/last.pt", cwd=tmp_path)
     assert fingerprint(tmp_path / "cut/last.pt") == fingerprint(tmp_path / "whole/last.pt")
     assert losses(tmp_path / "cut")[8] == losses(tmp_path / "whole")[8]
 
@@ -162,7 +162,7 @@ def test_visualize_draws_predictions_and_attention(run, tmp_path):
     # One's own picture, with a name in another alphabet, and points by hand.
     own = tmp_path / "图 片.png"
     Image.fromarray(np.full((70, 90, 3), 128, np.uint8)).save(own)
-    settings = [f"'images={own}'", "points=[[3,60],[80,5]]", "output=q", "device=cpu"]
+    settings = [f"images={own}", "points=[[3,60],[80,5]]", "output=q", "device=cpu"]
     tool("visualize", checkpoint_, *settings, cwd=tmp_path)
     assert sorted(p.name for p in (tmp_path / "q").iterdir()) == [
         "图 片.png",
@@ -243,15 +243,25 @@ def test_two_processes_resume_exactly(tmp_path):
     settings = [*TINY, "trainer.steps=6"]
     distributed("train", *settings, "run.dir=whole", cwd=tmp_path)
     distributed("train", *settings, "run.dir=cut", "trainer.stop_at=3", cwd=tmp_path)
-    distributed("train", "resume=cut/last.pt", "trainer.stop_at=null", cwd=tmp_path)
+    distributed("train", "resume=cut/last.pt", cwd=tmp_path)
     assert fingerprint(tmp_path / "cut/last.pt") == fingerprint(tmp_path / "whole/last.pt")
+
+    refused = tool("train", "resume=cut/last.pt", cwd=tmp_path, code=2)
+    assert "the run had 4 images a step" in refused.stderr
 
 
 @pytest.mark.slow
-def test_an_error_under_torchrun_is_told_once(tmp_path):
+@pytest.mark.parametrize("bad", [0, 1])
+def test_an_error_under_torchrun_is_told_once_whoever_meets_it(camvid_tree, tmp_path, bad):
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     done = tool("train", "trainer.steps=0", cwd=tmp_path, launcher=launcher, code=1)
     assert done.stderr.count("error: trainer.steps=0") == 1
+    # Of three validation images one process has the first and the third, the other the second.
+    (camvid_tree / "images" / "val" / f"val_{bad}.png").write_bytes(b"not a picture")
+    data = ["data=camvid", f"data.root={camvid_tree}", "data.crop=[32,32]", "data.batch_size=1"]
+    settings = [*data, "data.num_workers=1", "model.backbone.width=8", "debug=one_step"]
+    done = tool("train", *settings, cwd=tmp_path, launcher=launcher, code=1)
+    assert done.stderr.count(f"val_{bad}.png: not a readable image") == 1
 
 
 @pytest.mark.slow

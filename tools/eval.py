@@ -1,5 +1,7 @@
 """Scores a checkpoint: ``python tools/eval.py checkpoint=PATH [SETTING=VALUE ...]``."""
 
+import csv
+import io
 import json
 import sys
 from pathlib import Path
@@ -95,12 +97,14 @@ def write(
     }
     named = {k: v for k, v in scores._asdict().items() if k not in ("iou", "accuracy")}
     metrics = {**named, "per_class": per_class, **facts}
-    lines = [",".join(("truth", *classes))]
-    lines += [",".join((n, *map(str, row))) for n, row in zip(classes, matrix, strict=True)]
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(("truth", *classes))
+    rows.writerows((name, *row) for name, row in zip(classes, matrix.tolist(), strict=True))
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        (output / "confusion.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (output / "confusion.csv").write_text(table.getvalue(), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"output={output}: cannot be written ({error.strerror})") from error
 

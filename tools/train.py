@@ -1,5 +1,6 @@
 """Trains a network: ``python tools/train.py [SETTING=VALUE ...]``; --help shows the settings."""
 
+import os
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -29,15 +30,17 @@ def work(config: DictConfig) -> None:
     from danet import resume
     from danet.engine import distributed
 
-    settled, saved = resume.settle(checked, cli.overrides())
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    settled, saved, notes = resume.settle(checked, cli.overrides(), world=world)
+    for note in notes:
+        cli.say(note)
+    settled["run"]["name"] = settled["run"]["name"] or cli.choice()
     device = distributed.choose_device(settled["trainer"]["device"])
     with distributed.group(device):
-        train(settled, saved, device, name=settled["run"]["name"] or cli.choice())
+        train(settled, saved, device)
 
 
-def train(
-    config: dict[str, Any], saved: "Checkpoint | None", device: "torch.device", *, name: str
-) -> None:
+def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.device") -> None:
     """Makes the parts of a run and hands them to the trainer."""
     import torch
 
@@ -79,7 +82,7 @@ def train(
         infer, num_classes = parts["evaluation"], data["num_classes"]
         return evaluate(network, held_out, infer, num_classes=num_classes, device=device)
 
-    fallback = Path("runs", name, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    fallback = Path("runs", config["run"]["name"], datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     folder = run_folder.prepare(
         config["run"]["dir"], fallback, config=config, resuming=config["resume"] is not None
     )

@@ -80,7 +80,9 @@ def own_pictures(path: Path) -> Iterator[Picture]:
     files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise InputError(f"images={path}: no pictures there ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return ((file.stem, read_image(file), None) for file in files)
+    stems = [file.stem for file in files]
+    names = [file.stem if stems.count(file.stem) == 1 else file.name for file in files]
+    return ((name, read_image(file), None) for name, file in zip(names, files, strict=True))
 
 
 def read_points(values: list[object] | None) -> list[Point]:

@@ -12,11 +12,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from danet.data.sampler import StepSampler
+from danet.errors import InputError
 from danet.types import Batch, Sample
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stacks samples of one size; images become (B, 3, H, W), all stays uint8."""
+    """Stacks samples of one size; images become (B, 3, H, W), all stays uint8.
+
+    Raises:
+        InputError: The sizes differ.
+    """
+    sizes = {sample.image.shape[:2] for sample in samples}
+    if len(sizes) > 1:
+        shown = ", ".join(f"{width} x {height}" for height, width in sorted(sizes)[:3])
+        raise InputError(
+            f"the images of a batch have several sizes ({shown}): set data.crop and a transform "
+            "that crops, such as data/transforms=street, or data.batch_size=1"
+        )
     return Batch(
         image=torch.stack([_channels_first(sample.image) for sample in samples]),
         mask=torch.stack([torch.from_numpy(np.ascontiguousarray(s.mask)) for s in samples]),
@@ -69,8 +81,7 @@ def train_batches(
         rank=rank,
         world=world,
     )
-    loader = _loader(dataset, sampler, collate, num_workers, pin_memory)
-    return iter(loader)
+    return iter(_plain(_loader(dataset, sampler, collate, num_workers, pin_memory)))
 
 
 class _EveryNth(Sampler[list[int]]):
@@ -99,7 +110,16 @@ def eval_batches(
 ) -> Iterable[list[Batch]]:
     """Returns an iterable of batches, in lists of one per image size; no padding, no repeats."""
     sampler = _EveryNth(len(dataset), batch_size, rank, world)  # type: ignore[arg-type]
-    return _loader(dataset, sampler, collate_by_size, num_workers, pin_memory)
+    return _plain(_loader(dataset, sampler, collate_by_size, num_workers, pin_memory))
+
+
+def _plain(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yields from a loader; an error of a worker is told without its traceback."""
+    try:
+        yield from loader
+    except InputError as error:
+        # torch puts the traceback of the worker in front of the message.
+        raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
 
 
 def _loader(

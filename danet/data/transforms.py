@@ -1,6 +1,5 @@
 """Augmentation: albumentations behind Sample -> Sample, and our own scale-and-crop."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,6 @@ class Pipeline:
     """
 
     def __init__(self, steps: Mapping[str, A.BasicTransform]) -> None:
-        # A wrong argument name would only warn there, and labels would be padded with class 0.
         self.compose = A.Compose(list(steps.values()))
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
@@ -110,8 +108,3 @@ def _window(step_y: float, step_x: float, top: int, left: int) -> np.ndarray:
             [0.0, step_y, (top + 0.5) * step_y - 0.5],
         ]
     )
-
-
-def make_strict() -> None:
-    """Turns albumentations' warnings about unknown arguments into errors."""
-    warnings.filterwarnings("error", message=r"Argument\(s\)", category=UserWarning)

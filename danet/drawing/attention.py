@@ -158,7 +158,7 @@ def figure(
     """Draws the paper's figure 6 for one image.
 
     Image with marked points, what each point attends to (grey levels), the two channels that tell
-    the classes of the first two points best (jet), prediction, truth.
+    the first two classes under the points best (jet), prediction, truth.
 
     Args:
         model: In eval mode.

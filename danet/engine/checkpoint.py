@@ -9,6 +9,7 @@ be read without running anything that lies in it::
     classes     names            palette   RGB colours
     model       state dict       ema       state dict of averaged weights, or None
     optimizer   state dict       scaler    state dict of the loss scaler
+    processes   how many trained
     step        updates done     best_miou so far, or None
     scores      of the last evaluation, or None
 """
@@ -54,29 +55,33 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def load(path: str | Path) -> Checkpoint:
+def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
     """Reads a checkpoint to the CPU without running code from it.
 
+    Args:
+        path: Of the file.
+        key: The setting that named it, for messages.
+
     Raises:
-        InputError: The file is missing, damaged, foreign, or of a newer format.
+        InputError: The file is missing, damaged, foreign, or of another format.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         found = sorted(str(p) for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
         there = f"; there are {', '.join(found)}" if found else ""
-        raise InputError(f"checkpoint={path}: there is no such file{there}")
+        raise InputError(f"{key}={path}: there is no such file{there}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file that is not its own
-        raise InputError(f"checkpoint={path}: {_what_is_wrong(path, error)}") from error
+        raise InputError(f"{key}={path}: {_what_is_wrong(path, error)}") from error
     if not isinstance(checkpoint, dict) or "format" not in checkpoint:
         raise InputError(
-            f"checkpoint={path}: not a checkpoint of this project (no 'format' in it); plain "
+            f"{key}={path}: not a checkpoint of this project (no 'format' in it); plain "
             "weights go to init_from"
         )
     if checkpoint["format"] != FORMAT:
         raise InputError(
-            f"checkpoint={path}: format {checkpoint['format']}, this version reads {FORMAT}"
+            f"{key}={path}: format {checkpoint['format']}, this version reads {FORMAT}"
         )
     return checkpoint
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from danet.errors import InputError
+from danet.errors import InputError, UserError
 
 T = TypeVar("T")
 
@@ -50,6 +50,11 @@ def group(device: torch.device) -> Iterator[None]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield
+    except UserError as error:
+        # A bad file may be in the share of any process: whoever comes first tells it.
+        store = dist.distributed_c10d._get_default_store()
+        error.is_told = store.add("user_error", 1) > 1
+        raise
     finally:
         dist.destroy_process_group()
 

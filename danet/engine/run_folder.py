@@ -11,7 +11,7 @@ from danet.errors import InputError, StorageError, UserError
 
 _HEADER = """\
 # The whole config of this run. To repeat it in a new folder:
-#   python tools/train.py --config-dir {folder} --config-name config run.dir=null
+#   python tools/train.py --config-dir {folder} --config-name config run.dir=null resume=null
 defaults:
   - train_schema
   - _self_

@@ -1,4 +1,4 @@
-"""The settings of the trainer; free of torch, so that a wrong one is told at once."""
+"""The settings of the trainer; free of torch, which the command line need not wait for."""
 
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ class TrainSettings:
         accumulate: Batches per update; the effective batch is
             ``data.batch_size * accumulate * processes``.
         clip_norm: Upper bound of the gradient's norm; null for none.
-        precision: Of forward and loss: float32, bfloat16, float16 (CUDA only), or auto: bfloat16
-            where the hardware computes in it, else float32. Weights are float32 always.
+        precision: Of the network: float32, bfloat16, float16 (CUDA only), or auto: bfloat16 where
+            the hardware computes in it, else float32. Weights and losses are float32 always.
         channels_last: Memory order of images and convolutions; faster in most cases.
         ema_decay: Evaluate and keep a moving average of the weights; null for none.
         sync_batchnorm: Batch statistics over all processes, on CUDA with more than one.

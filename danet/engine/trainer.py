@@ -20,20 +20,21 @@ from danet.engine.log import RunLog, class_table
 from danet.engine.optimizer import Recipe
 from danet.engine.schedule import Schedule
 from danet.engine.settings import TrainSettings
-from danet.errors import DivergedError
+from danet.errors import DivergedError, InputError
 from danet.evaluation.confusion import ConfusionMatrix
 from danet.seeds import mix
-from danet.types import Batch, SegmentationOutput
+from danet.types import Batch
 
-Criterion = Callable[[SegmentationOutput, Tensor], dict[str, Tensor]]
 Evaluate = Callable[[nn.Module], ConfusionMatrix]
 """Counts this process's share of the validation set."""
-Draw = Callable[[nn.Module], Mapping[str, np.ndarray]]
+DrawPictures = Callable[[nn.Module], Mapping[str, np.ndarray]]
 """Draws pictures of what the network says, uint8 (H, W, 3), by name."""
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
     """Returns the dtype of autocast; ``auto`` asks the hardware whether bfloat16 is native."""
+    if wanted == "float16" and device.type != "cuda":
+        raise InputError(f"trainer.precision=float16 needs CUDA; {device} has bfloat16 or float32")
     if wanted != "auto":
         return getattr(torch, wanted)
     if device.type == "cuda":
@@ -72,7 +73,7 @@ class Trainer:
         seed: int,
         device: torch.device,
         evaluate: Evaluate,
-        draw: Draw,
+        draw: DrawPictures,
         folder: Path,
         header: Mapping[str, Any],
         resume: Checkpoint | None = None,
@@ -134,15 +135,17 @@ class Trainer:
             self.step += 1
             self.log.advance()
 
-            if self.step % settings.log_every == 0 or self.step == last:
-                means = distributed.mean(terms)  # the only wait for the device between evaluations
+            evaluating = self.step % settings.eval_every == 0 or self.step == last
+            if self.step % settings.log_every == 0 or evaluating:
+                # Between evaluations the only wait for the device (and float16's for its scaler).
+                means = distributed.mean(terms)
                 if not all(map(math.isfinite, means.values())):
                     raise DivergedError(f"step {self.step}: the loss is not finite: {means}")
                 now = time.perf_counter()
                 self._log_train(means, waiting=waited / (now - since))
                 waited, since = 0.0, now
 
-            if self.step % settings.eval_every == 0 or self.step == last:
+            if evaluating:
                 is_best = self._evaluate()
                 self.save("last.pt", *["best.pt"] * is_best)
                 self.parallel.train()
@@ -231,6 +234,7 @@ class Trainer:
                 "ema": self.ema.state_dict() if self.ema is not None else None,
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
+                "processes": distributed.world_size(),
                 "step": self.step,
                 "best_miou": self.best_miou,
                 "scores": self.scores,

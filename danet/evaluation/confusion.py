@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from danet.errors import InputError
 from danet.types import IGNORE
 
 
@@ -60,17 +61,17 @@ class ConfusionMatrix:
         """Computes the scores in float64.
 
         Raises:
-            ValueError: Nothing was counted, or values occurred that are no class.
+            InputError: Nothing was counted, or values occurred that are no class.
         """
         *_, ignored, invalid = self._counts.tolist()
         if invalid:
-            raise ValueError(
+            raise InputError(
                 f"{invalid} pixels are neither one of {self.num_classes} classes nor 255"
             )
         matrix = self.matrix.double().cpu()
         total = matrix.sum()
         if total == 0:
-            raise ValueError(f"no labelled pixel was counted ({ignored} ignored)")
+            raise InputError(f"no labelled pixel was counted ({ignored} ignored)")
         hit, truth, guess = matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)
         iou = hit / (truth + guess - hit)  # NaN: neither in truth nor in prediction
         accuracy = hit / truth  # NaN: not in truth

@@ -22,7 +22,7 @@ def evaluate(
     """Counts what a network predicts for all batches, in float32 and at the labels' own size.
 
     The network is put into eval mode and left there. Mixed precision is not used, so that a number
-    is the same during training and afterwards.
+    of the same device is the same during training and afterwards.
     """
     model.eval()
     confusion = ConfusionMatrix(num_classes, device)

@@ -24,7 +24,7 @@ def _conv_norm_relu(in_channels: int, channels: int, kernel_size: int) -> nn.Seq
 
 
 def _key_reduction(channels: int) -> int:
-    """Returns the largest divisor of ``channels`` up to 8 that leaves keys of 24 channels."""
+    """Returns the largest divisor of ``channels`` up to 8 that leaves 24 channels or more."""
     return max(r for r in range(1, 9) if r == 1 or (channels % r == 0 and channels // r >= 24))
 
 
@@ -33,7 +33,7 @@ def _classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequentia
 
 
 class AttentionBranch(nn.Module):
-    """One half of the head: reduce by a 3x3 convolution, attend, refine by a 3x3 convolution.
+    """One half of the head: ``reduce`` by a 3x3 convolution, then attend, then refine by another.
 
     Args:
         in_channels: Of the input; 0 when the input is already reduced (a shared one).
@@ -48,8 +48,8 @@ class AttentionBranch(nn.Module):
         self.refine = _conv_norm_relu(channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, in_channels, H, W) to (B, channels, H, W)."""
-        return self.refine(self.attention(self.reduce(x)))
+        """Maps what ``reduce`` gave, (B, channels, H, W), to the same shape."""
+        return self.refine(self.attention(x))
 
 
 class DualAttentionHead(nn.Module):
@@ -102,8 +102,8 @@ class DualAttentionHead(nn.Module):
         """Maps (B, in_channels, H, W) to "main" and, in training, "position" and "channel"."""
         x = self.shared(x)
         position_input, channel_input = self.position.reduce(x), self.channel.reduce(x)
-        position = self.position.refine(self.position.attention(position_input))
-        channel = self.channel.refine(self.channel.attention(channel_input))
+        position = self.position(position_input)
+        channel = self.channel(channel_input)
         if self.join is None:
             fused = position + channel
         else:
@@ -148,14 +148,17 @@ class SingleAttentionHead(nn.Module):
             module = PositionAttention(channels, reduction or _key_reduction(channels))
         else:
             module = ChannelAttention(energy)
-        # The name of the branch is the one it has in the dual head, so drawings find it.
-        self.add_module(attention, AttentionBranch(in_channels, channels, module))
-        self.branch = attention
+        branch = AttentionBranch(in_channels, channels, module)
+        # Named as in the dual head, so that drawings and weights find it.
+        self.position = branch if attention == "position" else None
+        self.channel = branch if attention == "channel" else None
         self.classify = _classifier(channels, num_classes, dropout)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
-        return {"main": self.classify(self.get_submodule(self.branch)(x))}
+        branch = self.position or self.channel
+        assert branch is not None
+        return {"main": self.classify(branch(branch.reduce(x)))}
 
 
 class FCNHead(nn.Module):
