@@ -108,6 +108,7 @@ def test_the_ablation_of_the_paper_is_one_override_each():
         (["data=camvid"], "data.root: no value is given"),
         (["data=folder"], "data.classes: no value is given"),
         (["model.head.num_classes=${data.nclass}"], "Interpolation key 'data.nclass' not found"),
+        (["loss.main.class_weights=[1,2]"], "2 weights for data.num_classes=16"),
         (["trainer.precision=half"], "expected auto, float32, bfloat16, float16"),
         (
             ["model.backbone.multi_grid=[a]"],
@@ -140,7 +141,11 @@ def test_all_faults_come_at_once():
         (["loss=ohem", "loss.main.min_kept=-1"], "loss", "min_kept=-1"),
         (["evaluation=multi_scale", "evaluation.scales=[]"], "evaluation", r"scales=\[\] is not"),
         (["evaluation=sliding", "evaluation.stride=[900,9]"], "evaluation", "is larger than crop"),
-        (["loss.main.class_weights=[1,-1]"], "loss", r"class_weights\[1\]=-1"),
+        (
+            ["data.num_classes=2", "loss.main.class_weights=[1,-1]"],
+            "loss",
+            r"class_weights\[1\]=-1",
+        ),
         (["model.backbone.depth=19"], "model", "depth=19 is not one of 18, 34, 50, 101"),
         (["model.head.reduction=7"], "model", "channels=48 is not divisible by reduction=7"),
     ],

@@ -127,11 +127,12 @@ def test_settings_reach_the_optimizer(danet):
     assert {tuple(g["betas"]) for g in adam.param_groups} == {(0.8, 0.95)}
 
 
-def test_one_step_of_sgd_is_rate_times_gradient_and_decay(danet):
+@pytest.mark.parametrize("decay_norm", [False, True])
+def test_one_step_of_sgd_is_rate_times_gradient_and_decay_of_a_matrix(decay_norm):
     weight = nn.Parameter(torch.tensor([[2.0]]))
     module = nn.Module()
     module.weight = weight
-    optimizer = SGD(0.1, head_multiplier=10, weight_decay=0.5)(module)
+    optimizer = SGD(0.1, head_multiplier=10, weight_decay=0.5, decay_norm=decay_norm)(module)
     weight.grad = torch.tensor([[3.0]])
     optimizer.step()
     assert weight.item() == pytest.approx(2 - 0.1 * 10 * (3 + 0.5 * 2))

@@ -333,6 +333,12 @@ def test_a_mask_of_another_size_is_refused(loss, logits, mask):
         loss(logits, mask[:, :, 1:])
 
 
+@pytest.mark.parametrize("kind", [CrossEntropy, OHEM])
+def test_class_weights_of_another_number_of_classes_are_refused(kind, logits, mask):
+    with pytest.raises(ValueError, match="5 class_weights for 4 classes"):
+        kind(class_weights=[1.0] * 5)(logits, mask)
+
+
 def test_an_output_without_a_weight_is_named(mask):
     logits = torch.randn(2, K, 5, 7)
     output = SegmentationOutput(logits, {"position": logits})

@@ -122,7 +122,17 @@ class Trainer:
         )
 
     def fit(self, batches: Iterator[Batch]) -> None:
-        """Trains from ``step`` to ``settings.steps`` on batches that do not run out."""
+        """Trains from ``step`` to ``settings.steps`` on batches that do not run out.
+
+        Raises:
+            DivergedError: The loss is not finite; the last checkpoint is left as it is.
+        """
+        try:
+            self._fit(batches)
+        finally:
+            self.log.close()
+
+    def _fit(self, batches: Iterator[Batch]) -> None:
         settings = self.settings
         last = min(settings.stop_at or settings.steps, settings.steps)
         self.parallel.train()
@@ -150,7 +160,6 @@ class Trainer:
                 self.save("last.pt", *["best.pt"] * is_best)
                 self.parallel.train()
                 waited, since = 0.0, time.perf_counter()
-        self.log.close()
 
     def train_step(self, group: list[Batch]) -> dict[str, Tensor]:
         """Updates the weights once; returns the loss terms, averaged over the group."""
