@@ -147,8 +147,8 @@ class Dice(nn.Module):
 
     def __init__(self, smooth: float = 1.0) -> None:
         super().__init__()
-        if smooth < 0:
-            raise ValueError(f"smooth={smooth} is negative")
+        if not 0 <= smooth < math.inf:
+            raise ValueError(f"smooth={smooth} is not a finite number of at least 0")
         self.smooth = smooth
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ class Dice(nn.Module):
         probabilities, truth = _probabilities_and_truth(logits, _target(logits, mask))
         overlap = (probabilities * truth).sum(dim=1)  # (K,)
         total = probabilities.sum(dim=1) + truth.sum(dim=1)  # (K,)
-        dice = (2 * overlap + self.smooth) / (total + self.smooth)
+        dice = (2 * overlap + self.smooth) / (total + self.smooth).clamp(min=1e-12)
         present = truth.sum(dim=1) > 0
         return ((1 - dice) * present).sum() / present.sum().clamp(min=1)
 

@@ -182,6 +182,8 @@ def label_table(label_map: Mapping[int, int], num_classes: int) -> np.ndarray:
                 f"label map: {value} -> {index}, but classes are 0..{num_classes - 1} and "
                 f"{IGNORE} is ignore"
             )
+        if not 0 <= value < len(table):
+            raise InputError(f"label map: {value} -> {index}, but values on disk are 0..65535")
         table[value] = index
     return table
 
@@ -205,14 +207,14 @@ def read_image(path: Path) -> np.ndarray:
 
 def read_labels(path: Path) -> np.ndarray:
     """Reads a label picture as (H, W) indices, uint8 or uint16; a palette is not looked up."""
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        raise InputError(f"{path}: JPEG is lossy and would change class values; use PNG")
     try:
         with Image.open(path) as picture:
-            mode = picture.mode
+            mode, kind = picture.mode, picture.format
             labels = np.array(picture)  # (H, W), bool for one bit a pixel
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable label ({_reason(error, path)})") from error
+    if kind == "JPEG":
+        raise InputError(f"{path}: JPEG is lossy and would change class values; use PNG")
     if labels.ndim != 2:
         raise InputError(
             f"{path}: a label must have one channel of class indices, this has {labels.shape[2]} "

@@ -200,7 +200,8 @@ class Window:
 
     def __init__(self, crop, seed, shape):
         crop.set_random_seed(seed)
-        self.matrix = crop.get_params_dependent_on_data({"shape": shape}, {})["matrix"]
+        self.drawn = crop.get_params_dependent_on_data({"shape": shape}, {})
+        self.matrix = self.drawn["matrix"]
         self.steps = self.matrix[1, 1], self.matrix[0, 0]
         (down, across), (from_left, from_top) = self.steps, self.matrix[:, 2]
         exact = [shape[0] / down, shape[1] / across]
@@ -223,7 +224,7 @@ def test_scale_crop_equals_scaling_the_whole_picture_and_cutting(shape, seed):
     wanted = whole[max(window.top - 1, 0) :, max(window.left - 1, 0) :]
     y, x = int(window.top == 0), int(window.left == 0)
     wanted = wanted[: 40 - y, : 48 - x]
-    got = crop.apply(image, window.matrix)[y : y + wanted.shape[0], x : x + wanted.shape[1]]
+    got = crop.apply(image, **window.drawn)[y : y + wanted.shape[0], x : x + wanted.shape[1]]
     assert wanted.size > 200
     assert abs(got - wanted).max() <= 2
 
@@ -237,7 +238,7 @@ def test_scale_crop_equals_scaling_the_whole_picture_and_cutting(shape, seed):
         full[: cut.shape[0], : cut.shape[1]] = cut
         return full
 
-    got = crop.apply_to_mask(mask, window.matrix)
+    got = crop.apply_to_mask(mask, **window.drawn)
     below, above = nearest(-0.01), nearest(0.01)
     sure = below == above  # elsewhere a pixel lies midway between two of the source
     assert np.array_equal(got[sure], above[sure])

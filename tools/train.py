@@ -82,6 +82,8 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
         infer, num_classes = parts["evaluation"], data["num_classes"]
         return evaluate(network, held_out, infer, num_classes=num_classes, device=device)
 
+    if world > 1 and device.type == "cpu" and settings.sync_batchnorm:
+        cli.say("trainer.sync_batchnorm: there is none on the CPU, so each process has its own")
     fallback = Path("runs", config["run"]["name"], datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     folder = run_folder.prepare(
         config["run"]["dir"], fallback, config=config, resuming=config["resume"] is not None

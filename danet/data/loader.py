@@ -81,7 +81,7 @@ def train_batches(
         rank=rank,
         world=world,
     )
-    return iter(_plain(_loader(dataset, sampler, collate, num_workers, pin_memory)))
+    return iter(_Plain(_loader(dataset, sampler, collate, num_workers, pin_memory)))
 
 
 class _EveryNth(Sampler[list[int]]):
@@ -110,16 +110,24 @@ def eval_batches(
 ) -> Iterable[list[Batch]]:
     """Returns an iterable of batches, in lists of one per image size; no padding, no repeats."""
     sampler = _EveryNth(len(dataset), batch_size, rank, world)  # type: ignore[arg-type]
-    return _plain(_loader(dataset, sampler, collate_by_size, num_workers, pin_memory))
+    return _Plain(_loader(dataset, sampler, collate_by_size, num_workers, pin_memory))
 
 
-def _plain(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Yields from a loader; an error of a worker is told without its traceback."""
-    try:
-        yield from loader
-    except InputError as error:
-        # torch puts the traceback of the worker in front of the message.
-        raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
+class _Plain:
+    """A loader whose errors of workers are told without their traceback."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self.loader
+        except InputError as error:
+            # torch puts the traceback of the worker in front of the message.
+            raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
 
 
 def _loader(

@@ -77,27 +77,43 @@ class ScaleCrop(A.DualTransform):
         rows, columns = max(1, round(height * factor)), max(1, round(width * factor))
         top = self.py_random.randint(0, max(0, rows - self.size[0]))
         left = self.py_random.randint(0, max(0, columns - self.size[1]))
-        return {"matrix": _window(height / rows, width / columns, top, left)}
+        return {
+            "matrix": _window(height / rows, width / columns, top, left),
+            "covered": (rows - top, columns - left),
+        }
 
-    def apply(self, img: np.ndarray, matrix: np.ndarray, **_: Any) -> np.ndarray:
+    def apply(
+        self, img: np.ndarray, matrix: np.ndarray, covered: tuple[int, int], **_: Any
+    ) -> np.ndarray:
         """Resamples the image bilinearly."""
-        return self._warp(img, matrix, cv2.INTER_LINEAR, IMAGE_FILL)
+        return self._warp(img, matrix, covered, cv2.INTER_LINEAR, IMAGE_FILL)
 
-    def apply_to_mask(self, mask: np.ndarray, matrix: np.ndarray, **_: Any) -> np.ndarray:
+    def apply_to_mask(
+        self, mask: np.ndarray, matrix: np.ndarray, covered: tuple[int, int], **_: Any
+    ) -> np.ndarray:
         """Resamples the mask by nearest neighbour."""
-        return self._warp(mask, matrix, cv2.INTER_NEAREST, (IGNORE,))
+        return self._warp(mask, matrix, covered, cv2.INTER_NEAREST, (IGNORE,))
 
     def _warp(
-        self, array: np.ndarray, matrix: np.ndarray, how: int, fill: tuple[int, ...]
+        self,
+        array: np.ndarray,
+        matrix: np.ndarray,
+        covered: tuple[int, int],
+        how: int,
+        fill: tuple[int, ...],
     ) -> np.ndarray:
-        return cv2.warpAffine(
+        """Cuts the window; ``covered`` is the height and width of it that has a picture."""
+        # The border is repeated, as in resizing; a constant would be mixed into the outer pixels.
+        window = cv2.warpAffine(
             array,
             matrix,
             (self.size[1], self.size[0]),
             flags=how | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=fill,
+            borderMode=cv2.BORDER_REPLICATE,
         )
+        window[covered[0] :] = fill
+        window[:, covered[1] :] = fill
+        return window
 
 
 def _window(step_y: float, step_x: float, top: int, left: int) -> np.ndarray:

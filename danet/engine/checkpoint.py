@@ -15,6 +15,7 @@ be read without running anything that lies in it::
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise StorageError(f"{path}: the checkpoint could not be written ({error})") from error
 
 
@@ -89,7 +91,7 @@ def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
 def _what_is_wrong(path: Path, error: Exception) -> str:
     size = path.stat().st_size
     head = path.read_bytes()[:16]
-    if head[:2] != b"PK":
+    if head[:4] != b"PK\x03\x04":  # a zip archive, as torch writes them
         return f"not a checkpoint: {size} bytes that begin with {head!r}"
     if "weights_only" in str(error) or "Unsupported" in str(error):
         return "refused, since it holds Python objects, and those can run code"

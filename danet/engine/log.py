@@ -36,6 +36,8 @@ class RunLog:
         """Removes lines that a resumed run is going to write again."""
         if path.exists():
             lines = path.read_text().splitlines()
+            if lines and not lines[-1].endswith("}"):  # the machine stopped while it was written
+                del lines[-1]
             kept = [line for line in lines if json.loads(line)["step"] <= step]
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(f"{line}\n" for line in kept))
