@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danet.drawing.overlay import Palette, legend, overlay, side_by_side, titled
+from danet.drawing.overlay import Palette, arrange, legend, overlay, titled
 from danet.models.heads import AttentionBranch
 from danet.types import IGNORE
 
@@ -190,5 +190,5 @@ def figure(
     if truth is not None:
         panels.append(titled(overlay(image, truth, palette), "truth"))
         present |= set(np.unique(truth).tolist()) - {IGNORE}
-    body = side_by_side(panels)
+    body = arrange(panels)
     return np.vstack((body, legend(classes, palette, sorted(present), body.shape[1])))

@@ -55,14 +55,16 @@ def titled(panel: np.ndarray, title: str) -> np.ndarray:
     return np.vstack((bar, panel))
 
 
-def side_by_side(panels: Sequence[np.ndarray], *, gap: int = 4) -> np.ndarray:
-    """Puts pictures of one height beside each other; wide ones below each other."""
-    vertical = panels[0].shape[1] > 2 * panels[0].shape[0]
-    space = np.full((gap, panels[0].shape[1], 3) if vertical else (panels[0].shape[0], gap, 3), 255)
-    parts = [panels[0]]
-    for panel in panels[1:]:
-        parts += [space.astype(np.uint8), panel]
-    return np.vstack(parts) if vertical else np.hstack(parts)
+def arrange(panels: Sequence[np.ndarray], *, gap: int = 4) -> np.ndarray:
+    """Puts pictures of one size into rows of four; wide ones below each other."""
+    height, width = panels[0].shape[:2]
+    columns = 1 if width > 2 * height else min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), _PAPER)
+    for i, panel in enumerate(panels):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = panel
+    return canvas.astype(np.uint8)
 
 
 def legend(
@@ -105,7 +107,7 @@ def sheet(
             titled(errors(image, prediction, truth), "errors (red)"),
         ]
         present |= set(np.unique(truth).tolist()) - {IGNORE}
-    body = side_by_side(panels)
+    body = arrange(panels)
     return np.vstack((body, legend(classes, palette, sorted(present), body.shape[1])))
 
 
