@@ -32,7 +32,7 @@ setup(
     package_data={"danet.configs": ["**/*.yaml"], "danet.datasets": ["tables/*"]},
     install_requires=REQUIREMENTS,
     extras_require={
-        "test": ["pytest>=8", "ruff>=0.6", "mypy>=1.11", "build>=1.2", "types-PyYAML", "types-tqdm"]
+        "test": ["pytest>=8", "ruff>=0.17,<0.18", "mypy>=2.4,<2.5", "types-PyYAML", "types-tqdm"]
     },
     entry_points={
         "console_scripts": [
