@@ -11,39 +11,55 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 import torch
+from torch import nn
 
 from danet.assemble import checked_config, make_dataset, model_of
 from danet.datasets.scenes import Scenes
 from danet.drawing.attention import Point, position_maps
 from danet.engine import checkpoint
 
+POINTS = 50
+"""Pixels that are asked in a picture, at most about."""
 
-def main(path: str, count: int = 30) -> None:
-    """Prints, for each pair, the share of attention on its cue and the cue's share of the area."""
+
+def share_on_cue(
+    model: nn.Module, image: np.ndarray, object_: np.ndarray, cue: np.ndarray
+) -> float:
+    """Returns the mean share, 0..1, of the attention of an object's pixels that lies on the cue.
+
+    Args:
+        model: With position attention, in eval mode.
+        image: uint8 (H, W, 3), RGB.
+        object_: bool (H, W), not empty.
+        cue: bool (H, W).
+    """
+    rows, columns = np.nonzero(object_)
+    every = slice(None, None, max(1, len(rows) // POINTS))
+    places = zip(columns[every].tolist(), rows[every].tolist(), strict=True)
+    tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
+    maps = position_maps(model, tensor, [Point(*place) for place in places]).numpy()  # (P, h, w)
+    size = (maps.shape[2], maps.shape[1])
+    region = cv2.resize(cue.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    return float((maps * region).sum(axis=(1, 2)).mean())
+
+
+def main(path: str, count: int = 60) -> None:
+    """Prints the share for each class of the pairs, and what part of a picture the cue covers."""
     saved = checkpoint.load(path)
     config = checked_config(saved, path)
     model, scenes = model_of(saved, config, path), make_dataset(config, "test", training=False)
     assert isinstance(scenes, Scenes)
     for pair in scenes.far_pairs:
-        indices = [scenes.classes.index(name) for name in pair]
-        shares, areas = [], []
-        for number in range(min(count, len(scenes))):
-            image, mask, _ = scenes.read(number)
-            cue = scenes.cue(number)["/".join(pair)].astype(np.float32)
-            rows, columns = np.nonzero(np.isin(mask, indices))
-            if not len(rows):
-                continue
-            every = slice(None, None, max(1, len(rows) // 50))
-            points = [
-                Point(int(x), int(y)) for x, y in zip(columns[every], rows[every], strict=True)
-            ]
-            tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
-            maps = position_maps(model, tensor, points).numpy()  # (P, h, w)
-            size = (maps.shape[2], maps.shape[1])
-            region = cv2.resize(cue, size, interpolation=cv2.INTER_AREA)
-            shares.append(float((maps * region).sum(axis=(1, 2)).mean()))
-            areas.append(float(cue.mean()))
-        print(f"{'/'.join(pair)}: {np.mean(shares):.3f} on the cue, area {np.mean(areas):.3f}")
+        for name in pair:
+            shares, areas = [], []
+            for number in range(min(count, len(scenes))):
+                image, mask, _ = scenes.read(number)
+                object_ = mask == scenes.classes.index(name)
+                if object_.any():
+                    cue = scenes.cue(number)["/".join(pair)]
+                    shares.append(share_on_cue(model, image, object_, cue))
+                    areas.append(cue.mean())
+            print(f"{name}: {np.mean(shares):.3f} on the cue, which covers {np.mean(areas):.3f}")
 
 
 if __name__ == "__main__":
