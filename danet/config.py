@@ -117,12 +117,15 @@ def register() -> None:
     OmegaConf.register_new_resolver("count", len, replace=True)
 
 
-def check(config: DictConfig, added: Iterable[str] = ()) -> dict[str, Any]:
+def check(
+    config: DictConfig, added: Iterable[str] = (), *, needs_data: bool = False
+) -> dict[str, Any]:
     """Returns a composed train config as plain values, or names every fault in it.
 
     Args:
         config: As Hydra composed it.
         added: Keys that were appended on the command line with ``+``.
+        needs_data: Whether ``data.root`` must be a folder, which is looked at before all else.
 
     Raises:
         InputError: One line per fault, with the key.
@@ -134,7 +137,10 @@ def check(config: DictConfig, added: Iterable[str] = ()) -> dict[str, Any]:
         )
     root = config.data.get("root")
     if root is not None:  # a checkpoint must find its data from wherever it is used
-        config.data.root = str(Path(root).expanduser().absolute())
+        folder = Path(root).expanduser().absolute()
+        if needs_data and not folder.is_dir():
+            raise InputError(f"data.root={folder}: there is no such folder; set data.root=<folder>")
+        config.data.root = str(folder)
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:

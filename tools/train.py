@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def work(config: DictConfig) -> None:
     """Checks the config, settles on a checkpoint, joins the other processes, trains."""
-    checked = check(config, added=cli.added_keys())
+    checked = check(config, cli.added_keys(), needs_data=True)
     from danet import resume
     from danet.engine import distributed
 

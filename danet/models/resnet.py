@@ -5,18 +5,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from danet.models.weights import load_backbone
 
 Stem = Literal["7x7", "64-64-128", "32-32-64"]
 
-_BLOCKS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
-    18: (BasicBlock, (2, 2, 2, 2)),
-    34: (BasicBlock, (3, 4, 6, 3)),
-    50: (Bottleneck, (3, 4, 6, 3)),
-    101: (Bottleneck, (3, 4, 23, 3)),
-}
+_COUNTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+"""Blocks per stage, by depth."""
 
 
 class ResNet(nn.Module):
@@ -52,15 +47,20 @@ class ResNet(nn.Module):
         weights: str | None = None,
     ) -> None:
         super().__init__()
-        if depth not in _BLOCKS:
-            raise ValueError(f"depth={depth} is not one of {', '.join(map(str, _BLOCKS))}")
+        if depth not in _COUNTS:
+            raise ValueError(f"depth={depth} is not one of {', '.join(map(str, _COUNTS))}")
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride={output_stride} is not 8, 16 or 32")
         if width < 1:
             raise ValueError(f"width={width} is not a positive number of channels")
         if multi_grid is not None and (not multi_grid or min(multi_grid) < 1):
             raise ValueError(f"multi_grid={list(multi_grid)} must hold dilations of at least 1")
-        self._block, counts = _BLOCKS[depth]
+        # Imported here, since it takes seconds and checking a config needs this module only.
+        from torchvision.models.resnet import BasicBlock, Bottleneck
+
+        counts = _COUNTS[depth]
+        self._has_bottlenecks = depth >= 50
+        self._block = Bottleneck if self._has_bottlenecks else BasicBlock
         self._channels = self._make_stem(stem, width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
@@ -119,9 +119,9 @@ class ResNet(nn.Module):
                 )
             block = self._block(self._channels, planes, step, downsample)
             # torchvision's BasicBlock refuses a dilation, so it is set on the made block.
-            strided = block.conv2 if isinstance(block, Bottleneck) else block.conv1
+            strided = block.conv2 if self._has_bottlenecks else block.conv1
             _dilate(strided, before if i == 0 else dilation)
-            if isinstance(block, BasicBlock):
+            if not self._has_bottlenecks:
                 _dilate(block.conv2, dilation)
             blocks.append(block)
             self._channels = out

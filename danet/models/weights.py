@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
 
 from danet.errors import InputError
 
@@ -51,6 +50,8 @@ def load_backbone(backbone: nn.Module, depth: int, weights: str) -> None:
     Raises:
         InputError: No such entry or file, or tensors are missing, left over or of another shape.
     """
+    from torchvision.models import get_model_weights  # takes seconds, and is seldom needed
+
     entries = get_model_weights(f"resnet{depth}")
     if weights in entries.__members__:
         state = dict(entries[weights].get_state_dict(check_hash=True))
