@@ -350,6 +350,8 @@ def mismatch(value: Any, hint: Any) -> str | None:
             str: isinstance(value, str),
         }[hint]
         return None if fits else f"expected {simple[hint]}, got {_describe(value)}"
+    if inspect.isclass(origin) and issubclass(origin, Mapping) and not isinstance(value, dict):
+        return f"expected a mapping, {{name: value}}, got {_describe(value)}"
     if inspect.isclass(origin) and issubclass(origin, Sequence):
         if isinstance(value, (str, dict)) or not isinstance(value, (list, tuple)):
             return f"expected a list, got {_describe(value)}"

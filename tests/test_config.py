@@ -1,5 +1,7 @@
 """Every fault of a config is found before anything is built, and told in one line with its key."""
 
+from collections.abc import Mapping
+
 import hydra
 import pytest
 import torch
@@ -204,6 +206,8 @@ def test_a_config_can_name_the_parts(path):
         ([1, 2], tuple[float, float], True),
         ("ab", tuple[float, float], False),
         ([1, "a"], list[int], False),
+        ("val:4", Mapping[str, int], False),
+        ({"val": 4}, Mapping[str, int], True),
         ({"_target_": "x"}, torch.nn.Module, True),
     ],
 )
