@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from danet.config import DataFolder, DataOverrides, TrainConfig, check
+from danet.check import check
+from danet.config import DataFolder, DataOverrides, TrainConfig
 from danet.datasets.base import SegmentationDataset
 from danet.engine import checkpoint
 from danet.engine.checkpoint import Checkpoint

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from danet import config as schema
-from danet.config import did_you_mean, first_line
+from danet.check import did_you_mean, first_line
 from danet.errors import InputError, StorageError, UserError
 
 CONFIGS = Path(__file__).resolve().parent / "configs"

@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from danet import config as schema
 from danet.assemble import make, make_model
-from danet.config import check, locate, mismatch
+from danet.check import check, locate, mismatch
 from danet.errors import InputError
 from danet.types import SegmentationOutput
 

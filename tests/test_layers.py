@@ -19,10 +19,11 @@ FLOORS = {
     "danet.engine": 5,
     "danet.drawing": 5,
     "danet.config": 6,
-    "danet.assemble": 7,
-    "danet.cli": 7,
-    "danet.resume": 8,
-    "tools": 9,
+    "danet.check": 7,
+    "danet.assemble": 8,
+    "danet.cli": 8,
+    "danet.resume": 9,
+    "tools": 10,
 }
 """Rooms by floor. Rooms of one floor do not know each other."""
 

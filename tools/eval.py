@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from danet import cli
 from danet.assemble import checked_config, make, make_dataset, model_of
-from danet.config import EvalConfig, check_node
+from danet.check import check_node
+from danet.config import EvalConfig
 from danet.data.loader import eval_batches
 from danet.engine import checkpoint, distributed
 from danet.engine.log import class_table

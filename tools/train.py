@@ -12,7 +12,7 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
 from omegaconf import DictConfig
 
 from danet import cli
-from danet.config import check
+from danet.check import check
 
 if TYPE_CHECKING:
     import torch

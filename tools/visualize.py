@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from danet import cli
 from danet.assemble import checked_config, make_dataset, model_of
-from danet.config import VisualizeConfig, did_you_mean
+from danet.check import did_you_mean
+from danet.config import VisualizeConfig
 from danet.datasets.base import IMAGE_SUFFIXES, read_image
 from danet.drawing.attention import Point, figure, has_attention
 from danet.drawing.overlay import predict, save_image, sheet
