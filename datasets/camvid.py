@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from danet.datasets.base import FileDataset, Item, read_class_table
+from danet.datasets.base import FileDataset, Item
+from danet.datasets.labels import read_class_table
 
 _TABLE = read_class_table("camvid")
 
@@ -16,6 +17,7 @@ class CamVid(FileDataset):
 
     classes = _TABLE.classes
     palette = _TABLE.palette
+    expected = {"train": (367,), "val": (101,), "test": (233,)}
     layout = "  images/{train,val,test}/<name>.jpg\n  labels/{train,val,test}/<name>.png"
 
     def label_map(self) -> Mapping[int, int]:
@@ -26,4 +28,4 @@ class CamVid(FileDataset):
         """Returns every picture of the split with the label of the same name."""
         images = sorted((self.root / "images" / self.split).glob("*.[jp][pn]g"))
         labels = self.root / "labels" / self.split
-        return [Item(path, labels / f"{path.stem}.png", path.stem) for path in images]
+        return [Item(str(path), str(labels / f"{path.stem}.png"), path.stem) for path in images]

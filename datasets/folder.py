@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from danet.datasets.base import IMAGE_SUFFIXES, Color, FileDataset, Item, Transform
+from danet.datasets.base import IMAGE_SUFFIXES, FileDataset, Item, Reading, Transform
+from danet.datasets.labels import Color, voc_palette
 from danet.errors import InputError
 from danet.types import IGNORE, MAX_CLASSES
 
@@ -17,7 +18,7 @@ class Folder(FileDataset):
     that the choice never changes, is the split "val" and the others are "train".
 
     Args:
-        root, split, transform: As in FileDataset.
+        root, split, transform, reading: As in FileDataset.
         classes: K names; the position is the class index.
         palette: K RGB colours; drawn by the rule of PASCAL VOC when None.
         values: Value in the masks -> class index, for masks that hold other values; a value that
@@ -41,6 +42,7 @@ class Folder(FileDataset):
         values: Mapping[int, int] | None = None,
         val_share: float = 0.2,
         transform: Transform | None = None,
+        reading: Reading | None = None,
     ) -> None:
         self.classes = tuple(classes)
         if not 2 <= len(self.classes) <= MAX_CLASSES:
@@ -60,7 +62,7 @@ class Folder(FileDataset):
         self.palette = tuple(_color(c) for c in palette) if palette else voc_palette(len(classes))
         self.values = dict(values) if values else None
         self.val_share = val_share
-        super().__init__(root=root, split=split, transform=transform)
+        super().__init__(root=root, split=split, transform=transform, reading=reading)
 
     def label_map(self) -> Mapping[int, int]:
         """Returns ``values`` as given, or the identity; 255 is IGNORE unless mapped."""
@@ -78,7 +80,7 @@ class Folder(FileDataset):
         for path in sorted(images.rglob("*")):
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 relative = path.relative_to(images).with_suffix("")
-                items.append(Item(path, masks / f"{relative}.png", relative.as_posix()))
+                items.append(Item(str(path), str(masks / f"{relative}.png"), relative.as_posix()))
         if has_splits:
             return items
         if self.split == "test":
@@ -88,20 +90,6 @@ class Folder(FileDataset):
     def _is_val(self, name: str) -> bool:
         digest = hashlib.sha256(name.encode()).digest()
         return int.from_bytes(digest[:4], "big") < self.val_share * 2**32
-
-
-def voc_palette(num_classes: int) -> tuple[Color, ...]:
-    """Returns the colours of PASCAL VOC's development kit: bits of the index, spread over RGB."""
-
-    def color(index: int) -> Color:
-        rgb = [0, 0, 0]
-        for bit in range(8):
-            for channel in range(3):
-                rgb[channel] |= (index >> channel & 1) << (7 - bit)
-            index >>= 3
-        return rgb[0], rgb[1], rgb[2]
-
-    return tuple(color(i) for i in range(num_classes))
 
 
 def _color(values: Sequence[int]) -> Color:

@@ -21,7 +21,8 @@ from functools import partial
 import cv2
 import numpy as np
 
-from danet.datasets.base import Color, SegmentationDataset, Transform
+from danet.datasets.base import SegmentationDataset, Transform
+from danet.datasets.labels import Color
 from danet.errors import InputError
 
 Box = tuple[float, float, float, float]

@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 from danet.data.loader import collate, collate_by_size, eval_batches, train_batches
 from danet.data.sampler import StepSampler
 from danet.data.transforms import IMAGE_FILL, Pipeline, ScaleCrop
-from danet.datasets.base import label_table, read_image, read_labels
 from danet.datasets.camvid import CamVid
-from danet.datasets.folder import Folder, voc_palette
+from danet.datasets.files import read_image, read_labels
+from danet.datasets.folder import Folder
+from danet.datasets.labels import label_table, voc_palette
 from danet.errors import InputError
 from danet.types import IGNORE, Sample
 

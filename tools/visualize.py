@@ -15,7 +15,8 @@ from danet import cli
 from danet.assemble import checked_config, make_dataset, model_of
 from danet.check import did_you_mean
 from danet.config import VisualizeConfig
-from danet.datasets.base import IMAGE_SUFFIXES, read_image
+from danet.datasets.base import IMAGE_SUFFIXES
+from danet.datasets.files import read_image
 from danet.drawing.attention import Point, figure, has_attention
 from danet.drawing.overlay import predict, save_image, sheet
 from danet.engine import checkpoint, distributed
