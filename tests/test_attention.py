@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
-from danet.ops import attention
+from danet.ops import tiles
 from danet.ops.attention import ChannelAttention, PositionAttention
+from danet.ops.tiles import attend_in_slices, attend_in_tiles
 
 SIZES = [(6, 6), (5, 9), (1, 1), (2, 17)]
 
@@ -27,14 +32,31 @@ def channel_formula(module, x):
     return module.gamma * context.view_as(x) + x
 
 
-@pytest.fixture(params=["one block", "blocks"])
-def blocks(request, monkeypatch):
-    """Runs a test with all queries at once, and with blocks of 7."""
-    if request.param == "blocks":
-        monkeypatch.setattr(attention, "QUERIES_PER_BLOCK", 7)
+def attention_formula(query, key, value):
+    """softmax(query key^T) value in float64, with the whole map."""
+    query, key, value = query.double(), key.double(), value.double()
+    return (query @ key.transpose(1, 2)).softmax(dim=-1) @ value
 
 
-@pytest.mark.usefixtures("blocks")
+def random_tokens(queries, keys, width, channels, *, batch=2, dtype=torch.float32, scale=1.0):
+    """Draws queries, keys and values that want gradients."""
+    shapes = (batch, queries, width), (batch, keys, width), (batch, keys, channels)
+    return [(scale * torch.randn(shape)).to(dtype).requires_grad_() for shape in shapes]
+
+
+def relative_error(got, expected):
+    return ((got.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
+
+
+@pytest.fixture(params=["one tile", "tiles"])
+def small_tiles(request, monkeypatch):
+    """Runs a test with one tile for all, and with tiles of 7 queries and 5 keys."""
+    if request.param == "tiles":
+        monkeypatch.setattr(tiles, "QUERIES_PER_TILE", 7)
+        monkeypatch.setattr(tiles, "KEYS_PER_TILE", 5)
+
+
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_position_attention_equals_the_formula_in_values_and_gradients(size):
     module = PositionAttention(16, reduction=4).double()
@@ -98,8 +120,76 @@ def test_saturated_features_stay_finite_under_half_precision():
         assert torch.isfinite(module(x)).all()
 
 
-def test_memory_of_the_backward_pass_holds_no_map(monkeypatch):
-    """Counts the elements that autograd keeps: far fewer than N * N."""
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize(("queries", "keys"), [(12, 12), (3, 31), (29, 4), (1, 1)])
+def test_tiles_differentiate_any_number_of_queries_and_keys(queries, keys):
+    tokens = random_tokens(queries, keys, 3, 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda *t: attend_in_tiles(*t)[0], tokens)
+    torch.testing.assert_close(attend_in_tiles(*tokens)[0], attention_formula(*tokens))
+
+
+@pytest.mark.parametrize("how", [lambda *t: attend_in_tiles(*t)[0], attend_in_slices])
+def test_float32_is_exact_to_a_hundred_thousandth(how):
+    tokens = random_tokens(1300, 1300, 16, 64)  # three tiles a side
+    upstream = torch.randn(2, 1300, 64)
+    got, expected = how(*tokens), attention_formula(*tokens)
+    assert relative_error(got, expected) < 1e-5
+    gradients = torch.autograd.grad(got, tokens, upstream)
+    for fast, slow in zip(
+        gradients, torch.autograd.grad(expected, tokens, upstream.double()), strict=True
+    ):
+        assert relative_error(fast, slow) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_adds_up_in_float32(dtype):
+    tokens = random_tokens(600, 600, 16, 32, dtype=dtype)
+    got, expected = attend_in_tiles(*tokens)[0], attention_formula(*tokens)
+    assert got.dtype == dtype
+    epsilon = torch.finfo(dtype).eps
+    # One rounding of the result, not one per term or per tile.
+    assert relative_error(got, expected) < epsilon
+    upstream = torch.randn(2, 600, 32).to(dtype)
+    gradients = torch.autograd.grad(got, tokens, upstream)
+    for fast, slow in zip(
+        gradients, torch.autograd.grad(expected, tokens, upstream.double()), strict=True
+    ):
+        assert fast.dtype == dtype
+        assert relative_error(fast, slow) < 2 * epsilon
+
+
+def test_energies_beyond_the_end_of_half_precision_stay_finite():
+    tokens = random_tokens(40, 40, 64, 8, dtype=torch.float16, scale=100.0)  # energies near 1e6
+    context = attend_in_tiles(*tokens)[0]
+    assert torch.isfinite(context).all()
+    assert relative_error(context, attention_formula(*tokens)) < 2e-3
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the most elements of any tensor that an operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.numel = max(self.numel, *(getattr(t, "numel", int)() for t in tree_leaves(result)))
+        return result
+
+
+@pytest.mark.parametrize("positions", [1024, 2048, 4096])
+def test_no_tensor_grows_with_the_square_of_the_positions(positions):
+    query, key, value = (
+        t.detach() for t in random_tokens(positions, positions, 4, 8, batch=1, scale=0.3)
+    )
+    with LargestTensor() as largest:
+        context, log_sum = tiles._forward(query, key, value)
+        tiles._backward(torch.ones_like(value), query, key, value, context, log_sum)
+    assert largest.numel == tiles.QUERIES_PER_TILE * tiles.KEYS_PER_TILE  # a sixteenth at most
+
+
+def test_autograd_keeps_no_map():
     module = PositionAttention(8, reduction=4)
     x = torch.randn(1, 8, 48, 48, requires_grad=True)  # N = 2304
     kept = []
@@ -108,7 +198,82 @@ def test_memory_of_the_backward_pass_holds_no_map(monkeypatch):
     ):
         module(x)
     assert kept
-    assert max(kept) < 2304 * 2304 / 100
+    assert max(kept) == 8 * 2304
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("make", [lambda: PositionAttention(16, 4), ChannelAttention])
+def test_compiled_modules_compute_the_same_without_a_break_in_the_graph(make, backend):
+    module = make()
+    torch.nn.init.constant_(module.gamma, 0.5)
+    x = torch.randn(2, 16, 5, 6, requires_grad=True)
+    wanted = [x, *module.parameters()]
+    compiled = torch.compile(module, backend=backend, fullgraph=True)
+    upstream = torch.randn_like(x)
+    torch.testing.assert_close(compiled(x), module(x))
+    for got, expected in zip(
+        torch.autograd.grad(compiled(x), wanted, upstream),
+        torch.autograd.grad(module(x), wanted, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_an_exported_module_takes_any_size():
+    module = torch.nn.Sequential(PositionAttention(16, 4), ChannelAttention()).eval()
+    for part in module:
+        torch.nn.init.constant_(part.gamma, 0.5)
+    free = {2: torch.export.Dim("rows", min=2), 3: torch.export.Dim("columns", min=2)}
+    program = torch.export.export(module, (torch.randn(2, 16, 6, 7),), dynamic_shapes=(free,))
+    for size in ((6, 7), (3, 11), (40, 30)):
+        x = torch.randn(2, 16, *size)
+        torch.testing.assert_close(program.module()(x), module(x))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # opcheck's own
+def test_the_operators_keep_the_rules_of_torch():
+    tokens = random_tokens(6, 9, 3, 4)
+    torch.library.opcheck(torch.ops.danet.attend_in_tiles.default, tokens)
+
+
+def test_checkpointing_and_autocast_work_around_the_modules():
+    module = torch.nn.Sequential(PositionAttention(16, 4), ChannelAttention())
+    for part in module:
+        torch.nn.init.constant_(part.gamma, 0.5)
+    x = torch.randn(2, 16, 6, 6, requires_grad=True)
+    plain = torch.autograd.grad(module(x).sum(), x)
+    again = torch.autograd.grad(checkpoint(module, x, use_reentrant=False).sum(), x)
+    assert torch.equal(plain[0], again[0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = module(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert relative_error(half, module(x)) < 0.03
+
+
+@pytest.mark.parametrize("module", [PositionAttention(16), ChannelAttention()], ids=type)
+def test_channels_last_goes_in_and_comes_out(module):
+    x = torch.randn(2, 16, 5, 6).to(memory_format=torch.channels_last)
+    torch.nn.init.ones_(module.gamma)
+    assert module(x).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(module(x), module(x.contiguous()))
+
+
+def test_work_is_counted_as_products_of_matrices():
+    tokens = random_tokens(10, 20, 4, 8, batch=1)
+    with FlopCounterMode(display=False) as counter:
+        attend_in_tiles(*tokens)[0].sum().backward()
+    forward, backward = 2 * 10 * 20 * (4 + 8), 2 * 10 * 20 * (3 * 4 + 2 * 8)
+    assert counter.get_total_flops() == forward + backward
+
+
+def test_the_meta_device_knows_the_shapes():
+    tokens = [t.detach().to("meta").requires_grad_() for t in random_tokens(6, 9, 3, 4)]
+    context = attend_in_tiles(*tokens)[0]
+    assert context.shape == (2, 6, 4)
+    assert [g.shape for g in torch.autograd.grad(context.sum(), tokens)] == [
+        t.shape for t in tokens
+    ]
 
 
 def test_impossible_settings_are_named():

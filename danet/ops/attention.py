@@ -7,12 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-QUERIES_PER_BLOCK = 1024
-"""Rows of the attention map alive at once; larger blocks are not faster on a CPU."""
+from danet.ops.tiles import attend
 
 
 def _positions(x: Tensor) -> Tensor:
@@ -20,10 +17,14 @@ def _positions(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Maps queries (B, M, D), keys (B, N, D), values (B, N, C) to (B, M, C)."""
-    # scale=1: unlike a transformer, the paper does not divide by sqrt(D).
-    return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+def _as_map(tokens: Tensor, like: Tensor) -> Tensor:
+    """Maps (B, N, C) to the (B, C, H, W) of ``like``, a view in channels_last order."""
+    return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
+
+
+def _add_scaled(x: Tensor, gamma: Tensor, context: Tensor) -> Tensor:
+    """Returns ``gamma * context + x`` in the dtype of ``x``, in one pass."""
+    return torch.addcmul(x, gamma.to(x.dtype), context.to(x.dtype))
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:
@@ -38,8 +39,8 @@ class PositionAttention(nn.Module):
 
     Position i receives ``gamma * sum_j softmax_j(q_i . k_j) v_j + x_i``. ``gamma`` starts
     at zero, so a fresh module is the identity and a pretrained backbone is not disturbed.
-    The map of N x N weights never exists: blocks of queries are attended one after another and,
-    in training, computed again for the gradient, so memory grows with N, not with its square.
+    The map of N x N weights never exists, forward or backward (see danet.ops.tiles), so memory
+    grows with N, not with its square.
 
     Args:
         channels: C, of the input and the output.
@@ -58,15 +59,9 @@ class PositionAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""
-        key = _positions(self.key(x))  # (B, N, D)
-        value = _positions(self.value(x))  # (B, N, C)
-        queries = torch.split(_positions(self.query(x)), QUERIES_PER_BLOCK, dim=1)  # (B, M, D) each
-        if len(queries) > 1 and torch.is_grad_enabled():
-            blocks = [checkpoint(_attend, q, key, value, use_reentrant=False) for q in queries]
-        else:
-            blocks = [_attend(query, key, value) for query in queries]
-        context = torch.cat(blocks, dim=1)  # (B, N, C)
-        return self.gamma * context.transpose(1, 2).reshape(x.shape) + x
+        query, key = _positions(self.query(x)), _positions(self.key(x))  # (B, N, D)
+        context = attend(query, key, _positions(self.value(x)))  # (B, N, C)
+        return _add_scaled(x, self.gamma, _as_map(context, x))
 
     def rows(self, x: Tensor, positions: Tensor) -> Tensor:
         """Returns what chosen positions attend to: the maps of the paper's figure 6.
@@ -105,12 +100,12 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""
-        features = x.flatten(2)  # (B, C, N)
+        features = _positions(x)  # (B, N, C), a view in any memory order
         # A sum over all positions passes 65504, the end of fp16, at real crop sizes.
         with _without_autocast(x.device.type):
             wide = features.float()
-            energy = wide @ wide.transpose(1, 2)  # (B, C, C)
+            energy = wide.transpose(1, 2) @ wide  # (B, C, C)
             sign = -1.0 if self.energy == "distance" else 1.0
             weights = (sign * energy).softmax(dim=-1)
-            context = (weights.to(features.dtype) @ features).reshape(x.shape)
-        return self.gamma * context + x
+            context = features @ weights.transpose(1, 2).to(features.dtype)  # (B, N, C)
+        return _add_scaled(x, self.gamma, _as_map(context, x))
