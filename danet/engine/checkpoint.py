@@ -3,7 +3,7 @@
 A checkpoint is one dictionary of tensors, numbers, strings, lists and dictionaries, so that it can
 be read without running anything that lies in it::
 
-    format      1
+    format      2
     version     of this package
     config      the run's whole config, resolved
     classes     names            palette   RGB colours
@@ -12,19 +12,42 @@ be read without running anything that lies in it::
     processes   how many trained
     step        updates done     best_miou so far, or None
     scores      of the last evaluation, or None
+
+The file is torch's zip archive with 40 bytes behind it: eight that say so and the SHA-256 of all
+before, so that a flipped bit is noticed. Format 1, of versions before 0.2, had no checksum.
 """
 
+import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from danet.errors import InputError, StorageError
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)
 Checkpoint = dict[str, Any]
+
+_MARK = b"danetsum"
+_TAIL = len(_MARK) + hashlib.sha256().digest_size
+
+
+class _Hashing:
+    """A file that knows the SHA-256 of what was written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -36,18 +59,20 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
+            hashing = _Hashing(file)
+            torch.save(checkpoint, hashing)  # type: ignore[arg-type]
+            file.write(_MARK + hashing.digest.digest())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         with suppress(OSError):
             temporary.unlink()
         raise StorageError(f"{path}: the checkpoint could not be written ({error})") from error
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes the renaming itself durable, where the system lets folders be opened."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
@@ -72,6 +97,7 @@ def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
         found = sorted(str(p) for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
         there = f"; there are {', '.join(found)}" if found else ""
         raise InputError(f"{key}={path}: there is no such file{there}")
+    is_whole = _verify(path, key)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file that is not its own
@@ -81,11 +107,39 @@ def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
             f"{key}={path}: not a checkpoint of this project (no 'format' in it); plain "
             "weights go to init_from"
         )
-    if checkpoint["format"] != FORMAT:
+    if checkpoint["format"] not in READABLE:
         raise InputError(
-            f"{key}={path}: format {checkpoint['format']}, this version reads {FORMAT}"
+            f"{key}={path}: format {checkpoint['format']}, this version reads "
+            f"{' and '.join(map(str, READABLE))}"
         )
+    if checkpoint["format"] > 1 and not is_whole:
+        raise InputError(f"{key}={path}: damaged or incomplete: the checksum at its end is missing")
     return checkpoint
+
+
+def _verify(path: Path, key: str) -> bool:
+    """Holds a file against the checksum at its end; tells whether there is one.
+
+    Raises:
+        InputError: They differ.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        rest = max(path.stat().st_size - _TAIL, 0)
+        file.seek(rest)
+        tail = file.read()
+        if not tail.startswith(_MARK) or len(tail) != _TAIL:
+            return False
+        file.seek(0)
+        while rest:
+            block = file.read(min(rest, 1 << 22))
+            digest.update(block)
+            rest -= len(block)
+    if digest.digest() != tail[len(_MARK) :]:
+        raise InputError(
+            f"{key}={path}: damaged: its content does not have the checksum at its end"
+        )
+    return True
 
 
 def _what_is_wrong(path: Path, error: Exception) -> str:

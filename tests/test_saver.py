@@ -1,0 +1,207 @@
+"""A run keeps the checkpoints it promises, whole, whatever happens to the process."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+from danet.engine import checkpoint
+from danet.engine.saver import Saver, by_age, path_at, remove_leftovers
+from danet.errors import InputError, StorageError
+
+
+def state_at(step, size=1000):
+    return {
+        "format": checkpoint.FORMAT,
+        "step": step,
+        "model": {"weight": torch.full((size,), float(step))},
+        "scores": {"miou": 0.5},
+    }
+
+
+def steps_in(folder):
+    return [checkpoint.load(p)["step"] for p in sorted(folder.glob("step_*.pt"))]
+
+
+def test_the_newest_and_the_best_are_kept_and_named(tmp_path):
+    saver = Saver(tmp_path, keep_last=2)
+    for step, score in ((1, 0.3), (2, 0.9), (3, 0.4), (4, None), (5, 0.2)):
+        saver.save(state_at(step), step=step, score=score)
+    assert steps_in(tmp_path) == [2, 4, 5]
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 5
+    assert checkpoint.load(tmp_path / "best.pt")["step"] == 2
+
+
+def test_several_best_ones_and_round_steps_are_kept_for_ever(tmp_path):
+    saver = Saver(tmp_path, keep_last=1, keep_best=2, keep_every=4)
+    for step, score in enumerate((0.5, 0.1, 0.7, 0.2, 0.6, 0.3, 0.1, 0.2, 0.1, 0.1), start=1):
+        saver.save(state_at(step), step=step, score=score)
+    assert steps_in(tmp_path) == [3, 4, 5, 8, 10]
+    assert checkpoint.load(tmp_path / "best.pt")["step"] == 3
+
+
+def test_equal_scores_leave_the_earlier_one_the_best(tmp_path):
+    saver = Saver(tmp_path)
+    for step in (1, 2):
+        saver.save(state_at(step), step=step, score=0.5)
+    assert checkpoint.load(tmp_path / "best.pt")["step"] == 1
+
+
+def test_a_resumed_run_remembers_its_best(tmp_path):
+    Saver(tmp_path).save(state_at(1), step=1, score=0.8)
+    best = [tuple(pair) for pair in checkpoint.load(tmp_path / "last.pt")["best"]]
+    second = Saver(tmp_path, keep_last=1, best=best)
+    for step in (2, 3):
+        second.save(state_at(step), step=step, score=0.5)
+    assert steps_in(tmp_path) == [1, 3]
+    assert checkpoint.load(tmp_path / "best.pt")["step"] == 1
+
+
+def test_names_share_one_file_where_links_work_and_copy_it_where_not(tmp_path, monkeypatch):
+    Saver(tmp_path).save(state_at(1), step=1, score=0.5)
+    assert (tmp_path / "last.pt").samefile(path_at(tmp_path, 1))
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    Saver(tmp_path).save(state_at(2), step=2, score=0.6)
+    assert not (tmp_path / "last.pt").samefile(path_at(tmp_path, 2))
+    for name in ("last.pt", "best.pt"):
+        assert checkpoint.load(tmp_path / name)["step"] == 2
+
+
+def test_the_newest_is_told_by_its_step_and_not_by_the_clock(tmp_path):  # T25
+    saver = Saver(tmp_path, keep_last=3)
+    for step in (1, 2, 3):
+        saver.save(state_at(step), step=step, score=None)
+        os.utime(path_at(tmp_path, step), (1000 - step, 1000 - step))
+    (tmp_path / "last.pt").unlink()
+    assert by_age(tmp_path) == [path_at(tmp_path, step) for step in (3, 2, 1)]
+
+
+def test_what_is_written_in_the_background_is_the_state_of_its_step(tmp_path, monkeypatch):  # T26
+    write = checkpoint.save
+
+    def slow(path, content):
+        time.sleep(0.3)
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    saver = Saver(tmp_path, in_background=True)
+    weight = torch.ones(10)
+    numbers = {"list": [1.0]}
+    saver.save({**state_at(1), "model": {"weight": weight}, "x": numbers}, step=1, score=None)
+    weight.zero_()
+    numbers["list"][0] = 2.0
+    saver.close()
+    saved = checkpoint.load(tmp_path / "last.pt")
+    assert torch.equal(saved["model"]["weight"], torch.ones(10))
+    assert saved["x"] == {"list": [1.0]}
+
+
+def test_a_failure_in_the_background_is_raised_at_the_next_save(tmp_path, monkeypatch):  # T27
+    def fail(path, content):
+        raise StorageError(f"{path}: the disk is full")
+
+    saver = Saver(tmp_path, in_background=True)
+    monkeypatch.setattr(checkpoint, "save", fail)
+    saver.save(state_at(1), step=1, score=None)
+    with pytest.raises(StorageError, match="the disk is full"):
+        saver.save(state_at(2), step=2, score=None)
+    saver.close()
+
+
+def test_leftovers_of_dead_processes_are_removed_and_others_left(tmp_path):  # T02
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    leftover = tmp_path / f".step_000000003.pt.{dead.pid}.tmp"
+    ours, foreign = tmp_path / f".last.pt.{os.getpid()}.tmp", tmp_path / ".notes.tmp"
+    for path in (leftover, ours, foreign):
+        path.write_bytes(b"x")
+    remove_leftovers(tmp_path)
+    assert not leftover.exists()
+    assert ours.exists()
+    assert foreign.exists()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "last.pt"
+    checkpoint.save(path, state_at(7))
+    return path.read_bytes()
+
+
+def test_any_flipped_bit_is_noticed(written, tmp_path):  # T21
+    path = tmp_path / "last.pt"
+    places = random.Random(0).sample(range(len(written)), 150)
+    for place in [*places, 0, len(written) - 1, len(written) - 32, len(written) - 40]:
+        data = bytearray(written)
+        data[place] ^= 1 << (place % 8)
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=r"damaged|not a checkpoint"):
+            checkpoint.load(path)
+
+
+def test_any_cut_and_any_addition_is_noticed(written, tmp_path):  # T20, T21
+    path = tmp_path / "last.pt"
+    cuts = [0, 1, 10, len(written) // 2, len(written) - 1, len(written) - 40, len(written) - 41]
+    for data in [*(written[:cut] for cut in cuts), written + b"\0", written + written[-40:]]:
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=r"damaged|not a checkpoint"):
+            checkpoint.load(path)
+
+
+def test_files_of_the_first_format_had_no_checksum_and_are_read(tmp_path):  # T55
+    torch.save({**state_at(3), "format": 1}, tmp_path / "old.pt")
+    assert checkpoint.load(tmp_path / "old.pt")["step"] == 3
+
+
+_LOOP = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_saver import state_at
+from danet.engine.saver import Saver, remove_leftovers
+folder = Path(sys.argv[1])
+remove_leftovers(folder)
+saver = Saver(folder, keep_last=2)
+step = int(sys.argv[3])
+print("ready", flush=True)
+while True:
+    step += 1
+    saver.save(state_at(step, 200_000), step=step, score=step / 1e9)
+"""
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_leave_a_whole_checkpoint(tmp_path):  # T01
+    """A process that saves in a loop is killed; each kill continues where the file says."""
+    draw, step, kills = random.Random(1), 0, 12
+    for _ in range(kills):
+        process = subprocess.Popen(
+            [sys.executable, "-c", _LOOP, str(tmp_path), str(ROOT / "tests"), str(step)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
+        process.stdout.readline()
+        time.sleep(0.05 + draw.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        for path in by_age(tmp_path):
+            saved = checkpoint.load(path)  # verifies
+            assert torch.equal(
+                saved["model"]["weight"], torch.full((200_000,), float(saved["step"]))
+            )
+        newest = checkpoint.load(tmp_path / "last.pt")["step"]
+        assert newest > step
+        step = newest
+    remove_leftovers(tmp_path)
+    assert not list(tmp_path.glob(".*.tmp"))
