@@ -28,3 +28,13 @@ class StorageError(UserError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class ProcessError(UserError, RuntimeError):
+    """An exchange between processes failed: one of them died, hangs, or took another path."""
+
+
+class Interrupted(UserError):
+    """A signal ended the run after a checkpoint was written."""
+
+    exit_code = 143

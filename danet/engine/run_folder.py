@@ -1,12 +1,14 @@
 """The folder of a run: made once, by one process, never shared by two runs."""
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from danet.engine import distributed
+from danet.engine import distributed, saver
 from danet.errors import InputError, StorageError, UserError
 
 _HEADER = """\
@@ -35,13 +37,15 @@ def prepare(
         resuming: Whether the folder may hold an earlier part of the run.
 
     Raises:
-        InputError: Another run is in the folder.
+        InputError: Another run is in the folder, or a process that still lives trains in it.
         StorageError: It cannot be made or written.
     """
     outcome: Path | UserError | None = None
     if distributed.is_first():
         try:
             outcome = _make(wanted, fallback, config, resuming)
+            _lock(outcome)
+            saver.remove_leftovers(outcome)
         except UserError as error:
             outcome = error
     outcome = distributed.from_first(outcome)
@@ -71,3 +75,40 @@ def _make(wanted: str | None, fallback: Path, config: Mapping[str, Any], resumin
     except OSError as error:
         raise StorageError(f"run.dir={folder}: not a writable folder ({error.strerror})") from error
     return folder
+
+
+_locks: dict[Path, int] = {}
+"""Folders that this process has, with open handles; the system unlocks them when it ends."""
+
+
+def _lock(folder: Path) -> None:
+    """Keeps other processes from training in a folder, until this one ends in whatever way.
+
+    Raises:
+        InputError: A process that is alive has it.
+    """
+    if os.name != "posix" or folder.absolute() in _locks:
+        return
+    import fcntl  # not on Windows
+
+    path = folder / ".lock"
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StorageError(f"run.dir={folder}: not a writable folder ({error.strerror})") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(handle, 100).decode(errors="replace").strip()
+        os.close(handle)
+        raise InputError(
+            f"run.dir={folder}: another process trains here ({owner}); wait for its end, or give "
+            "another run.dir"
+        ) from None
+    except OSError:  # a network file system without locks
+        os.close(handle)
+        return
+    with suppress(OSError):
+        os.truncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
+    _locks[folder.absolute()] = handle

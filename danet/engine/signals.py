@@ -1,0 +1,68 @@
+"""Signals as requests: a run ends or saves between two steps, not in the middle of one."""
+
+import ctypes
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+STOP = 1
+"""SIGTERM or SIGINT: save, then end. The same again ends the process at once."""
+SAVE = 2
+"""SIGUSR1: save, and go on."""
+
+_REQUESTS = {signal.SIGTERM: STOP, signal.SIGINT: STOP}
+if hasattr(signal, "SIGUSR1"):  # not on Windows
+    _REQUESTS[signal.SIGUSR1] = SAVE
+
+
+class Signals:
+    """Collects requests while it is entered; the handlers of before return afterwards.
+
+    Attributes:
+        requests: STOP and SAVE that came and were not taken, as bits.
+        name: Of the signal that asked for the stop, for messages.
+    """
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.name = ""
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        for number in _REQUESTS:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        request = _REQUESTS[signal.Signals(number)]
+        if request == STOP and self.requests & STOP:
+            # Nothing is lost: checkpoints are renamed into place, so the one of before is whole.
+            os._exit(128 + number)
+        if request == STOP:
+            self.name = signal.Signals(number).name
+        self.requests |= request
+
+    def is_stopping(self) -> bool:
+        """Tells whether a stop was asked for."""
+        return bool(self.requests & STOP)
+
+    def take_save(self) -> None:
+        """Forgets a request to save, since it is being met."""
+        self.requests &= ~SAVE
+
+
+def follow_parent() -> None:
+    """Asks the system for SIGTERM when the launcher dies, which torchrun's workers outlive else.
+
+    Linux only; elsewhere nothing happens.
+    """
+    if sys.platform != "linux" or "LOCAL_RANK" not in os.environ:
+        return
+    parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
