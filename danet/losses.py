@@ -1,7 +1,9 @@
 """Losses: each maps logits and a mask to one number; DeepSupervision makes named terms of them.
 
-All accept logits (B, K, H, W) and a mask (B, H, W) of class indices or IGNORE, compute in float32,
-and give exactly 0 with finite gradients where every pixel is IGNORE.
+All accept logits (B, K, h, w) and a mask (B, H, W) of class indices or IGNORE, upsample logits that
+are coarser than the mask, compute in float32, and give exactly 0 with finite gradients where every
+pixel is IGNORE. Cross entropy and OHEM never hold the upsampled logits of a whole batch; Dice and
+Lovasz need all pixels of a class at once and do.
 """
 
 import math
@@ -12,12 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danet.ops.cross_entropy import cross_entropy_sum, pixel_losses
+from danet.ops.resize import resize
 from danet.types import IGNORE, SegmentationOutput
-
-
-def _pixel_losses(logits: Tensor, target: Tensor) -> Tensor:
-    """Returns -log p[y] per pixel, (B, H, W); 0 where the target is IGNORE."""
-    return F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="none")
 
 
 def _pixel_weights(target: Tensor, class_weights: Tensor | None, num_classes: int) -> Tensor:
@@ -30,9 +29,9 @@ def _pixel_weights(target: Tensor, class_weights: Tensor | None, num_classes: in
     return class_weights[target.masked_fill(~valid, 0)] * valid
 
 
-def _mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """Returns the weighted mean; 0 where all weights are 0."""
-    return (losses * weights).sum() / weights.sum().clamp(min=1e-12)
+def _divide(total: Tensor, weights: Tensor) -> Tensor:
+    """Divides by the sum of the weights; 0 where all are 0, as the total is then."""
+    return total / weights.sum().clamp(min=1e-12)
 
 
 def _class_weights(values: Sequence[float] | None) -> Tensor | None:
@@ -50,7 +49,8 @@ def _target(logits: Tensor, mask: Tensor) -> Tensor:
     """Widens the mask to int64 after checking that the two belong together."""
     if mask.dtype.is_floating_point:
         raise ValueError(f"the mask is {mask.dtype}; it must hold whole class indices")
-    if mask.shape != (logits.shape[0], *logits.shape[2:]):
+    fits = mask.ndim == 3 and mask.shape[0] == logits.shape[0]
+    if not fits or mask.shape[1] < logits.shape[2] or mask.shape[2] < logits.shape[3]:
         raise ValueError(f"mask {tuple(mask.shape)} does not fit logits {tuple(logits.shape)}")
     return mask.long()
 
@@ -69,13 +69,12 @@ class CrossEntropy(nn.Module):
         super().__init__()
         self.register_buffer("class_weights", _class_weights(class_weights), persistent=False)
 
-    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Maps (B, K, H, W) and (B, H, W) to a scalar."""
+    def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
+        """Maps (B, K, h, w) and (B, H, W) to a scalar."""
         target = _target(logits, mask)
-        return _mean(
-            _pixel_losses(logits, target),
-            _pixel_weights(target, self.class_weights, logits.shape[1]),
-        )
+        weights = _pixel_weights(target, self.class_weights, logits.shape[1])
+        total = cross_entropy_sum(logits, target, weights, align_corners=align_corners)
+        return _divide(total, weights)
 
 
 class OHEM(nn.Module):
@@ -116,15 +115,15 @@ class OHEM(nn.Module):
         self.normalise = normalise
         self.register_buffer("class_weights", _class_weights(class_weights), persistent=False)
 
-    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Maps (B, K, H, W) and (B, H, W) to a scalar."""
+    def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
+        """Maps (B, K, h, w) and (B, H, W) to a scalar."""
         target = _target(logits, mask)
-        losses = _pixel_losses(logits, target)
         weights = _pixel_weights(target, self.class_weights, logits.shape[1])
-        kept = self.hard_pixels(losses.detach(), target)
-        if self.normalise == "kept":
-            return _mean(losses, weights * kept)
-        return (losses * weights * kept).sum() / weights.sum().clamp(min=1e-12)
+        # The choice needs all losses before any gradient, so logits are upsampled twice.
+        losses = pixel_losses(logits, target, align_corners=align_corners)
+        kept = weights * self.hard_pixels(losses, target)
+        total = cross_entropy_sum(logits, target, kept, align_corners=align_corners)
+        return _divide(total, kept if self.normalise == "kept" else weights)
 
     def hard_pixels(self, losses: Tensor, target: Tensor) -> Tensor:
         """Returns which pixels are kept, bool (B, H, W), from -log p[y] of the same shape."""
@@ -132,7 +131,10 @@ class OHEM(nn.Module):
         # Compared as log p: where probabilities saturate at 1, logarithms still tell them apart.
         ease = (-losses).masked_fill(~valid, torch.inf)
         k = min(self.min_kept, ease.numel())
-        kth = ease.flatten().kthvalue(k).values  # linear time; +inf when fewer are labelled
+        if torch.are_deterministic_algorithms_enabled():  # CUDA has no such kthvalue
+            kth = ease.flatten().sort().values[k - 1]
+        else:
+            kth = ease.flatten().kthvalue(k).values  # linear time; +inf when fewer are labelled
         return valid & (ease <= kth.clamp(min=math.log(self.threshold)))
 
 
@@ -151,9 +153,10 @@ class Dice(nn.Module):
             raise ValueError(f"smooth={smooth} is not a finite number of at least 0")
         self.smooth = smooth
 
-    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Maps (B, K, H, W) and (B, H, W) to a scalar."""
-        probabilities, truth = _probabilities_and_truth(logits, _target(logits, mask))
+    def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
+        """Maps (B, K, h, w) and (B, H, W) to a scalar."""
+        target = _target(logits, mask)
+        probabilities, truth = _probabilities_and_truth(logits, target, align_corners)
         overlap = (probabilities * truth).sum(dim=1)  # (K,)
         total = probabilities.sum(dim=1) + truth.sum(dim=1)  # (K,)
         dice = (2 * overlap + self.smooth) / (total + self.smooth).clamp(min=1e-12)
@@ -167,10 +170,10 @@ class LovaszSoftmax(nn.Module):
     Berman et al., The Lovasz-Softmax loss, CVPR 2018, algorithm 1. Sorts the pixels once a class.
     """
 
-    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Maps (B, K, H, W) and (B, H, W) to a scalar."""
+    def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
+        """Maps (B, K, h, w) and (B, H, W) to a scalar."""
         target = _target(logits, mask)
-        probabilities, truth = _probabilities_and_truth(logits, target)
+        probabilities, truth = _probabilities_and_truth(logits, target, align_corners)
         # Ignored pixels have error 0 and truth 0: sorted last, they add nothing.
         errors = (truth - probabilities).abs()  # (K, P)
         errors, order = errors.sort(dim=1, descending=True)
@@ -189,12 +192,16 @@ def _lovasz_gradient(truth: Tensor) -> Tensor:
     return torch.cat((jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]), dim=1)
 
 
-def _probabilities_and_truth(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _probabilities_and_truth(
+    logits: Tensor, target: Tensor, align_corners: bool
+) -> tuple[Tensor, Tensor]:
     """Returns softmax and one-hot truth, both float32 (K, P) with zeros where ignored."""
     num_classes = logits.shape[1]
+    size = (target.shape[1], target.shape[2])
+    logits = resize(logits.float(), size, align_corners=align_corners)
     valid = target != IGNORE
     truth = F.one_hot(target.masked_fill(~valid, 0), num_classes).movedim(-1, 0)  # (K, B, H, W)
-    probabilities = logits.float().softmax(dim=1).movedim(1, 0)  # (K, B, H, W)
+    probabilities = logits.softmax(dim=1).movedim(1, 0)  # (K, B, H, W)
     return (probabilities * valid).flatten(1), (truth * valid).flatten(1).float()
 
 
@@ -208,9 +215,12 @@ class WeightedSum(nn.Module):
         self.losses = nn.ModuleList(losses)
         self.weights = tuple(weights)
 
-    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Maps (B, K, H, W) and (B, H, W) to a scalar."""
-        terms = [w * loss(logits, mask) for w, loss in zip(self.weights, self.losses, strict=True)]
+    def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
+        """Maps (B, K, h, w) and (B, H, W) to a scalar."""
+        terms = [
+            weight * loss(logits, mask, align_corners=align_corners)
+            for weight, loss in zip(self.weights, self.losses, strict=True)
+        ]
         return torch.stack(terms).sum()
 
 
@@ -222,6 +232,7 @@ class DeepSupervision(nn.Module):
         auxiliary: The loss of the other outputs; ``main`` again when None.
         weights: Of the other outputs by name. A name the network does not give is not used; an
             output without a weight is an error.
+        align_corners: How logits are upsampled to the mask; as the network does it in evaluation.
     """
 
     def __init__(
@@ -229,8 +240,11 @@ class DeepSupervision(nn.Module):
         main: nn.Module,
         auxiliary: nn.Module | None = None,
         weights: Mapping[str, float] | None = None,
+        *,
+        align_corners: bool = True,
     ) -> None:
         super().__init__()
+        self.align_corners = align_corners
         self.main = main
         self.auxiliary = auxiliary if auxiliary is not None else main
         self.weights = dict(weights or {})
@@ -240,12 +254,13 @@ class DeepSupervision(nn.Module):
 
     def forward(self, output: SegmentationOutput, mask: Tensor) -> dict[str, Tensor]:
         """Returns weighted scalars by output name; their sum is the loss."""
-        terms = {"main": self.main(output.logits, mask)}
+        resizing = {"align_corners": self.align_corners}
+        terms = {"main": self.main(output.logits, mask, **resizing)}
         for name, logits in output.auxiliary.items():
             if name not in self.weights:
                 raise ValueError(
                     f"loss.weights has no entry for the output {name!r} of the network, only "
                     f"{', '.join(self.weights) or 'none'}"
                 )
-            terms[name] = self.weights[name] * self.auxiliary(logits, mask)
+            terms[name] = self.weights[name] * self.auxiliary(logits, mask, **resizing)
         return terms

@@ -48,6 +48,7 @@ class SegmentationOutput(NamedTuple):
     """What a network says about a batch."""
 
     logits: Tensor
-    """(B, K, H, W) at the size of the image, before softmax."""
+    """(B, K, H, W), before softmax: at the size of the image in eval mode; in training at the
+    resolution of the head, for the loss to upsample piece by piece."""
     auxiliary: dict[str, Tensor]
     """Further logits of the same shape for deep supervision; empty in eval mode."""

@@ -1,12 +1,19 @@
-"""The losses equal their formulas, written out pixel by pixel, and IGNORE never counts."""
+"""The losses equal their formulas, written out pixel by pixel, and IGNORE never counts.
+
+How cross entropy goes over a batch in pieces is the claim of test_cross_entropy.py.
+"""
 
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from test_config import compose
 
+from danet.assemble import make
+from danet.check import check
 from danet.losses import OHEM, CrossEntropy, DeepSupervision, Dice, LovaszSoftmax, WeightedSum
+from danet.ops.resize import resize
 from danet.types import IGNORE, SegmentationOutput
 
 K = 4
@@ -151,6 +158,17 @@ def test_ohem_chooses_what_sorting_chooses(logits, mask, threshold, min_kept):
     assert not (kept & (mask == IGNORE)).any()
 
 
+def test_ohem_chooses_the_same_where_kernels_must_be_deterministic(logits, mask):
+    losses = F.cross_entropy(logits, mask.long(), ignore_index=IGNORE, reduction="none").detach()
+    for min_kept in (1, 7, 45, 70):
+        ohem, choices = OHEM(0.001, min_kept), []
+        for deterministic in (False, True):
+            torch.use_deterministic_algorithms(deterministic)
+            choices.append(ohem.hard_pixels(losses, mask.long()))
+            torch.use_deterministic_algorithms(False)
+        assert torch.equal(*choices)
+
+
 def test_ohem_counts_over_the_batch_and_not_over_each_image():
     # Image 0 is hopeless and image 1 is easy: the 4 hardest pixels all lie in image 0.
     mask = torch.zeros(2, 2, 3, dtype=torch.long)
@@ -205,6 +223,35 @@ def test_deep_supervision_uses_the_main_loss_where_no_other_is_named(mask):
     output = SegmentationOutput(logits, {"a": logits})
     terms = DeepSupervision(Dice(), weights={"a": 2.0})(output, mask)
     torch.testing.assert_close(terms["a"], 2 * Dice()(logits, mask))
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_coarse_logits_cost_what_they_cost_upsampled(loss, mask, align_corners):
+    coarse = torch.randn(2, K, 3, 2, requires_grad=True)
+    found = loss(coarse, mask, align_corners=align_corners)
+    fine = resize(coarse, (5, 7), align_corners=align_corners)
+    wanted = loss(fine, mask, align_corners=not align_corners)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, coarse), torch.autograd.grad(wanted, coarse)
+    )
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_deep_supervision_upsamples_every_output_as_it_is_told(mask, align_corners):
+    main, other = torch.randn(2, K, 2, 3), torch.randn(2, K, 3, 2)
+    criterion = DeepSupervision(Dice(), CrossEntropy(), {"a": 1.0}, align_corners=align_corners)
+    terms = criterion(SegmentationOutput(main, {"a": other}), mask)
+    fine = [resize(x, (5, 7), align_corners=align_corners) for x in (main, other)]
+    torch.testing.assert_close(terms["main"], Dice()(fine[0], mask))
+    torch.testing.assert_close(terms["a"], CrossEntropy()(fine[1], mask))
+
+
+@pytest.mark.parametrize("choice", ["cross_entropy", "ohem", "dice", "lovasz"])
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_a_configured_loss_upsamples_as_the_network_does(choice, align_corners):
+    config = check(compose(f"loss={choice}", f"model.align_corners={align_corners}"))
+    assert make(config["loss"], "loss").align_corners is align_corners
 
 
 # Hard cases
@@ -328,9 +375,13 @@ def test_a_mask_of_fractions_is_refused(loss, logits, mask):
         loss(logits, mask.float())
 
 
-def test_a_mask_of_another_size_is_refused(loss, logits, mask):
+def test_a_mask_of_other_images_or_coarser_than_the_logits_is_refused(loss, logits, mask):
     with pytest.raises(ValueError, match=r"mask \(2, 5, 6\) does not fit logits \(2, 4, 5, 7\)"):
         loss(logits, mask[:, :, 1:])
+    with pytest.raises(ValueError, match=r"mask \(1, 5, 7\) does not fit logits \(2, 4, 5, 7\)"):
+        loss(logits, mask[:1])
+    with pytest.raises(ValueError, match=r"mask \(2, 1, 5, 7\) does not fit"):
+        loss(logits, mask[:, None])
 
 
 @pytest.mark.parametrize("kind", [CrossEntropy, OHEM])

@@ -1,10 +1,12 @@
 """The network is DANet: sizes, dilations, names of weights, outputs, gradients."""
 
+import copy
 import functools
 import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from conftest import ROOT
 
@@ -136,8 +138,114 @@ def test_training_has_three_outputs_and_the_auxiliary_head_a_fourth():
     )
     output = model(torch.zeros(2, 3, 40, 40))
     assert set(output.auxiliary) == {"position", "channel", "backbone"}
-    assert {t.shape for t in output.auxiliary.values()} == {(2, 5, 40, 40)}
     assert model.eval()(torch.zeros(2, 3, 40, 40)).auxiliary == {}
+
+
+def test_in_training_logits_have_the_size_of_the_map_and_are_upsampled_in_evaluation():
+    model = Segmentor(
+        ResNet(depth=18, width=8),
+        functools.partial(FCNHead, num_classes=5, dropout=0.0),
+        functools.partial(FCNHead, num_classes=5),
+        align_corners=False,
+    )
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    image = torch.randint(0, 256, (2, 3, 44, 60), dtype=torch.uint8)
+    coarse = model(image)
+    assert coarse.logits.shape == coarse.auxiliary["backbone"].shape == (2, 5, 6, 8)
+    fine = F.interpolate(coarse.logits, (44, 60), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(model.eval()(image).logits, fine)
+
+
+# Computing blocks again
+
+
+def grow(model, steps=2):
+    """Goes forward and backward in training; returns gradients and statistics."""
+    model.train()
+    for step in range(steps):
+        torch.manual_seed(step)
+        maps = model(torch.randn(2, 3, 64, 48))
+        sum(m.square().mean() for m in maps).backward()
+    gradients = {f"{n}.grad": p.grad for n, p in model.named_parameters()}
+    return {**gradients, **dict(model.named_buffers())}
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("recompute", [(1,), (3, 4), (1, 2, 3, 4)], ids=str)
+def test_computing_blocks_again_changes_no_bit(depth, recompute):
+    model = ResNet(depth=depth, width=8)
+    again = copy.deepcopy(model)
+    again.recompute = frozenset(recompute)
+    wanted, found = grow(model), grow(again)
+    assert found.keys() == wanted.keys()
+    assert [k for k in wanted if not torch.equal(found[k], wanted[k])] == []
+    assert again.bn1.num_batches_tracked == again.layer1[0].bn1.num_batches_tracked == 2
+
+
+def kept_bytes(model):
+    """Returns what autograd keeps of a forward pass, each storage once."""
+    kept = {}
+
+    def pack(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        maps = model.train()(torch.randn(2, 3, 64, 64))
+        del maps
+    return sum(kept.values()) - sum(p.nbytes for p in model.parameters())
+
+
+def test_every_stage_computed_again_keeps_less():
+    sizes = [
+        kept_bytes(ResNet(depth=50, width=16, recompute=range(1, last + 1))) for last in range(5)
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 5
+    assert sizes[4] < sizes[0] / 4
+
+
+def test_nothing_is_computed_again_where_there_is_no_gradient(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("checkpointed")
+
+    model = ResNet(depth=18, width=8, recompute=[1])
+    monkeypatch.setattr("danet.models.resnet.checkpoint", refuse)
+    model.eval()(torch.randn(1, 3, 32, 32))
+    with torch.no_grad():
+        model.train()(torch.randn(2, 3, 32, 32))
+    with pytest.raises(AssertionError, match="checkpointed"):
+        model(torch.randn(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("recompute", [[0], [1, 5]], ids=str)
+def test_a_stage_that_is_not_there_is_refused(recompute):
+    with pytest.raises(ValueError, match=r"recompute=.* must hold numbers of stages, 1 to 4"):
+        ResNet(depth=18, recompute=recompute)
+
+
+# Memory order
+
+
+@pytest.mark.parametrize("head", ["fcn", "dual"])
+def test_channels_last_reaches_every_convolution(head):
+    """A turned map costs two copies, there and back."""
+    model = small(head).train().to(memory_format=torch.channels_last)
+    turned = []
+
+    def look(name, module, inputs, output):
+        for kind, x in (("into", inputs[0]), ("out of", output)):
+            if not x.is_contiguous(memory_format=torch.channels_last):
+                turned.append(f"{kind} {name}")
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(functools.partial(look, name))
+    image = torch.randint(0, 256, (2, 3, 64, 72), dtype=torch.uint8)
+    model(image.contiguous(memory_format=torch.channels_last))
+    assert turned == []
 
 
 def test_bytes_and_floats_are_the_same_picture():

@@ -19,6 +19,8 @@ class TrainSettings:
         precision: Of the network: float32, bfloat16, float16 (CUDA only), or auto: bfloat16 where
             the hardware computes in it, else float32. Weights and losses are float32 always.
         channels_last: Memory order of images and convolutions; faster in most cases.
+        compile: Train through torch.compile, which takes minutes at the start and needs a C++
+            compiler (on CUDA also Triton). Evaluation is not compiled.
         ema_decay: Evaluate and keep a moving average of the weights; null for none.
         sync_batchnorm: Batch statistics over all processes, on CUDA with more than one.
         device: auto, cpu or cuda.
@@ -33,6 +35,7 @@ class TrainSettings:
     clip_norm: float | None = None
     precision: str = "auto"
     channels_last: bool = True
+    compile: bool = False
     ema_decay: float | None = None
     sync_batchnorm: bool = True
     device: str = "auto"

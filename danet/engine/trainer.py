@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import danet
 from danet.engine import checkpoint, distributed
+from danet.engine.average import MovingAverage
 from danet.engine.checkpoint import Checkpoint
 from danet.engine.log import RunLog, class_table
 from danet.engine.optimizer import Recipe
@@ -42,6 +42,24 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
     else:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def compiled(network: nn.Module, device: torch.device) -> nn.Module:
+    """Returns the network behind ``torch.compile``, which compiles it when it is first called.
+
+    Raises:
+        InputError: torch cannot compile anything for this device, usually for lack of a compiler.
+    """
+    try:
+        torch.compile(torch.sin)(torch.zeros(8, device=device))
+    except (RuntimeError, OSError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise InputError(
+            f"trainer.compile=true: torch cannot compile for {device} here ("
+            f"{lines[0] if lines else repr(error)}); install a C++ compiler"
+            f"{' and Triton' if device.type == 'cuda' else ''}, or set trainer.compile=false"
+        ) from error
+    return torch.compile(network)  # type: ignore[return-value]
 
 
 class Trainer:
@@ -101,10 +119,9 @@ class Trainer:
             torch.channels_last if settings.channels_last else torch.contiguous_format
         )
         self.model = model.to(device).to(memory_format=self.memory_format)
-        self.ema: AveragedModel | None = None
+        self.ema: MovingAverage | None = None
         if settings.ema_decay is not None:
-            average = get_ema_multi_avg_fn(settings.ema_decay)
-            self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+            self.ema = MovingAverage(model, settings.ema_decay)
         self.optimizer = recipe(model)
         self.dtype = choose_precision(settings.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
@@ -117,6 +134,11 @@ class Trainer:
                 device_ids=[device.index] if device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
             )
+            # Only the first process's statistics count: it saves them, and evaluation shares them.
+            # Set here, since releases differ in the name of the argument.
+            self.parallel.broadcast_buffers = False
+        # A second way to call the network; states keep the names of the first.
+        self.network = compiled(self.parallel, device) if settings.compile else self.parallel
         self.log = RunLog(
             folder if distributed.is_first() else None, step=self.step, steps=settings.steps
         )
@@ -147,7 +169,7 @@ class Trainer:
 
             evaluating = self.step % settings.eval_every == 0 or self.step == last
             if self.step % settings.log_every == 0 or evaluating:
-                # Between evaluations the only wait for the device (and float16's for its scaler).
+                # Between evaluations the only wait for the device.
                 means = distributed.mean(terms)
                 if not all(map(math.isfinite, means.values())):
                     raise DivergedError(f"step {self.step}: the loss is not finite: {means}")
@@ -184,7 +206,7 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update_parameters(self.model)
+            self.ema.update(self.model, is_first=self.step == 0)
         return sums
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -193,7 +215,7 @@ class Trainer:
         mask = batch.mask.to(self.device, non_blocking=True)
         mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed):
-            return self.criterion(self.parallel(image), mask)
+            return self.criterion(self.network(image), mask)
 
     def _log_train(self, means: dict[str, float], *, waiting: float) -> None:
         total = sum(means.values())

@@ -1,10 +1,14 @@
 """Dilated ResNet: the backbone of section 3.1, built of torchvision's blocks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from danet.models.weights import load_backbone
 
@@ -31,6 +35,8 @@ class ResNet(nn.Module):
         width: Channels of the first stage; 64 everywhere but in small networks for small machines.
         weights: Where to start from: None for random numbers, the path of a state dict, or the name
             of a torchvision weight entry such as ``IMAGENET1K_V1`` (which downloads it once).
+        recompute: Numbers 1..4 of the stages whose blocks keep only their inputs in training and
+            are computed again for the gradient: less memory, more time, the same numbers.
 
     Attributes:
         channels: Of the four maps that are returned.
@@ -45,6 +51,7 @@ class ResNet(nn.Module):
         stem: Stem = "7x7",
         width: int = 64,
         weights: str | None = None,
+        recompute: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if depth not in _COUNTS:
@@ -55,6 +62,9 @@ class ResNet(nn.Module):
             raise ValueError(f"width={width} is not a positive number of channels")
         if multi_grid is not None and (not multi_grid or min(multi_grid) < 1):
             raise ValueError(f"multi_grid={list(multi_grid)} must hold dilations of at least 1")
+        if not set(recompute) <= {1, 2, 3, 4}:
+            raise ValueError(f"recompute={list(recompute)} must hold numbers of stages, 1 to 4")
+        self.recompute = frozenset(recompute)
         # Imported here, since it takes seconds and checking a config needs this module only.
         from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -138,10 +148,45 @@ class ResNet(nn.Module):
         """Maps (B, 3, H, W) to the outputs of the four stages, finest first."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         maps = []
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
+        for number, stage in enumerate(stages, start=1):
+            if number in self.recompute and self.training and torch.is_grad_enabled():
+                # Block by block: of a whole stage computed again, all would be alive at once.
+                for block in stage:
+                    x = _computed_again(block, x)
+            else:
+                x = stage(x)
             maps.append(x)
         return maps
+
+
+def _computed_again(block: nn.Module, x: Tensor) -> Tensor:
+    """Applies a block, keeping only its input for backward; a block draws no random numbers."""
+    if torch.compiler.is_compiling():
+        # The compiler recomputes pure kernels; statistics are updated outside of them, once.
+        return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+    contexts = partial(_once_and_again, block)
+    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+
+def _once_and_again(
+    block: nn.Module,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Returns what surrounds the first computation of a block, and the second."""
+    return nullcontext(), _statistics_set_aside(block)
+
+
+@contextmanager
+def _statistics_set_aside(block: nn.Module) -> Iterator[None]:
+    """Lets batch norms count on copies, so that an image counts once in their statistics."""
+    kept = [(m, name, b) for m in block.modules() for name, b in m.named_buffers(recurse=False)]
+    for module, name, buffer in kept:
+        setattr(module, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for module, name, buffer in kept:
+            setattr(module, name, buffer)
 
 
 def _dilate(conv: nn.Conv2d, dilation: int) -> None:

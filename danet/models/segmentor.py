@@ -16,7 +16,9 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 class Segmentor(nn.Module):
-    """Maps RGB images to logits of their own size.
+    """Maps RGB images to logits: of their own size in eval mode, of the head's in training.
+
+    Upsampled logits would be the largest tensors of a training step, so the losses upsample them.
 
     It carries the mean and std of its images as buffers, so a checkpoint is complete and a user of
     the network passes pixels as they are.
@@ -27,7 +29,7 @@ class Segmentor(nn.Module):
         auxiliary_head: Called with the channels of the last but one map; its logits are named
             "backbone". None, as in the released code, for no such head.
         mean, std: Of the RGB values 0..255; ImageNet's by default.
-        align_corners: How logits are resized; True as the authors'.
+        align_corners: How logits are resized in eval mode; True as the authors'.
     """
 
     def __init__(
@@ -60,11 +62,13 @@ class Segmentor(nn.Module):
         return self.backbone(self.normalise(image))[-1]
 
     def forward(self, image: Tensor) -> SegmentationOutput:
-        """Maps (B, 3, H, W), uint8 or float RGB in 0..255, to logits (B, K, H, W)."""
+        """Maps (B, 3, H, W), uint8 or float RGB in 0..255, to logits (see SegmentationOutput)."""
         maps = self.backbone(self.normalise(image))
-        size = (image.shape[-2], image.shape[-1])
-        logits = self.head(maps[-1])
-        if self.training and self.auxiliary_head is not None:
+        logits: dict[str, Tensor] = self.head(maps[-1])
+        main = logits.pop("main")
+        if not self.training:
+            size = (image.shape[-2], image.shape[-1])
+            return SegmentationOutput(resize(main, size, align_corners=self.align_corners), {})
+        if self.auxiliary_head is not None:
             logits["backbone"] = self.auxiliary_head(maps[-2])["main"]
-        full = {k: resize(v, size, align_corners=self.align_corners) for k, v in logits.items()}
-        return SegmentationOutput(full.pop("main"), full)
+        return SegmentationOutput(main, logits)

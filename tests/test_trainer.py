@@ -1,0 +1,436 @@
+"""A step updates as it says, waits for nothing, and is the same compiled, resumed, recomputed."""
+
+import functools
+import itertools
+import json
+import math
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, tool
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from danet.engine import checkpoint, distributed, trainer
+from danet.engine.average import MovingAverage
+from danet.engine.optimizer import SGD, AdamW
+from danet.engine.schedule import Poly
+from danet.engine.settings import TrainSettings
+from danet.engine.trainer import Trainer, compiled
+from danet.errors import InputError
+from danet.evaluation.confusion import ConfusionMatrix
+from danet.losses import OHEM, CrossEntropy, DeepSupervision
+from danet.models.heads import DualAttentionHead, FCNHead
+from danet.models.resnet import ResNet
+from danet.models.segmentor import Segmentor
+from danet.types import IGNORE, Batch
+
+K = 3
+SETTINGS = {"precision": "float32", "accumulate": 2, "clip_norm": 1.0}
+
+
+class Tiny(nn.Module):
+    """A backbone of two convolutions that compiles in a second."""
+
+    channels = (4, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1, bias=False), nn.BatchNorm2d(4))
+        self.second = nn.Conv2d(4, 8, 3, padding=1)
+
+    def forward(self, x):
+        first = self.first(x)
+        return [first, self.second(first.relu())]
+
+
+def tiny(dropout=0.5):
+    head = functools.partial(FCNHead, num_classes=K, channels=8, dropout=dropout)
+    return Segmentor(Tiny(), head, head)
+
+
+def danet(recompute=()):
+    torch.manual_seed(0)
+    head = functools.partial(DualAttentionHead, num_classes=K, reduction=2)
+    return Segmentor(ResNet(depth=18, width=8, recompute=recompute), head)
+
+
+def make(folder, model=None, *, recipe=None, resume=None, device="cpu", **settings):
+    torch.manual_seed(0)
+    return Trainer(
+        model=model if model is not None else tiny(),
+        criterion=DeepSupervision(
+            OHEM(0.7, min_kept=50),
+            CrossEntropy(),
+            dict.fromkeys(("backbone", "position", "channel"), 0.4),
+        ),
+        recipe=recipe or SGD(0.1, momentum=0.9),
+        schedule=Poly(),
+        settings=TrainSettings(**{"steps": 8, **SETTINGS, **settings}),
+        seed=5,
+        device=torch.device(device),
+        evaluate=lambda network: scored(),
+        draw=lambda network: {},
+        folder=folder,
+        header={"config": {}, "classes": ["a", "b", "c"], "palette": []},
+        resume=resume,
+    )
+
+
+def scored():
+    confusion = ConfusionMatrix(K)
+    confusion.update(batch(0).mask, batch(0).mask)
+    return confusion
+
+
+def batch(number, size=(32, 40)):
+    generator = torch.Generator().manual_seed(number)
+    image = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=generator)
+    mask = torch.randint(0, K, (2, *size), dtype=torch.uint8, generator=generator)
+    mask[:, :3] = IGNORE
+    return Batch(image, mask, ("a", "b"))
+
+
+def train(run, steps):
+    """Trains; returns the loss terms of every step."""
+    run.parallel.train()
+    terms = []
+    for _ in range(steps):
+        terms.append(run.train_step([batch(2 * run.step), batch(2 * run.step + 1)]))
+        run.step += 1
+    return terms
+
+
+def state(run):
+    """Returns every number that a checkpoint of the run would hold, by name."""
+    average = run.ema.state_dict() if run.ema is not None else {}
+    moments = run.optimizer.state_dict()["state"]
+    return {
+        **{f"model.{k}": v.clone() for k, v in run.model.state_dict().items()},
+        **{f"ema.{k}": v.clone() for k, v in average.items()},
+        **{f"{i}.{k}": v.clone() for i, s in moments.items() for k, v in s.items()},
+    }
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    assert [k for k in one if not torch.equal(one[k], other[k])] == []
+
+
+# No waiting
+
+
+class Kernels(TorchDispatchMode):
+    """Refuses kernels that make a program wait for a CUDA device, whatever the device here."""
+
+    NAMES = {
+        *("_local_scalar_dense", "item", "is_nonzero", "equal", "allclose"),  # a number is read
+        *("nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount"),
+        *("lift_fresh", "lift_fresh_copy"),  # torch.tensor(...): a copy from unpinned memory
+    }
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        chosen = args[1] if name in ("index", "index_put", "index_put_") else ()
+        if name in self.NAMES or any(i is not None and i.dtype == torch.bool for i in chosen):
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+class Methods(TorchFunctionMode):
+    """Refuses methods that copy to the host; on the CPU they need no kernel."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name in ("tolist", "numpy", "cpu"):
+            raise AssertionError(f"{name} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_waiting():
+    with Methods(), Kernels():
+        yield
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.tolist(),
+        lambda x: bool(x.any()),
+        lambda x: x[x > 0],
+        lambda x: x.masked_fill_(x > 0, 0) if (x > 0).any() else x,
+        lambda x: x.__setitem__(x > 0, x[0]),
+        lambda x: x + torch.tensor(1.0),
+        lambda x: x.unique(),
+    ],
+)
+def test_what_waits_is_recognised(wait):
+    x = torch.arange(3.0)
+    with pytest.raises(AssertionError, match="waits for the device"), no_waiting():
+        wait(x)
+
+
+@pytest.mark.parametrize("recipe", [SGD(0.1), AdamW(0.1)], ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("scaled", [False, True], ids=["unscaled", "scaled as for float16"])
+def test_a_step_never_waits_for_the_device(tmp_path, recipe, scaled):
+    run = make(tmp_path, danet(recompute=[2]), recipe=recipe, ema_decay=0.9)
+    run.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    for _ in range(3):
+        group = [batch(2 * run.step), batch(2 * run.step + 1)]
+        with no_waiting():
+            run.train_step(group)
+        run.step += 1
+
+
+# Optimizers
+
+
+@pytest.mark.parametrize("recipe", [SGD(0.1, nesterov=True), AdamW(0.1)], ids=str)
+def test_the_fused_optimizer_takes_the_steps_of_the_plain_one(tmp_path, recipe):
+    fused, plain = make(tmp_path / "a", recipe=recipe), make(tmp_path / "b", recipe=recipe)
+    assert {group["fused"] for group in fused.optimizer.param_groups} == {True}
+    for group in plain.optimizer.param_groups:
+        group["fused"], group["foreach"] = False, False
+    train(fused, 3), train(plain, 3)
+    for a, b in zip(fused.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_first_step_that_overflows_changes_nothing(tmp_path):
+    """torch's fused SGD would leave unwritten memory as momentum."""
+    run = make(tmp_path, clip_norm=None)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=math.inf)
+    before = {name: p.clone() for name, p in run.model.named_parameters()}
+    train(run, 1)
+    for name, parameter in run.model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        momentum = run.optimizer.state[parameter]["momentum_buffer"]
+        assert torch.equal(momentum, torch.zeros_like(parameter))
+
+
+# Moving average
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.99])
+def test_the_moving_average_equals_its_formula(decay):
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average, values = MovingAverage(model, decay), []
+    for step in range(4):
+        model[0].weight.data.normal_()
+        model[1].running_mean.normal_()
+        model[1].num_batches_tracked.add_(1)
+        values.append({k: v.clone() for k, v in model.state_dict().items()})
+        average.update(model, is_first=step == 0)
+    for name, found in average.module.state_dict().items():
+        wanted = values[0][name].double()
+        for value in values[1:]:
+            wanted = decay * wanted + (1 - decay) * value[name].double()
+        if name == "1.num_batches_tracked":
+            wanted = values[-1][name]
+        torch.testing.assert_close(found, wanted.to(found.dtype))
+    assert average.n_averaged == 4
+
+
+def test_the_moving_average_is_that_of_torch_under_the_same_names():
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    model = nn.Linear(2, 2)
+    ours = MovingAverage(model, 0.9)
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for step in range(3):
+        model.weight.data.normal_()
+        ours.update(model, is_first=step == 0)
+        theirs.update_parameters(model)
+    assert_equal(dict(ours.state_dict()), dict(theirs.state_dict()))
+
+
+# Recomputing
+
+
+def test_recomputing_trains_to_the_same_bits(tmp_path):
+    plain, recomputing = make(tmp_path / "a", danet()), make(tmp_path / "b", danet([1, 2, 3, 4]))
+    train(plain, 2), train(recomputing, 2)
+    assert_equal(state(recomputing), state(plain))
+
+
+# torch.compile. The inductor takes long, so most is shown with the tracers alone.
+
+
+@pytest.fixture
+def tracing(monkeypatch):
+    """Lets ``torch.compile`` trace forward and backward, and run what it traced as it is."""
+    torch._dynamo.reset()
+    compiling = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(trainer.torch, "compile", compiling)
+    yield
+    torch._dynamo.reset()
+
+
+def test_a_compiled_step_is_the_eager_one(tmp_path, tracing):
+    eager, fast = (
+        make(tmp_path / "a", ema_decay=0.9),
+        make(tmp_path / "b", compile=True, ema_decay=0.9),
+    )
+    for one, other in zip(train(eager, 3), train(fast, 3), strict=True):
+        torch.testing.assert_close(one, other)
+    found, wanted = state(fast), state(eager)
+    assert found.keys() == wanted.keys(), "a checkpoint does not know about the compiler"
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value)
+    assert torch._dynamo.utils.counters["graph_break"] == {}
+
+
+def test_a_compiled_run_resumes_exactly(tmp_path, tracing):
+    whole, first = make(tmp_path / "a", compile=True), make(tmp_path / "b", compile=True)
+    train(whole, 4), train(first, 2)
+    first.save("last.pt")
+    torch._dynamo.reset()
+    second = make(tmp_path / "b", compile=True, resume=checkpoint.load(tmp_path / "b/last.pt"))
+    train(second, 2)
+    assert_equal(state(second), state(whole))
+
+
+def test_evaluation_is_not_compiled(tmp_path, tracing):
+    run = make(tmp_path, compile=True, steps=2, eval_every=1)
+    seen = []
+
+    def look(network):
+        with torch.no_grad():
+            network.eval()(batch(0).image)
+        seen.append((network, torch._dynamo.utils.counters["frames"]["ok"]))
+        return scored()
+
+    run.evaluate = look
+    run.fit(map(batch, itertools.count()))
+    assert [network for network, _ in seen] == [run.model] * 2
+    assert seen[0][1] == seen[1][1] > 0, "compiled once, in the first step"
+
+
+@pytest.mark.slow
+def test_the_whole_network_compiles_and_recomputes(tmp_path, tracing):
+    eager = make(tmp_path / "a", danet())
+    fast = make(tmp_path / "b", danet([1, 2, 3, 4]), compile=True)
+    for one, other in zip(train(eager, 2), train(fast, 2), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert torch._dynamo.utils.counters["graph_break"] == {}
+    assert fast.model.backbone.bn1.num_batches_tracked == 4
+    assert fast.model.backbone.layer1[0].bn1.num_batches_tracked == 4
+
+
+@pytest.mark.slow
+def test_the_inductor_trains_as_eager_and_resumes_exactly(tmp_path):
+    torch._dynamo.reset()
+    eager, fast = (
+        make(tmp_path / name, tiny(dropout=0.0), compile=name == "b") for name in ("a", "b")
+    )
+    for one, other in zip(train(eager, 2), train(fast, 2), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+    # Dropout is drawn otherwise than in eager mode, but again from seed and step alone.
+    whole, first = make(tmp_path / "c", compile=True), make(tmp_path / "d", compile=True)
+    train(whole, 4), train(first, 2)
+    first.save("last.pt")
+    torch._dynamo.reset()
+    second = make(tmp_path / "d", compile=True, resume=checkpoint.load(tmp_path / "d/last.pt"))
+    train(second, 2)
+    assert_equal(state(second), state(whole))
+
+
+@pytest.mark.slow
+def test_the_tools_train_resume_and_score_a_compiled_run(tmp_path):
+    compiling = [*TINY, "model/head=position", "trainer.compile=true", "trainer.steps=2"]
+    tool("train", *compiling, "run.dir=cut", "trainer.stop_at=1", cwd=tmp_path)
+    tool("train", "resume=cut/last.pt", cwd=tmp_path)
+    tool("train", *compiling, "run.dir=whole", cwd=tmp_path)
+    cut, whole = (torch.load(tmp_path / name / "last.pt")["model"] for name in ("cut", "whole"))
+    assert_equal(cut, whole)
+    tool("eval", "checkpoint=cut/last.pt", "device=cpu", "output=scores", cwd=tmp_path)
+    scores = json.loads((tmp_path / "scores/metrics.json").read_text())
+    last = json.loads((tmp_path / "cut/metrics.jsonl").read_text().splitlines()[-1])
+    assert scores["miou"] == last["miou"]
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("\nNo working C++ compiler\nmore"), OSError("no g++")]
+)
+def test_a_machine_that_cannot_compile_is_told_so_in_one_line(monkeypatch, error):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(trainer.torch, "compile", lambda _: refuse)
+    with pytest.raises(InputError) as told:
+        compiled(tiny(), torch.device("cpu"))
+    message = str(error).strip().splitlines()[0]
+    assert str(told.value) == (
+        f"trainer.compile=true: torch cannot compile for cpu here ({message}); install a C++ "
+        "compiler, or set trainer.compile=false"
+    )
+
+
+@pytest.mark.slow
+def test_a_missing_compiler_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
+    torch._dynamo.reset()
+    with pytest.raises(InputError, match=r"^trainer.compile=true: torch cannot compile .*false$"):
+        compiled(tiny(), torch.device("cpu"))
+
+
+# Several processes
+
+
+VARIANTS = {
+    "plain": {},
+    "broadcasting": {},
+    "compiled": {"compile": True},
+    "network": {},
+    "network recomputing": {},
+    "network compiled recomputing": {"compile": True},
+}
+
+
+def work(rank, folder):
+    """Is one of two processes: trains in several ways; the first writes down where each ended."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    trainer.torch.compile = functools.partial(torch.compile, backend="aot_eager")
+    for name, settings in VARIANTS.items():
+        recompute = [1, 2, 3, 4] if "recomputing" in name else []
+        model = danet(recompute) if "network" in name else None
+        run = make(Path(folder) / name, model, ema_decay=0.9, **settings)
+        assert not run.parallel.broadcast_buffers
+        run.parallel.broadcast_buffers = name == "broadcasting"
+        for _ in range(2):
+            run.train_step([batch(10 * run.step + rank), batch(10 * run.step + 2 + rank)])
+            run.step += 1
+        if rank == 0:
+            torch.save(state(run), Path(folder) / f"{name}.pt")
+        distributed.share_buffers(run.model)
+        run.log.close()
+        torch.save(run.model.state_dict(), Path(folder) / f"{name} {rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_end_alike_however_they_compute(tmp_path):
+    torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
+
+    def ended(name):
+        return torch.load(tmp_path / f"{name}.pt")
+
+    for name in VARIANTS:
+        assert_equal(ended(f"{name} 0"), ended(f"{name} 1"))
+    assert_equal(ended("plain"), ended("broadcasting"))
+    assert_equal(ended("network"), ended("network recomputing"))
+    for compiled_one, eager in (("compiled", "plain"), ("network compiled recomputing", "network")):
+        found, wanted = ended(compiled_one), ended(eager)
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)
