@@ -1,17 +1,17 @@
 """Scores are what counting by hand gives; windows and scales are what a slow loop gives."""
 
-import itertools
 import math
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from danet.data.loader import eval_batches
 from danet.evaluation.confusion import ConfusionMatrix
 from danet.evaluation.evaluate import evaluate
-from danet.evaluation.inference import MultiScale, Sliding, Whole, _starts
+from danet.evaluation.inference import MultiScale, Sliding, Whole
 from danet.models.heads import DualAttentionHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
@@ -128,15 +128,49 @@ def test_shapes_that_differ_are_named():
         ConfusionMatrix(K).update(torch.zeros(1, 2).long(), torch.zeros(2, 1).long())
 
 
-def test_counts_stay_exact_where_float32_would_not():
+@pytest.mark.parametrize("before", [2**24, 2**31 - 1, 2**33], ids=["2^24", "2^31 - 1", "2^33"])
+def test_counts_stay_exact_where_float32_and_int32_would_not(before):
     # 2**24 + 1 is the first whole number that float32 does not have.
     confusion = ConfusionMatrix(2)
-    confusion.counts[0] = 2**24
+    confusion.counts[0] = before
     for _ in range(3):
         confusion.update(torch.tensor([0, 1]), torch.tensor([0, 0], dtype=torch.uint8))
-    assert confusion.matrix.tolist() == [[2**24 + 3, 3], [0, 0]]
+    assert confusion.matrix.tolist() == [[before + 3, 3], [0, 0]]
     assert confusion.matrix.dtype == torch.int64
-    assert confusion.scores().iou[0] == (2**24 + 3) / (2**24 + 6)
+    assert confusion.scores().iou[0] == (before + 3) / (before + 6)
+
+
+def count_with_masks(prediction, mask, k):
+    """Counts classes pair by pair, then what is ignored and what is no class."""
+    truth, guess = mask.long(), prediction.long()
+    kept = truth != IGNORE
+    valid = kept & (truth >= 0) & (truth < k) & (guess >= 0) & (guess < k)
+    pairs = [int(((truth == t) & (guess == g))[valid].sum()) for t in range(k) for g in range(k)]
+    return [*pairs, int((~kept).sum()), int((kept & ~valid).sum())]
+
+
+@pytest.mark.parametrize("num_classes", [1, 3, 11, 32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64], ids=str)
+def test_every_value_of_every_type_is_counted_where_masks_would_count_it(dtype, num_classes):
+    low, high = (0, 256) if dtype == torch.uint8 else (-300, 600)
+    confusion = ConfusionMatrix(num_classes)
+    values = torch.randint(low, high, (2, 40, 50), dtype=dtype)
+    classes = torch.randint(0, num_classes, (2, 40, 50), dtype=dtype)
+    values = torch.where(torch.rand(2, 40, 50) < 0.3, values, classes)
+    values[0, :5] = IGNORE
+    others = torch.randint(0, num_classes + 1, (2, 40, 50), dtype=torch.uint8)
+    confusion.update(values, others)
+    assert confusion.counts.tolist() == count_with_masks(values, others, num_classes)
+    confusion.counts.zero_()
+    confusion.update(others, values)
+    assert confusion.counts.tolist() == count_with_masks(others, values, num_classes)
+
+
+def test_all_255_classes_a_mask_can_hold_are_counted():
+    confusion, values = ConfusionMatrix(255), torch.arange(256, dtype=torch.uint8)
+    confusion.update(values, values)
+    assert torch.equal(confusion.matrix, torch.eye(255, dtype=torch.int64))
+    assert confusion.counts[-2:].tolist() == [1, 0]
 
 
 def test_counts_of_two_processes_add_up():
@@ -173,7 +207,8 @@ def test_a_window_that_covers_the_image_is_the_whole_image(model, crop, flip):
 def slow_sliding(model, image, crop, stride, single):
     """Every window by itself: steps of ``stride``, each moved back to end inside the image."""
     height, width = image.shape[2:]
-    total, count = torch.zeros(image.shape[0], K, height, width), torch.zeros(height, width)
+    total = torch.zeros(image.shape[0], K, height, width, dtype=torch.float64)
+    count = torch.zeros(height, width)
     corners = set()
     for top in range(0, height, stride[0]):
         for left in range(0, width, stride[1]):
@@ -186,7 +221,7 @@ def slow_sliding(model, image, crop, stride, single):
                 total[:, :, top + y, left + x] += part[:, :, y, x]
                 count[top + y, left + x] += 1
     assert (count > 0).all()
-    return total / count
+    return (total / count).float()
 
 
 @pytest.mark.parametrize("flip", [False, True], ids=["plain", "flip"])
@@ -202,35 +237,24 @@ def slow_sliding(model, image, crop, stride, single):
     ids=str,
 )
 def test_windows_equal_a_loop_over_windows(model, size, crop, stride, flip):
-    image = picture(*size, batch=1)
-    got = Sliding(crop=crop, stride=stride, flip=flip)(model, image)
+    image = picture(*size, batch=2)
     single = mirrored_mean if flip else softmax
-    torch.testing.assert_close(got, slow_sliding(model, image, crop, stride, single))
-
-
-def test_windows_are_full_inside_and_cover_every_pixel():
-    for size in range(1, 60):
-        for crop in (1, 2, 7, 32):
-            for stride in range(1, crop + 1):
-                starts = _starts(size, crop, stride)
-                assert starts == sorted(set(starts))
-                assert starts[0] == 0
-                assert starts[-1] == max(size - crop, 0)
-                assert all(b - a <= stride for a, b in itertools.pairwise(starts))
-                covered = {p for start in starts for p in range(start, min(start + crop, size))}
-                assert covered == set(range(size))
+    wanted = slow_sliding(model, image, crop, stride, single)
+    for together in (None, 1, 2, 5):
+        infer = Sliding(crop=crop, stride=stride, flip=flip, windows_per_batch=together)
+        torch.testing.assert_close(infer(model, image), wanted, atol=1e-6, rtol=1e-5)
 
 
 def test_a_network_is_shown_full_windows_only(model):
-    seen = []
-
-    class Spy(nn.Module):
-        def forward(self, image):
-            seen.append(tuple(image.shape[2:]))
-            return model(image)
-
-    Sliding(crop=(32, 40), stride=(20, 30))(Spy(), picture(50, 75))
-    assert seen == [(32, 40)] * 6
+    spy = Spy(model)
+    image = picture(50, 75, batch=1)
+    windows = {"crop": (32, 40), "stride": (20, 30)}
+    Sliding(**windows)(spy, image)
+    assert [shape for _, shape in spy.seen] == [(6, 3, 32, 40)]
+    spy.seen.clear()
+    Sliding(**windows, flip=True, windows_per_batch=4)(spy, image)
+    shapes = [shape for _, shape in spy.seen]
+    assert shapes == [(8, 3, 32, 40), (4, 3, 32, 40)], "mirror images share the pass"
 
 
 @pytest.mark.parametrize("flip", [False, True], ids=["plain", "flip"])
@@ -282,9 +306,146 @@ def test_results_are_probabilities_of_the_size_of_the_image(model, infer):
         torch.testing.assert_close(got.sum(dim=1), torch.ones(2, 35, 47))
 
 
+MODES = [
+    Whole(),
+    Whole(flip=True),
+    Whole(max_pixels=1600),
+    Sliding(crop=(32, 40), stride=(20, 13)),
+    Sliding(crop=(32, 32), stride=(11, 32), flip=True, windows_per_batch=3),
+    MultiScale(scales=(0.5, 1, 2.2)),
+    MultiScale(scales=(0.5, 1.3), crop=(32, 32), stride=(17, 32)),
+    MultiScale(scales=(0.5, 1.3), flip=False, max_pixels=2000),
+]
+
+
+@pytest.mark.parametrize("infer", MODES, ids=lambda i: type(i).__name__)
+@pytest.mark.parametrize(
+    "size", [(1, 1), (7, 3000), (300, 5), (32, 32), (31, 41), (33, 40), (64, 97)], ids=str
+)
+def test_predict_is_the_most_probable_class(model, infer, size):
+    image = picture(*size, batch=2 if size[1] < 100 else 1)
+    classes, probabilities = infer.predict(model, image), infer(model, image)
+    assert (classes.dtype, classes.shape) == (torch.uint8, (image.shape[0], *size))
+    # Probabilities of almost one round to one; the logits still know the larger.
+    best, second = probabilities.topk(2, dim=1).values.unbind(dim=1)
+    clear = best - second > 1e-6
+    assert clear.float().mean() > 0.99
+    assert torch.equal(classes[clear].long(), probabilities.argmax(dim=1)[clear])
+
+
+class Spy(nn.Module):
+    """Remembers what a network is shown."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.seen = model, []
+
+    def forward(self, image):
+        self.seen.append((image.dtype, tuple(image.shape)))
+        return self.model(image)
+
+
+def test_a_large_image_is_done_in_windows_and_one_line_says_so(model, capsys):
+    image, infer = picture(70, 90), Whole(max_pixels=1700)
+    wanted = slow_sliding(model, image, (41, 41), (30, 30), softmax)
+    spy = Spy(model)
+    torch.testing.assert_close(infer(spy, image), wanted)
+    assert {shape for _, shape in spy.seen} == {(2, 3, 41, 41)}
+    assert torch.equal(infer.predict(model, image), infer(model, image).argmax(dim=1))
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    for part in ("90 x 70", "evaluation.max_pixels=1700", "41 x 41", "every 30 pixels"):
+        assert part in said
+
+
+def test_an_image_within_the_limit_is_done_whole_and_in_silence(model, capsys):
+    image = picture(40, 50)
+    torch.testing.assert_close(Whole(max_pixels=2000)(model, image), softmax(model, image))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_windows_of_a_large_image_have_all_their_scales(model):
+    image, scales = picture(70, 60, batch=1), (0.5, 1.5)
+    small = MultiScale(scales=scales)
+    wanted = slow_sliding(model, image, (50, 50), (37, 37), small)
+    spy = Spy(model)
+    got = MultiScale(scales=scales, max_pixels=2500, crop=(96, 96), stride=(96, 96))(spy, image)
+    torch.testing.assert_close(got, wanted)
+    assert {shape[2:] for _, shape in spy.seen} == {(25, 25), (75, 75)}
+
+
+def test_a_scale_above_the_limit_is_done_in_windows(model):
+    spy = Spy(model)
+    MultiScale(scales=(1, 2), max_pixels=2500)(spy, picture(50, 50, batch=1))
+    assert [shape[2:] for _, shape in spy.seen] == [(50, 50)] + [(50, 50)] * 9
+
+
+def test_scales_of_one_size_are_computed_once(model):
+    spy, image = Spy(model), picture(40, 52)
+    got = MultiScale(scales=(1, 0.5, 1.001, 1), flip=False)(spy, image)
+    assert [shape[2:] for _, shape in spy.seen] == [(40, 52), (20, 26)]
+    half = resize(softmax(model, resize(image.float(), (20, 26))), (40, 52))
+    torch.testing.assert_close(got, 0.75 * softmax(model, image) + 0.25 * half)
+
+
+def test_windows_are_cut_as_bytes(model):
+    spy = Spy(model)
+    Sliding(crop=(32, 32), stride=(32, 32), flip=True).predict(spy, picture(64, 64, batch=1))
+    assert spy.seen == [(torch.uint8, (8, 3, 32, 32))]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the calls and the most float32 values of one result."""
+
+    def __init__(self):
+        super().__init__()
+        self.values, self.calls = 0, set()
+
+    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+        result = call(*args, **(kwargs or {}))
+        self.calls.add(call.overloadpacket)
+        for part in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(part, torch.Tensor) and part.dtype == torch.float32:
+                self.values = max(self.values, part.untyped_storage().nbytes() // part.itemsize)
+        return result
+
+
+def test_prediction_in_windows_never_holds_more_than_a_band(model):
+    image = picture(240, 1500, batch=1)
+    infer = Sliding(crop=(64, 192), stride=(48, 160), windows_per_batch=4)
+    with LargestTensor() as largest:
+        infer.predict(model, image)
+    assert largest.values <= K * 64 * 1500
+    with LargestTensor() as largest:
+        infer(model, image)
+    assert largest.values == K * 240 * 1500
+
+
+def test_scales_in_windows_hold_one_map_of_the_image(model):
+    infer = MultiScale(scales=(2.2,), crop=(64, 64), stride=(64, 64), windows_per_batch=16)
+    with LargestTensor() as largest:
+        infer(model, picture(100, 400, batch=1))
+    assert largest.values <= max(K * 100 * 400, K * 65 * 880, 3 * 220 * 880)
+
+
+def test_nothing_is_computed_that_the_largest_logit_does_not_need(model):
+    with LargestTensor() as whole:
+        Whole().predict(model, picture(40, 50))
+    assert torch.ops.aten._softmax not in whole.calls
+    with LargestTensor() as flipped:
+        Whole(flip=True).predict(model, picture(40, 50))
+    assert torch.ops.aten._softmax in flipped.calls
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (partial(Whole, max_pixels=1023), r"max_pixels=1023 is not at least 1024"),
+        (partial(MultiScale, scales=(1,), max_pixels=0), r"max_pixels=0 is not at least 1024"),
+        (
+            partial(Sliding, crop=(64, 64), stride=(8, 8), windows_per_batch=0),
+            "windows_per_batch=0 is not at least 1, or null",
+        ),
         (partial(Sliding, crop=(31, 64), stride=(8, 8)), r"crop=\[31, 64\] is not \[height, width"),
         (partial(Sliding, crop=(64,), stride=(8, 8)), r"crop=\[64\] is not \[height, width\]"),
         (partial(Sliding, crop=(64, 64), stride=(0, 8)), r"stride=\[0, 8\] is not two numbers"),

@@ -13,6 +13,7 @@ from torch import nn
 
 from danet.datasets.base import SegmentationDataset
 from danet.errors import StorageError
+from danet.evaluation.inference import Whole
 from danet.types import IGNORE
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -113,9 +114,12 @@ def sheet(
 
 @torch.inference_mode()
 def predict(model: nn.Module, image: np.ndarray, device: torch.device) -> np.ndarray:
-    """Returns the classes (H, W), uint8, that a network in eval mode sees in one image."""
+    """Returns the classes (H, W), uint8, that a network in eval mode sees in one image.
+
+    One too large to pass whole is done in windows; see ``Whole``.
+    """
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
-    return model(tensor).logits.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+    return Whole().predict(model, tensor)[0].cpu().numpy()
 
 
 def prediction_sheets(

@@ -1,16 +1,31 @@
 """Ways to run a network over an image: whole, in windows, at several scales.
 
-Each is a callable (model, image) -> probabilities: the image is (B, 3, H, W) RGB in 0..255, uint8
-or float; the result is float32 (B, K, H, W), non-negative with sum 1 over K.
+Images are (B, 3, H, W) RGB in 0..255, uint8 or float. Each way is a callable that gives
+probabilities, float32 (B, K, H, W), non-negative with sum 1 over K, and has ``predict``, which
+gives the classes alone and, in windows, never holds more than a band of probabilities.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from danet.evaluation.windows import (
+    PIXELS_PER_PASS,
+    Band,
+    PixelBudget,
+    Windows,
+    classes,
+    empty_map,
+    joined,
+    resized,
+)
 from danet.ops.resize import resize
+
+MAX_PIXELS = 2**22
+"""Of an image that passes a network whole: 2048 x 2048, twice the pictures of Cityscapes."""
 
 
 class Inference(Protocol):
@@ -20,20 +35,43 @@ class Inference(Protocol):
         """Maps (B, 3, H, W) to probabilities (B, K, H, W)."""
         ...
 
+    def predict(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Maps (B, 3, H, W) to the most probable classes, uint8 (B, H, W)."""
+        ...
+
 
 class Whole:
-    """One pass over the whole image; with ``flip`` the mean with the mirrored image's result."""
+    """One pass over the whole image; with ``flip`` the mean with the mirrored image's result.
 
-    def __init__(self, *, flip: bool = False) -> None:
+    Args:
+        flip: Whether to look at the mirrored image, too.
+        max_pixels: An image of more is done in overlapping windows of ``windows.TILE`` instead, as
+            Sliding does it, and the first time a line says so.
+    """
+
+    def __init__(self, *, flip: bool = False, max_pixels: int = MAX_PIXELS) -> None:
         self.flip = flip
+        self._budget = PixelBudget(max_pixels)
 
+    def bands(self, model: nn.Module, image: Tensor) -> Iterator[Band]:
+        """Yields the probabilities from top to bottom."""
+        windows = self._budget.windows(image)
+        if windows is None:
+            return iter([Band(0, _probabilities(model, image, self.flip))])
+        return windows.bands(lambda part: _probabilities(model, part, self.flip), image)
+
+    @torch.no_grad()
     def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
         """Maps (B, 3, H, W) to probabilities (B, K, H, W)."""
-        probabilities = model(image).logits.float().softmax(dim=1)
-        if self.flip:
-            mirrored = model(image.flip(-1)).logits.float().softmax(dim=1).flip(-1)
-            probabilities = (probabilities + mirrored) / 2
-        return probabilities
+        return joined(self.bands(model, image), image.shape[2])
+
+    @torch.no_grad()
+    def predict(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Maps (B, 3, H, W) to the most probable classes, uint8 (B, H, W)."""
+        if not self.flip and self._budget.windows(image) is None:
+            # Softmax keeps the order, so there is nothing to compute it for.
+            return model(image).logits.argmax(dim=1).to(torch.uint8)
+        return classes(self.bands(model, image), image.shape[2])
 
 
 class Sliding:
@@ -46,9 +84,18 @@ class Sliding:
         crop: Height and width of the window.
         stride: Step in each axis, at most ``crop``.
         flip: As in Whole.
+        windows_per_batch: That pass the network together; None for as many as have
+            ``windows.PIXELS_PER_PASS`` pixels, mirror images included.
     """
 
-    def __init__(self, *, crop: Sequence[int], stride: Sequence[int], flip: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        crop: Sequence[int],
+        stride: Sequence[int],
+        flip: bool = False,
+        windows_per_batch: int | None = None,
+    ) -> None:
         if len(crop) != 2 or min(crop) < 32:
             raise ValueError(f"crop={list(crop)} is not [height, width] of at least 32")
         if len(stride) != 2 or min(stride) < 1:
@@ -57,35 +104,28 @@ class Sliding:
             raise ValueError(
                 f"stride={list(stride)} is larger than crop={list(crop)}: pixels would be left out"
             )
-        self.crop = (int(crop[0]), int(crop[1]))
-        self.stride = (int(stride[0]), int(stride[1]))
-        self._infer = Whole(flip=flip)
+        if windows_per_batch is not None and windows_per_batch < 1:
+            raise ValueError(f"windows_per_batch={windows_per_batch} is not at least 1, or null")
+        self.flip = flip
+        self._windows = Windows(
+            (int(crop[0]), int(crop[1])), (int(stride[0]), int(stride[1])), windows_per_batch
+        )
 
+    def bands(self, model: nn.Module, image: Tensor) -> Iterator[Band]:
+        """Yields the probabilities from top to bottom."""
+        return self._windows.bands(
+            lambda part: _probabilities(model, part, self.flip), image, mirrored=self.flip
+        )
+
+    @torch.no_grad()
     def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
         """Maps (B, 3, H, W) to probabilities (B, K, H, W)."""
-        height, width = image.shape[-2:]
-        total: Tensor | None = None
-        count = torch.zeros(height, width, device=image.device)
-        for top in _starts(height, self.crop[0], self.stride[0]):
-            for left in _starts(width, self.crop[1], self.stride[1]):
-                here = (
-                    ...,
-                    slice(top, min(top + self.crop[0], height)),
-                    slice(left, min(left + self.crop[1], width)),
-                )
-                part = self._infer(model, image[here])
-                if total is None:
-                    total = part.new_zeros(*part.shape[:2], height, width)
-                total[here] += part
-                count[here] += 1
-        assert total is not None
-        return total / count
+        return joined(self.bands(model, image), image.shape[2])
 
-
-def _starts(size: int, crop: int, stride: int) -> list[int]:
-    """Returns where windows begin along an axis: they cover it, and the last one ends with it."""
-    last = max(size - crop, 0)
-    return [*range(0, last, stride), last]
+    @torch.no_grad()
+    def predict(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Maps (B, 3, H, W) to the most probable classes, uint8 (B, H, W)."""
+        return classes(self.bands(model, image), image.shape[2])
 
 
 class MultiScale:
@@ -95,6 +135,9 @@ class MultiScale:
         scales: Factors of the image's size.
         flip: As in Whole.
         crop, stride: As in Sliding; None runs each scale whole.
+        windows_per_batch: As in Sliding.
+        max_pixels: As in Whole, of the image and, without ``crop``, of each resized one. The
+            windows of a larger image are images of their own, each with all its scales.
     """
 
     def __init__(
@@ -104,24 +147,68 @@ class MultiScale:
         flip: bool = True,
         crop: Sequence[int] | None = None,
         stride: Sequence[int] | None = None,
+        windows_per_batch: int | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         if not scales or min(scales) <= 0:
             raise ValueError(f"scales={list(scales)} is not a list of positive numbers")
         if (crop is None) != (stride is None):
             raise ValueError(f"crop={crop} and stride={stride}: give both, or neither")
         self.scales = tuple(float(scale) for scale in scales)
-        self._infer: Inference = Whole(flip=flip)
+        self._budget = PixelBudget(max_pixels)
+        self._infer: Whole | Sliding = Whole(flip=flip, max_pixels=max_pixels)
         if crop is not None and stride is not None:
-            self._infer = Sliding(crop=crop, stride=stride, flip=flip)
+            self._infer = Sliding(
+                crop=crop, stride=stride, flip=flip, windows_per_batch=windows_per_batch
+            )
 
+    def bands(self, model: nn.Module, image: Tensor) -> Iterator[Band]:
+        """Yields the probabilities from top to bottom."""
+        windows = self._budget.windows(image)
+        if windows is None:
+            return iter([Band(0, self._mean(model, image))])
+        return windows.bands(lambda part: self._mean(model, part), image)
+
+    @torch.no_grad()
     def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
         """Maps (B, 3, H, W) to probabilities (B, K, H, W)."""
+        return joined(self.bands(model, image), image.shape[2])
+
+    @torch.no_grad()
+    def predict(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Maps (B, 3, H, W) to the most probable classes, uint8 (B, H, W)."""
+        return classes(self.bands(model, image), image.shape[2])
+
+    def _mean(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Averages over the scales; the sum is the only map of the image's size kept meanwhile."""
         height, width = image.shape[-2:]
+        # Scales that round to one size are one that counts more often.
+        sizes = Counter(
+            (max(1, round(height * scale)), max(1, round(width * scale))) for scale in self.scales
+        )
         total: Tensor | None = None
-        for scale in self.scales:
-            size = max(1, round(height * scale)), max(1, round(width * scale))
-            probabilities = self._infer(model, resize(image.float(), size))
-            probabilities = resize(probabilities, (height, width))
-            total = probabilities if total is None else total.add_(probabilities)
+        for size, times in sizes.items():
+            scaled = image if size == (height, width) else resize(image.float(), size)
+            bands = self._infer.bands(model, scaled)
+            for top, part in resized(bands, size[0], (height, width)):
+                if total is None:
+                    total = empty_map(part, height, width).zero_()
+                total[:, :, top : top + part.shape[2]].add_(part, alpha=times)
         assert total is not None
-        return total / len(self.scales)
+        return total.div_(len(self.scales))
+
+
+def _probabilities(model: nn.Module, image: Tensor, flip: bool) -> Tensor:
+    """Maps (B, 3, h, w) to (B, K, h, w), with mirror images in the same pass where they fit."""
+    if not flip:
+        return _softmax(model, image)
+    mirrored = image.flip(-1)
+    if 2 * image.shape[0] * image.shape[2] * image.shape[3] <= PIXELS_PER_PASS:
+        both, other = _softmax(model, torch.cat((image, mirrored))).chunk(2)
+    else:
+        both, other = _softmax(model, image), _softmax(model, mirrored)
+    return both.add_(other.flip(-1)).div_(2)
+
+
+def _softmax(model: nn.Module, image: Tensor) -> Tensor:
+    return model(image).logits.float().softmax(dim=1)

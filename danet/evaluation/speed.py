@@ -1,0 +1,56 @@
+"""The network as evaluation runs it: the same function in fewer operations."""
+
+import copy
+from itertools import chain, pairwise
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from danet.evaluation.winograd import WinogradConv2d
+
+
+def prepared(model: nn.Module, device: torch.device) -> nn.Module:
+    """Returns a copy, in eval mode, that computes what the network does up to rounding.
+
+    Batch norms are folded into the convolutions before them, and on a CPU 3x3 convolutions are
+    done by Winograd's algorithm. The network itself is not changed. The copy shares its tensors,
+    so only the weights that differ cost memory; it is for one evaluation, not for training.
+    """
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    quick = copy.deepcopy(model, shared).eval()
+    for module in list(quick.modules()):
+        for conv, norm in _pairs(module):
+            _fold(module, conv, norm)
+    if device.type == "cpu":
+        for module in list(quick.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Conv2d) and WinogradConv2d.takes(child):
+                    setattr(module, name, WinogradConv2d(child))
+    return quick.eval()
+
+
+def _pairs(module: nn.Module) -> list[tuple[str, str]]:
+    """Names the children that surely are a convolution and the batch norm of its output.
+
+    Only where the order of calls is known: in a plain Sequential, and in torchvision's blocks.
+    """
+    names = [name for name, _ in module.named_children()]
+    if type(module) is nn.Sequential:
+        return list(pairwise(names))
+    if type(module).__module__ == "torchvision.models.resnet":
+        return [(f"conv{i}", f"bn{i}") for i in (1, 2, 3) if f"bn{i}" in names]
+    return []
+
+
+def _fold(module: nn.Module, conv_name: str, norm_name: str) -> None:
+    """Replaces a convolution and its batch norm by one convolution, where they are that."""
+    conv, norm = getattr(module, conv_name), getattr(module, norm_name)
+    if not (isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm)):
+        return
+    if norm.running_mean is None or norm.running_var is None:
+        return  # it normalises by the image it sees
+    fused = fuse_conv_bn_eval(conv, norm)
+    setattr(module, conv_name, fused)
+    setattr(module, norm_name, nn.Identity())
