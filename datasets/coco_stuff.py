@@ -1,0 +1,169 @@
+"""COCO-Stuff: 171 kinds of things and stuff in everyday scenes, as 10k and as 164k pictures.
+
+Both have one list of ids: 1..91 are things and 92..182 stuff; 11 of the things were never
+annotated. The 171 others in ascending order are the classes. Caesar et al., COCO-Stuff: Thing and
+stuff classes in context, CVPR 2018.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from danet.datasets.base import FileDataset, Item, Reading, Transform
+from danet.datasets.labels import read_class_table
+from danet.datasets.listing import find_files
+from danet.datasets.lists import read_list, shipped_list
+from danet.datasets.matlab import open_mat, read_mat_labels
+from danet.errors import InputError
+from danet.types import IGNORE
+
+_TABLE = read_class_table("cocostuff171")
+_NAMES_OF_V1_0 = 172
+"""Version 1.0 of the 10k has this many names and other ids: 1 is unlabeled, 2..81 are things."""
+
+Labels = Literal["ids", "train_ids"]
+
+
+def removed_ids() -> dict[int, str]:
+    """Returns id -> name of the 11 things that COCO-Stuff lists and no label has."""
+    path = Path(__file__).parent / "tables" / "cocostuff_ids_0_182.json"
+    return {row["id"]: row["name"] for row in json.loads(path.read_text()) if row["removed"]}
+
+
+class CocoStuff10k(FileDataset):
+    """Reads ``images``, ``annotations`` (.mat) and ``imageLists`` of cocostuff-10k-v1.1.
+
+    The field S of a .mat file holds the ids; 0 is unlabeled and ignored. 9,000 pictures are for
+    training and 1,000, the split "test", for scoring.
+    """
+
+    classes = _TABLE.classes
+    palette = _TABLE.palette
+    splits = ("train", "test")
+    marker = "annotations"
+    expected = {"train": (9000,), "test": (1000,)}
+    label_hint = "; S holds 0 for unlabeled and the ids 1..182 without the 11 that were removed"
+    layout = (
+        "  images/COCO_train2014_<12 digits>.jpg\n"
+        "  annotations/COCO_train2014_<12 digits>.mat\n"
+        "  imageLists/{train,test}.txt      (the lists of the package where these are missing)"
+    )
+
+    def label_map(self) -> Mapping[int, int]:
+        """Returns 0 -> IGNORE and the 171 ids -> 0..170."""
+        return {0: IGNORE, **_TABLE.label_map}
+
+    def find_items(self) -> list[Item]:
+        """Returns the pictures that the list of the split names."""
+        listed = self.root / "imageLists" / f"{self.split}.txt"
+        names = read_list(listed) if listed.exists() else shipped_list("cocostuff10k", self.split)
+        images, labels = self.root / "images", self.root / "annotations"
+        present = {Path(name).stem for name in find_files(images, {".jpg"})}
+        if not present:
+            return []
+        names.demand(present, tried=str(images / "{name}.jpg"))
+        return [
+            Item(str(images / f"{name}.jpg"), str(labels / f"{name}.mat"), name)
+            for name in names.names
+        ]
+
+    def decode_labels(self, path: Path) -> np.ndarray:
+        """Reads the field S, (H, W), uint8 or uint16.
+
+        Raises:
+            InputError: Damaged, or a file of version 1.0.
+        """
+        mat = open_mat(path)
+        if math.prod(mat.shapes.get("names", (0,))) == _NAMES_OF_V1_0:
+            raise InputError(
+                f"{path}: a label of COCO-Stuff 10k version 1.0, whose {_NAMES_OF_V1_0} names have "
+                "other numbers; take cocostuff-10k-v1.1.zip"
+            )
+        return read_mat_labels(mat, "S", max_pixels=self.reading.max_pixels)
+
+    def map_labels(self, labels: np.ndarray, path: Path) -> np.ndarray:
+        """Maps ids to classes; an id that was removed is named."""
+        try:
+            return super().map_labels(labels, path)
+        except InputError as error:
+            _refuse_removed(labels, path, first_id=0)
+            raise error
+
+
+class CocoStuff164k(FileDataset):
+    """Reads ``images/{train,val}2017`` and the PNGs of the same name in ``annotations``.
+
+    A PNG of stuffthingmaps_trainval2017.zip holds the id - 1, and 255 for unlabeled: "person", id
+    1, is 0. All pictures of the folders are used.
+
+    Args:
+        root, split, transform, reading: As in FileDataset.
+        labels: "ids" for the PNGs as published; "train_ids" for <name>_labelTrainIds.png, which
+            mmsegmentation writes beside them, with 0..170 and 255.
+    """
+
+    classes = _TABLE.classes
+    palette = _TABLE.palette
+    splits = ("train", "val")
+    marker = "images/train2017"
+    expected = {"train": (118287,), "val": (5000,)}
+    layout = (
+        "  images/{train2017,val2017}/<12 digits>.jpg\n"
+        "  annotations/{train2017,val2017}/<12 digits>.png      of stuffthingmaps_trainval2017.zip"
+    )
+
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        split: str,
+        labels: Labels = "ids",
+        transform: Transform | None = None,
+        reading: Reading | None = None,
+    ) -> None:
+        if labels not in get_args(Labels):
+            raise InputError(f"data.labels={labels}: expected one of {', '.join(get_args(Labels))}")
+        self.labels = labels
+        super().__init__(root=root, split=split, transform=transform, reading=reading)
+
+    def label_map(self) -> Mapping[int, int]:
+        """Returns id - 1 -> class, or with "train_ids" the classes themselves; 255 -> IGNORE."""
+        if self.labels == "train_ids":
+            return super().label_map()
+        return {IGNORE: IGNORE, **{id_ - 1: train for id_, train in _TABLE.label_map.items()}}
+
+    def find_items(self) -> list[Item]:
+        """Returns every picture of the split with the PNG of the same name."""
+        images = self.root / "images" / f"{self.split}2017"
+        labels = self.root / "annotations" / f"{self.split}2017"
+        suffix = "_labelTrainIds.png" if self.labels == "train_ids" else ".png"
+        names = [(name, name.rpartition(".")[0]) for name in find_files(images, {".jpg"})]
+        return [
+            Item(str(images / name), str(labels / (stem + suffix)), stem) for name, stem in names
+        ]
+
+    def map_labels(self, labels: np.ndarray, path: Path) -> np.ndarray:
+        """Maps values on disk to classes; an id that was removed is named."""
+        try:
+            return super().map_labels(labels, path)
+        except InputError as error:
+            if self.labels == "ids":
+                _refuse_removed(labels, path, first_id=1)
+            raise error
+
+
+def _refuse_removed(labels: np.ndarray, path: Path, *, first_id: int) -> None:
+    """Raises an InputError that names a removed id in (H, W) labels; value 0 is ``first_id``."""
+    for id_, name in removed_ids().items():
+        value = id_ - first_id
+        rows, columns = np.nonzero(labels == value)
+        if rows.size:
+            raise InputError(
+                f"{path}: label value {value} on {rows.size} pixels, first at row {rows[0]}, "
+                f"column {columns[0]}: that is id {id_}, {name}, which COCO-Stuff "
+                "removed; 10k files (.mat) hold the id, 164k files (.png) the id - 1"
+            )

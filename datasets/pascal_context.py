@@ -1,0 +1,167 @@
+"""PASCAL Context: the pictures of VOC 2010 with a label for every pixel, 59 or 60 classes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from danet.datasets.base import FileDataset, Item, Reading, Transform
+from danet.datasets.detail import DetailIndex, detail_index
+from danet.datasets.labels import ClassTable, read_class_table
+from danet.datasets.layout import elsewhere
+from danet.datasets.listing import find_files
+from danet.datasets.lists import read_list, shipped_list
+from danet.datasets.matlab import open_mat, read_mat_labels
+from danet.errors import InputError
+
+Labels = Literal["auto", "mat", "png", "json"]
+
+_PLACES = {
+    "mat": "trainval",
+    "png": "SegmentationClassContext",
+    "json": "trainval_merged.json",
+}
+"""Form of the labels -> folder or file; in the order in which "auto" looks."""
+
+_NUM_IDS = 459
+"""Kinds of objects in the original labels; those outside the 59 classes are background."""
+
+
+class PascalContext(FileDataset):
+    """Reads VOC 2010's pictures and one of three forms of labels; background is ignored.
+
+    The 59 classes are in the ascending order of the original ids, which is alphabetical, as in
+    PyTorch-Encoding, DANet's code and mmsegmentation. Mottaghi et al., The role of context for
+    object detection and semantic segmentation in the wild, CVPR 2014. 4,998 pictures are for
+    training and 5,105 for scoring; the JSON of PASCAL in Detail counts 4,996 and 5,104.
+
+    Args:
+        root: The folder VOC2010, VOCdevkit, or the one above.
+        split, transform, reading: As in FileDataset.
+        labels: "mat": ``trainval/<id>.mat``, the original with ids 0..459. "png":
+            ``SegmentationClassContext/<id>.png`` with 0..59, as mmsegmentation writes them. "json":
+            ``trainval_merged.json`` of PASCAL in Detail. "auto" takes the first that is there.
+
+    Attributes:
+        labels: The form that is read, never "auto".
+    """
+
+    table: ClassTable = read_class_table("context59")
+    classes = table.classes
+    palette = table.palette
+    splits = ("train", "val")
+    expected = {"train": (4998, 4996), "val": (5105, 5104)}
+    layout = (
+        "  [VOCdevkit/VOC2010/]JPEGImages/<id>.jpg     of VOCtrainval_03-May-2010.tar, and one of\n"
+        "  [VOCdevkit/VOC2010/]trainval/<id>.mat       or beside VOCdevkit\n"
+        "  [VOCdevkit/VOC2010/]SegmentationClassContext/<id>.png\n"
+        "  [VOCdevkit/VOC2010/]trainval_merged.json"
+    )
+
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        split: str,
+        labels: Labels = "auto",
+        transform: Transform | None = None,
+        reading: Reading | None = None,
+    ) -> None:
+        if labels not in get_args(Labels):
+            raise InputError(f"data.labels={labels}: expected one of {', '.join(get_args(Labels))}")
+        self.labels: str = labels
+        self.index: DetailIndex | None = None
+        super().__init__(root=root, split=split, transform=transform, reading=reading)
+
+    def label_map(self) -> Mapping[int, int]:
+        """Returns value on disk -> class or background: 0..59 of a PNG, ids 0..459 otherwise."""
+        ids = self.table.label_map
+        if self.labels == "png":
+            return dict(enumerate(ids[id_] for id_ in sorted(ids)))
+        return {id_: ids.get(id_, ids[0]) for id_ in range(_NUM_IDS + 1)}
+
+    def find_items(self) -> list[Item]:
+        """Returns the pictures of the split: of the JSON, of the tree's own lists, or of ours."""
+        base = self._base()
+        self.labels, labels = self._find_labels(base)
+        images = base / "JPEGImages"
+        present = {Path(name).stem for name in find_files(images, {".jpg"})}
+        if self.labels == "json":
+            self.index = detail_index(labels)
+            names = self.index.phases[self.split]
+            missing = [name for name in names if name not in present]
+            if missing:
+                raise InputError(
+                    f"{labels}: names {missing[0]}, but there is no {images / missing[0]}.jpg "
+                    f"({len(missing)} of {len(names)} names have no such file)"
+                )
+            return [Item(str(images / f"{name}.jpg"), str(labels), name) for name in names]
+        # Main is part of VOC 2010; not ImageSets/Segmentation, which is another task's split.
+        own = [
+            base / "ImageSets" / f / f"{self.split}.txt" for f in ("SegmentationContext", "Main")
+        ]
+        found = [path for path in own if path.exists()]
+        listed = read_list(found[0]) if found else shipped_list("pascal_context", self.split)
+        listed.demand(present, tried=str(images / "{name}.jpg"))
+        return [
+            Item(str(images / f"{name}.jpg"), str(labels / f"{name}.{self.labels}"), name)
+            for name in listed.names
+        ]
+
+    def decode_labels(self, path: Path) -> np.ndarray:
+        """Reads LabelMap of a .mat file, or a PNG, (H, W), uint8 or uint16."""
+        if self.labels == "mat":
+            return read_mat_labels(open_mat(path), "LabelMap", max_pixels=self.reading.max_pixels)
+        return super().decode_labels(path)
+
+    def labels_of(self, item: Item) -> np.ndarray:
+        """Reads the label of a pair; one of the JSON is painted from its runs."""
+        if self.index is None:
+            return super().labels_of(item)
+        height, width = self.index.size(item.name)
+        if height * width > self.reading.max_pixels:
+            raise InputError(
+                f"{item.mask}: the label of {item.name} has {height} x {width} pixels, more than "
+                f"data.max_pixels={self.reading.max_pixels}"
+            )
+        return self.index.labels(item.name)
+
+    def _base(self) -> Path:
+        """Returns the folder VOC2010, which the root is or contains."""
+        for below in ("VOCdevkit/VOC2010", "VOC2010", "."):
+            if (self.root / below / "JPEGImages").is_dir():
+                return self.root / below
+        raise InputError(
+            f"{self}: no JPEGImages in {self.root}, VOC2010 or VOCdevkit/VOC2010 below it"
+            f"{elsewhere(self.root, 'JPEGImages')}; expected\n{self.layout}"
+        )
+
+    def _find_labels(self, base: Path) -> tuple[str, Path]:
+        """Returns the form of the labels and their folder or file."""
+        places = {
+            form: [folder / name for folder in (base, base.parent, self.root)]
+            for form, name in _PLACES.items()
+            if self.labels in ("auto", form)
+        }
+        found = [(form, p) for form, paths in places.items() for p in paths if p.exists()]
+        if not found:
+            tried = ", ".join(str(path) for paths in places.values() for path in paths[:1])
+            raise InputError(
+                f"{self}: data.labels={self.labels}, but there are no labels at {tried}; "
+                f"expected\n{self.layout}"
+            )
+        form, place = found[0]
+        if self.labels == "auto":
+            others = ", ".join(dict.fromkeys(f for f, _ in found if f != form))
+            unused = f"; not used: {others}" if others else ""
+            self.notes.append(f"{self}: data.labels=auto takes {form}, {place}{unused}")
+        return form, place
+
+
+class PascalContext60(PascalContext):
+    """The same with background as class 0, as papers that report 60 classes have it."""
+
+    table = read_class_table("context60")
+    classes = table.classes
+    palette = table.palette

@@ -1,0 +1,94 @@
+"""ADE20K: 0 is ignored, 1..150 are the classes, and the other release is told apart."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from danet.datasets.ade20k import ADE20K
+from danet.errors import InputError
+from danet.types import IGNORE
+
+SAMPLES = Path(os.environ.get("SAMPLES", ROOT.parent / "shared" / "data" / "samples"))
+
+
+def write(root, values, *, split="validation", name="ADE_val_00000001", mode=None):
+    for folder, picture in (
+        ("images", Image.new("RGB", values.shape[1::-1])),
+        ("annotations", Image.fromarray(values)),
+    ):
+        path = root / folder / split / f"{name}.{'jpg' if folder == 'images' else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+
+
+ALL = np.arange(151, dtype=np.uint8)[None]
+
+
+@pytest.mark.parametrize("above", ["", "ADEChallengeData2016"])
+def test_every_value_makes_the_round_trip_through_a_submission(tmp_path, above):
+    write(tmp_path / above, ALL)
+    dataset = ADE20K(root=tmp_path, split="val")
+    _, mask, name = dataset.read(0)
+    assert name == "ADE_val_00000001"
+    assert mask.tolist() == [[IGNORE, *range(150)]]
+    form = dataset.submission()
+    np.testing.assert_array_equal(form.encode(mask[:, 1:]), ALL[:, 1:])
+    assert form.file_name(name) == "ADE_val_00000001.png"
+
+
+def test_real_pictures_are_read_as_the_table_says():
+    root = SAMPLES / "ade20k"
+    if not root.is_dir():
+        pytest.skip(f"real pairs of ADE20K are not at {root}; name the folder above in SAMPLES")
+    for split, folder, count in (("train", "training", 1), ("val", "validation", 3)):
+        dataset = ADE20K(root=root, split=split)
+        assert len(dataset) == count
+        for i in range(count):
+            image, mask, name = dataset.read(i)
+            png = root / "ADEChallengeData2016" / "annotations" / folder / f"{name}.png"
+            raw = np.array(Image.open(png)).astype(int)
+            np.testing.assert_array_equal(mask, np.where(raw == 0, 255, raw - 1))
+            assert image.shape == (*mask.shape, 3)
+    listing = (root / "ADEChallengeData2016" / "objectInfo150.txt").read_text().splitlines()[1:]
+    names = [line.split("\t")[-1].split(",")[0].strip() for line in listing]
+    assert list(ADE20K.classes) == names
+
+
+def test_the_test_split_has_no_labels(tmp_path):
+    write(tmp_path, ALL, split="testing", name="ADE_test_00000001")
+    dataset = ADE20K(root=tmp_path, split="test")
+    assert not dataset.is_labelled
+    assert (dataset.read(0)[1] == IGNORE).all()
+
+
+@pytest.mark.parametrize("value", [151, 254, 255])
+def test_a_value_above_150_is_refused(tmp_path, value):
+    values = ALL.copy()
+    values[0, 7] = value
+    write(tmp_path, values)
+    with pytest.raises(InputError, match=f"label value {value} on 1 pixels, .*has 0 for other"):
+        ADE20K(root=tmp_path, split="val").read(0)
+
+
+def test_labels_of_the_full_release_are_refused_with_a_hint(tmp_path):
+    says = "full ADE20K release .* ADEChallengeData2016.zip"
+    write(tmp_path, np.zeros((4, 6, 3), np.uint8))
+    with pytest.raises(InputError, match=f"0001.png: a colour picture; the {says}"):
+        ADE20K(root=tmp_path, split="val").read(0)
+    full = tmp_path / "ADE20K_2021_17_01" / "images" / "ADE" / "training" / "urban" / "street"
+    full.mkdir(parents=True)
+    (full / "ADE_train_00000001.jpg").write_bytes(b"")
+    (full / "ADE_train_00000001_seg.png").write_bytes(b"")
+    with pytest.raises(InputError, match=rf"holds labels named \*_seg.png; the {says}"):
+        ADE20K(root=tmp_path / "ADE20K_2021_17_01", split="train")
+
+
+def test_a_damaged_label_keeps_its_own_message(tmp_path):
+    write(tmp_path, ALL)
+    (tmp_path / "annotations" / "validation" / "ADE_val_00000001.png").write_bytes(b"")
+    with pytest.raises(InputError, match="the file is empty"):
+        ADE20K(root=tmp_path, split="val").read(0)

@@ -1,0 +1,361 @@
+"""PASCAL Context: three forms of labels give the same classes; run lengths are COCO's."""
+
+import itertools
+import json
+import pickle
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from danet.datasets.base import Reading
+from danet.datasets.detail import detail_index, mask_of_runs, runs_of_text
+from danet.datasets.labels import read_class_table
+from danet.datasets.lists import shipped_list
+from danet.datasets.pascal_context import PascalContext, PascalContext60
+from danet.errors import InputError
+from danet.types import IGNORE
+
+IDS = sorted(read_class_table("context60").label_map)
+"""0 and the 59 ids of the original 459, ascending."""
+NAMES = {"train": ("2008_000008", "2008_000015"), "val": ("2008_000002", "2010_006086")}
+CLASSES = np.random.default_rng(0).integers(0, 60, (4, 30, 40))
+"""Labels of the four pictures as 0..59."""
+
+# Replica trees
+
+
+def runs_of(mask):
+    """The definition: lengths of equal values down the columns, zeros first."""
+    lengths, value = [], False
+    for now, group in itertools.groupby(mask.T.ravel().tolist()):
+        if now != value:
+            lengths.append(0)
+            value = now
+        lengths.append(len(list(group)))
+        value = not value
+    return lengths
+
+
+def text_of(runs):
+    """COCO's text, one character after another."""
+    text = ""
+    for i, run in enumerate(runs):
+        x = run - runs[i - 2] if i > 2 else run
+        more = True
+        while more:
+            c = x & 31
+            x >>= 5
+            more = x != -1 if c & 16 else x != 0
+            text += chr((c | 32 if more else c) + 48)
+    return text
+
+
+def write_json(path, classes, *, as_text=True):
+    """Writes the keys that matter, others between them, annotations of pictures interleaved."""
+    images, annotations = [], []
+    for number, (phase, name) in enumerate((p, n) for p in NAMES for n in NAMES[p]):
+        height, width = classes[number].shape
+        images.append(
+            {
+                "file_name": f"{name}.jpg",
+                "phase": phase,
+                "height": height,
+                "width": width,
+                "date_captured": "31-May-2015 17:44:04",
+                "image_id": int(name.replace("_", "")),
+            }
+        )
+        for index in np.unique(classes[number]):
+            runs = runs_of(classes[number] == index)
+            annotations.append(
+                {
+                    "image_id": images[-1]["image_id"],
+                    "category_id": IDS[index],
+                    "segmentation": {
+                        "size": [height, width],
+                        "counts": text_of(runs) if as_text else runs,
+                    },
+                    "parts": [{"part_id": 1, "segmentation": {"counts": "1"}}],
+                }
+            )
+    annotations = annotations[::2] + annotations[1::2]
+    content = {
+        "info": {"version": "4.0"},
+        "images": images,
+        "annos_occlusion": [{"image_id": 1, "counts": [1, 2]}],
+        "annos_segmentation": annotations,
+        "categories": [],
+    }
+    path.write_text(json.dumps(content, indent=1))
+
+
+def write_tree(root, form, dtype=np.uint16):
+    """Makes VOC 2010 with the lists of ImageSets/Main and one form of labels."""
+    for folder in ("JPEGImages", "ImageSets/Main", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    for split, names in NAMES.items():
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names))
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(names[0])
+    names = [*NAMES["train"], *NAMES["val"]]
+    for name, classes in zip(names, CLASSES, strict=True):
+        Image.new("RGB", classes.shape[::-1]).save(root / "JPEGImages" / f"{name}.jpg")
+    if form == "json":
+        write_json(root / "trainval_merged.json", CLASSES)
+        return root
+    folder = root / {"mat": "trainval", "png": "SegmentationClassContext"}[form]
+    folder.mkdir()
+    for name, classes in zip(names, CLASSES, strict=True):
+        if form == "png":
+            Image.fromarray(classes.astype(np.uint8)).save(folder / f"{name}.png")
+        else:
+            ids = np.array(IDS)[classes].astype(dtype)
+            scipy.io.savemat(folder / f"{name}.mat", {"LabelMap": ids}, do_compression=True)
+    return root
+
+
+# The three forms
+
+
+@pytest.mark.parametrize("above", ["", "VOC2010", "VOCdevkit/VOC2010"])
+@pytest.mark.parametrize("form", ["mat", "png", "json"])
+def test_the_three_forms_give_the_same_classes_from_any_root(tmp_path, form, above):
+    write_tree(tmp_path / above, form)
+    for offset, split in ((0, "train"), (2, "val")):
+        with_background = PascalContext60(root=tmp_path, split=split)
+        without = PascalContext(root=tmp_path, split=split, labels=form)
+        assert [item.name for item in without.items] == list(NAMES[split])
+        for i in range(2):
+            np.testing.assert_array_equal(with_background.read(i)[1], CLASSES[offset + i])
+            shifted = np.where(CLASSES[offset + i] == 0, IGNORE, CLASSES[offset + i] - 1)
+            np.testing.assert_array_equal(without.read(i)[1], shifted)
+        assert without.notes == []
+        assert with_background.labels == form
+        assert f"data.labels=auto takes {form}, {tmp_path}" in with_background.notes[0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float64, np.int32])
+def test_numbers_of_matlab_come_in_any_type(tmp_path, dtype):
+    dataset = PascalContext60(root=write_tree(tmp_path, "mat", dtype), split="train")
+    np.testing.assert_array_equal(dataset.read(1)[1], CLASSES[1])
+
+
+def test_every_one_of_the_459_ids_has_its_class_and_others_are_refused(tmp_path):
+    write_tree(tmp_path, "mat")
+    path = tmp_path / "trainval" / "2008_000008.mat"
+    ids = np.arange(460, dtype=np.uint16)[None]
+    scipy.io.savemat(path, {"LabelMap": ids})
+    Image.new("RGB", (460, 1)).save(tmp_path / "JPEGImages" / "2008_000008.jpg")
+    mask = PascalContext60(root=tmp_path, split="train").read(0)[1][0]
+    assert {i: c for i, c in enumerate(mask.tolist()) if c} == {
+        i: c for c, i in enumerate(IDS) if c
+    }
+    mask = PascalContext(root=tmp_path, split="train").read(0)[1][0]
+    assert [i for i, c in enumerate(mask.tolist()) if c != IGNORE] == IDS[1:]
+    scipy.io.savemat(path, {"LabelMap": ids + 1})
+    with pytest.raises(InputError, match=r"2008_000008.mat: label value 460 on 1 pixels"):
+        PascalContext(root=tmp_path, split="train").read(0)
+
+
+def test_classes_are_in_the_order_of_the_released_code():
+    assert PascalContext60.classes == ("background", *PascalContext.classes)
+    assert PascalContext60.palette[1:] == PascalContext.palette
+    assert len(set(PascalContext60.palette)) == 60
+    assert list(PascalContext.classes) == sorted(PascalContext.classes)
+    assert [PascalContext.classes[i] for i in (0, 3, 49, 58)] == [
+        *("aeroplane", "bedclothes", "table", "wood")
+    ]
+
+
+def test_auto_takes_the_original_and_says_what_it_left(tmp_path):
+    write_tree(tmp_path, "mat")
+    write_json(tmp_path / "trainval_merged.json", CLASSES)
+    dataset = PascalContext(root=tmp_path, split="val")
+    assert dataset.notes == [
+        f"PascalContext: data.labels=auto takes mat, {tmp_path / 'trainval'}; not used: json"
+    ]
+    assert PascalContext(root=tmp_path, split="val", labels="json").labels == "json"
+    with pytest.raises(
+        InputError, match=r"data.labels=png, but there are no labels at .*ClassCont"
+    ):
+        PascalContext(root=tmp_path, split="val", labels="png")
+    with pytest.raises(InputError, match=r"data.labels=xml: expected one of auto, mat, png, json"):
+        PascalContext(root=tmp_path, split="val", labels="xml")
+
+
+def test_labels_may_lie_beside_the_development_kit(tmp_path):
+    base = write_tree(tmp_path / "VOCdevkit" / "VOC2010", "mat")
+    (base / "trainval").rename(tmp_path / "trainval")
+    assert len(PascalContext(root=tmp_path, split="train")) == 2
+
+
+def test_the_shipped_lists_are_used_where_the_tree_has_none(tmp_path):
+    write_tree(tmp_path, "mat")
+    for split in NAMES:
+        (tmp_path / "ImageSets" / "Main" / f"{split}.txt").unlink()
+    with pytest.raises(InputError, match=r"pascal_context/train.txt: line \d+ .*\(4996 of 4998"):
+        PascalContext(root=tmp_path, split="train")
+    for split, count in (("train", 4998), ("val", 5105)):
+        assert len(shipped_list("pascal_context", split).names) == count
+        assert count in PascalContext.expected[split]
+
+
+@pytest.mark.parametrize("form", ["mat", "json"])
+def test_a_picture_that_a_list_names_must_be_there(tmp_path, form):
+    write_tree(tmp_path, form)
+    (tmp_path / "JPEGImages" / "2008_000015.jpg").unlink()
+    with pytest.raises(InputError, match=r"names 2008_000015, but there is no .*\(1 of 2 names"):
+        PascalContext(root=tmp_path, split="train")
+
+
+def test_a_wrong_root_is_told_the_right_one(tmp_path):
+    write_tree(tmp_path / "a" / "VOC2010", "mat")
+    with pytest.raises(InputError, match=f"set data.root={tmp_path / 'a' / 'VOC2010'}"):
+        PascalContext(root=tmp_path, split="train")
+
+
+# Run lengths
+
+
+@pytest.mark.parametrize("density", [0, 0.02, 0.5, 0.98, 1])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (64, 91), (500, 3)], ids=str)
+def test_runs_become_the_mask_they_were_made_from(shape, density):
+    rng = np.random.default_rng(1)
+    for blocks in (1, 4):  # noise, and areas whose runs need several characters
+        mask = np.kron(rng.random(shape) < density, np.ones((blocks, blocks), bool))
+        runs = runs_of(mask)
+        decoded = runs_of_text(text_of(runs).encode())
+        assert decoded.tolist() == runs
+        painted = mask_of_runs(decoded, mask.size).reshape(mask.shape[::-1]).T
+        np.testing.assert_array_equal(painted, mask)
+
+
+def test_long_runs_and_large_steps_are_decoded():
+    runs = [0, 1, 10**9, 15, 16, 17, 31, 32, 33, 1, 2**30, 7]
+    assert runs_of_text(text_of(runs).encode()).tolist() == runs
+
+
+def test_the_text_of_the_coco_api_is_understood():
+    """Stored from pycocotools 2.0.11: a ring in a picture of 40 x 50."""
+    mask = np.zeros((40, 50), bool)
+    mask[3:36, 5:45] = True
+    mask[10:20, 10:30] = False
+    text = "[6Q1700000000VO39M" + "G39M" * 19 + "a" + "0" * 29 + "U6"
+    assert runs_of_text(text.encode()).tolist() == runs_of(mask)
+    assert text_of(runs_of(mask)) == text
+
+
+@pytest.mark.parametrize("text", [b"\x01", b"a", b"o" * 12 + b"0", "é".encode(), b"/"])
+def test_a_text_that_nobody_writes_is_refused(text):
+    with pytest.raises(ValueError, match="run"):
+        runs_of_text(text)
+
+
+@pytest.mark.parametrize(
+    ("runs", "says"), [([5, 4], "cover 9 pixels, the picture has 10"), ([12, -2], "length -2")]
+)
+def test_runs_that_do_not_fill_the_picture_are_refused(runs, says):
+    with pytest.raises(ValueError, match=says):
+        mask_of_runs(np.array(runs), 10)
+
+
+# The JSON
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_an_index_equals_painting_one_annotation_after_another(tmp_path, as_text):
+    path = tmp_path / "trainval_merged.json"
+    write_json(path, CLASSES, as_text=as_text)
+    index = detail_index(path)
+    assert index.phases == {**NAMES, "test": ()}
+    for name, classes in zip([*NAMES["train"], *NAMES["val"]], CLASSES, strict=True):
+        labels = index.labels(name)
+        assert labels.dtype == np.uint16
+        np.testing.assert_array_equal(labels, np.array(IDS)[classes])
+
+
+def test_later_annotations_are_painted_over_earlier_ones(tmp_path):
+    path = tmp_path / "trainval_merged.json"
+    write_json(path, CLASSES)
+    content = json.loads(path.read_text())
+    for category, runs in ((2, [0, 600, 600]), (9, [300, 600, 300])):
+        annotation = {"image_id": 2008000008, "category_id": category}
+        annotation["segmentation"] = {"counts": runs}
+        content["annos_segmentation"].append(annotation)
+    path.write_text(json.dumps(content))
+    labels = detail_index(path).labels("2008_000008").T.ravel()
+    assert set(labels[:300]) == {2}
+    assert set(labels[300:900]) == {9}
+    np.testing.assert_array_equal(labels[900:], np.array(IDS)[CLASSES[0].T.ravel()[900:]])
+
+
+def test_the_file_is_read_once_for_both_splits_and_again_when_it_changes(tmp_path):
+    root = write_tree(tmp_path, "json")
+    train = PascalContext(root=root, split="train")
+    val = PascalContext(root=root, split="val")
+    assert train.index is val.index
+    write_json(root / "trainval_merged.json", CLASSES[::-1])
+    assert PascalContext(root=root, split="train").index is not train.index
+
+
+def test_a_worker_gets_the_index_with_the_data_set(tmp_path):
+    dataset = PascalContext60(root=write_tree(tmp_path, "json"), split="val")
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(dataset)).read(1)[1], CLASSES[3])
+
+
+def test_a_cache_keeps_the_pictures_of_one_json_apart(tmp_path):
+    root = write_tree(tmp_path / "data", "json")
+    reading = Reading(cache="disk", cache_dir=str(tmp_path / "cache"))
+    for _ in range(2):
+        for offset, split in ((0, "train"), (2, "val")):
+            dataset = PascalContext60(root=root, split=split, reading=reading)
+            for i in range(2):
+                np.testing.assert_array_equal(dataset.read(i)[1], CLASSES[offset + i])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda text: text[: len(text) // 2], "not the JSON of PASCAL in Detail"),
+        (lambda text: "[" + text + "]", "it is no JSON object"),
+        (lambda text: "", "it is no JSON object"),
+        (lambda text: text.replace("annos_segmentation", "annotations"), "no annos_segmentation"),
+        (lambda text: text.replace("category_id", "class"), "no key 'category_id'"),
+        (lambda text: text.replace("2008_000015", "2008_000008"), "one image_id or file_name"),
+    ],
+    ids=["cut", "list", "empty", "coco", "key", "twice"],
+)
+def test_another_json_is_refused_in_one_line(tmp_path, change, says):
+    path = write_tree(tmp_path, "json") / "trainval_merged.json"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(InputError, match=f"trainval_merged.json: .*{says}") as caught:
+        PascalContext(root=tmp_path, split="train")
+    assert "\n" not in str(caught.value)
+
+
+def test_runs_of_another_size_are_refused_with_the_picture(tmp_path):
+    path = write_tree(tmp_path, "json") / "trainval_merged.json"
+    path.write_text(path.read_text().replace('"height": 30', '"height": 31'))
+    Image.new("RGB", (40, 31)).save(tmp_path / "JPEGImages" / "2008_000008.jpg")
+    with pytest.raises(InputError, match=r"2008_000008: the runs cover 1200 pixels, .* 1240"):
+        PascalContext(root=tmp_path, split="train").read(0)
+
+
+def test_a_picture_of_another_size_is_refused(tmp_path):
+    write_tree(tmp_path, "json")
+    Image.new("RGB", (40, 31)).save(tmp_path / "JPEGImages" / "2008_000008.jpg")
+    with pytest.raises(
+        InputError, match=r"merged.json: the label is 40 x 30 and its image .*8.jpg is 40 x 31"
+    ):
+        PascalContext(root=tmp_path, split="train").read(0)
+
+
+def test_a_mat_file_that_would_unpack_to_gigabytes_is_not_read(tmp_path):
+    write_tree(tmp_path, "mat")
+    path = tmp_path / "trainval" / "2008_000008.mat"
+    content = np.zeros((2000, 2000), np.uint8)
+    scipy.io.savemat(path, {"LabelMap": content}, do_compression=True)
+    dataset = PascalContext(root=tmp_path, split="train", reading=Reading(max_pixels=10**6))
+    with pytest.raises(InputError, match=r"LabelMap has 4,000,000 pixels, more than data.max_pix"):
+        dataset.read(0)
