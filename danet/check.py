@@ -62,7 +62,9 @@ def check(
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise InputError(first_line(error, getattr(error, "full_key", None))) from error
+        # A resolver of ours speaks for itself; OmegaConf puts its own words in front.
+        told = first_line(error).partition("InputError raised while resolving interpolation: ")[2]
+        raise InputError(told or first_line(error, getattr(error, "full_key", None))) from error
     plain = typing.cast(dict[str, Any], plain)
     faults = _unknown_keys(plain, TrainConfig, "")
     faults += _unknown_keys(plain["trainer"], TrainSettings, "trainer.")

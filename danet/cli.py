@@ -46,7 +46,7 @@ _HYDRA_FLAGS = [
 
 _PATHS = (
     *("data.root", "run.dir", "resume", "init_from", "model.backbone.weights"),
-    *("checkpoint", "output", "images"),
+    *("checkpoint", "output", "images", "submission", "data.sbd_root"),
 )
 """Settings whose value is a path."""
 

@@ -36,6 +36,8 @@ class TrainConfig:
     seed: int = 1
     resume: str | None = None
     init_from: str | None = None
+    dry_run: bool = False
+    device_memory: float | None = None
 
 
 @dataclass
@@ -63,6 +65,19 @@ class EvalConfig:
     batch_size: int = 1
     device: str = "auto"
     output: str | None = None
+    submission: str | None = None
+
+
+@dataclass
+class CheckConfig:
+    """The root of ``check.yaml``."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    splits: list[str] | None = None
+    full: bool = False
+    show: int = 5
+    samples: int = 12
+    output: str | None = None
 
 
 @dataclass
@@ -82,13 +97,24 @@ class VisualizeConfig:
     output: str | None = None
 
 
+def _class_names(source: Any) -> list[str]:
+    """Reads names from a text file, so that a checkpoint holds them and not the file's path."""
+    if not isinstance(source, str):
+        return list(source)
+    from danet.datasets.labels import read_class_names  # brings in torch
+
+    return read_class_names(source)
+
+
 def register() -> None:
-    """Makes the schemas known to Hydra and the resolver ``count`` to OmegaConf."""
+    """Makes the schemas known to Hydra and the resolvers of the configs to OmegaConf."""
     store = ConfigStore.instance()
     for name, schema in (
         ("train_schema", TrainConfig),
         ("eval_schema", EvalConfig),
         ("visualize_schema", VisualizeConfig),
+        ("check_schema", CheckConfig),
     ):
         store.store(name=name, node=schema)
     OmegaConf.register_new_resolver("count", len, replace=True)
+    OmegaConf.register_new_resolver("class_names", _class_names, replace=True)

@@ -6,23 +6,34 @@ from pathlib import Path
 from typing import Any
 
 from danet.assemble import checked_config
-from danet.engine import checkpoint
+from danet.engine import checkpoint, saver
 from danet.engine.checkpoint import Checkpoint
 from danet.errors import InputError
 
 FREE = (
     "resume",
     "init_from",
+    "dry_run",
+    "device_memory",
     "run.dir",
     "run.name",
     "data.root",
     "data.dataset.root",
     "data.num_workers",
+    "data.cache",
+    "data.cache_dir",
+    "data.cache_gib",
+    "data.max_pixels",
     "data.batch_size",
     "trainer.accumulate",
     "trainer.stop_at",
     "trainer.eval_every",
     "trainer.log_every",
+    "trainer.save_every",
+    "trainer.keep_last",
+    "trainer.keep_best",
+    "trainer.keep_every",
+    "trainer.save_in_background",
     "trainer.device",
 )
 """Keys that do not change what a step computes, and so may differ in a resumed run; the two that
@@ -51,13 +62,16 @@ def settle(
     if config["resume"] is None:
         return config, None, []
     path = Path(config["resume"])
+    notes: list[str] = []
     if config["resume"] == "auto":
         if config["run"]["dir"] is None:
             raise InputError("resume=auto: say which run with run.dir=<folder>")
-        path = Path(config["run"]["dir"]) / "last.pt"
-        if not path.exists():
-            return config, None, [f"resume=auto: there is no {path} yet, starting from step 0"]
-    saved = checkpoint.load(path, key="resume")
+        folder = Path(config["run"]["dir"]).expanduser()
+        if not saver.by_age(folder):
+            return config, None, [f"resume=auto: nothing in {folder} yet, starting from step 0"]
+        path, saved, notes = _newest_good(folder)
+    else:
+        saved = checkpoint.load(path, key="resume")
     stored = checked_config(saved, path)
     typed = {override.lstrip("+~").split("=")[0] for override in overrides}
     if typed <= set(FREE):
@@ -75,7 +89,32 @@ def settle(
     settled["resume"], settled["init_from"] = str(path), None
     if config["run"]["dir"] is None:
         settled["run"]["dir"] = str(path.parent)
-    return settled, saved, _compare_batches(saved, stored, settled, world)
+    return settled, saved, notes + _compare_batches(saved, stored, settled, world)
+
+
+def _newest_good(folder: Path) -> tuple[Path, Checkpoint, list[str]]:
+    """Returns the newest checkpoint of a run that is whole, and what to say about newer ones.
+
+    Raises:
+        InputError: None is; a run never starts from zero over what is left of it.
+    """
+    damaged = []
+    for path in saver.by_age(folder):
+        try:
+            saved = checkpoint.load(path, key="resume")
+        except InputError as error:
+            damaged.append(str(error))
+            continue
+        if damaged:
+            damaged.append(
+                f"resume=auto: going on from {path} instead, at step {saved['step']}; the steps "
+                "after it are done again"
+            )
+        return path, saved, damaged
+    raise InputError(
+        "\n".join(damaged) + f"\nresume=auto: no checkpoint in {folder} is whole; to start anew "
+        "give another run.dir"
+    )
 
 
 def _compare_batches(

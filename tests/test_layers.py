@@ -18,11 +18,14 @@ FLOORS = {
     "danet.datasets": 4,
     "danet.engine": 5,
     "danet.drawing": 5,
+    "danet.archives": 5,
     "danet.config": 6,
+    "danet.doctor": 6,
     "danet.check": 7,
     "danet.assemble": 8,
     "danet.cli": 8,
     "danet.resume": 9,
+    "danet.plan": 9,
     "tools": 10,
 }
 """Rooms by floor. Rooms of one floor do not know each other."""

@@ -16,10 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from danet.engine import checkpoint, distributed, trainer
 from danet.engine.average import MovingAverage
+from danet.engine.hardware import compiled
 from danet.engine.optimizer import SGD, AdamW
 from danet.engine.schedule import Poly
 from danet.engine.settings import TrainSettings
-from danet.engine.trainer import Trainer, compiled
+from danet.engine.trainer import Trainer
 from danet.errors import InputError
 from danet.evaluation.confusion import ConfusionMatrix
 from danet.losses import OHEM, CrossEntropy, DeepSupervision
@@ -288,7 +289,8 @@ def test_a_compiled_step_is_the_eager_one(tmp_path, tracing):
 def test_a_compiled_run_resumes_exactly(tmp_path, tracing):
     whole, first = make(tmp_path / "a", compile=True), make(tmp_path / "b", compile=True)
     train(whole, 4), train(first, 2)
-    first.save("last.pt")
+    first.save()
+    first.saver.wait()
     torch._dynamo.reset()
     second = make(tmp_path / "b", compile=True, resume=checkpoint.load(tmp_path / "b/last.pt"))
     train(second, 2)
@@ -334,7 +336,8 @@ def test_the_inductor_trains_as_eager_and_resumes_exactly(tmp_path):
     # Dropout is drawn otherwise than in eager mode, but again from seed and step alone.
     whole, first = make(tmp_path / "c", compile=True), make(tmp_path / "d", compile=True)
     train(whole, 4), train(first, 2)
-    first.save("last.pt")
+    first.save()
+    first.saver.wait()
     torch._dynamo.reset()
     second = make(tmp_path / "d", compile=True, resume=checkpoint.load(tmp_path / "d/last.pt"))
     train(second, 2)

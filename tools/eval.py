@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import math
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 if not __package__:  # started as a file of a checkout: the checkout is what is meant
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -13,6 +15,7 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from tqdm import tqdm
 
 from danet import cli
@@ -20,15 +23,20 @@ from danet.assemble import checked_config, make, make_dataset, model_of
 from danet.check import check_node
 from danet.config import EvalConfig
 from danet.data.loader import eval_batches
+from danet.datasets.base import SegmentationDataset
+from danet.datasets.submission import SubmissionWriter, demand_labels, is_labelled
 from danet.engine import checkpoint, distributed
+from danet.engine.hardware import choose_memory_format
 from danet.engine.log import class_table
 from danet.errors import StorageError
-from danet.evaluation.confusion import Scores
-from danet.evaluation.evaluate import evaluate
+from danet.evaluation.confusion import ConfusionMatrix, Scores
+from danet.evaluation.evaluate import Prediction, predict
+from danet.evaluation.inference import Inference
+from danet.evaluation.official import OfficialScores, ScoredOfficially
 
 
 def work(config: DictConfig) -> None:
-    """Loads the checkpoint, counts one split on all processes, prints and writes the scores."""
+    """Loads the checkpoint, runs it over one split, prints and writes scores and predictions."""
     settings: EvalConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     saved = checkpoint.load(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint, settings.data)
@@ -37,35 +45,26 @@ def work(config: DictConfig) -> None:
     infer = make(protocol, "evaluation")
     split = settings.split or trained["data"]["val_split"]
     dataset = make_dataset(trained, split, training=False)
+    writer = None
+    if settings.submission:
+        writer = SubmissionWriter(Path(settings.submission), dataset)
+    else:
+        demand_labels(
+            dataset, "split", "submission=<folder> writes predictions for the test server"
+        )
     model = model_of(saved, trained, settings.checkpoint)
 
     device = distributed.choose_device(settings.device)
     with distributed.group(device):
-        batches = eval_batches(
-            dataset,
-            batch_size=settings.batch_size,
-            rank=distributed.rank(),
-            world=distributed.world_size(),
-            num_workers=trained["data"]["num_workers"],
-            pin_memory=device.type == "cuda",
-        )
-        order = (
-            torch.channels_last if trained["trainer"]["channels_last"] else torch.contiguous_format
-        )
-        confusion = evaluate(
-            model.to(device).to(memory_format=order),
-            tqdm(batches, desc=split, unit="batch", disable=not distributed.is_first()),
-            infer,
-            num_classes=len(dataset.classes),
-            device=device,
-        )
-        distributed.sum_in_place(confusion.counts)
-        scores = confusion.scores()
+        predictions = run(model.to(device), dataset, infer, settings, trained, device)
+        counted = count(predictions, dataset, writer, device)
         if not distributed.is_first():
             return
+    if writer:
+        print("\n".join(f"  {line}" for line in writer.finish()))
+    if counted is None:  # a split without labels
+        return
     mode = type(infer).__name__.lower()
-    default = Path(settings.checkpoint).parent / f"eval_{split}_{mode}"
-    output = Path(settings.output).expanduser() if settings.output else default
     facts = {
         "checkpoint": settings.checkpoint,
         "step": saved["step"],
@@ -73,41 +72,149 @@ def work(config: DictConfig) -> None:
         "images": len(dataset),
         "evaluation": protocol,
     }
-    write(output, facts, scores, dataset.classes, confusion.matrix.cpu().numpy())
-    print(class_table(dataset.classes, {"IoU": scores.iou, "accuracy": scores.accuracy}))
+    default = Path(settings.checkpoint).parent / f"eval_{split}_{mode}"
+    output = Path(settings.output).expanduser() if settings.output else default
+    report(counted, dataset.classes, f"{split}, {len(dataset)} images, {mode}")
+    write(output, facts, counted, dataset.classes)
+    print(f"  miou={counted.scores.miou}\n  written to {output}")
+
+
+def run(
+    model: nn.Module,
+    dataset: SegmentationDataset,
+    infer: Inference,
+    settings: EvalConfig,
+    trained: dict[str, Any],
+    device: torch.device,
+) -> Iterator[Prediction]:
+    """Yields the predictions of this process's share of the split."""
+    batches = eval_batches(
+        dataset,
+        batch_size=settings.batch_size,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+        num_workers=trained["data"]["num_workers"],
+        pin_memory=device.type == "cuda",
+    )
+    order = choose_memory_format(trained["trainer"]["channels_last"], device)
+    shown = tqdm(batches, desc=dataset.split, unit="batch", disable=not distributed.is_first())
+    return predict(model.to(memory_format=order), shown, infer, device=device)
+
+
+class Counted(NamedTuple):
+    """What was counted over the whole split, by all processes together."""
+
+    matrix: np.ndarray
+    """int64 (K, K); rows are truth, columns prediction, in pixels."""
+    scores: Scores
+    official: OfficialScores | None
+    note: str
+    """What the official scores leave out, and why."""
+
+
+def count(
+    predictions: Iterable[Prediction],
+    dataset: SegmentationDataset,
+    writer: SubmissionWriter | None,
+    device: torch.device,
+) -> Counted | None:
+    """Goes through the predictions of this process; writes them, counts them, adds up.
+
+    Returns:
+        None for a split without labels.
+    """
+    confusion = ConfusionMatrix(len(dataset.classes), device)
+    has_labels = is_labelled(dataset)
+    counter = None
+    if has_labels and isinstance(dataset, ScoredOfficially):
+        counter = dataset.official_counter()
+    if writer:
+        if distributed.is_first():
+            writer.begin()
+        distributed.wait()
+    for prediction in predictions:
+        if has_labels:
+            confusion.update(prediction.classes, prediction.mask)
+        if writer or counter:
+            classes = prediction.classes.cpu().numpy()
+            if writer:
+                writer.write(prediction.name, classes)
+            if counter:
+                counter.update(classes, prediction.name)
+    distributed.wait()  # the first process goes on to look at the files of all
+    if not has_labels:
+        return None
+    distributed.sum_in_place(confusion.counts)
+    scores, matrix = confusion.scores(), confusion.matrix.cpu().numpy()
+    if counter is None:
+        return Counted(matrix, scores, None, "")
+    totals = counter.counts.to(device)
+    distributed.sum_in_place(totals)
+    counter.counts.copy_(totals)
+    return Counted(matrix, scores, counter.scores(matrix), counter.note)
+
+
+def report(counted: Counted, classes: tuple[str, ...], what: str) -> None:
+    """Prints the tables of scores."""
+    scores, official = counted.scores, counted.official
+    columns: dict[str, Sequence[float]] = {"IoU": scores.iou, "accuracy": scores.accuracy}
+    if official and official.iiou_classes:
+        columns["iIoU"] = [official.iiou_classes.get(name, math.nan) for name in classes]
+    print(class_table(classes, columns))
+    if official:
+        names = list(official.iou_categories)
+        columns = {"IoU": [official.iou_categories[name] for name in names]}
+        if official.iiou_categories:
+            columns["iIoU"] = [official.iiou_categories.get(name, math.nan) for name in names]
+        print(class_table(names, columns))
     print(
-        f"  {split}, {len(dataset)} images, {mode}: mIoU {100 * scores.miou:.2f} over "
+        f"  {what}: mIoU {100 * scores.miou:.2f} over "
         f"{scores.classes_averaged} classes, pixel accuracy {100 * scores.pixel_accuracy:.2f}, "
         f"mean accuracy {100 * scores.mean_accuracy:.2f}, "
         f"frequency-weighted IoU {100 * scores.frequency_weighted_iou:.2f}"
     )
-    print(f"  miou={scores.miou}\n  written to {output}")
+    if official:
+        shown = {name: value for name, value in official.averages().items() if value == value}
+        print("  official: " + ", ".join(f"{k} {100 * v:.2f}" for k, v in shown.items()))
+    if counted.note:
+        print(f"  {counted.note}")
 
 
-def write(
-    output: Path,
-    facts: dict[str, Any],
-    scores: Scores,
-    classes: tuple[str, ...],
-    matrix: np.ndarray,
-) -> None:
+def write(output: Path, facts: dict[str, Any], counted: Counted, classes: tuple[str, ...]) -> None:
     """Writes metrics.json and confusion.csv (rows are truth, columns prediction, in pixels)."""
+    scores = counted.scores
     per_class = {
-        name: {"iou": None if np.isnan(i) else i, "accuracy": None if np.isnan(a) else a}
+        name: {"iou": _number(i), "accuracy": _number(a)}
         for name, i, a in zip(classes, scores.iou, scores.accuracy, strict=True)
     }
     named = {k: v for k, v in scores._asdict().items() if k not in ("iou", "accuracy")}
     metrics = {**named, "per_class": per_class, **facts}
+    if counted.official:
+        metrics["official"] = official_facts(counted.official)
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(("truth", *classes))
-    rows.writerows((name, *row) for name, row in zip(classes, matrix.tolist(), strict=True))
+    rows.writerows((name, *row) for name, row in zip(classes, counted.matrix.tolist(), strict=True))
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         (output / "confusion.csv").write_text(table.getvalue(), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"output={output}: cannot be written ({error.strerror})") from error
+
+
+def official_facts(official: OfficialScores) -> dict[str, Any]:
+    """Returns official scores as plain values for JSON: averages, and each score by name."""
+    averages = {name: _number(value) for name, value in official.averages().items()}
+    named = {
+        kind: {name: _number(value) for name, value in values.items()}
+        for kind, values in official._asdict().items()
+    }
+    return {"averages": averages, **named}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # started as a file of a checkout: the checkout is what is meant
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from danet import cli
 from danet.check import check
@@ -26,9 +26,16 @@ if TYPE_CHECKING:
 
 def work(config: DictConfig) -> None:
     """Checks the config, settles on a checkpoint, joins the other processes, trains."""
-    checked = check(config, cli.added_keys(), needs_data=True)
+    if config.dry_run and OmegaConf.is_missing(config.data, "root"):
+        config.data.root = "."  # a plan reads no data
+    checked = check(config, cli.added_keys(), needs_data=not config.dry_run)
     from danet import resume
-    from danet.engine import distributed
+    from danet.engine import distributed, signals
+    from danet.plan.report import describe, refuse_the_impossible
+
+    if config.dry_run:
+        cli.say(describe(checked, distributed.choose_device(checked["trainer"]["device"])))
+        return
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
     settled, saved, notes = resume.settle(checked, cli.overrides(), world=world)
@@ -36,6 +43,8 @@ def work(config: DictConfig) -> None:
         cli.say(note)
     settled["run"]["name"] = settled["run"]["name"] or cli.choice()
     device = distributed.choose_device(settled["trainer"]["device"])
+    refuse_the_impossible(settled, device)
+    signals.follow_parent()
     with distributed.group(device):
         train(settled, saved, device)
 
@@ -46,8 +55,9 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
 
     from danet.assemble import make, make_dataset, make_model
     from danet.data.loader import eval_batches, train_batches
+    from danet.doctor.sample import check_sample
     from danet.drawing.overlay import prediction_sheets
-    from danet.engine import distributed, run_folder
+    from danet.engine import distributed, identity, run_folder
     from danet.engine.settings import TrainSettings
     from danet.engine.trainer import Trainer
     from danet.evaluation.evaluate import evaluate
@@ -58,9 +68,23 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
     train_set = make_dataset(config, data["train_split"], training=True)
     val_set = make_dataset(config, data["val_split"], training=False)
     done = saved["step"] if saved else 0
-    if done >= settings.steps:
+    identity.require_same(
+        {
+            "config": identity.digest_of({**config, "run": None, "resume": None}),
+            "code": identity.code(),
+            "training set": train_set.fingerprint(),
+            "validation set": val_set.fingerprint(),
+        }
+    )
+    if (
+        saved
+        and done >= settings.steps
+        and saved["evaluated_at" if "evaluated_at" in saved else "step"] >= done
+    ):
         cli.say(f"{config['resume']}: this run is finished, at step {done} of {settings.steps}")
         return
+    for note in check_sample(train_set, val_set):
+        cli.say(note)
 
     batch_size, world = data["batch_size"], distributed.world_size()
     loading = {

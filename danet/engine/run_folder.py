@@ -11,6 +11,9 @@ import yaml
 from danet.engine import distributed, saver
 from danet.errors import InputError, StorageError, UserError
 
+STOPPED = "stopped"
+"""File in the folder of a run that a signal ended before its last step."""
+
 _HEADER = """\
 # The whole config of this run. To repeat it in a new folder:
 #   python tools/train.py --config-dir {folder} --config-name config run.dir=null resume=null
@@ -46,6 +49,7 @@ def prepare(
             outcome = _make(wanted, fallback, config, resuming)
             _lock(outcome)
             saver.remove_leftovers(outcome)
+            (outcome / STOPPED).unlink(missing_ok=True)
         except UserError as error:
             outcome = error
     outcome = distributed.from_first(outcome)

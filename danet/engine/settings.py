@@ -2,6 +2,17 @@
 
 from dataclasses import dataclass
 
+_COUNTS = (
+    "steps",
+    "stop_at",
+    "eval_every",
+    "log_every",
+    "accumulate",
+    "save_every",
+    "keep_last",
+    "keep_best",
+    "keep_every",
+)
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -18,7 +29,11 @@ class TrainSettings:
         clip_norm: Upper bound of the gradient's norm; null for none.
         precision: Of the network: float32, bfloat16, float16 (CUDA only), or auto: bfloat16 where
             the hardware computes in it, else float32. Weights and losses are float32 always.
-        channels_last: Memory order of images and convolutions; faster in most cases.
+        save_every: Steps between checkpoints beside those after evaluations; null for none.
+        keep_last, keep_best: How many of the newest and of the best checkpoints stay.
+        keep_every: Checkpoints of steps that are a multiple of it stay for ever; null for none.
+        save_in_background: Write checkpoints while the training goes on.
+        channels_last: Memory order of images and convolutions; null for what suits the device.
         compile: Train through torch.compile, which takes minutes at the start and needs a C++
             compiler (on CUDA also Triton). Evaluation is not compiled.
         ema_decay: Evaluate and keep a moving average of the weights; null for none.
@@ -34,7 +49,12 @@ class TrainSettings:
     accumulate: int = 1
     clip_norm: float | None = None
     precision: str = "auto"
-    channels_last: bool = True
+    save_every: int | None = None
+    keep_last: int = 2
+    keep_best: int = 1
+    keep_every: int | None = None
+    save_in_background: bool = True
+    channels_last: bool | None = None
     compile: bool = False
     ema_decay: float | None = None
     sync_batchnorm: bool = True
@@ -45,7 +65,7 @@ class TrainSettings:
         """Returns what is wrong with the values, one line each."""
         lines = [
             f"trainer.{name}={getattr(self, name)}: expected a whole number of at least 1"
-            for name in ("steps", "eval_every", "log_every", "accumulate", "stop_at")
+            for name in _COUNTS
             if getattr(self, name) is not None and getattr(self, name) < 1
         ]
         if self.clip_norm is not None and not self.clip_norm > 0:

@@ -4,6 +4,8 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -17,17 +19,21 @@ if hasattr(signal, "SIGUSR1"):  # not on Windows
     _REQUESTS[signal.SIGUSR1] = SAVE
 
 
+class Stop(Exception):
+    """Ends a training between two steps, or an evaluation anywhere."""
+
+
 class Signals:
     """Collects requests while it is entered; the handlers of before return afterwards.
 
     Attributes:
-        requests: STOP and SAVE that came and were not taken, as bits.
         name: Of the signal that asked for the stop, for messages.
     """
 
     def __init__(self) -> None:
-        self.requests = 0
         self.name = ""
+        self._requests = 0
+        self._is_at_once = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -41,20 +47,35 @@ class Signals:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         request = _REQUESTS[signal.Signals(number)]
-        if request == STOP and self.requests & STOP:
+        if request == STOP and self._requests & STOP:
             # Nothing is lost: checkpoints are renamed into place, so the one of before is whole.
             os._exit(128 + number)
         if request == STOP:
             self.name = signal.Signals(number).name
-        self.requests |= request
+        self._requests |= request
+        if request == STOP and self._is_at_once:
+            raise Stop
 
-    def is_stopping(self) -> bool:
-        """Tells whether a stop was asked for."""
-        return bool(self.requests & STOP)
+    def take(self) -> int:
+        """Returns the requests that came, as bits; a request to save is forgotten with that."""
+        requests = self._requests
+        self._requests &= ~SAVE
+        return requests
 
-    def take_save(self) -> None:
-        """Forgets a request to save, since it is being met."""
-        self.requests &= ~SAVE
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Lets a request to stop raise Stop within, where nothing can be torn.
+
+        Raises:
+            Stop: One came, now or before.
+        """
+        if self._requests & STOP:
+            raise Stop
+        self._is_at_once = True
+        try:
+            yield
+        finally:
+            self._is_at_once = False
 
 
 def follow_parent() -> None:

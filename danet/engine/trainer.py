@@ -13,14 +13,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import danet
-from danet.engine import checkpoint, distributed
+from danet.engine import checkpoint, distributed, run_folder
 from danet.engine.average import MovingAverage
 from danet.engine.checkpoint import Checkpoint
+from danet.engine.hardware import choose_memory_format, choose_precision, compiled
 from danet.engine.log import RunLog, class_table
 from danet.engine.optimizer import Recipe
+from danet.engine.saver import Saver
 from danet.engine.schedule import Schedule
 from danet.engine.settings import TrainSettings
-from danet.errors import DivergedError, InputError
+from danet.engine.signals import SAVE, STOP, Signals, Stop
+from danet.errors import DivergedError, Interrupted
 from danet.evaluation.confusion import ConfusionMatrix
 from danet.seeds import mix
 from danet.types import Batch
@@ -29,37 +32,6 @@ Evaluate = Callable[[nn.Module], ConfusionMatrix]
 """Counts this process's share of the validation set."""
 DrawPictures = Callable[[nn.Module], Mapping[str, np.ndarray]]
 """Draws pictures of what the network says, uint8 (H, W, 3), by name."""
-
-
-def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """Returns the dtype of autocast; ``auto`` asks the hardware whether bfloat16 is native."""
-    if wanted == "float16" and device.type != "cuda":
-        raise InputError(f"trainer.precision=float16 needs CUDA; {device} has bfloat16 or float32")
-    if wanted != "auto":
-        return getattr(torch, wanted)
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
-
-
-def compiled(network: nn.Module, device: torch.device) -> nn.Module:
-    """Returns the network behind ``torch.compile``, which compiles it when it is first called.
-
-    Raises:
-        InputError: torch cannot compile anything for this device, usually for lack of a compiler.
-    """
-    try:
-        torch.compile(torch.sin)(torch.zeros(8, device=device))
-    except (RuntimeError, OSError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise InputError(
-            f"trainer.compile=true: torch cannot compile for {device} here ("
-            f"{lines[0] if lines else repr(error)}); install a C++ compiler"
-            f"{' and Triton' if device.type == 'cuda' else ''}, or set trainer.compile=false"
-        ) from error
-    return torch.compile(network)  # type: ignore[return-value]
 
 
 class Trainer:
@@ -106,8 +78,10 @@ class Trainer:
         self.header = dict(header)
         self.criterion = criterion.to(device)
         self.step = 0
+        self.evaluated_at = 0
         self.best_miou: float | None = None
         self.scores: dict[str, float] | None = None
+        self.last = min(settings.stop_at or settings.steps, settings.steps)
 
         if settings.deterministic:
             torch.use_deterministic_algorithms(True)
@@ -115,9 +89,7 @@ class Trainer:
         distinct = distributed.world_size() > 1 and device.type == "cuda"
         if settings.sync_batchnorm and distinct:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        self.memory_format = (
-            torch.channels_last if settings.channels_last else torch.contiguous_format
-        )
+        self.memory_format = choose_memory_format(settings.channels_last, device)
         self.model = model.to(device).to(memory_format=self.memory_format)
         self.ema: MovingAverage | None = None
         if settings.ema_decay is not None:
@@ -139,6 +111,15 @@ class Trainer:
             self.parallel.broadcast_buffers = False
         # A second way to call the network; states keep the names of the first.
         self.network = compiled(self.parallel, device) if settings.compile else self.parallel
+        self.agreement = distributed.Agreement()
+        self.saver = Saver(
+            folder,
+            keep_last=settings.keep_last,
+            keep_best=settings.keep_best,
+            keep_every=settings.keep_every,
+            in_background=settings.save_in_background,
+            best=[(pair[0], pair[1]) for pair in resume.get("best", [])] if resume else None,
+        )
         self.log = RunLog(
             folder if distributed.is_first() else None, step=self.step, steps=settings.steps
         )
@@ -146,20 +127,52 @@ class Trainer:
     def fit(self, batches: Iterator[Batch]) -> None:
         """Trains from ``step`` to ``settings.steps`` on batches that do not run out.
 
+        SIGTERM and SIGINT end it after the step, with a checkpoint; SIGUSR1 saves one.
+
         Raises:
             DivergedError: The loss is not finite; the last checkpoint is left as it is.
+            Interrupted: A signal ended it, and a checkpoint is written.
+            StorageError: A checkpoint could not be written.
         """
         try:
-            self._fit(batches)
+            with Signals() as signals:
+                try:
+                    self._fit(batches, signals)
+                except Stop:
+                    self.save()
+                    self.saver.wait()
+                    if distributed.is_first():
+                        (self.folder / run_folder.STOPPED).touch()
+                    raise Interrupted(
+                        f"stopped by {signals.name or 'another process'} at step {self.step} of "
+                        f"{self.settings.steps}; go on with resume={self.folder / 'last.pt'}"
+                    ) from None
+            self.agreement.close()
         finally:
             self.log.close()
+            self.saver.close()
 
-    def _fit(self, batches: Iterator[Batch]) -> None:
+    def _fit(self, batches: Iterator[Batch], signals: Signals) -> None:
         settings = self.settings
-        last = min(settings.stop_at or settings.steps, settings.steps)
         self.parallel.train()
         waited, since = 0.0, time.perf_counter()
-        while self.step < last:
+        while True:
+            due = self.step > 0 and (self.step % settings.eval_every == 0 or self.step == self.last)
+            if due and self.evaluated_at < self.step:
+                # Nothing of the training changes in there, so it may be left at any moment.
+                with signals.at_once():
+                    self._evaluate()
+                self.save()
+                self.parallel.train()
+                waited, since = 0.0, time.perf_counter()
+            if self.step >= self.last:
+                return
+            requests = self.agreement.exchange(signals.take())
+            if requests & STOP:
+                raise Stop
+            if requests & SAVE:
+                self.save()
+
             start = time.perf_counter()
             group = [next(batches) for _ in range(settings.accumulate)]
             waited += time.perf_counter() - start
@@ -167,8 +180,8 @@ class Trainer:
             self.step += 1
             self.log.advance()
 
-            evaluating = self.step % settings.eval_every == 0 or self.step == last
-            if self.step % settings.log_every == 0 or evaluating:
+            is_logged = self.step % settings.log_every == 0 or self.step == self.last
+            if is_logged or self.step % settings.eval_every == 0:
                 # Between evaluations the only wait for the device.
                 means = distributed.mean(terms)
                 if not all(map(math.isfinite, means.values())):
@@ -176,12 +189,8 @@ class Trainer:
                 now = time.perf_counter()
                 self._log_train(means, waiting=waited / (now - since))
                 waited, since = 0.0, now
-
-            if evaluating:
-                is_best = self._evaluate()
-                self.save("last.pt", *["best.pt"] * is_best)
-                self.parallel.train()
-                waited, since = 0.0, time.perf_counter()
+            if settings.save_every is not None and self.step % settings.save_every == 0:
+                self.save()
 
     def train_step(self, group: list[Batch]) -> dict[str, Tensor]:
         """Updates the weights once; returns the loss terms, averaged over the group."""
@@ -225,8 +234,8 @@ class Trainer:
         self.log.status(loss=f"{total:.3f}", waiting=f"{waiting:.0%}")
         self.log.scalars(self.step, "train", values)
 
-    def _evaluate(self) -> bool:
-        """Scores the network (its average, where there is one); tells whether it is the best."""
+    def _evaluate(self) -> None:
+        """Scores the network, or its average where there is one."""
         model = self.ema.module if self.ema is not None else self.model
         distributed.share_buffers(model)
         confusion = self.evaluate(model)
@@ -245,34 +254,34 @@ class Trainer:
         self.log.scalars(self.step, "val", {**self.scores, **per_class})
         if distributed.is_first():
             self.log.images(self.step, self.draw(model))
-        is_best = self.best_miou is None or scores.miou > self.best_miou
-        if is_best:
-            self.best_miou = scores.miou
+        self.best_miou = max(scores.miou, self.best_miou or 0.0)
+        self.evaluated_at = self.step
         self.log.say(
-            f"  mIoU {100 * scores.miou:.2f} (best {100 * self.best_miou:.2f}), "  # type: ignore[operator]
+            f"  mIoU {100 * scores.miou:.2f} (best {100 * self.best_miou:.2f}), "
             f"pixel accuracy {100 * scores.pixel_accuracy:.2f}"
         )
-        return is_best
 
-    def save(self, *names: str) -> None:
-        """Writes the whole state under each name; all processes wait until it is done."""
-        if distributed.is_first():
-            state = {
-                "format": checkpoint.FORMAT,
-                "version": danet.__version__,
-                **self.header,
-                "model": self.model.state_dict(),
-                "ema": self.ema.state_dict() if self.ema is not None else None,
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "processes": distributed.world_size(),
-                "step": self.step,
-                "best_miou": self.best_miou,
-                "scores": self.scores,
-            }
-            for name in names:
-                checkpoint.save(self.folder / name, state)
-        distributed.wait()
+    def save(self) -> None:
+        """Writes a checkpoint of this step, by the first process."""
+        if not distributed.is_first():
+            return
+        is_scored = self.scores is not None and self.evaluated_at == self.step
+        state = {
+            "format": checkpoint.FORMAT,
+            "version": danet.__version__,
+            **self.header,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "processes": distributed.world_size(),
+            "step": self.step,
+            "evaluated_at": self.evaluated_at,
+            "best_miou": self.best_miou,
+            "scores": self.scores,
+        }
+        score = self.scores["miou"] if is_scored and self.scores else None
+        self.saver.save(state, step=self.step, score=score)
 
     def _restore(self, saved: Checkpoint) -> None:
         self.model.load_state_dict(saved["model"])
@@ -281,5 +290,7 @@ class Trainer:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         self.step = saved["step"]
+        # Format 1 was written after evaluations only.
+        self.evaluated_at = saved["evaluated_at" if "evaluated_at" in saved else "step"]
         self.best_miou = saved["best_miou"]
         self.scores = saved["scores"]

@@ -1,0 +1,50 @@
+"""What suits the machine: precision, memory order, and whether torch can compile."""
+
+import torch
+from torch import nn
+
+from danet.errors import InputError
+
+
+def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """Returns the dtype of autocast; ``auto`` asks the hardware whether bfloat16 is native."""
+    if wanted == "float16" and device.type != "cuda":
+        raise InputError(f"trainer.precision=float16 needs CUDA; {device} has bfloat16 or float32")
+    if wanted != "auto":
+        return getattr(torch, wanted)
+    return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def choose_memory_format(channels_last: bool | None, device: torch.device) -> torch.memory_format:
+    """Returns the memory order of images and convolutions; None asks the hardware.
+
+    It is channels_last but on a CPU that computes in float32 only: there the weight gradient of a
+    wide convolution takes twice as long in that order (2048 to 512 channels: 852 against 356 ms).
+    """
+    if channels_last is None:
+        channels_last = device.type == "cuda" or _has_bfloat16(device)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def compiled(network: nn.Module, device: torch.device) -> nn.Module:
+    """Returns the network behind ``torch.compile``, which compiles it when it is first called.
+
+    Raises:
+        InputError: torch cannot compile anything for this device, usually for lack of a compiler.
+    """
+    try:
+        torch.compile(torch.sin)(torch.zeros(8, device=device))
+    except (RuntimeError, OSError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise InputError(
+            f"trainer.compile=true: torch cannot compile for {device} here ("
+            f"{lines[0] if lines else repr(error)}); install a C++ compiler"
+            f"{' and Triton' if device.type == 'cuda' else ''}, or set trainer.compile=false"
+        ) from error
+    return torch.compile(network)  # type: ignore[return-value]

@@ -1,0 +1,160 @@
+"""How the parts of the benchmark measure: records, interleaved times, peak memory, agreement."""
+
+import ctypes
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+GIB = 2**30
+
+
+class Options(NamedTuple):
+    """What the command line asks for."""
+
+    device: torch.device
+    quick: bool = False
+    """Tiny sizes: whether parts run and results agree, no figures worth keeping."""
+    precision: str = "auto"
+    """Of our step, as in ``trainer.precision``."""
+    profile: bool = False
+    """Print which operators take the time."""
+
+
+class Row(NamedTuple):
+    """One figure, beside that of the reference where there is one."""
+
+    part: str
+    case: str
+    measure: str
+    """What was measured: ``time``, ``memory``, ``error``, ..."""
+    unit: str
+    ours: float
+    reference: float | None = None
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """Reference over ours: above 1, ours takes less. An error has no ratio."""
+        if self.reference is None or self.measure == "error" or not self.ours:
+            return None
+        return self.reference / self.ours
+
+
+def peak_memory(function: Callable[[], object], device: torch.device) -> int:
+    """Returns the bytes that a call takes at most above what was taken before it.
+
+    On CUDA by torch's allocator. On the CPU by the system's account of resident memory, so that
+    workspaces of kernels count (Linux with glibc only): after ``give_back_freed_memory`` and before
+    ``seconds``, which leaves holes that are filled without being seen. The function must have run
+    before, or its first-time costs are counted.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        start = torch.cuda.memory_allocated(device)
+        function()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - start
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    reset_high_water_mark()
+    start = status("VmRSS")
+    function()
+    return max(0, status("VmHWM") - start)
+
+
+def seconds(
+    functions: Sequence[Callable[[], object]],
+    device: torch.device,
+    *,
+    repeats: int,
+    warm_ups: int = 1,
+) -> list[float]:
+    """Returns the median time of each function, measured in turns: A, B, A, B, ..."""
+    _set_thresholds(mmap=2**25, trim=2**26)  # where glibc's own, which move, end up
+    for _ in range(warm_ups):
+        for function in functions:
+            function()
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(repeats):
+        for function, spent in zip(functions, times, strict=True):
+            _wait(device)
+            start = time.perf_counter()
+            function()
+            _wait(device)
+            spent.append(time.perf_counter() - start)
+    return [statistics.median(spent) for spent in times]
+
+
+def give_back_freed_memory() -> None:
+    """Has glibc map blocks of 64 KiB and more one by one, so that freeing returns them at once.
+
+    Otherwise freed blocks stay resident for the next call, and what is resident says nothing about
+    what is used. It costs time, so ``seconds`` ends it.
+    """
+    _set_thresholds(mmap=2**16, trim=2**17)
+
+
+def _set_thresholds(*, mmap: int, trim: int) -> None:
+    """Fixes what glibc maps one by one, and what it leaves at the end of the heap, in bytes."""
+    if sys.platform == "linux":
+        libc, m_trim_threshold, m_mmap_threshold = ctypes.CDLL("libc.so.6"), -1, -3
+        libc.mallopt(m_mmap_threshold, mmap)
+        libc.mallopt(m_trim_threshold, trim)
+
+
+def reset_high_water_mark() -> None:
+    """Sets VmHWM of this process to what is resident now (Linux)."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def status(field: str) -> int:
+    """Returns a field of /proc/self/status, such as VmRSS, in bytes (Linux)."""
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def relative_error(ours: Tensor, reference: Tensor) -> float:
+    """Returns the largest difference over the largest value of the reference."""
+    ours, reference = ours.detach().double(), reference.detach().double()
+    return float((ours - reference).abs().max() / reference.abs().max().clamp(min=1e-30))
+
+
+def agree(error: float, bound: float, what: str) -> float:
+    """Returns the error; stops the benchmark where it is above the bound."""
+    if not error <= bound:
+        raise AssertionError(f"{what}: ours and the reference differ by {error:.2e}, not {bound:g}")
+    return error
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Returns the figures as a Markdown table."""
+    lines = [
+        "| part | case | measure | reference | ours | reference / ours | note |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        reference = "" if row.reference is None else _number(row.reference, row.unit)
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        cells = (row.part, row.case, row.measure, reference, _number(row.ours, row.unit), ratio)
+        lines.append(f"| {' | '.join((*cells, row.note))} |")
+    return "\n".join(lines)
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{value:.1e} {unit}".strip() if 0 < abs(value) < 1e-2 else f"{value:.3f} {unit}".strip()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,109 @@
+"""Measures ours beside a plain reference, in one process and by turns; docs/benchmarks.md.
+
+python scripts/benchmark.py                                all parts
+python scripts/benchmark.py attention step --json out.jsonl
+python scripts/benchmark.py --quick                        whether the parts run and results agree
+"""
+
+import argparse
+import importlib
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from bench.measure import Options, Row, give_back_freed_memory, table
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = {
+    "attention": "bench.attention",
+    "step": "bench.step",
+    "eval": "bench.evaluation",
+    "data": "bench.data",
+    "startup": "bench.startup",
+    "scaling": "bench.scaling",
+}
+"""Each module has ``run(options) -> list[Row]``."""
+
+
+def circumstances(options: Options) -> dict[str, Any]:
+    """Returns what figures must not be read without."""
+    device = options.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    return {
+        "device": f"{device.type}: {name}",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
+        "command": shlex.join(["python", "scripts/benchmark.py", *sys.argv[1:]]),
+        "quick": options.quick,
+    }
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def arguments() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; or all")
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=auto)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes; figures mean nothing")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--profile", action="store_true", help="print the operators of a step")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append a JSON line per figure")
+    chosen = parser.parse_args()
+    unknown = set(chosen.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; parts: {', '.join(PARTS)}")
+    return chosen
+
+
+def main() -> None:
+    """Runs one part, or each of several in a process of its own, one after another."""
+    chosen = arguments()
+    if len(chosen.parts) == 1:
+        run_part(chosen.parts[0], chosen)
+        return
+    flags = [argument for argument in sys.argv[1:] if argument not in PARTS]
+    for part in chosen.parts or PARTS:
+        subprocess.run([sys.executable, __file__, part, *flags], check=True)
+
+
+def run_part(part: str, chosen: argparse.Namespace) -> None:
+    """Prints a table, and appends to the JSON file."""
+    options = Options(
+        torch.device(chosen.device), chosen.quick, chosen.precision, profile=chosen.profile
+    )
+    if options.device.type == "cuda":  # float32 means float32 in both
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    around = circumstances(options)
+    for key, value in around.items():
+        print(f"{key:<8} {value}", flush=True)
+    give_back_freed_memory()
+    torch.manual_seed(0)
+    rows: list[Row] = importlib.import_module(PARTS[part]).run(options)
+    print(f"\n{table(rows)}\n", flush=True)
+    if chosen.json:
+        with open(chosen.json, "a") as file:
+            for row in rows:
+                file.write(json.dumps({**row._asdict(), "ratio": row.ratio, **around}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

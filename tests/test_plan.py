@@ -1,0 +1,277 @@
+"""A plan says what the run then takes: held against the allocations of the real trainer."""
+
+import json
+import math
+import time
+
+import pytest
+import torch
+from conftest import TINY, tool
+from test_config import EXPERIMENTS, compose
+
+from danet.assemble import make, make_model
+from danet.check import check
+from danet.engine.settings import TrainSettings
+from danet.engine.trainer import Trainer
+from danet.errors import InputError
+from danet.plan import report
+from danet.plan.simulator import Ledger, StepSimulator
+from danet.types import Batch
+
+GIB = 2**30
+NO_ATTENTION = ["model/head=fcn", *(s for s in TINY if "reduction" not in s)]
+RECOMPUTE = "model.backbone.recompute=[1,2,3,4]"
+
+
+def config(*overrides):
+    return check(compose(*overrides))
+
+
+def simulate(plain, *size, precision=torch.float32):
+    return StepSimulator(plain, precision=precision).run(*size)
+
+
+def real_trainer(plain, folder, device="cpu"):
+    """The trainer of a config, after two small steps: states exist, caches are warm."""
+    trainer = Trainer(
+        model=make_model(plain),
+        criterion=make(plain["loss"], "loss"),
+        recipe=make(plain["optimizer"], "optimizer"),
+        schedule=make(plain["schedule"], "schedule"),
+        settings=TrainSettings(**plain["trainer"]),
+        seed=0,
+        device=torch.device(device),
+        evaluate=lambda network: None,
+        draw=lambda network: {},
+        folder=folder,
+        header={},
+    )
+    trainer.model.train()
+    for _ in range(2):
+        trainer.train_step(group(plain, 2, 32, 32))
+        trainer.step += 1
+    return trainer
+
+
+def group(plain, batch_size, height, width):
+    count = plain["trainer"]["accumulate"]
+    image = torch.randint(0, 256, (batch_size, 3, height, width), dtype=torch.uint8)
+    mask = torch.randint(0, plain["data"]["num_classes"], image.shape[::2][:1] + image.shape[2:])
+    return [Batch(image, mask.to(torch.uint8), ("",) * batch_size) for _ in range(count)]
+
+
+def allocated(function, path):
+    """Peak of torch's own CPU allocations during a call, above the start, by its profiler."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        function()
+    profile.export_chrome_trace(str(path))
+    events = [e for e in json.loads(path.read_text())["traceEvents"] if e["name"] == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e["ts"]):
+        now += event["args"]["Bytes"]
+        peak = max(peak, now)
+    return peak
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["optimizer=sgd", "loss=ohem", "loss.main.min_kept=500", "trainer.channels_last=false"],
+        ["trainer.accumulate=2", "trainer.ema_decay=0.9", "trainer.clip_norm=1.0"],
+        [RECOMPUTE],
+    ],
+    ids=str,
+)
+def test_the_predicted_peak_is_what_the_trainer_allocates(overrides, tmp_path):
+    plain = config(*TINY, *overrides)
+    size = (2, 96, 160)
+    step = simulate(plain, *size)
+    trainer = real_trainer(plain, tmp_path)
+    batches = group(plain, *size)
+    measured = allocated(lambda: trainer.train_step(batches), tmp_path / "trace.json")
+    trainer.log.close()
+    standing = step.parameters + step.optimizer + step.average
+    assert step.peak - standing == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "size"),
+    [([], (6, 64, 384)), (["model/backbone=resnet50", "optimizer=sgd"], (2, 256, 256))],
+    ids=["default", "resnet50"],
+)
+def test_the_prediction_holds_at_real_sizes(overrides, size, tmp_path):
+    plain = config("trainer.device=cpu", "trainer.precision=float32", *overrides)
+    step = simulate(plain, *size)
+    trainer = real_trainer(plain, tmp_path)
+    batches = group(plain, *size)
+    measured = allocated(lambda: trainer.train_step(batches), tmp_path / "trace.json")
+    trainer.log.close()
+    standing = step.parameters + step.optimizer + step.average
+    assert step.peak - standing == pytest.approx(measured, rel=0.25)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_prediction_holds_on_cuda(precision, tmp_path):
+    plain = config(
+        *("model/backbone=resnet50", "optimizer=sgd"),
+        *("trainer.device=cuda", f"trainer.precision={precision}"),
+    )
+    size = (4, 512, 512)
+    simulator = StepSimulator(plain, precision=getattr(torch, precision), on_cuda=True)
+    trainer = real_trainer(plain, tmp_path, "cuda")
+    batches = group(plain, *size)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    trainer.train_step(batches)
+    trainer.log.close()
+    assert simulator.run(*size).peak == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.25)
+
+
+def test_parts_of_the_plan_are_what_they_are_called():
+    plain = config(*TINY, "optimizer=sgd", "trainer.ema_decay=0.9")
+    simulator = StepSimulator(plain, precision=torch.float32)
+    step = simulator.run(2, 64, 64)
+    with torch.device("meta"):
+        model = make_model(plain)
+    weights = sum(p.numel() for p in model.parameters())
+    state = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    assert simulator.parameters == weights
+    assert 0 < simulator.head_parameters < weights
+    assert step.gradients == step.optimizer == 4 * weights  # one momentum each
+    assert state <= step.parameters <= state + 1024  # and buffers of the loss
+    assert step.average == state
+    assert 0 < step.attention < step.activations < step.peak
+    assert simulate(config(*NO_ATTENTION), 2, 64, 64).attention == 0
+    adam = simulate(config(*TINY, "optimizer=adamw"), 2, 64, 64)
+    assert adam.optimizer == pytest.approx(2 * 4 * weights, rel=0.01)  # and step counters
+
+
+@pytest.mark.slow
+def test_flops_are_those_of_the_paper():
+    """673 G multiply-adds: counted with the authors' code, ResNet-101 at 768 x 768, 19 classes."""
+    plain = config("model/backbone=resnet101", "data.num_classes=19")
+    step = simulate(plain, 1, 768, 768)
+    assert step.forward_flops == pytest.approx(2 * 673e9, rel=0.005)
+    assert 3 * step.forward_flops <= step.step_flops <= 3.3 * step.forward_flops
+
+
+def test_bfloat16_and_recomputation_take_less():
+    plain = config(*TINY)
+    full = simulate(plain, 2, 96, 160).activations
+    assert simulate(plain, 2, 96, 160, precision=torch.bfloat16).activations < 0.75 * full
+    assert simulate(config(*TINY, RECOMPUTE), 2, 96, 160).activations < 0.75 * full
+
+
+def test_a_ledger_counts_what_is_alive_and_no_view_twice():
+    with Ledger() as ledger:
+        a = torch.zeros(1024)
+        b = a.view(32, 32).t()
+        c = a + 1
+        assert ledger.now == 2 * 4096
+        del a, c
+        assert ledger.now == 4096, "b keeps the storage of a"
+        del b
+        assert ledger.now == 0
+        assert ledger.peak == 2 * 4096
+        torch.ones(8, 16) @ torch.ones(16, 4)
+        assert ledger.flops == 2 * 8 * 16 * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.3, 3.0])
+def test_proposed_sizes_fit_and_larger_ones_do_not(share):
+    simulator = StepSimulator(config(*TINY), precision=torch.float32)
+    limit = int(share * simulator.run(4, 256, 256).peak)
+    side = report.largest_crop(simulator, 4, limit)
+    wider = side * 11 // 10 + 32
+    assert simulator.run(4, side, side).peak <= limit < simulator.run(4, wider, wider).peak
+    count = report.largest_batch(simulator, 128, 128, limit)
+    more = count * 11 // 10 + 1
+    assert simulator.run(count, 128, 128).peak <= limit < simulator.run(more, 128, 128).peak
+
+
+@pytest.mark.parametrize("limit", [999, 1000, 1100, 5000, 10**9])
+def test_the_search_ends_at_the_last_size_that_fits_also_where_memory_is_flat_or_bent(limit):
+    calls = []
+
+    def peak(size):
+        calls.append(size)
+        return max(1000, 10 * size if size < 200 else 20 * size - 2000)
+
+    known = [(size, peak(size)) for size in (1, 2)]
+    found = report._largest(peak, lambda n: n, limit, known=known, step=1, most=1024)
+    assert len(calls) < 16
+    assert found == max((n for n in range(1, 1025) if peak(n) <= limit), default=0)
+
+
+def test_nothing_fits_where_there_is_no_room():
+    simulator = StepSimulator(config(*TINY), precision=torch.float32)
+    assert report.largest_crop(simulator, 4, 1000) == 0
+    assert report.largest_batch(simulator, 64, 64, 1000) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_can_be_planned(experiment):
+    plain = config(f"experiment={experiment}", "data.root=/nowhere")
+    plain["device_memory"] = 40.0
+    text = report.describe(plain, torch.device("cpu"))
+    assert "peak" in text
+    assert "40.00 GiB by device_memory" in text
+
+
+def test_a_step_of_usual_size_is_let_through_at_once():
+    plain = config("data.size=[512,1024]", "data.batch_size=16")
+    start = time.perf_counter()
+    report.refuse_the_impossible(plain, torch.device("cpu"))
+    assert time.perf_counter() - start < 0.1
+
+
+@pytest.mark.slow
+def test_an_absurd_crop_is_refused_with_one_that_fits():
+    plain = config(*TINY, "data.size=[20000,20000]")
+    plain["device_memory"] = 4.0
+    with pytest.raises(
+        InputError, match=r"data.crop=\[20000, 20000\] with .* about [\d.,]+ GiB"
+    ) as e:
+        report.refuse_the_impossible(plain, torch.device("cpu"))
+    side = int(str(e.value).rsplit("[", 1)[1].split(",")[0])
+    assert simulate(plain, 2, side, side).peak <= 4.0 * GIB
+    plain["device_memory"] = 1e9
+    report.refuse_the_impossible(plain, torch.device("cpu"))
+
+
+def test_without_a_size_the_plan_says_what_to_set():
+    plain = config(*TINY)
+    plain["data"]["size"] = None
+    with pytest.raises(InputError, match=r"set data.crop=\[512,512\]"):
+        report.describe(plain, torch.device("cpu"))
+
+
+def test_the_memory_of_this_machine_is_a_number():
+    assert 2**28 < report.device_memory(torch.device("cpu")) < math.inf
+
+
+@pytest.mark.slow
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
+    done = tool("train", *TINY, "dry_run=true", "device_memory=2", cwd=tmp_path)
+    for word in ("parameters", "FLOPs step", "optimizer", "attention", "largest crop", "fits"):
+        assert word in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    done = tool("train", "experiment=camvid_quick", "dry_run=true", cwd=tmp_path)
+    assert "8 x 256 x 320" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_training_refuses_an_absurd_crop_before_it_builds_anything(camvid_tree, tmp_path):
+    crop = ["data=camvid", f"data.root={camvid_tree}", "data.crop=[20000,20000]", "run.dir=r"]
+    refused = tool("train", *crop, "trainer.device=cpu", cwd=tmp_path, code=2)
+    assert "data.crop=[20000, 20000] with data.batch_size=8: a step needs about" in refused.stderr
+    assert "the largest crop that fits is [" in refused.stderr
+    assert not (tmp_path / "r").exists()

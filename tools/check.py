@@ -1,0 +1,147 @@
+"""Looks at all files of a data set: ``python tools/check.py data=NAME data.root=DIR``."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if not __package__:  # started as a file of a checkout: the checkout is what is meant
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from omegaconf import DictConfig, OmegaConf
+
+from danet import cli
+from danet.check import check
+from danet.config import CheckConfig, TrainConfig
+from danet.engine.settings import TrainSettings
+from danet.errors import InputError, StorageError
+
+if TYPE_CHECKING:
+    from danet.datasets.base import FileDataset
+    from danet.doctor.scan import SplitReport
+
+_TOLD = 3
+"""How many problems the last message holds."""
+
+
+def work(config: DictConfig) -> None:
+    """Scans the splits, prints what is there, writes the report, and refuses where it must."""
+    output = Path(config.output or f"runs/check/{cli.choice()}").expanduser().absolute()
+    examine(config, cli.added_keys(), output)
+
+
+def examine(config: DictConfig, added: Iterable[str], output: Path) -> None:
+    """Does the work on a composed config.
+
+    Raises:
+        InputError: There are problems; the report is written nevertheless.
+    """
+    # A training's config with nothing but data: what a training would refuse is refused here.
+    train = OmegaConf.structured(TrainConfig(trainer=TrainSettings(steps=1)))
+    train.data = config.data
+    checked = check(train, added, needs_data=True)
+    plain: Any = OmegaConf.to_container(config)
+    settings = CheckConfig(**{**plain, "data": checked["data"]})
+    _check_settings(settings, output)
+    from danet.datasets.base import FileDataset
+    from danet.doctor.report import as_json, contact_sheet, describe, notes_of, weights_setting
+    from danet.doctor.sample import choose
+    from danet.drawing.overlay import save_image
+
+    reports, datasets, refused = scan_splits(checked, settings)
+    found: dict[str, Any] = {"refused": refused, "splits": {}}
+    for report, dataset in zip(reports, datasets, strict=True):
+        assert isinstance(dataset, FileDataset)
+        is_training = report.split == settings.data["train_split"]
+        notes = notes_of(report, is_training=is_training)
+        print(describe(report, notes))
+        if is_training and report.pixels.any():
+            print(f"  balanced by median frequency: {weights_setting(report)}")
+        found["splits"][report.split] = as_json(report, notes)
+        sheet = contact_sheet(dataset, choose(len(dataset), settings.samples))
+        if sheet is not None:
+            save_image(output / f"{report.split}.png", sheet)
+            print(f"  {output / f'{report.split}.png'}")
+    images = "decoded" if settings.full else "structure and checksums (full=true decodes them)"
+    print(f"looked at every pair; labels: decoded; images: {images}")
+    _save_json(output / "report.json", found)
+    count = sum(report.num_problems for report in reports)
+    problems = [*refused, *(text for report in reports for text in report.problems)]
+    if refused or count:
+        told = problems[:_TOLD]
+        if count + len(refused) > _TOLD:
+            told.append(f"{count + len(refused)} problems in all; see {output / 'report.json'}")
+        raise InputError("\n".join(told))
+    print(f"no problems; {output / 'report.json'}")
+
+
+def scan_splits(
+    config: Mapping[str, Any], settings: CheckConfig
+) -> tuple[list["SplitReport"], list["FileDataset"], list[str]]:
+    """Scans the splits one after another; those that are refused as a whole are told last."""
+    from tqdm import tqdm
+
+    from danet.assemble import make_dataset
+    from danet.datasets.base import FileDataset
+    from danet.doctor.report import find_copies, shared_names
+    from danet.doctor.sample import mistaken_values
+    from danet.doctor.scan import scan
+
+    data = config["data"]
+    if "cache" in data:
+        data["cache"] = "none"  # the files are meant, not what was kept of them
+    reports, datasets, refused = [], [], []
+    for split in settings.splits or dict.fromkeys((data["train_split"], data["val_split"])):
+        try:
+            dataset = make_dataset(config, split, training=False)
+        except InputError as error:
+            refused.append(str(error))
+            continue
+        if not isinstance(dataset, FileDataset):
+            raise InputError(f"{type(dataset).__name__} has no files to look at: set data=NAME")
+        with tqdm(total=len(dataset), desc=split, unit="pair", dynamic_ncols=True) as bar:
+            report = scan(
+                dataset,
+                full=settings.full,
+                keep=settings.show,
+                num_workers=data["num_workers"],
+                progress=bar.update,
+            )
+        reports.append(report)
+        datasets.append(dataset)
+    find_copies(reports, allow_overlap=bool(data.get("allow_overlap")))
+    if reports:
+        reports[0].notes += shared_names(reports)
+        wrong = mistaken_values(datasets[0], set().union(*(report.values for report in reports)))
+        if wrong:
+            reports[0].complain(wrong, first=True)
+    return reports, datasets, list(dict.fromkeys(refused))
+
+
+def _check_settings(settings: CheckConfig, output: Path) -> None:
+    """Refuses settings that cannot be meant; raises InputError."""
+    for name, low in (("show", 1), ("samples", 0)):
+        if getattr(settings, name) < low:
+            raise InputError(f"{name}={getattr(settings, name)}: expected at least {low}")
+    root = settings.data.get("root")
+    if root is not None and output.is_relative_to(root):
+        raise InputError(f"output={output} lies in data.root, where nothing is ever written")
+
+
+def _save_json(path: Path, found: dict[str, Any]) -> None:
+    """Writes the report; raises StorageError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path}: the report could not be written ({error.strerror})") from error
+
+
+def main() -> None:
+    """Is the command ``danet-check``."""
+    cli.run(work, "check")
+
+
+if __name__ == "__main__":
+    main()
