@@ -1,9 +1,11 @@
 """CamVid in SegNet's split: 701 street scenes of 480x360, 11 classes."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from danet.datasets.base import FileDataset, Item
 from danet.datasets.labels import read_class_table
+from danet.datasets.listing import find_files, unused_labels
 
 _TABLE = read_class_table("camvid")
 
@@ -18,6 +20,7 @@ class CamVid(FileDataset):
     classes = _TABLE.classes
     palette = _TABLE.palette
     expected = {"train": (367,), "val": (101,), "test": (233,)}
+    marker = "images/train"
     layout = "  images/{train,val,test}/<name>.jpg\n  labels/{train,val,test}/<name>.png"
 
     def label_map(self) -> Mapping[int, int]:
@@ -26,6 +29,10 @@ class CamVid(FileDataset):
 
     def find_items(self) -> list[Item]:
         """Returns every picture of the split with the label of the same name."""
-        images = sorted((self.root / "images" / self.split).glob("*.[jp][pn]g"))
-        labels = self.root / "labels" / self.split
-        return [Item(str(path), str(labels / f"{path.stem}.png"), path.stem) for path in images]
+        images, labels = self.root / "images" / self.split, self.root / "labels" / self.split
+        items = [
+            Item(f"{images}/{name}", f"{labels}/{Path(name).stem}.png", Path(name).stem)
+            for name in find_files(images, (".jpg", ".png"))
+        ]
+        self.notes += unused_labels(labels, ".png", {item.mask for item in items})
+        return items

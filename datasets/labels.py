@@ -1,14 +1,14 @@
 """What label values mean: class tables that ship with the package, and value -> class tables."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from danet.errors import InputError
-from danet.types import IGNORE
+from danet.types import IGNORE, MAX_CLASSES
 
 Color = tuple[int, int, int]
 """RGB, 0..255."""
@@ -49,6 +49,45 @@ def label_table(label_map: Mapping[int, int], num_classes: int) -> np.ndarray:
             raise InputError(f"label map: {value} -> {index}, but values on disk are 0..65535")
         table[value] = index
     return table
+
+
+def read_class_names(source: Sequence[str] | str) -> list[str]:
+    """Returns names of classes: as they are, or one a line from a text file, without blank lines.
+
+    Raises:
+        InputError: There is no such file, or it is not text.
+    """
+    if not isinstance(source, str):
+        return list(source)
+    path = Path(source).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(
+            f"data.classes={source}: neither a list, data.classes=[background,cat], nor a text "
+            f"file with a name a line ({path.absolute()}: {reason})"
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def check_class_names(names: Sequence[str]) -> None:
+    """Refuses lists that cannot be meant; raises InputError."""
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise InputError(
+            f"data.classes: {len(names)} names, expected 2 to {MAX_CLASSES}; for one kind of "
+            f"object write [background, object]; found {', '.join(names[:3])}"
+        )
+    twice = sorted(name for name in set(names) if list(names).count(name) > 1)
+    if twice:
+        raise InputError(f"data.classes: the name {twice[0]!r} stands there twice")
+
+
+def check_color(values: Sequence[int], key: str) -> Color:
+    """Returns three numbers 0..255 as a colour; raises InputError with the key."""
+    if len(values) != 3 or not all(0 <= value <= 255 for value in values):
+        raise InputError(f"{key}: {list(values)} is not three numbers 0..255")
+    return values[0], values[1], values[2]
 
 
 def voc_palette(num_classes: int) -> tuple[Color, ...]:

@@ -1,0 +1,69 @@
+"""Finding files below a folder, through links; what bars the way is told in one line."""
+
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from danet.errors import InputError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+"""Compared in lower case."""
+
+
+def find_files(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[str]:
+    """Returns paths relative to ``folder``, with forward slashes, of files with these suffixes.
+
+    Links are followed, and capitals in suffixes do not matter. A folder that does not exist holds
+    no files. Hidden files and folders are left out.
+
+    Raises:
+        InputError: A folder may not be read, or a link leads nowhere or back to where it stands.
+    """
+    return sorted(_walk(folder, "", suffixes)) if folder.is_dir() else []
+
+
+def unused_labels(folder: Path, suffix: str, used: Collection[str | None]) -> list[str]:
+    """Returns a note on label files without an image, or none.
+
+    Args:
+        folder: Of the labels.
+        suffix: What their names end with.
+        used: Paths of the labels that have an image.
+    """
+    found = find_files(folder, (os.path.splitext(suffix)[1].lower() or suffix,))
+    lonely = [n for n in found if n.endswith(suffix) and f"{folder}/{n}" not in used]
+    if not lonely:
+        return []
+    return [
+        f"{folder}: {len(lonely)} label files have no image and are not used: "
+        f"{', '.join(lonely[:5])}"
+    ]
+
+
+def _walk(folder: Path, prefix: str, suffixes: Collection[str]) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(f"{folder}: this folder cannot be read ({error.strerror})") from error
+    for entry in found:
+        if entry.name.startswith("."):
+            continue
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if entry.is_symlink():
+            _check_link(folder, entry, suffix in suffixes or not suffix)
+        if entry.is_dir():
+            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", suffixes)
+        elif suffix in suffixes:
+            yield prefix + entry.name
+
+
+def _check_link(folder: Path, entry: "os.DirEntry[str]", is_wanted: bool) -> None:
+    """Refuses a link to nowhere, if it is one that matters, and a link to a folder it lies in."""
+    target = os.path.realpath(entry.path)
+    if not os.path.exists(entry.path):
+        if is_wanted:
+            leads = os.readlink(entry.path)
+            raise InputError(f"{entry.path}: this link leads to {leads}, which does not exist")
+    elif os.path.isdir(target) and Path(target) in (real := folder.resolve(), *real.parents):
+        raise InputError(f"{entry.path}: this link leads back to {target}, in which it lies")

@@ -1,0 +1,109 @@
+"""Trees of files that are wrong in one way, and both ways in which a user meets them."""
+
+import copy
+import functools
+
+import hydra
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import write_pair
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+import danet.assemble
+from danet import config as schema
+from danet.check import check
+from danet.cli import CONFIGS
+from danet.errors import InputError
+from danet.tools import train
+from danet.tools.check import examine
+
+CLASSES = "data.classes=[a,b,c,d,e,f,g,h,i,j,k]"
+KINDS = {
+    "folder": ["data=folder", CLASSES],
+    "camvid": ["data=camvid"],
+}
+"""Name of a data set -> settings that choose it; both have 11 classes."""
+LABELS = {"folder": "masks", "camvid": "labels"}
+"""Name of a data set -> its folder of labels."""
+
+
+class Started(Exception):
+    """A training has passed all that it looks at before there is a network."""
+
+
+def plant(root, kind="folder", *, splits=(("train", 4), ("val", 2)), top=11, size=(44, 60)):
+    """Writes pairs of noise; labels are 0 to ``top`` - 1."""
+    rng = np.random.default_rng(0)
+    for split, count in splits:
+        for i in range(count):
+            image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+            mask = rng.integers(0, top, size, dtype=np.uint8)
+            write_pair(root, split, f"{split}_{i}", image, mask, labels=LABELS[kind])
+    return root
+
+
+@functools.cache
+def chosen(name, choice):
+    """Composes a config with one choice, which takes Hydra a second."""
+    schema.register()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose(name, [choice])
+
+
+def composed(name, settings):
+    """Returns a config as the command line gives it; the first setting chooses the data."""
+    config = copy.deepcopy(chosen(name, settings[0]))
+    for setting in settings[1:]:
+        key, _, value = setting.partition("=")
+        OmegaConf.update(config, key, yaml.safe_load(value), merge=False)
+    return config
+
+
+def start_training(settings, monkeypatch):
+    """Goes as far as a training goes before the network is made; raises what it raises."""
+
+    def started(_):
+        raise Started
+
+    monkeypatch.setattr(danet.assemble, "make_model", started)
+    settings = [*settings, "run.name=x", "data.crop=[32,32]", "data.num_workers=0"]
+    if not any(setting.startswith("data.batch_size") for setting in settings):
+        settings.append("data.batch_size=2")
+    config = check(composed("train", settings), needs_data=True)
+    train.train(config, None, torch.device("cpu"))
+
+
+def refused(kind, root, tmp_path, monkeypatch, *parts, settings=()):
+    """Asserts that both the check and a training refuse a tree, with all parts in the message."""
+    every = [*KINDS[kind], f"data.root={root}", *settings]
+    told = {}
+    with pytest.raises(InputError) as error:
+        start_training(every, monkeypatch)
+    told["train"] = str(error.value)
+    with pytest.raises(InputError) as error:
+        examine(composed("check", [*every, "data.num_workers=0"]), [], tmp_path / "report")
+    told["check"] = str(error.value)
+    for tool, message in told.items():
+        for part in parts:
+            assert str(part) in message, f"{tool}: {part!r} is not in\n{message}"
+        assert "Traceback" not in message
+    return told["train"]
+
+
+def accepted(kind, root, tmp_path, monkeypatch, capsys, *parts, settings=()):
+    """Asserts that both go on, and that both print all parts, once or more."""
+    every = [*KINDS[kind], f"data.root={root}", *settings]
+    capsys.readouterr()
+    with pytest.raises(Started):
+        start_training(every, monkeypatch)
+    told = {"train": capsys.readouterr().out}
+    examine(composed("check", [*every, "data.num_workers=0"]), [], tmp_path / "report")
+    told["check"] = capsys.readouterr().out
+    for tool, text in told.items():
+        for part in parts:
+            assert str(part) in text, f"{tool}: {part!r} is not in\n{text}"
+    return told["train"]

@@ -1,0 +1,343 @@
+"""The doctor counts what a slow count counts, goes on after a problem, and writes nowhere else."""
+
+import json
+import os
+
+import hydra
+import numpy as np
+import pytest
+from conftest import tool, write_pair
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+from danet import config as schema
+from danet.cli import CONFIGS
+from danet.datasets.base import FileDataset, Item
+from danet.datasets.camvid import CamVid
+from danet.datasets.folder import Folder
+from danet.datasets.scenes import Scenes
+from danet.doctor.report import (
+    as_json,
+    class_weights,
+    contact_sheet,
+    describe,
+    find_copies,
+    notes_of,
+    same_contents,
+    shared_names,
+    weights_setting,
+)
+from danet.doctor.sample import check_sample, choose
+from danet.doctor.scan import SplitReport, count_values, look, scan
+from danet.errors import InputError
+from danet.tools.check import examine
+from danet.types import IGNORE
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 9), (40, 30)], ids=str)
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_values_are_counted_as_one_by_one(shape, kind):
+    labels = np.random.default_rng(0).integers(0, np.iinfo(kind).max + 1, shape).astype(kind)
+    values, counts = count_values(labels)
+    wanted = np.unique(labels, return_counts=True)
+    assert np.array_equal(values, wanted[0])
+    assert np.array_equal(counts, wanted[1])
+    values, counts = count_values(labels[:, ::-1])  # not contiguous
+    assert np.array_equal(counts, wanted[1])
+
+
+def slow_report(dataset):
+    """Pixels, images and pixels of these images for each class, from whole samples."""
+    num_classes = len(dataset.classes)
+    pixels, images, pixels_with = np.zeros((3, num_classes), int)
+    for i in range(len(dataset)):
+        mask = dataset[i].mask
+        for index in range(num_classes):
+            here = int((mask == index).sum())
+            pixels[index] += here
+            images[index] += here > 0
+            pixels_with[index] += mask.size if here else 0
+    return pixels, images, pixels_with
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("full", [False, True])
+def test_a_scan_adds_up_what_a_slow_count_adds_up(camvid_tree, num_workers, full):
+    dataset = CamVid(root=camvid_tree, split="train")
+    # One picture is of another size, and one class is only there.
+    write_pair(camvid_tree, "train", "z", np.zeros((9, 20, 3), np.uint8), np.full((9, 20), 3, "u1"))
+    dataset = CamVid(root=camvid_tree, split="train")
+    told = []
+    report = scan(dataset, full=full, num_workers=num_workers, progress=told.append)
+    for one, two in zip(
+        (report.pixels, report.images_with, report.pixels_with), slow_report(dataset), strict=True
+    ):
+        assert np.array_equal(one, two)
+    assert report.sizes == {(44, 60): 4, (9, 20): 1}
+    assert report.ignored == sum(int((dataset[i].mask == IGNORE).sum()) for i in range(5))
+    assert report.num_problems == 0
+    assert sum(told) == 5
+    assert "5 images, but the publisher counts 367" in report.notes
+
+
+def test_weights_are_those_of_the_paper():
+    report = SplitReport("train", ("a", "b", "c", "d"), 3, (), keep=1)
+    report.pixels[:] = 600, 100, 50, 0
+    report.pixels_with[:] = 1000, 1000, 250, 0
+    # freq: 0.6, 0.1, 0.2; their median is 0.2
+    assert class_weights(report) == pytest.approx([1 / 3, 2, 1, 0])
+    assert weights_setting(report) == "loss.main.class_weights=[0.3333,2,1,0]"
+    assert class_weights(SplitReport("x", ("a", "b"), 0, (), keep=1)).tolist() == [0, 0]
+
+
+def test_the_quick_look_finds_every_cut_file_that_full_decoding_finds(camvid_tree, tmp_path):
+    rng = np.random.default_rng(0)
+    smooth = np.kron(
+        rng.integers(0, 256, (11, 15, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8)
+    )
+    picture = Image.fromarray(smooth)
+    exif = Image.Exif()
+    exif[0x010E] = "\xff\xd9" * 20
+    cases = [("png", {}), ("jpg", {}), ("jpg", {"progressive": True}), ("jpg", {"exif": exif})]
+    for suffix, settings in [*cases, ("tif", {}), ("webp", {}), ("bmp", {})]:
+        path = tmp_path / f"x.{suffix}"
+        picture.save(path, **settings)
+        whole = path.read_bytes()
+        dataset = CamVid(root=camvid_tree, split="train")
+        dataset.items = [dataset.items[0]._replace(image=str(path))]
+        assert look(dataset, 0).problem is None
+        assert look(dataset, 0).size == (44, 60)
+        for share in (0.03, 0.5, 0.9, 0.995):
+            path.write_bytes(whole[: int(len(whole) * share)])
+            quick, full = look(dataset, 0), look(dataset, 0, full=True)
+            assert (quick.problem is None) == (full.problem is None), (suffix, share)
+            if suffix in ("png", "jpg"):
+                assert quick.problem == full.problem
+                assert f"{path}: not a readable image" in quick.problem
+
+
+def test_a_scan_goes_on_after_a_problem_and_counts_them_all(camvid_tree):
+    for i, value in enumerate((12, 40, 99)):
+        mask = np.zeros((44, 60), np.uint8)
+        mask[i + 1, i + 2] = value
+        Image.fromarray(mask).save(camvid_tree / f"labels/train/train_{i}.png")
+    report = scan(CamVid(root=camvid_tree, split="train"), keep=2)
+    assert report.num_problems == 3
+    assert len(report.problems) == 2
+    assert "train_1.png: label value 40 on 1 pixels, first at row 2, column 3" in report.problems[1]
+    assert report.images_with[0] == 1, "the good label still counts"
+    assert "... and 1 more problems" in describe(report, [])
+
+
+def test_copies_are_found_within_and_between_splits_whatever_they_are_called(camvid_tree):
+    images = camvid_tree / "images"
+    copied = (images / "train/train_0.png").read_bytes()
+    (images / "train/train_2.png").write_bytes(copied)
+    (images / "val/val_1.png").write_bytes(copied)
+    same_size = bytearray(copied)
+    same_size[-1] ^= 1
+    assert same_contents({str(p): p.stat().st_size for p in sorted(images.rglob("train_*"))}) == [
+        [str(images / "train/train_0.png"), str(images / "train/train_2.png")]
+    ]
+    reports = [scan(CamVid(root=camvid_tree, split=s)) for s in ("train", "val")]
+    find_copies(reports, allow_overlap=False)
+    assert "1 images are there more than once: train_0.png = train_2.png" in reports[0].notes
+    assert reports[0].num_problems == 1
+    assert "the same image in train and val" in reports[0].problems[0]
+    reports = [scan(CamVid(root=camvid_tree, split=s)) for s in ("train", "val")]
+    find_copies(reports, allow_overlap=True)
+    assert reports[0].num_problems == 0
+    assert shared_names(reports) == []
+
+
+def test_names_that_two_splits_share_are_a_note(camvid_tree):
+    for folder in ("images", "labels"):
+        (camvid_tree / folder / "val/val_0.png").rename(camvid_tree / folder / "val/train_1.png")
+    reports = [scan(CamVid(root=camvid_tree, split=s)) for s in ("train", "val")]
+    assert shared_names(reports) == [
+        "1 names are those of different images in train and val: train_1"
+    ]
+
+
+def test_a_class_that_never_occurs_is_named(camvid_tree):
+    for path in (camvid_tree / "labels/train").iterdir():
+        Image.fromarray(np.full((44, 60), 3, np.uint8)).save(path)
+    report = scan(CamVid(root=camvid_tree, split="train"))
+    (note,) = [n for n in notes_of(report, is_training=True) if "never occur" in n]
+    assert note.startswith("classes that never occur and cannot be learnt: 0 (Sky), 1 (Building)")
+    assert "3 (Road)" not in note
+    assert "10 (Bicyclist)" in note
+
+
+def test_the_json_is_the_report(camvid_tree):
+    report = scan(CamVid(root=camvid_tree, split="train"))
+    plain = json.loads(json.dumps(as_json(report, ["x"])))
+    assert plain["images"] == 4
+    assert plain["expected"] == [367]
+    assert sum(row["pixels"] for row in plain["classes"]) + plain["ignored_pixels"] == 4 * 44 * 60
+    assert plain["notes"] == ["x"]
+    assert plain["sizes"] == [{"width": 60, "height": 44, "images": 4}]
+
+
+def test_the_sheet_shows_every_pair_that_can_be_read(camvid_tree):
+    dataset = CamVid(root=camvid_tree, split="train")
+    (camvid_tree / "images/train/train_1.png").write_bytes(b"x")
+    sheet = contact_sheet(dataset, range(4))
+    assert sheet.shape[1] == 3 * 320 + 2 * 4
+    assert contact_sheet(dataset, [1]) is None
+    assert contact_sheet(dataset, []) is None
+
+
+# The sample
+
+
+def test_the_sample_is_the_first_the_last_and_thirty_others_always_the_same():
+    assert choose(5, 32) == [0, 1, 2, 3, 4]
+    chosen = choose(1000, 32)
+    assert chosen == choose(1000, 32)
+    assert len(set(chosen)) == 32
+    assert chosen[0] == 0
+    assert chosen[-1] == 999
+    assert chosen == sorted(chosen)
+    assert len(choose(33, 32)) == 32
+
+
+def test_the_sample_passes_a_good_set_and_looks_at_no_scenes(camvid_tree):
+    sets = [CamVid(root=camvid_tree, split=split) for split in ("train", "val")]
+    assert check_sample(*sets) == []
+    lengths = {"train": 2, "val": 1, "test": 1}
+    assert check_sample(Scenes(split="train", lengths=lengths, size=(48, 96))) == []
+
+
+def test_the_sample_tells_all_problems_in_one_error(camvid_tree):
+    for i in range(2):
+        (camvid_tree / f"images/train/train_{i}.png").write_bytes(b"nothing")
+    sets = [CamVid(root=camvid_tree, split=split) for split in ("train", "val")]
+    with pytest.raises(InputError) as told:
+        check_sample(*sets)
+    lines = str(told.value).splitlines()
+    assert "train_0.png: not a readable image" in lines[0]
+    assert "train_1.png: not a readable image" in lines[1]
+    assert lines[2].startswith("2 of 7 pairs that were looked at have a problem")
+
+
+@pytest.mark.slow
+def test_the_sample_of_camvid_takes_less_than_two_seconds(camvid):
+    import time
+
+    sets = [CamVid(root=camvid, split=split) for split in ("train", "val")]
+    start = time.perf_counter()
+    assert check_sample(*sets) == []
+    assert time.perf_counter() - start < 2
+
+
+class Unlabelled(FileDataset):
+    """A test split whose labels the publisher keeps."""
+
+    classes = ("a", "b")
+    palette = ((0, 0, 0), (1, 1, 1))
+
+    def find_items(self):
+        return [Item(str(p), None, p.stem) for p in self.root.iterdir()]
+
+
+def test_a_split_without_labels_is_looked_at_too(tmp_path):
+    Image.new("RGB", (5, 4)).save(tmp_path / "a.png")
+    dataset = Unlabelled(root=tmp_path, split="test")
+    report = scan(dataset)
+    assert report.sizes == {(4, 5): 1}
+    assert not report.has_labels
+    assert notes_of(report, is_training=False) == []
+    assert check_sample(dataset) == []
+    (tmp_path / "a.png").write_bytes(b"")
+    assert scan(dataset).num_problems == 1
+
+
+# The tool
+
+
+def composed(name, *settings):
+    schema.register()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose(name, list(settings))
+
+
+def state_of(folder):
+    """All files of a folder with their bytes and times."""
+    return {p: (p.stat().st_mtime_ns, p.is_file() and p.read_bytes()) for p in folder.rglob("*")}
+
+
+def test_the_tool_writes_a_report_and_nothing_into_the_data(camvid_tree, tmp_path, capsys):
+    before = state_of(camvid_tree)
+    settings = ["data=camvid", f"data.root={camvid_tree}", "data.num_workers=0"]
+    output = tmp_path / "out"
+    examine(composed("check", *settings, "splits=[train,val,test]"), [], output)
+    assert state_of(camvid_tree) == before
+    assert {path.name for path in output.iterdir()} == {
+        *("report.json", "train.png", "val.png", "test.png")
+    }
+    text = capsys.readouterr().out
+    assert "balanced by median frequency: loss.main.class_weights=[" in text
+    assert text.count("loss.main.class_weights") == 1
+    assert "no problems" in text
+    found = json.loads((output / "report.json").read_text())
+    assert set(found["splits"]) == {"train", "val", "test"}
+    with pytest.raises(InputError, match=r"lies in data.root, where nothing is ever written"):
+        examine(composed("check", *settings), [], camvid_tree / "out")
+
+
+def test_the_printed_weights_are_a_setting_that_a_training_takes(camvid_tree, tmp_path, capsys):
+    from danet.check import check
+
+    settings = ["data=camvid", f"data.root={camvid_tree}"]
+    examine(composed("check", *settings, "data.num_workers=0"), [], tmp_path / "out")
+    (word,) = [w for w in capsys.readouterr().out.split() if w.startswith("loss.main.")]
+    checked = check(composed("train", *settings, word))
+    assert len(checked["loss"]["main"]["class_weights"]) == 11
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["data=scenes"], "Scenes has no files to look at"),
+        (["data=camvid", "data.root=/nowhere"], "data.root=/nowhere: there is no such folder"),
+        (["data=camvid"], "data.root: no value is given"),
+        (["data=camvid", "data.root=.", "show=0"], "show=0: expected at least 1"),
+        (["data=camvid", "data.root=.", "data.num_workers=-1"], "data.num_workers=-1: expected"),
+    ],
+)
+def test_settings_of_the_tool_are_checked(tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        examine(composed("check", *settings), [], tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_the_tool_ends_with_code_2_and_the_first_problem_last_on_stderr(camvid_tree, tmp_path):
+    (camvid_tree / "images/val/val_1.png").write_bytes(b"<html>")
+    settings = ["data=camvid", f"data.root={camvid_tree}", "output=out", "data.num_workers=2"]
+    done = tool("check", *settings, cwd=tmp_path, code=2)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"error: {camvid_tree}/images/val/val_1.png: not a readable image")
+    assert "Traceback" not in done.stderr
+    found = json.loads((tmp_path / "out/report.json").read_text())
+    assert found["splits"]["val"]["num_problems"] == 1
+    assert found["splits"]["train"]["num_problems"] == 0
+
+
+def test_a_folder_of_own_pictures_is_looked_at_with_its_settings(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        write_pair(
+            tmp_path / "own",
+            ".",
+            f"p{i}",
+            rng.integers(0, 256, (8, 9, 3), dtype=np.uint8),
+            rng.choice(np.array([[0, 0, 0], [255, 0, 0]], np.uint8), (8, 9)),
+            labels="masks",
+        )
+    colors = {"classes": ("a", "b"), "colors": ((0, 0, 0), (255, 0, 0))}
+    both = [Folder(root=tmp_path / "own", split=split, **colors) for split in ("train", "val")]
+    assert check_sample(*both) == []
+    assert sum(scan(d).pixels.sum() for d in both) == 20 * 72
+    assert os.listdir(tmp_path) == ["own"]

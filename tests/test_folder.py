@@ -1,0 +1,321 @@
+"""Masks of any usual encoding give the same batches; lists and places are as told, or refused."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_pair
+from PIL import Image
+
+from danet.data.loader import train_batches
+from danet.data.transforms import Pipeline, ScaleCrop
+from danet.datasets.base import Reading
+from danet.datasets.folder import Folder
+from danet.datasets.labels import read_class_names
+from danet.datasets.masks import ColorTable
+from danet.errors import InputError
+from danet.types import IGNORE
+
+CLASSES = ("background", "cat", "dog")
+COLORS = ((0, 0, 0), (255, 0, 0), (12, 200, 7))
+VOID = (224, 224, 192)
+NAMES = [f"p{i}" for i in range(6)]
+
+
+def own(root, split="train", **settings):
+    return Folder(root=root, split=split, **{"classes": CLASSES, **settings})
+
+
+def pictures():
+    """Six images and masks of 40 x 30 with three classes and ignored pixels."""
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        image = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        mask = rng.choice(np.array([0, 1, 2, IGNORE], np.uint8), (30, 40))
+        yield name, image, mask
+
+
+def as_index(mask):
+    return Image.fromarray(mask), {}
+
+
+def as_palette(mask):
+    picture = Image.fromarray(mask)
+    colors = [*reversed(COLORS), *[VOID] * 253]  # colours that mislead
+    picture.putpalette([value for color in colors for value in color])
+    return picture, {}
+
+
+def as_colors(mask):
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(COLORS)], table[IGNORE] = COLORS, VOID
+    return Image.fromarray(table[mask]), {"colors": COLORS, "ignore_colors": [VOID]}
+
+
+def as_opaque_colors(mask):
+    picture, settings = as_colors(mask)
+    return picture.convert("RGBA"), settings
+
+
+def as_palette_of_colors(mask):
+    """Colours through a palette whose order says nothing."""
+    table = np.zeros((256, 3), np.uint8)
+    table[7], table[3], table[200], table[9] = *COLORS, VOID
+    index = np.zeros(256, np.uint8)
+    index[[0, 1, 2, IGNORE]] = 7, 3, 200, 9
+    picture = Image.fromarray(index[mask])
+    picture.putpalette(table.ravel().tolist())
+    return picture, {"colors": COLORS, "ignore_colors": [VOID]}
+
+
+def as_one_based(mask):
+    return Image.fromarray(np.where(mask == IGNORE, 0, mask + 1).astype(np.uint8)), {
+        "labels_start_at": 1
+    }
+
+
+def as_mapped(mask):
+    table = np.zeros(256, np.uint8)
+    table[[0, 1, 2, IGNORE]] = 10, 99, 100, 254
+    return Image.fromarray(table[mask]), {"values": {10: 0, 99: 1, 100: 2, 254: IGNORE}}
+
+
+def as_wide(mask):
+    table = np.zeros(256, np.uint16)
+    table[[0, 1, 2, IGNORE]] = 1000, 2000, 65535, 3
+    return Image.fromarray(table[mask]), {"values": {1000: 0, 2000: 1, 65535: 2, 3: IGNORE}}
+
+
+ENCODINGS = [
+    *(as_index, as_palette, as_colors, as_opaque_colors, as_palette_of_colors),
+    *(as_one_based, as_mapped, as_wide),
+]
+
+
+def batches_of(root, **settings):
+    pipeline = Pipeline({"crop": ScaleCrop((32, 32), (0.5, 2.0))})
+    data = own(root, transform=pipeline, **settings)
+    return list(itertools.islice(train_batches(data, batch_size=2, seed=5), 6))
+
+
+@pytest.mark.parametrize("encode", ENCODINGS[1:], ids=lambda f: f.__name__)
+def test_every_encoding_of_the_same_masks_gives_the_same_batches(tmp_path, encode):
+    settings = {}
+    for name, image, mask in pictures():
+        for root, how in (("plain", as_index), ("other", encode)):
+            write_pair(tmp_path / root, "train", name, image, mask, labels="masks")
+            picture, settings = how(mask)
+            picture.save(tmp_path / root / "masks" / "train" / f"{name}.png")
+    plain, other = batches_of(tmp_path / "plain"), batches_of(tmp_path / "other", **settings)
+    assert {v for batch in plain for v in batch.mask.unique().tolist()} == {0, 1, 2, IGNORE}
+    for one, two in zip(plain, other, strict=True):
+        assert one.name == two.name
+        assert torch.equal(one.image, two.image)
+        assert torch.equal(one.mask, two.mask)
+
+
+def test_arrays_and_one_bit_masks_are_read_as_numbers(tmp_path):
+    bits = np.random.default_rng(0).random((4, 5)) < 0.5
+    write_pair(tmp_path, "train", "a", np.zeros((4, 5, 3), np.uint8), bits, labels="masks")
+    with Image.open(tmp_path / "masks/train/a.png") as picture:
+        assert picture.mode == "1"
+    assert np.array_equal(own(tmp_path)[0].mask, bits)
+    np.save(tmp_path / "masks/train/a.npy", bits.astype(np.int64))
+    assert np.array_equal(own(tmp_path, mask_suffix=".npy")[0].mask, bits)
+
+
+# Colours
+
+
+def slow_decode(pixels, colors, ignored):
+    """Looks every pixel up, one by one."""
+    known = {**{c: i for i, c in enumerate(colors)}, **dict.fromkeys(ignored, IGNORE)}
+    rows = [[known[tuple(int(v) for v in pixel)] for pixel in row] for row in pixels[..., :3]]
+    return np.array(rows, np.uint8)
+
+
+def opaque(colors):
+    return np.concatenate((colors, np.full((*colors.shape[:2], 1), 255, np.uint8)), axis=2)
+
+
+def test_colours_are_looked_up_as_one_by_one():
+    rng = np.random.default_rng(0)
+    colors = [tuple(c) for c in np.unique(rng.integers(0, 256, (60, 3)), axis=0).tolist()]
+    rng.shuffle(colors)
+    colors = [tuple(c) for c in colors]
+    pixels = np.array(colors, np.uint8)[rng.integers(0, len(colors), (23, 31))]
+    table = ColorTable(colors[:50], colors[50:])
+    wanted = slow_decode(pixels, colors[:50], colors[50:])
+    assert np.array_equal(table.decode(opaque(pixels), "x"), wanted)
+
+
+def test_a_table_of_colours_travels_to_a_worker_without_its_megabytes():
+    import pickle
+
+    table = ColorTable(COLORS)
+    pixels = opaque(np.array(COLORS, np.uint8)[None])
+    assert table.decode(pixels, "x").tolist() == [[0, 1, 2]]
+    packed = pickle.dumps(table)
+    assert len(packed) < 2000
+    assert pickle.loads(packed).decode(pixels, "x").tolist() == [[0, 1, 2]]
+
+
+def test_a_megapixel_of_colours_is_looked_up_in_milliseconds():
+    blocks = np.kron(np.random.default_rng(0).integers(0, 3, (10, 10)), np.ones((100, 100), int))
+    pixels, table = opaque(np.array(COLORS, np.uint8)[blocks]), ColorTable(COLORS)
+    table.decode(pixels, "x")
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        table.decode(pixels, "x")
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.05, "about 5 ms on a quiet machine"
+
+
+def test_a_colour_mask_that_is_partly_transparent_is_refused(tmp_path):
+    write_pair(tmp_path, "train", "a", *np.zeros((2, 4, 5, 3), np.uint8), labels="masks")
+    pixels = np.zeros((4, 5, 4), np.uint8)
+    pixels[..., 3] = 255
+    pixels[2, 3, 3] = 254
+    Image.fromarray(pixels).save(tmp_path / "masks/train/a.png")
+    with pytest.raises(InputError, match=r"opaque, but 1 pixels .* first at row 2, column 3"):
+        own(tmp_path, colors=COLORS)[0]
+
+
+# Where things are
+
+
+def write(path, size=(5, 4), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size).save(path)
+
+
+def test_folders_and_suffixes_of_other_names_are_found(tmp_path):
+    write(tmp_path / "photos/a.b.JPG")
+    write(tmp_path / "photos/deep/c.png")
+    write(tmp_path / "ground/a.b_mask.png", mode="L")
+    write(tmp_path / "ground/deep/c_mask.png", mode="L")
+    places = {"images_dir": "photos", "masks_dir": "ground", "mask_suffix": "_mask.png"}
+    split = {"val_share": 0.001}
+    assert [item.name for item in own(tmp_path, **places, **split).items] == ["a.b", "deep/c"]
+
+
+def test_images_and_masks_may_lie_side_by_side(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.png")
+        write(tmp_path / f"{name}_mask.png", mode="L")
+    places = {"images_dir": ".", "masks_dir": ".", "mask_suffix": "_mask.png"}
+    data = own(tmp_path, **places, val_share=0.001)
+    assert [item.name for item in data.items] == ["a", "b"]
+    assert data[0].mask.shape == (4, 5)
+
+
+def test_two_images_for_one_mask_are_refused(tmp_path):
+    write(tmp_path / "images/a.jpg")
+    write(tmp_path / "images/a.png")
+    with pytest.raises(InputError, match=r"a.jpg and .*a.png would share the mask .*masks/a.png"):
+        own(tmp_path)
+
+
+@pytest.fixture
+def listed(tmp_path):
+    for name in ("a", "b", "my cat", "c"):
+        write(tmp_path / f"images/{name}.jpg")
+        write(tmp_path / f"masks/{name}.png", mode="L")
+    write(tmp_path / "elsewhere/c.png", mode="L")
+    return tmp_path
+
+
+def with_lists(root, train, val="b\n", **settings):
+    (root / "train.txt").write_bytes(train if isinstance(train, bytes) else train.encode())
+    (root / "val.txt").write_text(val)
+    lists = {"train": "train.txt", "val": str(root / "val.txt")}
+    return own(root, settings.pop("split", "train"), lists=lists, **settings)
+
+
+def test_a_list_may_hold_names_or_pairs_in_any_line_style(listed):
+    text = "\ufeffa\r\n\r\n  my cat.jpg  \r\nimages/c.jpg elsewhere/c.png\r\n".encode()
+    data = with_lists(listed, text)
+    assert [item.name for item in data.items] == ["a", "images/c", "my cat"]
+    assert data.items[1].mask == str(listed / "elsewhere/c.png")
+    assert [s.mask.shape for s in (data[0], data[1], data[2])] == [(4, 5)] * 3
+    pair = with_lists(listed, "images/my cat.jpg\tmasks/my cat.png\n")
+    assert pair.items[0].mask == str(listed / "masks/my cat.png")
+    assert data.notes == []
+
+
+def test_lists_are_asked_for_by_name_of_the_split(listed):
+    with pytest.raises(
+        InputError, match=r"data.lists has the splits train, val; .* 'test' is need"
+    ):
+        with_lists(listed, "a\n", split="test")
+    with pytest.raises(InputError, match=r"data.lists has the splits training; expected some of"):
+        own(listed, lists={"training": "x"})
+
+
+def test_class_names_come_from_a_text_file_too(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_bytes("\ufeffbackground\r\ntraffic light\r\n\r\n café \n".encode())
+    names = ["background", "traffic light", "café"]
+    assert read_class_names(str(path)) == names
+    write(tmp_path / "images/a.png")
+    write(tmp_path / "masks/a.png", mode="L")
+    assert own(tmp_path, classes=str(path), val_share=0.001).classes == tuple(names)
+    with pytest.raises(
+        InputError, match=r"data.classes=nowhere: neither a list, .* nor a text file"
+    ):
+        read_class_names("nowhere")
+
+
+def test_the_config_counts_the_names_of_a_file_and_keeps_them(tmp_path):
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    from danet import config as schema
+    from danet.check import check
+    from danet.cli import CONFIGS
+
+    (tmp_path / "names.txt").write_text("background\ncat\ndog\n")
+    schema.register()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        settings = [f"data.root={tmp_path}", f"data.classes={tmp_path}/names.txt"]
+        checked = check(hydra.compose("train", ["data=folder", *settings]))
+    assert checked["data"]["num_classes"] == 3
+    assert checked["data"]["dataset"]["classes"] == list(CLASSES), "not the path of the file"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"colors": COLORS, "values": {0: 0}}, "data.colors and data.values exclude each other"),
+        ({"values": {0: 0}, "labels_start_at": 1}, "data.values and data.labels_start_at exclude"),
+        ({"labels_start_at": -1}, "data.labels_start_at=-1: expected 0 or more"),
+        ({"ignore_colors": [VOID]}, "data.ignore_colors is for masks of colours"),
+        ({"colors": COLORS[:2]}, "data.colors: 2 colours for 3 class names"),
+        (
+            {"colors": [*COLORS[:2], COLORS[0]]},
+            r"\[0, 0, 0\] stands there twice, at positions 0 and 2",
+        ),
+        ({"colors": COLORS, "ignore_colors": COLORS[:1]}, r"\[0, 0, 0\] stands there twice"),
+        ({"colors": [*COLORS[:2], (0, 0, 300)]}, r"data.colors: \[0, 0, 300\] is not three"),
+        ({"classes": ["a", "b c", "d"], "colors": COLORS[:2]}, "2 colours for 3 class names"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        own(tmp_path, **settings)
+
+
+def test_images_without_masks_are_left_out_only_on_purpose(tmp_path):
+    for name in NAMES:
+        write(tmp_path / f"images/train/{name}.png")
+    for name in NAMES[:4]:
+        write(tmp_path / f"masks/train/{name}.png", mode="L")
+    with pytest.raises(InputError, match=r"2 of 6 .*p4.png, p5.png; .*allow_missing_labels=true"):
+        own(tmp_path)
+    data = own(tmp_path, reading=Reading(allow_missing_labels=True))
+    assert [item.name for item in data.items] == NAMES[:4]
+    assert "left out: 2 of 6 images of split 'train' have no label file: p4.png" in data.notes[0]
