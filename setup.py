@@ -29,7 +29,10 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=[*find_packages(include=["danet", "danet.*"]), *LINKED],
     package_dir=LINKED,
-    package_data={"danet.configs": ["**/*.yaml"], "danet.datasets": ["tables/*"]},
+    package_data={
+        "danet.configs": ["**/*.yaml"],
+        "danet.datasets": ["tables/*", "splits/*.md", "splits/*/*.txt"],
+    },
     install_requires=REQUIREMENTS,
     extras_require={
         "test": ["pytest>=8", "ruff>=0.17,<0.18", "mypy>=2.4,<2.5", "types-PyYAML", "types-tqdm"]
@@ -38,6 +41,7 @@ setup(
         "console_scripts": [
             "danet-train = danet.tools.train:main",
             "danet-eval = danet.tools.eval:main",
+            "danet-check = danet.tools.check:main",
             "danet-visualize = danet.tools.visualize:main",
         ]
     },

@@ -1,0 +1,220 @@
+"""Cityscapes: 5,000 street scenes of 2048x1024 with fine labels and 20,000 with coarse ones."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from danet.datasets.base import FileDataset, Item, Reading, Transform
+from danet.datasets.files import read_labels
+from danet.datasets.labels import read_class_table
+from danet.datasets.layout import elsewhere
+from danet.datasets.listing import find_files
+from danet.datasets.submission import Submission
+from danet.errors import InputError
+from danet.evaluation.cityscapes import Label, OfficialScorer
+from danet.evaluation.official import OfficialScores
+
+_TABLE = read_class_table("cityscapes")
+_FOLDERS = {"trainval": ("train", "val")}
+"""Split -> folders, where they are not the split itself."""
+_SUFFIX = "_leftImg8bit.png"
+_FILES = {"ids": "labelIds", "train_ids": "labelTrainIds"}
+
+
+def _rows() -> list[dict[str, Any]]:
+    path = Path(__file__).parent / "tables" / "cityscapes.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text())
+    return rows
+
+
+LABELS = tuple(
+    Label(
+        id=row["id"],
+        name=row["name"],
+        category=row["category"],
+        is_ignored=row["ignore_in_eval"],
+        average_size=row.get("average_instance_size"),
+    )
+    for row in _rows()
+)
+"""All labels, as the official scores need them."""
+
+LABEL_IDS = tuple(next(x.id for x in LABELS if x.name == name) for name in _TABLE.classes)
+"""Class index 0..18 -> label id: the 19 evaluated labels, no others."""
+
+
+class Cityscapes(FileDataset):
+    """Reads ``leftImg8bit`` and ``gtFine`` or ``gtCoarse`` as the publisher ships them.
+
+    Labels are the ``labelIds`` files of the download, 0..33, of which 19 are classes and the others
+    are ignored. The label files of the split "test" are dummies and are not read. Cordts et
+    al., The Cityscapes Dataset for semantic urban scene understanding, CVPR 2016.
+
+    Args:
+        root, split, transform, reading: As in FileDataset.
+        annotation: The fine or the coarse labels; train_extra has coarse ones only and gets them.
+        labels: Files of label ids, or those of train ids that csCreateTrainIdLabelImgs makes.
+    """
+
+    classes = _TABLE.classes
+    palette = _TABLE.palette
+    splits = ("train", "val", "trainval", "train_extra", "test")
+    expected = {
+        "train": (2975,),
+        "val": (500,),
+        "trainval": (3475,),
+        "train_extra": (19998, 19997),  # one image of the download is said to be damaged
+        "test": (1525,),
+    }
+    marker = "leftImg8bit"
+    label_hint = (
+        "; data.labels says which files are read: ids, *_labelIds.png with 0..33, or train_ids, "
+        "*_labelTrainIds.png with 0..18 and 255"
+    )
+    layout = (
+        "  leftImg8bit/{train,val,test,train_extra}/<city>/<city>_<seq>_<frame>_leftImg8bit.png\n"
+        "  gtFine/{train,val}/<city>/<city>_<seq>_<frame>_gtFine_labelIds.png\n"
+        "  gtCoarse/{train,val,train_extra}/<city>/<city>_<seq>_<frame>_gtCoarse_labelIds.png"
+    )
+
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        split: str,
+        annotation: Literal["fine", "coarse"] = "fine",
+        labels: Literal["ids", "train_ids"] = "ids",
+        transform: Transform | None = None,
+        reading: Reading | None = None,
+    ) -> None:
+        if annotation not in ("fine", "coarse"):
+            raise InputError(f"data.annotation={annotation}: expected fine or coarse")
+        if labels not in _FILES:
+            raise InputError(f"data.labels={labels}: expected ids or train_ids")
+        self.annotation = "coarse" if split == "train_extra" else annotation
+        self.labels = labels
+        super().__init__(root=root, split=split, transform=transform, reading=reading)
+
+    def label_map(self) -> Mapping[int, int]:
+        """Returns label id or train id -> class or IGNORE."""
+        if self.labels == "train_ids":
+            return super().label_map()
+        # A label with a negative id (license plate) is not drawn: its pixels are the car's.
+        return {value: index for value, index in _TABLE.label_map.items() if value >= 0}
+
+    def find_items(self) -> list[Item]:
+        """Returns every image of the split's cities with its label file."""
+        folders = [self.root / "leftImg8bit" / f for f in _FOLDERS.get(self.split, (self.split,))]
+        images = [
+            folder / name
+            for folder in folders
+            for name in find_files(folder, {".png"})
+            if name.endswith(_SUFFIX) and name.count("/") == 1
+        ]
+        if not images:
+            searched = " or ".join(f"{folder}/*/*{_SUFFIX}" for folder in folders)
+            raise InputError(
+                f"{self}: no images for split {self.split!r}: nothing is at {searched}"
+                f"{elsewhere(self.root, self.marker)}; expected below data.root\n{self.layout}"
+            )
+        items = [
+            Item(str(path), self._label_of(path), path.name.removesuffix(_SUFFIX))
+            for path in images
+        ]
+        if self.split != "test":
+            self._demand_label_files(items)
+            if self.labels == "ids":
+                self.notes.append(
+                    f"{self}: label ids become the {len(self.classes)} classes by a table; files "
+                    "of train ids are not needed"
+                )
+        return items
+
+    def _label_of(self, image: Path, kind: str | None = None) -> str | None:
+        """Returns the path of the label file, or of another kind of file beside it."""
+        if self.split == "test":
+            return None
+        truth = "gtFine" if self.annotation == "fine" else "gtCoarse"
+        split, city = image.parts[-3:-1]
+        name = image.name.removesuffix(_SUFFIX)
+        kind = kind or _FILES[self.labels]
+        return str(self.root / truth / split / city / f"{name}_{truth}_{kind}.png")
+
+    def _demand_label_files(self, items: list[Item]) -> None:
+        """Says what to do where not a single label file of the wanted kind is there."""
+        if any(item.mask and Path(item.mask).exists() for item in items):
+            return
+        package = {"fine": "gtFine_trainvaltest.zip", "coarse": "gtCoarse.zip"}[self.annotation]
+        remedy = f"unpack {package} into data.root"
+        if self.labels == "train_ids":
+            remedy = (
+                "files of train ids are not in the download: leave data.labels=ids, which gives "
+                "the same classes"
+            )
+        raise InputError(
+            f"{self}: none of the {len(items)} images of split {self.split!r} has a label; the "
+            f"first was looked for at {items[0].mask}; {remedy}; expected below data.root\n"
+            f"{self.layout}"
+        )
+
+    def instance_path(self, item: Item) -> str | None:
+        """Returns where the file of instance ids of an image is; None in the split "test"."""
+        return self._label_of(Path(item.image), "instanceIds")
+
+    def submission(self) -> Submission:
+        """Returns the form of the benchmark's server: label ids, not classes, in a zip."""
+        return Submission(values=LABEL_IDS, pattern="{name}_pred_labelIds.png")
+
+    def official_counter(self) -> "CityscapesCounter":
+        """Returns what counts the benchmark's further scores."""
+        return CityscapesCounter(self)
+
+
+class CityscapesCounter:
+    """Counts, beside the confusion matrix, what the benchmark's own script scores.
+
+    Args:
+        dataset: The split that is scored.
+    """
+
+    def __init__(self, dataset: Cityscapes) -> None:
+        self._scorer = OfficialScorer(LABELS)
+        self._paths = {item.name: dataset.instance_path(item) for item in dataset.items}
+        missing = sum(not path or not Path(path).exists() for path in self._paths.values())
+        self.note = ""
+        if dataset.annotation == "coarse":
+            self.note = "iIoU is left out: it is defined for fine labels"
+        elif missing:
+            self.note = f"iIoU is left out: {missing} of {len(dataset)} images have no instanceIds"
+
+    def update(self, prediction: np.ndarray, name: str) -> None:
+        """Counts the instances of an image.
+
+        Args:
+            prediction: Class indices, (H, W).
+            name: Of the image.
+        """
+        path = self._paths[name]
+        if self.note or path is None:
+            return
+        instances = read_labels(Path(path))
+        try:
+            self._scorer.update_instances(np.asarray(LABEL_IDS, np.uint8)[prediction], instances)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    @property
+    def counts(self) -> Tensor:
+        """What was counted, float64 (3, 34), a view: sums over processes are meaningful."""
+        return torch.from_numpy(self._scorer.weighted)
+
+    def scores(self, matrix: np.ndarray) -> OfficialScores:
+        """Computes the scores, given the confusion matrix of the classes, (19, 19)."""
+        self._scorer.matrix[:] = 0
+        self._scorer.update_classes(matrix, LABEL_IDS)
+        return self._scorer.scores(with_instances=not self.note)

@@ -1,0 +1,47 @@
+"""Where a data set lies when it does not lie at ``data.root``."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_LIMIT = 2000
+"""Folders that are looked into at most: this only makes a message better."""
+
+
+def elsewhere(root: Path, marker: str) -> str:
+    """Says which folder near ``root`` does have ``marker``; empty where none has.
+
+    Archives get unpacked inside themselves, and a folder too high or too deep gets named: two
+    levels up and three down are searched.
+
+    Args:
+        root: ``data.root``, in which the marker is not.
+        marker: A relative path that only the right folder has.
+    """
+    for folder in (*root.parents[:2], *_below(root)):
+        try:
+            if folder != root and (folder / marker).exists():
+                return f"; the folder that has {marker} is {folder}: set data.root={folder}"
+        except OSError:
+            continue
+    return ""
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """Yields the folders of three levels, the nearest first."""
+    level, count = [root], 0
+    for _ in range(3):
+        deeper: list[Path] = []
+        for folder in level:
+            try:
+                with os.scandir(folder) as entries:
+                    names = sorted(e.name for e in entries if e.is_dir() and e.name[:1] != ".")
+            except OSError:
+                continue
+            for name in names:
+                count += 1
+                if count > _LIMIT:
+                    return
+                deeper.append(folder / name)
+                yield deeper[-1]
+        level = deeper

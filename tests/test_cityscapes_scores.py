@@ -1,0 +1,319 @@
+"""Cityscapes is scored as its benchmark scores it, from a network or a folder of predictions."""
+
+import json
+import math
+import runpy
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, tool
+from PIL import Image
+from test_cityscapes import NAMES, SIZE, truth_of, write_tree
+
+from danet.datasets.cityscapes import LABEL_IDS, LABELS, Cityscapes
+from danet.errors import InputError
+from danet.evaluation.cityscapes import OfficialScorer
+from danet.types import IGNORE
+
+SCRIPT = ROOT / "scripts" / "score_cityscapes.py"
+
+CATEGORIES = {
+    "flat": (7, 8), "construction": (11, 12, 13), "object": (17, 19, 20), "nature": (21, 22),
+    "sky": (23,), "human": (24, 25), "vehicle": (26, 27, 28, 31, 32, 33),
+}  # fmt: skip
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return write_tree(tmp_path / "cityscapes")
+
+
+def prediction_of(truth, rng):
+    """Disturbs a truth: some pixels get other ids, ignored ones and caravans among them."""
+    prediction = truth.copy()
+    other = rng.random(truth.shape) < 0.4
+    prediction[other] = rng.choice([7, 8, 11, 24, 25, 26, 29, 30, 33, 0, 4, 9], other.sum())
+    return prediction
+
+
+def literal_scores(images, sizes):
+    """The scores as the publication words them, pixel by pixel and instance by instance.
+
+    Args:
+        images: Of (prediction, truth, instances).
+        sizes: Label id -> average size of its instances.
+    """
+    pixels = [
+        (int(t), int(p))
+        for prediction, truth, _ in images
+        for t, p in zip(truth.flat, prediction.flat, strict=True)
+        if int(t) in NAMES
+    ]
+    things = []  # (label id, pixels, prediction of each pixel)
+    for prediction, _, instances in images:
+        for number in np.unique(instances):
+            if number > 1000 and number // 1000 in NAMES:
+                mine = prediction[instances == number].tolist()
+                things.append((int(number) // 1000, len(mine), mine))
+
+    def iou(ids):
+        tp = sum(t in ids and p in ids for t, p in pixels)
+        fn = sum(t in ids and p not in ids for t, p in pixels)
+        fp = sum(t not in ids and p in ids for t, p in pixels)
+        return tp / (tp + fn + fp) if tp + fn + fp else math.nan
+
+    def iiou(ids, hit_ids):
+        tp = fn = 0.0
+        for label, size, mine in things:
+            if label in ids:
+                hits = sum(p in hit_ids for p in mine)
+                tp += hits * sizes[label] / size
+                fn += (size - hits) * sizes[label] / size
+        fp = sum(t not in ids and p in hit_ids for t, p in pixels)
+        return tp / (tp + fn + fp) if tp + fn + fp else math.nan
+
+    groups = {"human": (24, 25), "vehicle": (26, 27, 28, 29, 30, 31, 32, 33)}
+    return (
+        {name: iou((i,)) for i, name in NAMES.items()},
+        {name: iiou((i,), (i,)) for i, name in NAMES.items() if i >= 24},
+        {name: iou(ids) for name, ids in CATEGORIES.items()},
+        {name: iiou(CATEGORIES[name], ids) for name, ids in groups.items()},
+    )
+
+
+@pytest.fixture
+def images():
+    """Three images (prediction, truth, instances); trains occur nowhere, walls only wrongly."""
+    rng = np.random.default_rng(5)
+    made = []
+    for _ in range(3):
+        truth, instances = truth_of(rng)
+        for absent in (31, 12):
+            truth[truth == absent] = 7
+            instances[(instances == absent) | (instances // 1000 == absent)] = 7
+        prediction = prediction_of(truth, rng)
+        prediction[0, :3] = 12
+        instances[0, 4] = 1000  # the script takes only what is above for an instance
+        made.append((prediction, truth, instances))
+    return made
+
+
+def official(images):
+    scorer = OfficialScorer(LABELS)
+    for prediction, truth, instances in images:
+        scorer.update(prediction, truth)
+        scorer.update_instances(prediction, instances)
+    return scorer.scores()
+
+
+SIZES = {label.id: label.average_size for label in LABELS}
+
+
+def test_scores_are_those_of_the_definition_written_out(images):
+    scores = official(images)
+    for fast, slow in zip(scores, literal_scores(images, SIZES), strict=True):
+        assert fast == pytest.approx(slow, rel=1e-12, abs=0, nan_ok=True)
+    assert math.isnan(scores.iou_classes["train"])
+    assert math.isnan(scores.iiou_classes["train"])
+    assert scores.iou_classes["wall"] == 0
+    assert len(scores.iou_classes) == 19
+    assert len(scores.iiou_classes) == 8
+    finite = [value for value in scores.iou_classes.values() if not math.isnan(value)]
+    mean = sum(finite) / len(finite)
+    assert scores.averages()["iou_classes"] == pytest.approx(mean, rel=1e-14)
+
+
+def test_scores_are_those_of_the_publishers_script(images, tmp_path, monkeypatch):
+    pytest.importorskip("cityscapesscripts", reason="cityscapesScripts is not installed")
+    if not hasattr(np, "in1d"):  # numpy 2.4 dropped what the script calls
+        monkeypatch.setattr(np, "in1d", np.isin, raising=False)
+    from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as script
+
+    paths = []
+    for i, (prediction, truth, instances) in enumerate(images):
+        truth_path = tmp_path / f"a_00000{i}_000000_gtFine_labelIds.png"
+        Image.fromarray(truth).save(truth_path)
+        Image.fromarray(instances).save(tmp_path / truth_path.name.replace("label", "instance"))
+        Image.fromarray(prediction).save(tmp_path / f"{i}_prediction.png")
+        paths.append((str(tmp_path / f"{i}_prediction.png"), str(truth_path)))
+    script.args.quiet, script.args.JSONOutput = True, False
+    result = script.evaluateImgLists(*map(list, zip(*paths, strict=True)), script.args)
+    scores = official(images)
+    for mine, theirs in (
+        (scores.iou_classes, result["classScores"]),
+        (scores.iiou_classes, result["classInstScores"]),
+        (scores.iou_categories, result["categoryScores"]),
+        (scores.iiou_categories, result["categoryInstScores"]),
+    ):
+        assert mine == pytest.approx({name: theirs[name] for name in mine}, abs=1e-12, nan_ok=True)
+        assert all(math.isnan(theirs[name]) for name in theirs.keys() - mine.keys())
+    averages = scores.averages()
+    for mine, theirs in (
+        ("iou_classes", "averageScoreClasses"),
+        ("iiou_classes", "averageScoreInstClasses"),
+        ("iou_categories", "averageScoreCategories"),
+        ("iiou_categories", "averageScoreInstCategories"),
+    ):
+        assert averages[mine] == pytest.approx(result[theirs], abs=1e-12)
+    print({name: averages[name] for name in averages})
+
+
+def test_counting_classes_of_a_network_gives_the_scores_of_the_pixels(tree):
+    dataset = Cityscapes(root=tree, split="val")
+    counter, scorer = dataset.official_counter(), OfficialScorer(LABELS)
+    matrix = np.zeros((19, 19), np.int64)
+    rng = np.random.default_rng(0)
+    for i, item in enumerate(dataset.items):
+        classes = rng.integers(0, 19, SIZE, dtype=np.uint8)
+        mask = dataset.read(i)[1]
+        np.add.at(matrix, (mask[mask != IGNORE], classes[mask != IGNORE]), 1)
+        counter.update(classes, item.name)
+        ids = np.array(list(NAMES), np.uint8)[classes]
+        scorer.update(ids, np.array(Image.open(item.mask)))
+        scorer.update_instances(ids, np.array(Image.open(dataset.instance_path(item))))
+    assert tuple(NAMES) == LABEL_IDS
+    for mine, theirs in zip(counter.scores(matrix), scorer.scores(), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-15, nan_ok=True)
+    assert not counter.note
+
+
+def test_counts_of_two_processes_add_up(tree):
+    dataset = Cityscapes(root=tree, split="val")
+    alone, *parts = (dataset.official_counter() for _ in range(3))
+    rng = np.random.default_rng(0)
+    for i, item in enumerate(dataset.items):
+        classes = rng.integers(0, 19, SIZE, dtype=np.uint8)
+        alone.update(classes, item.name)
+        parts[i % 2].update(classes, item.name)
+    parts[0].counts.add_(parts[1].counts)
+    matrix = np.ones((19, 19), np.int64)
+    assert parts[0].scores(matrix).iiou_classes == pytest.approx(
+        alone.scores(matrix).iiou_classes, rel=1e-14, nan_ok=True
+    )
+
+
+def test_iiou_is_left_out_and_said_where_it_cannot_be_had(tree):
+    matrix = np.ones((19, 19), np.int64)
+    coarse = Cityscapes(root=tree, split="val", annotation="coarse").official_counter()
+    assert coarse.note == "iIoU is left out: it is defined for fine labels"
+    next(tree.glob("gtFine/val/lindau/*instanceIds*")).unlink()
+    counter = Cityscapes(root=tree, split="val").official_counter()
+    assert counter.note == "iIoU is left out: 1 of 3 images have no instanceIds"
+    counter.update(np.zeros(SIZE, np.uint8), "lindau_000002_000019")
+    scores = counter.scores(matrix)
+    assert scores.iiou_classes == scores.iiou_categories == {}
+    assert len(scores.iou_categories) == 7
+
+
+@pytest.mark.parametrize(
+    ("prediction", "instances", "message"),
+    [
+        (34, 26001, "prediction: value 34 on 960 pixels is no label id; they are 0..33"),
+        (7, 34001, "instance 34001: label id 34 has no instances"),
+        (7, 7001, "instance 7001: label id 7 has no instances"),
+    ],
+)
+def test_values_that_are_no_label_ids_are_refused(prediction, instances, message):
+    with pytest.raises(InputError, match=message):
+        OfficialScorer(LABELS).update_instances(
+            np.full(SIZE, prediction, np.uint8), np.full(SIZE, instances, np.uint16)
+        )
+
+
+# A folder of predictions
+
+
+def run_script(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def with_nan(values):
+    """Reads a mapping from JSON, where null is a class that is absent."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
+def write_predictions(tree, folder):
+    rng = np.random.default_rng(1)
+    images = []
+    for path in sorted(tree.glob("gtFine/val/*/*_labelIds.png")):
+        truth = np.array(Image.open(path))
+        prediction = prediction_of(truth, rng)
+        instances = np.array(Image.open(str(path).replace("labelIds", "instanceIds")))
+        images.append((prediction, truth, instances))
+        target = folder / path.parent.name / path.name.replace("_gtFine_labelIds", "_mine")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(prediction).save(target)
+    return images
+
+
+def test_a_folder_of_predictions_gets_the_official_scores(tree, tmp_path, monkeypatch, capsys):
+    images = write_predictions(tree, tmp_path / "mine")
+    output = tmp_path / "scores.json"
+    run_script(monkeypatch, f"predictions={tmp_path / 'mine'}", f"root={tree}", f"output={output}")
+    written, printed = json.loads(output.read_text()), capsys.readouterr().out
+    for kind, slow in zip(
+        ("iou_classes", "iiou_classes", "iou_categories", "iiou_categories"),
+        literal_scores(images, SIZES),
+        strict=True,
+    ):
+        assert with_nan(written[kind]) == pytest.approx(slow, rel=1e-12, nan_ok=True)
+        assert f"  {kind}={written['averages'][kind]}\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda p: p.unlink(), r"1 of 3 images of split 'val' have no file lindau_000002_000019\*"),
+        (
+            lambda p: p.with_name(p.stem + "2.png").write_bytes(p.read_bytes()),
+            "are both for lindau",
+        ),
+        (lambda p: Image.new("L", (3, 5)).save(p), r"3 x 5, but .* is 40 x 24"),
+        (lambda p: Image.new("RGB", (40, 24)).save(p), "must have one channel"),
+        (lambda p: Image.new("L", (40, 24), 99).save(p), r"mine\.png: prediction: value 99 on 960"),
+    ],
+    ids=["missing", "two", "size", "colour", "value"],
+)
+def test_predictions_that_cannot_be_scored_are_told_in_one_line(
+    tree, tmp_path, monkeypatch, capsys, harm, message
+):
+    write_predictions(tree, tmp_path / "mine")
+    harm(next((tmp_path / "mine").glob("lindau/*.png")))
+    with pytest.raises(SystemExit) as ended:
+        run_script(monkeypatch, f"predictions={tmp_path / 'mine'}", f"root={tree}")
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    with pytest.raises(InputError, match=message):
+        raise InputError(lines[0])
+
+
+# The tools
+
+
+@pytest.mark.slow
+def test_a_network_is_trained_and_scored_as_the_benchmark_does(tree, tmp_path):
+    small = [setting for setting in TINY if not setting.startswith(("data.size", "data.len"))]
+    small = [setting for setting in small if not setting.startswith("data.cue")]
+    settings = ["data=cityscapes", f"data.root={tree}", "data.crop=[32,32]", "data.num_workers=0"]
+    backbone = "model/backbone=resnet18_narrow"
+    tool("train", *settings, backbone, *small, "trainer.steps=2", "run.dir=run", cwd=tmp_path)
+    done = tool("eval", "checkpoint=run/last.pt", "output=scores", cwd=tmp_path)
+    assert "iIoU" in done.stdout
+    metrics = json.loads((tmp_path / "scores/metrics.json").read_text())
+    assert metrics["official"]["averages"]["iou_classes"] == pytest.approx(metrics["miou"])
+    assert set(metrics["official"]["iou_categories"]) == set(CATEGORIES)
+    assert set(metrics["official"]["iiou_categories"]) == {"human", "vehicle"}
+    # The same numbers from the files of a submission of the same split.
+    tool("eval", "checkpoint=run/last.pt", "submission=sent", "output=again", cwd=tmp_path)
+    assert json.loads((tmp_path / "again/metrics.json").read_text()) == metrics
+    module = runpy.run_path(str(SCRIPT))
+    scores, _ = module["score"](tmp_path / "sent", tree, "val")
+    for kind, values in scores._asdict().items():
+        found = with_nan(metrics["official"][kind])
+        assert found == pytest.approx(values, rel=1e-12, nan_ok=True)
+    refused = tool("eval", "checkpoint=run/last.pt", "split=test", cwd=tmp_path, code=2)
+    assert "split=test: Cityscapes has no labels" in refused.stderr
+    assert "submission=<folder>" in refused.stderr

@@ -1,0 +1,62 @@
+"""Split lists: those that ship are the publishers', those of users are read or refused."""
+
+import pytest
+
+from danet.datasets.lists import SHIPPED, read_list, shipped_list
+from danet.errors import InputError
+
+
+def test_the_shipped_lists_are_the_splits_of_the_publication():
+    names = {
+        split: shipped_list("voc2012", split).names
+        for split in ("train", "val", "test", "trainaug", "seg11valid_736")
+    }
+    assert {split: len(found) for split, found in names.items()} == {
+        "train": 1464,
+        "val": 1449,
+        "test": 1456,
+        "trainaug": 10582,
+        "seg11valid_736": 736,
+    }
+    train, val, test, aug, reduced = map(set, names.values())
+    assert train < aug
+    assert reduced < val
+    assert not aug & val
+    assert not (aug | val) & test
+
+
+def test_every_shipped_list_can_be_read_and_names_nothing_twice():
+    paths = sorted(SHIPPED.rglob("*.txt"))
+    assert len(paths) >= 12
+    for path in paths:
+        assert read_list(path).repeated == []
+        assert path.parent.name in (SHIPPED / "README.md").read_text()
+
+
+def test_a_list_of_a_user_may_have_marks_blanks_and_windows_line_ends(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes("\ufeffein Bild \r\n\r\n  北京/b\t\r\nc\rd\x85e\n\nein Bild".encode())
+    found = read_list(path)
+    assert found.names == ["ein Bild", "北京/b", "c", "d\x85e"]
+    assert [entry.line for entry in found.entries] == [1, 3, 4, 5, 7]
+    assert found.repeated == ["ein Bild"]
+    assert found.line_of("c") == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xef\xbb\xbf \r\n\n", "list.txt: the list is empty"),
+        (b"a\nb\n../../c\n", "list.txt: line 3: the path '../../c' leaves"),
+        (b"/etc/passwd", "line 1: the path '/etc/passwd' leaves"),
+        (b"x\nC:\\data\\a", r"line 2: the path .* leaves"),
+        (b"x\n..\\a", r"line 2: the path .* leaves"),
+        (b"\xff\xfe\x00", "not a UTF-8 text"),
+        (None, "the list cannot be read"),
+    ],
+)
+def test_a_list_that_cannot_be_meant_is_refused_with_its_line(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_list(tmp_path / "list.txt")

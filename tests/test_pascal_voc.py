@@ -1,0 +1,402 @@
+"""PASCAL VOC 2012 and SBD are read in all layouts they come in."""
+
+import os
+
+import numpy as np
+import pytest
+import scipy.io
+import scipy.sparse
+from conftest import ROOT
+from PIL import Image
+from test_config import compose
+
+from danet.assemble import make_dataset
+from danet.check import check
+from danet.datasets.base import Reading
+from danet.datasets.lists import shipped_list
+from danet.datasets.pascal_voc import PascalVOC, read_sbd
+from danet.errors import InputError
+from danet.types import IGNORE
+
+SAMPLES = ROOT.parent / "shared" / "data" / "samples"
+
+NAMES = [
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair"),
+    *("cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+]
+
+SIZE = (10, 12)
+TRAIN = shipped_list("voc2012", "train").names[:3]
+VAL = shipped_list("voc2012", "val").names[:2]
+EXTRA = [n for n in shipped_list("voc2012", "trainaug").names if n.startswith("2010")][:4]
+TEST = shipped_list("voc2012", "test").names[:2]
+SETS = {"train": TRAIN, "val": VAL, "trainval": sorted(TRAIN + VAL)}
+
+
+def mask_of(name, highest=20):
+    rng = np.random.default_rng(int(name.replace("_", "")))
+    mask = rng.integers(0, highest + 1, SIZE, dtype=np.uint8)
+    mask[0] = np.resize(np.arange(21), SIZE[1])
+    return mask
+
+
+def with_border(name):
+    mask = mask_of(name)
+    mask[:, 0] = 255
+    return mask
+
+
+def save_png(path, mask):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(mask)
+    picture.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
+    picture.save(path)
+
+
+def save_image(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", SIZE[::-1], (10, 200, 30)).save(path)
+
+
+def save_sbd(path, mask):
+    """Writes a file of SBD's cls/ with all that stands in one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    boundaries = np.empty((20, 1), object)
+    for i in range(20):
+        boundaries[i, 0] = scipy.sparse.csc_matrix((mask == i + 1).astype(float))
+    present = np.unique(mask[mask > 0]).reshape(-1, 1)
+    content = {"Boundaries": boundaries, "Segmentation": mask, "CategoriesPresent": present}
+    scipy.io.savemat(path, {"GTcls": content}, do_compression=True)
+
+
+def write_voc(voc):
+    for name in TRAIN + VAL + EXTRA + TEST:
+        save_image(voc / "JPEGImages" / f"{name}.jpg")
+    for name in TRAIN + VAL:
+        save_png(voc / "SegmentationClass" / f"{name}.png", with_border(name))
+    lists = voc / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for split, names in {**SETS, "test": TEST}.items():
+        (lists / f"{split}.txt").write_text("\n".join(names) + "\n")
+    return voc
+
+
+def write_sbd(sbd, names=EXTRA):
+    for name in names:
+        save_sbd(sbd / "dataset" / "cls" / f"{name}.mat", mask_of(name))
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Makes VOC as the development kit unpacks it, with some images of SBD, which are VOC's."""
+    write_voc(tmp_path / "data" / "VOCdevkit" / "VOC2012")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def short_trainaug(monkeypatch):
+    """Shortens the list of 10,582 to the images of the replica."""
+    import danet.datasets.pascal_voc as module
+
+    def lists(data_set, split):
+        shipped = shipped_list(data_set, split)
+        wanted = TRAIN + EXTRA if split == "trainaug" else SETS.get(split)
+        entries = tuple(e for e in shipped.entries if wanted is None or e.name in wanted)
+        return shipped._replace(entries=entries)
+
+    monkeypatch.setattr(module, "shipped_list", lists)
+
+
+# VOC
+
+
+@pytest.mark.parametrize("place", [".", "VOCdevkit", "VOCdevkit/VOC2012"])
+def test_the_root_may_be_one_of_three_folders(tree, place):
+    for split, names in SETS.items():
+        dataset = PascalVOC(root=tree / place, split=split)
+        assert [item.name for item in dataset.items] == sorted(names)
+        for i, item in enumerate(dataset.items):
+            image, mask, name = dataset.read(i)
+            assert image.shape == (*SIZE, 3)
+            np.testing.assert_array_equal(mask, with_border(name))
+            assert item.image.endswith(f"JPEGImages/{name}.jpg")
+    assert not PascalVOC(root=tree / place, split="test").is_labelled
+
+
+@pytest.mark.parametrize("place", ["..", "VOCdevkit/VOC2012/JPEGImages"])
+def test_another_root_is_refused_with_the_folder_that_is_meant(tree, place):
+    with pytest.raises(InputError, match=r"no VOC2012 under .*JPEGImages.*set data\.root=\S+") as e:
+        PascalVOC(root=(tree / place).resolve(), split="val")
+    named = str(e.value).split("set data.root=")[1].split(";")[0]
+    assert len(PascalVOC(root=named, split="val")) == 2
+
+
+def test_indices_of_palette_images_are_the_classes_in_order(tree):
+    dataset = PascalVOC(root=tree, split="val")
+    assert list(dataset.classes) == NAMES
+    assert dataset.palette[15] == (192, 128, 128)
+    assert dataset.palette[20] == (0, 64, 128)
+    mask = dataset.read(0)[1]
+    assert mask[0, 1:].tolist() == list(range(1, 12))
+    assert (mask[:, 0] == IGNORE).all()
+
+
+def test_a_tree_without_lists_takes_those_of_the_package(tree):
+    lists = tree / "VOCdevkit/VOC2012/ImageSets/Segmentation"
+    for path in lists.iterdir():
+        path.unlink()
+    message = r"voc2012/val\.txt: line 3 names \S+, but there is no \S+JPEGImages\S+ \(1447 of 1449"
+    with pytest.raises(InputError, match=message):
+        PascalVOC(root=tree, split="val")
+    voc = tree / "VOCdevkit/VOC2012"
+    for name in shipped_list("voc2012", "seg11valid_736").names:
+        (voc / "JPEGImages" / f"{name}.jpg").touch()
+        (voc / "SegmentationClass" / f"{name}.png").touch()
+    assert len(PascalVOC(root=tree, split="seg11valid")) == 736
+
+
+def test_a_mask_that_is_missing_is_told(tree):
+    (tree / "VOCdevkit/VOC2012/SegmentationClass" / f"{VAL[0]}.png").unlink()
+    with pytest.raises(InputError, match=f"1 of 2 images .* no label file: {VAL[0]}"):
+        PascalVOC(root=tree, split="val")
+
+
+def test_the_config_makes_the_data_set(tree):
+    config = check(compose("data=pascal_voc", f"data.root={tree}", "data.sbd_root=x"))
+    assert config["data"]["train_split"] == "trainaug"
+    dataset = make_dataset(config, config["data"]["val_split"], training=False)
+    assert (len(dataset), dataset.sbd_root, dataset.competition) == (2, "x", "comp6")
+
+
+# trainaug
+
+
+@pytest.mark.usefixtures("short_trainaug")
+@pytest.mark.parametrize(
+    ("place", "sbd_root"),
+    [
+        ("benchmark_RELEASE", None),
+        ("sbd", None),
+        ("sbd/benchmark_RELEASE", None),
+        ("elsewhere", "elsewhere"),
+        ("elsewhere", "elsewhere/dataset"),
+        ("../away/benchmark_RELEASE", "../away"),
+    ],
+)
+def test_trainaug_takes_the_masks_of_sbd(tree, place, sbd_root):
+    write_sbd(tree / place)
+    dataset = PascalVOC(root=tree, split="trainaug", sbd_root=sbd_root)
+    assert [item.name for item in dataset.items] == sorted(TRAIN + EXTRA)
+    for i, item in enumerate(dataset.items):
+        expected = mask_of(item.name) if item.name in EXTRA else with_border(item.name)
+        np.testing.assert_array_equal(dataset.read(i)[1], expected)
+
+
+@pytest.mark.usefixtures("short_trainaug")
+def test_trainaug_prefers_masks_of_voc_then_pngs_then_sbd(tree):
+    write_sbd(tree / "benchmark_RELEASE", TRAIN + EXTRA)
+    folder = tree / "VOCdevkit/VOC2012/SegmentationClassAug"
+    for name in TRAIN + EXTRA[:2]:
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(np.full(SIZE, 3, np.uint8)).save(folder / f"{name}.png")
+    dataset = PascalVOC(root=tree, split="trainaug")
+    kinds = {item.name: item.mask.split("/")[-2] for item in dataset.items}
+    assert kinds == {
+        **dict.fromkeys(TRAIN, "SegmentationClass"),
+        **dict.fromkeys(EXTRA[:2], "SegmentationClassAug"),
+        **dict.fromkeys(EXTRA[2:], "cls"),
+    }
+
+
+@pytest.mark.slow
+def test_a_tree_of_true_size_has_10582_images_and_none_of_val(tmp_path):
+    names = {s: shipped_list("voc2012", s).names for s in ("train", "val", "trainaug")}
+    extra = sorted(set(names["trainaug"]) - set(names["train"]))
+    assert len(extra) == 9118
+    voc, cls = tmp_path / "VOCdevkit/VOC2012", tmp_path / "benchmark_RELEASE/dataset/cls"
+    for folder, found, suffix in (
+        (voc / "JPEGImages", names["trainaug"] + names["val"], ".jpg"),
+        (voc / "SegmentationClass", names["train"] + names["val"], ".png"),
+        (cls, extra + names["train"][::2] + names["val"][::2], ".mat"),  # as SBD overlaps VOC
+    ):
+        folder.mkdir(parents=True)
+        for name in found:
+            (folder / f"{name}{suffix}").touch()
+    dataset = PascalVOC(root=tmp_path, split="trainaug")
+    assert [item.name for item in dataset.items] == sorted(names["trainaug"])
+    assert not {item.name for item in dataset.items} & set(names["val"])
+    kinds = [item.mask.rsplit("/", 2)[1] for item in dataset.items]
+    assert (kinds.count("SegmentationClass"), kinds.count("cls")) == (1464, 9118)
+    assert len(PascalVOC(root=tmp_path, split="trainval")) == 2913
+
+
+@pytest.mark.usefixtures("short_trainaug")
+def test_images_of_sbd_serve_where_voc_has_none(tree):
+    write_sbd(tree / "sbd")
+    for name in EXTRA:
+        (tree / "VOCdevkit/VOC2012/JPEGImages" / f"{name}.jpg").unlink()
+        save_image(tree / "sbd/dataset/img" / f"{name}.JPG")
+    dataset = PascalVOC(root=tree, split="trainaug")
+    assert {item.image.split("/")[-2] for item in dataset.items} == {"JPEGImages", "img"}
+
+
+@pytest.mark.usefixtures("short_trainaug")
+def test_trainaug_without_its_masks_can_be_had_on_purpose(tree):
+    write_sbd(tree / "sbd", EXTRA[1:])
+    reading = Reading(allow_missing_labels=True)
+    dataset = PascalVOC(root=tree, split="trainaug", reading=reading)
+    assert [item.name for item in dataset.items] == sorted(TRAIN + EXTRA[1:])
+    assert f"1 of 7 images of split 'trainaug' have no label file: {EXTRA[0]}" in dataset.notes[0]
+
+
+@pytest.mark.usefixtures("short_trainaug")
+@pytest.mark.parametrize("has_some", [False, True])
+def test_trainaug_without_its_masks_names_them_and_the_split_that_works(tree, has_some):
+    if has_some:
+        write_sbd(tree / "sbd", EXTRA[1:])
+    count = 1 if has_some else 4
+    message = (
+        rf"{count} of 7 images of split 'trainaug' have no label file: {EXTRA[0]}.*"
+        rf"SegmentationClass/.*SegmentationClassAug/.*cls/{EXTRA[0]}\.mat.*data\.sbd_root.*"
+        "the split 'train' with 3 images works now"
+    )
+    with pytest.raises(InputError, match=message):
+        PascalVOC(root=tree, split="trainaug")
+
+
+def test_a_folder_of_sbd_that_holds_none_is_refused(tree):
+    with pytest.raises(InputError, match=r"data\.sbd_root=\S+/nowhere: no folder cls"):
+        PascalVOC(root=tree, split="trainaug", sbd_root="nowhere")
+
+
+def test_a_list_of_trainaug_that_holds_images_of_val_is_refused(tree):
+    path = tree / "VOCdevkit/VOC2012/ImageSets/Segmentation/trainaug.txt"
+    path.write_text("\n".join([*TRAIN, VAL[1]]))
+    message = rf"trainaug\.txt: 1 of 4 names .* first {VAL[1]} in line 4; 1 are images of VOC's val"
+    with pytest.raises(InputError, match=message):
+        PascalVOC(root=tree, split="trainaug")
+    path.write_text("\n".join(TRAIN))
+    assert len(PascalVOC(root=tree, split="trainaug")) == 3
+
+
+def test_a_list_that_names_an_image_twice_counts_it_once_and_says_so(tree):
+    path = tree / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt"
+    path.write_text("\r\n".join([*VAL, VAL[0], ""]))
+    dataset = PascalVOC(root=tree, split="val")
+    assert len(dataset) == 2
+    assert f"1 names stand there twice and count once: {VAL[0]}" in dataset.notes[0]
+
+
+# SBD's files
+
+
+def test_the_classes_of_a_mat_file_are_read(tmp_path):
+    mask = mask_of("2008_000002")
+    save_sbd(tmp_path / "a.mat", mask)
+    np.testing.assert_array_equal(read_sbd(tmp_path / "a.mat"), mask)
+    scipy.io.savemat(tmp_path / "b.mat", {"GTcls": {"Segmentation": mask.astype(float)}})
+    np.testing.assert_array_equal(read_sbd(tmp_path / "b.mat"), mask)
+
+
+def test_a_value_of_a_mat_file_without_meaning_is_refused(tree, short_trainaug):
+    write_sbd(tree / "sbd")
+    mask = mask_of(EXTRA[0])
+    mask[3, 4] = 21
+    save_sbd(tree / "sbd/dataset/cls" / f"{EXTRA[0]}.mat", mask)
+    dataset = PascalVOC(root=tree, split="trainaug")
+    index = [item.name for item in dataset.items].index(EXTRA[0])
+    with pytest.raises(InputError, match=r"\.mat: label value 21 on 1 pixels, first at row 3, col"):
+        dataset.read(index)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"GTinst": {"Segmentation": np.zeros((2, 2))}}, "has the struct GTcls.*it holds GTinst"),
+        ({"GTcls": np.zeros((2, 2))}, "not a readable file of SBD"),
+        ({"GTcls": {"Boundaries": np.zeros((2, 2))}}, "not a readable|has the struct"),
+        ({"GTcls": {"Segmentation": "text"}}, "not an array of numbers"),
+        (
+            {"GTcls": {"Segmentation": np.full((2, 2), 0.5)}},
+            "whole numbers 0..65535, found float64",
+        ),
+        ({"GTcls": {"Segmentation": np.full((2, 2), -1)}}, "whole numbers 0..65535, found int"),
+        ({"GTcls": {"Segmentation": np.full((2, 2), np.nan)}}, "whole numbers 0..65535"),
+        (b"", "the file is empty"),
+        (b"<html>404</html>", "<html>"),
+        (None, "No such file"),
+    ],
+)
+def test_a_mat_file_that_is_none_of_sbd_ends_in_one_line(tmp_path, content, message):
+    path = tmp_path / "a.mat"
+    if isinstance(content, dict):
+        scipy.io.savemat(path, content)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        read_sbd(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_no_damage_to_a_mat_file_gets_through_as_anything_but_an_input_error(tmp_path):
+    save_sbd(tmp_path / "a.mat", mask_of("2008_000002"))
+    whole = (tmp_path / "a.mat").read_bytes()
+    rng = np.random.default_rng(0)
+    damaged = [whole[: int(n)] for n in np.linspace(1, len(whole) - 1, 20)]
+    for _ in range(60):
+        changed = bytearray(whole)
+        for place in rng.integers(0, len(whole), 3):
+            changed[place] ^= int(rng.integers(1, 256))
+        damaged.append(bytes(changed))
+    refused = []
+    for content in damaged:
+        (tmp_path / "b.mat").write_bytes(content)
+        try:
+            read_sbd(tmp_path / "b.mat")
+        except InputError as error:
+            refused.append(str(error))
+    assert len(refused) > 50
+    assert not any("\n" in message for message in refused)
+
+
+# Real files
+
+
+@pytest.fixture
+def samples():
+    if not (SAMPLES / "voc2012").is_dir():
+        pytest.skip(f"there are no real samples of VOC at {SAMPLES}")
+    return SAMPLES
+
+
+def test_real_files_are_read(samples):
+    for split, name in (("train", "2007_000129"), ("val", "2007_000033")):
+        dataset = PascalVOC(root=samples / "voc2012", split=split)
+        image, mask, found = dataset.read(0)
+        assert found == name
+        assert image.shape[:2] == mask.shape
+        labels = np.array(Image.open(dataset.items[0].mask))
+        np.testing.assert_array_equal(mask, labels)
+        assert IGNORE in mask
+        by_sbd = read_sbd(samples / f"sbd_derived/benchmark_RELEASE/dataset/cls/{name}.mat")
+        np.testing.assert_array_equal(by_sbd, np.where(mask == IGNORE, 0, mask))
+
+
+def test_a_real_list_that_leaks_val_is_refused(samples):
+    with pytest.raises(InputError, match="1 are images of VOC's val"):
+        PascalVOC(root=samples / "voc2012", split="trainaug")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of folders are another thing there")
+def test_a_folder_that_may_not_be_read_is_named(tree):
+    folder = tree / "VOCdevkit/VOC2012/SegmentationClass"
+    folder.chmod(0)
+    try:
+        if os.access(folder, os.R_OK):
+            pytest.skip("this user may read every folder")
+        with pytest.raises(InputError, match=r"SegmentationClass: this folder cannot be read"):
+            PascalVOC(root=tree, split="val")
+    finally:
+        folder.chmod(0o755)

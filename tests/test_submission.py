@@ -1,0 +1,260 @@
+"""Predictions reach a test server in its own form, complete and checked, or not at all."""
+
+import io
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY, tool
+from PIL import Image
+
+from danet.datasets.camvid import CamVid
+from danet.datasets.cityscapes import Cityscapes
+from danet.datasets.labels import voc_palette
+from danet.datasets.pascal_voc import PascalVOC
+from danet.datasets.scenes import Scenes
+from danet.datasets.submission import Submission, SubmissionWriter, demand_labels, is_labelled
+from danet.errors import InputError, StorageError
+
+CITIES = {"berlin_000000_000019": (8, 16), "bonn_000003_000019": (8, 16)}
+PHOTOS = {"2008_000006": (9, 14), "2008_000011": (12, 7), "2008_000012": (5, 5)}
+IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+"""Class index -> label id of Cityscapes, written down from the publication."""
+
+
+def save(path, size):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size[::-1], (90, 120, 10)).save(path)
+
+
+@pytest.fixture
+def cityscapes(tmp_path):
+    """Two of the 1,525 images of Cityscapes' test, without the dummies of the labels."""
+    root = tmp_path / "cityscapes"
+    for name, size in CITIES.items():
+        city = name.split("_")[0]
+        save(root / f"leftImg8bit/test/{city}/{name}_leftImg8bit.png", size)
+    return Cityscapes(root=root, split="test")
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """Three of the 1,456 images of VOC's test, of different sizes."""
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    for name, size in PHOTOS.items():
+        save(root / f"JPEGImages/{name}.jpg", size)
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "test.txt").write_text("\n".join(PHOTOS))
+    return PascalVOC(root=tmp_path, split="test")
+
+
+def predictions_of(sizes, num_classes):
+    rng = np.random.default_rng(0)
+    return {n: rng.integers(0, num_classes, size, dtype=np.uint8) for n, size in sizes.items()}
+
+
+def send(dataset, folder, predictions):
+    writer = SubmissionWriter(folder, dataset)
+    writer.begin()
+    for name, prediction in predictions.items():
+        writer.write(name, prediction)
+    return writer, writer.finish()
+
+
+def header(content):
+    """Returns width, height, bits per channel and colour type of a PNG, from its first bytes."""
+    return struct.unpack(">IIBB", content[16:26])
+
+
+def test_cityscapes_gets_a_zip_of_label_ids_named_as_its_rule_says(cityscapes, tmp_path):
+    predictions = predictions_of(CITIES, 19)
+    writer, lines = send(cityscapes, tmp_path / "sent", predictions)
+    assert writer.archive == tmp_path / "sent" / "cityscapes_test.zip"
+    with zipfile.ZipFile(writer.archive) as archive:
+        assert archive.testzip() is None
+        assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
+        contents = {Path(name).name: archive.read(name) for name in archive.namelist()}
+    assert sorted(contents) == [f"{name}_pred_labelIds.png" for name in sorted(CITIES)]
+    for name, prediction in predictions.items():
+        content = contents[f"{name}_pred_labelIds.png"]
+        assert header(content) == (16, 8, 8, 0)  # 8 bits, one channel of grey
+        found = np.array(Image.open(io.BytesIO(content)))
+        assert found.tolist() == [[IDS[value] for value in row] for row in prediction.tolist()]
+    assert "2 predictions, checked and packed" in lines[0]
+    assert "the server wants 1,525 files for the split 'test'; this folder" in lines[1]
+    assert "only 2 images" in lines[1]
+    assert {path.name for path in (tmp_path / "sent").iterdir()} == {
+        "predictions",
+        "cityscapes_test.zip",
+    }
+
+
+@pytest.mark.parametrize("competition", ["comp5", "comp6"])
+def test_voc_gets_a_tgz_of_palette_images_in_the_folders_of_its_kit(voc, tmp_path, competition):
+    dataset = PascalVOC(root=voc.root, split="test", competition=competition)
+    predictions = predictions_of(PHOTOS, 21)
+    writer, lines = send(dataset, tmp_path / "sent", predictions)
+    assert writer.archive.name == "pascalvoc_test.tgz"
+    folder = f"results/VOC2012/Segmentation/{competition}_test_cls"
+    with tarfile.open(writer.archive, "r:gz") as archive:
+        contents = {m.name: archive.extractfile(m).read() for m in archive if m.isfile()}
+    assert sorted(contents) == [f"{folder}/{name}.png" for name in sorted(PHOTOS)]
+    for name, prediction in predictions.items():
+        content = contents[f"{folder}/{name}.png"]
+        assert header(content) == (*PHOTOS[name][::-1], 8, 3)  # 8 bits, palette
+        with Image.open(io.BytesIO(content)) as picture:
+            np.testing.assert_array_equal(np.array(picture), prediction)
+            colors = np.array(picture.convert("RGB"))
+        np.testing.assert_array_equal(colors, np.array(voc_palette(256))[prediction])
+    assert "1,456" in lines[1]
+
+
+def test_a_whole_split_is_told_without_a_warning(cityscapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(Cityscapes, "expected", {"test": (2,)})
+    _, lines = send(cityscapes, tmp_path / "sent", predictions_of(CITIES, 19))
+    assert len(lines) == 1
+
+
+def spoil(path, array):
+    Image.fromarray(array).save(path)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda p: p.unlink(), "1 files are missing, first berlin_000000_000019_pred_labelIds"),
+        (lambda p: p.with_name("notes.png").touch(), "1 files are extra, first notes.png"),
+        (lambda p: spoil(p, np.zeros((16, 8), np.uint8)), "is 8 x 16 and its image .* is 16 x 8"),
+        (
+            lambda p: spoil(p, np.full((8, 16), 18, np.uint8)),
+            r"values 18; the server takes 7..8, 1",
+        ),
+        (lambda p: spoil(p, np.full((8, 16, 3), 7, np.uint8)), "of mode RGB; expected one channel"),
+        (lambda p: spoil(p, np.full((8, 16), 7, np.uint16)), "of mode I;16; expected one channel"),
+    ],
+    ids=["missing", "extra", "size", "train ids", "colour", "16 bits"],
+)
+def test_what_the_server_would_refuse_is_not_packed(cityscapes, tmp_path, harm, message):
+    writer = SubmissionWriter(tmp_path / "sent", cityscapes)
+    writer.begin()
+    for name, prediction in predictions_of(CITIES, 19).items():
+        writer.write(name, prediction)
+    harm(next((tmp_path / "sent").rglob("berlin*.png")))
+    with pytest.raises(InputError, match=message):
+        writer.finish()
+    assert [path.name for path in (tmp_path / "sent").iterdir()] == [".unfinished"]
+
+
+def test_what_an_interrupted_submission_left_is_no_part_of_the_next(cityscapes, tmp_path):
+    writer = SubmissionWriter(tmp_path / "sent", cityscapes)
+    writer.begin()
+    writer.write("berlin_000009_000019", np.zeros((8, 16), np.uint8))
+    writer, _ = send(cityscapes, tmp_path / "sent", predictions_of(CITIES, 19))
+    with zipfile.ZipFile(writer.archive) as archive:
+        assert len(archive.namelist()) == 2
+
+
+def test_an_earlier_submission_is_never_mixed_with_another(cityscapes, tmp_path):
+    writer, _ = send(cityscapes, tmp_path / "sent", predictions_of(CITIES, 19))
+    before = writer.archive.read_bytes()
+    with pytest.raises(InputError, match=r"predictions is there from an earlier submission"):
+        SubmissionWriter(tmp_path / "sent", cityscapes)
+    assert writer.archive.read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_made_is_a_problem_of_storage(cityscapes, tmp_path):
+    (tmp_path / "file").write_text("")
+    writer = SubmissionWriter(tmp_path / "file" / "sent", cityscapes)
+    with pytest.raises(StorageError, match="sent: cannot be written"):
+        writer.begin()
+
+
+def test_making_a_writer_touches_nothing(cityscapes, tmp_path):
+    SubmissionWriter(tmp_path / "sent", cityscapes)
+    assert not (tmp_path / "sent").exists()
+
+
+def test_a_data_set_without_a_server_is_refused(camvid_tree, tmp_path):
+    scenes = Scenes(split="val", size=[48, 96], lengths={"train": 1, "val": 1, "test": 1})
+    for dataset in (CamVid(root=camvid_tree, split="val"), scenes):
+        name = type(dataset).__name__
+        with pytest.raises(InputError, match=f"sent: {name} has no test server whose form is"):
+            SubmissionWriter(tmp_path / "sent", dataset)
+
+
+def test_a_split_without_labels_is_refused_where_labels_are_needed(cityscapes, camvid_tree):
+    message = "data.val_split=test: Cityscapes has no labels for this split, its .*; choose val"
+    with pytest.raises(InputError, match=message):
+        demand_labels(cityscapes, "data.val_split", "choose val")
+    labelled = CamVid(root=camvid_tree, split="test")
+    assert is_labelled(labelled)
+    demand_labels(labelled, "split", "")
+
+
+def test_every_class_has_a_value_of_its_own(cityscapes, voc):
+    for dataset in (cityscapes, voc):
+        form = dataset.submission()
+        assert len(set(form.values)) == len(form.values) == len(dataset.classes)
+    assert tuple(cityscapes.submission().values) == IDS
+    every = np.arange(19, dtype=np.uint8)
+    assert Submission(values=IDS).encode(every).tolist() == list(IDS)
+
+
+# The tool
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A network for VOC after two steps."""
+    folder = tmp_path_factory.mktemp("run")
+    root = folder / "data" / "VOCdevkit" / "VOC2012"
+    rng = np.random.default_rng(0)
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (root / "SegmentationClass").mkdir()
+    for split, names in {"train": ("2007_000032", "2007_000039"), "test": PHOTOS}.items():
+        (lists / f"{split}.txt").write_text("\n".join(names))
+        for name in names:
+            size = (48, 40) if split == "train" else (40, 36 + 2 * PHOTOS[name][0])
+            save(root / f"JPEGImages/{name}.jpg", size)
+            if split == "train":
+                mask = Image.fromarray(rng.integers(0, 21, size, dtype=np.uint8))
+                mask.save(root / f"SegmentationClass/{name}.png")
+    settings = [s for s in TINY if s.split("=")[0] not in ("data.size", "data.lengths")]
+    settings = [s for s in settings if not s.startswith("data.cue_radius")]
+    tool(
+        "train",
+        *("data=pascal_voc", "data.root=data", "data.train_split=train", "data.val_split=train"),
+        *("data.crop=[32,32]", "data.num_workers=0", "model/backbone=resnet18_narrow"),
+        *(*settings, "trainer.steps=2", "run.dir=run"),
+        cwd=folder,
+    )
+    return folder
+
+
+@pytest.mark.slow
+def test_one_process_and_two_send_the_same_files(run):
+    settings = ["checkpoint=run/last.pt", "split=test"]
+    refused = tool("eval", *settings, cwd=run, code=2)
+    assert "split=test: PascalVOC has no labels" in refused.stderr
+    done = tool("eval", *settings, "submission=one", cwd=run)
+    assert "3 predictions, checked and packed: one/pascalvoc_test.tgz" in done.stdout
+    assert "miou" not in done.stdout
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    done = tool("eval", *settings, "submission=two", cwd=run, launcher=launcher)
+    assert done.stdout.count("checked and packed") == 1
+    found = {}
+    for name in ("one", "two"):
+        files = sorted((run / name / "results").rglob("*.png"))
+        found[name] = {path.name: path.read_bytes() for path in files}
+        for path in files:
+            with Image.open(path) as picture:
+                assert picture.size == (36 + 2 * PHOTOS[path.stem][0], 40)
+    assert len(found["one"]) == 3
+    assert found["one"] == found["two"]
+    refused = tool("eval", *settings, "submission=two", cwd=run, code=2)
+    assert "is there from an earlier submission" in refused.stderr
