@@ -1,6 +1,7 @@
 """From a checked config to objects: data sets, a network, the network of a checkpoint."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from danet.check import check
 from danet.config import DataFolder, DataOverrides, TrainConfig
-from danet.datasets.base import SegmentationDataset
+from danet.datasets.base import Reading, SegmentationDataset
 from danet.engine import checkpoint
 from danet.engine.checkpoint import Checkpoint
 from danet.errors import InputError
@@ -51,7 +52,11 @@ def make_dataset(config: Config, split: str, *, training: bool) -> SegmentationD
     data = config["data"]
     transforms = data["transforms"]["train" if training else "eval"]
     transform = make(transforms, "data.transforms") if transforms else None
-    dataset: SegmentationDataset = make(data["dataset"], "data", split=split, transform=transform)
+    arguments: dict[str, Any] = {"split": split, "transform": transform}
+    reading = {f.name: data[f.name] for f in fields(Reading) if f.name in data}
+    if reading:  # a data set that draws its pictures has no such keys
+        arguments["reading"] = Reading(**reading)
+    dataset: SegmentationDataset = make(data["dataset"], "data", **arguments)
     if len(dataset.classes) != data["num_classes"]:
         raise InputError(
             f"data.num_classes={data['num_classes']}, but {type(dataset).__name__} has "
@@ -85,6 +90,8 @@ def checked_config(
             )
         if isinstance(data, DataOverrides) and data.num_workers is not None:
             config.data.num_workers = data.num_workers
+        if data is not None and "cache" in config.data:
+            config.data.cache = "none"  # its folder is one of the machine that trained
         return check(config)
     except (InputError, KeyError, OmegaConfBaseException) as error:
         raise InputError(f"checkpoint={path}: its config is refused: {error}") from error

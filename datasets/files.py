@@ -1,45 +1,108 @@
-"""Decoding: a picture or label file on disk to an array, or one line that says why not."""
+"""Decoding: a picture or label file on disk to an array, or one line that says why not.
 
+OpenCV decodes the common kinds, 8-bit PNG without a palette and 8-bit JPEG: it takes 15 to 25 %
+less time than Pillow and gives the same values. It returns half of a truncated JPEG without an
+error, so it is handed only files that are proved to be whole: every chunk of a PNG has its
+checksum and the last is there; in a JPEG the marker of the end follows the scans. Pillow decodes
+all other kinds. torchvision's decoders are no faster than OpenCV's and deprecated.
+"""
+
+import io
+import re
+import struct
+import threading
+import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from danet.datasets.hints import name_colors
 from danet.errors import InputError
 
+MAX_PIXELS = 178_956_970
+"""Pillow's own limit: a 12000 x 9000 picture passes, a small file that unpacks to more does not."""
 
-def read_image(path: Path) -> np.ndarray:
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_GREY, _RGB = 0, 2
+"""Color types of a PNG."""
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""A JPEG marker that is not a stuffed byte, a restart or padding: never inside a scan."""
+_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+"""Markers that hold the size."""
+_FAILURES = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+_pillow_limit = threading.Lock()
+
+
+class _Header(NamedTuple):
+    """What the first bytes of a PNG or JPEG say; sizes in pixels."""
+
+    width: int
+    height: int
+    channels: int
+    is_common: bool
+    """Whether OpenCV gives the same values as Pillow."""
+
+
+def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Reads a picture as uint8 (H, W, 3), RGB; grey, palette, CMYK and alpha are converted.
 
-    Pillow decodes, since OpenCV returns half of a truncated JPEG without an error. An EXIF turn is
-    not applied, so the picture lies as its label does.
+    An EXIF turn is not applied, so the picture lies as its label does.
+
+    Raises:
+        InputError: The file is missing, damaged, cut off, no picture, or has too many pixels.
     """
     try:
-        with Image.open(path) as picture:
+        data = path.read_bytes()
+        header = _whole(data, path, max_pixels)
+        if header and header.is_common:
+            flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+            image = _opencv(data, flags)
+            if image is not None and image.shape == (header.height, header.width, 3):
+                return image
+        with _pillow(data, path, max_pixels) as picture:
             if picture.mode in ("I;16", "I;16B", "I"):  # convert() would clip, not scale
                 wide = np.asarray(picture).astype(np.int64)
                 grey = np.clip(wide // 257, 0, 255).astype(np.uint8)
                 return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
-            return np.array(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            has_alpha = (
+                "transparency" in picture.info
+            )  # as bytes Pillow wants it made a channel first
+            return np.array((picture.convert("RGBA") if has_alpha else picture).convert("RGB"))
+    except InputError:
+        raise
+    except _FAILURES as error:
         raise InputError(f"{path}: not a readable image ({_reason(error, path)})") from error
 
 
-def read_labels(path: Path) -> np.ndarray:
-    """Reads a label picture as (H, W) indices, uint8 or uint16; a palette is not looked up."""
+def read_labels(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Reads a label picture as (H, W) indices, uint8 or uint16; a palette is not looked up.
+
+    Raises:
+        InputError: As read_image; or the file is a JPEG, has colours, or no whole numbers.
+    """
     try:
-        with Image.open(path) as picture:
+        data = path.read_bytes()
+        header = _whole(data, path, max_pixels)
+        if header and header.is_common and header.channels == 1 and data.startswith(_PNG):
+            labels = _opencv(data, cv2.IMREAD_UNCHANGED)
+            if labels is not None and labels.shape == (header.height, header.width):
+                return labels
+        with _pillow(data, path, max_pixels) as picture:
             mode, kind = picture.mode, picture.format
+            if kind in ("JPEG", "MPO"):
+                raise InputError(f"{path}: JPEG is lossy and would change class values; use PNG")
             labels = np.array(picture)  # (H, W), bool for one bit a pixel
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except InputError:
+        raise
+    except _FAILURES as error:
         raise InputError(f"{path}: not a readable label ({_reason(error, path)})") from error
-    if kind == "JPEG":
-        raise InputError(f"{path}: JPEG is lossy and would change class values; use PNG")
     if labels.ndim != 2:
         raise InputError(
             f"{path}: a label must have one channel of class indices, this has {labels.shape[2]} "
-            f"(mode {mode}); colour labels must be turned into class indices first"
+            f"(mode {mode}), {name_colors(labels)}"
         )
     if labels.dtype == np.bool_:
         labels = labels.astype(np.uint8)
@@ -50,12 +113,117 @@ def read_labels(path: Path) -> np.ndarray:
     return labels
 
 
+def prove_whole(path: Path, *, max_pixels: int = MAX_PIXELS) -> bool:
+    """Proves without decoding that a picture is complete; False for kinds where that is not known.
+
+    Raises:
+        InputError: As read_image, for PNG and JPEG.
+    """
+    try:
+        return _whole(path.read_bytes(), path, max_pixels) is not None
+    except InputError:
+        raise
+    except _FAILURES as error:
+        raise InputError(f"{path}: not a readable image ({_reason(error, path)})") from error
+
+
+def _whole(data: bytes, path: Path, max_pixels: int) -> _Header | None:
+    """Proves that a PNG or JPEG is complete and not too large; None for other kinds.
+
+    Raises:
+        ValueError: It is cut off, or a checksum is wrong.
+        InputError: It has too many pixels.
+    """
+    if data.startswith(_PNG):
+        if len(data) < 33:
+            raise ValueError("the file is cut off: its first chunk is not whole")
+        width, height = struct.unpack_from(">II", data, 16)
+        _check_pixels(width, height, path, max_pixels)
+        return _whole_png(data)
+    if data.startswith(_JPEG):
+        header = _whole_jpeg(data)
+        if header:
+            _check_pixels(header.width, header.height, path, max_pixels)
+        return header
+    return None
+
+
+def _whole_png(data: bytes) -> _Header:
+    """Walks the chunks: length, type, content, CRC-32 of type and content."""
+    view, position, kinds = memoryview(data), len(_PNG), set()
+    while b"IEND" not in kinds:
+        if position + 12 > len(data):
+            raise ValueError("the file is cut off: its last chunk is missing")
+        end = position + 12 + int.from_bytes(view[position : position + 4], "big")
+        if end > len(data):
+            raise ValueError("the file is cut off inside a chunk")
+        if zlib.crc32(view[position + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+            raise ValueError(f"the file is damaged: a wrong checksum at byte {position}")
+        kinds.add(data[position + 4 : position + 8])
+        position = end
+    width, height, depth, color, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    is_common = depth == 8 and color in (_GREY, _RGB) and not interlaced and b"tRNS" not in kinds
+    return _Header(width, height, 3 if color == _RGB else 1, is_common)
+
+
+def _whole_jpeg(data: bytes) -> _Header | None:
+    """Walks the markers to the one that ends the picture; None without a frame of known size.
+
+    In a scan 0xFF is followed by 0x00 or the number of a restart, so a marker that is found there
+    is one, and a file that was cut anywhere has no end.
+    """
+    position, header = 2, None
+    while True:
+        found = _MARKER.search(data, position)
+        if found is None or (found.end() + 2 > len(data) and data[found.end() - 1] != 0xD9):
+            raise ValueError("the file is cut off: the end of the picture is missing")
+        kind, start = data[found.end() - 1], found.end()
+        if kind == 0xD9:
+            return header
+        if kind in _FRAMES and header is None and start + 8 <= len(data):
+            depth, height, width, channels = struct.unpack_from(">BHHB", data, start + 2)
+            is_common = kind <= 0xC2 and depth == 8 and channels in (1, 3) and height > 0
+            header = _Header(width, height, channels, is_common)
+        position = start + int.from_bytes(data[start : start + 2], "big")
+
+
+def _check_pixels(width: int, height: int, path: Path, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise InputError(
+            f"{path}: {width} x {height} are {width * height} pixels, more than "
+            f"data.max_pixels={max_pixels}; raise data.max_pixels if it is meant to be read"
+        )
+
+
+def _opencv(data: bytes, flags: int) -> np.ndarray | None:
+    """Decodes a whole file; None where Pillow shall tell what is wrong with it."""
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
+
+
+def _pillow(data: bytes, path: Path, max_pixels: int) -> Image.Image:
+    """Opens a picture of any kind; its pixels are not decoded yet."""
+    with _pillow_limit:  # data.max_pixels stands in for Pillow's own limit, which also warns
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            picture = Image.open(io.BytesIO(data))
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    _check_pixels(*picture.size, path, max_pixels)
+    return picture
+
+
 def _reason(error: Exception, path: Path) -> str:
     """Says why a file could not be decoded; looks at its first bytes."""
-    if not path.exists():
+    if isinstance(error, FileNotFoundError):
         return "the file does not exist"
+    if isinstance(error, OSError) and error.errno is not None:
+        return str(error.strerror)
     head = path.read_bytes()[:16]
     if not head:
         return "the file is empty"
-    text = str(error).replace(str(path), "").strip(" :'")
-    return f"{text}; it begins with {head!r}" if "identify" in text else text
+    if isinstance(error, UnidentifiedImageError):
+        return f"not a picture of a known kind; it begins with {head!r}"
+    return str(error).replace(str(path), "").strip(" :'")

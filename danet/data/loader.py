@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from danet.data.sampler import StepSampler
 from danet.errors import InputError
@@ -29,11 +28,13 @@ def collate(samples: list[Sample]) -> Batch:
             f"the images of a batch have several sizes ({shown}): set data.crop and a transform "
             "that crops, such as data/transforms=street, or data.batch_size=1"
         )
-    return Batch(
-        image=torch.stack([_channels_first(sample.image) for sample in samples]),
-        mask=torch.stack([torch.from_numpy(np.ascontiguousarray(s.mask)) for s in samples]),
-        name=tuple(sample.name for sample in samples),
-    )
+    height, width = samples[0].mask.shape
+    images = _empty((len(samples), 3, height, width))
+    masks = _empty((len(samples), height, width))
+    for sample, image, mask in zip(samples, images.numpy(), masks.numpy(), strict=True):
+        image[:] = sample.image.transpose(2, 0, 1)
+        mask[:] = sample.mask
+    return Batch(image=images, mask=masks, name=tuple(sample.name for sample in samples))
 
 
 def collate_by_size(samples: list[Sample]) -> list[Batch]:
@@ -48,8 +49,15 @@ def collate_by_size(samples: list[Sample]) -> list[Batch]:
     return [collate(group) for group in groups.values()]
 
 
-def _channels_first(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+def _empty(shape: tuple[int, ...]) -> Tensor:
+    """Makes a uint8 tensor; in a worker, in the memory through which it reaches the main process.
+
+    A tensor that lies elsewhere is copied there when it is handed over, one more pass per batch.
+    """
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def _quiet_worker(_: int) -> None:

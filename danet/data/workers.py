@@ -1,0 +1,69 @@
+"""The processes that read samples: how they start, and what is said when one dies or hangs."""
+
+import ctypes
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+import cv2
+
+from danet.errors import ProcessError
+
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+_SHOWN = 12
+
+
+def start(_: int) -> None:
+    """Is called in a new worker: one core, no signals meant for the trainer, no life after it.
+
+    OpenCV would start a pool of threads in each worker. A terminal and torchrun send a signal to
+    the whole group of a process; the trainer acts on it when its step is done, and needs its
+    workers until then, so they have a group of their own. They end when the trainer does, on Linux
+    at once, elsewhere when torch looks after its parent, every few seconds.
+    """
+    cv2.setNumThreads(0)
+    # Handlers are inherited, and the trainer's take notes that nobody here would read. SIGTERM has
+    # been given to torch's own handler already: the trainer ends a worker with it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):  # not on Windows
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if os.name == "posix":
+        with suppress(OSError):
+            os.setpgid(0, 0)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
+def explain(error: RuntimeError, samples: Sequence[str], timeout: float) -> ProcessError | None:
+    """Says what became of a worker; None where the error is about something else.
+
+    Args:
+        error: What torch's DataLoader raised.
+        samples: Names of those being read, the awaited first.
+        timeout: The setting ``data.timeout``.
+    """
+    text = str(error)
+    names = ", ".join(samples[:_SHOWN]) + (", ..." if len(samples) > _SHOWN else "")
+    if "timed out after" in text:
+        return ProcessError(
+            f"no batch came within data.timeout={timeout:g} seconds: a worker hangs, or the "
+            f"storage is slow; waited for {names}"
+        )
+    killed = re.search(
+        r"DataLoader worker \(pid\(?s?\)?\s*([\d, ]+)\) (is killed by signal: [^.]*|exited \w+)",
+        text,
+    )
+    if not killed:
+        return None
+    hint = ""
+    if "Kill" in killed[2]:
+        hint = "; if nobody did that, the memory was full: fewer data.num_workers need less"
+    elif "Bus" in killed[2]:
+        hint = "; shared memory was full: enlarge /dev/shm, or use fewer data.num_workers"
+    return ProcessError(
+        f"a worker that reads samples (process {killed[1].strip()}) {killed[2].strip()}{hint}; "
+        f"being read were {names}"
+    )

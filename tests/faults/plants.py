@@ -1,0 +1,263 @@
+"""Faults to plant in a process before a tool runs in it. Each replaces one function of the product.
+
+An argument ``once`` is a file: the fault happens only where it is not there yet, and makes it.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+
+def _is_due(once):
+    if once is None:
+        return True
+    if Path(once).exists():
+        return False
+    Path(once).touch()
+    return True
+
+
+def _after_step(action):
+    """Calls ``action(step)`` when the updates of a step are done."""
+    from danet.engine.trainer import Trainer
+
+    original = Trainer.train_step
+
+    def train_step(self, *arguments, **values):
+        result = original(self, *arguments, **values)
+        action(self.step + 1)
+        return result
+
+    Trainer.train_step = train_step
+
+
+def kill_after(step, once=None):
+    """Ends the process as the system's out-of-memory killer does."""
+
+    def action(now):
+        if now == step and _is_due(once):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _after_step(action)
+
+
+def signal_after(step, name, times=1):
+    """Sends this process a signal."""
+
+    def action(now):
+        if now == step:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.Signals[name])
+
+    _after_step(action)
+
+
+def slow_steps(seconds):
+    """Makes steps last."""
+    _after_step(lambda _: time.sleep(seconds))
+
+
+def hold_at_import(path):
+    """Says that it is here, and waits as a slow file system would."""
+    Path(path).touch()
+    time.sleep(60)
+
+
+def hold_evaluation(path, seconds=60.0, times=1):
+    """Says that it is here, then evaluates slowly, ``times`` times."""
+    from danet.evaluation import evaluate as module
+
+    original, left = module.evaluate, [times]
+
+    def evaluate(*arguments, **values):
+        if left[0] > 0:
+            left[0] -= 1
+            Path(path).touch()
+            time.sleep(seconds)
+        return original(*arguments, **values)
+
+    module.evaluate = evaluate
+
+
+def hold_save(path, seconds=3.0, step=None):
+    """Says that it is here when half of a checkpoint is written, and goes on later."""
+    from danet.engine import checkpoint
+
+    fsync = os.fsync
+
+    def slow(handle):
+        name = os.readlink(f"/proc/self/fd/{handle}")
+        if name.endswith(".tmp") and (step is None or f"step_{step:09d}" in name):
+            Path(path).touch()
+            time.sleep(seconds)
+        fsync(handle)
+
+    checkpoint.os = _Replaced(os, fsync=slow)
+
+
+class _Replaced:
+    """A module with some of its names replaced, for one other module."""
+
+    def __init__(self, module, **names):
+        self.__dict__.update(vars(module))
+        self.__dict__.update(names)
+
+
+def die_before_rename(step):
+    """Ends the process when the temporary file is whole and not yet renamed."""
+    replace = Path.replace
+
+    def dying(self, target):
+        if Path(target).name == f"step_{step:09d}.pt":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(self, target)
+
+    Path.replace = dying
+
+
+def record(folder):
+    """Leaves what this process trained on (a line a step) and the step at which it ended."""
+    from danet.engine.trainer import Trainer
+
+    rank = os.environ.get("RANK", "0")
+    path = Path(folder) / f"samples-{rank}.jsonl"
+    original, fit = Trainer.train_step, Trainer.fit
+
+    def train_step(self, group):
+        step = self.step
+        result = original(self, group)
+        names = [name for batch in group for name in batch.name]
+        sums = [int(image.sum()) for batch in group for image in batch.image]
+        with open(path, "a") as file:
+            file.write(json.dumps({"step": step, "names": names, "sums": sums}) + "\n")
+        return result
+
+    def recorded_fit(self, batches):
+        try:
+            fit(self, batches)
+        finally:
+            (Path(folder) / f"ended-{rank}").write_text(str(self.step))
+
+    Trainer.train_step, Trainer.fit = train_step, recorded_fit
+
+
+def record_buffers(folder):
+    """Leaves the running means of this process's network at the end of training."""
+    import torch
+
+    from danet.engine.trainer import Trainer
+
+    fit = Trainer.fit
+
+    def recorded(self, batches):
+        fit(self, batches)
+        means = {n: b for n, b in self.model.named_buffers() if n.endswith("running_mean")}
+        torch.save(means, Path(folder) / f"means-{os.environ.get('RANK', '0')}.pt")
+
+    Trainer.fit = recorded
+
+
+def extra(settings):
+    """Gives this process other settings."""
+    sys.argv += settings
+
+
+def other_version(name):
+    """Makes this process another release of the package."""
+    import danet
+
+    danet.__version__ = name
+
+
+def other_code():
+    """Makes a source of the package differ in this process."""
+    read = Path.read_bytes
+
+    def read_bytes(self):
+        data = read(self)
+        return data + b"\n# another line" if self.name == "losses.py" else data
+
+    Path.read_bytes = read_bytes
+
+
+def time_out(seconds):
+    """Makes waiting for other processes short."""
+    from danet.engine import distributed
+
+    distributed.TIMEOUT = timedelta(seconds=seconds)
+
+
+def skip_mean(step):
+    """Leaves out the exchange of losses from a step on."""
+    from danet.engine import distributed
+    from danet.engine.trainer import Trainer
+
+    original, mean, now = Trainer.train_step, distributed.mean, [0]
+
+    def train_step(self, *arguments, **values):
+        now[0] = self.step + 1
+        return original(self, *arguments, **values)
+
+    def skipping(terms):
+        if now[0] >= step:
+            return {name: float(term) for name, term in terms.items()}
+        return mean(terms)
+
+    Trainer.train_step, distributed.mean = train_step, skipping
+
+
+def no_network():
+    """Lets no connection leave the process, nor a name be looked up."""
+
+    def refuse(*arguments, **_):
+        raise OSError(101, "Network is unreachable")
+
+    socket.socket.connect = socket.socket.connect_ex = refuse
+    socket.getaddrinfo = socket.create_connection = refuse
+
+
+def weigh(path, steps):
+    """Leaves the resident memory in MB after certain steps, a line each."""
+
+    def action(now):
+        if now in steps:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            with open(path, "a") as file:
+                file.write(f"{now} {pages * os.sysconf('SC_PAGE_SIZE') / 1e6:.1f}\n")
+
+    _after_step(action)
+
+
+def ignore_labels(step):
+    """Makes all labels of a step ignored, on the processes where it is planted."""
+    from danet.engine.trainer import Trainer
+
+    original = Trainer.train_step
+
+    def train_step(self, group):
+        if self.step + 1 == step:
+            for batch in group:
+                batch.mask.fill_(255)
+        return original(self, group)
+
+    Trainer.train_step = train_step
+
+
+def full_disk(step, number=28, count=10**9):
+    """Makes writing checkpoints fail from a step on, as a full (28) or read-only (30) disk does."""
+    from danet.engine import checkpoint
+
+    left = [count]
+
+    def opened(path, mode="r", *arguments, **values):
+        if "w" in mode and f"step_{step:09d}" in str(path) and left[0] > 0:
+            left[0] -= 1
+            raise OSError(number, os.strerror(number), str(path))
+        return open(path, mode, *arguments, **values)
+
+    checkpoint.open = opened

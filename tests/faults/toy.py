@@ -1,0 +1,288 @@
+"""A run of seconds, and the means to start, watch, hurt and compare it."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from conftest import ROOT, write_pair
+from test_tools import fingerprint
+
+from faults import driver
+
+__all__ = ["fingerprint"]
+
+TOY = [
+    "data.size=[64,64]",
+    "data.lengths={train:12,val:5,test:5}",
+    "data.batch_size=2",
+    "data.num_workers=0",
+    "data.cue_radius=2",
+    "model.backbone.width=8",
+    "model.head.reduction=2",
+    "trainer.precision=float32",
+    "trainer.device=cpu",
+    "trainer.log_every=1",
+    "trainer.steps=12",
+]
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+
+
+def pictures(root, *, train=12, val=4, size=64):
+    """Makes a folder of pictures with four classes; returns the settings that name it."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for i in range(count):
+            mask = np.kron(rng.integers(0, 4, (4, 4)), np.ones((size // 4, size // 4)))
+            image = rng.integers(0, 60, (size, size, 3)) + 60 * mask[..., None]
+            image, mask = image.clip(0, 255).astype(np.uint8), mask.astype(np.uint8)
+            write_pair(root, split, f"{split}_{i:02d}", image, mask, labels="masks")
+    return [
+        "data=folder",
+        f"data.root={root}",
+        "data.classes=[a,b,c,d]",
+        f"data.crop=[{size},{size}]",
+        "data.batch_size=2",
+        "data.num_workers=0",
+        *(setting for setting in TOY if not setting.startswith("data.")),
+    ]
+
+
+class Started:
+    """A process under way.
+
+    Args:
+        process: A subprocess.Popen, or a process of multiprocessing.
+        output: Path before .stdout and .stderr of the files with what it says.
+    """
+
+    def __init__(self, process, output):
+        self.process = process
+        self.pid = process.pid
+        self._output = output
+
+    def kill(self, number=signal.SIGKILL):
+        os.kill(self.pid, number)
+
+    def code(self):
+        """Returns the exit code, the negated signal, or None while it runs."""
+        if isinstance(self.process, subprocess.Popen):
+            return self.process.poll()
+        return self.process.exitcode
+
+    def ends(self, code=0, *, within=100.0):
+        """Waits for the end and demands the exit code; returns how many seconds it took."""
+        since = time.monotonic()
+        until(lambda: self.code() is not None, self, within=within, what="its end")
+        assert self.code() == code, f"exit {self.code()}\n{self.said()}"
+        return time.monotonic() - since
+
+    def stdout(self):
+        return Path(f"{self._output}.stdout").read_text()
+
+    def stderr(self):
+        path = Path(f"{self._output}.stderr")
+        return path.read_text() if path.exists() else ""
+
+    def said(self):
+        return f"{self.stdout()[-3000:]}\n{self.stderr()[-3000:]}"
+
+
+def until(condition, *runs, within=60.0, what="this"):
+    """Polls until ``condition()`` is true and returns its value; fails when time is up.
+
+    A run that ends although the condition does not hold fails the test at once.
+    """
+    deadline = time.monotonic() + within
+    while True:
+        ended = [run for run in runs if run.code() is not None]
+        value = condition()
+        if value:
+            return value
+        heard = "\n".join(run.said() for run in runs)
+        assert not ended, f"ended with {[r.code() for r in ended]} before {what}\n{heard}"
+        assert time.monotonic() < deadline, f"waited {within} s for {what}\n{heard}"
+        time.sleep(0.02)
+
+
+def is_alive(pid):
+    """Tells whether a process runs; one that ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def lines(folder, kind="train"):
+    """Returns the lines of metrics.jsonl of a kind, without one that is being written."""
+    path = Path(folder) / "metrics.jsonl"
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return [line for line in found if line["kind"] == kind]
+
+
+def step_of(folder):
+    """Returns the last step that was logged, 0 before."""
+    return max((line["step"] for line in lines(folder)), default=0)
+
+
+def losses(folder):
+    return [(line["step"], line["loss"]) for line in lines(folder)]
+
+
+def samples(folder, *, steps=None):
+    """Returns step -> sorted (name, sum of pixels) over all processes, from the plant ``record``.
+
+    Steps that were done again must have had the same samples.
+    """
+    per_rank = {}
+    for path in sorted(Path(folder).glob("samples-*.jsonl")):
+        for text in path.read_text().splitlines():
+            line = json.loads(text)
+            pairs = list(zip(line["names"], line["sums"], strict=True))
+            assert per_rank.setdefault((path.name, line["step"]), pairs) == pairs
+    found = {}
+    for (_, step), pairs in per_rank.items():
+        found.setdefault(step, []).extend(pairs)
+    return {step: sorted(pairs) for step, pairs in found.items() if steps is None or step < steps}
+
+
+class Starter:
+    """Starts processes in a folder and leaves none behind.
+
+    Args:
+        folder: Where they run.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.pids = self.folder / ".pids"
+        self.pids.mkdir()
+        self._started = []
+        self._count = 0
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["faults.preload"])
+
+    def _spec(self, tool, settings, plants):
+        self._count += 1
+        output = self.folder / f".process-{self._count}"
+        return {
+            "tool": tool,
+            "settings": [str(setting) for setting in settings],
+            "plants": plants or {},
+            "pids": str(self.pids),
+            "cwd": str(self.folder),
+            "output": str(output),
+        }
+
+    def fork(self, *settings, plants=None, env=None, tool="train"):
+        """Starts a tool in a process that has its imports already."""
+        spec = self._spec(tool, settings, plants)
+        process = self._context.Process(
+            target=driver.child, args=(spec, {**ENVIRONMENT, **(env or {})})
+        )
+        process.start()
+        return self._keep(Started(process, spec["output"]))
+
+    def fork_group(self, *settings, processes=2, plants=None, env=None, tool="train"):
+        """Starts processes that find each other, as torchrun would, without its seconds."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        shared = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return [
+            self.fork(
+                *settings,
+                plants=plants,
+                tool=tool,
+                env={
+                    **{k: str(v) for k, v in {**shared, "RANK": i, "LOCAL_RANK": i}.items()},
+                    **(env or {}),
+                },
+            )
+            for i in range(processes)
+        ]
+
+    def start(self, *settings, plants=None, env=None, tool="train", launcher=(), only=None):
+        """Starts a tool in a fresh interpreter; ``only`` replaces the whole environment."""
+        spec = self._spec(tool, settings, plants)
+        command = [sys.executable, *launcher, str(Path(driver.__file__)), json.dumps(spec)]
+        environment = {**os.environ, **ENVIRONMENT, **(env or {})} if only is None else only
+        with (
+            open(f"{spec['output']}.stdout", "w") as out,
+            open(f"{spec['output']}.stderr", "w") as err,
+        ):
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=environment,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        return self._keep(Started(process, spec["output"]))
+
+    def torchrun(self, *settings, processes=2, restarts=0, options=("--standalone",), **rest):
+        """Starts a tool under torchrun."""
+        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+        launcher += [f"--max-restarts={restarts}", *options]
+        return self.start(*settings, launcher=launcher, **rest)
+
+    def train(self, *settings, code=0, **rest):
+        """Trains to the end, alone."""
+        run = self.fork(*settings, **rest)
+        run.ends(code)
+        return run
+
+    def train_group(self, *settings, **rest):
+        """Trains to the end with several processes."""
+        runs = self.fork_group(*settings, **rest)
+        for run in runs:
+            run.ends(0)
+        return runs
+
+    def workers(self):
+        """Returns the process ids of all tools that were started, by torchrun, too."""
+        return [int(path.name) for path in self.pids.iterdir()]
+
+    def _keep(self, run):
+        self._started.append(run)
+        return run
+
+    def close(self):
+        """Kills what is left, with its process group, and waits for it."""
+        for pid in [*self.workers(), *(run.pid for run in self._started)]:
+            with suppress(ProcessLookupError, PermissionError):
+                if is_alive(pid) and os.getpgid(pid) == pid:
+                    os.killpg(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError, PermissionError):
+                if is_alive(pid):
+                    os.kill(pid, signal.SIGKILL)
+        for run in self._started:
+            if isinstance(run.process, subprocess.Popen):
+                run.process.wait(10)
+            else:
+                run.process.join(10)
+                if run.process.exitcode is not None:
+                    run.process.close()
+
+
+def is_whole(path):
+    """Tells whether a checkpoint can be read and has its checksum."""
+    from danet.engine import checkpoint
+
+    checkpoint.load(path)
+    return True
+
+
+def root_of_product():
+    return ROOT

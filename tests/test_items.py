@@ -1,0 +1,137 @@
+"""Items come back as they were given, and 600,000 of them start in seconds in little memory."""
+
+import os
+import pickle
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+from danet.data.sampler import StepSampler
+from danet.datasets.base import FileDataset, Item
+from danet.datasets.items import Items
+
+ODD = [
+    Item("/d/images/train/a.png", "/d/masks/train/a.png", "a"),
+    Item("/d/images/train/deep/c.jpg", "/d/masks/train/deep/c.png", "deep/c"),
+    Item("/d/leftImg8bit/val/x/x_1_leftImg8bit.png", "/d/gtFine/val/x/x_1_labelIds.png", "x_1"),
+    Item("/p/p.png", "/p/p.png", "p"),  # the name is in the folder and the suffix, too
+    Item("/d/one.jpg", None, "one"),
+    Item("/d/elsewhere.jpg", "/d/labels.json", "no part of any path"),
+    Item("/d/bilder/größe 日本.jpg", "/d/masken/größe 日本.png", "größe 日本"),
+    Item(os.fsdecode(b"/d/\xff.jpg"), os.fsdecode(b"/d/\xff.png"), os.fsdecode(b"\xff")),
+    Item("/d/x", "/d/y", ""),
+]
+
+
+def test_items_come_back_as_they_were_given_sorted_by_name():
+    shuffled = random.Random(0).sample(ODD, len(ODD))
+    items = Items(iter(shuffled))
+    wanted = sorted(ODD, key=lambda item: os.fsencode(item.name))
+    assert list(items) == wanted
+    assert [items[i] for i in range(-len(ODD), 0)] == wanted
+    assert items[2:5] == wanted[2:5]
+    assert len(items) == len(ODD)
+    assert list(pickle.loads(pickle.dumps(items))) == wanted
+    for index in (len(ODD), -len(ODD) - 1):
+        with pytest.raises(IndexError):
+            items[index]
+    assert not Items([])
+    assert list(Items([])) == []
+
+
+def test_items_of_one_name_keep_their_order():
+    items = [Item(f"/{i}/a.png", f"/{i}/a.png", "a") for i in range(5)]
+    assert list(Items(items)) == items
+
+
+def test_missing_labels_are_found_by_listing_folders(tmp_path, monkeypatch):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    items = []
+    for i in range(20):
+        path = tmp_path / ("one" if i % 2 else "two") / f"{i:02}.png"
+        items.append(Item("x", str(path), f"{i:02}"))
+        if i not in (3, 8):
+            path.touch()
+    (tmp_path / "one" / "05.png").unlink()
+    (tmp_path / "one" / "05.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "one" / "07.png").unlink()
+    (tmp_path / "one" / "07.png").symlink_to(tmp_path / "one" / "01.png")
+    items += [Item("x", str(tmp_path / "no folder" / "z.png"), "zz"), Item("x", None, "zzz")]
+    asked = []
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: asked.append(path) or exists(path))
+    assert Items(items).without_label() == [3, 5, 8, 20]
+    assert len(asked) == 5, "links and what is missing, and nothing else"
+
+
+PROGRAM = """
+import pickle, resource, sys, time
+sys.path.insert(0, {root!r})
+import torch
+from danet.data.loader import train_batches
+from danet.datasets.base import FileDataset, Item
+
+class Long(FileDataset):
+    classes, palette = ("a", "b"), ((0, 0, 0), (1, 1, 1))
+    def find_items(self):
+        for i in range(600_000):
+            name = f"{{i * 7919 % 600_000:012d}}"
+            folder = "/data/images/train2017"
+            yield Item(f"{{folder}}/{{name}}.jpg", None, name)
+
+def high():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+before, start = high(), time.process_time()
+data = Long(root={folder!r}, split="train")
+print(time.process_time() - start, high() - before, len(pickle.dumps(data)) / 2**20)
+start = time.process_time()
+sampler = train_batches(data, batch_size=16, seed=0)
+print(data.items[5].image)
+"""
+
+
+@pytest.mark.slow
+def test_600000_entries_start_in_seconds_and_take_little_memory(tmp_path):
+    program = PROGRAM.format(root=str(ROOT), folder=str(tmp_path))
+    out = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    first, last = out.stdout.splitlines()
+    seconds, memory, pickled = map(float, first.split())
+    assert last == "/data/images/train2017/000000000005.jpg"
+    assert seconds < 10
+    assert memory < 150, "MiB, at its highest"
+    assert pickled < 25, "MiB"
+
+
+class Listed(FileDataset):
+    """A split whose files are all there."""
+
+    classes, palette = ("a", "b"), ((0, 0, 0), (1, 1, 1))
+
+    def find_items(self):
+        for entry in os.scandir(self.root):
+            yield Item(entry.path, entry.path, entry.name)
+
+
+@pytest.mark.slow
+def test_20000_labels_are_looked_for_in_a_second(tmp_path):
+    for i in range(20_000):
+        (tmp_path / f"{i}.png").touch()
+    start = time.process_time()
+    data = Listed(root=tmp_path, split="train")
+    assert time.process_time() - start < 1.5
+    assert len(data) == 20_000
+
+
+def test_the_order_of_600000_samples_is_drawn_in_no_time():
+    start = time.process_time()
+    batches = iter(StepSampler(600_000, 16, seed=0))
+    assert len({draw.item for _ in range(100) for draw in next(batches)}) == 1600
+    assert time.process_time() - start < 2
