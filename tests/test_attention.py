@@ -141,10 +141,13 @@ def test_float32_is_exact_to_a_hundred_thousandth(how):
         assert relative_error(fast, slow) < 1e-5
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_adds_up_in_float32(dtype):
-    tokens = random_tokens(600, 600, 16, 32, dtype=dtype)
-    got, expected = attend_in_tiles(*tokens)[0], attention_formula(*tokens)
+def test_half_precision_adds_up_in_float32(dtype, autocast):
+    tokens = random_tokens(600, 600, 16, 32, dtype=dtype)  # two tiles a side
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        got = attend_in_tiles(*tokens)[0]
+    expected = attention_formula(*tokens)
     assert got.dtype == dtype
     epsilon = torch.finfo(dtype).eps
     # One rounding of the result, not one per term or per tile.

@@ -3,13 +3,12 @@
 Section 3 of the paper; where paper and released code differ, the code is followed and it is said.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from danet.ops.tiles import attend
+from danet.ops.tiles import attend, without_autocast
 
 
 def _positions(x: Tensor) -> Tensor:
@@ -25,13 +24,6 @@ def _as_map(tokens: Tensor, like: Tensor) -> Tensor:
 def _add_scaled(x: Tensor, gamma: Tensor, context: Tensor) -> Tensor:
     """Returns ``gamma * context + x`` in the dtype of ``x``, in one pass."""
     return torch.addcmul(x, gamma.to(x.dtype), context.to(x.dtype))
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Keeps float32 what is float32; the meta device knows no autocast and needs none."""
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 class PositionAttention(nn.Module):
@@ -102,7 +94,7 @@ class ChannelAttention(nn.Module):
         """Maps (B, C, H, W) to (B, C, H, W)."""
         features = _positions(x)  # (B, N, C), a view in any memory order
         # A sum over all positions passes 65504, the end of fp16, at real crop sizes.
-        with _without_autocast(x.device.type):
+        with without_autocast(x.device.type):
             wide = features.float()
             energy = wide.transpose(1, 2) @ wide  # (B, C, C)
             sign = -1.0 if self.energy == "distance" else 1.0

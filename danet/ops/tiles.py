@@ -6,6 +6,7 @@ exact, and the gradient computes the tiles again from the logarithm of that sum.
 that come with torch it takes values wider than the keys, and it runs on every device.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -60,8 +61,20 @@ def attend_in_slices(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return context.transpose(1, 2).reshape(batch, queries, -1)
 
 
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Keeps float32 what is float32; the meta device knows no autocast and needs none."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
 def _forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the context (B, M, C) and the logarithm of each query's sum, (B, M, 1)."""
+    with without_autocast(value.device.type):
+        return _scan(query, key, value)
+
+
+def _scan(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     batch, queries, _ = query.shape
     context = value.new_empty(batch, queries, value.shape[-1])
     log_sum = value.new_empty(batch, queries, 1, dtype=_wide(value))
@@ -92,6 +105,13 @@ def _backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, context: Tensor, log_sum: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the gradients of query, key and value from that of the context."""
+    with without_autocast(value.device.type):
+        return _scan_back(gradient, query, key, value, context, log_sum)
+
+
+def _scan_back(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, context: Tensor, log_sum: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     wide = _wide(value)
     for_query, for_key, for_value = (torch.zeros_like(t, dtype=wide) for t in (query, key, value))
     # The softmax's own term: sum_j p_j dp_j = gradient . context, one number per query.

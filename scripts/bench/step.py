@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench import reference
 from bench.measure import GIB, Options, Row, agree, peak_memory, relative_error, seconds
-from danet.engine.hardware import choose_precision
+from danet.engine.hardware import choose_memory_format, choose_precision
 from danet.engine.optimizer import SGD
 from danet.losses import CrossEntropy, DeepSupervision
 from danet.models.heads import DualAttentionHead
@@ -55,13 +55,14 @@ def make_reference(depth: int, ours: nn.Module) -> reference.PlainDANet:
 
 
 class OurStep:
-    """The trainer's step, channels last."""
+    """The trainer's step, in the memory order that the trainer chooses."""
 
     def __init__(self, depth: int, batch: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
         image, self.mask = batch
-        self.image = image.to(memory_format=torch.channels_last)
+        order = choose_memory_format(None, image.device)
+        self.image = image.to(memory_format=order)
         model = make_network(depth).to(image.device)
-        self.model = model.to(memory_format=torch.channels_last).train()
+        self.model = model.to(memory_format=order).train()
         self.criterion = DeepSupervision(CrossEntropy(), weights={"position": 1.0, "channel": 1.0})
         self.optimizer = SGD(lr=1e-3)(self.model)
         self.dtype = dtype
