@@ -4,10 +4,13 @@ Shape letters: B images in a batch, C channels, H rows, W columns, K classes,
 N = H * W positions of a feature map, D channels of a key or query.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
-import numpy as np
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # torch takes seconds, which a misspelt setting need not wait for
+    import numpy as np
+    from torch import Tensor
 
 IGNORE = 255
 """Value of a mask for pixels that count neither in a loss nor in a score."""

@@ -1,6 +1,8 @@
 """Imports point down only, and nothing imports the loaders under their folder's name."""
 
 import ast
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -96,3 +98,8 @@ def test_the_folder_of_the_loaders_can_shadow_nobody():
 def test_there_is_no_drawer_for_odds_and_ends():
     names = {path.stem for path in files()}
     assert not names & {"utils", "util", "helpers", "misc", "common", "registry", "hooks"}
+
+
+def test_checking_a_config_does_not_wait_for_torch():
+    code = "import sys, danet.check, danet.cli; assert not {'torch', 'cv2'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
