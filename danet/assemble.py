@@ -60,7 +60,7 @@ def make_dataset(config: Config, split: str, *, training: bool) -> SegmentationD
     if len(dataset.classes) != data["num_classes"]:
         raise InputError(
             f"data.num_classes={data['num_classes']}, but {type(dataset).__name__} has "
-            f"{len(dataset.classes)} class names"
+            f"{len(dataset.classes)} class names: leave data.num_classes as the data set has it"
         )
     return dataset
 
@@ -110,7 +110,10 @@ def model_of(saved: Checkpoint, config: Config, path: str | Path) -> nn.Module:
         state = {k[len(prefix) :]: v for k, v in saved["ema"].items() if k.startswith(prefix)}
     problems = explain_mismatch(model.state_dict(), state)
     if problems:
-        raise InputError(f"checkpoint={path}: the weights do not fit its own config: {problems}")
+        raise InputError(
+            f"checkpoint={path}: the weights do not fit its own config: {problems}; one of the two "
+            "was changed after the training"
+        )
     model.load_state_dict(state)
     return model.eval()
 

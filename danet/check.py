@@ -4,23 +4,26 @@ It looks at what the schema cannot: missing values, interpolations, and every ``
 whose arguments are held against the signature of what it names.
 """
 
-import difflib
 import importlib
 import inspect
+import math
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union
+from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from danet.config import RunSettings, TrainConfig
+from danet.config import RunSettings, TrainConfig, instead, is_int, is_number
+from danet.config import did_you_mean as did_you_mean
+from danet.config import first_line as first_line
+from danet.config import mismatch as mismatch
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError
+from danet.types import MAX_CLASSES
 
 TRUSTED = (
     "danet.models.",
@@ -33,6 +36,8 @@ TRUSTED = (
 )
 """Modules whose own classes a config may name. A config comes with a checkpoint, and that is
 somebody else's file: whatever it names is called with arguments it chooses."""
+
+_GROUPS = ("data", "model", "loss", "optimizer", "schedule", "evaluation")
 
 
 def check(
@@ -70,11 +75,18 @@ def check(
     faults += _unknown_keys(plain["trainer"], TrainSettings, "trainer.")
     faults += _unknown_keys(plain["run"], RunSettings, "run.")
     # Each data set has keys of its own, so there the choice says which keys exist.
-    faults += [f"{key}: there is no such key" for key in added if re.fullmatch(r"data\.\w+", key)]
+    made_up = [key for key in added if re.fullmatch(r"data\.\w+", key)]
+    faults += [f"{key}: there is no such key{instead(key, ())}" for key in made_up]
     faults += _data_faults(plain["data"])
     faults += _weight_faults(plain["loss"], "loss", plain["data"].get("num_classes"))
-    for group in ("data", "model", "loss", "optimizer", "schedule", "evaluation"):
+    for group in _GROUPS:
         faults += _node_faults(plain[group], group)
+    faults += [f"{key}={value}: expected a finite number" for key, value in _not_finite(plain)]
+    if plain["seed"] < 0:
+        faults.append(f"seed={plain['seed']}: expected a whole number of at least 0")
+    memory = plain["device_memory"]
+    if memory is not None and not memory > 0:
+        faults.append(f"device_memory={memory}: expected GiB above 0, or null to ask the device")
     known = {f.name for f in fields(TrainSettings)}
     faults += TrainSettings(**{k: v for k, v in plain["trainer"].items() if k in known}).faults()
     if faults:
@@ -95,6 +107,11 @@ def _weight_faults(node: Any, key: str, num_classes: Any) -> list[str]:
         if name.endswith(".class_weights") and isinstance(value, list):
             if len(value) != num_classes:
                 faults.append(f"{name}: {len(value)} weights for data.num_classes={num_classes}")
+            faults += [
+                f"{name}[{position}]={weight}: expected a number of at least 0"
+                for position, weight in enumerate(value)
+                if is_number(weight) and weight < 0
+            ]
         else:
             faults += _weight_faults(value, name, num_classes)
     return faults
@@ -109,7 +126,8 @@ def _unknown_keys(node: Mapping[str, Any], schema: type, prefix: str) -> list[st
     """Finds keys that were forced into a typed node with ``+``."""
     known = [f.name for f in fields(schema)]
     return [
-        f"{prefix}{key}: there is no such key{did_you_mean(key, known)}"
+        f"{prefix}{key}: there is no such key"
+        + instead(f"{prefix}{key}", [prefix + k for k in known])
         for key in node
         if key not in known
     ]
@@ -134,22 +152,57 @@ def check_node(node: dict[str, Any], key: str) -> None:
 def _data_faults(data: Mapping[str, Any]) -> list[str]:
     """Checks the values that every data set has."""
     faults = []
-    for key, low in (("batch_size", 1), ("num_workers", 0), ("num_classes", 2)):
+    for key, low, why in (
+        ("batch_size", 1, ""),
+        ("num_workers", 0, ""),
+        ("num_classes", 2, "; for one kind of object these are background and object"),
+    ):
         value = data.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            faults.append(f"data.{key}={value}: expected a whole number of at least {low}")
+        if not is_int(value) or value < low:
+            faults.append(f"data.{key}={value}: expected a whole number of at least {low}{why}")
+    faults += _class_faults(data)
     crop = data.get("crop")
     if crop is not None:
         is_pair = isinstance(crop, Sequence) and not isinstance(crop, str) and len(crop) == 2
-        if not is_pair or not all(_is_int(n) and n >= 32 for n in crop):
+        if not is_pair or not all(is_int(n) and n >= 32 for n in crop):
             faults.append(
                 f"data.crop={crop}: expected two whole numbers of at least 32, data.crop=[512,512]"
             )
     return faults
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _class_faults(data: Mapping[str, Any]) -> list[str]:
+    """Holds the number of classes against the names, where a data set has them early."""
+    node, count = data.get("dataset"), data.get("num_classes")
+    if not is_int(count) or not isinstance(node, dict):
+        return []
+    if count > MAX_CLASSES:
+        return [f"data.num_classes={count}: expected at most {MAX_CLASSES}; 255 is no class"]
+    try:
+        target = locate(node.get("_target_"))
+    except InputError:  # told with all other targets
+        return []
+    names = node.get("classes")
+    if not isinstance(names, list):
+        names = getattr(target, "classes", None)
+    if not isinstance(names, (list, tuple)) or len(names) == count or count < 2:
+        return []
+    return [
+        f"data.num_classes={count}, but {target.__name__} has {len(names)} class names "
+        f"({names[0]} to {names[-1]}): leave data.num_classes out"
+    ]
+
+
+def _not_finite(node: Any, prefix: str = "") -> list[tuple[str, float]]:
+    """Returns the numbers that are none, with their keys; lists count from 0."""
+    if isinstance(node, float):
+        return [] if math.isfinite(node) else [(prefix.rstrip("."), node)]
+    inside: list[tuple[str, Any]] = []
+    if isinstance(node, list):
+        inside = [(f"{prefix.rstrip('.')}[{i}].", value) for i, value in enumerate(node)]
+    elif isinstance(node, dict):
+        inside = [(f"{prefix}{name}.", value) for name, value in node.items()]
+    return [found for key, value in inside for found in _not_finite(value, key)]
 
 
 def _node_faults(node: Any, key: str) -> list[str]:
@@ -240,62 +293,3 @@ def locate(path: Any) -> Any:
         if not issubclass(target, albumentations.BasicTransform):  # type: ignore[arg-type]
             raise InputError(f"{path} is refused: it is not a transform")
     return target
-
-
-def mismatch(value: Any, hint: Any) -> str | None:
-    """Says what is expected where a plain value does not fit an annotation; None where it does.
-
-    Annotations of other things than plain values (modules, callables) are not judged.
-    """
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, UnionType):
-        problems = [mismatch(value, option) for option in options]
-        if None in problems:
-            return None
-        return next(
-            p for p, option in zip(problems, options, strict=True) if option is not NoneType
-        )
-    if hint is NoneType:
-        return None if value is None else "expected null"
-    if origin is Literal:
-        if value in options:
-            return None
-        return f"expected one of {', '.join(map(str, options))}{did_you_mean(value, options)}"
-    simple = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    if hint in simple:
-        fits = {
-            int: _is_int(value),
-            float: _is_int(value) or isinstance(value, float),
-            bool: isinstance(value, bool),
-            str: isinstance(value, str),
-        }[hint]
-        return None if fits else f"expected {simple[hint]}, got {_describe(value)}"
-    if inspect.isclass(origin) and issubclass(origin, Mapping) and not isinstance(value, dict):
-        return f"expected a mapping, {{name: value}}, got {_describe(value)}"
-    if inspect.isclass(origin) and issubclass(origin, Sequence):
-        if isinstance(value, (str, dict)) or not isinstance(value, (list, tuple)):
-            return f"expected a list, got {_describe(value)}"
-        element = options[0] if options else Any
-        for item in value:
-            problem = mismatch(item, element)
-            if problem:
-                return f"{problem} in the list"
-    return None
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, str):
-        return f"the text {value!r}"
-    return "nothing (null)" if value is None else repr(value)
-
-
-def did_you_mean(word: Any, options: Iterable[Any]) -> str:
-    """Returns "; did you mean X?" for the closest option, or nothing."""
-    close = difflib.get_close_matches(str(word), [str(option) for option in options], n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def first_line(error: BaseException, key: str | None = None) -> str:
-    """Returns the first line of an error's text, with the key in front where it is known."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
-    return f"{key}: {text}" if key else text

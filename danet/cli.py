@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
@@ -21,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from danet import config as schema
-from danet.check import did_you_mean, first_line
+from danet.config import did_you_mean, first_line, instead
 from danet.errors import InputError, StorageError, UserError
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -43,6 +44,9 @@ _HYDRA_FLAGS = [
     "info",
 ]
 
+_SHORT_FLAGS = ("-h", "-c", "-p", "-r", "-m", "-sc", "-cp", "-cn", "-cd", "-i")
+_OPTIONAL = ("experiment", "debug", "evaluation")
+"""Groups of which nothing may be chosen; of the last where a checkpoint has a choice."""
 
 _PATHS = (
     *("data.root", "run.dir", "resume", "init_from", "model.backbone.weights"),
@@ -78,12 +82,12 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
             refused.append(StorageError(f"{error.filename or 'writing'}: {error.strerror}"))
 
     try:
-        _check_flags(sys.argv[1:])
+        _check_arguments(sys.argv[1:])
         sys.argv[1:] = [_quote_path(argument) for argument in sys.argv[1:]]
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
         if refused:
             raise refused[0]
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         if os.environ.get("DANET_TRACEBACK") == "1":
             raise
         is_told = getattr(error, "is_told", None)
@@ -107,17 +111,26 @@ def _quote_path(argument: str) -> str:
     return f"{key}{equals}'{escaped}'"
 
 
-def _check_flags(arguments: list[str]) -> None:
-    """Refuses ``--steps 3``, which is how other programs are told."""
+def _check_arguments(arguments: list[str]) -> None:
+    """Refuses ``--steps 3``, which is how other programs are told, and choices of nothing."""
     for argument in arguments:
-        name = argument.lstrip("-").split("=")[0]
-        if argument.startswith("--") and name not in _HYDRA_FLAGS:
+        name, _, value = argument.lstrip("-+").partition("=")
+        is_long = argument.startswith("--")
+        is_flag = argument in _SHORT_FLAGS or (is_long and name in _HYDRA_FLAGS)
+        if argument.startswith("-") and not is_flag:
             raise InputError(
                 f"{argument}: settings are given without dashes, as in trainer.steps=300; "
                 "--help shows them"
             )
+        if value in ("null", "") and "=" in argument and _choices(name) and name not in _OPTIONAL:
+            raise InputError(f"{argument}: expected one of {', '.join(_choices(name))}")
     if {"-m", "--multirun"} & set(arguments) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("--multirun under torchrun: start torchrun once per run instead")
+
+
+def _choices(group: str) -> list[str]:
+    """Returns what a group of the configs has to choose from; nothing where there is no such."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")) if group else []
 
 
 def overrides() -> list[str]:
@@ -139,14 +152,17 @@ def _explain(error: Exception, config_name: str) -> str:
             f"{group}={choice}: there is no such choice{did_you_mean(choice, choices)}; "
             f"choices: {', '.join(choices)}"
         )
+    if isinstance(error, yaml.YAMLError):
+        return _explain_yaml(error)
     text = str(error)
     cause: BaseException | None = error
     while cause is not None:
         override = re.search(r"(?:override|append to config:?|merging override) '?([^'\s]+)", text)
         if "not in struct" in text or re.search(r"Key '.+?' (?:is )?not in ", text):
-            typed = override.group(1) if override else getattr(cause, "full_key", "")
+            full_key = re.search(r"full_key: (\S+)", text)
+            typed = override.group(1) if override else full_key[1] if full_key else ""
             key = typed.lstrip("+~").split("=")[0].rstrip(".")
-            return f"{key}: there is no such key{_closest_key(key, config_name)}"
+            return f"{key}: there is no such key{instead(key, _keys(config_name))}"
         full_key = getattr(cause, "full_key", None)
         if full_key and not isinstance(cause, ConfigCompositionException):
             return _shorten(first_line(cause), full_key)
@@ -156,7 +172,7 @@ def _explain(error: Exception, config_name: str) -> str:
         typed = re.search(r"'([^'\s]+=[^']*)'", text)
         shown = typed.group(1) if typed else (getattr(error, "override", "") or "").strip()
         key, _, value = shown.partition("=")
-        form = f"{key}=[{value}]" if "," in value else "key=value"
+        form = f"{key}=[{value}]" if "," in value else "key=[value,value]"
         return f"{shown}: not understood; a setting has the form key=value, a list {form}"
     return first_line(error)
 
@@ -167,14 +183,31 @@ def _shorten(text: str, key: str) -> str:
     if match:
         names = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
         return f"{key}={match[1]}: expected {names.get(match[3], match[3])}"
+    if "missing mandatory value" in text:
+        return f"{key}: no value is given; set {key}=<{'file' if key == 'checkpoint' else 'value'}>"
+    if text.endswith("is not Optional"):
+        return f"{key}=null: expected a value"
     return f"{key}: {text}"
 
 
-def _closest_key(key: str, config_name: str) -> str:
-    """Suggests a key of the config as it is without settings from the command line."""
+def _explain_yaml(error: yaml.YAMLError) -> str:
+    """Names the file, the line and the column of a config file that is no YAML."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    problem = getattr(error, "problem", None) or first_line(error)
+    if mark is None:
+        return f"a config file cannot be read: {problem}"
+    tab = "; YAML is indented with blanks, not with tabs" * ("'\\t'" in problem)
+    return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: {problem}{tab}"
+
+
+def _keys(config_name: str) -> list[str]:
+    """Returns the keys of the config as it is without settings from the command line."""
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose(config_name)
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = hydra.compose(config_name)
+    except (HydraException, OmegaConfBaseException):  # the files themselves are at fault
+        return []
     keys: list[str] = []
 
     def collect(node: Any, prefix: str) -> None:
@@ -184,7 +217,7 @@ def _closest_key(key: str, config_name: str) -> str:
                 collect(value, f"{prefix}{name}.")
 
     collect(OmegaConf.to_container(config, resolve=False), "")
-    return did_you_mean(key, keys)
+    return keys
 
 
 def choice() -> str:

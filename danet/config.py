@@ -1,16 +1,34 @@
 """The schema of the configs: what Hydra holds a composed config against.
 
 Hydra refuses unknown choices and, with the schema, unknown keys and wrong types of the fixed part.
-``danet.check`` looks at the rest.
+``danet.check`` looks at the rest, with what this module says of values and annotations.
 """
 
+import difflib
+import inspect
+import typing
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeGuard, Union
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from danet.engine.settings import TrainSettings
+
+_ELSEWHERE = {
+    "ignore_index": "pixels that do not count have the value 255, always, and classes count from "
+    "0; other values are mapped with data.values={0: 255, 1: 0} (data=folder)",
+    "amp": "see trainer.precision (auto, float32, bfloat16, float16)",
+    "thresh": "see loss.main.threshold with loss=ohem",
+    "class_weights": "see loss.main.class_weights",
+    "norm": "batch norm is the only one; see trainer.sync_batchnorm for several processes",
+    "epochs": "durations are in updates: see trainer.steps",
+    "max_iters": "see trainer.steps",
+    "learning_rate": "see optimizer.lr",
+}
+"""Last parts of keys that other programs have -> what does it here."""
 
 
 @dataclass
@@ -35,6 +53,7 @@ class TrainConfig:
     run: RunSettings = field(default_factory=RunSettings)
     seed: int = 1
     resume: str | None = None
+    allow_changes: bool = False
     init_from: str | None = None
     dry_run: bool = False
     device_memory: float | None = None
@@ -118,3 +137,78 @@ def register() -> None:
         store.store(name=name, node=schema)
     OmegaConf.register_new_resolver("count", len, replace=True)
     OmegaConf.register_new_resolver("class_names", _class_names, replace=True)
+
+
+def mismatch(value: Any, hint: Any) -> str | None:
+    """Says what is expected where a plain value does not fit an annotation; None where it does.
+
+    Annotations of other things than plain values (modules, callables) are not judged.
+    """
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, UnionType):
+        problems = [mismatch(value, option) for option in options]
+        if None in problems:
+            return None
+        return next(
+            p for p, option in zip(problems, options, strict=True) if option is not NoneType
+        )
+    if hint is NoneType:
+        return None if value is None else "expected null"
+    if origin is Literal:
+        if value in options:
+            return None
+        return f"expected one of {', '.join(map(str, options))}{did_you_mean(value, options)}"
+    simple = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if hint in simple:
+        fits = {
+            int: is_int(value),
+            float: is_number(value),
+            bool: isinstance(value, bool),
+            str: isinstance(value, str),
+        }[hint]
+        return None if fits else f"expected {simple[hint]}, got {_describe(value)}"
+    if inspect.isclass(origin) and issubclass(origin, Mapping) and not isinstance(value, dict):
+        return f"expected a mapping, {{name: value}}, got {_describe(value)}"
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        if isinstance(value, (str, dict)) or not isinstance(value, (list, tuple)):
+            return f"expected a list, got {_describe(value)}"
+        element = options[0] if options else Any
+        for item in value:
+            problem = mismatch(item, element)
+            if problem:
+                return f"{problem} in the list"
+    return None
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    return "nothing (null)" if value is None else repr(value)
+
+
+def did_you_mean(word: Any, options: Iterable[Any]) -> str:
+    """Returns "; did you mean X?" for the closest option, or nothing."""
+    close = difflib.get_close_matches(str(word), [str(option) for option in options], n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def instead(key: str, options: Iterable[str]) -> str:
+    """Returns what to use for a key that does not exist, as a part of a message, or nothing."""
+    hint = _ELSEWHERE.get(key.rpartition(".")[2])
+    return f"; {hint}" if hint else did_you_mean(key, options)
+
+
+def first_line(error: BaseException, key: str | None = None) -> str:
+    """Returns the first line of an error's text, with the key in front where it is known."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+    return f"{key}: {text}" if key else text
+
+
+def is_int(value: Any) -> TypeGuard[int]:
+    """Tells whether a plain value is a whole number; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Tells whether a plain value is a number."""
+    return is_int(value) or isinstance(value, float)

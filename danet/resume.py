@@ -5,14 +5,17 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from danet.assemble import checked_config
-from danet.engine import checkpoint, saver
+from danet.engine import checkpoint, run_folder, saver
 from danet.engine.checkpoint import Checkpoint
 from danet.errors import InputError
 
 FREE = (
     "resume",
     "init_from",
+    "allow_changes",
     "dry_run",
     "device_memory",
     "run.dir",
@@ -24,6 +27,9 @@ FREE = (
     "data.cache_dir",
     "data.cache_gib",
     "data.max_pixels",
+    "data.on_bad_sample",
+    "data.max_bad_share",
+    "data.timeout",
     "data.batch_size",
     "trainer.accumulate",
     "trainer.stop_at",
@@ -34,10 +40,16 @@ FREE = (
     "trainer.keep_best",
     "trainer.keep_every",
     "trainer.save_in_background",
+    "trainer.on_storage_error",
     "trainer.device",
 )
 """Keys that do not change what a step computes, and so may differ in a resumed run; the two that
 make up the global batch only together with the number of processes."""
+
+CHANGEABLE = ("data.", "evaluation.", "loss.", "schedule.", "seed", "trainer.")
+NEVER = ("data.num_classes", "trainer.ema_decay")
+"""With ``allow_changes`` what begins with the former may differ, too. Network and optimizer may
+not: their states are in the checkpoint."""
 
 
 def settle(
@@ -82,14 +94,14 @@ def settle(
         if "data.root" in typed and "root" in settled["data"]["dataset"]:
             settled["data"]["dataset"]["root"] = config["data"]["root"]
     else:
-        different = differences(stored, config)
-        if different:
-            raise InputError(f"resume={path}: the run had other settings:\n" + "\n".join(different))
+        notes += _compare_settings(path, stored, config)
         settled = deepcopy(config)
     settled["resume"], settled["init_from"] = str(path), None
     if config["run"]["dir"] is None:
         settled["run"]["dir"] = str(path.parent)
-    return settled, saved, notes + _compare_batches(saved, stored, settled, world)
+    run_folder.refuse_foreign(Path(settled["run"]["dir"]).expanduser(), path, saved)
+    notes += _compare_batches(saved, stored, settled, world) + _compare_threads(saved, settled)
+    return settled, saved, notes
 
 
 def _newest_good(folder: Path) -> tuple[Path, Checkpoint, list[str]]:
@@ -117,6 +129,63 @@ def _newest_good(folder: Path) -> tuple[Path, Checkpoint, list[str]]:
     )
 
 
+def _compare_settings(
+    path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]
+) -> list[str]:
+    """Refuses other settings, or says which they are where they are allowed."""
+    different = differences(stored, config)
+    if not different:
+        return []
+    keys = [line.split(":")[0].strip() for line in different]
+    fixed = [key for key in keys if key in NEVER or not key.startswith(CHANGEABLE)]
+    text = "\n".join(different)
+    if fixed:
+        raise InputError(
+            f"resume={path}: the run had other settings:\n{text}\n"
+            "to start a new run from these weights use init_from"
+        )
+    if not config["allow_changes"]:
+        raise InputError(
+            f"resume={path}: the run had other settings:\n{text}\n"
+            "allow_changes=true goes on with the new ones; init_from starts a new run"
+        )
+    return [f"resume={path}: allow_changes=true, from here on with other settings:\n{text}"]
+
+
+def compare_data(saved: Checkpoint, found: str, *, allowed: bool) -> list[str]:
+    """Refuses another training set than the checkpoint's, or says so where it is allowed.
+
+    Args:
+        saved: The checkpoint; old ones do not know their training set.
+        found: Fingerprint of the training set now.
+        allowed: The setting ``allow_changes``.
+
+    Raises:
+        InputError: Another one; with both.
+    """
+    before = saved.get("training_set")
+    if before is None or before == found:
+        return []
+    text = f"the training set was {before}, now it is {found}"
+    if not allowed:
+        raise InputError(
+            f"resume: {text}; allow_changes=true goes on with the new one, in another order"
+        )
+    return [f"resume: allow_changes=true, {text}; samples come in another order"]
+
+
+def _compare_threads(saved: Checkpoint, config: Mapping[str, Any]) -> list[str]:
+    """Says what another number of threads means, where the CPU computes."""
+    now, before = torch.get_num_threads(), saved.get("threads")
+    is_cpu = config["trainer"]["device"] == "cpu" or not torch.cuda.is_available()
+    if not is_cpu or before is None or before == now:
+        return []
+    return [
+        f"resume: {now} thread(s) instead of {before}: sums are added in another order, so weights "
+        f"are not bit-equal; OMP_NUM_THREADS={before} makes them so"
+    ]
+
+
 def _compare_batches(
     saved: Checkpoint, stored: Mapping[str, Any], config: Mapping[str, Any], world: int
 ) -> list[str]:
@@ -130,10 +199,13 @@ def _compare_batches(
     old, old_text = describe(stored, saved["processes"])
     new, new_text = describe(config, world)
     if old != new:
-        raise InputError(
-            f"resume: the run had {old} images a step ({old_text}), now it would have {new} "
-            f"({new_text}); choose the two settings so that the product is the same"
-        )
+        text = f"the run had {old} images a step ({old_text}), now it would have {new} ({new_text})"
+        if not config["allow_changes"]:
+            raise InputError(
+                f"resume: {text}; choose the two settings so that the product is the same, or go "
+                "on in another order of samples with allow_changes=true"
+            )
+        return [f"resume: allow_changes=true, {text}; samples come in another order"]
     if saved["processes"] == world:
         return []
     return [

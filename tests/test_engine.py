@@ -241,7 +241,7 @@ def test_a_missing_file_is_refused_with_the_names_of_those_there(tmp_path):
         f"checkpoint={tmp_path}/lost.pt: there is no such file; "
         f"there are {tmp_path}/best.pt, {tmp_path}/last.pt"
     )
-    with pytest.raises(InputError, match=r"nowhere/last.pt: there is no such file$"):
+    with pytest.raises(InputError, match=r"nowhere/last.pt: there is no such file, and no folder "):
         checkpoint.load(tmp_path / "nowhere" / "last.pt")
     with pytest.raises(InputError, match="there is no such file"):
         checkpoint.load(tmp_path)

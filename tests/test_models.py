@@ -270,8 +270,8 @@ def test_the_head_has_the_layers_of_the_released_checkpoint():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a readable weight file"),
-        (b"<html>not found</html>", "not a readable weight file"),
+        (b"", "0 bytes, so damaged or incomplete"),
+        (b"<html>not found</html>", "22 bytes that begin with b'<html>not found"),
     ],
 )
 def test_a_damaged_weight_file_is_refused_by_name(tmp_path, content, message):
@@ -283,7 +283,7 @@ def test_a_damaged_weight_file_is_refused_by_name(tmp_path, content, message):
 
 def test_weights_that_do_not_fit_are_explained(tmp_path):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
-    with pytest.raises(InputError, match=r"missing: .*layer1.2.conv1.weight"):
+    with pytest.raises(InputError, match=r"the weights of a ResNet-18, and .*depth=34"):
         ResNet(depth=34, weights=str(tmp_path / "w.pth"))
     with pytest.raises(InputError, match=r"neither a file nor a weight entry .*IMAGENET1K_V1"):
         ResNet(depth=18, weights="IMAGENET")
@@ -294,8 +294,9 @@ def test_initialising_takes_what_fits_and_names_the_rest(tmp_path):
     torch.save({f"module.{k}": v for k, v in source.state_dict().items()}, tmp_path / "w.pth")
     lines = initialise(target, tmp_path / "w.pth")
     assert torch.equal(target.backbone.conv1.weight, source.backbone.conv1.weight)
-    assert "unexpected: head.position.reduce.0.weight" in lines[1]
-    with pytest.raises(InputError, match="there is no such weight file"):
+    assert "'module.' in front of every name was taken off" in lines[0]
+    assert "in the file and not in this network: head.position.reduce.0.weight" in lines[-1]
+    with pytest.raises(InputError, match="there is no such file"):
         initialise(target, tmp_path / "nothing.pth")
 
 

@@ -25,7 +25,7 @@ from danet.config import EvalConfig
 from danet.data.loader import eval_batches
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.submission import SubmissionWriter, demand_labels, is_labelled
-from danet.engine import checkpoint, distributed
+from danet.engine import checkpoint, distributed, signals
 from danet.engine.hardware import choose_memory_format
 from danet.engine.log import class_table
 from danet.errors import StorageError
@@ -219,6 +219,7 @@ def _number(value: float) -> float | None:
 
 def main() -> None:
     """Is the command ``danet-eval``."""
+    signals.follow_parent()
     cli.run(work, "eval")
 
 

@@ -13,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from danet import cli
 from danet.check import check
+from danet.engine import signals
+from danet.errors import InputError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -30,30 +32,51 @@ def work(config: DictConfig) -> None:
         config.data.root = "."  # a plan reads no data
     checked = check(config, cli.added_keys(), needs_data=not config.dry_run)
     from danet import resume
-    from danet.engine import distributed, signals
+    from danet.data import skipping
+    from danet.engine import distributed
+    from danet.plan import advice
     from danet.plan.report import describe, refuse_the_impossible
 
     if config.dry_run:
-        cli.say(describe(checked, distributed.choose_device(checked["trainer"]["device"])))
+        device = distributed.choose_device(checked["trainer"]["device"], key="trainer.device")
+        cli.say(describe(checked, device))
         return
 
+    wrong = skipping.faults(**loading_of(checked))
+    if wrong:
+        raise InputError("\n".join(wrong))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     settled, saved, notes = resume.settle(checked, cli.overrides(), world=world)
     for note in notes:
         cli.say(note)
     settled["run"]["name"] = settled["run"]["name"] or cli.choice()
-    device = distributed.choose_device(settled["trainer"]["device"])
+    device = distributed.choose_device(settled["trainer"]["device"], key="trainer.device")
+    advice.refuse_folder(settled)
     refuse_the_impossible(settled, device)
-    signals.follow_parent()
+    advice.refuse_single_values(settled, device)
+    for note in advice.notes(settled, device, typed=cli.overrides()):
+        cli.say(note)
     with distributed.group(device):
         train(settled, saved, device)
+
+
+def loading_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns how faults of reading are met; old configs and some data sets have no such keys."""
+    data = config["data"]
+    return {
+        "on_bad_sample": data.get("on_bad_sample", "error"),
+        "max_bad_share": data.get("max_bad_share", 0.01),
+        "timeout": data.get("timeout", 300),
+    }
 
 
 def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.device") -> None:
     """Makes the parts of a run and hands them to the trainer."""
     import torch
 
+    from danet import resume
     from danet.assemble import make, make_dataset, make_model
+    from danet.data import skipping
     from danet.data.loader import eval_batches, train_batches
     from danet.doctor.sample import check_sample
     from danet.drawing.overlay import prediction_sheets
@@ -62,7 +85,9 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
     from danet.engine.trainer import Trainer
     from danet.evaluation.evaluate import evaluate
     from danet.models.weights import initialise
+    from danet.plan import shortage
 
+    memory = shortage.free_memory(device)
     settings, data, seed = TrainSettings(**config["trainer"]), config["data"], config["seed"]
     parts = {key: make(config[key], key) for key in ("loss", "optimizer", "schedule", "evaluation")}
     train_set = make_dataset(config, data["train_split"], training=True)
@@ -83,7 +108,12 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
     ):
         cli.say(f"{config['resume']}: this run is finished, at step {done} of {settings.steps}")
         return
-    for note in check_sample(train_set, val_set):
+    meeting = loading_of(config)
+    skipped = train_set if meeting["on_bad_sample"] == "skip" else None
+    for note in check_sample(train_set, val_set, skipping=skipped):
+        cli.say(note)
+    allowed = config["allow_changes"]
+    for note in resume.compare_data(saved or {}, train_set.fingerprint(), allowed=allowed):
         cli.say(note)
 
     batch_size, world = data["batch_size"], distributed.world_size()
@@ -93,8 +123,10 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
         "world": world,
         "num_workers": data["num_workers"],
         "pin_memory": device.type == "cuda",
+        "timeout": meeting.pop("timeout"),
     }
-    batches = train_batches(train_set, seed=seed, start=done * settings.accumulate, **loading)
+    start = done * settings.accumulate
+    batches = train_batches(train_set, seed=seed, start=start, tell=warn, **loading, **meeting)
     torch.manual_seed(seed)  # every process starts from the same random weights
     model = make_model(config)
     if config["init_from"] and not saved:
@@ -110,7 +142,11 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
         cli.say("trainer.sync_batchnorm: there is none on the CPU, so each process has its own")
     fallback = Path("runs", config["run"]["name"], datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     folder = run_folder.prepare(
-        config["run"]["dir"], fallback, config=config, resuming=config["resume"] is not None
+        config["run"]["dir"],
+        fallback,
+        config=config,
+        resuming=config["resume"] is not None,
+        saved=saved,
     )
     trainer = Trainer(
         model=model,
@@ -127,8 +163,11 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
             "config": config,
             "classes": list(val_set.classes),
             "palette": [list(color) for color in val_set.palette],
+            "training_set": train_set.fingerprint(),
+            "run_id": run_folder.id_of(folder),
         },
         resume=saved,
+        count=batches.count,
     )
     cli.say(
         f"{folder}: {type(train_set).__name__}, {len(train_set)} training and {len(val_set)} "
@@ -136,12 +175,30 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
         f"{done} to {settings.steps} of {batch_size * settings.accumulate * world} images; "
         f"{device}, {str(trainer.dtype).removeprefix('torch.')}"
     )
-    trainer.fit(batches)
+    try:
+        trainer.fit(batches)
+    except (RuntimeError, MemoryError) as error:
+        told: UserError | None = None
+        if isinstance(error, RuntimeError):
+            told = batches.explain(error)
+        if told is None and shortage.is_shortage(error):
+            told = shortage.explain(config, device, memory, training=trainer.model.training)
+        if told is None:
+            raise
+        raise told from error
+    for line in skipping.summary(distributed.gather(batches.bad.reasons)):
+        cli.say(line)
     cli.say(f"checkpoint={folder / 'last.pt'}")
+
+
+def warn(text: str) -> None:
+    """Tells what one process alone has met."""
+    print(f"warning: process {os.environ.get('RANK', '0')}: {text}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
     """Is the command ``danet-train``."""
+    signals.follow_parent()
     cli.run(work, "train")
 
 

@@ -55,7 +55,7 @@ class Replacing(Dataset[Read]):
         bad: list[Bad] = []
         while True:
             try:
-                return Read(self.dataset[draw], tuple(bad))  # type: ignore[index]
+                return Read(self.dataset[draw], tuple(bad))
             except (InputError, OSError) as error:
                 bad.append(Bad(draw.item, str(error)))
                 if len(bad) > _TRIES:
@@ -104,8 +104,9 @@ class BadSamples:
         if len(self.reasons) > max(GRACE, self.max_share * seen):
             raise InputError(
                 f"{len(self.reasons)} of {seen} samples seen cannot be read, more than "
-                f"data.max_bad_share={self.max_share}; mend or remove them, tools/check.py full=true "
-                "finds all:\n" + "\n".join(f"  {reason}" for reason in self.reasons.values())
+                f"data.max_bad_share={self.max_share}; mend or remove them (tools/check.py "
+                "full=true finds all):\n"
+                + "\n".join(f"  {reason}" for reason in self.reasons.values())
             )
 
 
@@ -122,13 +123,13 @@ def summary(of_processes: list[dict[int, str]]) -> list[str]:
     return [f"{len(lines)} sample(s) could not be read and were replaced by others:", *lines]
 
 
-def faults(policy: object, max_share: object, timeout: object) -> list[str]:
+def faults(*, on_bad_sample: object, max_bad_share: object, timeout: object) -> list[str]:
     """Returns what is wrong with the settings of loading, one line each."""
     lines = []
-    if policy not in POLICIES:
-        lines.append(f"data.on_bad_sample={policy}: expected {' or '.join(POLICIES)}")
-    if not _is_number(max_share) or not 0 <= max_share <= 1:  # type: ignore[operator]
-        lines.append(f"data.max_bad_share={max_share}: expected a share between 0 and 1")
+    if on_bad_sample not in POLICIES:
+        lines.append(f"data.on_bad_sample={on_bad_sample}: expected {' or '.join(POLICIES)}")
+    if not _is_number(max_bad_share) or not 0 <= max_bad_share <= 1:  # type: ignore[operator]
+        lines.append(f"data.max_bad_share={max_bad_share}: expected a share between 0 and 1")
     if not _is_number(timeout) or not timeout >= 0:  # type: ignore[operator]
         lines.append(f"data.timeout={timeout}: expected seconds, or 0 to wait for ever")
     return lines

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -14,6 +15,9 @@ from danet.errors import ProcessError
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _SHOWN = 12
+_DEAD = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (is killed by signal: [^.]*|exited \w+)"
+)
 
 
 def start(_: int) -> None:
@@ -25,8 +29,7 @@ def start(_: int) -> None:
     at once, elsewhere when torch looks after its parent, every few seconds.
     """
     cv2.setNumThreads(0)
-    # Handlers are inherited, and the trainer's take notes that nobody here would read. SIGTERM has
-    # been given to torch's own handler already: the trainer ends a worker with it.
+    # Handlers are inherited, and the trainer's take notes that nobody here would read.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):  # not on Windows
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -35,6 +38,16 @@ def start(_: int) -> None:
             os.setpgid(0, 0)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        # Slurm and systemd send SIGTERM to every process of a job, and torch's handler would obey.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_the_trainer, daemon=True).start()
+
+
+def _obey_the_trainer() -> None:
+    """Ends this worker when SIGTERM comes from the trainer; from others it is ignored."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def explain(error: RuntimeError, samples: Sequence[str], timeout: float) -> ProcessError | None:
@@ -45,17 +58,14 @@ def explain(error: RuntimeError, samples: Sequence[str], timeout: float) -> Proc
         samples: Names of those being read, the awaited first.
         timeout: The setting ``data.timeout``.
     """
-    text = str(error)
+    text = f"{error.__cause__ or error} {error}"  # the cause knows the signal
     names = ", ".join(samples[:_SHOWN]) + (", ..." if len(samples) > _SHOWN else "")
     if "timed out after" in text:
         return ProcessError(
             f"no batch came within data.timeout={timeout:g} seconds: a worker hangs, or the "
             f"storage is slow; waited for {names}"
         )
-    killed = re.search(
-        r"DataLoader worker \(pid\(?s?\)?\s*([\d, ]+)\) (is killed by signal: [^.]*|exited \w+)",
-        text,
-    )
+    killed = _DEAD.search(text)
     if not killed:
         return None
     hint = ""

@@ -15,10 +15,17 @@ _SHOWN = 5
 """How many problems are told in full."""
 
 
-def check_sample(*datasets: SegmentationDataset, count: int = 32) -> list[str]:
+def check_sample(
+    *datasets: SegmentationDataset, count: int = 32, skipping: SegmentationDataset | None = None
+) -> list[str]:
     """Looks at the first, the last and ``count`` - 2 random pairs of each data set.
 
     The choice is the same every time. Data sets without files have nothing to look at.
+
+    Args:
+        datasets: To look at.
+        count: Of pairs of each.
+        skipping: The one of them whose bad pairs the training is going to skip.
 
     Returns:
         Notes: what a user should know and what stops nothing.
@@ -34,7 +41,11 @@ def check_sample(*datasets: SegmentationDataset, count: int = 32) -> list[str]:
         found = [look(dataset, index) for index in choose(len(dataset), count)]
         looks += found
         notes += dataset.notes + describe_images(dataset, found)
-        problems += [one.problem for one in found if one.problem]
+        bad = [one.problem for one in found if one.problem]
+        if dataset is skipping:
+            notes += [f"data.on_bad_sample=skip: {problem}" for problem in bad]
+        else:
+            problems += bad
     if files:
         values = {int(value) for one in looks for value in one.values}
         notes += hints(files[0], values)

@@ -25,14 +25,15 @@ from typing import Any, BinaryIO
 
 import torch
 
+import danet
+from danet.engine import distributed
 from danet.errors import InputError, StorageError
+from danet.models import files
+from danet.models.weights import without_prefix
 
 FORMAT = 2
 READABLE = (1, FORMAT)
 Checkpoint = dict[str, Any]
-
-_MARK = b"danetsum"
-_TAIL = len(_MARK) + hashlib.sha256().digest_size
 
 
 class _Hashing:
@@ -61,7 +62,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         with open(temporary, "wb") as file:
             hashing = _Hashing(file)
             torch.save(checkpoint, hashing)  # type: ignore[arg-type]
-            file.write(_MARK + hashing.digest.digest())
+            file.write(files.MARK + hashing.digest.digest())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -90,63 +91,35 @@ def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
         key: The setting that named it, for messages.
 
     Raises:
-        InputError: The file is missing, damaged, foreign, or of another format.
+        InputError: The file is missing, damaged, foreign, of another format, or has weights that
+            are no numbers.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        found = sorted(str(p) for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
-        there = f"; there are {', '.join(found)}" if found else ""
-        raise InputError(f"{key}={path}: there is no such file{there}")
-    is_whole = _verify(path, key)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for a file that is not its own
-        raise InputError(f"{key}={path}: {_what_is_wrong(path, error)}") from error
+    checkpoint, is_sealed = files.read(path, key)
     if not isinstance(checkpoint, dict) or "format" not in checkpoint:
         raise InputError(
-            f"{key}={path}: not a checkpoint of this project (no 'format' in it); plain "
-            "weights go to init_from"
+            f"{key}={path}: not a checkpoint of this project (no 'format' in it): it has no "
+            "config and no state of an optimizer; plain weights go to init_from"
         )
-    if checkpoint["format"] not in READABLE:
+    version = checkpoint["format"]
+    if version not in READABLE:
         raise InputError(
-            f"{key}={path}: format {checkpoint['format']}, this version reads "
-            f"{' and '.join(map(str, READABLE))}"
+            f"{key}={path}: format {version}, this version reads "
+            f"{' and '.join(map(str, READABLE))}; it was written by danet "
+            f"{checkpoint.get('version')}, and this is {danet.__version__}"
         )
-    if checkpoint["format"] > 1 and not is_whole:
-        raise InputError(f"{key}={path}: damaged or incomplete: the checksum at its end is missing")
+    if version > 1 and not is_sealed:
+        raise InputError(
+            f"{key}={path}: damaged or incomplete: the checksum at its end is missing"
+            + files.another_whole(path)
+        )
+    checkpoint["model"], notes = without_prefix(checkpoint.get("model", {}), f"{key}={path}")
+    if distributed.is_first():
+        print("".join(f"{note}\n" for note in notes), end="", flush=True)
+    for part in ("model", "ema"):
+        problem = files.unsound(checkpoint.get(part) or {})
+        if problem:
+            raise InputError(
+                f"{key}={path}: {problem}; take a checkpoint from before the run diverged"
+            )
     return checkpoint
-
-
-def _verify(path: Path, key: str) -> bool:
-    """Holds a file against the checksum at its end; tells whether there is one.
-
-    Raises:
-        InputError: They differ.
-    """
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        rest = max(path.stat().st_size - _TAIL, 0)
-        file.seek(rest)
-        tail = file.read()
-        if not tail.startswith(_MARK) or len(tail) != _TAIL:
-            return False
-        file.seek(0)
-        while rest:
-            block = file.read(min(rest, 1 << 22))
-            digest.update(block)
-            rest -= len(block)
-    if digest.digest() != tail[len(_MARK) :]:
-        raise InputError(
-            f"{key}={path}: damaged: its content does not have the checksum at its end"
-        )
-    return True
-
-
-def _what_is_wrong(path: Path, error: Exception) -> str:
-    size = path.stat().st_size
-    head = path.read_bytes()[:16]
-    if head[:4] != b"PK\x03\x04":  # a zip archive, as torch writes them
-        return f"not a checkpoint: {size} bytes that begin with {head!r}"
-    if "weights_only" in str(error) or "Unsupported" in str(error):
-        return "refused, since it holds Python objects, and those can run code"
-    return f"damaged or incomplete ({size} bytes)"

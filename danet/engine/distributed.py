@@ -1,6 +1,7 @@
 """Several processes as one: joining, ranks, sums. Everything works alone, too."""
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,17 +22,26 @@ T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others before it gives up."""
 
+_PATIENCE = timedelta(hours=24)
+"""How long it waits where they may take very different times, as in an evaluation."""
+_GRACE = 3
+"""Seconds for the launcher to notice, too, that a process has ended."""
 
-def choose_device(wanted: str) -> torch.device:
+
+def choose_device(wanted: str, *, key: str = "device") -> torch.device:
     """Returns the device of this process: ``auto`` is CUDA where there is one.
+
+    Args:
+        wanted: auto, cpu or cuda.
+        key: The setting, for messages.
 
     Raises:
         InputError: CUDA is asked for and there is none.
     """
     if wanted not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device={wanted}: expected auto, cpu or cuda")
+        raise InputError(f"{key}={wanted}: expected auto, cpu or cuda")
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("device=cuda: there is no CUDA device here; use device=cpu")
+        raise InputError(f"{key}=cuda: there is no CUDA device here; use {key}=cpu")
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -52,19 +62,42 @@ def group(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    store, number, size = next(iter(rendezvous("env://", timeout=TIMEOUT)))
+    store, number, size = _meet()
     # After a restart the launcher's store still holds the addresses of the processes that died.
     store = PrefixStore(_attempt(store, number, size), store)
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
+    store = dist.distributed_c10d._get_default_store()
+    store.set(f"process/{number}", f"{socket.gethostname()} {os.getpid()}")
     try:
         yield
     except UserError as error:
         # A bad file may be in the share of any process: whoever comes first tells it.
-        store = dist.distributed_c10d._get_default_store()
-        error.is_told = store.add("user_error", 1) > 1
+        try:
+            error.is_told = store.add("user_error", 1) > 1
+        except RuntimeError:  # the process that kept the store is the one that died
+            error.is_told = False
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _meet() -> tuple[Store, int, int]:
+    """Returns the store that the launcher or the first process offers, the rank and the size.
+
+    Raises:
+        ProcessError: There is none, or its port is taken.
+    """
+    try:
+        return next(iter(rendezvous("env://", timeout=TIMEOUT)))
+    except (RuntimeError, ValueError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        failed = ProcessError(
+            f"process {os.environ.get('RANK')} could not meet the others at {place} ({first}); "
+            "torchrun --standalone finds a free port, --master-port names another"
+        )
+        failed.is_told = False  # the others may be well
+        raise failed from error
 
 
 def _attempt(store: Store, number: int, size: int) -> str:
@@ -147,13 +180,77 @@ def collective(name: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        if world_size() == 1 or isinstance(error, UserError):
+        is_other = isinstance(error, (UserError, torch.OutOfMemoryError))
+        # torch may raise that a loader's worker died in the midst of anything.
+        if world_size() == 1 or is_other or str(error).startswith("DataLoader worker"):
             raise
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        gone = _gone()
+        who = (
+            f"process {' and '.join(map(str, gone))} of this machine has died"
+            if gone
+            else (
+                f"after at most {TIMEOUT}; another process has died, hangs, or left the common path"
+            )
+        )
         raise ProcessError(
-            f"process {rank()} of {world_size()}: the exchange {name!r} failed after at most "
-            f"{TIMEOUT}; another process has died, hangs, or left the common path ({first})"
+            f"process {rank()} of {world_size()}: the exchange {name!r} failed: {who} ({first})"
         ) from error
+
+
+@contextmanager
+def gradients(step: int) -> Iterator[None]:
+    """As ``collective``, around a step: it computes, too, and other errors pass as they are.
+
+    Raises:
+        ProcessError: As ``collective``.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        is_exchange = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if world_size() == 1 or not is_exchange:
+            raise
+        with collective(f"gradients of step {step}"):
+            raise
+
+
+def _gone(seconds: float = 2.0) -> list[int]:
+    """Returns the other processes of this machine that have ended; waits until one has."""
+    mine: dict[int, int] = {}
+    deadline = time.monotonic() + seconds
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        for other in range(world_size()):
+            key = f"process/{other}"
+            if other != rank() and store.check([key]):
+                host, number = store.get(key).decode().split()
+                if host == socket.gethostname():
+                    mine[other] = int(number)
+    except (RuntimeError, ValueError):  # the store died with the launcher
+        return []
+    while True:
+        gone = [other for other, number in mine.items() if not _runs(number)]
+        if gone or time.monotonic() > deadline:
+            return gone
+        time.sleep(0.05)
+
+
+def _runs(number: int) -> bool:
+    """Tells whether a process of this machine runs; one that ended and is not reaped does not."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        with open(f"/proc/{number}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (OSError, IndexError):
+        return os.name != "posix" or not os.path.isdir("/proc/self")
 
 
 def rank() -> int:
@@ -173,12 +270,27 @@ def is_first() -> bool:
 
 def from_first(value: T) -> T:
     """Returns what the first process passed, on all of them."""
+    return from_process(0, value)
+
+
+def from_process(number: int, value: T) -> T:
+    """Returns what the process of that number passed, on all of them."""
     if world_size() == 1:
         return value
     box: list[Any] = [value]
-    with collective("broadcast from the first process"):
-        dist.broadcast_object_list(box, src=0)
+    with collective(f"broadcast from process {number}"):
+        dist.broadcast_object_list(box, src=number)
     return box[0]
+
+
+def gather(value: T) -> list[T]:
+    """Returns what the processes passed, in their order, on all of them."""
+    if world_size() == 1:
+        return [value]
+    box: list[Any] = [None] * world_size()
+    with collective("gathering"):
+        dist.all_gather_object(box, value)
+    return box
 
 
 def sum_in_place(counts: Tensor) -> None:
@@ -188,13 +300,12 @@ def sum_in_place(counts: Tensor) -> None:
             dist.all_reduce(counts)
 
 
-def mean(terms: dict[str, Tensor]) -> dict[str, float]:
-    """Averages named scalars over all processes; waits for the device."""
-    values = torch.stack([term.detach().float() for term in terms.values()])
+def sum_of(values: Tensor, name: str) -> list[float]:
+    """Returns the sums of a vector's elements over all processes; waits for the device."""
     if world_size() > 1:
-        with collective("mean of losses"):
+        with collective(name):
             dist.all_reduce(values)
-    return dict(zip(terms, (values / world_size()).tolist(), strict=True))
+    return values.tolist()
 
 
 def share_buffers(module: nn.Module) -> None:
@@ -210,3 +321,31 @@ def wait() -> None:
     if world_size() > 1:
         with collective("waiting for one another"):
             dist.barrier()
+
+
+def wait_patiently(name: str) -> None:
+    """Returns when all processes have come here, however long one takes.
+
+    An exchange gives up after TIMEOUT, so this precedes one behind work of very different lengths.
+    Each process counts itself in and looks whether the others have; meanwhile signals are heard.
+
+    Args:
+        name: Of the place; a fresh one each time, the same on all processes.
+
+    Raises:
+        ProcessError: A process of this machine has died, or the launcher has.
+    """
+    if world_size() == 1:
+        return
+    pause, deadline = 0.005, time.monotonic() + _PATIENCE.total_seconds()
+    with collective(f"waiting for {name}"):
+        store = dist.distributed_c10d._get_default_store()
+        store.add(f"arrived/{name}", 1)
+        while store.add(f"arrived/{name}", 0) < world_size():
+            if _gone(seconds=0):
+                time.sleep(_GRACE)  # the launcher may end this process, too, which then saves
+                raise RuntimeError("it will not come")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"others did not come within {_PATIENCE}")
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)

@@ -3,7 +3,9 @@
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,10 @@ class RunLog:
         self.folder = folder
         if folder is None:
             return
+        self._before = threading.excepthook
+        threading.excepthook = self._quiet
+        self._is_warned = False
+        self._is_torn = False
         self._drop_after(folder / "metrics.jsonl", step)
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(
@@ -33,12 +39,13 @@ class RunLog:
 
     @staticmethod
     def _drop_after(path: Path, step: int) -> None:
-        """Removes lines that a resumed run is going to write again."""
+        """Removes lines that a resumed run is going to write again.
+
+        So it does with half lines: the machine stopped, or the disk was full, when they were
+        written.
+        """
         if path.exists():
-            lines = path.read_text().splitlines()
-            if lines and not lines[-1].endswith("}"):  # the machine stopped while it was written
-                del lines[-1]
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(f"{line}\n" for line in kept))
             temporary.replace(path)
@@ -58,28 +65,64 @@ class RunLog:
         if self.folder is not None:
             self._bar.write(text, file=sys.stdout)
 
+    def warn(self, text: str) -> None:
+        """Prints above the progress bar, as something that stops nothing."""
+        if self.folder is not None:
+            self._bar.write(f"warning: {text}", file=sys.stderr)
+
     def scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Writes named numbers; ``kind`` is ``train`` or ``val``."""
         if self.folder is None:
             return
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        with self._forgiving():
+            for name, value in values.items():
+                if math.isfinite(value):
+                    self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
         line = {"step": step, "kind": kind, **{k: _json_number(v) for k, v in values.items()}}
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
+        with self._forgiving():
+            was_torn, self._is_torn = self._is_torn, True
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write("\n" * was_torn + json.dumps(line) + "\n")
+            self._is_torn = False
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Shows pictures, uint8 (H, W, 3) RGB, in TensorBoard."""
         if self.folder is not None:
-            for name, image in images.items():
-                self._tensorboard.add_image(name, image, step, dataformats="HWC")
+            with self._forgiving():
+                for name, image in images.items():
+                    self._tensorboard.add_image(name, image, step, dataformats="HWC")
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        """Lets a training go on whose log cannot be written; that is told once."""
+        try:
+            yield
+        except OSError as error:
+            if not self._is_warned:
+                self._is_warned = True
+                self.warn(f"{self.folder}: the log cannot be written ({error.strerror or error})")
 
     def close(self) -> None:
         """Ends the progress bar and writes what is pending."""
         if self.folder is not None:
             self._bar.close()
-            self._tensorboard.close()
+            with self._forgiving():
+                self._tensorboard.close()
+            threading.excepthook = self._before
+
+    def _quiet(self, error: threading.ExceptHookArgs) -> None:
+        """Keeps TensorBoard's thread from printing what the next call raises again."""
+        is_its = "tensorboard" in type(error.thread).__module__
+        if not (is_its and isinstance(error.exc_value, OSError)):
+            self._before(error)
+
+
+def _step_of(line: str) -> float:
+    """Returns the step of a line of metrics.jsonl; infinity for half a line."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 def _json_number(value: float) -> float | None:

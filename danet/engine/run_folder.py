@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import yaml
 
@@ -13,6 +14,9 @@ from danet.errors import InputError, StorageError, UserError
 
 STOPPED = "stopped"
 """File in the folder of a run that a signal ended before its last step."""
+
+_ID = ".run_id"
+"""File with a name of the run that no other has; its checkpoints carry it, too."""
 
 _HEADER = """\
 # The whole config of this run. To repeat it in a new folder:
@@ -29,7 +33,12 @@ hydra:
 
 
 def prepare(
-    wanted: str | None, fallback: Path, *, config: Mapping[str, Any], resuming: bool
+    wanted: str | None,
+    fallback: Path,
+    *,
+    config: Mapping[str, Any],
+    resuming: bool,
+    saved: Mapping[str, Any] | None = None,
 ) -> Path:
     """Makes the folder and writes config.yaml, by the first process; returns the folder on all.
 
@@ -38,6 +47,7 @@ def prepare(
         fallback: Used with a number behind it where it exists already.
         config: Of the run; left alone where the file is there.
         resuming: Whether the folder may hold an earlier part of the run.
+        saved: The checkpoint to go on from.
 
     Raises:
         InputError: Another run is in the folder, or a process that still lives trains in it.
@@ -46,7 +56,7 @@ def prepare(
     outcome: Path | UserError | None = None
     if distributed.is_first():
         try:
-            outcome = _make(wanted, fallback, config, resuming)
+            outcome = _make(wanted, fallback, config, resuming, saved)
             _lock(outcome)
             saver.remove_leftovers(outcome)
             (outcome / STOPPED).unlink(missing_ok=True)
@@ -59,7 +69,35 @@ def prepare(
     return outcome
 
 
-def _make(wanted: str | None, fallback: Path, config: Mapping[str, Any], resuming: bool) -> Path:
+def id_of(folder: Path) -> str:
+    """Returns the name of the run in a folder; empty for one of a version that had none."""
+    try:
+        return (folder / _ID).read_text().strip()
+    except OSError:
+        return ""
+
+
+def refuse_foreign(folder: Path, path: Path, saved: Mapping[str, Any]) -> None:
+    """Refuses to go on in the folder of one run from the checkpoint of another.
+
+    Raises:
+        InputError: With both names.
+    """
+    here, there = id_of(folder), saved.get("run_id") or ""
+    if here and there and here != there:
+        raise InputError(
+            f"resume={path}: a checkpoint of run {there}, but run.dir={folder} is of run {here}; "
+            "it was copied here by mistake, or name a new folder with run.dir"
+        )
+
+
+def _make(
+    wanted: str | None,
+    fallback: Path,
+    config: Mapping[str, Any],
+    resuming: bool,
+    saved: Mapping[str, Any] | None,
+) -> Path:
     folder = Path(wanted).expanduser() if wanted else fallback
     number = 2
     while wanted is None and folder.exists():
@@ -76,6 +114,11 @@ def _make(wanted: str | None, fallback: Path, config: Mapping[str, Any], resumin
         if not file.exists():
             body = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
             file.write_text(_HEADER.format(folder=folder.absolute()) + body, encoding="utf-8")
+        if not (resuming and id_of(folder)):
+            # What goes on elsewhere is another run; an old checkpoint gives its folder no name.
+            is_its_own = saved is not None and saver.path_at(folder, saved["step"]).exists()
+            known = saved.get("run_id") if saved is not None and is_its_own else None
+            (folder / _ID).write_text(f"{known or uuid4().hex}\n")
     except OSError as error:
         raise StorageError(f"run.dir={folder}: not a writable folder ({error.strerror})") from error
     return folder

@@ -112,6 +112,10 @@ class Saver:
         else:
             self._pending = self._thread.submit(self._write, _copied(content), step, is_best)
 
+    def is_done(self) -> bool:
+        """Tells whether something was under way and has ended; ``wait`` will not wait for it."""
+        return self._pending is not None and self._pending.done()
+
     def wait(self) -> None:
         """Returns when nothing is under way.
 

@@ -13,6 +13,7 @@ _COUNTS = (
     "keep_best",
     "keep_every",
 )
+ON_STORAGE_ERROR = ("stop", "warn")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -33,6 +34,8 @@ class TrainSettings:
         keep_last, keep_best: How many of the newest and of the best checkpoints stay.
         keep_every: Checkpoints of steps that are a multiple of it stay for ever; null for none.
         save_in_background: Write checkpoints while the training goes on.
+        on_storage_error: What a checkpoint that cannot be written does: ``stop`` ends the run,
+            ``warn`` goes on without it; the last one must be written in either case.
         channels_last: Memory order of images and convolutions; null for what suits the device.
         compile: Train through torch.compile, which takes minutes at the start and needs a C++
             compiler (on CUDA also Triton). Evaluation is not compiled.
@@ -54,6 +57,7 @@ class TrainSettings:
     keep_best: int = 1
     keep_every: int | None = None
     save_in_background: bool = True
+    on_storage_error: str = "stop"
     channels_last: bool | None = None
     compile: bool = False
     ema_decay: float | None = None
@@ -74,6 +78,11 @@ class TrainSettings:
             lines.append(f"trainer.ema_decay={self.ema_decay}: expected 0 < decay < 1, or null")
         if self.precision not in PRECISIONS:
             lines.append(f"trainer.precision={self.precision}: expected {', '.join(PRECISIONS)}")
+        if self.on_storage_error not in ON_STORAGE_ERROR:
+            lines.append(
+                f"trainer.on_storage_error={self.on_storage_error}: expected "
+                f"{' or '.join(ON_STORAGE_ERROR)}"
+            )
         if self.device not in ("auto", "cpu", "cuda"):
             lines.append(f"trainer.device={self.device}: expected auto, cpu or cuda")
         return lines

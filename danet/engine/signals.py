@@ -4,15 +4,20 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 STOP = 1
-"""SIGTERM or SIGINT: save, then end. The same again ends the process at once."""
+"""SIGTERM or SIGINT: save, then end. Once more ends the process at once."""
 SAVE = 2
 """SIGUSR1: save, and go on."""
+
+SAME = 5.0
+"""Seconds within which a further SIGTERM is the same request: Slurm and systemd send it to every
+process of a job, and torchrun then sends it to its workers again."""
 
 _REQUESTS = {signal.SIGTERM: STOP, signal.SIGINT: STOP}
 if hasattr(signal, "SIGUSR1"):  # not on Windows
@@ -33,6 +38,7 @@ class Signals:
     def __init__(self) -> None:
         self.name = ""
         self._requests = 0
+        self._since = 0.0
         self._is_at_once = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -48,10 +54,13 @@ class Signals:
     def _note(self, number: int, _: FrameType | None) -> None:
         request = _REQUESTS[signal.Signals(number)]
         if request == STOP and self._requests & STOP:
+            if number == signal.SIGTERM and time.monotonic() - self._since < SAME:
+                return
             # Nothing is lost: checkpoints are renamed into place, so the one of before is whole.
             os._exit(128 + number)
         if request == STOP:
             self.name = signal.Signals(number).name
+            self._since = time.monotonic()
         self._requests |= request
         if request == STOP and self._is_at_once:
             raise Stop
@@ -81,7 +90,8 @@ class Signals:
 def follow_parent() -> None:
     """Asks the system for SIGTERM when the launcher dies, which torchrun's workers outlive else.
 
-    Linux only; elsewhere nothing happens.
+    To be called first of all: a launcher that died before is not noticed. Linux only; elsewhere
+    nothing happens.
     """
     if sys.platform != "linux" or "LOCAL_RANK" not in os.environ:
         return

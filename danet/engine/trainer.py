@@ -1,6 +1,5 @@
 """The trainer: one file, read from the top."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -17,13 +16,15 @@ from danet.engine import checkpoint, distributed, run_folder
 from danet.engine.average import MovingAverage
 from danet.engine.checkpoint import Checkpoint
 from danet.engine.hardware import choose_memory_format, choose_precision, compiled
+from danet.engine.health import LossWatch, Pace
 from danet.engine.log import RunLog, class_table
 from danet.engine.optimizer import Recipe
 from danet.engine.saver import Saver
 from danet.engine.schedule import Schedule
 from danet.engine.settings import TrainSettings
 from danet.engine.signals import SAVE, STOP, Signals, Stop
-from danet.errors import DivergedError, Interrupted
+from danet.engine.storage import FAILED, Storage
+from danet.errors import Interrupted, StorageError
 from danet.evaluation.confusion import ConfusionMatrix
 from danet.seeds import mix
 from danet.types import Batch
@@ -32,6 +33,8 @@ Evaluate = Callable[[nn.Module], ConfusionMatrix]
 """Counts this process's share of the validation set."""
 DrawPictures = Callable[[nn.Module], Mapping[str, np.ndarray]]
 """Draws pictures of what the network says, uint8 (H, W, 3), by name."""
+Count = Callable[[], Mapping[str, float]]
+"""Counts what this process has met, by name; the log has the sums over all processes."""
 
 
 class Trainer:
@@ -50,6 +53,7 @@ class Trainer:
         folder: Where checkpoints and logs go; written by the first process only.
         header: ``config``, ``classes`` and ``palette`` for the checkpoints.
         resume: A checkpoint to go on from.
+        count: Further numbers for the log, the same names on all processes.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Trainer:
         folder: Path,
         header: Mapping[str, Any],
         resume: Checkpoint | None = None,
+        count: Count = dict,
     ) -> None:
         self.settings = settings
         self.seed = seed
@@ -74,6 +79,7 @@ class Trainer:
         self.schedule = schedule
         self.evaluate = evaluate
         self.draw = draw
+        self.count = count
         self.folder = folder
         self.header = dict(header)
         self.criterion = criterion.to(device)
@@ -123,6 +129,9 @@ class Trainer:
         self.log = RunLog(
             folder if distributed.is_first() else None, step=self.step, steps=settings.steps
         )
+        self.storage = Storage(self.saver, settings.on_storage_error, self.log.warn)
+        self.watch = LossWatch(folder)
+        self.pace = Pace(device)
 
     def fit(self, batches: Iterator[Batch]) -> None:
         """Trains from ``step`` to ``settings.steps`` on batches that do not run out.
@@ -130,7 +139,7 @@ class Trainer:
         SIGTERM and SIGINT end it after the step, with a checkpoint; SIGUSR1 saves one.
 
         Raises:
-            DivergedError: The loss is not finite; the last checkpoint is left as it is.
+            DivergedError: A loss or a weight is not finite; the last checkpoint is left as it is.
             Interrupted: A signal ended it, and a checkpoint is written.
             StorageError: A checkpoint could not be written.
         """
@@ -139,35 +148,36 @@ class Trainer:
                 try:
                     self._fit(batches, signals)
                 except Stop:
-                    self.save()
-                    self.saver.wait()
-                    if distributed.is_first():
-                        (self.folder / run_folder.STOPPED).touch()
-                    raise Interrupted(
-                        f"stopped by {signals.name or 'another process'} at step {self.step} of "
-                        f"{self.settings.steps}; go on with resume={self.folder / 'last.pt'}"
-                    ) from None
+                    self._stop(signals.name or "another process")
             self.agreement.close()
+            # All processes end alike, and only the first knows what it wrote.
+            if error := distributed.from_first(self.storage.finish()):
+                raise error
         finally:
+            if error := self.storage.finish():  # of a run that ends for another reason
+                self.log.warn(str(error))
             self.log.close()
             self.saver.close()
 
     def _fit(self, batches: Iterator[Batch], signals: Signals) -> None:
         settings = self.settings
         self.parallel.train()
-        waited, since = 0.0, time.perf_counter()
+        self.pace.restart()
         while True:
             due = self.step > 0 and (self.step % settings.eval_every == 0 or self.step == self.last)
             if due and self.evaluated_at < self.step:
+                self.watch.require_finite(self.model, self.step, together=True)
                 # Nothing of the training changes in there, so it may be left at any moment.
                 with signals.at_once():
                     self._evaluate()
                 self.save()
                 self.parallel.train()
-                waited, since = 0.0, time.perf_counter()
+                self.pace.restart()
             if self.step >= self.last:
                 return
-            requests = self.agreement.exchange(signals.take())
+            requests = self.agreement.exchange(signals.take() | self.storage.flags())
+            if requests & FAILED:
+                raise distributed.from_first(self.storage.finish()) or StorageError("no checkpoint")
             if requests & STOP:
                 raise Stop
             if requests & SAVE:
@@ -175,22 +185,34 @@ class Trainer:
 
             start = time.perf_counter()
             group = [next(batches) for _ in range(settings.accumulate)]
-            waited += time.perf_counter() - start
-            terms = self.train_step(group)
+            self.pace.note(time.perf_counter() - start, sum(len(batch.name) for batch in group))
+            with distributed.gradients(self.step + 1):
+                terms = self.train_step(group)
             self.step += 1
+            self.watch.note(self.step, [name for batch in group for name in batch.name], terms)
             self.log.advance()
 
-            is_logged = self.step % settings.log_every == 0 or self.step == self.last
-            if is_logged or self.step % settings.eval_every == 0:
-                # Between evaluations the only wait for the device.
-                means = distributed.mean(terms)
-                if not all(map(math.isfinite, means.values())):
-                    raise DivergedError(f"step {self.step}: the loss is not finite: {means}")
-                now = time.perf_counter()
-                self._log_train(means, waiting=waited / (now - since))
-                waited, since = 0.0, now
-            if settings.save_every is not None and self.step % settings.save_every == 0:
+            saves = settings.save_every is not None and self.step % settings.save_every == 0
+            often = settings.log_every, settings.eval_every
+            is_logged = self.step == self.last or any(self.step % every == 0 for every in often)
+            if is_logged or saves or self.watch.is_full:
+                means = self.watch.look()  # between evaluations the only wait for the device
+                if is_logged:
+                    self._log_train(means)
+            if saves:
                 self.save()
+
+    def _stop(self, by: str) -> None:
+        """Ends the run for a signal, with a checkpoint."""
+        self.save(together=False)  # it may have come within an evaluation
+        if error := self.storage.finish():
+            raise error
+        if distributed.is_first():
+            (self.folder / run_folder.STOPPED).touch()
+        raise Interrupted(
+            f"stopped by {by} at step {self.step} of {self.settings.steps}; go on with "
+            f"resume={self.folder / 'last.pt'}"
+        )
 
     def train_step(self, group: list[Batch]) -> dict[str, Tensor]:
         """Updates the weights once; returns the loss terms, averaged over the group."""
@@ -226,12 +248,15 @@ class Trainer:
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed):
             return self.criterion(self.network(image), mask)
 
-    def _log_train(self, means: dict[str, float], *, waiting: float) -> None:
+    def _log_train(self, means: dict[str, float]) -> None:
         total = sum(means.values())
         rates = [group["lr"] for group in self.optimizer.param_groups]
         values = {"loss": total, **{f"loss_{name}": value for name, value in means.items()}}
-        values |= {"lr": min(rates), "lr_head": max(rates), "data_waiting": waiting}
-        self.log.status(loss=f"{total:.3f}", waiting=f"{waiting:.0%}")
+        values |= {"lr": min(rates), "lr_head": max(rates), **self.pace.take()}
+        if counts := self.count():
+            numbers = torch.tensor(list(counts.values()), dtype=torch.float64, device=self.device)
+            values |= zip(counts, distributed.sum_of(numbers, "sum of counters"), strict=True)
+        self.log.status(loss=f"{total:.3f}", waiting=f"{values['data_waiting']:.0%}")
         self.log.scalars(self.step, "train", values)
 
     def _evaluate(self) -> None:
@@ -239,6 +264,7 @@ class Trainer:
         model = self.ema.module if self.ema is not None else self.model
         distributed.share_buffers(model)
         confusion = self.evaluate(model)
+        distributed.wait_patiently(f"the evaluation at step {self.step}")
         distributed.sum_in_place(confusion.counts)
         scores = confusion.scores()
         classes = self.header["classes"]
@@ -261,8 +287,12 @@ class Trainer:
             f"pixel accuracy {100 * scores.pixel_accuracy:.2f}"
         )
 
-    def save(self) -> None:
-        """Writes a checkpoint of this step, by the first process."""
+    def save(self, *, together: bool = True) -> None:
+        """Writes a checkpoint of this step, by the first process; of finite weights only.
+
+        ``together``: whether all processes come here at this step. Raises DivergedError.
+        """
+        self.watch.require_finite(self.model, self.step, together=together)
         if not distributed.is_first():
             return
         is_scored = self.scores is not None and self.evaluated_at == self.step
@@ -275,13 +305,14 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "processes": distributed.world_size(),
+            "threads": torch.get_num_threads(),
             "step": self.step,
             "evaluated_at": self.evaluated_at,
             "best_miou": self.best_miou,
             "scores": self.scores,
         }
         score = self.scores["miou"] if is_scored and self.scores else None
-        self.saver.save(state, step=self.step, score=score)
+        self.storage.save(state, step=self.step, score=score)
 
     def _restore(self, saved: Checkpoint) -> None:
         self.model.load_state_dict(saved["model"])

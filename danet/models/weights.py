@@ -1,47 +1,75 @@
 """Reading weights that others made: torchvision's by name, or a local state dict."""
 
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from danet.errors import InputError
+from danet.models import files
 
 _CLASSIFIER = ("fc.weight", "fc.bias")
+_PREFIX = "module."
+_NAMED = 40
+"""How many tensors a message names at most."""
+_DEPTHS = {
+    (False, (2, 2, 2, 2)): 18,
+    (False, (3, 4, 6, 3)): 34,
+    (True, (3, 4, 6, 3)): 50,
+    (True, (3, 4, 23, 3)): 101,
+    (True, (3, 8, 36, 3)): 152,
+}
+"""Whether blocks have three convolutions, and blocks of the four stages -> depth of a ResNet."""
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+class Weights(NamedTuple):
+    """The tensors of a file by name, and what to tell of how they were named."""
+
+    tensors: dict[str, Tensor]
+    notes: list[str]
+
+
+def read_state_dict(path: Path, key: str = "init_from") -> Weights:
     """Reads a file of named tensors without running anything that lies in it.
 
     Accepts a plain state dict, or one below ``state_dict`` or ``model``; a ``module.`` in front of
     every name is taken off.
 
+    Args:
+        path: Of the file.
+        key: The setting that named it, for messages.
+
     Raises:
-        InputError: The file is missing, damaged, or holds anything but tensors and plain values.
+        InputError: The file is missing, damaged, holds anything but tensors and plain values, or a
+            tensor has values that are not finite.
     """
-    if not path.is_file():
-        raise InputError(f"{path.resolve()}: there is no such weight file")
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for a file that is not its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "weights_only" in reason.lower() or "weights only" in reason.lower():
-            reason = "it holds Python objects, which are not loaded because they can run code"
-        raise InputError(f"{path}: not a readable weight file ({reason})") from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+    content = files.read(path, key).value
+    for part in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(part), dict):
+            content = content[part]
     if not isinstance(content, dict) or not content:
         raise InputError(
-            f"{path}: expected a dictionary of tensors, found {type(content).__name__}"
+            f"{key}={path}: expected a dictionary of tensors, found {type(content).__name__}"
         )
     wrong = [k for k, v in content.items() if not isinstance(v, Tensor)]
     if wrong:
-        raise InputError(f"{path}: expected a dictionary of tensors, but {wrong[0]!r} is not one")
-    if all(key.startswith("module.") for key in content):
-        content = {key.removeprefix("module."): value for key, value in content.items()}
-    return content
+        raise InputError(
+            f"{key}={path}: expected a dictionary of tensors, but {wrong[0]!r} is not one"
+        )
+    problem = files.unsound(content)
+    if problem:
+        raise InputError(f"{key}={path}: {problem}; take weights from before the run diverged")
+    return without_prefix(content, f"{key}={path}")
+
+
+def without_prefix(tensors: Mapping[str, Tensor], source: str) -> Weights:
+    """Takes off a ``module.`` that stands in front of every name, as DataParallel puts it there."""
+    if not tensors or not all(name.startswith(_PREFIX) for name in tensors):
+        return Weights(dict(tensors), [])
+    plain = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}
+    return Weights(plain, [f"{source}: the {_PREFIX!r} in front of every name was taken off"])
 
 
 def load_backbone(backbone: nn.Module, depth: int, weights: str) -> None:
@@ -52,39 +80,57 @@ def load_backbone(backbone: nn.Module, depth: int, weights: str) -> None:
     """
     from torchvision.models import get_model_weights  # takes seconds, and is seldom needed
 
+    key = "model.backbone.weights"
     entries = get_model_weights(f"resnet{depth}")
     if weights in entries.__members__:
         state = dict(entries[weights].get_state_dict(check_hash=True))
     elif Path(weights).expanduser().exists():
-        state = read_state_dict(Path(weights).expanduser())
+        state = read_state_dict(Path(weights).expanduser(), key).tensors
     else:
         raise InputError(
-            f"model.backbone.weights={weights}: neither a file nor a weight entry of "
-            f"torchvision's resnet{depth} ({', '.join(entries.__members__)})"
+            f"{key}={weights}: neither a file nor a weight entry of torchvision's resnet{depth} "
+            f"({', '.join(entries.__members__)})"
         )
-    for key in _CLASSIFIER:
-        state.pop(key, None)
+    for name in _CLASSIFIER:
+        state.pop(name, None)
+    found = depth_of(state)
+    if found not in (None, depth):
+        raise InputError(
+            f"{key}={weights}: the weights of a ResNet-{found}, and model.backbone.depth={depth}; "
+            f"set model/backbone=resnet{found}, or give weights of a ResNet-{depth}"
+        )
     expected = backbone.state_dict()
-    for key, value in expected.items():
+    for name, value in expected.items():
         # Counters of batch norm are missing in files written before PyTorch 1.0.
-        if key.endswith("num_batches_tracked"):
-            state.setdefault(key, value)
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, value)
     problems = explain_mismatch(expected, state)
     if problems:
-        raise InputError(f"model.backbone.weights={weights} does not fit: {problems}")
+        raise InputError(f"{key}={weights} does not fit: {problems}")
     backbone.load_state_dict(state)
+
+
+def depth_of(names: Iterable[str], prefix: str = "") -> int | None:
+    """Returns the depth of the ResNet whose tensors have these names; None where it is unclear."""
+    blocks = [0, 0, 0, 0]
+    has_bottlenecks = False
+    pattern = re.compile(re.escape(prefix) + r"layer([1-4])\.(\d+)\.(\w+)")
+    for name in names:
+        match = pattern.match(name)
+        if match:
+            stage = int(match[1]) - 1
+            blocks[stage] = max(blocks[stage], int(match[2]) + 1)
+            has_bottlenecks = has_bottlenecks or match[3] == "conv3"
+    a, b, c, d = blocks
+    return _DEPTHS.get((has_bottlenecks, (a, b, c, d)))
 
 
 def explain_mismatch(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     """Says in one line what keeps ``found`` from filling ``expected``; empty when nothing does."""
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
-    shapes = [
-        f"{key} is {tuple(found[key].shape)} in the file and {tuple(expected[key].shape)} here"
-        for key in expected
-        if key in found and found[key].shape != expected[key].shape
-    ]
-    parts = []
+    shapes = _other_shapes(expected, found)
+    parts = [text for text in (_depths(expected, found), _class_counts(expected, found)) if text]
     for label, names in (("missing", missing), ("unexpected", unexpected), ("shape", shapes)):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -96,13 +142,72 @@ def initialise(model: nn.Module, path: Path) -> list[str]:
     """Fills what fits of a network from a checkpoint or state dict; says in lines what did not.
 
     Raises:
-        InputError: The file is not readable, or nothing in it fits.
+        InputError: The file is not readable, its backbone has another depth, or nothing fits.
     """
-    found, expected = read_state_dict(path.expanduser()), model.state_dict()
+    found, notes = read_state_dict(path.expanduser(), "init_from")
+    expected = model.state_dict()
+    depths = _depths(expected, found)
+    if depths:
+        raise InputError(
+            f"init_from={path}: {depths}; set model/backbone to the one of the file, or take "
+            "another file"
+        )
     fits = {k: v for k, v in found.items() if k in expected and v.shape == expected[k].shape}
     if not fits:
-        raise InputError(f"init_from={path}: none of its {len(found)} tensors fits this network")
+        hint = "; weights of a backbone alone go to model.backbone.weights" * bool(depth_of(found))
+        raise InputError(
+            f"init_from={path}: none of its {len(found)} tensors fits this network{hint}"
+        )
     model.load_state_dict(fits, strict=False)
-    lines = [f"init_from={path}: {len(fits)} of {len(expected)} tensors taken"]
-    rest = explain_mismatch(expected, found)
-    return [*lines, f"init_from={path}: left out: {rest}"] if rest else lines
+    backbone = [name for name in expected if name.startswith("backbone.")]
+    filled = sum(name in fits for name in backbone)
+    lines = [
+        f"{len(fits)} of {len(expected)} tensors taken; of the backbone "
+        + (f"all {filled}" if filled == len(backbone) else f"{filled} of {len(backbone)}")
+    ]
+    rest = (
+        (f"left out, since {_class_counts(expected, found)}", _other_shapes(expected, found)),
+        ("not in the file, so random as before", [k for k in expected if k not in found]),
+        ("in the file and not in this network", [k for k in found if k not in expected]),
+    )
+    lines += [
+        f"{label.removesuffix(', since ')}: {_named(names)}" for label, names in rest if names
+    ]
+    return [*notes, *(f"init_from={path}: {line}" for line in lines)]
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
+
+
+def _other_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    return [
+        f"{key} is {tuple(found[key].shape)} in the file and {tuple(expected[key].shape)} here"
+        for key in expected
+        if key in found and found[key].shape != expected[key].shape
+    ]
+
+
+def _depths(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Says which depth was found and which is asked for; empty where they are one."""
+    for prefix in ("", "backbone."):
+        old, new = depth_of(found, prefix), depth_of(expected, prefix)
+        if old and new and old != new:
+            return f"the file has a ResNet-{old} and this network a ResNet-{new}"
+    return ""
+
+
+def _class_counts(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Says how many classes either has where they differ: the outputs of the head's classifier."""
+    counts = [
+        {
+            value.shape[0]
+            for key, value in of.items()
+            if re.fullmatch(r"head\.classify\.\d+\.bias", key)
+        }
+        for of in (found, expected)
+    ]
+    if counts[0] == counts[1] or not all(len(count) == 1 for count in counts):
+        return ""
+    return f"it has {counts[0].pop()} classes and this network {counts[1].pop()}"

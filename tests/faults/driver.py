@@ -37,8 +37,8 @@ def child(spec, environment):
         file = os.open(f"{spec['output']}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
         os.close(file)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)
     os.chdir(spec["cwd"])
     os.environ.update(environment)
     run(spec)

@@ -46,13 +46,14 @@ def kill_after(step, once=None):
     _after_step(action)
 
 
-def signal_after(step, name, times=1):
-    """Sends this process a signal."""
+def signal_after(step, name, times=1, pause=0.0):
+    """Sends this process a signal, perhaps several times."""
 
     def action(now):
         if now == step:
             for _ in range(times):
                 os.kill(os.getpid(), signal.Signals[name])
+                time.sleep(pause)
 
     _after_step(action)
 
@@ -146,20 +147,31 @@ def record(folder):
     Trainer.train_step, Trainer.fit = train_step, recorded_fit
 
 
-def record_buffers(folder):
-    """Leaves the running means of this process's network at the end of training."""
+def record_buffers(folder, at=None):
+    """Leaves the running means of this process's network after a step, or at the end."""
     import torch
 
     from danet.engine.trainer import Trainer
 
-    fit = Trainer.fit
+    fit, original = Trainer.fit, Trainer.train_step
+
+    def leave(trainer):
+        buffers = trainer.model.named_buffers()
+        means = {name: value.clone() for name, value in buffers if name.endswith("running_mean")}
+        torch.save(means, Path(folder) / f"means-{os.environ.get('RANK', '0')}.pt")
 
     def recorded(self, batches):
         fit(self, batches)
-        means = {n: b for n, b in self.model.named_buffers() if n.endswith("running_mean")}
-        torch.save(means, Path(folder) / f"means-{os.environ.get('RANK', '0')}.pt")
+        if at is None:
+            leave(self)
 
-    Trainer.fit = recorded
+    def train_step(self, *arguments, **values):
+        result = original(self, *arguments, **values)
+        if self.step + 1 == at:
+            leave(self)
+        return result
+
+    Trainer.fit, Trainer.train_step = recorded, train_step
 
 
 def extra(settings):
@@ -192,23 +204,20 @@ def time_out(seconds):
     distributed.TIMEOUT = timedelta(seconds=seconds)
 
 
-def skip_mean(step):
-    """Leaves out the exchange of losses from a step on."""
+def skip_mean(step, pause=0.0):
+    """Leaves out the exchange of losses from a step on, and perhaps does something else."""
     from danet.engine import distributed
-    from danet.engine.trainer import Trainer
 
-    original, mean, now = Trainer.train_step, distributed.mean, [0]
+    exchange, now = distributed.sum_of, [0]
 
-    def train_step(self, *arguments, **values):
-        now[0] = self.step + 1
-        return original(self, *arguments, **values)
+    def skipping(values, name):
+        if name == "mean of losses" and now[0] >= step:
+            time.sleep(pause)
+            return values.tolist()
+        return exchange(values, name)
 
-    def skipping(terms):
-        if now[0] >= step:
-            return {name: float(term) for name, term in terms.items()}
-        return mean(terms)
-
-    Trainer.train_step, distributed.mean = train_step, skipping
+    _after_step(lambda done: now.__setitem__(0, done))
+    distributed.sum_of = skipping
 
 
 def no_network():
@@ -261,3 +270,92 @@ def full_disk(step, number=28, count=10**9):
         return open(path, mode, *arguments, **values)
 
     checkpoint.open = opened
+
+
+def limit_files(step, size):
+    """Lets no file grow beyond so many bytes from a step on, as a quota does."""
+    import resource
+
+    def action(now):
+        if now == step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    _after_step(action)
+
+
+def replace_after(step, path, source):
+    """Puts another file in the place of one while the run is under way."""
+
+    def action(now):
+        if now == step:
+            os.replace(source, path)
+
+    _after_step(action)
+
+
+def spoil_weight(step, value):
+    """Makes one weight no number, as a fault of memory or of an optimizer would."""
+    from danet.engine.trainer import Trainer
+
+    original = Trainer.train_step
+
+    def train_step(self, *arguments, **values):
+        result = original(self, *arguments, **values)
+        if self.step + 1 == step:
+            next(self.model.parameters()).data.view(-1)[0] = float(value)
+        return result
+
+    Trainer.train_step = train_step
+
+
+def spoil_loss(step, value):
+    """Makes the loss of one step no number."""
+    import torch
+
+    from danet.engine.trainer import Trainer
+
+    original = Trainer.train_step
+
+    def train_step(self, *arguments, **values):
+        terms = original(self, *arguments, **values)
+        if self.step + 1 == step:
+            terms = {name: torch.full_like(term, float(value)) for name, term in terms.items()}
+        return terms
+
+    Trainer.train_step = train_step
+
+
+def hang_on(name, seconds=1000.0):
+    """Makes reading of one sample last, as storage that is gone does."""
+    from danet.datasets.folder import Folder
+
+    read = Folder.read
+
+    def slow(self, index):
+        if self.name(index) == name:
+            time.sleep(seconds)
+        return read(self, index)
+
+    Folder.read = slow
+
+
+def full_log(step):
+    """Makes writing the log fail from a step on."""
+    from danet.engine import log
+
+    now = [0]
+    _after_step(lambda done: now.__setitem__(0, done))
+
+    def opened(path, mode="r", *arguments, **values):
+        if "a" in mode and now[0] >= step:
+            raise OSError(28, os.strerror(28), str(path))
+        return open(path, mode, *arguments, **values)
+
+    log.open = opened
+
+
+def threads(count):
+    """Gives torch another number of threads."""
+    import torch
+
+    torch.set_num_threads(count)

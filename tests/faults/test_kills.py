@@ -1,7 +1,6 @@
 """Whatever moment a process is killed at, the run ends as if nothing had happened."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -13,7 +12,7 @@ import torch
 
 from danet.engine import checkpoint
 from danet.engine.saver import by_age, path_at
-from faults.toy import TOY, fingerprint, is_alive, samples, step_of, until
+from faults.toy import TOY, fingerprint, forking, is_alive, samples, step_of, until
 
 STEPS = 12
 OFTEN = ["trainer.save_every=3"]
@@ -39,8 +38,7 @@ def save_for_ever(folder, first):
 @pytest.mark.slow
 @pytest.mark.fault("T01", "kill -9 at a random moment while checkpoints are written")
 def test_200_kills_leave_a_whole_newest_checkpoint(tmp_path, figure):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["faults.preload"])
+    context = forking()
     draw, step, kills, torn = random.Random(1), 0, 200, 0
     for number in range(kills):
         process = context.Process(target=save_for_ever, args=(str(tmp_path), step), daemon=True)

@@ -32,6 +32,8 @@ TOY = [
     "trainer.log_every=1",
     "trainer.steps=12",
 ]
+PATIENCE = float(os.environ.get("DANET_FAULT_PATIENCE", "1"))
+"""Multiplies every time limit, for machines that do other work meanwhile."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
 
 
@@ -77,7 +79,7 @@ class Started:
             return self.process.poll()
         return self.process.exitcode
 
-    def ends(self, code=0, *, within=100.0):
+    def ends(self, code=0, *, within=200.0):
         """Waits for the end and demands the exit code; returns how many seconds it took."""
         since = time.monotonic()
         until(lambda: self.code() is not None, self, within=within, what="its end")
@@ -85,10 +87,13 @@ class Started:
         return time.monotonic() - since
 
     def stdout(self):
-        return Path(f"{self._output}.stdout").read_text()
+        return self._read("stdout")
 
     def stderr(self):
-        path = Path(f"{self._output}.stderr")
+        return self._read("stderr")
+
+    def _read(self, name):
+        path = Path(f"{self._output}.{name}")
         return path.read_text() if path.exists() else ""
 
     def said(self):
@@ -100,7 +105,7 @@ def until(condition, *runs, within=60.0, what="this"):
 
     A run that ends although the condition does not hold fails the test at once.
     """
-    deadline = time.monotonic() + within
+    deadline = time.monotonic() + within * PATIENCE
     while True:
         ended = [run for run in runs if run.code() is not None]
         value = condition()
@@ -108,7 +113,7 @@ def until(condition, *runs, within=60.0, what="this"):
             return value
         heard = "\n".join(run.said() for run in runs)
         assert not ended, f"ended with {[r.code() for r in ended]} before {what}\n{heard}"
-        assert time.monotonic() < deadline, f"waited {within} s for {what}\n{heard}"
+        assert time.monotonic() < deadline, f"waited {within * PATIENCE} s for {what}\n{heard}"
         time.sleep(0.02)
 
 
@@ -118,6 +123,17 @@ def is_alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def members(session):
+    """Returns the living processes of a session: a run that was started here, and its loader's."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and is_alive(int(entry)):
+            with suppress(ProcessLookupError):
+                if os.getsid(int(entry)) == session:
+                    found.append(int(entry))
+    return found
 
 
 def lines(folder, kind="train"):
@@ -156,6 +172,16 @@ def samples(folder, *, steps=None):
     return {step: sorted(pairs) for step, pairs in found.items() if steps is None or step < steps}
 
 
+def forking():
+    """Returns how to fork processes from one, made at the first use, that has all imports."""
+    # The server finds its imports by the environment; in there it has one thread, as forks need.
+    os.environ["PYTHONPATH"] = f"{driver.TESTS}{os.pathsep}{ROOT}"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["faults.preload"])
+    return context
+
+
 class Starter:
     """Starts processes in a folder and leaves none behind.
 
@@ -169,8 +195,7 @@ class Starter:
         self.pids.mkdir()
         self._started = []
         self._count = 0
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["faults.preload"])
+        self._context = forking()
 
     def _spec(self, tool, settings, plants):
         self._count += 1
@@ -259,11 +284,9 @@ class Starter:
         return run
 
     def close(self):
-        """Kills what is left, with its process group, and waits for it."""
-        for pid in [*self.workers(), *(run.pid for run in self._started)]:
-            with suppress(ProcessLookupError, PermissionError):
-                if is_alive(pid) and os.getpgid(pid) == pid:
-                    os.killpg(pid, signal.SIGKILL)
+        """Kills what is left, with the loader's processes, and waits for it."""
+        sessions = {*self.workers(), *(run.pid for run in self._started)}
+        for pid in {pid for session in sessions for pid in (session, *members(session))}:
             with suppress(ProcessLookupError, PermissionError):
                 if is_alive(pid):
                     os.kill(pid, signal.SIGKILL)
@@ -282,7 +305,3 @@ def is_whole(path):
 
     checkpoint.load(path)
     return True
-
-
-def root_of_product():
-    return ROOT

@@ -1,0 +1,180 @@
+"""Files of tensors: read without running what lies in them, held against their checksum.
+
+torch.save writes a zip archive. This project's own files have 40 bytes behind it: eight that say so
+and the SHA-256 of all before, so that a flipped bit is noticed.
+"""
+
+import hashlib
+import pickletools
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from danet.errors import InputError
+
+MARK = b"danetsum"
+TAIL = len(MARK) + hashlib.sha256().digest_size
+SUFFIXES = (".pt", ".pth")
+
+_HARMLESS = ("torch.", "torch._utils.", "collections.OrderedDict")
+_MOST_PICKLED = 1 << 26
+"""Bytes of a pickle that are searched for names; those of checkpoints have some 100 kB."""
+
+
+class Content(NamedTuple):
+    """What was in a file."""
+
+    value: Any
+    is_sealed: bool
+    """Whether a checksum stood at its end; it was right then."""
+
+
+def read(path: Path, key: str) -> Content:
+    """Reads a file of torch.save to the CPU.
+
+    Args:
+        path: Of the file.
+        key: The setting that named it, for messages.
+
+    Raises:
+        InputError: The file is missing, damaged, no such file, or would run code.
+    """
+    if not path.is_file():
+        raise InputError(f"{key}={path}: there is no such file{_instead(path)}")
+    try:
+        is_sealed = has_checksum(path)
+    except OSError as error:
+        raise InputError(f"{key}={path}: cannot be read ({error.strerror or error})") from error
+    if is_sealed is False:
+        raise InputError(
+            f"{key}={path}: damaged: its content does not have the checksum at its end"
+            + another_whole(path)
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of foreign pickles that it then refuses
+            value = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a file that is not its own
+        raise InputError(f"{key}={path}: {_what_is_wrong(path)}") from error
+    return Content(value, is_sealed is True)
+
+
+def has_checksum(path: Path) -> bool | None:
+    """Tells whether the checksum at a file's end is right; None where there is none."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        rest = max(path.stat().st_size - TAIL, 0)
+        file.seek(rest)
+        tail = file.read()
+        if not tail.startswith(MARK) or len(tail) != TAIL:
+            return None
+        file.seek(0)
+        while rest:
+            block = file.read(min(rest, 1 << 22))
+            digest.update(block)
+            rest -= len(block)
+    return digest.digest() == tail[len(MARK) :]
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Returns the files of tensors in a folder: numbered steps first, the newest foremost."""
+    if not folder.is_dir():
+        return []
+    found = (p for p in folder.iterdir() if p.suffix in SUFFIXES and not p.name.startswith("."))
+    return sorted(found, key=lambda path: path.name, reverse=True)
+
+
+def another_whole(path: Path) -> str:
+    """Names the newest file beside a damaged one whose checksum is right, as a part of a message.
+
+    Of numbered steps none that is newer than the damaged one.
+    """
+    for other in files_in(path.parent):
+        is_newer = path.name.startswith("step_") and other.name > path.name
+        if other == path or is_newer or not other.is_file():
+            continue
+        if has_checksum(other):
+            return f"; {other} is whole"
+    return ""
+
+
+def unsound(tensors: Mapping[str, Tensor]) -> str:
+    """Names the first tensor with values that are no finite numbers, and counts; empty if none."""
+    found = [
+        (name, int((~value.isfinite()).sum()))
+        for name, value in tensors.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    ]
+    bad = [(name, count) for name, count in found if count]
+    if not bad:
+        return ""
+    name, count = bad[0]
+    more = f"; {len(bad)} tensors of {len(found)} have such" if len(bad) > 1 else ""
+    return f"{count} of {tensors[name].numel()} values of {name} are NaN or infinite{more}"
+
+
+def _instead(path: Path) -> str:
+    """Names the files that do exist where one was looked for."""
+    folder = path if path.is_dir() else path.parent
+    found = files_in(folder)[::-1]
+    if not found:
+        return "" if folder.is_dir() else f", and no folder {folder.absolute()}"
+    shown = ", ".join(map(str, found[:8]))
+    return f"; there are {shown}{f' and {len(found) - 8} more' if len(found) > 8 else ''}"
+
+
+def _what_is_wrong(path: Path) -> str:
+    """Says why torch refused a file; never how to make it take the file."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(24)
+    if size == 0:
+        return "not a checkpoint: 0 bytes, so damaged or incomplete" + another_whole(path)
+    forbidden = _forbidden_names(path)
+    if forbidden:
+        return (
+            "not a checkpoint, and refused, since it holds Python objects, and those can run code: "
+            f"it asks to call {', '.join(forbidden)}; nothing of it was run"
+        )
+    if head[:2] == b"PK":  # a zip archive, as torch writes them
+        return f"damaged or incomplete ({size} bytes)" + another_whole(path)
+    return f"not a checkpoint: {size} bytes that begin with {head!r}"
+
+
+def _forbidden_names(path: Path) -> list[str]:
+    """Returns the first functions or classes that a pickle names and no file of tensors needs."""
+    names: dict[str, None] = {}
+    try:
+        for name in _names(_pickled(path)):
+            if not name.startswith(_HARMLESS[:2]) and name not in _HARMLESS:
+                names[name] = None
+    except Exception:  # bytes that are no pickle, or end in the middle: what came before counts
+        pass
+    return list(names)[:3]
+
+
+def _pickled(path: Path) -> bytes:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            with archive.open(name) as file:
+                return file.read(_MOST_PICKLED)
+    with open(path, "rb") as plain:
+        return plain.read(_MOST_PICKLED)
+
+
+def _names(pickled: bytes) -> Iterator[str]:
+    """Yields the names of functions and classes in a pickle; reads its codes and runs none."""
+    texts: list[str] = []
+    for code, argument, _ in pickletools.genops(pickled):
+        if code.name in ("GLOBAL", "INST"):
+            yield str(argument).replace(" ", ".")
+        elif code.name == "STACK_GLOBAL":
+            yield ".".join(texts[-2:])
+        elif isinstance(argument, str):
+            texts.append(argument)

@@ -1,0 +1,77 @@
+"""Command lines given to the tools in this process, and what a user sees of it."""
+
+import sys
+from typing import NamedTuple
+
+from hydra.core.global_hydra import GlobalHydra
+
+import danet.assemble
+from danet import cli
+from danet.tools import eval as evaluation
+from danet.tools import train
+
+STARTED = "started"
+"""In place of an exit code: nothing was found wrong, and the work would have begun."""
+
+
+class Seen(NamedTuple):
+    """What is left of a command."""
+
+    code: int | str
+    out: str
+    err: str
+
+    def refused(self, *parts, code=2):
+        """Asserts a refusal in plain words that hold all parts; returns them."""
+        assert self.code == code, self
+        assert self.err.startswith("error: "), self
+        assert "Traceback" not in self.err
+        assert "weights_only" not in self.err, "no advice to load unsafely"
+        for part in parts:
+            assert str(part) in self.err, f"{part!r} is not in\n{self.err}"
+        return self.err
+
+    def accepted(self, *parts, times=1):
+        """Asserts that the work began, and that each part was said so many times."""
+        assert (self.code, self.err) == (STARTED, ""), self
+        for part in parts:
+            assert self.out.count(str(part)) == times, f"{part!r} is not in\n{self.out}"
+        return self.out
+
+
+class Started(Exception):
+    """Nothing was found wrong."""
+
+
+def _run(work, name, arguments, monkeypatch, capsys):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # cli.run sets it; so it is taken back
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+    GlobalHydra.instance().clear()
+    capsys.readouterr()
+    code = 0
+    try:
+        cli.run(work, name)
+    except SystemExit as error:
+        code = error.code
+    except Started:
+        code = STARTED
+    seen = capsys.readouterr()
+    # Hydra adds a line of its own to the exception that ends these tests.
+    lines = [line for line in seen.err.splitlines() if not line.startswith("Error executing job")]
+    return Seen(code, seen.out, "\n".join(line for line in lines if line))
+
+
+def _start(*_, **__):
+    raise Started
+
+
+def train_command(*arguments, monkeypatch, capsys, until="make_dataset"):
+    """Runs ``train.py`` until it calls a function of danet.assemble, the first after the parts."""
+    monkeypatch.setattr(danet.assemble, until, _start)
+    return _run(train.work, "train", arguments, monkeypatch, capsys)
+
+
+def eval_command(*arguments, monkeypatch, capsys):
+    """Runs ``eval.py`` until it would read pictures."""
+    monkeypatch.setattr(evaluation, "run", _start)
+    return _run(evaluation.work, "eval", arguments, monkeypatch, capsys)

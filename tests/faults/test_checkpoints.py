@@ -1,0 +1,218 @@
+"""A checkpoint is whole or refused, and never mistaken for another one."""
+
+import lzma
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import danet
+from danet.engine import checkpoint
+from danet.engine.saver import path_at
+from danet.errors import InputError
+from faults.toy import TOY, fingerprint, lines, step_of
+
+OFTEN = ["trainer.save_every=3"]
+FORMAT_1 = Path(__file__).parent / "data" / "format1.pt.xz"
+
+
+@pytest.fixture(scope="session")
+def stopped(straight):
+    """A run that ended at step 6, with checkpoints of steps 3 and 6."""
+    return straight(*OFTEN, "trainer.stop_at=6")[1] / "run"
+
+
+@pytest.fixture
+def run(stopped, tmp_path):
+    """A copy of it that a test may damage."""
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+def damage(path, kind):
+    data = bytearray(path.read_bytes())
+    if kind == "weights":
+        data[len(data) // 2] ^= 1
+    elif kind == "keys":
+        place = data.index(b"model")
+        data[place] ^= 1
+    elif kind == "tail":
+        data += b"x"
+    else:
+        data = data[: int(len(data) * kind) if isinstance(kind, float) else kind]
+    path.write_bytes(data)
+
+
+CUTS = [0, 1, 10, 0.5, -1]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T20", "a truncated checkpoint")
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_a_cut_checkpoint_is_refused(run, cut):
+    damage(run / "last.pt", cut)
+    with pytest.raises(InputError, match=r"last.pt: .*(damaged|not a checkpoint|empty)") as caught:
+        checkpoint.load(run / "last.pt", key="resume")
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T20", "a truncated checkpoint")
+def test_the_run_goes_on_from_the_one_before_to_the_same_end(start, straight, run):
+    for path in (run / "last.pt", path_at(run, 6)):
+        damage(path, 0.5)
+    done = start.train("run.dir=run", "resume=auto")
+    assert "going on from run/step_000000003.pt instead, at step 3" in done.stdout()
+    assert fingerprint(run / "last.pt") == straight(*OFTEN)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T21", "a flipped byte in the weights or the keys, an appended tail")
+@pytest.mark.parametrize("kind", ["weights", "keys", "tail"])
+def test_a_changed_byte_is_noticed(run, kind):
+    damage(run / "last.pt", kind)
+    with pytest.raises(InputError, match=r"last.pt: .*damaged"):
+        checkpoint.load(run / "last.pt", key="resume")
+
+
+class Command:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T22", "a checkpoint that would run a command when it is read")
+def test_no_command_in_a_checkpoint_is_run(start, stopped, tmp_path, figure):
+    hit = tmp_path / "hit"
+    saved = checkpoint.load(stopped / "last.pt")
+    whole = {
+        "at the top": Command(hit),
+        "among the weights": {**saved, "model": {**saved["model"], "x": Command(hit)}},
+        "in a list of a dictionary": {**saved, "config": {"data": [{"x": [Command(hit)]}]}},
+    }
+    bad = tmp_path / "bad.pt"
+    for content in whole.values():
+        for settings in (["resume=bad.pt"], [*TOY, "init_from=bad.pt"]):
+            checkpoint.save(bad, content)  # with a checksum that is right
+            refused = start.train(*settings, code=2)
+            assert "bad.pt" in refused.stderr()
+            assert "weights_only" not in refused.stderr()
+    bad.write_bytes(pickle.dumps(Command(hit)))
+    start.train("checkpoint=bad.pt", tool="eval", code=2)
+    assert not hit.exists()
+    figure("7 attempts, 0 commands run")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T23", "a checkpoint copied from one run into the folder of another")
+def test_a_checkpoint_of_another_run_is_refused(start, run, tmp_path):
+    start.train(*TOY, "seed=2", "run.dir=other", "trainer.stop_at=3")
+    for path in (tmp_path / "other").glob("*.pt"):
+        path.unlink()
+    shutil.copy(run / "last.pt", tmp_path / "other/last.pt")
+    refused = start.train("run.dir=other", "resume=auto", code=2)
+    assert "a checkpoint of run" in refused.stderr()
+    assert step_of(tmp_path / "other") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T24", "all checkpoints of a run are damaged")
+def test_a_run_never_starts_anew_over_damaged_checkpoints(start, run):
+    for path in run.glob("*.pt"):
+        damage(path, "weights")
+    before = {path: path.read_bytes() for path in run.glob("*.pt")}
+    refused = start.train("run.dir=run", "resume=auto", code=2)
+    assert "no checkpoint in run is whole" in refused.stderr()
+    assert {path: path.read_bytes() for path in run.glob("*.pt")} == before
+    assert step_of(run) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T25", "the clock was set back")
+def test_the_newest_checkpoint_is_the_one_with_the_highest_step(start, run):
+    (run / "last.pt").unlink()
+    (run / "best.pt").unlink()
+    os.utime(path_at(run, 6), (1000, 1000))
+    done = start.train("run.dir=run", "resume=auto", "trainer.stop_at=7")
+    assert "steps 6 to 12" in done.stdout()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T26", "training goes on while a checkpoint is written")
+def test_a_checkpoint_holds_the_weights_of_its_step(start, straight, tmp_path):
+    keep = ["trainer.save_every=3", "trainer.keep_last=9"]
+    plants = {"hold_save": {"path": str(tmp_path / "here"), "seconds": 2.0, "step": 3}}
+    start.train(*TOY, *keep, "run.dir=run", "trainer.save_in_background=true", plants=plants)
+    _, whole = straight(*keep, "trainer.save_in_background=false")
+    for step in (3, 6, 9, 12):
+        expected = fingerprint(path_at(whole / "run", step))
+        assert fingerprint(path_at(tmp_path / "run", step)) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T27", "the background writer fails")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_failure_in_the_background_ends_the_run(start, tmp_path, processes):
+    plants = {"full_disk": {"step": 6}}
+    settings = [*TOY, *OFTEN, "run.dir=run", "trainer.save_in_background=true"]
+    runs = start.fork_group(*settings, "trainer.steps=100000", processes=processes, plants=plants)
+    for run in runs:
+        run.ends(4)
+    assert "No space left on device" in "".join(run.stderr() for run in runs)
+    assert checkpoint.load(tmp_path / "run/last.pt")["step"] >= 3
+    assert step_of(tmp_path / "run") < 100
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T17", "the disk is full, or a quota is reached, while a checkpoint is written")
+def test_a_full_disk_ends_the_run_with_its_last_checkpoint_whole(start, tmp_path):
+    plants = {"limit_files": {"step": 5, "size": 100_000}}
+    run = start.train(*TOY, *OFTEN, "run.dir=run", plants=plants, code=4)
+    assert "step_000000006.pt: the checkpoint could not be written" in run.stderr()
+    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == 3
+    assert not list((tmp_path / "run").glob(".*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T17", "the disk is full, or a quota is reached, while a checkpoint is written")
+def test_a_full_disk_may_be_only_told(start, straight, tmp_path):
+    plants = {"full_disk": {"step": 6}}
+    warn = "trainer.on_storage_error=warn"
+    run = start.train(*TOY, *OFTEN, "run.dir=run", warn, plants=plants)
+    assert run.stderr().count("the training goes on") == 1
+    assert not path_at(tmp_path / "run", 6).exists()
+    assert fingerprint(tmp_path / "run/last.pt") == straight(*OFTEN)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T19", "the folder becomes read-only while the run is under way")
+def test_a_folder_that_may_not_be_written_any_more_ends_the_run(start, tmp_path):
+    plants = {"full_disk": {"step": 6, "number": 30}}
+    run = start.train(*TOY, *OFTEN, "run.dir=run", plants=plants, code=4)
+    assert "Read-only file system" in run.stderr()
+    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T55", "a checkpoint of the first format")
+def test_a_file_of_the_first_format_is_read_evaluated_and_gone_on_with(start, tmp_path):
+    """Written by version 0.1.0, weights rounded afterwards to make it small."""
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / "last.pt"
+    path.write_bytes(lzma.decompress(FORMAT_1.read_bytes()))
+    assert checkpoint.load(path)["format"] == 1
+    logits = danet.load_model(path)(torch.zeros(1, 3, 48, 48, dtype=torch.uint8)).logits
+    assert logits.shape == (1, 16, 48, 48)
+    assert torch.isfinite(logits).all()
+    start.train("checkpoint=run/last.pt", "device=cpu", "output=e", tool="eval")
+    start.train("resume=run/last.pt")
+    saved = checkpoint.load(path)
+    assert (saved["step"], saved["format"]) == (6, checkpoint.FORMAT)
+    assert lines(tmp_path / "run", "val")[-1]["step"] == 6

@@ -1,0 +1,289 @@
+"""Bad files, bad labels, dying loaders: told with their path, skipped by rule, never a hang."""
+
+import math
+import os
+import re
+import signal
+import tarfile
+import time
+import tracemalloc
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from danet.archives.members import read_listing
+from danet.datasets.files import read_image
+from danet.engine import checkpoint
+from danet.errors import InputError
+from danet.seeds import mix
+from faults.toy import TOY, is_alive, lines, members, pictures, samples, step_of, until
+
+SKIP = ["data.on_bad_sample=skip"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Settings of a run of twelve pictures."""
+    return [*pictures(tmp_path / "data"), "run.dir=run"]
+
+
+def cut_later(tmp_path, name, step=1, **where):
+    """Plants that a picture is cut off after a step, behind the look at the start of a run."""
+    path = tmp_path / "data/images/train" / f"{name}.png"
+    half = tmp_path / f"half_{name}.png"
+    half.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    plant = {"step": step, "path": str(path), "source": str(half), **where}
+    return {"replace_after": plant}
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T28", "a picture is cut off: data.on_bad_sample=error")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_cut_picture_ends_all_processes_with_its_path(start, tmp_path, data, workers):
+    plants = cut_later(tmp_path, "train_05", rank=0)
+    settings = [*data, "trainer.steps=100000", f"data.num_workers={workers}"]
+    runs = start.fork_group(*settings, plants=plants)
+    for run in runs:
+        until(lambda run=run: run.code() is not None, within=60, what="the end")
+    assert 2 in [run.code() for run in runs]
+    assert all(run.code() in (1, 2) for run in runs)
+    told = "".join(run.stderr() for run in runs)
+    assert "train_05.png: not a readable image" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T29", "a picture is cut off: data.on_bad_sample=skip")
+def test_a_skipped_picture_costs_no_process_a_step_and_is_listed_once(start, tmp_path, data):
+    plants = {**cut_later(tmp_path, "train_05", rank=0), "record": {"folder": str(tmp_path)}}
+    runs = start.train_group(*data, *SKIP, "trainer.steps=18", plants=plants)
+    per_step = samples(tmp_path)
+    assert {step: len(pairs) for step, pairs in per_step.items()} == dict.fromkeys(range(18), 4)
+    said = "".join(run.stdout() for run in runs)
+    assert "1 sample(s) could not be read and were replaced by others" in said
+    assert said.count("train_05.png: not a readable image") == 1
+    assert lines(tmp_path / "run")[-1]["bad_samples"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T30", "more pictures are cut off than data.max_bad_share forgives")
+def test_too_many_bad_pictures_end_the_run_with_the_list(start, tmp_path, data):
+    for i in range(0, 12, 2):
+        path = tmp_path / f"data/images/train/train_{i:02d}.png"
+        path.write_bytes(path.read_bytes()[:200])
+    run = start.train(*data, *SKIP, code=2)
+    assert "samples seen cannot be read, more than data.max_bad_share=0.01" in run.stderr()
+    assert run.stderr().count("not a readable image") >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T31", "a loader process is killed")
+def test_a_killed_loader_process_is_named_with_what_it_read(start, tmp_path, data, figure):
+    run = start.fork(*data, "trainer.steps=100000", "data.num_workers=2")
+    until(lambda: step_of(tmp_path / "run") >= 3, run, what="three steps")
+    (worker, *_) = [pid for pid in members(run.pid) if pid != run.pid]
+    os.kill(worker, signal.SIGKILL)
+    seconds = run.ends(1, within=10)
+    assert f"(process {worker}) is killed by signal: Killed" in run.stderr()
+    assert "train_" in run.stderr()
+    assert "Traceback" not in run.stderr()
+    until(lambda: not members(run.pid), within=10, what="the end of the other loader process")
+    figure(f"{seconds:.1f} s")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T32", "a loader process hangs")
+def test_a_hanging_loader_process_is_given_up_after_the_set_time(start, data, figure):
+    plants = {"hang_on": {"name": "train_05"}}
+    settings = [*data, "data.num_workers=2", "data.timeout=3"]
+    run = start.fork(*settings, plants=plants)
+    run.ends(1, within=60)
+    assert "no batch came within data.timeout=3 seconds" in run.stderr()
+    assert "train_05" in run.stderr()
+    until(lambda: not members(run.pid), within=10, what="the end of the loader")
+    figure("data.timeout=3 s")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T33", "a batch in which every pixel is ignored")
+@pytest.mark.parametrize("where", [{}, {"rank": 1}], ids=["on both", "on one"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "ohem"])
+def test_an_ignored_batch_has_the_loss_zero_and_harms_nothing(start, tmp_path, where, loss):
+    plants = {"ignore_labels": {"step": 5, **where}}
+    start.train_group(*TOY, f"loss={loss}", "run.dir=run", plants=plants)
+    found = {line["step"]: line["loss"] for line in lines(tmp_path / "run")}
+    assert len(found) == 12
+    assert all(map(math.isfinite, found.values()))
+    assert found[5] == 0 if not where else 0 < found[5] < found[4]
+    saved = checkpoint.load(tmp_path / "run/last.pt")
+    assert all(bool(torch.isfinite(v).all()) for v in saved["model"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T34", "a loss or a weight that is no number, on one process")
+@pytest.mark.parametrize(
+    "plant",
+    [
+        {"spoil_loss": {"step": 5, "value": "inf", "rank": 1}},
+        {"spoil_loss": {"step": 5, "value": "nan", "rank": 0}},
+        {"spoil_weight": {"step": 5, "value": "nan", "rank": 1}},
+    ],
+    ids=["inf loss on 1", "nan loss on 0", "nan weight on 1"],
+)
+def test_all_processes_end_at_one_step_and_name_the_samples(start, tmp_path, plant):
+    plants = {**plant, "record": {"folder": str(tmp_path)}}
+    runs = start.fork_group(*TOY, "run.dir=run", "trainer.save_every=3", plants=plants)
+    for run in runs:
+        run.ends(3, within=60)
+    first, second = ((tmp_path / f"ended-{rank}").read_text() for rank in (0, 1))
+    assert first == second
+    told = "".join(run.stderr() for run in runs)
+    assert "its samples: train_0" in told
+    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T35", "a label out of range appears in the middle of a run")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_label_without_meaning_ends_the_run_with_its_path(start, tmp_path, data, workers):
+    Image.fromarray(np.full((64, 64), 9, np.uint8)).save(tmp_path / "nine.png")
+    path = tmp_path / "data/masks/train/train_05.png"
+    plant = {"step": 1, "path": str(path), "source": str(tmp_path / "nine.png")}
+    settings = [*data, "trainer.steps=100000", f"data.num_workers={workers}"]
+    run = start.fork(*settings, plants={"replace_after": plant})
+    run.ends(2)
+    assert "train_05.png" in run.stderr()
+    assert "9" in run.stderr()
+    assert "Traceback" not in run.stderr()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T46", "other code seeds or draws from the global generators")
+def test_augmentation_does_not_depend_on_global_generators(tmp_path, figure):
+    import random
+
+    import albumentations as A
+
+    from danet.data.transforms import Pipeline, ScaleCrop
+    from danet.types import Sample
+
+    steps = {
+        "crop": ScaleCrop([48, 48], scale=(0.5, 2.0)),
+        "mirror": A.HorizontalFlip(p=0.5),
+        "color": A.ColorJitter(p=0.8),
+        "blur": A.GaussianBlur(p=0.5),
+    }
+    rng = np.random.default_rng(0)
+    image, mask = rng.integers(0, 256, (64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+    sample = Sample(image, mask, "a")
+    results = []
+    for seed in (0, 1):
+        random.seed(seed)
+        np.random.seed(seed)  # what is tested
+        torch.manual_seed(seed)
+        pipeline = Pipeline(steps)
+        results.append([pipeline(sample, mix(1, 2, i)).image for i in range(20)])
+    assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
+    assert len({image.tobytes() for image in results[0]}) == 20
+    figure("20 of 20 samples equal under other global seeds")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T47", "the same random numbers in several loader processes or epochs")
+def test_draws_are_the_same_with_any_number_of_workers_and_never_repeat(
+    start, straight, tmp_path, figure
+):
+    plants = {"record": {"folder": str(tmp_path)}}
+    data = pictures(tmp_path / "data")
+    start.train(*data, "run.dir=two", "trainer.steps=24", "data.num_workers=2", plants=plants)
+    two = samples(tmp_path)
+    (tmp_path / "samples-0.jsonl").unlink()
+    start.train(*data, "run.dir=none", "trainer.steps=24", plants=plants)
+    assert samples(tmp_path) == two
+    drawn = [pair for pairs in two.values() for pair in pairs]
+    assert len(drawn) == 48
+    assert len(set(drawn)) == 48
+    figure("48 of 48 draws of 4 epochs distinct, equal with 0 and 2 workers")
+
+
+def png_header(width, height):
+    def chunk(kind, content):
+        check = zlib.crc32(kind + content)
+        return len(content).to_bytes(4, "big") + kind + content + check.to_bytes(4, "big")
+
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    pixels = zlib.compress(bytes(10**6))
+    parts = (b"IHDR", size + b"\x08\x02\0\0\0"), (b"IDAT", pixels), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T48", "a small picture or archive that unpacks to gigabytes")
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, figure):
+    picture, archive = tmp_path / "bomb.png", tmp_path / "bomb.zip"
+    picture.write_bytes(png_header(15000, 13000))
+    with (
+        zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file,
+        file.open("zeros.png", "w") as member,
+    ):
+        for _ in range(300):
+            member.write(bytes(2**20))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"15000 x 13000 are 195000000 pixels"):
+        read_image(picture)
+    with pytest.raises(InputError, match=r"at most 200 times its size"):
+        read_listing(archive)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**7
+    figure(
+        f"{picture.stat().st_size / 1e3:.0f} kB of 195 Mpx, {archive.stat().st_size / 1e3:.0f} "
+        f"kB of 315 MB: refused with {peak / 1e6:.1f} MB of memory"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T49", "an archive with members that lead out, links or devices")
+def test_no_hostile_member_passes(tmp_path, figure):
+    """All kinds, in all packings, and what is unpacked: tests/test_prepare.py."""
+    kinds = {
+        "up": {"name": "a/../../x"},
+        "absolute": {"name": "/etc/x"},
+        "symbolic": {"name": "x", "type": tarfile.SYMTYPE, "linkname": "/etc"},
+        "hard": {"name": "x", "type": tarfile.LNKTYPE, "linkname": "../y"},
+        "device": {"name": "x", "type": tarfile.CHRTYPE},
+        "pipe": {"name": "x", "type": tarfile.FIFOTYPE},
+    }
+    for kind, fields in kinds.items():
+        path = tmp_path / f"{kind}.tar"
+        with tarfile.open(path, "w") as file:
+            info = tarfile.TarInfo()
+            for name, value in fields.items():
+                setattr(info, name, value)
+            file.addfile(info)
+        with pytest.raises(InputError, match=re.escape(path.name)):
+            read_listing(path)
+    for name in ("../x", "/etc/x", "..\\x"):
+        path = tmp_path / "x.zip"
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr(zipfile.ZipInfo(name), b"x")
+        with pytest.raises(InputError, match=r"x\.zip"):
+            read_listing(path)
+    figure("9 of 9 archives refused")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T31", "a loader process is killed")
+def test_loader_processes_end_with_a_run_that_is_killed(start, tmp_path, data):
+    run = start.fork(*data, "trainer.steps=100000", "data.num_workers=2")
+    until(lambda: step_of(tmp_path / "run") >= 2, run, what="two steps")
+    group = members(run.pid)
+    assert len(group) == 3
+    since = time.monotonic()
+    run.kill()
+    until(lambda: not any(map(is_alive, group)), within=10, what="the end of the loader")
+    assert time.monotonic() >= since

@@ -1,0 +1,193 @@
+"""Several processes agree, or say why they cannot; jobs do not get into each other's way."""
+
+import json
+import signal
+import socket
+
+import pytest
+import torch
+
+from danet.engine import checkpoint
+from faults.toy import TOY, fingerprint, lines, losses, step_of, until
+
+LIMIT = 30
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T10", "a process dies and nobody restarts it")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_survivor_ends_soon_and_names_the_dead_process(start, figure, rank):
+    """The first process keeps the store through which the others find each other."""
+    plants = {"kill_after": {"step": 5, "rank": rank}}
+    runs = start.fork_group(*TOY, "run.dir=run", plants=plants)
+    runs[rank].ends(-signal.SIGKILL)
+    survivor = runs[1 - rank]
+    seconds = survivor.ends(1, within=LIMIT)
+    if rank == 1:
+        assert "process 1 of this machine has died" in survivor.stderr()
+    assert "the exchange " in survivor.stderr()
+    assert "Traceback" not in survivor.stderr()
+    figure(f"{seconds:.1f} s")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T36", "five pictures for two and for three processes")
+@pytest.mark.parametrize("processes", [2, 3])
+def test_uneven_shares_are_trained_and_each_counted_once(start, tmp_path, processes):
+    data = ["data.lengths={train:5,val:5,test:5}", "data.batch_size=1", "trainer.steps=4"]
+    start.train_group(*TOY, *data, "run.dir=run", processes=processes)
+    settings = ["checkpoint=run/last.pt", "device=cpu"]
+    start.train_group(*settings, "output=many", processes=processes, tool="eval")
+    start.train(*settings, "output=one", tool="eval")
+    one, many = ((tmp_path / n / "confusion.csv").read_text() for n in ("one", "many"))
+    assert one == many
+    cells = [cell for row in one.splitlines()[1:] for cell in row.split(",")[1:]]
+    assert sum(map(int, cells)) == 5 * 64 * 64
+    (scored,) = lines(tmp_path / "run", "val")
+    assert scored["miou"] == json.loads((tmp_path / "one/metrics.json").read_text())["miou"]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T37", "validation takes one process longer than exchanges may")
+def test_a_slow_validation_is_waited_for(start, tmp_path, figure):
+    slow = {"path": str(tmp_path / "here"), "seconds": 8, "rank": 1}
+    plants = {"time_out": {"seconds": 5}, "hold_evaluation": slow}
+    start.train_group(*TOY, "run.dir=run", "trainer.steps=2", plants=plants)
+    assert (tmp_path / "here").exists()
+    figure("8 s of validation, 5 s for exchanges")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T38", "a process leaves out an exchange")
+def test_an_exchange_that_one_does_not_come_to_is_named(start, tmp_path, figure):
+    plants = {
+        "time_out": {"seconds": 5, "rank": 0},
+        "skip_mean": {"step": 4, "pause": 60.0, "rank": 1},
+    }
+    first, second = start.fork_group(*TOY, "run.dir=run", plants=plants)
+    first.ends(1, within=LIMIT)
+    assert "the exchange 'mean of losses' failed" in first.stderr()
+    assert "Traceback" not in first.stderr()
+    second.kill()
+    assert step_of(tmp_path / "run") == 3
+    figure("time-out of 5 s; the exchange is named")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T38", "a process leaves out an exchange")
+def test_processes_that_are_out_of_step_never_go_on(start, tmp_path):
+    """The other process takes the next exchange for this one; gloo sees it by the sizes."""
+    plants = {"skip_mean": {"step": 4, "rank": 1}}
+    for run in start.fork_group(*TOY, "run.dir=run", plants=plants):
+        until(lambda run=run: run.code() is not None, within=LIMIT, what="the end")
+        assert run.code() in (1, -signal.SIGABRT), run.said()
+    assert step_of(tmp_path / "run") == 3
+    assert not (tmp_path / "run/last.pt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T39", "another config on one process")
+def test_processes_with_different_configs_are_refused_at_the_start(start, tmp_path):
+    plants = {"extra": {"settings": ["optimizer.lr=0.5"], "rank": 1}}
+    runs = start.fork_group(*TOY, "run.dir=run", plants=plants)
+    for run in runs:
+        run.ends(2)
+    told = "".join(run.stderr() for run in runs)
+    assert told.count("process 1 has another config than process 0") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T40", "other code or another version on one process")
+@pytest.mark.parametrize(
+    "plant",
+    [{"other_version": {"name": "0.0.1", "rank": 1}}, {"other_code": {"rank": 1}}],
+    ids=["version", "source"],
+)
+def test_processes_with_different_code_are_refused_at_the_start(start, tmp_path, plant):
+    runs = start.fork_group(*TOY, "run.dir=run", plants=plant)
+    for run in runs:
+        run.ends(2)
+    told = "".join(run.stderr() for run in runs)
+    assert told.count("process 1 has another code than process 0") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T41", "the port is taken")
+def test_a_port_that_is_taken_is_told_in_one_line(start):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        env = {"MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "RANK": "0"}
+        run = start.fork(*TOY, "run.dir=run", env=env)
+        run.ends(1, within=LIMIT)
+    (line,) = run.stderr().strip().splitlines()
+    assert line.startswith("error: ")
+    assert port in line
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T42", "two jobs at once on one machine")
+def test_two_jobs_under_torchrun_do_not_meet(start, straight, tmp_path):
+    jobs = [start.torchrun(*TOY, f"run.dir=run{i}") for i in range(2)]
+    for job in jobs:
+        job.ends(0, within=200)
+    expected, _ = straight(processes=2)
+    for i in range(2):
+        assert fingerprint(tmp_path / f"run{i}/last.pt") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T43", "two jobs with the same run.dir")
+def test_a_folder_belongs_to_one_job_until_that_ends_in_any_way(start, tmp_path):
+    endless = [*TOY, "run.dir=run", "trainer.steps=100000", "data.num_workers=2"]
+    first = start.fork(*endless, "trainer.save_every=2")
+    until(lambda: (tmp_path / "run/last.pt").exists(), first, what="a checkpoint")
+    refused = start.train(*endless, "resume=auto", code=2)
+    assert f"run.dir=run: another process trains here (process {first.pid} on" in refused.stderr()
+    assert first.code() is None
+    first.kill()
+    until(lambda: first.code() is not None, what="the end")
+    step = checkpoint.load(tmp_path / "run/last.pt")["step"]
+    start.train("run.dir=run", "resume=auto", f"trainer.stop_at={step + 2}")
+    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == step + 2
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T44", "batch statistics that differ between the processes")
+def test_all_processes_evaluate_the_network_that_is_saved(start, tmp_path):
+    plants = {"record_buffers": {"folder": str(tmp_path)}}
+    start.train_group(*TOY, "run.dir=run", plants=plants)
+    first, second = (torch.load(tmp_path / f"means-{rank}.pt") for rank in (0, 1))
+    saved = checkpoint.load(tmp_path / "run/last.pt")
+    assert all(torch.equal(saved["model"][name], value) for name, value in first.items())
+    # They are shared for evaluation, after which nothing was trained.
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+    start.train("checkpoint=run/last.pt", "device=cpu", "output=one", tool="eval")
+    (scored,) = lines(tmp_path / "run", "val")
+    assert scored["miou"] == json.loads((tmp_path / "one/metrics.json").read_text())["miou"]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T44", "batch statistics that differ between the processes")
+def test_before_an_evaluation_they_do_differ(start, tmp_path):
+    plants = {"record_buffers": {"folder": str(tmp_path), "at": 11}}
+    start.train_group(*TOY, "run.dir=run", plants=plants)
+    first, second = (torch.load(tmp_path / f"means-{rank}.pt") for rank in (0, 1))
+    assert any(not torch.equal(second[name], value) for name, value in first.items())
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T45", "the same command twice")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_same_command_gives_the_same_losses_to_the_bit(
+    start, straight, tmp_path, processes, figure
+):
+    start.train_group(*TOY, "run.dir=run", processes=processes)
+    expected, folder = straight(processes=processes)
+    assert len(losses(folder / "run")) == 12
+    assert losses(tmp_path / "run") == losses(folder / "run")
+    assert fingerprint(tmp_path / "run/last.pt") == expected
+    figure("12 of 12 losses and SHA-256 equal")

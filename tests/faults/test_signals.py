@@ -1,0 +1,215 @@
+"""Signals end a run between two steps with a checkpoint, or save one; nothing hangs."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from danet.engine import checkpoint, signals
+from faults.toy import (
+    TOY,
+    fingerprint,
+    is_alive,
+    is_whole,
+    members,
+    pictures,
+    step_of,
+    until,
+)
+
+ENDLESS = [*TOY, "run.dir=run", "trainer.steps=100000"]
+STOPPED = 143
+LIMIT = 25
+
+
+def ended(folder):
+    """Returns the steps at which the processes ended, from the plant ``record``."""
+    return [int(path.read_text()) for path in sorted(folder.glob("ended-*"))]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T12", "SIGTERM to the launcher")
+def test_sigterm_to_torchrun_ends_all_processes_at_one_step(start, tmp_path, figure):
+    plants = {"record": {"folder": str(tmp_path)}}
+    launcher = start.torchrun(*ENDLESS, plants=plants)
+    until(lambda: step_of(tmp_path / "run") >= 3, launcher, within=90, what="three steps")
+    launcher.kill(signal.SIGTERM)
+    seconds = launcher.ends(1, within=LIMIT)  # torchrun says 1 whatever its workers said
+    first, second = ended(tmp_path)
+    assert first == second
+    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == first
+    assert (tmp_path / "run/stopped").exists()
+    assert not any(map(is_alive, start.workers()))
+    figure(f"{seconds:.1f} s")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T12", "SIGTERM to the launcher")
+def test_a_run_ended_by_sigterm_goes_on_bit_equal(start, straight, tmp_path):
+    plants = {"signal_after": {"step": 5, "name": "SIGTERM"}}
+    run = start.train(*TOY, "run.dir=run", plants=plants, code=STOPPED)
+    assert "stopped by SIGTERM at step 5 of 12; go on with resume=run/last.pt" in run.stderr()
+    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == 5
+    start.train("resume=run/last.pt")
+    assert fingerprint(tmp_path / "run/last.pt") == straight()[0]
+    assert not (tmp_path / "run/stopped").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T13", "SIGTERM to one process of two")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_to_one_process_ends_both_at_one_step(start, straight, tmp_path, figure, rank):
+    plants = {
+        "signal_after": {"step": 5, "name": "SIGTERM", "rank": rank},
+        "record": {"folder": str(tmp_path)},
+    }
+    runs = start.fork_group(*TOY, "run.dir=run", plants=plants)
+    seconds = max(run.ends(STOPPED, within=LIMIT) for run in runs)
+    first, second = ended(tmp_path)
+    assert first == second
+    assert 5 <= first <= 6  # what one raises, all know one step later
+    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == first
+    start.train_group("resume=run/last.pt")
+    assert fingerprint(tmp_path / "run/last.pt") == straight(processes=2)[0]
+    figure(f"{seconds:.1f} s with the start")
+
+
+def held(tmp_path, runs):
+    """Waits until a plant says that it is where it should be."""
+    until(lambda: (tmp_path / "here").exists(), *runs, what="the place of the signal")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T14", "SIGTERM while validating")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_during_validation_leaves_it_and_loses_no_step(start, tmp_path, processes):
+    plants = {"hold_evaluation": {"path": str(tmp_path / "here")}}
+    settings = [*TOY, "run.dir=run", "trainer.eval_every=6"]
+    runs = start.fork_group(*settings, processes=processes, plants=plants)
+    held(tmp_path, runs)
+    for run in runs:
+        run.kill(signal.SIGTERM)
+    for run in runs:
+        run.ends(STOPPED, within=LIMIT)
+    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == 6
+    # What was left out is made up for.
+    start.train_group("resume=run/last.pt", processes=processes)
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert [line.count('"val"') and line.split(",")[0] for line in lines if '"val"' in line] == [
+        '{"step": 6',
+        '{"step": 12',
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T14", "SIGTERM while validating")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_to_one_process_during_validation_hangs_nobody(start, tmp_path, rank):
+    plants = {"hold_evaluation": {"path": str(tmp_path / "here"), "seconds": 2.0, "rank": rank}}
+    settings = [*TOY, "run.dir=run", "trainer.eval_every=6", "trainer.save_every=3"]
+    runs = start.fork_group(*settings, plants=plants)
+    held(tmp_path, runs)
+    runs[rank].kill(signal.SIGTERM)
+    for run in runs:
+        until(lambda run=run: run.code() is not None, within=LIMIT, what="the end")
+        assert run.code() != 0
+    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T14", "SIGTERM while a checkpoint is written")
+@pytest.mark.parametrize("in_background", ["true", "false"])
+def test_sigterm_during_a_save_lets_it_end(start, tmp_path, in_background):
+    plants = {"hold_save": {"path": str(tmp_path / "here"), "seconds": 1.0, "step": 3}}
+    settings = [*ENDLESS, "trainer.save_every=3", f"trainer.save_in_background={in_background}"]
+    run = start.fork(*settings, plants=plants)
+    held(tmp_path, [run])
+    run.kill(signal.SIGTERM)
+    run.ends(STOPPED, within=LIMIT)
+    folder = tmp_path / "run"
+    assert is_whole(folder / "step_000000003.pt")
+    assert checkpoint.load(folder / "last.pt")["step"] >= 3
+    assert not list(folder.glob(".*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T14", "SIGTERM while the program is imported")
+def test_sigterm_during_the_imports_ends_torchrun_and_leaves_nothing(start, tmp_path, figure):
+    plants = {"hold_at_import": {"path": str(tmp_path / "here")}}
+    launcher = start.torchrun(*ENDLESS, plants=plants)
+    held(tmp_path, [launcher])
+    launcher.kill(signal.SIGTERM)
+    seconds = launcher.ends(1, within=LIMIT)
+    assert not any(map(is_alive, start.workers()))
+    assert not (tmp_path / "run").exists()
+    figure(f"{seconds:.1f} s")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T15", "a second SIGTERM, or Ctrl-C twice")
+@pytest.mark.parametrize(("name", "pause"), [("SIGTERM", signals.SAME + 0.2), ("SIGINT", 0.0)])
+def test_the_same_signal_again_ends_at_once(start, tmp_path, name, pause):
+    plants = {"signal_after": {"step": 5, "name": name, "times": 2, "pause": pause}}
+    number = 128 + signal.Signals[name]
+    run = start.fork(*TOY, "run.dir=run", "trainer.save_every=3", plants=plants)
+    run.ends(number)
+    assert "stopped by" not in run.stderr()
+    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == 3
+    assert not (tmp_path / "run/stopped").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T16", "SIGUSR1")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigusr1_saves_and_the_training_goes_on(start, straight, tmp_path, processes):
+    plants = {
+        "signal_after": {"step": 5, "name": "SIGUSR1", "rank": processes - 1},
+        "record": {"folder": str(tmp_path)},
+    }
+    start.train_group(*TOY, "run.dir=run", processes=processes, plants=plants)
+    saved = sorted(int(path.stem[5:]) for path in (tmp_path / "run").glob("step_*.pt"))
+    assert saved == [4 + processes, 12]
+    assert fingerprint(tmp_path / "run/last.pt") == straight(processes=processes)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T54", "Ctrl-C with loader processes")
+@pytest.mark.parametrize("to_group", [False, True], ids=["alone", "whole group"])
+def test_ctrl_c_leaves_no_processes_and_no_lock(start, tmp_path, to_group):
+    """A terminal sends SIGINT to the loader's processes, too; a notebook to the main one alone."""
+    settings = [*ENDLESS, "data.num_workers=2"]
+    run = start.fork(*settings)
+    until(lambda: step_of(tmp_path / "run") >= 3, run, what="three steps")
+    group = members(run.pid)
+    assert len(group) == 3
+    (os.killpg if to_group else os.kill)(run.pid, signal.SIGINT)
+    run.ends(STOPPED, within=LIMIT)
+    until(lambda: not any(map(is_alive, group)), within=10, what="the end of the loader")
+    assert "stopped by SIGINT at step" in run.stderr()
+    assert "Traceback" not in run.stderr()
+    step = checkpoint.load(tmp_path / "run/last.pt")["step"]
+    start.train("resume=auto", "run.dir=run", f"trainer.stop_at={step + 1}")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T12", "SIGTERM to every process of a job, as Slurm sends it")
+@pytest.mark.parametrize("during", ["training", "validation"])
+def test_sigterm_to_loader_processes_too_still_ends_with_a_checkpoint(start, tmp_path, during):
+    data = pictures(tmp_path / "data", val=40)
+    plants = {}
+    if during == "validation":
+        plants = {"hold_evaluation": {"path": str(tmp_path / "here"), "seconds": 1.0}}
+    settings = [*data, "run.dir=run", "trainer.steps=100000", "data.num_workers=2"]
+    run = start.fork(*settings, "trainer.eval_every=6", plants=plants)
+    if during == "validation":
+        held(tmp_path, [run])
+    else:
+        until(lambda: step_of(tmp_path / "run") >= 3, run, what="three steps")
+    since = time.monotonic()
+    for pid in [*members(run.pid), run.pid]:  # torchrun sends it to the run a second time
+        os.kill(pid, signal.SIGTERM)
+    run.ends(STOPPED, within=LIMIT)
+    assert checkpoint.load(tmp_path / "run/last.pt")["step"] >= 3
+    until(lambda: not members(run.pid), within=LIMIT, what="the end of the loader")
+    assert time.monotonic() - since < LIMIT

@@ -1,0 +1,104 @@
+"""What surrounds a run: memory over time, no network, no home, any language, full log disks."""
+
+import os
+
+import pytest
+
+from danet.engine import checkpoint
+from faults.toy import TOY, fingerprint, lines, pictures, step_of
+
+EMPTY = {"PYTHONDONTWRITEBYTECODE": "1"}
+"""As ``env -i``; the one variable keeps bytecode out of the checkout."""
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T50", "a long run with many evaluations")
+def test_memory_does_not_grow(start, tmp_path, figure):
+    """DANET_FAULT_SOAK=2000 is the long form: so many steps and as many evaluations."""
+    steps = int(os.environ.get("DANET_FAULT_SOAK", "90"))
+    every = 1 if steps >= 1000 else 2
+    early = steps // 4
+    weights = tmp_path / "weights"
+    few = ["data.lengths={train:4,val:1,test:1}", "data.batch_size=1"]
+    run = start.fork(
+        *TOY,
+        *few,
+        "run.dir=run",
+        f"trainer.steps={steps}",
+        f"trainer.eval_every={every}",
+        plants={"weigh": {"path": str(weights), "steps": [early, steps]}},
+    )
+    run.ends(0, within=1500 if steps >= 1000 else 200)
+    before, after = (float(line.split()[1]) for line in weights.read_text().splitlines())
+    assert after - before < 50
+    count = len(lines(tmp_path / "run", "val"))
+    figure(f"{steps} steps, {count} evaluations: {after - before:+.1f} MB after step {early}")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T51", "no network")
+def test_everything_runs_without_a_network(start, tmp_path):
+    plants = {"no_network": {}}
+    start.start(*TOY, "run.dir=run", "trainer.steps=2", plants=plants).ends(0)
+    settings = ["checkpoint=run/last.pt", "device=cpu"]
+    start.train(*settings, "output=e", tool="eval", plants=plants)
+    start.train(*settings, "count=1", "output=v", tool="visualize", plants=plants)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T52", "an empty environment without HOME; a home that may not be written")
+@pytest.mark.parametrize("home", [None, "/proc/nowhere"], ids=["no HOME", "read-only"])
+def test_nothing_needs_a_home(start, straight, tmp_path, home):
+    only = EMPTY if home is None else {**EMPTY, "HOME": home}
+    run = start.start(*TOY, "run.dir=run", only={**only, "OMP_NUM_THREADS": "1"})
+    run.ends(0)
+    assert fingerprint(tmp_path / "run/last.pt") == straight()[0]
+    assert {p.name for p in tmp_path.iterdir() if not p.name.startswith(".")} == {"run"}
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T52", "an empty environment without HOME; a home that may not be written")
+def test_nothing_is_left_in_a_home(start, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    start.train(*TOY, "run.dir=run", "trainer.steps=1", env={"HOME": str(home)})
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T53", "LANG=C, and paths with spaces and Chinese letters")
+@pytest.mark.parametrize("utf8", ["1", "0"], ids=["UTF-8 mode", "ASCII"])
+def test_any_path_serves_in_any_language(start, tmp_path, utf8):
+    data = pictures(tmp_path / "图 片", train=4, val=2)
+    only = {**EMPTY, "LANG": "C", "LC_ALL": "C", "OMP_NUM_THREADS": "1"}
+    if utf8 == "0":
+        only |= {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    settings = [*data, "run.dir=运 行", "trainer.steps=2"]
+    run = start.start(*settings, only=only)
+    run.ends(0)
+    assert checkpoint.load(tmp_path / "运 行/last.pt")["step"] == 2
+    start.start("resume=运 行/last.pt", only=only).ends(0)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T18", "the disk of the log is full")
+def test_a_log_that_cannot_be_written_stops_nothing(start, straight, tmp_path):
+    run = start.train(*TOY, "run.dir=run", plants={"full_log": {"step": 4}})
+    assert run.stderr().count("No space left on device") == 1
+    assert fingerprint(tmp_path / "run/last.pt") == straight()[0]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T06", "going on with another number of threads")
+def test_another_number_of_threads_is_told_and_changes_little(start, straight, tmp_path):
+    import torch
+
+    start.train(*TOY, "run.dir=run", "trainer.stop_at=6")
+    done = start.train("resume=auto", "run.dir=run", plants={"threads": {"count": 2}})
+    assert "resume: 2 thread(s) instead of 1" in done.stdout()
+    _, whole = straight()
+    one = checkpoint.load(whole / "run/last.pt")["model"]
+    two = checkpoint.load(tmp_path / "run/last.pt")["model"]
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
+    assert step_of(tmp_path / "run") == 12
