@@ -260,6 +260,9 @@ def test_errors_about_other_things_are_not_taken_for_a_worker_s():
     assert "(process 12, 13) exited unexpectedly; being read were a, b" in str(
         workers.explain(several, ["a", "b"], 0)
     )
+    unknown = RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly")
+    told = workers.explain(unknown, [], 0, {12: -9, 13: None})
+    assert "(process 12) is killed by signal: Killed; if nobody" in str(told)
     bus = RuntimeError("DataLoader worker (pid 12) is killed by signal: Bus error. It is possible")
     assert "killed by signal: Bus error; shared memory was full" in str(workers.explain(bus, [], 0))
 

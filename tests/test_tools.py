@@ -184,7 +184,7 @@ def test_load_model_gives_the_network_of_a_checkpoint(run):
 def test_a_hostile_config_in_a_checkpoint_is_refused(run, tmp_path):
     saved = checkpoint.load(run[0] / "last.pt")
     saved["config"]["model"]["head"] = {"_target_": "os.system", "command": "touch hit"}
-    torch.save(saved, tmp_path / "bad.pt")
+    checkpoint.save(tmp_path / "bad.pt", saved)
     with pytest.raises(ValueError, match=r"bad.pt: its config is refused: .*os.system"):
         danet.load_model(tmp_path / "bad.pt")
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, cast
@@ -217,14 +217,17 @@ class _Plain:
         self.loader = loader
         self.in_flight = in_flight
         self.done = 0
+        self._readers: Sequence[Any] = ()
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
         self.done = 0
+        batches = iter(self.loader)
+        self._readers = getattr(batches, "_workers", ())
         try:
-            for batch in self.loader:
+            for batch in batches:
                 self.done += 1
                 yield batch
         except InputError as error:
@@ -238,7 +241,8 @@ class _Plain:
 
     def explain(self, error: RuntimeError) -> ProcessError | None:
         """Says what became of a worker; None where an error is about something else."""
-        return workers.explain(error, self.in_flight(self.done), self.loader.timeout)
+        codes = {reader.pid: reader.exitcode for reader in self._readers}
+        return workers.explain(error, self.in_flight(self.done), self.loader.timeout, codes)
 
 
 _PREFETCH = 2

@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import cv2
@@ -50,13 +50,19 @@ def _obey_the_trainer() -> None:
     os._exit(0)
 
 
-def explain(error: RuntimeError, samples: Sequence[str], timeout: float) -> ProcessError | None:
+def explain(
+    error: RuntimeError,
+    samples: Sequence[str],
+    timeout: float,
+    codes: Mapping[int, int | None] | None = None,
+) -> ProcessError | None:
     """Says what became of a worker; None where the error is about something else.
 
     Args:
         error: What torch's DataLoader raised.
         samples: Names of those being read, the awaited first.
         timeout: The setting ``data.timeout``.
+        codes: Exit codes of the workers by process, negated signals; torch does not always know.
     """
     text = f"{error.__cause__ or error} {error}"  # the cause knows the signal
     names = ", ".join(samples[:_SHOWN]) + (", ..." if len(samples) > _SHOWN else "")
@@ -68,12 +74,15 @@ def explain(error: RuntimeError, samples: Sequence[str], timeout: float) -> Proc
     killed = _DEAD.search(text)
     if not killed:
         return None
+    numbers, how = killed[1].strip(), killed[2].strip()
+    code = (codes or {}).get(int(numbers)) if numbers.isdigit() else None
+    if code is not None and code < 0:
+        how = f"is killed by signal: {signal.strsignal(-code)}"
     hint = ""
-    if "Kill" in killed[2]:
+    if "Kill" in how:
         hint = "; if nobody did that, the memory was full: fewer data.num_workers need less"
-    elif "Bus" in killed[2]:
+    elif "Bus" in how:
         hint = "; shared memory was full: enlarge /dev/shm, or use fewer data.num_workers"
     return ProcessError(
-        f"a worker that reads samples (process {killed[1].strip()}) {killed[2].strip()}{hint}; "
-        f"being read were {names}"
+        f"a worker that reads samples (process {numbers}) {how}{hint}; being read were {names}"
     )

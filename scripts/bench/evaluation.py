@@ -21,7 +21,9 @@ from bench.measure import (
     status,
 )
 from bench.step import make_network, make_reference
+from danet.engine.hardware import choose_memory_format
 from danet.evaluation.inference import MultiScale, Whole
+from danet.evaluation.speed import prepared
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.2)
 """Of the released code's multi-scale test."""
@@ -85,7 +87,8 @@ def whole_in_this_process(which: str, height: int, width: int, device: torch.dev
         def infer(image: Tensor) -> Tensor:
             return model(image)[0].softmax(dim=1).argmax(dim=1)
     else:
-        model = model.eval().to(device).to(memory_format=torch.channels_last)
+        order = choose_memory_format(None, device)
+        model = prepared(model.eval().to(device).to(memory_format=order), device)
 
         def infer(image: Tensor) -> Tensor:
             return Whole().predict(model, image)
@@ -117,7 +120,9 @@ def _scale_rows(options: Options) -> list[Row]:
     stride = crop * 2 // 3
     network = make_network(50)
     plain = make_reference(50, network).eval().to(device)
-    model = network.eval().to(device).to(memory_format=torch.channels_last)
+    order = choose_memory_format(None, device)
+    # As danet.evaluation.evaluate does it.
+    model = prepared(network.eval().to(device).to(memory_format=order), device)
     image = picture(*size, device)
     infer = MultiScale(scales=scales, flip=True, crop=[crop, crop], stride=[stride, stride])
 

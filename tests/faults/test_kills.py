@@ -91,7 +91,7 @@ def test_a_run_killed_after_any_step_ends_like_a_whole_one(start, straight, tmp_
 
 @pytest.mark.slow
 @pytest.mark.fault("T04", "kill -9 of one of two processes")
-@pytest.mark.parametrize("step", [1, 5, 12])
+@pytest.mark.parametrize("step", [5, 12])
 def test_two_processes_of_which_one_is_killed_go_on_bit_equal(start, straight, tmp_path, step):
     settings = [*TOY, *OFTEN, "run.dir=run", "resume=auto"]
     first, second = start.fork_group(*settings, plants={"kill_after": {"step": step, "rank": 1}})
