@@ -1,6 +1,7 @@
 """The processes that read samples: how they start, and what is said when one dies or hangs."""
 
 import ctypes
+import multiprocessing
 import os
 import re
 import signal
@@ -45,7 +46,9 @@ def start(_: int) -> None:
 
 def _obey_the_trainer() -> None:
     """Ends this worker when SIGTERM comes from the trainer; from others it is ignored."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    trainer = multiprocessing.parent_process()  # the system's parent may be a server of forks
+    assert trainer is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer.pid:
         pass
     os._exit(0)
 

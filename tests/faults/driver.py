@@ -6,6 +6,7 @@ process that is forked from one which has everything imported, since imports tak
 
 import importlib
 import json
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -33,6 +34,8 @@ def run(spec):
 def child(spec, environment):
     """Is the target of a forked process: a session of its own, output to files."""
     os.setsid()
+    # As in a process of one's own; it would be that of the server which forked this one.
+    multiprocessing.set_start_method("fork", force=True)
     for number, name in ((1, "stdout"), (2, "stderr")):
         file = os.open(f"{spec['output']}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
