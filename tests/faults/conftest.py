@@ -1,6 +1,8 @@
 """Fixtures of the fault tests, and the record from which docs/reliability.md gets its table.
 
 With DANET_FAULTS_JSON=FILE the outcome of every test that carries ``fault`` goes into that file.
+Those that start whole trainings (marked slow) run only with it or with DANET_FAULTS=1: together
+they take longer than all other tests.
 """
 
 import json
@@ -14,6 +16,15 @@ from faults.toy import TOY, Starter, fingerprint
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "fault(number, what): the row of docs/reliability.md")
+
+
+def pytest_collection_modifyitems(items):
+    if os.environ.get("DANET_FAULTS") or os.environ.get("DANET_FAULTS_JSON"):
+        return
+    skip = pytest.mark.skip(reason="set DANET_FAULTS=1 to run the faults that take whole trainings")
+    for item in items:
+        if Path(__file__).parent in item.path.parents and item.get_closest_marker("slow"):
+            item.add_marker(skip)
 
 
 @pytest.fixture
