@@ -50,7 +50,7 @@ _OPTIONAL = ("experiment", "debug", "evaluation")
 
 _PATHS = (
     *("data.root", "run.dir", "resume", "init_from", "model.backbone.weights"),
-    *("checkpoint", "output", "images", "submission", "data.sbd_root"),
+    *("checkpoint", "output", "images", "submission", "data.sbd_root", "data.cache_dir"),
 )
 """Settings whose value is a path."""
 
