@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from danet.engine.hardware import choose_memory_format
 from danet.evaluation.speed import prepared
 from danet.evaluation.winograd import WinogradConv2d
 from danet.models.heads import DualAttentionHead
@@ -104,6 +105,29 @@ def test_preparing_changes_nothing_and_copies_little(danet):
         assert value.data_ptr() == addresses[name], name
     attention = quick.head.position.attention.value.weight
     assert attention.data_ptr() == addresses["head.position.attention.value.weight"]
+
+
+def test_the_memory_order_of_a_training_leaves_no_trace_in_the_scores(danet):
+    image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    plain = prepared(danet, CPU)(image).logits
+    turned = danet.to(memory_format=torch.channels_last)
+    assert torch.equal(prepared(turned, CPU)(image).logits, plain)
+    assert turned.backbone.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "dtype", "is_last"),
+    [
+        (None, "cpu", torch.float32, False),
+        (None, "cpu", torch.bfloat16, True),
+        (None, "cuda", torch.float32, True),
+        (True, "cpu", torch.float32, True),
+        (False, "cuda", torch.bfloat16, False),
+    ],
+)
+def test_the_memory_order_follows_the_arithmetic(setting, device, dtype, is_last):
+    order = torch.channels_last if is_last else torch.contiguous_format
+    assert choose_memory_format(setting, torch.device(device), dtype) == order
 
 
 class InAnotherOrder(nn.Module):

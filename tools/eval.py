@@ -26,7 +26,6 @@ from danet.data.loader import eval_batches
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.submission import SubmissionWriter, demand_labels, is_labelled
 from danet.engine import checkpoint, distributed, signals
-from danet.engine.hardware import choose_memory_format
 from danet.engine.log import class_table
 from danet.errors import StorageError
 from danet.evaluation.confusion import ConfusionMatrix, Scores
@@ -96,9 +95,8 @@ def run(
         num_workers=trained["data"]["num_workers"],
         pin_memory=device.type == "cuda",
     )
-    order = choose_memory_format(trained["trainer"]["channels_last"], device)
     shown = tqdm(batches, desc=dataset.split, unit="batch", disable=not distributed.is_first())
-    return predict(model.to(memory_format=order), shown, infer, device=device)
+    return predict(model, shown, infer, device=device)
 
 
 class Counted(NamedTuple):

@@ -95,13 +95,13 @@ class Trainer:
         distinct = distributed.world_size() > 1 and device.type == "cuda"
         if settings.sync_batchnorm and distinct:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        self.memory_format = choose_memory_format(settings.channels_last, device)
+        self.dtype = choose_precision(settings.precision, device)
+        self.memory_format = choose_memory_format(settings.channels_last, device, self.dtype)
         self.model = model.to(device).to(memory_format=self.memory_format)
         self.ema: MovingAverage | None = None
         if settings.ema_decay is not None:
             self.ema = MovingAverage(model, settings.ema_decay)
         self.optimizer = recipe(model)
-        self.dtype = choose_precision(settings.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         if resume is not None:
             self._restore(resume)

@@ -15,20 +15,36 @@ def prepared(model: nn.Module, device: torch.device) -> nn.Module:
     """Returns a copy, in eval mode, that computes what the network does up to rounding.
 
     Batch norms are folded into the convolutions before them, and on a CPU 3x3 convolutions are
-    done by Winograd's algorithm. The network itself is not changed. The copy shares its tensors,
-    so only the weights that differ cost memory; it is for one evaluation, not for training.
+    done by Winograd's algorithm. The memory order is the device's, whichever one the training had,
+    so that a score does not depend on it. The network itself is not changed. The copy shares its
+    tensors, so only the weights that differ cost memory; it is for one evaluation, not for
+    training.
     """
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     quick = copy.deepcopy(model, shared).eval()
     for module in list(quick.modules()):
         for conv, norm in _pairs(module):
             _fold(module, conv, norm)
+    order = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    for module in quick.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight = _in_order(module.weight, order)
     if device.type == "cpu":
         for module in list(quick.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Conv2d) and WinogradConv2d.takes(child):
                     setattr(module, name, WinogradConv2d(child))
     return quick.eval()
+
+
+def _in_order(weight: nn.Parameter, order: torch.memory_format) -> nn.Parameter:
+    """Returns weights in a memory order, in their own memory where they have it already."""
+    ordered = weight.detach().contiguous(memory_format=order)
+    # Weights of 1x1 convolutions lie alike in both orders, but torch chooses kernels by strides.
+    strides = torch.empty(weight.shape, device="meta", memory_format=order).stride()
+    return nn.Parameter(
+        ordered.as_strided(weight.shape, strides), requires_grad=weight.requires_grad
+    )
 
 
 def _pairs(module: nn.Module) -> list[tuple[str, str]]:

@@ -21,7 +21,6 @@ from bench.measure import (
     status,
 )
 from bench.step import make_network, make_reference
-from danet.engine.hardware import choose_memory_format
 from danet.evaluation.inference import MultiScale, Whole
 from danet.evaluation.speed import prepared
 
@@ -87,8 +86,7 @@ def whole_in_this_process(which: str, height: int, width: int, device: torch.dev
         def infer(image: Tensor) -> Tensor:
             return model(image)[0].softmax(dim=1).argmax(dim=1)
     else:
-        order = choose_memory_format(None, device)
-        model = prepared(model.eval().to(device).to(memory_format=order), device)
+        model = prepared(model.eval().to(device), device)
 
         def infer(image: Tensor) -> Tensor:
             return Whole().predict(model, image)
@@ -120,9 +118,7 @@ def _scale_rows(options: Options) -> list[Row]:
     stride = crop * 2 // 3
     network = make_network(50)
     plain = make_reference(50, network).eval().to(device)
-    order = choose_memory_format(None, device)
-    # As danet.evaluation.evaluate does it.
-    model = prepared(network.eval().to(device).to(memory_format=order), device)
+    model = prepared(network.eval().to(device), device)  # as danet.evaluation.evaluate does it
     image = picture(*size, device)
     infer = MultiScale(scales=scales, flip=True, crop=[crop, crop], stride=[stride, stride])
 

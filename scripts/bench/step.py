@@ -59,7 +59,7 @@ class OurStep:
 
     def __init__(self, depth: int, batch: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
         image, self.mask = batch
-        order = choose_memory_format(None, image.device)
+        order = choose_memory_format(None, image.device, dtype)
         self.image = image.to(memory_format=order)
         model = make_network(depth).to(image.device)
         self.model = model.to(memory_format=order).train()
