@@ -10,6 +10,8 @@ from danet.ops.attention import PositionAttention
 CHANNELS = 512
 """C behind a ResNet-50; keys and queries have an eighth, D = 64."""
 AGREEMENT = 1e-5
+SHARP = 8.0
+"""Factor of an input whose energies are 64 times as large: one or a few weights of a row count."""
 
 
 def run(options: Options) -> list[Row]:
@@ -42,7 +44,16 @@ def run(options: Options) -> list[Row]:
     for size, steps in pairs.items():
         times = seconds(steps, device, repeats=10 if cuda else 3)
         rows.append(Row("attention", _case(size, cuda), "time", "s", *times))
+    rows.append(_sharp_row(ours, theirs, _input(channels, compared[0], device, SHARP), cuda))
     return rows
+
+
+def _sharp_row(ours: nn.Module, theirs: nn.Module, x: Tensor, cuda: bool) -> Row:
+    """Times an attention that looks at few places, as trained ones do; most weights are tiny."""
+    steps = [_step(module, x, cuda) for module in (ours, theirs)]
+    times = seconds(steps, x.device, repeats=10 if cuda else 3)
+    note = f"input times {SHARP:g}: sharp attention"
+    return Row("attention", _case((x.shape[2], x.shape[3]), cuda), "time", "s", *times, note=note)
 
 
 def _memory_row(size: tuple[int, int], cuda: bool, ours: int, reference: int | None = None) -> Row:
@@ -72,8 +83,10 @@ def _pair(channels: int, device: torch.device) -> tuple[nn.Module, nn.Module]:
     return ours.to(device), theirs.to(device)
 
 
-def _input(channels: int, size: tuple[int, int], device: torch.device) -> Tensor:
-    return torch.randn(1, channels, *size, device=device, requires_grad=True)
+def _input(
+    channels: int, size: tuple[int, int], device: torch.device, scale: float = 1.0
+) -> Tensor:
+    return torch.randn(1, channels, *size, device=device).mul_(scale).requires_grad_()
 
 
 def _agreement(
