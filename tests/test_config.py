@@ -52,6 +52,8 @@ def choices(group):
     ],
 )
 def test_every_choice_composes_and_can_be_made(override):
+    if override == "model/backbone=timm":
+        pytest.importorskip("timm", reason="the optional extra danet[timm] is not installed")
     config = check(compose(override))
     for group in ("loss", "optimizer", "schedule", "evaluation"):
         make(config[group], group)
