@@ -35,13 +35,15 @@ setup(
     },
     install_requires=REQUIREMENTS,
     extras_require={
-        "test": ["pytest>=8", "ruff>=0.17,<0.18", "mypy>=2.4,<2.5", "types-PyYAML", "types-tqdm"]
+        "timm": ["timm>=1.0,<2"],
+        "test": ["pytest>=8", "ruff>=0.17,<0.18", "mypy>=2.4,<2.5", "types-PyYAML", "types-tqdm"],
     },
     entry_points={
         "console_scripts": [
             "danet-train = danet.tools.train:main",
             "danet-eval = danet.tools.eval:main",
             "danet-check = danet.tools.check:main",
+            "danet-convert = danet.tools.convert:main",
             "danet-visualize = danet.tools.visualize:main",
         ]
     },

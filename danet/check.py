@@ -33,6 +33,7 @@ TRUSTED = (
     "danet.engine.optimizer",
     "danet.engine.schedule",
     "danet.evaluation.inference",
+    "danet.evaluation.published",
 )
 """Modules whose own classes a config may name. A config comes with a checkpoint, and that is
 somebody else's file: whatever it names is called with arguments it chooses."""

@@ -50,7 +50,8 @@ _OPTIONAL = ("experiment", "debug", "evaluation")
 
 _PATHS = (
     *("data.root", "run.dir", "resume", "init_from", "model.backbone.weights"),
-    *("checkpoint", "output", "images", "submission", "data.sbd_root", "data.cache_dir"),
+    *("checkpoint", "input", "output", "images", "submission"),
+    *("data.sbd_root", "data.cache_dir"),
 )
 """Settings whose value is a path."""
 
@@ -83,7 +84,7 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
 
     try:
         _check_arguments(sys.argv[1:])
-        sys.argv[1:] = [_quote_path(argument) for argument in sys.argv[1:]]
+        sys.argv[1:] = [quote_path(argument) for argument in sys.argv[1:]]
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
         if refused:
             raise refused[0]
@@ -99,7 +100,7 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
         sys.exit(error.exit_code if isinstance(error, UserError) else InputError.exit_code)
 
 
-def _quote_path(argument: str) -> str:
+def quote_path(argument: str) -> str:
     """Makes a setting that is a path safe for Hydra, whose grammar knows few characters.
 
     Spaces, brackets and letters of any alphabet are kept, and ``~`` is the home folder.
@@ -184,7 +185,8 @@ def _shorten(text: str, key: str) -> str:
         names = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
         return f"{key}={match[1]}: expected {names.get(match[3], match[3])}"
     if "missing mandatory value" in text:
-        return f"{key}: no value is given; set {key}=<{'file' if key == 'checkpoint' else 'value'}>"
+        is_file = key in ("checkpoint", "input", "output")
+        return f"{key}: no value is given; set {key}=<{'file' if is_file else 'value'}>"
     if text.endswith("is not Optional"):
         return f"{key}=null: expected a value"
     return f"{key}: {text}"
@@ -224,6 +226,12 @@ def choice() -> str:
     """Returns what a run is called by default: the experiment, else the data set."""
     choices = HydraConfig.get().runtime.choices
     return str(choices.get("experiment") or choices.get("data") or "run")
+
+
+def chosen(group: str) -> str | None:
+    """Returns what the command line or the root config chose for a group; None for nothing."""
+    choice = HydraConfig.get().runtime.choices.get(group)
+    return None if choice is None else str(choice)
 
 
 def say(text: str) -> None:

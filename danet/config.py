@@ -82,6 +82,7 @@ class EvalConfig:
     data: DataOverrides = field(default_factory=DataOverrides)
     evaluation: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 1
+    boundary_ratio: float | None = None
     device: str = "auto"
     output: str | None = None
     submission: str | None = None
@@ -97,6 +98,15 @@ class CheckConfig:
     show: int = 5
     samples: int = 12
     output: str | None = None
+
+
+@dataclass
+class ConvertConfig:
+    """The root of ``convert.yaml``."""
+
+    source: str = MISSING
+    input: str = MISSING
+    output: str = MISSING
 
 
 @dataclass
@@ -133,6 +143,7 @@ def register() -> None:
         ("eval_schema", EvalConfig),
         ("visualize_schema", VisualizeConfig),
         ("check_schema", CheckConfig),
+        ("convert_schema", ConvertConfig),
     ):
         store.store(name=name, node=schema)
     OmegaConf.register_new_resolver("count", len, replace=True)

@@ -84,6 +84,11 @@ def settle(
         path, saved, notes = _newest_good(folder)
     else:
         saved = checkpoint.load(path, key="resume")
+    if saved["optimizer"] is None:  # made by tools/convert.py
+        raise InputError(
+            f"resume={path}: it has weights and no state of an optimizer, so there is no run to go "
+            "on with; start one from these weights with init_from"
+        )
     stored = checked_config(saved, path)
     typed = {override.lstrip("+~").split("=")[0] for override in overrides}
     if typed <= set(FREE):

@@ -27,11 +27,14 @@ from danet.datasets.base import SegmentationDataset
 from danet.datasets.submission import SubmissionWriter, demand_labels, is_labelled
 from danet.engine import checkpoint, distributed, signals
 from danet.engine.log import class_table
-from danet.errors import StorageError
+from danet.errors import InputError, StorageError
+from danet.evaluation.boundary import BoundaryIoU, BoundaryScores
 from danet.evaluation.confusion import ConfusionMatrix, Scores
 from danet.evaluation.evaluate import Prediction, predict
 from danet.evaluation.inference import Inference
 from danet.evaluation.official import OfficialScores, ScoredOfficially
+from danet.evaluation.per_image import ImageIoU
+from danet.evaluation.protocol import described, name_of
 
 
 def work(config: DictConfig) -> None:
@@ -42,6 +45,9 @@ def work(config: DictConfig) -> None:
     protocol = settings.evaluation or trained["evaluation"]
     check_node(protocol, "evaluation")
     infer = make(protocol, "evaluation")
+    ratio = settings.boundary_ratio
+    if ratio is not None and not 0 < ratio < 1:
+        raise InputError(f"boundary_ratio={ratio}: expected a part of the diagonal, as in 0.02")
     split = settings.split or trained["data"]["val_split"]
     dataset = make_dataset(trained, split, training=False)
     writer = None
@@ -56,24 +62,27 @@ def work(config: DictConfig) -> None:
     device = distributed.choose_device(settings.device)
     with distributed.group(device):
         predictions = run(model.to(device), dataset, infer, settings, trained, device)
-        counted = count(predictions, dataset, writer, device)
+        counted = count(predictions, dataset, writer, device, boundary_ratio=ratio)
         if not distributed.is_first():
             return
     if writer:
         print("\n".join(f"  {line}" for line in writer.finish()))
     if counted is None:  # a split without labels
         return
-    mode = type(infer).__name__.lower()
+    mode = cli.chosen("evaluation") or name_of(protocol)
     facts = {
         "checkpoint": settings.checkpoint,
         "step": saved["step"],
         "split": split,
         "images": len(dataset),
+        **({"boundary_ratio": ratio} if ratio else {}),
         "evaluation": protocol,
+        "protocol": described(protocol, mode),
     }
     default = Path(settings.checkpoint).parent / f"eval_{split}_{mode}"
     output = Path(settings.output).expanduser() if settings.output else default
-    report(counted, dataset.classes, f"{split}, {len(dataset)} images, {mode}")
+    what = f"{split}, {len(dataset)} images"
+    report(counted, dataset.classes, what, described(protocol, mode))
     write(output, facts, counted, dataset.classes)
     print(f"  miou={counted.scores.miou}\n  written to {output}")
 
@@ -108,6 +117,8 @@ class Counted(NamedTuple):
     official: OfficialScores | None
     note: str
     """What the official scores leave out, and why."""
+    image_miou: float
+    boundary: BoundaryScores | None
 
 
 def count(
@@ -115,6 +126,8 @@ def count(
     dataset: SegmentationDataset,
     writer: SubmissionWriter | None,
     device: torch.device,
+    *,
+    boundary_ratio: float | None = None,
 ) -> Counted | None:
     """Goes through the predictions of this process; writes them, counts them, adds up.
 
@@ -122,6 +135,8 @@ def count(
         None for a split without labels.
     """
     confusion = ConfusionMatrix(len(dataset.classes), device)
+    images = ImageIoU(device)
+    boundary = BoundaryIoU(len(dataset.classes), boundary_ratio) if boundary_ratio else None
     has_labels = is_labelled(dataset)
     counter = None
     if has_labels and isinstance(dataset, ScoredOfficially):
@@ -132,9 +147,14 @@ def count(
         distributed.wait()
     for prediction in predictions:
         if has_labels:
-            confusion.update(prediction.classes, prediction.mask)
-        if writer or counter:
+            one = ConfusionMatrix(len(dataset.classes), device)
+            one.update(prediction.classes, prediction.mask)
+            confusion.counts.add_(one.counts)
+            images.update(one.matrix)
+        if writer or counter or boundary:
             classes = prediction.classes.cpu().numpy()
+            if boundary and has_labels:
+                boundary.update(classes, prediction.mask.cpu().numpy())
             if writer:
                 writer.write(prediction.name, classes)
             if counter:
@@ -142,22 +162,29 @@ def count(
     distributed.wait()  # the first process goes on to look at the files of all
     if not has_labels:
         return None
-    distributed.sum_in_place(confusion.counts)
-    scores, matrix = confusion.scores(), confusion.matrix.cpu().numpy()
-    if counter is None:
-        return Counted(matrix, scores, None, "")
-    totals = counter.counts.to(device)
-    distributed.sum_in_place(totals)
-    counter.counts.copy_(totals)
-    return Counted(matrix, scores, counter.scores(matrix), counter.note)
+    for counts in (confusion.counts, images.counts, *(c.counts for c in (boundary, counter) if c)):
+        totals = counts.to(device)
+        distributed.sum_in_place(totals)
+        counts.copy_(totals)
+    matrix = confusion.matrix.cpu().numpy()
+    return Counted(
+        matrix=matrix,
+        scores=confusion.scores(),
+        official=counter.scores(matrix) if counter else None,
+        note=counter.note if counter else "",
+        image_miou=images.score(),
+        boundary=boundary.scores() if boundary else None,
+    )
 
 
-def report(counted: Counted, classes: tuple[str, ...], what: str) -> None:
-    """Prints the tables of scores."""
+def report(counted: Counted, classes: tuple[str, ...], what: str, protocol: str) -> None:
+    """Prints the tables of scores, and what they were measured with."""
     scores, official = counted.scores, counted.official
     columns: dict[str, Sequence[float]] = {"IoU": scores.iou, "accuracy": scores.accuracy}
     if official and official.iiou_classes:
         columns["iIoU"] = [official.iiou_classes.get(name, math.nan) for name in classes]
+    if counted.boundary:
+        columns["boundary"] = counted.boundary.iou
     print(class_table(classes, columns))
     if official:
         names = list(official.iou_categories)
@@ -169,8 +196,12 @@ def report(counted: Counted, classes: tuple[str, ...], what: str) -> None:
         f"  {what}: mIoU {100 * scores.miou:.2f} over "
         f"{scores.classes_averaged} classes, pixel accuracy {100 * scores.pixel_accuracy:.2f}, "
         f"mean accuracy {100 * scores.mean_accuracy:.2f}, "
-        f"frequency-weighted IoU {100 * scores.frequency_weighted_iou:.2f}"
+        f"frequency-weighted IoU {100 * scores.frequency_weighted_iou:.2f}, "
+        f"mean of the images' mIoU {100 * counted.image_miou:.2f}"
     )
+    if counted.boundary:
+        print(f"  mean boundary IoU {100 * counted.boundary.mean:.2f}")
+    print(f"  protocol: {protocol}")
     if official:
         shown = {name: value for name, value in official.averages().items() if value == value}
         print("  official: " + ", ".join(f"{k} {100 * v:.2f}" for k, v in shown.items()))
@@ -186,7 +217,11 @@ def write(output: Path, facts: dict[str, Any], counted: Counted, classes: tuple[
         for name, i, a in zip(classes, scores.iou, scores.accuracy, strict=True)
     }
     named = {k: v for k, v in scores._asdict().items() if k not in ("iou", "accuracy")}
-    metrics = {**named, "per_class": per_class, **facts}
+    metrics = {**named, "image_miou": counted.image_miou, "per_class": per_class, **facts}
+    if counted.boundary:
+        for name, value in zip(classes, counted.boundary.iou, strict=True):
+            per_class[name]["boundary_iou"] = _number(value)
+        metrics["boundary_miou"] = _number(counted.boundary.mean)
     if counted.official:
         metrics["official"] = official_facts(counted.official)
     table = io.StringIO()

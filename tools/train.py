@@ -39,6 +39,7 @@ def work(config: DictConfig) -> None:
 
     if config.dry_run:
         device = distributed.choose_device(checked["trainer"]["device"], key="trainer.device")
+        advice.refuse_single_values(checked, device)
         cli.say(describe(checked, device))
         return
 

@@ -26,6 +26,7 @@ from danet.engine.signals import SAVE, STOP, Signals, Stop
 from danet.engine.storage import FAILED, Storage
 from danet.errors import Interrupted, StorageError
 from danet.evaluation.confusion import ConfusionMatrix
+from danet.evaluation.protocol import described
 from danet.seeds import mix
 from danet.types import Batch
 
@@ -268,7 +269,8 @@ class Trainer:
         distributed.sum_in_place(confusion.counts)
         scores = confusion.scores()
         classes = self.header["classes"]
-        self.log.say(f"step {self.step}: validation")
+        protocol = self.header.get("config", {}).get("evaluation", {})
+        self.log.say(f"step {self.step}: validation, {described(protocol)}")
         self.log.say(class_table(classes, {"IoU": scores.iou, "accuracy": scores.accuracy}))
         self.scores = {
             "miou": scores.miou,

@@ -167,19 +167,22 @@ def classes(bands: Iterable[Band], height: int) -> Tensor:
     return whole
 
 
-def resized(bands: Iterable[Band], height: int, size: tuple[int, int]) -> Iterator[Band]:
+def resized(
+    bands: Iterable[Band], height: int, size: tuple[int, int], *, align_corners: bool = True
+) -> Iterator[Band]:
     """Resizes a map that comes in bands, as ``resize`` does a whole one, and yields bands of it.
 
     Args:
         bands: Of a map with ``height`` rows.
         height: In all bands together.
         size: Height and width of the result.
+        align_corners: As in ``resize``.
     """
-    below, above, share, known = _row_weights(height, size[0])
+    below, above, share, known = _row_weights(height, size[0], align_corners)
     start, done, kept = 0, 0, None
     for top, part in bands:
         if part.shape[2] == height:
-            yield Band(0, resize(part, size))
+            yield Band(0, resize(part, size, align_corners=align_corners))
             return
         # Rows of the result lie between two rows, the first of which may be the last band's last.
         rows = part.permute(0, 2, 3, 1)  # (B, rows, w, K)
@@ -193,17 +196,23 @@ def resized(bands: Iterable[Band], height: int, size: tuple[int, int]) -> Iterat
             lower = rows.index_select(1, (below[here] - start).to(device))
             upper = rows.index_select(1, (above[here] - start).to(device))
             lower.lerp_(upper, share[here].to(device)[:, None, None])
-            yield Band(done, resize(lower.permute(0, 3, 1, 2), (ready - done, size[1])))
+            narrow, here_size = lower.permute(0, 3, 1, 2), (ready - done, size[1])
+            yield Band(done, resize(narrow, here_size, align_corners=align_corners))
             done = ready
 
 
-def _row_weights(height: int, wanted: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+def _row_weights(
+    height: int, wanted: int, align_corners: bool
+) -> tuple[Tensor, Tensor, Tensor, list[int]]:
     """Returns for each wanted row the two rows it lies between, the second's share, the second.
 
     In float32 throughout, as torch's kernels round.
     """
-    step = torch.tensor(height - 1.0) / max(wanted - 1, 1)
-    place = torch.arange(wanted, dtype=torch.float32) * step
+    place = torch.arange(wanted, dtype=torch.float32)
+    if align_corners:
+        place = place * (torch.tensor(height - 1.0) / max(wanted - 1, 1))
+    else:
+        place = ((place + 0.5) * (torch.tensor(float(height)) / wanted) - 0.5).clamp_(min=0)
     below = place.long().clamp_(max=height - 1)
     above = (below + 1).clamp_(max=height - 1)
     return below, above, place - below, above.tolist()

@@ -5,15 +5,19 @@ and the SHA-256 of all before, so that a flipped bit is noticed.
 """
 
 import hashlib
+import io
 import pickletools
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.serialization import safe_globals
 
 from danet.errors import InputError
 
@@ -34,12 +38,24 @@ class Content(NamedTuple):
     """Whether a checksum stood at its end; it was right then."""
 
 
-def read(path: Path, key: str) -> Content:
+class _Nothing:
+    """Stands for an object of another program: takes what its class would take, does nothing."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def read(path: Path, key: str, *, foreign: Sequence[str] = ()) -> Content:
     """Reads a file of torch.save to the CPU.
 
     Args:
         path: Of the file.
         key: The setting that named it, for messages.
+        foreign: Packages whose objects a file may hold beside its tensors. Nothing of these
+            packages is imported or called: an empty object takes the place of each.
 
     Raises:
         InputError: The file is missing, damaged, no such file, or would run code.
@@ -56,11 +72,11 @@ def read(path: Path, key: str) -> Content:
             + another_whole(path)
         )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), safe_globals(_stand_ins(path, foreign)):
             warnings.simplefilter("ignore")  # torch warns of foreign pickles that it then refuses
             value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file that is not its own
-        raise InputError(f"{key}={path}: {_what_is_wrong(path)}") from error
+        raise InputError(f"{key}={path}: {_what_is_wrong(path, foreign)}") from error
     return Content(value, is_sealed is True)
 
 
@@ -128,14 +144,26 @@ def _instead(path: Path) -> str:
     return f"; there are {shown}{f' and {len(found) - 8} more' if len(found) > 8 else ''}"
 
 
-def _what_is_wrong(path: Path) -> str:
+def _stand_ins(path: Path, packages: Sequence[str]) -> list[Any]:
+    """Returns what takes the place of the objects of these packages that a file names."""
+    if not packages:
+        return []
+    own: dict[str, Any] = {}
+    with suppress(Exception):  # the pickles end, or are none; torch says what is wrong with them
+        for name in _names(_pickled(path)):
+            if name.partition(".")[0] in packages:
+                own[name] = type(name.rpartition(".")[2], (_Nothing,), {})
+    return [(stand_in, name) for name, stand_in in own.items()]
+
+
+def _what_is_wrong(path: Path, foreign: Sequence[str]) -> str:
     """Says why torch refused a file; never how to make it take the file."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(24)
     if size == 0:
         return "not a checkpoint: 0 bytes, so damaged or incomplete" + another_whole(path)
-    forbidden = _forbidden_names(path)
+    forbidden = _forbidden_names(path, foreign)
     if forbidden:
         return (
             "not a checkpoint, and refused, since it holds Python objects, and those can run code: "
@@ -146,12 +174,13 @@ def _what_is_wrong(path: Path) -> str:
     return f"not a checkpoint: {size} bytes that begin with {head!r}"
 
 
-def _forbidden_names(path: Path) -> list[str]:
+def _forbidden_names(path: Path, foreign: Sequence[str]) -> list[str]:
     """Returns the first functions or classes that a pickle names and no file of tensors needs."""
     names: dict[str, None] = {}
     try:
         for name in _names(_pickled(path)):
-            if not name.startswith(_HARMLESS[:2]) and name not in _HARMLESS:
+            is_allowed = name.startswith(_HARMLESS[:2]) or name.partition(".")[0] in foreign
+            if not is_allowed and name not in _HARMLESS:
                 names[name] = None
     except Exception:  # bytes that are no pickle, or end in the middle: what came before counts
         pass
@@ -169,9 +198,13 @@ def _pickled(path: Path) -> bytes:
 
 
 def _names(pickled: bytes) -> Iterator[str]:
-    """Yields the names of functions and classes in a pickle; reads its codes and runs none."""
+    """Yields the names of functions and classes in pickles; reads their codes and runs none.
+
+    Before it wrote zip archives, torch.save put five pickles one behind the other.
+    """
     texts: list[str] = []
-    for code, argument, _ in pickletools.genops(pickled):
+    file = io.BytesIO(pickled)
+    for code, argument, _ in chain.from_iterable(pickletools.genops(file) for _ in range(5)):
         if code.name in ("GLOBAL", "INST"):
             yield str(argument).replace(" ", ".")
         elif code.name == "STACK_GLOBAL":

@@ -9,27 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from danet.models.layers import classifier, conv_norm_relu
 from danet.ops.attention import ChannelAttention, PositionAttention
 
 Energy = Literal["distance", "similarity"]
 
 
-def _conv_norm_relu(in_channels: int, channels: int, kernel_size: int) -> nn.Sequential:
-    """Convolution without bias, batch norm, ReLU; keeps the size."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=False),
-        nn.BatchNorm2d(channels),
-        nn.ReLU(inplace=True),
-    )
-
-
-def _key_reduction(channels: int) -> int:
+def key_reduction(channels: int) -> int:
     """Returns the largest divisor of ``channels`` up to 8 that leaves 24 channels or more."""
     return max(r for r in range(1, 9) if r == 1 or (channels % r == 0 and channels // r >= 24))
-
-
-def _classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, kernel_size=1))
 
 
 class AttentionBranch(nn.Module):
@@ -43,9 +31,9 @@ class AttentionBranch(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, attention: nn.Module) -> None:
         super().__init__()
-        self.reduce = _conv_norm_relu(in_channels, channels, 3) if in_channels else nn.Identity()
+        self.reduce = conv_norm_relu(in_channels, channels, 3) if in_channels else nn.Identity()
         self.attention = attention
-        self.refine = _conv_norm_relu(channels, channels, 3)
+        self.refine = conv_norm_relu(channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps what ``reduce`` gave, (B, channels, H, W), to the same shape."""
@@ -85,18 +73,18 @@ class DualAttentionHead(nn.Module):
     ) -> None:
         super().__init__()
         channels = channels or in_channels // 4
-        self.shared = _conv_norm_relu(in_channels, channels, 3) if shared_input else nn.Identity()
+        self.shared = conv_norm_relu(in_channels, channels, 3) if shared_input else nn.Identity()
         branch_input = 0 if shared_input else in_channels
         self.position = AttentionBranch(
             branch_input,
             channels,
-            PositionAttention(channels, reduction or _key_reduction(channels)),
+            PositionAttention(channels, reduction or key_reduction(channels)),
         )
         self.channel = AttentionBranch(branch_input, channels, ChannelAttention(energy))
-        self.join = _conv_norm_relu(2 * channels, channels, 1) if fusion == "concat" else None
-        self.classify = _classifier(channels, num_classes, dropout)
-        self.classify_position = _classifier(channels, num_classes, dropout)
-        self.classify_channel = _classifier(channels, num_classes, dropout)
+        self.join = conv_norm_relu(2 * channels, channels, 1) if fusion == "concat" else None
+        self.classify = classifier(channels, num_classes, dropout)
+        self.classify_position = classifier(channels, num_classes, dropout)
+        self.classify_channel = classifier(channels, num_classes, dropout)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (B, in_channels, H, W) to "main" and, in training, "position" and "channel"."""
@@ -145,14 +133,14 @@ class SingleAttentionHead(nn.Module):
             raise ValueError(f"attention={attention!r} is neither 'position' nor 'channel'")
         module: nn.Module
         if attention == "position":
-            module = PositionAttention(channels, reduction or _key_reduction(channels))
+            module = PositionAttention(channels, reduction or key_reduction(channels))
         else:
             module = ChannelAttention(energy)
         branch = AttentionBranch(in_channels, channels, module)
         # Named as in the dual head, so that drawings and weights find it.
         self.position = branch if attention == "position" else None
         self.channel = branch if attention == "channel" else None
-        self.classify = _classifier(channels, num_classes, dropout)
+        self.classify = classifier(channels, num_classes, dropout)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
@@ -181,8 +169,8 @@ class FCNHead(nn.Module):
     ) -> None:
         super().__init__()
         channels = channels or in_channels // 4
-        self.reduce = _conv_norm_relu(in_channels, channels, 3)
-        self.classify = _classifier(channels, num_classes, dropout)
+        self.reduce = conv_norm_relu(in_channels, channels, 3)
+        self.classify = classifier(channels, num_classes, dropout)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""

@@ -1,7 +1,7 @@
 """Reading weights that others made: torchvision's by name, or a local state dict."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ class Weights(NamedTuple):
     notes: list[str]
 
 
-def read_state_dict(path: Path, key: str = "init_from") -> Weights:
+def read_state_dict(path: Path, key: str = "init_from", *, foreign: Sequence[str] = ()) -> Weights:
     """Reads a file of named tensors without running anything that lies in it.
 
     Accepts a plain state dict, or one below ``state_dict`` or ``model``; a ``module.`` in front of
@@ -40,12 +40,13 @@ def read_state_dict(path: Path, key: str = "init_from") -> Weights:
     Args:
         path: Of the file.
         key: The setting that named it, for messages.
+        foreign: As in ``files.read``.
 
     Raises:
         InputError: The file is missing, damaged, holds anything but tensors and plain values, or a
             tensor has values that are not finite.
     """
-    content = files.read(path, key).value
+    content = files.read(path, key, foreign=foreign).value
     for part in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(part), dict):
             content = content[part]

@@ -17,8 +17,6 @@ from danet.errors import InputError, StorageError
 _RECIPES = Path(__file__).resolve().parents[1] / "configs" / "optimizer"
 _FAR = 10
 """A learning rate that is this many times the recipe's, or one part of it, is told."""
-_SMALL = 64
-"""Sides of the crops below which a batch of one image may leave one value per channel."""
 
 
 def notes(
@@ -125,7 +123,7 @@ def refuse_folder(config: Mapping[str, Any]) -> None:
 def refuse_single_values(config: Mapping[str, Any], device: torch.device) -> None:
     """Refuses a batch that leaves a batch norm one value per channel, of which it makes zeros.
 
-    Only where that may be, a pass of the network without data tells where; it takes no memory.
+    A pass of the network without data tells where; it takes no memory.
 
     Raises:
         InputError: With the layer, and two ways out.
@@ -134,7 +132,7 @@ def refuse_single_values(config: Mapping[str, Any], device: torch.device) -> Non
     batch_size = config["data"]["batch_size"]
     is_shared = config["trainer"]["sync_batchnorm"] and device.type == "cuda"
     processes = int(os.environ.get("WORLD_SIZE", "1")) if is_shared else 1
-    if size is None or batch_size * processes > 1 or max(size) > _SMALL:
+    if size is None or batch_size * processes > 1:
         return
     single: list[str] = []
 

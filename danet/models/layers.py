@@ -1,0 +1,17 @@
+"""Pieces that heads share."""
+
+from torch import nn
+
+
+def conv_norm_relu(in_channels: int, channels: int, kernel_size: int) -> nn.Sequential:
+    """Convolution without bias, batch norm, ReLU; keeps the size."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """Dropout of whole channels, and a 1x1 convolution with bias."""
+    return nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, kernel_size=1))

@@ -1,0 +1,66 @@
+"""Backbones of timm: hundreds of networks with better training than torchvision's ResNets."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from danet.errors import InputError
+from danet.models.weights import explain_mismatch, read_state_dict
+
+
+class TimmBackbone(nn.Module):
+    """A network of timm that returns its feature maps.
+
+    Args:
+        name: Of the network, as timm calls it, with the tag of its weights: ``resnet50.a1_in1k``.
+        output_stride: Pixels of the image per pixel of the last map; timm dilates what it can and
+            refuses other networks.
+        weights: Where to start from: None for random numbers, ``pretrained`` for those of the name
+            (downloaded once), or the path of a state dict with timm's names.
+
+    Attributes:
+        channels: Of the maps that are returned, four at most.
+    """
+
+    def __init__(self, *, name: str, output_stride: int = 8, weights: str | None = None) -> None:
+        super().__init__()
+        try:
+            import timm
+        except ModuleNotFoundError as error:
+            raise InputError(
+                "model/backbone=timm needs the package timm, which is not installed; "
+                "pip install 'danet[timm]'"
+            ) from error
+        if not timm.is_model(name):
+            close = timm.list_models(f"*{name.partition('.')[0][:6]}*")[:5]
+            hint = f"; there are {', '.join(close)}" if close else ""
+            raise InputError(f"model.backbone.name={name}: timm has no such network{hint}")
+        try:
+            self.network = timm.create_model(
+                name,
+                features_only=True,
+                output_stride=output_stride,
+                pretrained=weights == "pretrained",
+            )
+        except (NotImplementedError, TypeError, RuntimeError) as error:
+            raise InputError(
+                f"model.backbone.name={name}, output_stride={output_stride}: timm cannot make it "
+                f"({error}); take output_stride=32, or another network"
+            ) from error
+        self.channels: list[int] = self.network.feature_info.channels()[-4:]  # type: ignore[union-attr, operator]
+        if weights is not None and weights != "pretrained":
+            self._load(Path(weights).expanduser())
+
+    def _load(self, path: Path) -> None:
+        """Fills the network from a file; what belongs to a classifier may be left over."""
+        found = read_state_dict(path, "model.backbone.weights").tensors
+        expected = self.network.state_dict()
+        problems = explain_mismatch(expected, {k: v for k, v in found.items() if k in expected})
+        if problems:
+            raise InputError(f"model.backbone.weights={path} does not fit: {problems}")
+        self.network.load_state_dict({k: found[k] for k in expected})
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Maps (B, 3, H, W) to up to four maps, finest first."""
+        maps: list[Tensor] = self.network(x)
+        return maps[-4:]

@@ -1,0 +1,257 @@
+"""Runs a study: variants of a network at several levels, equal in everything else.
+
+python scripts/study.py study=scenes [level=NAME] [variant=NAME] [seed=N] [runs=DIR] [results=DIR]
+python scripts/study.py study=camvid data.root=<camvid>
+python scripts/study.py study=scenes list=true          what is done, and how long it took
+python scripts/study.py study=scenes results=DIR trainer.steps=9     other settings, elsewhere
+
+What to run stands in studies.yaml beside this file. Every run is trained, scored once, and leaves
+a small file of metrics in ``results`` (docs/results); a run that has one is not done again, and one
+that was stopped goes on. Further settings are those of the training; since they change the study,
+they need ``results=DIR``. ``python scripts/results.py`` makes tables and plots of the files.
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+import yaml
+
+import danet
+from danet.config import did_you_mean
+from danet.errors import InputError, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = ROOT / "scripts" / "studies.yaml"
+RESULTS = ROOT / "docs" / "results"
+OWN = ("study", "level", "variant", "seed", "runs", "results", "list")
+_POINTS = 60
+"""Of a curve of the loss that are kept."""
+
+
+class Run(NamedTuple):
+    """One training of a study."""
+
+    study: str
+    level: str
+    variant: str
+    seed: int
+    settings: tuple[str, ...]
+    """Of the training; where the files are is not among them."""
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        parts = (self.level, self.variant, str(self.seed))
+        return "_".join(re.sub(r"\W+", "-", part).lower() for part in parts)
+
+
+class Settings(NamedTuple):
+    """The command line."""
+
+    own: dict[str, str]
+    places: list[str]
+    """Settings that say where data is: they change nothing of a result."""
+    changes: list[str]
+    """Further settings of the training."""
+
+
+def parse(arguments: Sequence[str]) -> Settings:
+    """Sorts the command line; raises InputError."""
+    own, places, changes = {}, [], []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise InputError(f"{argument}: a setting has the form key=value")
+        if key in OWN:
+            own[key] = value
+        elif key in ("data.root", "data.num_workers", "data.cache", "trainer.device"):
+            places.append(argument)
+        else:
+            changes.append(argument)
+    if "study" not in own:
+        raise InputError(f"study: which one? study={' or study='.join(studies())}")
+    if changes and "results" not in own:
+        raise InputError(f"{changes[0]}: a study with other settings needs results=<folder>")
+    return Settings(own, places, changes)
+
+
+def studies() -> dict[str, Any]:
+    """Returns the definitions."""
+    return dict(yaml.safe_load(STUDIES.read_text(encoding="utf-8")))
+
+
+def runs_of(settings: Settings) -> list[Run]:
+    """Returns the runs that are asked for, all levels and variants of a seed before the next.
+
+    Raises:
+        InputError: There is no such study, level, variant or seed.
+    """
+    own = settings.own
+    study = _pick("study", own["study"], studies())
+    found = studies()[study]
+    chosen = {}
+    for key, values in (
+        ("level", list(found["levels"])),
+        ("variant", list(found["variants"])),
+        ("seed", [str(seed) for seed in found["seeds"]]),
+    ):
+        chosen[key] = [_pick(key, own[key], values)] if key in own else values
+    return [
+        Run(
+            study,
+            level,
+            variant,
+            int(seed),
+            (
+                found["levels"][level],
+                *found["variants"][variant],
+                *settings.changes,
+                f"seed={seed}",
+            ),
+        )
+        for seed in chosen["seed"]
+        for level in chosen["level"]
+        for variant in chosen["variant"]
+    ]
+
+
+def _pick(key: str, value: str, values: Mapping[str, Any] | Sequence[str]) -> str:
+    if value not in values:
+        close = did_you_mean(value, values)
+        raise InputError(f"{key}={value}: expected one of {', '.join(values)}{close}")
+    return value
+
+
+def do(run: Run, folder: Path, places: Sequence[str]) -> dict[str, Any]:
+    """Trains and scores a run, or goes on with it; returns what there is to keep.
+
+    Raises:
+        UserError: A tool ended with an error, which stands above.
+    """
+    definition = studies()[run.study]
+    clock = folder.with_suffix(".seconds")
+    train = ["tools/train.py", f"run.dir={folder}", "resume=auto", *run.settings, *places]
+    started = time.monotonic()
+    try:
+        _call(train)
+    finally:  # a run that is stopped goes on later, and its time counts
+        seconds = time.monotonic() - started
+        clock.parent.mkdir(parents=True, exist_ok=True)
+        before = float(clock.read_text()) if clock.is_file() else 0.0
+        clock.write_text(f"{before + seconds:.1f}")
+    scored = folder / "scored"
+    score = [
+        "tools/eval.py",
+        f"checkpoint={folder / 'last.pt'}",
+        f"split={definition['split']}",
+        f"evaluation={definition['evaluation']}",
+        f"output={scored}",
+    ]
+    _call([*score, *(text for text in places if text.startswith("data.root="))])
+    metrics = json.loads((scored / "metrics.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    curve = [[line["step"], round(line["loss"], 4)] for line in lines if line["kind"] == "train"]
+    return {
+        **{key: getattr(run, key) for key in ("study", "level", "variant", "seed")},
+        "command": " ".join(["python tools/train.py", *run.settings]),
+        **{key: metrics[key] for key in ("split", "images", "step", "protocol")},
+        **{key: metrics[key] for key in ("miou", "image_miou", "pixel_accuracy")},
+        "iou": {name: scores["iou"] for name, scores in metrics["per_class"].items()},
+        "loss": curve[:: max(1, len(curve) // _POINTS)],
+        "minutes": round(float(clock.read_text()) / 60, 1),
+        "machine": machine(places),
+        "versions": {
+            "danet": danet.__version__,
+            "commit": commit(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _call(command: Sequence[str]) -> None:
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, check=False)
+    if done.returncode:
+        raise UserError(f"{' '.join(command)} ended with exit code {done.returncode}")
+
+
+def machine(places: Sequence[str]) -> str:
+    """Returns what computed, in words."""
+    if torch.cuda.is_available() and "trainer.device=cpu" not in places:
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = re.findall(r"model name\s*: (.+)", info.read_text())
+        model = names[0] if names else model
+    return f"{model}, {torch.get_num_threads()} thread(s) of {os.cpu_count()} cores"
+
+
+def commit() -> str:
+    """Returns the commit of this checkout, with a + where files differ from it."""
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):  # an installed package, or no git
+        return "unknown"
+    return told.stdout.strip()
+
+
+def status(runs: Sequence[Run], results: Path) -> Iterator[str]:
+    """Yields a line for every run: done in how long, or what would do it."""
+    for run in runs:
+        path = results / run.study / f"{run.name}.json"
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            yield f"  done   {run.name}: mIoU {100 * found['miou']:.2f}, {found['minutes']} minutes"
+        else:
+            yield f"  to do  {run.name}: python tools/train.py {' '.join(run.settings)}"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Does what the command line asks for."""
+    settings = parse(arguments)
+    runs = runs_of(settings)
+    results = Path(settings.own.get("results", RESULTS)).expanduser().absolute()
+    if settings.own.get("list") == "true":
+        print("\n".join(status(runs, results)))
+        return
+    base = Path(settings.own.get("runs", ROOT / "runs" / "study")).expanduser().absolute()
+    for number, run in enumerate(runs, 1):
+        path = results / run.study / f"{run.name}.json"
+        if path.is_file():
+            continue
+        print(f"{number} of {len(runs)}: {run.study} {run.name}", flush=True)
+        found = do(run, base / run.study / run.name, settings.places)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    print("\n".join(status(runs, results)))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,228 @@
+"""DANet as its authors and mmsegmentation compute it, written anew on their own tensors' names.
+
+Nothing of danet is used: convolutions, norms and the two attentions with their whole maps, from a
+dictionary of tensors. The names and shapes of such dictionaries are made here as well.
+"""
+
+import torch
+import torch.nn.functional as F
+
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+AUTHORS = {
+    "pam in": ("head.conv5a.0", "head.conv5a.1"),
+    "cam in": ("head.conv5c.0", "head.conv5c.1"),
+    "query": "head.sa.query_conv",
+    "key": "head.sa.key_conv",
+    "value": "head.sa.value_conv",
+    "pam gamma": "head.sa.gamma",
+    "cam gamma": "head.sc.gamma",
+    "pam out": ("head.conv51.0", "head.conv51.1"),
+    "cam out": ("head.conv52.0", "head.conv52.1"),
+    "pam classes": "head.conv6.1",
+    "cam classes": "head.conv7.1",
+    "classes": "head.conv8.1",
+}
+MMSEG = {
+    "pam in": ("decode_head.pam_in_conv.conv", "decode_head.pam_in_conv.bn"),
+    "cam in": ("decode_head.cam_in_conv.conv", "decode_head.cam_in_conv.bn"),
+    "query": "decode_head.pam.query_project",
+    "key": "decode_head.pam.key_project",
+    "value": "decode_head.pam.value_project",
+    "pam gamma": "decode_head.pam.gamma.scale",
+    "cam gamma": "decode_head.cam.gamma.scale",
+    "pam out": ("decode_head.pam_out_conv.conv", "decode_head.pam_out_conv.bn"),
+    "cam out": ("decode_head.cam_out_conv.conv", "decode_head.cam_out_conv.bn"),
+    "pam classes": "decode_head.pam_conv_seg",
+    "cam classes": "decode_head.cam_conv_seg",
+    "classes": "decode_head.conv_seg",
+}
+
+
+# Names and shapes
+
+
+def _norm(name, channels):
+    for part in ("weight", "bias", "running_mean", "running_var"):
+        yield f"{name}.{part}", (channels,)
+    yield f"{name}.num_batches_tracked", ()
+
+
+def _backbone(prefix, depth):
+    before = 64
+    for stage, count in enumerate(BLOCKS[depth]):
+        planes = 64 * 2**stage
+        for block in range(count):
+            name = f"{prefix}layer{stage + 1}.{block}"
+            for i, shape in enumerate(
+                ((planes, before, 1, 1), (planes, planes, 3, 3), (4 * planes, planes, 1, 1)), 1
+            ):
+                yield f"{name}.conv{i}.weight", shape
+                yield from _norm(f"{name}.bn{i}", shape[0])
+            if block == 0:
+                yield f"{name}.downsample.0.weight", (4 * planes, before, 1, 1)
+                yield from _norm(f"{name}.downsample.1", 4 * planes)
+            before = 4 * planes
+
+
+def _head(names, num_classes, gamma):
+    for branch in ("pam", "cam"):
+        for place, channels in (("in", 2048), ("out", 512)):
+            conv, norm = names[f"{branch} {place}"]
+            yield f"{conv}.weight", (512, channels, 3, 3)
+            yield from _norm(norm, 512)
+        yield names[f"{branch} gamma"], gamma
+    for name, outputs in (("query", 64), ("key", 64), ("value", 512)):
+        yield f"{names[name]}.weight", (outputs, 512, 1, 1)
+        yield f"{names[name]}.bias", (outputs,)
+    for name in ("classes", "pam classes", "cam classes"):
+        yield f"{names[name]}.weight", (num_classes, 512, 1, 1)
+        yield f"{names[name]}.bias", (num_classes,)
+
+
+def authors_shapes(depth, num_classes=19):
+    yield "pretrained.conv1.weight", (64, 3, 7, 7)
+    yield from _norm("pretrained.bn1", 64)
+    yield from _backbone("pretrained.", depth)
+    yield from _head(AUTHORS, num_classes, (1,))
+
+
+def mmseg_shapes(depth, num_classes=19):
+    for place, (outputs, inputs) in ((0, (32, 3)), (3, (32, 32)), (6, (64, 32))):
+        yield f"backbone.stem.{place}.weight", (outputs, inputs, 3, 3)
+        yield from _norm(f"backbone.stem.{place + 1}", outputs)
+    yield from _backbone("backbone.", depth)
+    yield from _head(MMSEG, num_classes, ())
+    yield "auxiliary_head.convs.0.conv.weight", (256, 1024, 3, 3)
+    yield from _norm("auxiliary_head.convs.0.bn", 256)
+    yield "auxiliary_head.conv_seg.weight", (num_classes, 256, 1, 1)
+    yield "auxiliary_head.conv_seg.bias", (num_classes,)
+
+
+def random_state(shapes):
+    """Draws values that keep features near 1 through a hundred layers; no two tensors are equal."""
+    generator = torch.Generator().manual_seed(5)
+    state = {}
+    for name, shape in shapes:
+        noise = torch.randn(shape, generator=generator)
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(7)
+        elif name.endswith("running_var"):
+            state[name] = 1 + 0.1 * noise.abs()
+        elif len(shape) == 4:
+            state[name] = noise * (2 / (shape[1] * shape[2] * shape[3])) ** 0.5
+        elif "gamma" in name:
+            state[name] = 0.6 + 0.1 * noise
+        elif name.endswith("weight"):
+            # Of a norm. The last of a block is small, and so are those before the attentions: a
+            # softmax of energies of hundreds would make the rounding of either side visible.
+            is_small = any(part in name for part in (".bn3", "conv5a.1", "conv5c.1", "in_conv.bn"))
+            state[name] = (0.3 if is_small else 1.0) + 0.05 * noise
+        else:
+            state[name] = 0.05 * noise
+    return state
+
+
+# The forward passes
+
+
+class Original:
+    """Layers by the names of their tensors."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def conv(self, name, x, **how):
+        return F.conv2d(x, self.state[f"{name}.weight"], self.state.get(f"{name}.bias"), **how)
+
+    def norm(self, name, x):
+        parts = (f"{name}.{p}" for p in ("running_mean", "running_var", "weight", "bias"))
+        return F.batch_norm(x, *(self.state[p] for p in parts), eps=1e-5)
+
+    def conv_norm_relu(self, names, x):
+        return self.norm(names[1], self.conv(names[0], x, padding=1)).relu()
+
+    def bottleneck(self, name, x, stride, dilation):
+        out = self.norm(f"{name}.bn1", self.conv(f"{name}.conv1", x)).relu()
+        how = {"stride": stride, "dilation": dilation, "padding": dilation}
+        out = self.norm(f"{name}.bn2", self.conv(f"{name}.conv2", out, **how)).relu()
+        out = self.norm(f"{name}.bn3", self.conv(f"{name}.conv3", out))
+        if f"{name}.downsample.0.weight" in self.state:
+            x = self.conv(f"{name}.downsample.0", x, stride=stride)
+            x = self.norm(f"{name}.downsample.1", x)
+        return (out + x).relu()
+
+    def stages(self, prefix, x, depth, last):
+        """Returns the outputs of the third and the fourth stage; ``last``: its dilations."""
+        counts = BLOCKS[depth]
+        dilations = ([1] * counts[0], [1] * counts[1], [1] + [2] * (counts[2] - 1), last)
+        for stage, row in enumerate(dilations, 1):
+            third = x
+            for block, dilation in enumerate(row):
+                stride = 2 if (stage, block) == (2, 0) else 1
+                x = self.bottleneck(f"{prefix}layer{stage}.{block}", x, stride, dilation)
+        return third, x
+
+    def pam(self, names, x):
+        query, key, value = (
+            self.conv(names[n], x).flatten(2) for n in ("query", "key", "value")
+        )  # (B, D, N)
+        attention = torch.einsum("bdi,bdj->bij", query, key).softmax(dim=-1)  # (B, N, N)
+        context = torch.einsum("bij,bcj->bci", attention, value).view_as(x)
+        return self.state[names["pam gamma"]] * context + x
+
+    def cam(self, names, x):
+        features = x.flatten(2)  # (B, C, N)
+        energy = torch.einsum("bin,bjn->bij", features, features)  # (B, C, C)
+        attention = (energy.amax(dim=-1, keepdim=True) - energy).softmax(dim=-1)
+        context = torch.einsum("bij,bjn->bin", attention, features).view_as(x)
+        return self.state[names["cam gamma"]] * context + x
+
+    def head(self, names, x):
+        pam = self.pam(names, self.conv_norm_relu(names["pam in"], x))
+        pam = self.conv_norm_relu(names["pam out"], pam)
+        cam = self.cam(names, self.conv_norm_relu(names["cam in"], x))
+        cam = self.conv_norm_relu(names["cam out"], cam)
+        return {
+            "main": self.conv(names["classes"], pam + cam),
+            "position": self.conv(names["pam classes"], pam),
+            "channel": self.conv(names["cam classes"], cam),
+        }
+
+
+def normalised(image):
+    """RGB bytes as both normalise them."""
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return (image / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+
+
+def authors_forward(state, image, depth, multi_grid):
+    """Returns the three outputs of the released code, at the size of the image."""
+    net = Original(state)
+    x = net.conv("pretrained.conv1", normalised(image), stride=2, padding=3)
+    x = F.max_pool2d(net.norm("pretrained.bn1", x).relu(), 3, stride=2, padding=1)
+    last = [4, 8, 16] if multi_grid else [2, 4, 4]
+    outputs = net.head(AUTHORS, net.stages("pretrained.", x, depth, last)[1])
+    return _enlarged(outputs, image, align_corners=True)
+
+
+def mmseg_forward(state, image, depth, align_corners):
+    """Returns the three outputs of DAHead and the one of the auxiliary head."""
+    net = Original(state)
+    x = normalised(image)
+    for place, stride in ((0, 2), (3, 1), (6, 1)):
+        x = net.conv(f"backbone.stem.{place}", x, stride=stride, padding=1)
+        x = net.norm(f"backbone.stem.{place + 1}", x).relu()
+    x = F.max_pool2d(x, 3, stride=2, padding=1)
+    third, fourth = net.stages("backbone.", x, depth, [2, 4, 4])
+    outputs = net.head(MMSEG, fourth)
+    names = ("auxiliary_head.convs.0.conv", "auxiliary_head.convs.0.bn")
+    outputs["backbone"] = net.conv("auxiliary_head.conv_seg", net.conv_norm_relu(names, third))
+    return _enlarged(outputs, image, align_corners=align_corners)
+
+
+def _enlarged(outputs, image, align_corners):
+    size = image.shape[-2:]
+    return {
+        name: F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+        for name, x in outputs.items()
+    }

@@ -1,0 +1,334 @@
+"""Weights of others compute here what they compute there, and every tensor is accounted for."""
+
+import collections
+import json
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import originals
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from conftest import ROOT
+from hydra.core.global_hydra import GlobalHydra
+
+import danet
+from danet.assemble import make_model
+from danet.check import check
+from danet.errors import InputError
+from danet.models.convert import fill_in, network_of, rename
+from danet.models.weights import initialise, read_state_dict
+from danet.tools import convert
+
+KEYS = Path(os.environ.get("CHECKPOINT_KEYS", ROOT.parent / "shared/data/checkpoint_keys"))
+
+
+def command(*arguments, monkeypatch, capsys):
+    """Runs the tool in this process; returns its exit code, what it said and its error."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
+    GlobalHydra.instance().clear()
+    code = 0
+    try:
+        convert.main()
+    except SystemExit as error:
+        code = error.code
+    seen = capsys.readouterr()
+    return code, seen.out, seen.err
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    return lambda *arguments: command(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+
+
+def compose(*overrides):
+    from test_config import compose
+
+    return check(compose("data=cityscapes", "data.root=/data", *overrides))
+
+
+def converted(state, source, *settings):
+    """Returns the network that is made of a state dict, as the tool makes it."""
+    renamed = rename(state, source)
+    assert (renamed.dropped, renamed.unknown) == ({}, [])
+    network = network_of(renamed.tensors, "file")
+    auxiliary = "fcn" if network.has_auxiliary else "none"
+    model = make_model(
+        compose(
+            f"model/backbone=resnet{network.depth}",
+            f"model.backbone.stem={network.stem}",
+            f"model/auxiliary_head={auxiliary}",
+            *settings,
+        )
+    )
+    whole, fresh = fill_in(renamed.tensors, model.state_dict(), source, "file")
+    assert fresh == []
+    model.load_state_dict(whole)
+    return model
+
+
+def all_outputs(model, image):
+    """Returns every output at the size of the image; norms and dropout as in evaluation."""
+    model.eval()
+    for module in (model, model.head):
+        module.training = True
+    with torch.no_grad():
+        output = model(image)
+    size = image.shape[-2:]
+    return {
+        name: F.interpolate(x, size, mode="bilinear", align_corners=model.align_corners)
+        for name, x in {"main": output.logits, **output.auxiliary}.items()
+    }
+
+
+@pytest.mark.parametrize("depth", [50, 101])
+@pytest.mark.parametrize("multi_grid", [True, False], ids=["multi-grid", "plain"])
+def test_the_released_network_computes_what_the_authors_code_computes(depth, multi_grid):
+    state = originals.random_state(originals.authors_shapes(depth))
+    grid = "[4,8,16]" if multi_grid else "null"
+    model = converted(state, "official", f"model.backbone.multi_grid={grid}")
+    image = torch.randint(0, 256, (1, 3, 73, 96), dtype=torch.uint8)
+    expected = originals.authors_forward(state, image, depth, multi_grid)
+    found = all_outputs(model, image)
+    assert found.keys() == expected.keys() == {"main", "position", "channel"}
+    for name, logits in expected.items():
+        assert logits.std() > 0.1, "a test of zeros would prove nothing"
+        torch.testing.assert_close(found[name], logits, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(image).logits, found["main"])
+
+
+@pytest.mark.parametrize("depth", [50, 101])
+@pytest.mark.parametrize("aligned", [False, True], ids=["512x1024", "769x769"])
+def test_the_network_of_mmsegmentation_computes_what_it_computes(depth, aligned):
+    state = originals.random_state(originals.mmseg_shapes(depth))
+    model = converted(state, "mmsegmentation", f"model.align_corners={str(aligned).lower()}")
+    image = torch.randint(0, 256, (1, 3, 73, 96), dtype=torch.uint8)
+    expected = originals.mmseg_forward(state, image, depth, aligned)
+    found = all_outputs(model, image)
+    assert found.keys() == expected.keys() == {"main", "position", "channel", "backbone"}
+    for name, logits in expected.items():
+        assert logits.std() > 0.1
+        torch.testing.assert_close(found[name], logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["head.sa.gamma", "head.sc.gamma", "head.conv52.0.weight"])
+def test_the_comparison_sees_a_tensor_that_differs(part):
+    state = originals.random_state(originals.authors_shapes(50))
+    image = torch.randint(0, 256, (1, 3, 41, 41), dtype=torch.uint8)
+    before = originals.authors_forward(state, image, 50, True)["main"]
+    after = originals.authors_forward({**state, part: state[part] * 1.1}, image, 50, True)["main"]
+    assert (before - after).abs().max() > 1e-3
+
+
+def listed(file):
+    if not KEYS.is_dir():
+        pytest.skip(f"no lists of keys at {KEYS}; name their folder in CHECKPOINT_KEYS")
+    return json.loads((KEYS / file).read_text())
+
+
+def as_shapes(keys):
+    return {name: tuple(shape) for name, shape, _ in keys}
+
+
+@pytest.mark.parametrize("depth", [50, 101])
+def test_names_and_shapes_are_those_of_the_authors_repository(depth):
+    keys = as_shapes(listed("official.json")[f"resnet{depth}"]["keys"])
+    assert dict(originals.authors_shapes(depth)) == keys
+
+
+def test_names_and_shapes_are_those_of_every_listed_model_of_mmsegmentation():
+    models = listed("mmsegmentation.json")["models"]
+    assert len(models) == 4
+    for name, model in models.items():
+        depth = 101 if "r101" in name else 50
+        keys = as_shapes(model["keys"])
+        assert dict(originals.mmseg_shapes(depth, model["num_classes"])) == keys
+        meta = {key: torch.empty(shape, device="meta") for key, shape in keys.items()}
+        renamed = rename(meta, "mmsegmentation")
+        assert (len(renamed.tensors), renamed.dropped, renamed.unknown) == (len(keys), {}, [])
+        assert network_of(renamed.tensors, name).num_classes == model["num_classes"]
+
+
+# Files
+
+
+def old_file(path, state, **more):
+    """Writes a file as the authors' trainer did: before zip archives, with a numpy scalar."""
+    ordered = collections.OrderedDict(state)
+    content = {"epoch": 240, "state_dict": ordered, "best_pred": np.float64(0.79), **more}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.fixture(scope="module")
+def authors_file(tmp_path_factory):
+    """One as released: no counters, the classifier of ImageNet, the unused auxiliary layer."""
+    state = {
+        name: value
+        for name, value in originals.random_state(originals.authors_shapes(50)).items()
+        if not name.endswith("num_batches_tracked")
+    }
+    state |= {
+        "pretrained.fc.weight": torch.zeros(1000, 2048),
+        "pretrained.fc.bias": torch.zeros(1000),
+        "auxlayer.conv5.0.weight": torch.zeros(4, 4, 3, 3),
+        "mystery": torch.zeros(2),
+    }
+    path = tmp_path_factory.mktemp("official") / "DANet50.pth.tar"
+    old_file(path, {f"module.{name}": value for name, value in state.items()})
+    return path, state
+
+
+def test_an_old_file_of_the_authors_becomes_a_checkpoint(authors_file, tmp_path, run):
+    path, state = authors_file
+    output = tmp_path / "new" / "danet50.pt"
+    code, out, err = run("source=official", f"input={path}", f"output={output}")
+    assert (code, err) == (0, "")
+    assert "'module.' in front of every name was taken off" in out
+    assert "left out, the classifier of ImageNet" in out
+    assert "pretrained.fc.weight, pretrained.fc.bias" in out
+    assert "never calls: auxlayer.conv5.0.weight" in out
+    assert "left out, unknown names: mystery" in out
+    assert "assumed, since the file does not tell: model.backbone.multi_grid=[4,8,16]" in out
+    assert f"python tools/eval.py checkpoint={output}" in out
+    model = danet.load_model(output)
+    assert model.classes[:2] == ("road", "sidewalk")
+    image = torch.randint(0, 256, (1, 3, 41, 57), dtype=torch.uint8)
+    expected = originals.authors_forward(state, image, 50, True)["main"]
+    with torch.no_grad():
+        torch.testing.assert_close(model(image).logits, expected, rtol=1e-4, atol=1e-4)
+    lines = initialise(model, output)
+    assert "355 of 355" not in lines[0]
+    assert f"{len(model.state_dict())} of {len(model.state_dict())} tensors taken" in lines[0]
+    code, _, err = run("source=official", f"input={path}", f"output={output}")
+    assert code == 2
+    assert "there is such a file already" in err
+
+
+def test_a_backbone_of_torchvision_becomes_a_start(tmp_path, run):
+    network = torchvision.models.resnet18()
+    torch.save(network.state_dict(), tmp_path / "r18.pth")
+    where = f"input={tmp_path / 'r18.pth'}", f"output={tmp_path / 'start.pt'}"
+    code, _, err = run("source=torchvision", *where)
+    assert code == 2
+    assert "which classes are meant?" in err
+    code, out, err = run("source=torchvision", *where, "data=camvid", "model/head=fcn")
+    assert (code, err) == (0, "")
+    assert "left out, the classifier of ImageNet" in out
+    assert "not in the file, so random: head.reduce.0.weight" in out
+    assert "train with init_from=" in out
+    model = danet.load_model(tmp_path / "start.pt")
+    assert torch.equal(model.backbone.layer4[1].conv2.weight, network.layer4[1].conv2.weight)
+
+
+def test_a_converted_file_is_no_run_to_go_on_with(tmp_path, run):
+    from danet import resume
+
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "r18.pth")
+    run(
+        "source=torchvision",
+        f"input={tmp_path / 'r18.pth'}",
+        f"output={tmp_path / 'start.pt'}",
+        "data=camvid",
+        "model/head=fcn",
+    )
+    config = {"resume": str(tmp_path / "start.pt"), "run": {"dir": None}}
+    with pytest.raises(InputError, match=r"no state of an optimizer.* with init_from"):
+        resume.settle(config, [], world=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["source=oficial"], "expected one of official, mmsegmentation, torchvision; did you mean"),
+        (["source=mmsegmentation"], "expected the tensors of a ResNet-18, 34, 50 or 101"),
+        (["source=official", "data=camvid"], "it has 19 classes, and data=camvid has"),
+        (["source=official", "model.backbone.stem=8x8"], "expected one of 7x7"),
+    ],
+    ids=["unknown program", "another program", "other classes", "no such value"],
+)
+def test_a_wrong_command_is_told_in_plain_words(authors_file, tmp_path, run, arguments, message):
+    code, _, err = run(f"input={authors_file[0]}", f"output={tmp_path / 'x.pt'}", *arguments)
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "x.pt").exists()
+
+
+def test_a_missing_tensor_is_named():
+    model = torch.nn.ModuleDict({"head": torch.nn.Conv2d(3, 4, 1)})
+    state = model.state_dict()
+    with pytest.raises(InputError, match=r"file does not fit: missing: head\.bias"):
+        fill_in({"head.weight": state["head.weight"]}, state, "official", "file")
+    with pytest.raises(InputError, match=r"head\.bias is \(5,\) in the file and \(4,\) here"):
+        fill_in({**state, "head.bias": torch.zeros(5)}, state, "official", "file")
+    with pytest.raises(InputError, match="not in this network: tail"):
+        fill_in({**state, "tail": torch.zeros(5)}, state, "official", "file")
+
+
+# Reading without running
+
+
+class HistoryBuffer:
+    """Stands in for a class of a training toolbox that is not installed."""
+
+    def __init__(self):
+        self.history = np.arange(3.0)
+
+
+HistoryBuffer.__module__ = "mmengine.logging.history_buffer"
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.mkdir, ("made",)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
+def test_objects_of_other_packages_are_passed_over(tmp_path, monkeypatch, zipped):
+    module = type(sys)("mmengine.logging.history_buffer")
+    module.HistoryBuffer = HistoryBuffer
+    names = ("mmengine", "mmengine.logging", module.__name__)
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, module)
+    content = {
+        "state_dict": {"a.weight": torch.ones(2)},
+        "message_hub": {"loss": HistoryBuffer(), "best": np.float32(1.5)},
+    }
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    for name in names:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(InputError, match="refused, since it holds Python objects"):
+        read_state_dict(tmp_path / "w.pth", "input")
+    found = read_state_dict(tmp_path / "w.pth", "input", foreign=convert.FOREIGN)
+    assert torch.equal(found.tensors["a.weight"], torch.ones(2))
+    assert not any(name.startswith("mmengine") for name in sys.modules)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
+def test_a_file_that_would_run_code_is_refused(tmp_path, monkeypatch, run, zipped):
+    monkeypatch.chdir(tmp_path)
+    old = {"state_dict": {"a.weight": torch.ones(2)}, "best_pred": Harmful()}
+    torch.save(old, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    code, _, err = run("source=official", "input=w.pth", "output=x.pt")
+    assert code == 2
+    assert "it asks to call posix.mkdir; nothing of it was run" in err.replace("nt.mkdir", "posix")
+    assert not Path("made").exists()
+
+
+def test_a_numpy_function_is_never_called(tmp_path, monkeypatch):
+    """What stands in for a foreign package is empty, whatever the file wants to do with it."""
+    monkeypatch.chdir(tmp_path)
+
+    class Saves:
+        def __reduce__(self):
+            return np.save, ("made.npy", np.zeros(1))
+
+    torch.save({"state_dict": {"a": torch.ones(1)}, "x": Saves()}, "w.pth")
+    assert b"numpy" in pickle.dumps(np.save)
+    read_state_dict(Path("w.pth"), "input", foreign=convert.FOREIGN)
+    assert not Path("made.npy").exists()

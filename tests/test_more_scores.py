@@ -1,0 +1,127 @@
+"""Boundary IoU and the mean of single images: equal to a literal version."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from danet.evaluation.boundary import BoundaryIoU
+from danet.evaluation.confusion import ConfusionMatrix
+from danet.evaluation.per_image import ImageIoU
+from danet.types import IGNORE
+
+K = 4
+
+
+def blobs(seed, size=(40, 57), cells=6):
+    """Regions of several pixels, as a network predicts them."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, K, (cells, cells), dtype=np.uint8)
+    rows, columns = (np.arange(n) * cells // n for n in size)
+    return coarse[np.ix_(rows, columns)].copy()
+
+
+def near_outline(region, distance):
+    """The pixels of a region that ``distance`` erosions by 3x3 take away; all is empty outside."""
+    eroded = region
+    for _ in range(distance):
+        padded = np.pad(eroded, 1)
+        height, width = region.shape
+        shifts = [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        eroded = np.logical_and.reduce(shifts)
+    return region & ~eroded
+
+
+def literal(pairs, ratio):
+    both, either = np.zeros(K), np.zeros(K)
+    for guess, truth in pairs:
+        distance = max(1, round(ratio * math.hypot(*truth.shape)))
+        for k in range(K):
+            true = near_outline(truth == k, distance)
+            predicted = near_outline((guess == k) & (truth != IGNORE), distance)
+            both[k] += (true & predicted).sum()
+            either[k] += (true | predicted).sum()
+    return [b / e if e else math.nan for b, e in zip(both, either, strict=True)]
+
+
+@pytest.mark.parametrize("ratio", [0.001, 0.02, 0.1])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_boundary_iou_is_that_of_eroded_regions(ratio, ignored):
+    counter, pairs = BoundaryIoU(K, ratio), []
+    for seed, size in enumerate([(40, 57), (33, 33), (64, 20)]):
+        guess, truth = blobs(seed, size), blobs(seed + 10, size, cells=5)
+        guess[: size[0] // 2] = truth[: size[0] // 2]  # half of it is right
+        if ignored:
+            truth[5:9, 3:17] = IGNORE
+        pairs.append((guess, truth))
+        counter.update(guess, truth)
+    scores = counter.scores()
+    assert scores.iou == pytest.approx(literal(pairs, ratio), nan_ok=True)
+    assert scores.mean == pytest.approx(np.nanmean(scores.iou))
+    assert 0.2 < scores.mean < 1
+
+
+def test_a_right_prediction_has_a_boundary_iou_of_one_and_absent_classes_have_none():
+    truth = blobs(0)
+    truth[truth == 3] = 2
+    counter = BoundaryIoU(K)
+    counter.update(truth, truth)
+    scores = counter.scores()
+    assert scores.iou[:3] == (1.0, 1.0, 1.0)
+    assert math.isnan(scores.iou[3])
+    assert scores.mean == 1.0
+
+
+def test_boundary_iou_sees_an_outline_that_the_mean_iou_hardly_sees():
+    truth = np.zeros((200, 200), np.uint8)
+    truth[20:180, 20:180] = 1
+    guess = np.zeros_like(truth)
+    guess[22:178, 22:178] = 1
+    confusion, counter = ConfusionMatrix(2), BoundaryIoU(2, 0.02)
+    confusion.update(torch.from_numpy(guess), torch.from_numpy(truth))
+    counter.update(guess, truth)
+    assert confusion.scores().iou[1] > 0.9
+    assert counter.scores().iou[1] < 0.6
+
+
+def test_counts_of_halves_add_up():
+    whole, halves = BoundaryIoU(K), [BoundaryIoU(K), BoundaryIoU(K)]
+    for seed in range(4):
+        pair = blobs(seed), blobs(seed + 10)
+        whole.update(*pair)
+        halves[seed % 2].update(*pair)
+    assert torch.equal(whole.counts, halves[0].counts + halves[1].counts)
+
+
+@pytest.mark.parametrize("ratio", [0, 1, -0.1])
+def test_a_ratio_that_is_no_part_is_refused(ratio):
+    with pytest.raises(ValueError, match=r"is not in 0\.\.1"):
+        BoundaryIoU(K, ratio)
+
+
+def test_the_mean_over_images_is_that_of_a_loop():
+    counter, means = ImageIoU(), []
+    for seed in range(5):
+        guess, truth = blobs(seed, cells=3), blobs(seed + 20, cells=3)
+        truth[:4] = IGNORE
+        confusion = ConfusionMatrix(K)
+        confusion.update(torch.from_numpy(guess), torch.from_numpy(truth))
+        counter.update(confusion.matrix)
+        valid, ious = truth != IGNORE, []
+        for k in range(K):
+            true, predicted = (truth == k) & valid, (guess == k) & valid
+            if (true | predicted).any():
+                ious.append((true & predicted).sum() / (true | predicted).sum())
+        means.append(np.mean(ious))
+    assert counter.score() == pytest.approx(np.mean(means))
+    counter.update(torch.zeros(K, K, dtype=torch.int64))  # an image without labels
+    assert counter.score() == pytest.approx(np.mean(means))
+
+
+def test_a_small_image_weighs_as_much_as_a_large_one():
+    counter = ImageIoU()
+    counter.update(torch.tensor([[1_000_000, 0], [0, 0]]))
+    counter.update(torch.tensor([[0, 1], [0, 0]]))
+    assert counter.score() == pytest.approx(0.5)
+    assert math.isnan(ImageIoU().score())

@@ -1,0 +1,254 @@
+"""The heads of other papers compute their formulas, written out slowly here."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY
+from test_config import compose
+from torch import nn
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+
+from danet.assemble import make_model
+from danet.check import check
+from danet.errors import InputError
+from danet.models.deeplab import DeepLabV2Head, DeepLabV3Head
+from danet.models.psanet import PointwiseAttention, PSAHead
+from danet.models.pspnet import PyramidPoolingHead
+from danet.models.serial import CBAMHead, ConvolutionalAttention, SerialAttentionHead
+from danet.plan.advice import refuse_single_values
+from danet.plan.report import LARGEST_BATCH, largest_batch
+from danet.plan.simulator import StepSimulator
+
+K = 5
+HEADS = {
+    "deeplab_v2": DeepLabV2Head,
+    "deeplab_v3": DeepLabV3Head,
+    "pspnet": PyramidPoolingHead,
+    "psanet": functools.partial(PSAHead, mask_size=[4, 5]),
+    "cbam": CBAMHead,
+    "serial": SerialAttentionHead,
+}
+
+
+def stirred(module):
+    """Returns a module in eval mode whose norms and gammas do something."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(0, 0.2)
+            part.running_var.uniform_(0.5, 2)
+        if hasattr(part, "gamma"):
+            nn.init.constant_(part.gamma, 0.7)
+    return module.eval().requires_grad_(False)
+
+
+def test_deeplab_v2_is_a_sum_of_dilated_classifiers():
+    head = stirred(DeepLabV2Head(16, K, rates=(2, 3)))
+    x = torch.randn(2, 16, 9, 11)
+    expected = torch.zeros(2, K, 9, 11)
+    for classify, rate in zip(head.classify, (2, 3), strict=True):
+        for i in range(3):
+            for j in range(3):  # tap by tap: the input moved, times a matrix
+                padded = F.pad(x, (rate, rate, rate, rate))
+                moved = padded[:, :, i * rate : i * rate + 9, j * rate : j * rate + 11]
+                expected += torch.einsum("kc,bchw->bkhw", classify.weight[:, :, i, j], moved)
+        expected += classify.bias.view(1, K, 1, 1)
+    torch.testing.assert_close(head(x)["main"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_deeplab_v3_computes_what_torchvision_computes():
+    theirs = stirred(DeepLabHead(64, K, (2, 4, 6)))
+    ours = DeepLabV3Head(64, K, rates=(2, 4, 6), channels=256).eval()
+    names = {"0.": "pyramid.", "1.": "refine.0.", "2.": "refine.1.", "4.": "classify.1."}
+    ours.load_state_dict({names[k[:2]] + k[2:]: v for k, v in theirs.state_dict().items()})
+    x = torch.randn(2, 64, 9, 11)
+    torch.testing.assert_close(ours(x)["main"], theirs(x))
+
+
+def test_pyramid_pooling_is_that_of_averages_over_cells():
+    head = stirred(PyramidPoolingHead(24, K, bins=(1, 2, 3)))
+    x = torch.randn(2, 24, 12, 18)
+    parts = [x]
+    for level, size in zip(head.levels, (1, 2, 3), strict=True):
+        high, wide = 12 // size, 18 // size
+        cells = torch.stack(
+            [
+                x[:, :, i * high : (i + 1) * high, j * wide : (j + 1) * wide].mean(dim=(2, 3))
+                for i in range(size)
+                for j in range(size)
+            ],
+            dim=2,
+        ).view(2, 24, size, size)
+        pooled = level[1](cells)
+        parts.append(F.interpolate(pooled, (12, 18), mode="bilinear", align_corners=True))
+    assert [p.shape[1] for p in parts] == [24, 8, 8, 8]
+    expected = head.classify(head.join(torch.cat(parts, dim=1)))
+    torch.testing.assert_close(head(x)["main"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask_size", [(5, 6), (3, 3)], ids=["reaches everywhere", "is smaller"])
+def test_point_wise_attention_is_the_two_sums_over_offsets(mask_size):
+    height, width, channels = 4, 6, 8
+    attention = stirred(PointwiseAttention(channels, mask_size))
+    x = torch.randn(2, channels, height, width)
+    collect, distribute = attention.collect(x), attention.distribute(x)
+    tall, wide = mask_size
+    expected = torch.zeros(2, 2 * channels, height, width)
+    places = [(y, z) for y in range(height) for z in range(width)]
+
+    def weight(maps, batch, of, offset):
+        """Returns what the over-complete map of a position says of an offset."""
+        whole = maps[batch, :, of[0], of[1]].view(2 * tall - 1, 2 * wide - 1)
+        return whole[offset[0] + tall - 1, offset[1] + wide - 1]
+
+    def known(a, b):
+        return abs(a[0] - b[0]) < tall and abs(a[1] - b[1]) < wide
+
+    for batch in range(2):
+        for i in places:
+            near = [j for j in places if known(i, j)]
+            heard = torch.stack(
+                [weight(collect, batch, i, (j[0] - i[0], j[1] - i[1])) for j in near]
+            ).softmax(dim=0)
+            spoken = torch.stack(
+                [weight(distribute, batch, j, (i[0] - j[0], i[1] - j[1])) for j in near]
+            ).softmax(dim=0)
+            for number, j in enumerate(near):
+                feature = x[batch, :, j[0], j[1]]
+                expected[batch, :channels, i[0], i[1]] += heard[number] * feature
+                expected[batch, channels:, i[0], i[1]] += spoken[number] * feature
+    torch.testing.assert_close(attention(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_head_of_psanet_is_its_figure():
+    head = stirred(PSAHead(32, K, mask_size=(4, 5)))
+    x = torch.randn(2, 32, 7, 10)
+
+    def scaled(y, size):
+        return F.interpolate(y, size, mode="bilinear", align_corners=True)
+
+    context = head.widen(head.attention(scaled(head.reduce(x), (4, 5))))
+    joined = torch.cat((x, scaled(context, (7, 10))), dim=1)
+    expected = head.classify[1](head.join(joined))
+    torch.testing.assert_close(head(x)["main"], expected)
+
+
+def test_cbam_is_its_two_gates():
+    attention = stirred(ConvolutionalAttention(32, 8))
+    x = torch.randn(2, 32, 6, 9)
+    first, second = attention.perceptron[0], attention.perceptron[2]
+
+    def perceptron(values):  # (B, C)
+        hidden = (values @ first.weight.flatten(1).T + first.bias).relu()
+        return hidden @ second.weight.flatten(1).T + second.bias
+
+    pooled = x.flatten(2)
+    gate = torch.sigmoid(perceptron(pooled.mean(dim=2)) + perceptron(pooled.amax(dim=2)))
+    expected = x * gate[:, :, None, None]
+    maps = torch.stack((expected.mean(dim=1), expected.amax(dim=1)), dim=1)
+    where = F.conv2d(maps, attention.locate.weight, attention.locate.bias, padding=3)
+    expected = expected * torch.sigmoid(where)
+    torch.testing.assert_close(attention(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_serial_attention_is_position_attention_of_channel_attention():
+    head = stirred(SerialAttentionHead(64, K, reduction=2))
+    channel, position = head.branch.attention
+    x = torch.randn(2, 64, 5, 7)
+    expected = head.classify(head.branch.refine(position(channel(head.branch.reduce(x)))))
+    torch.testing.assert_close(head(x)["main"], expected)
+    assert channel.gamma == position.gamma == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_parameter_of_a_rival_gets_a_gradient(name):
+    """An unused parameter would stop distributed training."""
+    head = HEADS[name](32, K)
+    for part in head.modules():
+        if hasattr(part, "gamma"):
+            nn.init.ones_(part.gamma)
+    head(torch.randn(2, 32, 8, 10))["main"].square().sum().backward()
+    assert [n for n, p in head.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("size", [(1, 1), (3, 8), (13, 6)], ids=str)
+def test_a_rival_takes_maps_of_any_size(name, size):
+    head = HEADS[name](32, K).eval()
+    assert head(torch.randn(2, 32, *size))["main"].shape == (2, K, *size)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model/head=deeplab_v2", "model.head.rates=[0]"], r"rates=\[0\] must hold dilations"),
+        (["model/head=deeplab_v3", "model.head.rates=[]"], r"rates=\[\] must hold dilations"),
+        (["model/head=pspnet", "model.head.bins=[0]"], r"bins=\[0\] must hold numbers of cells"),
+        (["model/head=psanet", "model.head.mask_size=[3]"], r"mask_size=\[3\] is not"),
+        (["model/head=psanet", "model.head.shrink=0"], "shrink=0 is not at least 1"),
+        (["model/head=cbam", "model.head.reduction=0"], "reduction=0 is not at least 1"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        make_model(check(compose(*settings)))
+
+
+@pytest.mark.parametrize("head", ["deeplab_v3", "pspnet"])
+def test_a_batch_of_one_image_is_refused_before_it_starts(head):
+    tiny = [text for text in TINY if "reduction" not in text]
+    config = check(compose(*tiny, f"model/head={head}", "data.batch_size=1"))
+    with pytest.raises(InputError, match=r"gets one value per channel.*data\.batch_size=2"):
+        refuse_single_values(config, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("free", [2**62, 1], ids=["room", "no room"])
+def test_a_plan_never_proposes_one_image_to_a_head_that_needs_two(free):
+    tiny = [text for text in TINY if "reduction" not in text]
+    config = check(compose(*tiny, "model/head=pspnet"))
+    simulator = StepSimulator(config, precision=torch.float32)
+    images = largest_batch(simulator, 48, 96, free)
+    assert images == (LARGEST_BATCH if free > 1 else 0)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        simulator.run(1, 48, 96)
+
+
+# timm
+
+
+def test_a_network_of_timm_is_a_backbone(tmp_path):
+    timm = pytest.importorskip("timm", reason="the optional extra danet[timm] is not installed")
+    settings = ("model/backbone=timm", "model.backbone.name=resnet18", "model/head=fcn")
+    model = make_model(check(compose(*settings))).eval()
+    assert model.backbone.channels == [64, 128, 256, 512]
+    maps = model.backbone(torch.randn(1, 3, 64, 96))
+    assert [tuple(m.shape[2:]) for m in maps] == [(16, 24), (8, 12), (8, 12), (8, 12)]
+    assert model(torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)).logits.shape[1] == 16
+    trained = timm.create_model("resnet18")
+    torch.save(trained.state_dict(), tmp_path / "w.pth")
+    weights = f"model.backbone.weights={tmp_path / 'w.pth'}"
+    model = make_model(check(compose(*settings, weights)))
+    assert torch.equal(model.backbone.network.conv1.weight, trained.conv1.weight)
+    torch.save({"conv1.weight": trained.conv1.weight}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"does not fit: .*missing: bn1\.weight"):
+        make_model(check(compose(*settings, weights)))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.backbone.name=resnet5", "timm has no such network; there are"),
+        ("model.backbone.name=vit_tiny_patch16_224", "timm cannot make it"),
+    ],
+)
+def test_a_network_that_timm_does_not_have_is_told(setting, message):
+    pytest.importorskip("timm", reason="the optional extra danet[timm] is not installed")
+    with pytest.raises(InputError, match=message):
+        make_model(check(compose("model/backbone=timm", setting)))
+
+
+def test_without_timm_the_way_to_it_is_told(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(InputError, match=r"pip install 'danet\[timm\]'"):
+        make_model(check(compose("model/backbone=timm")))

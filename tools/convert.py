@@ -1,0 +1,191 @@
+"""Makes a checkpoint of other programs' weights: ``python tools/convert.py source=... input=...``.
+
+The result holds a whole training config, so ``tools/eval.py`` and ``tools/visualize.py`` take it,
+and trainings start from it with ``init_from``.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # started as a file of a checkout: the checkout is what is meant
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+import danet
+from danet import cli
+from danet.assemble import make_model
+from danet.check import check, locate
+from danet.config import ConvertConfig, did_you_mean
+from danet.datasets.labels import voc_palette
+from danet.engine import checkpoint
+from danet.errors import InputError
+from danet.models import files
+from danet.models.convert import PROGRAMS, Network, Renamed, fill_in, network_of, rename
+from danet.models.weights import read_state_dict
+
+FOREIGN = ("numpy", "mmengine", "mmcv")
+"""Packages whose objects such files hold beside the tensors: scores, records of a training."""
+DATA = {
+    11: "camvid",
+    19: "cityscapes",
+    21: "pascal_voc",
+    59: "pascal_context",
+    60: "pascal_context_60",
+    150: "ade20k",
+    171: "coco_stuff_10k",
+}
+"""Classes -> the data set that has so many."""
+TRAINED_WITH = {
+    # Neither can be seen from the tensors; it is said at the end, and a setting changes it.
+    "official": ("model.backbone.multi_grid=[4,8,16]", "evaluation=danet_single"),
+    "mmsegmentation": ("model.align_corners=false", "evaluation=mmseg_single"),
+    "torchvision": (),
+}
+
+
+def work(config: DictConfig, *, further: list[str]) -> None:
+    """Reads, renames, and writes; says what became of every tensor.
+
+    Args:
+        config: Of this tool.
+        further: Settings of the training config, as typed.
+    """
+    settings: ConvertConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
+    source = settings.source
+    if source not in PROGRAMS:
+        raise InputError(
+            f"source={source}: expected one of {', '.join(PROGRAMS)}"
+            + did_you_mean(source, PROGRAMS)
+        )
+    path, output = Path(settings.input).expanduser(), Path(settings.output).expanduser()
+    refuse_output(output)
+    tensors, notes = read_state_dict(path, "input", foreign=FOREIGN)
+    renamed = rename(tensors, source)
+    network = network_of(renamed.tensors, f"input={path}")
+    train = train_config(network, source, further, f"input={path}")
+    torch.manual_seed(train["seed"])
+    state, fresh = fill_in(renamed.tensors, make_model(train).state_dict(), source, f"input={path}")
+    classes, palette = classes_of(train)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(
+        output,
+        {
+            "format": checkpoint.FORMAT,
+            "version": danet.__version__,
+            "config": train,
+            "classes": list(classes),
+            "palette": [list(color) for color in palette],
+            "model": state,
+            "ema": None,
+            "optimizer": None,
+            "scaler": None,
+            "processes": 1,
+            "step": 0,
+            "best_miou": None,
+            "scores": None,
+        },
+    )
+    for note in [*notes, *account(renamed, fresh)]:
+        cli.say(note)
+    cli.say(f"{output}: ResNet-{network.depth}, {len(classes)} classes of {train_name(train)}")
+    for assumed in TRAINED_WITH[source]:
+        if not any(text.startswith(assumed.partition("=")[0]) for text in further):
+            cli.say(f"  assumed, since the file does not tell: {assumed}")
+    if network.num_classes is None:
+        cli.say(f"  it has no head yet: train with init_from={output}")
+    else:
+        cli.say(f"  python tools/eval.py checkpoint={output} data.root=<folder>")
+
+
+def refuse_output(output: Path) -> None:
+    """Refuses a name that would overwrite a file, or that no tool would take for a checkpoint."""
+    if output.suffix not in files.SUFFIXES:
+        raise InputError(f"output={output}: expected a name that ends in .pt")
+    if output.exists():
+        raise InputError(f"output={output}: there is such a file already; give another name")
+
+
+def train_config(network: Network, source: str, settings: list[str], file: str) -> dict[str, Any]:
+    """Composes the training config that describes a network.
+
+    Raises:
+        InputError: The data set is not known, or has another number of classes.
+    """
+    chosen = [setting for setting in settings if setting.startswith("data=")]
+    data = DATA.get(network.num_classes or 0)
+    if data is None and not chosen:
+        raise InputError(
+            f"{file}: which classes are meant? It has {network.num_classes or 'none'}; name a "
+            "data set, as in data=camvid, or data=folder data.classes=[a,b]"
+        )
+    auxiliary = "fcn" if network.has_auxiliary else "none"
+    composed = hydra.compose(
+        "train",
+        overrides=[
+            *([] if chosen else [f"data={data}"]),
+            f"model/backbone=resnet{network.depth}",
+            f"model.backbone.stem={network.stem}",
+            f"model/auxiliary_head={auxiliary}",
+            "optimizer=sgd",
+            "schedule.warmup_steps=0",
+            *TRAINED_WITH[source],
+            *settings,
+        ],
+    )
+    if OmegaConf.is_missing(composed.data, "root"):
+        composed.data.root = "."  # where the data is, the tools are told when they are used
+    checked = check(composed)
+    count, name = checked["data"]["num_classes"], chosen[-1][5:] if chosen else data
+    if network.num_classes not in (None, count):
+        raise InputError(
+            f"{file}: it has {network.num_classes} classes, and data={name} has {count}; leave "
+            "it out, or name the data set the network was trained on"
+        )
+    return checked
+
+
+def classes_of(train: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
+    """Returns names and colours of the classes; no file of the data set is needed for them."""
+    node = train["data"]["dataset"]
+    target = locate(node["_target_"])
+    classes = node.get("classes") or target.classes
+    palette = node.get("palette") or node.get("colors") or getattr(target, "palette", None)
+    return list(classes), list(palette or voc_palette(len(classes)))
+
+
+def train_name(train: Mapping[str, Any]) -> str:
+    """Returns the name of the data set's class."""
+    return str(train["data"]["dataset"]["_target_"]).rpartition(".")[2]
+
+
+def account(renamed: Renamed, fresh: list[str]) -> list[str]:
+    """Says what became of every tensor of a file, and which are not from it; a line each."""
+    lines = [f"{len(renamed.tensors)} tensors taken"]
+    for reason in dict.fromkeys(renamed.dropped.values()):
+        names = [name for name, why in renamed.dropped.items() if why == reason]
+        lines.append(f"left out, {reason}: {', '.join(names)}")
+    if renamed.unknown:
+        lines.append(f"left out, unknown names: {', '.join(renamed.unknown)}")
+    if fresh:
+        lines.append(f"not in the file, so random: {', '.join(fresh)}")
+    return lines
+
+
+def main() -> None:
+    """Is the command ``danet-convert``."""
+    own = tuple(f"{field.name}=" for field in fields(ConvertConfig))
+    given = sys.argv[1:]
+    sys.argv[1:] = [text for text in given if text.startswith(("-", *own))]
+    further = [cli.quote_path(text) for text in given if text not in sys.argv[1:]]
+    cli.run(partial(work, further=further), "convert")
+
+
+if __name__ == "__main__":
+    main()
