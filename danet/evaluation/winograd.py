@@ -4,6 +4,8 @@ Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016: a til
 is made of 36 products per pair of channels instead of 144, and those are 36 matrix products.
 """
 
+from itertools import product
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -97,39 +99,44 @@ class WinogradConv2d(nn.Module):
     def _convolved(self, x: Tensor, rows: int, columns: int) -> Tensor:
         """Returns the convolution of all tiles, (B, out, rows * 4d, columns * 4d)."""
         d, out_channels = self.direct.dilation[0], self.direct.out_channels
-        step = _OUT * d
-        at_once = max(1, _TILES // (d * d * columns))
+        step, in_a_row = _OUT * d, d * d * columns  # tiles of all phases
+        rows_at_once = max(1, _TILES // in_a_row)
+        # Small images go together: otherwise each would read all the kernels for a few tiles.
+        images_at_once = max(1, _TILES // (rows * in_a_row))
         out = x.new_empty(x.shape[0], rows * step, columns * step, out_channels)
-        for image, result in zip(x.split(1), out, strict=True):
-            for first in range(0, rows, at_once):
-                count = min(at_once, rows - first)
-                products = self._tiles(image, first, count, columns) @ self.kernels
-                products = products.view(_IN**2, count, -1)
-                for row in range(count):
-                    values = self.from_tiles @ products[:, row]
+        parts = zip(x.split(images_at_once), out.split(images_at_once), strict=True)
+        for images, results in parts:
+            for first in range(0, rows, rows_at_once):
+                count = min(rows_at_once, rows - first)
+                products = self._tiles(images, first, count, columns) @ self.kernels
+                products = products.view(_IN**2, len(images) * count, -1)
+                places = product(results, range(first, first + count))
+                for number, (result, row) in enumerate(places):
+                    values = self.from_tiles @ products[:, number]
                     values = values.view(_OUT, _OUT, d, columns, d, out_channels)
-                    into = result[(first + row) * step : (first + row + 1) * step]
+                    into = result[row * step : (row + 1) * step]
                     into = into.view(_OUT, d, columns, _OUT, d, out_channels)
                     into.copy_(values.permute(0, 2, 3, 1, 4, 5))
         return out.permute(0, 3, 1, 2)
 
-    def _tiles(self, image: Tensor, first: int, count: int, columns: int) -> Tensor:
-        """Returns ``count`` rows of transformed tiles of an image (1, C, H, W), (36, tiles, C)."""
-        d, channels = self.direct.dilation[0], image.shape[1]
+    def _tiles(self, images: Tensor, first: int, count: int, columns: int) -> Tensor:
+        """Returns ``count`` rows of transformed tiles of (B, C, H, W), (36, B x tiles, C)."""
+        d, (batch, channels) = self.direct.dilation[0], images.shape[:2]
         step = _OUT * d
         above, below = first * step - d, (first + count) * step + d
-        inside = image[:, :, max(above, 0) : below]
+        inside = images[:, :, max(above, 0) : below]
         height, width = inside.shape[2:]
         top = max(-above, 0)
         border = (d, columns * step + d - width, top, below - above - top - height)
-        padded = F.pad(inside, border).permute(0, 2, 3, 1).contiguous()[0]  # (Y, X, C)
-        down, right, _ = padded.stride()
+        padded = F.pad(inside, border).permute(0, 2, 3, 1).contiguous()  # (B, Y, X, C)
+        each, down, right, _ = padded.stride()
         tiles = padded.as_strided(
-            (count, _IN, _IN, d, columns, d, channels),
-            (down * step, down * d, right * d, down, right * step, right, 1),
+            (batch, count, _IN, _IN, d, columns, d, channels),
+            (each, down * step, down * d, right * d, down, right * step, right, 1),
         )
-        transformed = padded.new_empty(_IN**2, count, d * columns * d * channels)
+        transformed = padded.new_empty(_IN**2, batch * count, d * columns * d * channels)
         # Row by row of tiles, since what was gathered is multiplied while it is in the cache.
-        for row, gathered in enumerate(tiles):
-            torch.mm(self.to_tiles, gathered.reshape(_IN**2, -1), out=transformed[:, row])
+        for number, (image, row) in enumerate(product(range(batch), range(count))):
+            gathered = tiles[image, row].reshape(_IN**2, -1)
+            torch.mm(self.to_tiles, gathered, out=transformed[:, number])
         return transformed.view(_IN**2, -1, channels)
