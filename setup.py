@@ -42,6 +42,7 @@ setup(
             "danet-train = danet.tools.train:main",
             "danet-eval = danet.tools.eval:main",
             "danet-check = danet.tools.check:main",
+            "danet-predict = danet.tools.predict:main",
             "danet-visualize = danet.tools.visualize:main",
         ]
     },

@@ -68,13 +68,13 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
     # Hydra would print a short traceback and exit with 1; this lets exceptions through.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     schema.register()
-    refused: list[UserError] = []
+    refused: list[UserError | OmegaConfBaseException] = []
 
     def guarded(config: DictConfig) -> None:
         """Keeps Hydra from adding its own line to an error that speaks for itself."""
         try:
             work(config)
-        except UserError as error:
+        except (UserError, OmegaConfBaseException) as error:
             refused.append(error)
         except OSError as error:
             if error.errno not in _STORAGE:

@@ -88,6 +88,21 @@ class EvalConfig:
 
 
 @dataclass
+class PredictConfig:
+    """The root of ``predict.yaml``."""
+
+    checkpoint: str = MISSING
+    images: str = MISSING
+    write: list[str] = field(default_factory=lambda: ["index", "overlay"])
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = 1
+    max_pixels: int = 178_956_970
+    opacity: float = 0.55
+    device: str = "auto"
+    output: str | None = None
+
+
+@dataclass
 class CheckConfig:
     """The root of ``check.yaml``."""
 
@@ -133,6 +148,7 @@ def register() -> None:
         ("eval_schema", EvalConfig),
         ("visualize_schema", VisualizeConfig),
         ("check_schema", CheckConfig),
+        ("predict_schema", PredictConfig),
     ):
         store.store(name=name, node=schema)
     OmegaConf.register_new_resolver("count", len, replace=True)
