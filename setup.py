@@ -18,6 +18,8 @@ VERSION = next(
 # These folders stand at the top level and are imported as danet.<name>: danet/<name> is a link to
 # them for a checkout, and this map is for what gets built.
 LINKED = {"danet.datasets": "datasets", "danet.configs": "configs", "danet.tools": "tools"}
+EXPORT = ["safetensors>=0.5", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
+"""For tools/export.py and for loading what it wrote."""
 
 setup(
     name="danet",
@@ -35,13 +37,19 @@ setup(
     },
     install_requires=REQUIREMENTS,
     extras_require={
-        "test": ["pytest>=8", "ruff>=0.17,<0.18", "mypy>=2.4,<2.5", "types-PyYAML", "types-tqdm"]
+        "export": EXPORT,
+        "hub": ["huggingface_hub>=1.0"],
+        "test": [
+            *("pytest>=8", "ruff>=0.17,<0.18", "mypy>=2.4,<2.5", "types-PyYAML", "types-tqdm"),
+            *EXPORT,
+        ],
     },
     entry_points={
         "console_scripts": [
             "danet-train = danet.tools.train:main",
             "danet-eval = danet.tools.eval:main",
             "danet-check = danet.tools.check:main",
+            "danet-export = danet.tools.export:main",
             "danet-predict = danet.tools.predict:main",
             "danet-visualize = danet.tools.visualize:main",
         ]

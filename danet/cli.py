@@ -51,6 +51,7 @@ _OPTIONAL = ("experiment", "debug", "evaluation")
 _PATHS = (
     *("data.root", "run.dir", "resume", "init_from", "model.backbone.weights"),
     *("checkpoint", "output", "images", "submission", "data.sbd_root", "data.cache_dir"),
+    *("metrics", "other"),
 )
 """Settings whose value is a path."""
 

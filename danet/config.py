@@ -103,6 +103,20 @@ class PredictConfig:
 
 
 @dataclass
+class ExportConfig:
+    """The root of ``export.yaml``."""
+
+    checkpoint: str = MISSING
+    formats: list[str] = field(default_factory=lambda: ["onnx"])
+    opset: int = 20
+    sizes: list[Any] = field(default_factory=lambda: [[256, 256], [125, 203], [77, 310]])
+    metrics: str | None = None
+    output: str | None = None
+    push: str | None = None
+    private: bool = True
+
+
+@dataclass
 class CheckConfig:
     """The root of ``check.yaml``."""
 
@@ -149,6 +163,7 @@ def register() -> None:
         ("visualize_schema", VisualizeConfig),
         ("check_schema", CheckConfig),
         ("predict_schema", PredictConfig),
+        ("export_schema", ExportConfig),
     ):
         store.store(name=name, node=schema)
     OmegaConf.register_new_resolver("count", len, replace=True)

@@ -24,6 +24,7 @@ FLOORS = {
     "danet.config": 6,
     "danet.doctor": 6,
     "danet.prediction": 6,
+    "danet.export": 6,
     "danet.check": 7,
     "danet.assemble": 8,
     "danet.cli": 8,

@@ -13,10 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from danet import cli
-from danet.assemble import checked_config, make, model_of
+from danet.assemble import checked_config, load_saved, make, model_of
 from danet.check import check_node, did_you_mean
 from danet.config import PredictConfig
-from danet.engine import checkpoint, distributed
+from danet.engine import distributed
 from danet.engine.hardware import choose_memory_format
 from danet.errors import InputError
 from danet.evaluation.speed import prepared
@@ -41,7 +41,7 @@ def work(config: DictConfig) -> None:
     settings: PredictConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     refuse_settings(settings)
     sources = find_sources(settings.images, sys.stdin if settings.images == "-" else ())
-    saved = checkpoint.load(settings.checkpoint)
+    saved = load_saved(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint)
     protocol = settings.evaluation or trained["evaluation"]
     check_node(protocol, "evaluation")

@@ -12,14 +12,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from danet import cli
-from danet.assemble import checked_config, make_dataset, model_of
+from danet.assemble import checked_config, load_saved, make_dataset, model_of
 from danet.check import did_you_mean
 from danet.config import VisualizeConfig
 from danet.datasets.base import IMAGE_SUFFIXES
 from danet.datasets.files import read_image
 from danet.drawing.attention import Point, figure, has_attention
 from danet.drawing.overlay import predict, save_image, sheet
-from danet.engine import checkpoint, distributed
+from danet.engine import distributed
 from danet.errors import InputError
 
 Picture = tuple[str, np.ndarray, np.ndarray | None]
@@ -29,7 +29,7 @@ Picture = tuple[str, np.ndarray, np.ndarray | None]
 def work(config: DictConfig) -> None:
     """Loads the checkpoint and writes one or two pictures for each chosen image."""
     settings: VisualizeConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
-    saved = checkpoint.load(settings.checkpoint)
+    saved = load_saved(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint, settings.data)
     model = model_of(saved, trained, settings.checkpoint)
     classes, palette = saved["classes"], [tuple(color) for color in saved["palette"]]
