@@ -108,7 +108,7 @@ def _quote_path(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if key.lstrip("+") not in _PATHS or not value or value == "null" or value[0] in "'\"":
         return argument
-    escaped = str(Path(value).expanduser()).replace("\\", "\\\\").replace("'", "\\'")
+    escaped = os.path.expanduser(value).replace("\\", "\\\\").replace("'", "\\'")
     return f"{key}{equals}'{escaped}'"
 
 

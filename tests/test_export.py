@@ -237,5 +237,7 @@ def test_a_network_goes_to_a_hub_and_comes_back(
     again = danet.load_model("hf://owner/name@main")
     name = "head.classify.1.weight"
     assert torch.equal(again.state_dict()[name], model.state_dict()[name])
+    output = f"output={tmp_path / 'p'}"
+    call("visualize", "checkpoint=hf://owner/name", "count=1", output, "device=cpu")
     with pytest.raises(InputError, match="hf://owner/other: no owner/other"):
         hub.fetch("hf://owner/other")
