@@ -140,6 +140,10 @@ class VisualizeConfig:
     points: list[Any] | None = None
     classes: list[str] | None = None
     attention: bool = True
+    by_class: bool = False
+    channels: int = 1
+    other: str | None = None
+    report: bool = False
     opacity: float = 0.55
     device: str = "auto"
     output: str | None = None
