@@ -20,6 +20,10 @@ VERSION = next(
 LINKED = {"danet.datasets": "datasets", "danet.configs": "configs", "danet.tools": "tools"}
 EXPORT = ["safetensors>=0.5", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
 """For tools/export.py and for loading what it wrote."""
+SWEEP = ["optuna>=4"]
+"""For scripts/sweep.py."""
+DOCS = ["mkdocs>=1.6,<2", "mkdocstrings[python]>=0.29", "nbclient>=0.10", "ipykernel>=6.29"]
+"""For the API pages and the notebook."""
 
 setup(
     name="danet",
@@ -40,9 +44,15 @@ setup(
     extras_require={
         "export": EXPORT,
         "hub": ["huggingface_hub>=1.0"],
+        "sweep": SWEEP,
+        "docs": DOCS,
+        "wandb": ["wandb>=0.19"],
+        "mlflow": ["mlflow-skinny>=3"],
         "test": [
             *("pytest>=8", "ruff>=0.17,<0.18", "mypy>=2.4,<2.5", "types-PyYAML", "types-tqdm"),
             *EXPORT,
+            *SWEEP,
+            *DOCS,
         ],
     },
     entry_points={
@@ -50,6 +60,7 @@ setup(
             "danet-train = danet.tools.train:main",
             "danet-eval = danet.tools.eval:main",
             "danet-check = danet.tools.check:main",
+            "danet-compare = danet.tools.compare:main",
             "danet-export = danet.tools.export:main",
             "danet-predict = danet.tools.predict:main",
             "danet-visualize = danet.tools.visualize:main",

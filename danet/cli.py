@@ -139,6 +139,17 @@ def overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
+def flags() -> list[str]:
+    """Returns what of the command line is no setting, without what asks for a sweep."""
+    kept, is_value = [], False
+    for argument in sys.argv[1:]:
+        is_flag = argument.startswith("-")
+        if (is_flag and argument not in ("-m", "--multirun")) or (is_value and not is_flag):
+            kept.append(argument)
+        is_value = is_flag and "=" not in argument and argument not in ("-m", "--multirun")
+    return kept
+
+
 def added_keys() -> list[str]:
     """Returns the keys that were appended with ``+``."""
     return [o.lstrip("+").split("=")[0] for o in overrides() if o.startswith("+")]

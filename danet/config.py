@@ -5,6 +5,7 @@ Hydra refuses unknown choices and, with the schema, unknown keys and wrong types
 """
 
 import difflib
+import importlib.util
 import inspect
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,12 +32,31 @@ _ELSEWHERE = {
 """Last parts of keys that other programs have -> what does it here."""
 
 
+LOG_TO = ("tensorboard", "wandb", "mlflow")
+"""Where a log can be shown; each is the name of its package, too."""
+
+
 @dataclass
 class RunSettings:
     """The config group ``run``: where a run keeps its files."""
 
     dir: str | None = None
     name: str | None = None
+    log_to: list[str] = field(default_factory=lambda: ["tensorboard"])
+    processes: int | None = None
+
+    def faults(self) -> list[str]:
+        """Returns what is wrong with the values, one line each."""
+        lines = []
+        for name in self.log_to:
+            if name not in LOG_TO:
+                close = did_you_mean(name, LOG_TO)
+                lines.append(f"run.log_to: there is no {name}{close}; choices: {', '.join(LOG_TO)}")
+            elif importlib.util.find_spec(name) is None:
+                lines.append(f"run.log_to: {name} is not installed: pip install {name}")
+        if self.processes is not None and self.processes < 1:
+            lines.append(f"run.processes={self.processes}: expected at least 1, or null")
+        return lines
 
 
 @dataclass

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from danet.datasets.base import SegmentationDataset
 from danet.drawing.attention import (
     Point,
     branch,
@@ -13,10 +15,11 @@ from danet.drawing.attention import (
     choose_classes,
     choose_points,
     class_map,
+    has_attention,
     position_maps,
     ranked_channels,
 )
-from danet.drawing.overlay import Palette, arrange, legend, overlay, titled
+from danet.drawing.overlay import Palette, arrange, legend, overlay, predict, sheet, titled
 from danet.types import IGNORE
 
 _MARKS = ((255, 40, 40), (40, 220, 40), (60, 120, 255), (255, 200, 0), (255, 0, 255), (0, 220, 220))
@@ -110,3 +113,23 @@ def figure(
         present |= set(np.unique(truth).tolist()) - {IGNORE}
     body = arrange(panels)
     return np.vstack((body, legend(classes, palette, sorted(present), body.shape[1])))
+
+
+def validation_pictures(
+    model: nn.Module, dataset: SegmentationDataset, *, device: torch.device, count: int = 4
+) -> dict[str, np.ndarray]:
+    """Draws evenly spaced samples, and the attention figure of every other one, by name.
+
+    The network is put into eval mode.
+    """
+    model.eval()
+    drawn = {}
+    for place, index in enumerate(np.linspace(0, len(dataset) - 1, min(count, len(dataset)))):
+        sample = dataset[round(index)]
+        prediction = predict(model, sample.image, device)
+        told = prediction, sample.mask, dataset.classes, dataset.palette
+        drawn[sample.name] = sheet(sample.image, *told)
+        if place % 2 == 0 and has_attention(model):
+            tensor = torch.from_numpy(sample.image).permute(2, 0, 1)[None].to(device)
+            drawn[f"{sample.name}_attention"] = figure(model, tensor, sample.image, *told)
+    return drawn

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from danet.datasets.base import SegmentationDataset
 from danet.errors import StorageError
 from danet.evaluation.inference import Whole
 from danet.types import IGNORE
@@ -131,21 +130,6 @@ def predict(model: nn.Module, image: np.ndarray, device: torch.device) -> np.nda
     """
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
     return Whole().predict(model, tensor)[0].cpu().numpy()
-
-
-def prediction_sheets(
-    model: nn.Module, dataset: SegmentationDataset, *, device: torch.device, count: int
-) -> dict[str, np.ndarray]:
-    """Draws evenly spaced samples of a data set by name; the network is put into eval mode."""
-    model.eval()
-    sheets = {}
-    for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round():
-        sample = dataset[int(index)]
-        prediction = predict(model, sample.image, device)
-        sheets[sample.name] = sheet(
-            sample.image, prediction, sample.mask, dataset.classes, dataset.palette
-        )
-    return sheets
 
 
 def save_image(path: Path, image: np.ndarray) -> None:
