@@ -18,6 +18,12 @@ VERSION = next(
 # These folders stand at the top level and are imported as danet.<name>: danet/<name> is a link to
 # them for a checkout, and this map is for what gets built.
 LINKED = {"danet.datasets": "datasets", "danet.configs": "configs", "danet.tools": "tools"}
+EXPORT = ["safetensors>=0.5", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
+"""For tools/export.py and for loading what it wrote."""
+SWEEP = ["optuna>=4"]
+"""For scripts/sweep.py."""
+DOCS = ["mkdocs>=1.6,<2", "mkdocstrings[python]>=0.29", "nbclient>=0.10", "ipykernel>=6.29"]
+"""For the API pages and the notebook."""
 
 setup(
     name="danet",
@@ -31,12 +37,25 @@ setup(
     package_dir=LINKED,
     package_data={
         "danet.configs": ["**/*.yaml"],
+        "danet.drawing": ["*.css", "*.js"],
         "danet.datasets": ["tables/*", "splits/*.md", "splits/*/*.txt"],
     },
     install_requires=REQUIREMENTS,
     extras_require={
         "timm": ["timm>=1.0,<2"],
-        "test": ["pytest>=8", "ruff>=0.17,<0.18", "mypy>=2.4,<2.5", "types-PyYAML", "types-tqdm"],
+        "export": EXPORT,
+        "hub": ["huggingface_hub>=1.0"],
+        "sweep": SWEEP,
+        "docs": DOCS,
+        "wandb": ["wandb>=0.19"],
+        "mlflow": ["mlflow-skinny>=3"],
+        "test": [
+            *("pytest>=8", "pytest-xdist>=3.6"),
+            *("ruff>=0.17,<0.18", "mypy>=2.4,<2.5", "types-PyYAML", "types-tqdm"),
+            *EXPORT,
+            *SWEEP,
+            *DOCS,
+        ],
     },
     entry_points={
         "console_scripts": [
@@ -44,6 +63,9 @@ setup(
             "danet-eval = danet.tools.eval:main",
             "danet-check = danet.tools.check:main",
             "danet-convert = danet.tools.convert:main",
+            "danet-compare = danet.tools.compare:main",
+            "danet-export = danet.tools.export:main",
+            "danet-predict = danet.tools.predict:main",
             "danet-visualize = danet.tools.visualize:main",
         ]
     },

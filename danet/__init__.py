@@ -2,8 +2,10 @@
 
 >>> import danet
 >>> model = danet.load_model("runs/quickstart/<time>/best.pt")  # doctest: +SKIP
+>>> mask = danet.predict(model, "street.jpg")  # doctest: +SKIP
 """
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_model"]
+__all__ = ["__version__", "load_model", "predict"]
 
 if TYPE_CHECKING:
     from danet.assemble import load_model
+    from danet.prediction.predict import predict
+
+_PLACES = {"load_model": "danet.assemble", "predict": "danet.prediction.predict"}
 
 
 def __getattr__(name: str) -> Any:
-    """Imports ``load_model`` on first use, so that ``import danet`` stays cheap."""
-    if name == "load_model":
-        from danet.assemble import load_model
-
-        return load_model
+    """Imports a function on first use, so that ``import danet`` stays cheap."""
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'danet' has no attribute {name!r}")

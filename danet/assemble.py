@@ -17,6 +17,7 @@ from danet.datasets.base import Reading, SegmentationDataset
 from danet.engine import checkpoint
 from danet.engine.checkpoint import Checkpoint
 from danet.errors import InputError
+from danet.export import folder, hub
 from danet.models.weights import explain_mismatch
 
 Config = Mapping[str, Any]
@@ -118,17 +119,36 @@ def model_of(saved: Checkpoint, config: Config, path: str | Path) -> nn.Module:
     return model.eval()
 
 
+def load_saved(path: str | Path) -> Checkpoint:
+    """Reads the network of a checkpoint, of an exported folder, or of a hub; runs no code of it.
+
+    Args:
+        path: A file; a folder as ``tools/export.py`` writes it, which has no state of an optimizer;
+            or ``hf://owner/name[@revision]``, which is downloaded once.
+
+    Raises:
+        InputError: It is missing, damaged or foreign.
+    """
+    if str(path).startswith(hub.SCHEME):
+        return folder.load(hub.fetch(str(path)))
+    place = Path(path).expanduser()
+    return folder.load(place) if folder.is_exported(place) else checkpoint.load(path)
+
+
 def load_model(path: str | Path) -> nn.Module:
-    """Returns the trained network of a checkpoint, on the CPU and in eval mode.
+    """Returns a trained network, on the CPU and in eval mode.
 
     It maps RGB images (B, 3, H, W), uint8 or float in 0..255, to a SegmentationOutput whose
     ``logits`` are (B, K, H, W). ``classes`` and ``palette`` of the network name and colour the K
     classes.
 
+    Args:
+        path: A checkpoint, an exported folder, or ``hf://owner/name``; see ``load_saved``.
+
     Raises:
         InputError: The file is missing, damaged, foreign, or its config is refused.
     """
-    saved = checkpoint.load(path)
+    saved = load_saved(path)
     model = model_of(saved, checked_config(saved, path), path)
     model.classes = tuple(saved["classes"])  # type: ignore[assignment]
     model.palette = tuple(tuple(color) for color in saved["palette"])  # type: ignore[assignment]

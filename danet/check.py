@@ -90,6 +90,8 @@ def check(
         faults.append(f"device_memory={memory}: expected GiB above 0, or null to ask the device")
     known = {f.name for f in fields(TrainSettings)}
     faults += TrainSettings(**{k: v for k, v in plain["trainer"].items() if k in known}).faults()
+    run = {f.name: plain["run"][f.name] for f in fields(RunSettings) if f.name in plain["run"]}
+    faults += RunSettings(**run).faults()
     if faults:
         raise InputError("\n".join(dict.fromkeys(faults)))
     return plain

@@ -50,7 +50,7 @@ _OPTIONAL = ("experiment", "debug", "evaluation")
 
 _PATHS = (
     *("data.root", "run.dir", "resume", "init_from", "model.backbone.weights"),
-    *("checkpoint", "input", "output", "images", "submission"),
+    *("checkpoint", "input", "output", "images", "metrics", "other", "submission"),
     *("data.sbd_root", "data.cache_dir"),
 )
 """Settings whose value is a path."""
@@ -69,13 +69,13 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
     # Hydra would print a short traceback and exit with 1; this lets exceptions through.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     schema.register()
-    refused: list[UserError] = []
+    refused: list[UserError | OmegaConfBaseException] = []
 
     def guarded(config: DictConfig) -> None:
         """Keeps Hydra from adding its own line to an error that speaks for itself."""
         try:
             work(config)
-        except UserError as error:
+        except (UserError, OmegaConfBaseException) as error:
             refused.append(error)
         except OSError as error:
             if error.errno not in _STORAGE:
@@ -108,7 +108,7 @@ def quote_path(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if key.lstrip("+") not in _PATHS or not value or value == "null" or value[0] in "'\"":
         return argument
-    escaped = str(Path(value).expanduser()).replace("\\", "\\\\").replace("'", "\\'")
+    escaped = os.path.expanduser(value).replace("\\", "\\\\").replace("'", "\\'")
     return f"{key}{equals}'{escaped}'"
 
 
@@ -137,6 +137,17 @@ def _choices(group: str) -> list[str]:
 def overrides() -> list[str]:
     """Returns the settings of the command line, as they were typed."""
     return list(HydraConfig.get().overrides.task)
+
+
+def flags() -> list[str]:
+    """Returns what of the command line is no setting, without what asks for a sweep."""
+    kept, is_value = [], False
+    for argument in sys.argv[1:]:
+        is_flag = argument.startswith("-")
+        if (is_flag and argument not in ("-m", "--multirun")) or (is_value and not is_flag):
+            kept.append(argument)
+        is_value = is_flag and "=" not in argument and argument not in ("-m", "--multirun")
+    return kept
 
 
 def added_keys() -> list[str]:

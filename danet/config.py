@@ -5,6 +5,7 @@ Hydra refuses unknown choices and, with the schema, unknown keys and wrong types
 """
 
 import difflib
+import importlib.util
 import inspect
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,12 +32,31 @@ _ELSEWHERE = {
 """Last parts of keys that other programs have -> what does it here."""
 
 
+LOG_TO = ("tensorboard", "wandb", "mlflow")
+"""Where a log can be shown; each is the name of its package, too."""
+
+
 @dataclass
 class RunSettings:
     """The config group ``run``: where a run keeps its files."""
 
     dir: str | None = None
     name: str | None = None
+    log_to: list[str] = field(default_factory=lambda: ["tensorboard"])
+    processes: int | None = None
+
+    def faults(self) -> list[str]:
+        """Returns what is wrong with the values, one line each."""
+        lines = []
+        for name in self.log_to:
+            if name not in LOG_TO:
+                close = did_you_mean(name, LOG_TO)
+                lines.append(f"run.log_to: there is no {name}{close}; choices: {', '.join(LOG_TO)}")
+            elif importlib.util.find_spec(name) is None:
+                lines.append(f"run.log_to: {name} is not installed: pip install {name}")
+        if self.processes is not None and self.processes < 1:
+            lines.append(f"run.processes={self.processes}: expected at least 1, or null")
+        return lines
 
 
 @dataclass
@@ -89,6 +109,35 @@ class EvalConfig:
 
 
 @dataclass
+class PredictConfig:
+    """The root of ``predict.yaml``."""
+
+    checkpoint: str = MISSING
+    images: str = MISSING
+    write: list[str] = field(default_factory=lambda: ["index", "overlay"])
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = 1
+    max_pixels: int = 178_956_970
+    opacity: float = 0.55
+    device: str = "auto"
+    output: str | None = None
+
+
+@dataclass
+class ExportConfig:
+    """The root of ``export.yaml``."""
+
+    checkpoint: str = MISSING
+    formats: list[str] = field(default_factory=lambda: ["onnx"])
+    opset: int = 20
+    sizes: list[Any] = field(default_factory=lambda: [[256, 256], [125, 203], [77, 310]])
+    metrics: str | None = None
+    output: str | None = None
+    push: str | None = None
+    private: bool = True
+
+
+@dataclass
 class CheckConfig:
     """The root of ``check.yaml``."""
 
@@ -121,6 +170,10 @@ class VisualizeConfig:
     points: list[Any] | None = None
     classes: list[str] | None = None
     attention: bool = True
+    by_class: bool = False
+    channels: int = 1
+    other: str | None = None
+    report: bool = False
     opacity: float = 0.55
     device: str = "auto"
     output: str | None = None
@@ -144,6 +197,8 @@ def register() -> None:
         ("visualize_schema", VisualizeConfig),
         ("check_schema", CheckConfig),
         ("convert_schema", ConvertConfig),
+        ("predict_schema", PredictConfig),
+        ("export_schema", ExportConfig),
     ):
         store.store(name=name, node=schema)
     OmegaConf.register_new_resolver("count", len, replace=True)

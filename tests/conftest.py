@@ -1,14 +1,19 @@
 """What several test files share."""
 
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
+
+from danet import config as schema
 
 ROOT = Path(__file__).resolve().parents[1]
 CAMVID = Path(os.environ.get("CAMVID", ROOT.parent / "shared" / "data" / "camvid"))
@@ -54,6 +59,61 @@ def tool(name, *settings, cwd, code=0, launcher=(), env=None):
     )
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def call(name, *settings, code=0):
+    """Runs a tool's command line in this process, for what needs no process of its own."""
+    module = importlib.import_module(f"danet.tools.{name}")
+    argv, flag = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    GlobalHydra.instance().clear()
+    sys.argv, found = [f"{name}.py", *map(str, settings)], 0
+    try:
+        module.main()
+    except SystemExit as error:
+        found = error.code
+    finally:
+        sys.argv = argv
+        os.environ.pop("HYDRA_FULL_ERROR", None)  # cli.run sets it
+        if flag is not None:
+            os.environ["HYDRA_FULL_ERROR"] = flag
+    assert found == code, f"exit {found}"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """Returns the checkpoint of a small network with random weights, as a run leaves it."""
+    from danet.assemble import make, make_dataset, make_model
+    from danet.check import check
+    from danet.engine import checkpoint
+
+    schema.register()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = check(hydra.compose("train", [*TINY, "trainer.steps=6", "data.num_workers=0"]))
+    torch.manual_seed(3)
+    model = make_model(config)
+    for attention in (model.head.position.attention, model.head.channel.attention):
+        torch.nn.init.constant_(attention.gamma, 0.5)  # as after a training: no identity
+    scenes = make_dataset(config, "val", training=False)
+    folder = tmp_path_factory.mktemp("tiny")
+    state = {
+        "format": checkpoint.FORMAT,
+        "version": "0.1.0",
+        "config": config,
+        "classes": list(scenes.classes),
+        "palette": [list(color) for color in scenes.palette],
+        "model": model.state_dict(),
+        "ema": None,
+        "optimizer": make(config["optimizer"], "optimizer")(model).state_dict(),
+        "scaler": {},
+        "processes": 1,
+        "step": 6,
+        "evaluated_at": 6,
+        "best_miou": 0.25,
+        "scores": {"miou": 0.25, "pixel_accuracy": 0.5},
+    }
+    checkpoint.save(folder / "last.pt", state)
+    return folder / "last.pt"
 
 
 def write_pair(root, split, name, image, mask, *, labels="labels"):

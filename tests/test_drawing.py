@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from danet.drawing import attention, overlay
+from danet.drawing import attention, overlay, sheets
+from danet.drawing.figure import figure, heatmap
 from danet.errors import StorageError
 from danet.models.heads import DualAttentionHead, FCNHead, SingleAttentionHead
 from danet.models.resnet import ResNet
@@ -92,13 +93,40 @@ def test_position_maps_are_the_rows_of_the_chosen_pixels():
     torch.testing.assert_close(maps, full[[0, 95, 2 * 12 + 6]])
 
 
-def test_the_channel_that_tells_a_class_is_found():
+def test_channels_are_ranked_by_how_well_they_tell_a_class():
     prediction = np.zeros((32, 32), np.uint8)
     prediction[8:16, 8:16] = 2
     maps = torch.rand(5, 8, 8)
     maps[3] = 0
     maps[3, 2:4, 2:4] = 7
-    assert attention.telling_channel(maps, prediction, 2) == 3
+    maps[1] = maps[3] * 0.1 + torch.rand(8, 8) * 0.2
+    ranked = attention.ranked_channels(maps, prediction, 2)
+    assert [channel for channel, _ in ranked[:2]] == [3, 1]
+    assert sorted(channel for channel, _ in ranked) == list(range(5))
+    by_hand = 7 / maps[3].std()
+    assert ranked[0][1] == pytest.approx(by_hand.item())
+
+
+def test_a_map_of_a_class_is_the_mean_over_its_cells():
+    model = network(functools.partial(DualAttentionHead, reduction=2))
+    image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    prediction = np.zeros((64, 96), np.uint8)
+    prediction[16:32, 8:24] = 2  # cells (2..3, 1..2)
+    prediction[0, 0] = 3  # no cell is this class for the most part
+    points = [attention.Point(8 * c + 4, 8 * r + 4) for r in (2, 3) for c in (1, 2)]
+    expected = attention.position_maps(model, image, points).mean(dim=0)
+    torch.testing.assert_close(attention.class_map(model, image, prediction, 2), expected)
+    corner = attention.position_maps(model, image, [attention.Point(0, 0)])[0]
+    torch.testing.assert_close(attention.class_map(model, image, prediction, 3), corner)
+
+
+def test_queries_and_keys_give_the_maps():
+    model = network(functools.partial(DualAttentionHead, reduction=2))
+    image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    queries, keys = attention.queries_and_keys(model, image)
+    weights = (queries.flatten(1).T @ keys.flatten(1)).softmax(dim=-1).view(8, 12, 8, 12)
+    expected = attention.position_maps(model, image, [attention.Point(50, 20)])[0]
+    torch.testing.assert_close(weights[2, 6], expected)
 
 
 def test_points_lie_inside_wanted_or_rare_classes(scene):
@@ -125,12 +153,59 @@ def test_figure_6_has_a_panel_for_all_there_is(scene, head, panels):
     model, prediction = network(head), np.where(mask == 255, 0, mask).astype(np.uint8)
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
     points = [attention.Point(30, 45), attention.Point(100, 10)]
-    drawn = attention.figure(
-        model, tensor, image, prediction, mask, CLASSES, PALETTE, points=points
-    )
+    drawn = figure(model, tensor, image, prediction, mask, CLASSES, PALETTE, points=points)
     one = image.shape[0] + 18
     rows = (drawn.shape[0] - panels * one - (panels - 1) * 4) / 18
     assert rows == int(rows) >= 1
+
+
+def test_figure_6_shows_means_of_classes_and_several_channels(scene):
+    image, mask = scene
+    model = network(functools.partial(DualAttentionHead, reduction=2))
+    prediction = np.where(mask == 255, 0, mask).astype(np.uint8)
+    tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
+    drawn = figure(
+        *(model, tensor, image, prediction, mask, CLASSES, PALETTE),
+        **{"wanted": [1, 3], "by_class": True, "channels": 2},
+    )
+    panels = 1 + 2 + 2 * 2 + 2
+    rows = (drawn.shape[0] - panels * (60 + 18) - (panels - 1) * 4) / 18
+    assert rows == int(rows) >= 1
+
+
+def test_a_contact_sheet_has_a_line_for_each_picture_whatever_its_size(scene):
+    image, mask = scene
+    prediction = np.where(mask == 255, 0, mask).astype(np.uint8)
+    tall = np.rot90(image).copy(), np.rot90(prediction).copy(), np.rot90(mask).copy()
+    lines = [
+        sheets.Seen("wide", image, prediction, mask),
+        sheets.Seen("tall", *tall),
+        sheets.Seen("own", image, prediction, None),
+    ]
+    drawn = sheets.contact_sheet(lines, CLASSES, PALETTE)
+    assert drawn.shape[1] == 4 * 292
+    assert drawn.shape[0] == 3 * (18 + 4) + 60 + 200 + 60 + 18
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_side_by_side_shows_where_only_one_is_right(scene, is_known):
+    image, truth = scene
+    first = np.where(truth == 255, 0, truth).astype(np.uint8)
+    second = first.copy()
+    second[50:55, 100:110] = 3
+    first[10:12, 50:60] = 3
+    names = ["1st: a", "2nd: b"]
+    known = truth if is_known else None
+    drawn = sheets.side_by_side(image, (first, second), names, known, CLASSES, PALETTE)
+    pixels = drawn.reshape(-1, 3)
+
+    def count(color):
+        return int((pixels == color).all(axis=1).sum())
+
+    if is_known:
+        assert (count((30, 110, 220)), count((240, 130, 20))) == (50, 20)
+    else:
+        assert count((200, 0, 200)) == 70
 
 
 def test_a_head_without_attention_says_so():
@@ -138,7 +213,7 @@ def test_a_head_without_attention_says_so():
 
 
 def test_a_heatmap_goes_from_black_to_white():
-    drawn = attention.heatmap(torch.tensor([[0.0, 1.0], [2.0, 3.0]]), (20, 20), color=False)
+    drawn = heatmap(torch.tensor([[0.0, 1.0], [2.0, 3.0]]), (20, 20), color=False)
     assert drawn[0, 0].tolist() == [0, 0, 0]
     assert drawn[-1, -1].tolist() == [255, 255, 255]
-    assert attention.heatmap(torch.zeros(2, 2), (4, 4), color=True).shape == (4, 4, 3)
+    assert heatmap(torch.zeros(2, 2), (4, 4), color=True).shape == (4, 4, 3)

@@ -449,7 +449,7 @@ def test_a_log_on_a_full_disk_warns_once_and_goes_on(tmp_path, monkeypatch, capf
 
     with monkeypatch.context() as full:
         full.setattr("builtins.open", refuse)
-        full.setattr(log._tensorboard, "add_scalar", refuse)
+        full.setattr(log._writers[0], "scalars", refuse)
         log.scalars(2, "train", {"loss": 1.0})
         log.scalars(3, "train", {"loss": 1.0})
     log.scalars(4, "train", {"loss": 1.0})

@@ -23,6 +23,8 @@ FLOORS = {
     "danet.archives": 5,
     "danet.config": 6,
     "danet.doctor": 6,
+    "danet.prediction": 6,
+    "danet.export": 6,
     "danet.check": 7,
     "danet.assemble": 8,
     "danet.cli": 8,

@@ -42,10 +42,13 @@ def test_an_installed_wheel_trains_evaluates_and_draws(tmp_path):
     python("-m", "danet.tools.train", *run, cwd=away, path=str(site))
     last = "checkpoint=r/last.pt"
     assert "miou=" in python("-m", "danet.tools.eval", last, cwd=away, path=str(site))
-    python("-m", "danet.tools.visualize", last, "count=1", cwd=away, path=str(site))
+    drawing = [last, "count=1", "report=true"]
+    python("-m", "danet.tools.visualize", *drawing, cwd=away, path=str(site))
+    assert "viewer" in (away / "r" / "pictures_val" / "report.html").read_text()
     assert (away / "r" / "pictures_val" / "val_000000.png").exists()
     scripts = {path.name for path in (site / "bin").iterdir()}
-    assert {"danet-train", "danet-eval", "danet-visualize"} <= scripts
+    tools = {"train", "eval", "visualize", "predict", "export", "check"}
+    assert {f"danet-{tool}" for tool in tools} <= scripts
 
 
 def test_requirements_stand_in_one_place():

@@ -158,7 +158,8 @@ def test_visualize_draws_predictions_and_attention(run, tmp_path):
     checkpoint_ = f"checkpoint={run[0] / 'last.pt'}"
     done = tool("visualize", checkpoint_, "count=2", "output=p", "device=cpu", cwd=tmp_path)
     names = sorted(p.name for p in (tmp_path / "p").iterdir())
-    assert names == [f"val_00000{i}{kind}.png" for i in (0, 4) for kind in ("", "_attention")]
+    drawn = [f"val_00000{i}{kind}.png" for i in (0, 4) for kind in ("", "_attention")]
+    assert names == ["contact_sheet.png", *drawn]
     assert "p/val_000000.png" in done.stdout
     # One's own picture, with a name in another alphabet, and points by hand.
     own = tmp_path / "图 片.png"
@@ -166,6 +167,7 @@ def test_visualize_draws_predictions_and_attention(run, tmp_path):
     settings = [f"images={own}", "points=[[3,60],[80,5]]", "output=q", "device=cpu"]
     tool("visualize", checkpoint_, *settings, cwd=tmp_path)
     assert sorted(p.name for p in (tmp_path / "q").iterdir()) == [
+        "contact_sheet.png",
         "图 片.png",
         "图 片_attention.png",
     ]

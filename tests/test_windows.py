@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from danet.evaluation import windows as evaluation_windows
 from danet.evaluation.windows import Band, Windows, classes, joined, resized, starts
 from danet.ops.resize import resize
 
@@ -61,3 +62,20 @@ def test_bands_of_a_tall_map_are_resized_as_precisely():
     bands = (Band(top, whole[:, :, top : top + 500]) for top in range(0, 4506, 500))
     got = joined(resized(bands, 4506, (2048, 3)), 2048)
     torch.testing.assert_close(got, resize(whole, (2048, 3)), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("width", "crop", "stride"), [(200, 16, 12), (203, 16, 5), (65, 32, 32), (90, 100, 40)]
+)
+def test_strips_of_a_wide_image_give_the_classes_of_its_bands(monkeypatch, width, crop, stride):
+    monkeypatch.setattr(evaluation_windows, "STRIP", 60)
+    image = torch.rand(2, 3, 40, width)
+
+    def infer(part):  # says something else about a pixel in each window
+        return (part - part.mean(dim=(2, 3), keepdim=True)).softmax(dim=1)
+
+    windows = Windows((16, crop), (12, stride))
+    expected = classes(windows.bands(infer, image), 40)
+    assert torch.equal(windows.classes(infer, image), expected)
+    if width > 100:
+        assert len(windows.strips(width)) > 2

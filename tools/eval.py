@@ -19,13 +19,13 @@ from torch import nn
 from tqdm import tqdm
 
 from danet import cli
-from danet.assemble import checked_config, make, make_dataset, model_of
+from danet.assemble import checked_config, load_saved, make, make_dataset, model_of
 from danet.check import check_node
 from danet.config import EvalConfig
 from danet.data.loader import eval_batches
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.submission import SubmissionWriter, demand_labels, is_labelled
-from danet.engine import checkpoint, distributed, signals
+from danet.engine import distributed, signals
 from danet.engine.log import class_table
 from danet.errors import InputError, StorageError
 from danet.evaluation.boundary import BoundaryIoU, BoundaryScores
@@ -40,7 +40,7 @@ from danet.evaluation.protocol import described, name_of
 def work(config: DictConfig) -> None:
     """Loads the checkpoint, runs it over one split, prints and writes scores and predictions."""
     settings: EvalConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
-    saved = checkpoint.load(settings.checkpoint)
+    saved = load_saved(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint, settings.data)
     protocol = settings.evaluation or trained["evaluation"]
     check_node(protocol, "evaluation")

@@ -1,6 +1,8 @@
 """Trains a network: ``python tools/train.py [SETTING=VALUE ...]``; --help shows the settings."""
 
 import os
+import signal
+import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from danet import cli
 from danet.check import check
 from danet.engine import signals
-from danet.errors import InputError, UserError
+from danet.errors import InputError, ProcessError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +33,10 @@ def work(config: DictConfig) -> None:
     if config.dry_run and OmegaConf.is_missing(config.data, "root"):
         config.data.root = "."  # a plan reads no data
     checked = check(config, cli.added_keys(), needs_data=not config.dry_run)
+    processes = checked["run"]["processes"]
+    if processes and "WORLD_SIZE" not in os.environ and not config.dry_run:
+        start_processes(processes)
+        return
     from danet import resume
     from danet.data import skipping
     from danet.engine import distributed
@@ -61,6 +67,24 @@ def work(config: DictConfig) -> None:
         train(settled, saved, device)
 
 
+def start_processes(count: int) -> None:
+    """Starts this command once more, under torchrun; a sweep does so for each of its runs.
+
+    Raises:
+        ProcessError: A process failed; it has told why.
+    """
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    command = [sys.executable, *launcher, __file__, *cli.flags(), *cli.overrides()]
+    with subprocess.Popen(command) as child:
+        before = signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
+        try:
+            code = child.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    if code:
+        raise ProcessError(f"run.processes={count}: the processes ended with code {code}")
+
+
 def loading_of(config: dict[str, Any]) -> dict[str, Any]:
     """Returns how faults of reading are met; old configs and some data sets have no such keys."""
     data = config["data"]
@@ -80,7 +104,7 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
     from danet.data import skipping
     from danet.data.loader import eval_batches, train_batches
     from danet.doctor.sample import check_sample
-    from danet.drawing.overlay import prediction_sheets
+    from danet.drawing.figure import validation_pictures
     from danet.engine import distributed, identity, run_folder
     from danet.engine.settings import TrainSettings
     from danet.engine.trainer import Trainer
@@ -158,7 +182,7 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
         seed=seed,
         device=device,
         evaluate=count,
-        draw=lambda network: prediction_sheets(network, val_set, device=device, count=4),
+        draw=lambda network: validation_pictures(network, val_set, device=device),
         folder=folder,
         header={
             "config": config,
@@ -169,6 +193,7 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
         },
         resume=saved,
         count=batches.count,
+        log_to=config["run"]["log_to"],
     )
     cli.say(
         f"{folder}: {type(train_set).__name__}, {len(train_set)} training and {len(val_set)} "

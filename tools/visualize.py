@@ -1,8 +1,10 @@
 """Draws what a checkpoint sees and attends to: ``python tools/visualize.py checkpoint=PATH``."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 if not __package__:  # started as a file of a checkout: the checkout is what is meant
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -10,49 +12,125 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from tqdm import tqdm
 
 from danet import cli
-from danet.assemble import checked_config, make_dataset, model_of
+from danet.assemble import checked_config, load_saved, make, make_dataset, model_of
 from danet.check import did_you_mean
 from danet.config import VisualizeConfig
-from danet.datasets.base import IMAGE_SUFFIXES
+from danet.datasets.base import IMAGE_SUFFIXES, SegmentationDataset
 from danet.datasets.files import read_image
-from danet.drawing.attention import Point, figure, has_attention
-from danet.drawing.overlay import predict, save_image, sheet
-from danet.engine import checkpoint, distributed
-from danet.errors import InputError
+from danet.datasets.submission import demand_labels
+from danet.drawing import report
+from danet.drawing.attention import Point, has_attention
+from danet.drawing.figure import figure
+from danet.drawing.overlay import Palette, predict, save_image, sheet
+from danet.drawing.sheets import Seen, contact_sheet, side_by_side, small
+from danet.engine import distributed
+from danet.errors import InputError, StorageError
+from danet.evaluation.confusion import ConfusionMatrix
+from danet.evaluation.speed import prepared
 
 Picture = tuple[str, np.ndarray, np.ndarray | None]
 """A name, an image, and its true classes where they are known."""
 
+_EXTREMES = 3
+"""How many best and how many worst pictures a report shows."""
+
+
+class Network(NamedTuple):
+    """A checkpoint that is ready to be looked at."""
+
+    path: str
+    model: nn.Module
+    classes: list[str]
+    palette: Palette
+    step: int
+    config: dict[str, Any]
+
 
 def work(config: DictConfig) -> None:
-    """Loads the checkpoint and writes one or two pictures for each chosen image."""
+    """Loads the checkpoint, writes pictures of the chosen images, and a report if asked for."""
     settings: VisualizeConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
-    saved = checkpoint.load(settings.checkpoint)
-    trained = checked_config(saved, settings.checkpoint, settings.data)
-    model = model_of(saved, trained, settings.checkpoint)
-    classes, palette = saved["classes"], [tuple(color) for color in saved["palette"]]
-    points, wanted = read_points(settings.points), find_classes(settings.classes, classes)
-    if settings.images:
-        pictures = own_pictures(Path(settings.images).expanduser())
-        source = "own"
-    else:
-        source = settings.split or trained["data"]["val_split"]
-        dataset = make_dataset(trained, source, training=False)
-        chosen = np.linspace(0, len(dataset) - 1, min(settings.count, len(dataset))).round()
-        pictures = ((s.name, s.image, s.mask) for s in (dataset[int(i)] for i in chosen))
-
+    refuse_settings(settings)
     device = distributed.choose_device(settings.device)
-    model.to(device)
-    default = Path(settings.checkpoint).parent / f"pictures_{source}"
+    network = load_network(settings.checkpoint, settings, device)
+    other = load_network(settings.other, settings, device) if settings.other else None
+    if other and other.classes != network.classes:
+        raise InputError(
+            f"other={settings.other}: its {len(other.classes)} classes are not the "
+            f"{len(network.classes)} of checkpoint={settings.checkpoint}"
+        )
+    source = settings.split or network.config["data"]["val_split"]
+    place = Path(settings.checkpoint).expanduser()
+    beside = place if place.is_dir() else place.parent
+    if settings.images:
+        pictures, source = own_pictures(Path(settings.images).expanduser()), "own"
+    else:
+        dataset = make_dataset(network.config, source, training=False)
+        if settings.report:
+            demand_labels(dataset, "split", "report=true needs them to score the network")
+        pictures = of_split(dataset, settings.count)
+    default = beside / f"pictures_{source}"
     output = Path(settings.output).expanduser() if settings.output else default
+    draw(pictures, network, other, settings, output, device)
+    if settings.report:
+        text = report.page(examine(network, dataset, settings.count, beside, device))
+        try:
+            (output / "report.html").write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"output={output}: cannot be written ({error.strerror})") from error
+        print(output / "report.html", flush=True)
+
+
+def load_network(path: str, settings: VisualizeConfig, device: torch.device) -> Network:
+    """Loads a checkpoint with its config, and its network onto a device."""
+    saved = load_saved(path)
+    config = checked_config(saved, path, settings.data)
+    model = model_of(saved, config, path).to(device)
+    palette = [tuple(color) for color in saved["palette"]]
+    return Network(path, model, saved["classes"], palette, saved["step"], config)
+
+
+def refuse_settings(settings: VisualizeConfig) -> None:
+    """Refuses values that cannot be meant; raises InputError."""
+    for name in ("count", "channels"):
+        if getattr(settings, name) < 1:
+            raise InputError(f"{name}={getattr(settings, name)}: expected at least 1")
+    if settings.by_class and settings.points:
+        raise InputError("by_class=true shows means of classes: leave points out, or by_class")
+    if settings.report and settings.images:
+        raise InputError("report=true scores a split: leave images out")
+    if not 0 <= settings.opacity <= 1:
+        raise InputError(f"opacity={settings.opacity}: expected 0 to 1")
+
+
+def draw(
+    pictures: Iterator[Picture],
+    network: Network,
+    other: Network | None,
+    settings: VisualizeConfig,
+    output: Path,
+    device: torch.device,
+) -> None:
+    """Writes the pictures of each image, and at the end the contact sheet of all."""
+    classes, palette = network.classes, network.palette
+    points, wanted = read_points(settings.points), find_classes(settings.classes, classes)
+    seen = []
     for name, image, truth in pictures:
-        prediction = predict(model, image, device)
+        prediction = predict(network.model, image, device)
         drawn = sheet(image, prediction, truth, classes, palette, opacity=settings.opacity)
         save_image(output / f"{name}.png", drawn)
-        if settings.attention and has_attention(model):
-            tensor = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
+        seen.append(small(Seen(name, image, prediction, truth)))
+        if other:
+            both = (prediction, predict(other.model, image, device))
+            names = [f"{n}: {Path(x.path).name}" for n, x in (("1st", network), ("2nd", other))]
+            drawn = side_by_side(
+                image, both, names, truth, classes, palette, opacity=settings.opacity
+            )
+            save_image(output / f"{name}_versus.png", drawn)
+        if settings.attention and has_attention(network.model):
             here = [p for p in points if p.x < image.shape[1] and p.y < image.shape[0]]
             if points and not here:
                 raise InputError(
@@ -60,8 +138,8 @@ def work(config: DictConfig) -> None:
                     f"{image.shape[1]} x {image.shape[0]}"
                 )
             drawn = figure(
-                model,
-                tensor,
+                network.model,
+                torch.from_numpy(image).permute(2, 0, 1)[None].to(device),
                 image,
                 prediction,
                 truth,
@@ -69,9 +147,81 @@ def work(config: DictConfig) -> None:
                 palette,
                 points=here,
                 wanted=wanted,
+                by_class=settings.by_class,
+                channels=settings.channels,
             )
             save_image(output / f"{name}_attention.png", drawn)
         print(output / f"{name}.png", flush=True)
+    drawn = contact_sheet(seen, classes, palette, opacity=settings.opacity)
+    save_image(output / "contact_sheet.png", drawn)
+    print(output / "contact_sheet.png", flush=True)
+
+
+def examine(
+    network: Network,
+    dataset: SegmentationDataset,
+    count: int,
+    folder: Path,
+    device: torch.device,
+) -> report.Findings:
+    """Scores a split by the protocol of the training, and chooses pictures for the report."""
+    infer = make(network.config["evaluation"], "evaluation")
+    quick = prepared(network.model, device)
+    confusion, by_image = ConfusionMatrix(len(network.classes), device), list[float]()
+
+    def classes_of(image: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
+        with torch.inference_mode():
+            return infer.predict(quick, tensor)[0]
+
+    for index in tqdm(range(len(dataset)), desc=dataset.split, unit="image"):
+        sample = dataset[index]
+        found, mask = classes_of(sample.image), torch.from_numpy(sample.mask).to(device)
+        confusion.update(found, mask)
+        alone = ConfusionMatrix(len(network.classes), device)
+        alone.update(found, mask)
+        has_labels = bool(alone.matrix.sum())
+        by_image.append(alone.scores().miou if has_labels else float("nan"))
+
+    def scored(index: int) -> report.Scored:
+        sample = dataset[index]
+        prediction = classes_of(sample.image).cpu().numpy()
+        return report.Scored(sample.name, by_image[index], sample.image, prediction, sample.mask)
+
+    order = [int(i) for i in np.argsort(by_image) if by_image[i] == by_image[i]]
+    few = min(_EXTREMES, len(order))
+    viewed = []
+    if report.has_positions(network.model):
+        chosen = (dataset[i] for i in spread(len(dataset), count))
+        viewed = [report.look_at(network.model, s.name, s.image, device) for s in chosen]
+    log = folder / "metrics.jsonl"
+    weights = sum(p.numel() for p in network.model.parameters())
+    return report.Findings(
+        title=f"{Path(network.path).name} of {folder.absolute().name}",
+        facts=[
+            f"{type(dataset).__name__}, split {dataset.split}, {len(dataset)} images, evaluated "
+            f"by {type(infer).__name__}; step {network.step}; {weights:,} weights."
+        ],
+        classes=network.classes,
+        palette=network.palette,
+        matrix=confusion.matrix.cpu().numpy(),
+        scores=confusion.scores(),
+        lines=[json.loads(line) for line in log.read_text().splitlines()] if log.exists() else [],
+        best=[scored(i) for i in order[::-1][:few]],
+        worst=[scored(i) for i in order[:few]],
+        viewed=viewed,
+    )
+
+
+def spread(length: int, count: int) -> list[int]:
+    """Returns evenly spaced indices."""
+    return [int(i) for i in np.linspace(0, length - 1, min(count, length)).round()]
+
+
+def of_split(dataset: SegmentationDataset, count: int) -> Iterator[Picture]:
+    """Reads evenly spaced samples of a split."""
+    samples = (dataset[i] for i in spread(len(dataset), count))
+    return ((s.name, s.image, s.mask) for s in samples)
 
 
 def own_pictures(path: Path) -> Iterator[Picture]:

@@ -1,7 +1,7 @@
-"""What the network attends to: the columns of the paper's figure 6."""
+"""What the network attends to, as numbers."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danet.drawing.overlay import Palette, arrange, legend, overlay, titled
 from danet.models.heads import AttentionBranch
-from danet.types import IGNORE
 
-_MARKS = ((255, 40, 40), (40, 220, 40), (60, 120, 255), (255, 200, 0), (255, 0, 255), (0, 220, 220))
+_ROWS = 512
+"""Rows of the attention map that are held together."""
 
 
 class Point(NamedTuple):
@@ -65,10 +64,45 @@ def channel_maps(model: nn.Module, image: Tensor) -> Tensor:
     return part.attention(_input_of(model, part, image))[0]
 
 
-def telling_channel(maps: Tensor, prediction: np.ndarray, index: int) -> int:
-    """Returns the channel that singles out a class best.
+@torch.inference_mode()
+def class_map(model: nn.Module, image: Tensor, prediction: np.ndarray, index: int) -> Tensor:
+    """Returns the mean of what the pixels of a class attend to, (h, w) with sum 1.
 
-    Best is the largest difference of the means inside and outside of the class, in standard
+    Args:
+        model: A Segmentor whose head has position attention.
+        image: (1, 3, H, W) RGB in 0..255.
+        prediction: Classes (H, W).
+        index: The class; it must occur.
+    """
+    part = branch(model, "position")
+    assert part is not None
+    x = _input_of(model, part, image)
+    inside = torch.from_numpy((prediction == index).astype(np.float32))[None, None]
+    share = F.adaptive_avg_pool2d(inside, (x.shape[-2], x.shape[-1]))[0, 0]
+    # Cells that are the class for the most part; of a class of few pixels the cell with most of it.
+    cells = (share >= min(0.5, share.max().item())).flatten().nonzero()[:, 0].to(x.device)
+    total = sum(part.attention.rows(x, some)[0].sum(dim=0) for some in cells.split(_ROWS))  # type: ignore[operator]
+    assert isinstance(total, Tensor)
+    return total / len(cells)
+
+
+@torch.inference_mode()
+def queries_and_keys(model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the queries and the keys of the position attention, each float32 (D, h, w).
+
+    The softmax over j of query_i . key_j is what position i attends to.
+    """
+    part = branch(model, "position")
+    assert part is not None
+    x = _input_of(model, part, image)
+    module: Any = part.attention
+    return module.query(x)[0].float(), module.key(x)[0].float()
+
+
+def ranked_channels(maps: Tensor, prediction: np.ndarray, index: int) -> list[tuple[int, float]]:
+    """Returns all channels with how well they single out a class, the best first.
+
+    The number is the difference of the means inside and outside of the class, in standard
     deviations of the channel.
 
     Args:
@@ -82,7 +116,8 @@ def telling_channel(maps: Tensor, prediction: np.ndarray, index: int) -> int:
     mean_inside = (maps * inside).sum(dim=(1, 2)) / inside.sum().clamp(min=1e-6)
     mean_outside = (maps * (1 - inside)).sum(dim=(1, 2)) / (1 - inside).sum().clamp(min=1e-6)
     spread = maps.flatten(1).std(dim=1).clamp(min=1e-6)
-    return int(((mean_inside - mean_outside) / spread).argmax())
+    values, order = ((mean_inside - mean_outside) / spread).sort(descending=True, stable=True)
+    return list(zip(order.tolist(), values.tolist(), strict=True))
 
 
 def choose_points(
@@ -95,16 +130,22 @@ def choose_points(
         count: How many at most.
         wanted: Classes; one point is put on each of those that occur.
     """
+    chosen = choose_classes(prediction, count=count, wanted=wanted)
+    return [_deepest(prediction == index) for index in chosen]
+
+
+def choose_classes(
+    prediction: np.ndarray, *, count: int = 3, wanted: Sequence[int] = ()
+) -> list[int]:
+    """Chooses classes that occur: the wanted ones, else the rarest that can be seen."""
     sizes = {
         int(c): int(n) for c, n in zip(*np.unique(prediction, return_counts=True), strict=True)
     }
     if wanted:
-        chosen = [index for index in wanted if index in sizes]
-    else:
-        # A region of a few pixels is as likely a mistake as an object.
-        visible = [index for index, size in sizes.items() if size >= prediction.size // 500]
-        chosen = sorted(visible, key=lambda index: sizes[index])[:count]
-    return [_deepest(prediction == index) for index in chosen]
+        return [index for index in wanted if index in sizes]
+    # A region of a few pixels is as likely a mistake as an object.
+    visible = [index for index, size in sizes.items() if size >= prediction.size // 500]
+    return sorted(visible, key=lambda index: sizes[index])[:count]
 
 
 def _deepest(region: np.ndarray) -> Point:
@@ -115,80 +156,6 @@ def _deepest(region: np.ndarray) -> Point:
     return Point(int(x), int(y))
 
 
-def heatmap(values: Tensor, size: tuple[int, int], *, color: bool) -> np.ndarray:
-    """Draws a map (h, w) at ``size`` (H, W): grey levels or a jet-like scale, from min to max."""
-    small = values.float().cpu().numpy()
-    array = cv2.resize(small, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-    array = array - array.min()
-    shown = np.rint(255 * array / max(float(array.max()), 1e-12)).astype(np.uint8)
-    if color:
-        return cv2.cvtColor(cv2.applyColorMap(shown, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
-    return cv2.cvtColor(shown, cv2.COLOR_GRAY2RGB)
-
-
-def mark(image: np.ndarray, points: Sequence[Point]) -> np.ndarray:
-    """Draws numbered crosses on a copy of the image."""
-    image = image.copy()
-    for number, point in enumerate(points):
-        color = _MARKS[number % len(_MARKS)]
-        cv2.drawMarker(image, tuple(point), (255, 255, 255), cv2.MARKER_CROSS, 13, 3)
-        cv2.drawMarker(image, tuple(point), color, cv2.MARKER_CROSS, 11, 1)
-        place = (min(point.x + 5, image.shape[1] - 9), max(point.y - 5, 9))
-        cv2.putText(image, str(number + 1), place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, color, 1)
-    return image
-
-
 def has_attention(model: nn.Module) -> bool:
-    """Tells whether a network has anything that ``figure`` could show."""
+    """Tells whether a network has anything to show."""
     return branch(model, "position") is not None or branch(model, "channel") is not None
-
-
-def figure(
-    model: nn.Module,
-    tensor: Tensor,
-    image: np.ndarray,
-    prediction: np.ndarray,
-    truth: np.ndarray | None,
-    classes: Sequence[str],
-    palette: Palette,
-    *,
-    points: Sequence[Point] = (),
-    wanted: Sequence[int] = (),
-) -> np.ndarray:
-    """Draws the paper's figure 6 for one image.
-
-    Image with marked points, what each point attends to (grey levels), the two channels that tell
-    the first two classes under the points best (jet), prediction, truth.
-
-    Args:
-        model: In eval mode.
-        tensor: The image, (1, 3, H, W), on the model's device.
-        image: The same as uint8 (H, W, 3).
-        prediction: Classes (H, W).
-        truth: Classes or IGNORE (H, W), or None.
-        classes: Their names.
-        palette: Their RGB colours.
-        points: Pixels to ask; chosen where none are given, see choose_points.
-        wanted: Classes on which to choose points.
-    """
-    size = (image.shape[0], image.shape[1])
-    points = list(points) or choose_points(prediction, wanted=wanted)
-    labels = [classes[prediction[p.y, p.x]] for p in points]
-    panels = [titled(mark(image, points), "image and points")]
-    if branch(model, "position") is not None and points:
-        for number, values in enumerate(position_maps(model, tensor, points)):
-            title = f"{number + 1} ({labels[number]}) attends to"
-            panels.append(titled(heatmap(values, size, color=False), title))
-    if branch(model, "channel") is not None:
-        maps = channel_maps(model, tensor)
-        for index in list(dict.fromkeys(int(prediction[p.y, p.x]) for p in points))[:2]:
-            channel = telling_channel(maps, prediction, index)
-            title = f"channel {channel} tells {classes[index]}"
-            panels.append(titled(heatmap(maps[channel], size, color=True), title))
-    panels.append(titled(overlay(image, prediction, palette), "prediction"))
-    present = set(np.unique(prediction).tolist())
-    if truth is not None:
-        panels.append(titled(overlay(image, truth, palette), "truth"))
-        present |= set(np.unique(truth).tolist()) - {IGNORE}
-    body = arrange(panels)
-    return np.vstack((body, legend(classes, palette, sorted(present), body.shape[1])))

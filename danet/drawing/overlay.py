@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from danet.datasets.base import SegmentationDataset
 from danet.errors import StorageError
 from danet.evaluation.inference import Whole
 from danet.types import IGNORE
@@ -36,8 +35,19 @@ def overlay(
     image: np.ndarray, mask: np.ndarray, palette: Palette, *, opacity: float = 0.55
 ) -> np.ndarray:
     """Lays the colours of the classes over the image; ignored pixels show the image."""
-    mixed = image * (1 - opacity) + colorize(mask, palette) * opacity
-    return np.where((mask == IGNORE)[..., None], image, np.rint(mixed).astype(np.uint8))
+    drawn = np.empty_like(image)
+    for rows in row_blocks(mask):
+        mixed = image[rows] * (1 - opacity) + colorize(mask[rows], palette) * opacity
+        is_ignored = (mask[rows] == IGNORE)[..., None]
+        drawn[rows] = np.where(is_ignored, image[rows], np.rint(mixed).astype(np.uint8))
+    return drawn
+
+
+def row_blocks(picture: np.ndarray) -> list[slice]:
+    """Cuts the rows of a picture so that work in floats takes little memory at any size."""
+    height = picture.shape[0]
+    step = max(1, 2**20 // max(1, picture.shape[1]))
+    return [slice(top, min(top + step, height)) for top in range(0, height, step)]
 
 
 def errors(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -122,28 +132,14 @@ def predict(model: nn.Module, image: np.ndarray, device: torch.device) -> np.nda
     return Whole().predict(model, tensor)[0].cpu().numpy()
 
 
-def prediction_sheets(
-    model: nn.Module, dataset: SegmentationDataset, *, device: torch.device, count: int
-) -> dict[str, np.ndarray]:
-    """Draws evenly spaced samples of a data set by name; the network is put into eval mode."""
-    model.eval()
-    sheets = {}
-    for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round():
-        sample = dataset[int(index)]
-        prediction = predict(model, sample.image, device)
-        sheets[sample.name] = sheet(
-            sample.image, prediction, sample.mask, dataset.classes, dataset.palette
-        )
-    return sheets
-
-
 def save_image(path: Path, image: np.ndarray) -> None:
-    """Writes an RGB picture; raises StorageError. Names in any alphabet are fine."""
-    done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    """Writes an RGB or grey picture; raises StorageError. Names in any alphabet are fine."""
+    ordered = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(path.suffix, ordered)
     assert done
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.tobytes())
+        path.write_bytes(data.data)
     except OSError as error:
         raise StorageError(
             f"{path}: the picture could not be written ({error.strerror})"

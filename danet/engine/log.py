@@ -1,17 +1,17 @@
-"""What a run tells: console, TensorBoard, and one JSON object per line in metrics.jsonl."""
+"""What a run tells: console, one JSON object per line in metrics.jsonl, and writers for people."""
 
 import json
 import math
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from danet.engine.writers import KINDS, Writer, finite, plain_settings
 
 
 class RunLog:
@@ -21,18 +21,31 @@ class RunLog:
         folder: Of the run; None for a log that does nothing.
         step: Where the run starts or goes on; later lines of an earlier attempt are dropped.
         steps: Where it ends.
+        log_to: Names of writers, see danet.engine.writers.
+        run_id: Of the run, the same after resuming.
+
+    Raises:
+        InputError: The package of a writer is not installed.
     """
 
-    def __init__(self, folder: Path | None, *, step: int, steps: int) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        step: int,
+        steps: int,
+        log_to: Sequence[str] = ("tensorboard",),
+        run_id: str = "",
+    ) -> None:
         self.folder = folder
         if folder is None:
             return
-        self._before = threading.excepthook
-        threading.excepthook = self._quiet
         self._is_warned = False
         self._is_torn = False
         self._drop_after(folder / "metrics.jsonl", step)
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._writers: list[Writer] = [
+            KINDS[name](folder, step=step, run_id=run_id) for name in log_to
+        ]
         self._bar = tqdm(
             total=steps, initial=step, desc="train", unit="step", dynamic_ncols=True, mininterval=1
         )
@@ -74,10 +87,10 @@ class RunLog:
         """Writes named numbers; ``kind`` is ``train`` or ``val``."""
         if self.folder is None:
             return
-        with self._forgiving():
-            for name, value in values.items():
-                if math.isfinite(value):
-                    self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        shown = {f"{kind}/{name}": value for name, value in finite(values).items()}
+        for writer in self._writers:
+            with self._forgiving():
+                writer.scalars(step, shown)
         line = {"step": step, "kind": kind, **{k: _json_number(v) for k, v in values.items()}}
         with self._forgiving():
             was_torn, self._is_torn = self._is_torn, True
@@ -86,11 +99,18 @@ class RunLog:
             self._is_torn = False
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Shows pictures, uint8 (H, W, 3) RGB, in TensorBoard."""
-        if self.folder is not None:
+        """Shows pictures, uint8 (H, W, 3) RGB."""
+        for writer in self._writers if self.folder is not None else ():
             with self._forgiving():
-                for name, image in images.items():
-                    self._tensorboard.add_image(name, image, step, dataformats="HWC")
+                writer.images(step, images)
+
+    def summary(
+        self, step: int, config: Mapping[str, Any], scores: Mapping[str, float | None]
+    ) -> None:
+        """Shows the settings of the run beside its last scores."""
+        for writer in self._writers if self.folder is not None else ():
+            with self._forgiving():
+                writer.summary(step, plain_settings(config), finite(scores))
 
     @contextmanager
     def _forgiving(self) -> Iterator[None]:
@@ -106,15 +126,9 @@ class RunLog:
         """Ends the progress bar and writes what is pending."""
         if self.folder is not None:
             self._bar.close()
-            with self._forgiving():
-                self._tensorboard.close()
-            threading.excepthook = self._before
-
-    def _quiet(self, error: threading.ExceptHookArgs) -> None:
-        """Keeps TensorBoard's thread from printing what the next call raises again."""
-        is_its = "tensorboard" in type(error.thread).__module__
-        if not (is_its and isinstance(error.exc_value, OSError)):
-            self._before(error)
+            for writer in self._writers:
+                with self._forgiving():
+                    writer.close()
 
 
 def _step_of(line: str) -> float:

@@ -43,6 +43,8 @@ class TrainSettings:
         sync_batchnorm: Batch statistics over all processes, on CUDA with more than one.
         device: auto, cpu or cuda.
         deterministic: Ask torch for deterministic kernels (CUDA; slower).
+        profile: Record steps 6 to 10 of this start: a trace, the top costs, the share of waiting
+            for data; in ``profile/`` of the run's folder.
     """
 
     steps: int
@@ -64,6 +66,7 @@ class TrainSettings:
     sync_batchnorm: bool = True
     device: str = "auto"
     deterministic: bool = False
+    profile: bool = False
 
     def faults(self) -> list[str]:
         """Returns what is wrong with the values, one line each."""

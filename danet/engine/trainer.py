@@ -1,7 +1,7 @@
 """The trainer: one file, read from the top."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from danet.engine.hardware import choose_memory_format, choose_precision, compil
 from danet.engine.health import LossWatch, Pace
 from danet.engine.log import RunLog, class_table
 from danet.engine.optimizer import Recipe
+from danet.engine.profile import StepProfile
 from danet.engine.saver import Saver
 from danet.engine.schedule import Schedule
 from danet.engine.settings import TrainSettings
@@ -55,6 +56,7 @@ class Trainer:
         header: ``config``, ``classes`` and ``palette`` for the checkpoints.
         resume: A checkpoint to go on from.
         count: Further numbers for the log, the same names on all processes.
+        log_to: Where the log is shown, see danet.engine.writers.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Trainer:
         header: Mapping[str, Any],
         resume: Checkpoint | None = None,
         count: Count = dict,
+        log_to: Sequence[str] = ("tensorboard",),
     ) -> None:
         self.settings = settings
         self.seed = seed
@@ -128,8 +131,14 @@ class Trainer:
             best=[(pair[0], pair[1]) for pair in resume.get("best", [])] if resume else None,
         )
         self.log = RunLog(
-            folder if distributed.is_first() else None, step=self.step, steps=settings.steps
+            folder if distributed.is_first() else None,
+            step=self.step,
+            steps=settings.steps,
+            log_to=log_to,
+            run_id=str(self.header.get("run_id", "")),
         )
+        is_profiled = settings.profile and distributed.is_first()
+        self.profile = StepProfile(folder / "profile" if is_profiled else None, device, self.log)
         self.storage = Storage(self.saver, settings.on_storage_error, self.log.warn)
         self.watch = LossWatch(folder)
         self.pace = Pace(device)
@@ -154,6 +163,9 @@ class Trainer:
             # All processes end alike, and only the first knows what it wrote.
             if error := distributed.from_first(self.storage.finish()):
                 raise error
+            if self.step == self.settings.steps and self.scores:
+                settings = {k: v for k, v in self.header["config"].items() if k != "run"}
+                self.log.summary(self.step, settings, {**self.scores, "best_miou": self.best_miou})
         finally:
             if error := self.storage.finish():  # of a run that ends for another reason
                 self.log.warn(str(error))
@@ -184,11 +196,14 @@ class Trainer:
             if requests & SAVE:
                 self.save()
 
+            self.profile.begin()
             start = time.perf_counter()
             group = [next(batches) for _ in range(settings.accumulate)]
-            self.pace.note(time.perf_counter() - start, sum(len(batch.name) for batch in group))
+            waited = time.perf_counter() - start
+            self.pace.note(waited, sum(len(batch.name) for batch in group))
             with distributed.gradients(self.step + 1):
                 terms = self.train_step(group)
+            self.profile.end(waited)
             self.step += 1
             self.watch.note(self.step, [name for batch in group for name in batch.name], terms)
             self.log.advance()

@@ -68,7 +68,10 @@ class Whole:
     @torch.no_grad()
     def predict(self, model: nn.Module, image: Tensor) -> Tensor:
         """Maps (B, 3, H, W) to the most probable classes, uint8 (B, H, W)."""
-        if not self.flip and self._budget.windows(image) is None:
+        windows = self._budget.windows(image)
+        if windows is not None:
+            return windows.classes(lambda part: _probabilities(model, part, self.flip), image)
+        if not self.flip:
             # Softmax keeps the order, so there is nothing to compute it for.
             return model(image).logits.argmax(dim=1).to(torch.uint8)
         return classes(self.bands(model, image), image.shape[2])
@@ -125,7 +128,9 @@ class Sliding:
     @torch.no_grad()
     def predict(self, model: nn.Module, image: Tensor) -> Tensor:
         """Maps (B, 3, H, W) to the most probable classes, uint8 (B, H, W)."""
-        return classes(self.bands(model, image), image.shape[2])
+        return self._windows.classes(
+            lambda part: _probabilities(model, part, self.flip), image, mirrored=self.flip
+        )
 
 
 class MultiScale:
@@ -177,6 +182,9 @@ class MultiScale:
     @torch.no_grad()
     def predict(self, model: nn.Module, image: Tensor) -> Tensor:
         """Maps (B, 3, H, W) to the most probable classes, uint8 (B, H, W)."""
+        windows = self._budget.windows(image)
+        if windows is not None:
+            return windows.classes(lambda part: self._mean(model, part), image)
         return classes(self.bands(model, image), image.shape[2])
 
     def _mean(self, model: nn.Module, image: Tensor) -> Tensor:

@@ -17,6 +17,9 @@ from danet.ops.resize import resize
 
 PIXELS_PER_PASS = 2**21
 """What passes a network together, as 1024 x 2048 alone does; a larger image passes by itself."""
+STRIP = 4096
+"""Width of what is done from top to bottom before the next columns of a wider image are, so that a
+band of all classes does not grow with the width."""
 TILE = 1024
 """Side of the windows of an image above ``max_pixels``; they start every three quarters of it."""
 
@@ -79,6 +82,44 @@ class Windows:
                     top = row
                 sums[:, :, :, left : left + wide] += part
         yield Band(top, sums.div_(counts[0][top:] * counts[1]))
+
+    def classes(self, infer: Infer, image: Tensor, *, mirrored: bool = False) -> Tensor:
+        """Returns the most probable classes, uint8 (B, H, W), as from ``bands``.
+
+        Wide images are done in strips of columns: the same windows, of which those at the seams
+        pass twice.
+        """
+        batch, _, height, width = image.shape
+        result = torch.empty((batch, height, width), dtype=torch.uint8, device=image.device)
+        for strip in self.strips(width):
+            part = image[:, :, :, strip.seen]
+            done = slice(strip.kept.start - strip.seen.start, strip.kept.stop - strip.seen.start)
+            for top, band in self.bands(infer, part, mirrored=mirrored):
+                rows = slice(top, top + band.shape[2])
+                result[:, rows, strip.kept] = band[:, :, :, done].argmax(dim=1)
+        return result
+
+    def strips(self, width: int) -> list["Strip"]:
+        """Cuts the columns of an image so that each strip has all windows that show its pixels."""
+        wide = min(self.crop[1], width)
+        lefts = starts(width, wide, self.stride[1])
+        per_strip = max(1, (STRIP - wide) // self.stride[1])
+        strips = []
+        for first in range(0, len(lefts), per_strip):
+            until = min(first + per_strip, len(lefts))
+            kept = slice(lefts[first], lefts[until] if until < len(lefts) else width)
+            seen = [left for left in lefts if left < kept.stop and left + wide > kept.start]
+            strips.append(Strip(slice(seen[0], seen[-1] + wide), kept))
+        return strips
+
+
+class Strip(NamedTuple):
+    """Columns of an image."""
+
+    seen: slice
+    """What passes, in windows."""
+    kept: slice
+    """Of it the columns whose windows are all there."""
 
 
 class PixelBudget:

@@ -1,0 +1,293 @@
+"""One HTML page about a run: curves, scores, confusion, pictures, and an attention viewer.
+
+Everything is inside the page: it needs no network and can be sent by mail.
+"""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from danet.drawing.attention import Point, branch, choose_points, queries_and_keys
+from danet.drawing.curves import chart
+from danet.drawing.overlay import Palette, arrange, errors, overlay, predict, titled
+from danet.evaluation.confusion import Scores
+
+_MOST_POSITIONS = 8192
+"""Of a picture in the viewer; queries and keys of so many take some 5 MB of the page."""
+_HERE = Path(__file__).parent
+
+
+class Scored(NamedTuple):
+    """A picture that stands for good or bad results."""
+
+    name: str
+    score: float
+    """Mean IoU over the classes that occur in it."""
+    image: np.ndarray
+    prediction: np.ndarray
+    truth: np.ndarray
+
+
+class Viewed(NamedTuple):
+    """A picture of the attention viewer."""
+
+    name: str
+    image: np.ndarray
+    """uint8 (H, W, 3)."""
+    prediction: np.ndarray
+    queries: np.ndarray
+    """float32 (D, h, w)."""
+    keys: np.ndarray
+
+
+class Findings(NamedTuple):
+    """What the page is about."""
+
+    title: str
+    facts: Sequence[str]
+    """Sentences below the title."""
+    classes: Sequence[str]
+    palette: Palette
+    matrix: np.ndarray
+    """int64 (K, K): rows are truth, columns prediction, in pixels."""
+    scores: Scores
+    lines: Sequence[Mapping[str, Any]]
+    """Of metrics.jsonl; empty where there is none."""
+    best: Sequence[Scored]
+    worst: Sequence[Scored]
+    viewed: Sequence[Viewed]
+
+
+def look_at(model: nn.Module, name: str, image: np.ndarray, device: torch.device) -> Viewed:
+    """Runs a network with position attention over a picture, for the viewer.
+
+    A picture with more than 8192 positions is made smaller first.
+    """
+    while True:
+        tensor = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
+        queries, keys = queries_and_keys(model, tensor)
+        if queries[0].numel() <= _MOST_POSITIONS:
+            break
+        factor = (_MOST_POSITIONS / queries[0].numel()) ** 0.5 * 0.98
+        size = int(image.shape[1] * factor), int(image.shape[0] * factor)
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    prediction = predict(model, image, device)
+    return Viewed(name, image, prediction, queries.cpu().numpy(), keys.cpu().numpy())
+
+
+def page(found: Findings) -> str:
+    """Returns the whole page as text."""
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
+        f"<title>{escape(found.title)}</title><style>{_read('report.css')}</style></head><body>",
+        f"<h1>{escape(found.title)}</h1>",
+        *(f"<p class='note'>{escape(fact)}</p>" for fact in found.facts),
+        _totals(found.scores),
+        "<h2>Curves</h2>",
+        _curves(found.lines),
+        "<h2>Classes</h2>",
+        _class_table(found),
+        "<h2>Confusion</h2>",
+        "<p class='note'>Rows are truth and add up to 100 %; columns are predictions.</p>",
+        _confusion(found),
+        "<h2>Best pictures</h2>",
+        _pictures(found.best, found.palette),
+        "<h2>Worst pictures</h2>",
+        _pictures(found.worst, found.palette),
+        "<h2>What a pixel attends to</h2>",
+        _viewer(found),
+        "</body></html>",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _read(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
+def _totals(scores: Scores) -> str:
+    named = {
+        f"mean IoU of {scores.classes_averaged} classes": scores.miou,
+        "pixel accuracy": scores.pixel_accuracy,
+        "mean accuracy": scores.mean_accuracy,
+        "frequency-weighted IoU": scores.frequency_weighted_iou,
+    }
+    cells = (f"<div><b>{_percent(v)}</b><span>{name}</span></div>" for name, v in named.items())
+    return f"<div class='scores'>{''.join(cells)}</div>"
+
+
+def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
+    if not lines:
+        return "<p class='note'>There is no metrics.jsonl beside the checkpoint.</p>"
+    charts = [
+        chart("loss", named_curves(lines, "train", "loss")),
+        chart("validation, mean IoU and pixel accuracy", val_curves(lines)),
+        chart("learning rate", named_curves(lines, "train", "lr")),
+        chart("images per second", named_curves(lines, "train", "images_per_second")),
+    ]
+    return f"<div class='charts'>{''.join(charts)}</div>"
+
+
+def named_curves(
+    lines: Sequence[Mapping[str, Any]], kind: str, start: str
+) -> dict[str, list[tuple[float, float]]]:
+    """Returns the curves of metrics.jsonl of one kind whose names begin so, by name."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if line.get("kind") == kind and name.startswith(start) and value is not None:
+                curves.setdefault(name, []).append((line["step"], value))
+    return curves
+
+
+def val_curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Returns the curves of the validation's main scores."""
+    return named_curves(lines, "val", "miou") | named_curves(lines, "val", "pixel_accuracy")
+
+
+def _class_table(found: Findings) -> str:
+    share = found.matrix.sum(axis=1) / max(1, found.matrix.sum())
+    rows = [
+        "<tr><th>class</th><th class='number'>IoU</th><th></th><th class='number'>accuracy</th>"
+        "<th class='number'>of the pixels</th></tr>"
+    ]
+    for i, name in enumerate(found.classes):
+        iou = found.scores.iou[i]
+        width = 0 if iou != iou else round(160 * iou)
+        rows.append(
+            f"<tr><td>{_swatch(found.palette[i])}{escape(name)}</td>"
+            f"<td class='number'>{_percent(iou)}</td>"
+            f"<td><span class='bar' style='width:{width}px'></span></td>"
+            f"<td class='number'>{_percent(found.scores.accuracy[i])}</td>"
+            f"<td class='number'>{_percent(float(share[i]))}</td></tr>"
+        )
+    return f"<table id='classes'>{''.join(rows)}</table>"
+
+
+def _confusion(found: Findings) -> str:
+    totals = found.matrix.sum(axis=1, keepdims=True)
+    shares = found.matrix / np.maximum(totals, 1)
+    head = "".join(f"<th class='column'>{escape(name)}</th>" for name in found.classes)
+    rows = [f"<tr><th></th>{head}</tr>"]
+    for i, name in enumerate(found.classes):
+        cells = []
+        for j, share in enumerate(shares[i]):
+            color = "46,157,99" if i == j else "200,60,40"
+            ink = "#fff" if share > 0.55 else "#222"
+            text = f"{100 * share:.0f}" if share >= 0.005 else ""
+            what = f"{found.classes[j]} where {name} is true: {100 * share:.2f} %"
+            cells.append(
+                f"<td title='{escape(what, quote=True)}' "
+                f"style='background:rgba({color},{share:.3f});color:{ink}'>{text}</td>"
+            )
+        rows.append(f"<tr><th>{_swatch(found.palette[i])}{escape(name)}</th>{''.join(cells)}</tr>")
+    return f"<div class='scroll'><table class='confusion'>{''.join(rows)}</table></div>"
+
+
+def _pictures(scored: Sequence[Scored], palette: Palette) -> str:
+    return f"<div class='pictures'>{''.join(_picture(one, palette) for one in scored)}</div>"
+
+
+def _picture(scored: Scored, palette: Palette) -> str:
+    panels = [
+        titled(scored.image, "image"),
+        titled(overlay(scored.image, scored.prediction, palette), "prediction"),
+        titled(overlay(scored.image, scored.truth, palette), "truth"),
+        titled(errors(scored.image, scored.prediction, scored.truth), "errors (red)"),
+    ]
+    drawn = _smaller(arrange(panels), 1600)
+    return (
+        f"<figure><img alt='{escape(scored.name, quote=True)}' src='{data_uri(drawn)}'>"
+        f"<figcaption>{escape(scored.name)}: mean IoU {_percent(scored.score)}</figcaption>"
+        "</figure>"
+    )
+
+
+def _viewer(found: Findings) -> str:
+    if not found.viewed:
+        return "<p class='note'>This network has no position attention.</p>"
+    pictures = []
+    for seen in found.viewed:
+        depth, rows, columns = seen.queries.shape
+        (start,) = choose_points(seen.prediction, count=1) or [Point(0, 0)]
+        cells = _cells(seen.prediction, (rows, columns))
+        pictures.append(
+            {
+                "name": seen.name,
+                "width": seen.image.shape[1],
+                "height": seen.image.shape[0],
+                "rows": rows,
+                "columns": columns,
+                "depth": depth,
+                "image": data_uri(seen.image),
+                "start": list(start),
+                "queries": _base64(seen.queries.astype("<f4")),
+                "keys": _base64(seen.keys.astype("<f4")),
+                "cells": _base64(cells),
+            }
+        )
+    data = {
+        "classes": list(found.classes),
+        "palette": [list(color) for color in found.palette],
+        "pictures": pictures,
+    }
+    plain = json.dumps(data).replace("<", "\\u003c")
+    return (
+        "<p class='note'>Point at a pixel, or choose the picture and use the arrow keys: the "
+        "stronger the red, the more of what the pixel gathers comes from there. Exact weights of "
+        "the position attention, one cell for each position of the head.</p>"
+        "<div id='choices'></div><div id='viewer'>"
+        "<canvas id='attention' tabindex='0' aria-label='Attention viewer'></canvas>"
+        "<div class='told' id='told' aria-live='polite'></div></div>"
+        f"<script type='application/json' id='viewer-data'>{plain}</script>"
+        f"<script>{_read('report.js')}</script>"
+    )
+
+
+def _cells(prediction: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Returns the class in the middle of each cell, uint8 (h, w)."""
+    tensor = torch.from_numpy(prediction)[None, None].float()
+    return F.interpolate(tensor, size=size, mode="nearest-exact")[0, 0].to(torch.uint8).numpy()
+
+
+def has_positions(model: nn.Module) -> bool:
+    """Tells whether the viewer can show anything of a network."""
+    return branch(model, "position") is not None
+
+
+def data_uri(image: np.ndarray) -> str:
+    """Returns a picture as text: PNG, or JPEG where that is much smaller."""
+    ordered = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    data, kind = cv2.imencode(".png", ordered)[1], "png"
+    if len(data) > 200_000:
+        data, kind = cv2.imencode(".jpg", ordered, [cv2.IMWRITE_JPEG_QUALITY, 90])[1], "jpeg"
+    return f"data:image/{kind};base64,{_base64(data)}"
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+
+def _smaller(image: np.ndarray, width: int) -> np.ndarray:
+    if image.shape[1] <= width:
+        return image
+    size = width, round(image.shape[0] * width / image.shape[1])
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def _swatch(color: tuple[int, int, int]) -> str:
+    return f"<span class='swatch' style='background:rgb{tuple(color)}'></span>"
+
+
+def _percent(value: float) -> str:
+    return "-" if value != value else f"{100 * value:.2f}"

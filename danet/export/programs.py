@@ -1,0 +1,166 @@
+"""Programs that run without this project, and how far they are from the network."""
+
+import importlib
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from danet.errors import InputError, UserError
+from danet.export.network import Exportable
+
+OPSET = 20
+"""Of ONNX: from 2023, which all runtimes of the last years know."""
+
+Program = Callable[[np.ndarray], np.ndarray]
+"""Maps an image, uint8 (B, 3, H, W) RGB, to logits, float32 (B, K, H, W)."""
+
+
+class Parity(NamedTuple):
+    """How a program differs from the network on an image of noise."""
+
+    height: int
+    width: int
+    difference: float
+    """The largest one between two logits."""
+    scale: float
+    """The largest absolute logit of the network."""
+    agreement: float
+    """Part of the pixels with the same class."""
+
+
+def require(module: str) -> None:
+    """Raises InputError where an optional package is missing."""
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"{module} is not installed: pip install 'danet[export]', in a checkout "
+            ".venv/bin/pip install -e '.[export]'"
+        ) from error
+
+
+def export_onnx(model: nn.Module, path: Path, *, opset: int = OPSET) -> Program:
+    """Writes an ONNX file with free batch, height and width; returns what it computes.
+
+    Raises:
+        InputError: onnx, onnxscript or onnxruntime is missing.
+    """
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        require(module)
+    import onnx_ir.passes.common as passes
+
+    free = {"image": {0: "batch", 2: "height", 3: "width"}}
+    with _quiet():
+        program = torch.onnx.export(
+            Exportable(model),
+            (_example(),),
+            dynamo=True,
+            dynamic_shapes=free,
+            input_names=["image"],
+            output_names=["logits"],
+            opset_version=opset,
+        )
+    assert program is not None
+    passes.RemoveUnusedNodesPass()(program.model)
+    temporary = path.with_name(f".{path.name}")
+    program.save(temporary, external_data=False)
+    os.replace(temporary, path)
+    return load_onnx(path)
+
+
+def load_onnx(path: Path) -> Program:
+    """Returns what an ONNX file computes, by onnxruntime on the CPU."""
+    require("onnxruntime")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(image: np.ndarray) -> np.ndarray:
+        logits: np.ndarray = session.run(["logits"], {"image": image})[0]
+        return logits
+
+    return run
+
+
+def export_torch(model: nn.Module, path: Path) -> Program:
+    """Writes a program of torch.export (.pt2) with free batch, height and width."""
+    with _quiet():
+        program = torch.export.export(
+            Exportable(model),
+            (_example(),),
+            dynamic_shapes={"image": dict.fromkeys((0, 2, 3), Dim.AUTO)},
+        )
+        temporary = path.with_name(f".{path.name}")
+        torch.export.save(program, temporary)
+    os.replace(temporary, path)
+    return load_torch(path)
+
+
+def load_torch(path: Path) -> Program:
+    """Returns what a program of torch.export computes."""
+    with _quiet():
+        program: ExportedProgram = torch.export.load(path)
+    module = program.module()
+
+    def run(image: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            logits: Tensor = module(torch.from_numpy(image))
+        return logits.numpy()
+
+    return run
+
+
+def compare(model: nn.Module, program: Program, sizes: Sequence[tuple[int, int]]) -> list[Parity]:
+    """Compares a program with the network it came from, on one image of noise per size (H, W)."""
+    found = []
+    generator = torch.Generator().manual_seed(0)
+    for height, width in sizes:
+        image = torch.randint(0, 256, (1, 3, height, width), generator=generator, dtype=torch.uint8)
+        with torch.inference_mode():
+            expected = model(image).logits
+        got = torch.from_numpy(program(image.numpy()))
+        found.append(
+            Parity(
+                height,
+                width,
+                difference=(got - expected).abs().max().item(),
+                scale=expected.abs().max().item(),
+                agreement=(got.argmax(dim=1) == expected.argmax(dim=1)).double().mean().item(),
+            )
+        )
+    return found
+
+
+def refuse_difference(what: str, found: Sequence[Parity], *, tolerance: float = 1e-3) -> None:
+    """Raises UserError where a program is further from the network than rounding explains."""
+    for parity in found:
+        if not parity.difference <= tolerance * max(1.0, parity.scale):
+            raise UserError(
+                f"{what}: at {parity.height} x {parity.width} a logit differs by "
+                f"{parity.difference:.3g} from the network, whose largest is {parity.scale:.3g}; "
+                "that is more than rounding, so the file should not be used"
+            )
+
+
+def _example() -> Tensor:
+    # No multiples of 8 and no 1: nothing about them becomes a constant.
+    generator = torch.Generator().manual_seed(0)
+    size = (2, 3, 255, 265)
+    return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporters' own progress and their notes about themselves from the console."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

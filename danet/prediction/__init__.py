@@ -1,0 +1,1 @@
+"""Predictions for pictures without labels: where they come from, what is written."""

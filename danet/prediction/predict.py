@@ -1,0 +1,152 @@
+"""A network over pictures: in Python by ``predict``, as a stream by ``predictions``."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol, TypeVar, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from danet.datasets.files import read_image
+from danet.errors import InputError
+from danet.evaluation.inference import Inference, Whole
+from danet.evaluation.windows import PIXELS_PER_PASS
+
+AnyImage = str | Path | np.ndarray | Tensor | Image.Image
+"""A path; uint8 (H, W, 3) RGB or (H, W) grey; a uint8 tensor (3, H, W) RGB; a Pillow image."""
+
+
+class HasImage(Protocol):
+    """What ``predictions`` takes."""
+
+    @property
+    def image(self) -> np.ndarray:
+        """Is uint8 (H, W, 3), RGB."""
+
+
+T = TypeVar("T", bound=HasImage)
+
+
+@overload
+def predict(
+    model: nn.Module, images: AnyImage, *, infer: Inference | None = None, batch_size: int = 1
+) -> np.ndarray: ...
+@overload
+def predict(
+    model: nn.Module,
+    images: list[AnyImage] | tuple[AnyImage, ...],
+    *,
+    infer: Inference | None = None,
+    batch_size: int = 1,
+) -> list[np.ndarray]: ...
+def predict(
+    model: nn.Module,
+    images: AnyImage | list[AnyImage] | tuple[AnyImage, ...],
+    *,
+    infer: Inference | None = None,
+    batch_size: int = 1,
+) -> np.ndarray | list[np.ndarray]:
+    """Returns the class of every pixel: uint8 (H, W) for an image, a list of them for a list.
+
+    Images may have any size; one above 4 million pixels is done in windows (see ``Whole``). The
+    network works where it is (``model.to("cuda")`` moves it) and is put into eval mode.
+
+    Args:
+        model: From ``danet.load_model``; its ``classes`` name the values of the result and its
+            ``palette`` has their RGB colours.
+        images: One or a list of: path; uint8 array (H, W, 3) RGB or (H, W) grey; uint8 tensor
+            (3, H, W) RGB; Pillow image.
+        infer: How the network is run, one of ``danet.evaluation.inference``; None for ``Whole``.
+        batch_size: Images of one size that follow each other pass together, so many at most.
+
+    Raises:
+        InputError: A file cannot be read, or an array has another shape or type.
+    """
+    wanted = images if isinstance(images, (list, tuple)) else [images]
+    if not wanted:
+        return []
+    device = next(model.parameters()).device
+    arrays = (_Array(_as_array(image, number)) for number, image in enumerate(wanted))
+    found = predictions(
+        model.eval(), arrays, infer or Whole(), device=device, batch_size=batch_size
+    )
+    results = [classes for _, classes in found]
+    return results if wanted is images else results[0]
+
+
+@torch.inference_mode()
+def predictions(
+    model: nn.Module,
+    pictures: Iterable[T],
+    infer: Inference,
+    *,
+    device: torch.device,
+    batch_size: int = 1,
+) -> Iterator[tuple[T, np.ndarray]]:
+    """Yields each picture with its classes, uint8 (H, W), in order.
+
+    Args:
+        model: In eval mode, on ``device``.
+        pictures: Asked for one group at a time, so they need not fit into memory together.
+        infer: How the network is run.
+        device: Where.
+        batch_size: At most so many of one size that follow each other pass together, and together
+            they have no more pixels than PIXELS_PER_PASS.
+    """
+    for group in _groups(pictures, batch_size):
+        stacked = np.stack([picture.image for picture in group]) if len(group) > 1 else None
+        array = stacked if stacked is not None else group[0].image[None]
+        tensor = torch.from_numpy(array).permute(0, 3, 1, 2).to(device)
+        classes = infer.predict(model, tensor).cpu().numpy()
+        del stacked, array, tensor  # large pictures; nothing holds them while the next are read
+        yield from zip(group, classes, strict=True)
+
+
+def _groups(pictures: Iterable[T], batch_size: int) -> Iterator[list[T]]:
+    """Puts pictures of one size that follow each other together."""
+    group: list[T] = []
+    for picture in pictures:
+        height, width = picture.image.shape[:2]
+        together = min(batch_size, PIXELS_PER_PASS // (height * width))
+        is_alike = bool(group) and group[0].image.shape == picture.image.shape
+        if group and not (is_alike and len(group) < together):
+            yield group
+            group = []
+        group.append(picture)
+        if len(group) >= together:  # it need not wait for the next one
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+class _Array:
+    def __init__(self, image: np.ndarray) -> None:
+        self.image = image
+
+
+def _as_array(image: AnyImage, number: int) -> np.ndarray:
+    """Returns uint8 (H, W, 3), RGB."""
+    if isinstance(image, (str, Path)):
+        return read_image(Path(image).expanduser())
+    if isinstance(image, Image.Image):
+        return np.array(image.convert("RGB"))
+    array = image
+    if isinstance(array, Tensor):
+        array = array.detach().cpu().numpy()
+        array = array.transpose(1, 2, 0) if array.ndim == 3 else array
+    elif isinstance(array, np.ndarray) and array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=2)
+    if not isinstance(array, np.ndarray):
+        raise InputError(
+            f"image {number}: {type(image).__name__} is no path, array, tensor or Pillow image"
+        )
+    is_right = array.ndim == 3 and array.shape[2] == 3 and array.size and array.dtype == np.uint8
+    if not is_right:
+        raise InputError(
+            f"image {number}: found {image.dtype} {tuple(image.shape)}, expected uint8 in 0..255: "
+            "an array (H, W, 3) or (H, W), or a tensor (3, H, W); RGB"
+        )
+    return np.ascontiguousarray(array)

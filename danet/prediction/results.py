@@ -1,0 +1,202 @@
+"""What is written of predictions, and what of it is there already.
+
+A folder of results has ``index/NAME.png`` (grey, the class index of every pixel),
+``color/NAME.png`` and ``overlay/NAME.png`` as far as they are wanted, and ``predictions.jsonl``
+with one line for each picture. The line is written last, so a picture that has one has all its
+files.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from torch import nn
+
+from danet.drawing.overlay import Palette, colorize, overlay, row_blocks, save_image
+from danet.errors import InputError, StorageError
+from danet.prediction.sources import Picture, Source
+
+KINDS = ("index", "color", "overlay")
+_JOURNAL = "predictions.jsonl"
+_ORIGIN = "predictions.json"
+
+
+def digest_of(model: nn.Module) -> str:
+    """Returns a text that two networks with other weights do not share."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def shares(classes: np.ndarray, num_classes: int) -> list[float]:
+    """Returns the part of the pixels of each class, 0..1."""
+    counts = np.zeros(num_classes, np.int64)
+    for rows in row_blocks(classes):  # bincount takes eight bytes a pixel
+        counts += np.bincount(classes[rows].ravel(), minlength=num_classes)
+    return (counts / classes.size).tolist()
+
+
+class Results:
+    """Writes results into a folder, and knows those of an earlier start.
+
+    Args:
+        folder: Made where it does not exist.
+        kinds: Of pictures, some of KINDS.
+        origin: What all results of a folder share: the network and the way it is run.
+        classes, palette: Of the network.
+        opacity: Of overlays.
+
+    Raises:
+        InputError: The folder has results of another origin.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        kinds: Sequence[str],
+        *,
+        origin: dict[str, Any],
+        classes: Sequence[str],
+        palette: Palette,
+        opacity: float = 0.55,
+    ) -> None:
+        self.folder = folder
+        self.kinds = tuple(kinds)
+        self.classes = classes
+        self.palette = palette
+        self.opacity = opacity
+        self._video: _VideoFile | None = None
+        self._lines: dict[str, int] = {}
+        """Name -> when its file had been modified."""
+        self._open(origin)
+
+    def _open(self, origin: dict[str, Any]) -> None:
+        path = self.folder / _ORIGIN
+        plain = json.loads(json.dumps(origin))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                if json.loads(path.read_text()) != plain:
+                    raise InputError(
+                        f"output={self.folder}: results of another checkpoint or another protocol "
+                        "are there; name another folder, or remove it"
+                    )
+            else:
+                path.write_text(json.dumps(plain, indent=1) + "\n")
+            journal = self.folder / _JOURNAL
+            whole = [] if not journal.exists() else _whole_lines(journal)
+            self._lines = {line["name"]: line["modified"] for line in whole}
+            temporary = self.folder / f".{_JOURNAL}"
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in whole))
+            temporary.replace(journal)
+            self._journal = journal.open("a")
+        except (OSError, ValueError) as error:
+            if isinstance(error, (InputError, StorageError)):
+                raise
+            raise StorageError(f"output={self.folder}: cannot be written ({error})") from error
+
+    def is_done(self, name: str, source: Source) -> bool:
+        """Tells whether a picture has all its results, made from the file as it is now."""
+        if self._lines.get(name) != source.modified:
+            return False
+        return all(path.exists() for path in self._paths(name, source).values())
+
+    def _paths(self, name: str, source: Source) -> dict[str, Path]:
+        paths = {kind: self.folder / kind / f"{name}.png" for kind in self.kinds}
+        if source.is_video and "overlay" in paths:
+            # It is there when the last frame was written, so until then no frame is done.
+            paths["overlay"] = self.folder / "overlay" / f"{source.name}.mp4"
+        return paths
+
+    def write(self, picture: Picture, classes: np.ndarray) -> None:
+        """Writes what is wanted of one picture; raises StorageError.
+
+        Args:
+            picture: Frames of a video follow each other.
+            classes: uint8 (H, W).
+        """
+        paths = self._paths(picture.name, picture.source)
+        if self._video and self._video.source != picture.source:
+            self.finish_video()
+        for kind, path in paths.items():
+            if kind == "index":
+                drawn = classes
+            elif kind == "color":
+                drawn = colorize(classes, self.palette)
+            else:
+                drawn = overlay(picture.image, classes, self.palette, opacity=self.opacity)
+            if path.suffix == ".mp4":
+                self._video = self._video or _VideoFile(path, picture)
+                self._video.write(drawn)
+            else:
+                temporary = path.with_name(f".{path.name}")
+                save_image(temporary, drawn)
+                temporary.replace(path)
+        found = shares(classes, len(self.classes))
+        line = {
+            "name": picture.name,
+            "source": str(picture.source.path),
+            "modified": picture.source.modified,
+            "height": classes.shape[0],
+            "width": classes.shape[1],
+            "shares": {c: s for c, s in zip(self.classes, found, strict=True) if s > 0},
+        }
+        self._journal.write(json.dumps(line) + "\n")
+        self._journal.flush()
+        self._lines[picture.name] = picture.source.modified
+
+    def finish_video(self) -> None:
+        """Gives the video that is being written its name, when all its frames have come."""
+        if self._video:
+            self._video.finish()
+            self._video = None
+
+    def close(self) -> None:
+        """Closes the list; a video that is not finished has no file."""
+        self._journal.close()
+        if self._video:
+            self._video.drop()
+
+
+class _VideoFile:
+    """An MP4 file that is there whole or not at all."""
+
+    def __init__(self, path: Path, first: Picture) -> None:
+        self.source = first.source
+        self.path = path
+        self.temporary = path.with_name(f".{path.name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        height, width = first.image.shape[:2]
+        code = cv2.VideoWriter.fourcc(*"mp4v")
+        self.writer = cv2.VideoWriter(str(self.temporary), code, first.rate, (width, height))
+        if not self.writer.isOpened():
+            raise StorageError(f"{path}: OpenCV could not write a video of {width} x {height}")
+
+    def write(self, image: np.ndarray) -> None:
+        self.writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+
+    def finish(self) -> None:
+        self.writer.release()
+        self.temporary.replace(self.path)
+
+    def drop(self) -> None:
+        self.writer.release()
+        self.temporary.unlink(missing_ok=True)
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads a list of JSON objects; half a line, of a machine that stopped, is left out."""
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            found = json.loads(line)
+            lines.append({**found, "name": found["name"], "modified": found["modified"]})
+        except (ValueError, TypeError, KeyError):
+            continue
+    return list({line["name"]: line for line in lines}.values())

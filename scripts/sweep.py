@@ -1,0 +1,128 @@
+"""Searches settings with Optuna: every trial is a training of its own, in a process of its own.
+
+python scripts/sweep.py FOLDER TRIALS SETTING=VALUE ... KEY=SPACE ...
+
+A SPACE is log(LOW,HIGH), uniform(LOW,HIGH), int(LOW,HIGH) or choice(A,B,...); everything else goes
+to each training as it is, also run.processes=N for several processes. The study lies in FOLDER, so
+the same command again goes on: trials that were finished count, one that was cut off is resumed.
+Needs `pip install 'danet[sweep]'`.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+TRAIN = Path(__file__).resolve().parents[1] / "tools" / "train.py"
+DIVERGED = 3
+"""Exit code of a training whose loss is not finite: a result, and a bad one."""
+
+_SPACE = re.compile(r"(log|uniform|int|choice)\((.*)\)")
+
+
+def suggest(trial: Any, key: str, space: str) -> str:
+    """Draws a value of a setting for a trial, as text."""
+    found = _SPACE.fullmatch(space)
+    assert found is not None
+    kind, values = found[1], [value.strip() for value in found[2].split(",")]
+    if kind == "choice":
+        return str(trial.suggest_categorical(key, values))
+    if len(values) != 2:
+        sys.exit(f"error: {key}={space}: expected {kind}(LOW,HIGH)")
+    low, high = map(float, values)
+    if kind == "int":
+        return str(trial.suggest_int(key, int(low), int(high)))
+    return str(trial.suggest_float(key, low, high, log=kind == "log"))
+
+
+def best_miou(folder: Path) -> float:
+    """Returns the best mean IoU of a run's validations."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return float(max(line["miou"] for line in lines if line["kind"] == "val"))
+
+
+def train(folder: Path, settings: Sequence[str]) -> None:
+    """Runs one training, or goes on with it; raises CalledProcessError."""
+    command = [sys.executable, str(TRAIN), f"run.dir={folder}", "resume=auto", *settings]
+    subprocess.run(command, check=True)
+
+
+def search(
+    folder: Path,
+    trials: int,
+    arguments: Sequence[str],
+    start: Callable[[Path, Sequence[str]], None] = train,
+) -> Any:
+    """Runs trials until there are so many; returns the study.
+
+    Args:
+        folder: Of the study; trial N is the run ``trial_N`` in it.
+        trials: In all, those of earlier calls included.
+        arguments: Settings and spaces.
+        start: Runs one training.
+    """
+    try:
+        import optuna
+    except ImportError:
+        sys.exit("error: optuna is not installed: pip install 'danet[sweep]'")
+    spaces = dict(a.split("=", 1) for a in arguments if _SPACE.fullmatch(a.partition("=")[2]))
+    fixed = [a for a in arguments if a.partition("=")[0] not in spaces]
+    if not spaces:
+        sys.exit("error: nothing to search: give a space, as in optimizer.lr='log(0.0005,0.02)'")
+    folder.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        study_name="danet",
+        storage=f"sqlite:///{folder.absolute() / 'study.db'}",
+        direction="maximize",
+        load_if_exists=True,
+    )
+    # A later start must not draw what an earlier one has drawn.
+    study.sampler = optuna.samplers.TPESampler(seed=1 + len(study.trials))
+    states = optuna.trial.TrialState
+    finished = (states.COMPLETE, states.PRUNED)
+    taken = {_folder_of(t) for t in study.get_trials(states=(*finished, states.WAITING))}
+    for cut_off in study.get_trials(states=(states.RUNNING, states.FAIL)):
+        if cut_off.state == states.RUNNING:
+            study.tell(cut_off.number, state=states.FAIL)
+        if cut_off.params and _folder_of(cut_off) not in taken:
+            taken.add(_folder_of(cut_off))
+            study.enqueue_trial(cut_off.params, user_attrs={"folder": _folder_of(cut_off)})
+
+    def objective(trial: Any) -> float:
+        settings = [f"{key}={suggest(trial, key, space)}" for key, space in spaces.items()]
+        run = folder / _folder_of(trial)
+        print(f"trial {trial.number}: {' '.join(settings)}", flush=True)
+        try:
+            start(run, [*fixed, *settings])
+        except subprocess.CalledProcessError as error:
+            if error.returncode == DIVERGED:
+                raise optuna.TrialPruned from error
+            sys.exit(f"error: {run}: the training ended with code {error.returncode}")
+        return best_miou(run)
+
+    while len(study.get_trials(states=finished)) < trials:
+        study.optimize(objective, n_trials=1)
+    return study
+
+
+def _folder_of(trial: Any) -> str:
+    return str(trial.user_attrs.get("folder", f"trial_{trial.number:04d}"))
+
+
+def main() -> None:
+    """Searches and prints the trials, the best first."""
+    if len(sys.argv) < 4 or not sys.argv[2].isdigit():
+        sys.exit(str(__doc__))
+    folder = Path(sys.argv[1])
+    study = search(folder, int(sys.argv[2]), sys.argv[3:])
+    finished = [trial for trial in study.trials if trial.value is not None]
+    for trial in sorted(finished, key=lambda trial: -trial.value):
+        named = " ".join(f"{key}={value}" for key, value in trial.params.items())
+        print(f"{100 * trial.value:.2f}  {folder / _folder_of(trial)}  {named}")
+
+
+if __name__ == "__main__":
+    main()

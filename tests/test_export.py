@@ -1,0 +1,243 @@
+"""What leaves the project computes what the network does, and comes back as it was."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import call
+
+import danet
+from danet.errors import InputError, UserError
+from danet.export import folder, hub, programs
+from danet.export.network import SMALLEST, Exportable, attend_by_scan
+
+pytest.importorskip("safetensors")
+
+SIZES = [(64, 96), (45, 77), (200, 203)]
+"""Two are no multiples of 8; the last has more positions than a tile of the attention."""
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint):
+    return danet.load_model(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_checkpoint, tmp_path_factory):
+    """The folder of one call of the tool, with scores of an evaluation beside the checkpoint."""
+    place = tmp_path_factory.mktemp("exported")
+    shutil.copy(tiny_checkpoint, place / "last.pt")
+    metrics = {
+        "miou": 0.3125,
+        "per_class": {"sky": {"iou": 0.875, "accuracy": 0.9}, "bus": {"iou": None}},
+        "split": "test",
+        "images": 5,
+        "evaluation": {"_target_": "danet.evaluation.inference.Whole"},
+        "step": 6,
+    }
+    for name, step in (("eval_test", 6), ("eval_old", 5)):
+        (place / name).mkdir()
+        text = json.dumps({**metrics, "step": step, "split": name.removeprefix("eval_")})
+        (place / name / "metrics.json").write_text(text)
+    call("export", f"checkpoint={place / 'last.pt'}", "formats=[]")
+    return place / "exported"
+
+
+@pytest.mark.parametrize("count", [1, 511, 512, 513, 1500])
+def test_attention_by_scan_is_the_formula(count):
+    query, key = torch.randn(2, count, 8), torch.randn(2, 8, count)
+    value = torch.randn(2, 24, count)
+    expected = value @ (query @ key).softmax(dim=-1).transpose(1, 2)
+    torch.testing.assert_close(attend_by_scan(query, key, value), expected)
+
+
+def test_the_exportable_copy_is_the_network(model):
+    copy = Exportable(model)
+    for size in SIZES:
+        image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+        with torch.no_grad():
+            torch.testing.assert_close(copy(image), model(image).logits, atol=1e-5, rtol=1e-5)
+    assert type(model.head.position.attention).__name__ == "PositionAttention"
+
+
+@pytest.mark.slow
+def test_onnx_agrees_at_every_size_and_names_its_axes(model, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    program = programs.export_onnx(model, tmp_path / "model.onnx")
+    for found in programs.compare(model, program, [*SIZES, (SMALLEST, SMALLEST)]):
+        assert found.difference < 1e-4
+        assert found.agreement > 0.999
+    batch = np.random.default_rng(0).integers(0, 256, (3, 3, 61, 83), dtype=np.uint8)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(batch)).logits.numpy()
+    np.testing.assert_allclose(program(batch), expected, atol=1e-4)
+
+    written = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(written)
+    assert written.opset_import[0].version == programs.OPSET
+    shapes = [
+        [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*written.graph.input, *written.graph.output)
+    ]
+    assert shapes[0] == ["batch", 3, "height", "width"]
+    assert shapes[1][:2] == ["batch", 16]
+    assert "Scan" in {node.op_type for node in written.graph.node}, "attention is not in tiles"
+    assert {node.domain for node in written.graph.node} == {""}, "no operators of our own"
+
+
+@pytest.mark.slow
+def test_the_program_of_torch_agrees_at_every_size_and_needs_nothing_of_ours(model, tmp_path):
+    program = programs.export_torch(model, tmp_path / "model.pt2")
+    for found in programs.compare(model, program, [*SIZES, (SMALLEST, SMALLEST)]):
+        assert found.difference < 1e-4
+    graph = torch.export.load(tmp_path / "model.pt2").graph
+    assert not [node for node in graph.nodes if "danet" in str(node.target)]
+
+
+def test_a_program_that_is_another_function_is_refused(model):
+    def wrong(image):
+        with torch.no_grad():
+            return (model(torch.from_numpy(image)).logits + 1).numpy()
+
+    found = programs.compare(model, wrong, [(32, 32)])
+    with pytest.raises(UserError, match=r"x: at 32 x 32 a logit differs by 1"):
+        programs.refuse_difference("x", found)
+
+
+def test_an_exported_folder_is_the_network_again(model, exported):
+    again = danet.load_model(exported)
+    assert (again.classes, again.palette) == (model.classes, model.palette)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    assert not again.training
+
+
+def test_every_tool_takes_an_exported_folder(exported, tiny_checkpoint, tmp_path):
+    place = tmp_path / "copy"
+    shutil.copytree(exported, place)
+    for checkpoint, output in ((place, "a"), (tiny_checkpoint, "b")):
+        call("eval", f"checkpoint={checkpoint}", f"output={tmp_path / output}", "device=cpu")
+    ours, theirs = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in "ab")
+    assert ours["miou"] == theirs["miou"]
+    call("visualize", f"checkpoint={place}", "count=1", f"output={tmp_path / 'p'}", "device=cpu")
+    assert (tmp_path / "p" / "val_000000.png").exists()
+
+
+def test_averaged_weights_are_what_is_exported(tiny_checkpoint, tmp_path):
+    from danet.engine import checkpoint
+
+    saved = checkpoint.load(tiny_checkpoint)
+    average = {f"module.{k}": v.clone() for k, v in saved["model"].items()}
+    average["module.head.classify.1.bias"] += 1
+    checkpoint.save(tmp_path / "last.pt", {**saved, "ema": average})
+    call("export", f"checkpoint={tmp_path / 'last.pt'}", "formats=[]", f"output={tmp_path / 'o'}")
+    bias = danet.load_model(tmp_path / "o").head.classify[1].bias
+    torch.testing.assert_close(bias.detach(), saved["model"]["head.classify.1.bias"] + 1)
+
+
+def test_no_path_of_this_machine_leaves_it(exported):
+    plain = {"root": "/data/x", "a": ["~/y", r"C:\z", "data/x"], "n": 3}
+    assert folder.without_paths(plain) == {"root": ".", "a": [".", ".", "data/x"], "n": 3}
+    assert '"/' not in (exported / folder.CONFIG).read_text()
+
+
+def test_the_card_tells_scores_of_this_checkpoint_and_no_other(exported):
+    text = (exported / "README.md").read_text()
+    assert text.startswith("---\nlibrary_name: danet\n")
+    assert "| test, 5 images, Whole | 31.25 | - |" in text
+    assert "| val, in training | 25.00 | 50.00 |" in text
+    assert "| old, 5 images" not in text
+    assert "| 0 | sky | `#4682b4` | 87.50 |" in text
+    assert "| 12 | bus | `#00aaaa` | - |" in text
+
+
+def test_damaged_and_foreign_folders_are_refused(exported, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(exported, broken)
+    weights = broken / folder.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"broken: damaged or incomplete"):
+        danet.load_model(broken)
+    weights.unlink()
+    with pytest.raises(InputError, match=r"broken: damaged or incomplete"):
+        danet.load_model(broken)
+    (broken / folder.CONFIG).write_text('{"architectures": ["Other"]}')
+    with pytest.raises(InputError, match=r"config.json is not of an exported network"):
+        danet.load_model(broken)
+    config = json.loads((exported / folder.CONFIG).read_text())
+    config["config"]["model"]["head"]["_target_"] = "os.system"
+    hostile = tmp_path / "hostile"
+    shutil.copytree(exported, hostile)
+    (hostile / folder.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"its config is refused: .*os.system"):
+        danet.load_model(hostile)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("formats=[onxx]", "formats: there is no onxx; did you mean onnx?"),
+        ("sizes=[[4,100]]", "expected pairs [height,width] of at least 9"),
+        ("opset=11", "opset=11: expected at least 18"),
+        ("metrics=nowhere.json", "metrics=nowhere.json: not readable"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(tiny_checkpoint, capsys, setting, message):
+    call("export", f"checkpoint={tiny_checkpoint}", setting, code=2)
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named_with_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(InputError, match=r"onnxruntime is not installed: pip install"):
+        programs.load_onnx("x")
+
+
+@pytest.fixture
+def local_hub(tmp_path, monkeypatch):
+    """A folder in the place of the hub; calls must fit the real functions' signatures."""
+    package = pytest.importorskip("huggingface_hub")
+    from unittest import mock
+
+    store = tmp_path / "hub"
+
+    def create_repo(self, repo_id, **_):
+        (store / repo_id).mkdir(parents=True, exist_ok=True)
+
+    def upload_folder(self, *, repo_id, folder_path, **_):
+        shutil.copytree(folder_path, store / repo_id, dirs_exist_ok=True)
+        return f"https://hub/{repo_id}"
+
+    def snapshot_download(repo_id, **_):
+        if not (store / repo_id).is_dir():
+            raise package.errors.HFValidationError(f"no {repo_id}")
+        return str(store / repo_id)
+
+    for owner, replacement in (
+        (package.HfApi, create_repo),
+        (package.HfApi, upload_folder),
+        (package, snapshot_download),
+    ):
+        name = replacement.__name__
+        fake = mock.create_autospec(getattr(owner, name), side_effect=replacement)
+        monkeypatch.setattr(owner, name, fake)
+    return store
+
+
+def test_a_network_goes_to_a_hub_and_comes_back(
+    local_hub, tiny_checkpoint, model, tmp_path, capsys
+):
+    settings = ["formats=[]", f"output={tmp_path / 'o'}", "push=owner/name"]
+    call("export", f"checkpoint={tiny_checkpoint}", *settings)
+    assert "https://hub/owner/name" in capsys.readouterr().out
+    assert (local_hub / "owner" / "name" / "README.md").exists()
+    again = danet.load_model("hf://owner/name@main")
+    name = "head.classify.1.weight"
+    assert torch.equal(again.state_dict()[name], model.state_dict()[name])
+    output = f"output={tmp_path / 'p'}"
+    call("visualize", "checkpoint=hf://owner/name", "count=1", output, "device=cpu")
+    with pytest.raises(InputError, match="hf://owner/other: no owner/other"):
+        hub.fetch("hf://owner/other")

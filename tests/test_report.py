@@ -1,0 +1,163 @@
+"""The report is one page that needs nothing else, and its viewer shows the network's attention."""
+
+import json
+import re
+
+import chromium
+import numpy as np
+import pytest
+import torch
+from conftest import call
+
+import danet
+from danet.drawing.attention import Point, position_maps
+from danet.drawing.curves import chart
+from danet.drawing.overlay import predict
+from danet.drawing.report import data_uri, look_at
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_checkpoint, tmp_path_factory):
+    """The output of one call of the tool, with a log beside the checkpoint."""
+    output = tmp_path_factory.mktemp("report")
+    lines = [
+        {"step": 2, "kind": "train", "loss": 3.0, "loss_main": 1.0, "lr": 0.002},
+        {"step": 4, "kind": "train", "loss": 2.5, "loss_main": None, "lr": 0.001},
+        {"step": 6, "kind": "val", "miou": 0.25, "pixel_accuracy": 0.5},
+    ]
+    log = tiny_checkpoint.with_name("metrics.jsonl")
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = ["report=true", "count=2", f"output={output}", "device=cpu"]
+    call("visualize", f"checkpoint={tiny_checkpoint}", *settings)
+    log.unlink()
+    return output
+
+
+def test_the_tool_leaves_pictures_a_contact_sheet_and_the_page(folder):
+    names = {p.name for p in folder.iterdir()}
+    pictures = {f"val_{i:06d}{kind}.png" for i in (0, 4) for kind in ("", "_attention")}
+    assert names == {"contact_sheet.png", "report.html"} | pictures
+
+
+def test_the_page_refers_to_nothing_outside_of_itself(folder):
+    text = (folder / "report.html").read_text()
+    links = re.findall(r"""(?:src|href)\s*=\s*["']([^"']{0,40})""", text)
+    assert links
+    assert all(link.startswith("data:image/") for link in links)
+    outside = [url for url in re.findall(r"https?://[^\s'\"<]+", text) if "w3.org" not in url]
+    assert outside == []
+
+
+def test_the_page_has_the_scores_of_an_evaluation(folder, tiny_checkpoint, tmp_path):
+    call("eval", f"checkpoint={tiny_checkpoint}", f"output={tmp_path}", "device=cpu")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    text = (folder / "report.html").read_text()
+    assert f"<b>{100 * metrics['miou']:.2f}</b>" in text
+    assert f"<b>{100 * metrics['pixel_accuracy']:.2f}</b>" in text
+    assert text.count("<svg") == 3  # no images per second in that log
+    for name in metrics["per_class"]:
+        assert f">{name}</td>" in text
+
+
+@pytest.fixture(scope="module")
+def browser(folder, tmp_path_factory):
+    if not chromium.find():
+        pytest.skip("there is no chromium; on Debian and Ubuntu: apt install chromium")
+    page = chromium.Page(folder / "report.html", tmp_path_factory.mktemp("profile"))
+    yield page
+    page.close()
+
+
+def test_pointing_at_a_pixel_shows_what_it_attends_to(browser, tiny_checkpoint):
+    browser.value("attention.scrollIntoView()")
+    left, top, width, height = browser.value(
+        "(() => { const b = attention.getBoundingClientRect();"
+        " return [b.left, b.top, b.width, b.height]; })()"
+    )
+    before = browser.value("attention.toDataURL()")
+    browser.move_to(left + 0.8 * width, top + 0.7 * height)
+    x, y = browser.value("[viewer.x, viewer.y]")
+    assert abs(x - 0.8 * 96) <= 1
+    assert abs(y - 0.7 * 48) <= 1
+    weights = torch.tensor(browser.value("Array.from(viewer.weights)"))
+
+    model = danet.load_model(tiny_checkpoint)
+    from danet.assemble import checked_config, load_saved, make_dataset
+
+    config = checked_config(load_saved(tiny_checkpoint), tiny_checkpoint)
+    image = make_dataset(config, "val", training=False)[0].image
+    tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
+    expected = position_maps(model, tensor, [Point(x, y)])[0].flatten()
+    torch.testing.assert_close(weights.float(), expected, atol=1e-6, rtol=1e-4)
+
+    told = browser.value("told.innerText")
+    seen = predict(model, image, torch.device("cpu"))
+    middle = model.classes[seen[y // 8 * 8 + 4, x // 8 * 8 + 4]]  # of the cell of eight pixels
+    assert f"Pixel ({x}, {y}), predicted as {middle}, attends to" in told
+    assert browser.value("attention.toDataURL()") != before
+    assert browser.problems() == []
+
+
+def test_keys_move_the_point_and_buttons_choose_a_picture(browser):
+    browser.value("attention.focus()")
+    x, y = browser.value("[viewer.x, viewer.y]")
+    browser.press("ArrowLeft")
+    assert browser.value("[viewer.x, viewer.y]") == [x - 8, y]
+    browser.press("ArrowUp")
+    assert browser.value("[viewer.x, viewer.y]") == [x - 8, y - 8]
+    browser.value("document.querySelectorAll('#choices button')[1].click()")
+    browser.value("new Promise((done) => setTimeout(done, 200))")
+    assert browser.value("viewer.number") == 1
+    assert browser.value("document.querySelectorAll('#choices [aria-pressed=true]').length") == 1
+    assert browser.problems() == []
+
+
+def test_the_page_fits_a_narrow_screen(browser):
+    size = {"width": 420, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.ask("Emulation.setDeviceMetricsOverride", **size)
+    table = "document.querySelector('#viewer').getBoundingClientRect().right"
+    assert browser.value(table) <= 420
+    browser.ask("Emulation.setDeviceMetricsOverride", **{**size, "width": 1200, "mobile": False})
+
+
+def test_a_large_picture_is_made_smaller_for_the_viewer(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr("danet.drawing.report._MOST_POSITIONS", 40)
+    model = danet.load_model(tiny_checkpoint)
+    image = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
+    seen = look_at(model, "x", image, torch.device("cpu"))
+    assert seen.queries[0].size <= 40
+    assert seen.image.shape[:2] == seen.prediction.shape
+    assert seen.image.shape[1] / seen.image.shape[0] == pytest.approx(2, rel=0.1)
+
+
+def test_pictures_become_jpeg_only_where_they_are_large():
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    assert data_uri(noise[:50, :50]).startswith("data:image/png;base64,")
+    assert data_uri(noise).startswith("data:image/jpeg;base64,")
+
+
+def test_a_chart_draws_finite_points_with_round_numbers():
+    drawn = chart("a < b", {"x": [(0, 0.5), (100, float("nan")), (200, 1.5)], "y": [(0, 1.0)]})
+    assert "a &lt; b" in drawn
+    assert "nan" not in drawn
+    for number in (">0<", ">100<", ">200<", ">0.6<", ">1.2<"):
+        assert number in drawn
+    assert chart("nothing", {"x": []}) == ""
+    alone = chart("one", {"x": [(350, 0.79)]})
+    assert "circle" in alone
+    assert ">350<" in alone
+    assert alone.count('text-anchor="middle"') == 2  # one tick and the name of the axis
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["report=true", "images=."], "report=true scores a split: leave images out"),
+        (["by_class=true", "points=[[1,1]]"], "by_class=true shows means of classes"),
+        (["channels=0"], "channels=0: expected at least 1"),
+        (["other=nowhere.pt"], "nowhere.pt: there is no such file"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(tiny_checkpoint, capsys, settings, message):
+    call("visualize", f"checkpoint={tiny_checkpoint}", *settings, "device=cpu", code=2)
+    assert message in capsys.readouterr().err

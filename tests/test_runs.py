@@ -1,0 +1,249 @@
+"""Living with runs: what TensorBoard and others are shown, comparing, sweeping, profiling."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, call, tool
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from danet import config as schema
+from danet.engine import writers
+from danet.engine.log import RunLog
+from danet.tools import compare
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import sweep
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short training with the profiler on."""
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    settings = [*TINY, "trainer.steps=11", "trainer.profile=true", "data.num_workers=0"]
+    call("train", *settings, f"run.dir={folder}")
+    return folder
+
+
+def test_tensorboard_shows_classes_pictures_attention_and_settings_with_the_score(run):
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
+    tags = events.Tags()
+    assert {"train/loss", "val/miou", "val/iou/bus", "final/miou"} <= set(tags["scalars"])
+    assert {"val_000000", "val_000000_attention", "val_000004"} <= set(tags["images"])
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert events.Scalars("final/miou")[0].value == pytest.approx(lines[-1]["miou"])
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    content = HParamsPluginData.FromString(
+        events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    )
+    settings = content.session_start_info.hparams
+    assert settings["optimizer.lr"].number_value == 0.002
+    assert settings["model.head._target_"].string_value.endswith("DualAttentionHead")
+
+
+def test_the_profile_leaves_a_trace_costs_and_the_share_of_waiting(run):
+    told = (run / "profile" / "costs.txt").read_text()
+    assert "5 steps from step 6 on:" in told.splitlines()[0]
+    assert "% of it waiting for data" in told.splitlines()[0]
+    assert "convolution" in told
+    trace = json.loads((run / "profile" / "trace.json").read_text())
+    names = {event.get("name", "") for event in trace["traceEvents"]}
+    assert any("convolution_backward" in name for name in names)
+
+
+def test_writers_are_those_that_a_config_may_name():
+    assert tuple(writers.KINDS) == schema.LOG_TO
+    wrong = schema.RunSettings(log_to=["tensorbord"], processes=0).faults()
+    assert wrong[0].startswith("run.log_to: there is no tensorbord; did you mean tensorboard?")
+    assert wrong[1] == "run.processes=0: expected at least 1, or null"
+
+
+class Recorder:
+    """A writer that keeps what it is shown."""
+
+    def __init__(self, folder, *, step, run_id=""):
+        self.seen = [("made", folder.name, step, run_id)]
+        Recorder.last = self
+
+    def scalars(self, step, values):
+        self.seen.append((step, dict(values)))
+
+    def images(self, step, images):
+        self.seen.append((step, sorted(images)))
+
+    def summary(self, step, settings, scores):
+        self.seen.append((step, settings, dict(scores)))
+
+    def close(self):
+        self.seen.append("closed")
+
+
+def test_every_writer_is_shown_the_same(tmp_path, monkeypatch):
+    monkeypatch.setitem(writers.KINDS, "tensorboard", Recorder)
+    log = RunLog(tmp_path, step=4, steps=9, run_id="x")
+    log.scalars(5, "train", {"loss": 1.5, "bad": float("nan")})
+    log.images(5, {"b": np.zeros((2, 2, 3), np.uint8)})
+    log.summary(9, {"a": {"b": [1, 2], "c": None}, "d": 1.5}, {"miou": 0.5, "none": None})
+    log.close()
+    assert Recorder.last.seen == [
+        ("made", tmp_path.name, 4, "x"),
+        (5, {"train/loss": 1.5}),
+        (5, ["b"]),
+        (9, {"a.b": "[1, 2]", "a.c": "None", "d": 1.5}, {"miou": 0.5}),
+        "closed",
+    ]
+
+
+def show(writer):
+    writer.scalars(1, {"train/loss": 2.0, "val/iou/große Straße": 0.5})
+    writer.images(1, {"val_0": np.zeros((4, 6, 3), np.uint8)})
+    writer.summary(2, {"optimizer.lr": 0.1, "data.crop": "[4, 4]"}, {"miou": 0.25})
+    writer.close()
+
+
+@pytest.mark.filterwarnings("ignore")  # of the packages about themselves
+def test_mlflow_is_shown_a_run_and_goes_on_with_it(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    pytest.importorskip("PIL")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    mlflow.set_tracking_uri((tmp_path / "store").as_uri())
+    show(writers.Mlflow(tmp_path, step=0, run_id="same"))
+    show(writers.Mlflow(tmp_path, step=0, run_id="same"))
+    client = mlflow.MlflowClient()
+    (experiment,) = [e for e in client.search_experiments() if e.name == "danet"]
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.data.metrics["final/miou"] == 0.25
+    assert found.data.metrics["val/iou/gro_e Stra_e"] == 0.5
+    assert found.data.params["optimizer.lr"] == "0.1"
+    assert [f.path for f in client.list_artifacts(found.info.run_id, "images")] == [
+        "images/val_0_000000001.png"
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_is_shown_a_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    show(writers.Wandb(tmp_path, step=0, run_id="x1"))
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*-x1")
+    assert list(folder.glob("*.wandb"))
+
+
+def test_a_missing_package_is_named_before_a_training(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert schema.RunSettings(log_to=["wandb"]).faults() == [
+        "run.log_to: wandb is not installed: pip install wandb"
+    ]
+
+
+def write_run(folder, lr, mious, extra=None):
+    folder.mkdir(parents=True)
+    config = {
+        "optimizer": {"lr": lr, **(extra or {})},
+        "trainer": {"steps": 20},
+        "run": {"dir": str(folder)},
+    }
+    (folder / "config.yaml").write_text(json.dumps(config))
+    lines = [{"step": 5, "kind": "train", "loss": 1.25, "images_per_second": 8.0}]
+    lines += [
+        {"step": 10 * (i + 1), "kind": "val", "miou": m, "pixel_accuracy": m + 0.2}
+        for i, m in enumerate(mious)
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + '{"step": 30, "ki')
+
+
+def test_compare_prints_scores_beside_what_differs_and_draws_curves(tmp_path, capsys):
+    write_run(tmp_path / "x" / "1", 0.1, [0.5, 0.25])
+    write_run(tmp_path / "y" / "1", 0.2, [0.375], {"momentum": 0.9})
+    page = tmp_path / "page.html"
+    compare.main([str(tmp_path / "x" / "1"), str(tmp_path / "y" / "1"), "--page", str(page)])
+    head, first, second, last = capsys.readouterr().out.strip().splitlines()
+    assert head.split("  ")[0] == "run"
+    assert "optimizer.lr" in head
+    assert "optimizer.momentum" in head
+    assert "trainer.steps" not in head
+    assert first.split() == ["x/1", "20", "50.00", "25.00", "45.00", "1.2500", "8.0", "0.1", "-"]
+    assert second.split() == ["y/1", "10", "37.50", "37.50", "57.50", "1.2500", "8.0", "0.2", "0.9"]
+    assert last == str(page)
+    text = page.read_text()
+    assert text.count("<svg") == 4
+    assert ">x/1<" in text
+
+
+def test_compare_turns_a_wide_table_and_refuses_what_is_no_run(tmp_path, capsys):
+    write_run(tmp_path / "a", 0.1, [0.5], {f"key{i}": "x" * 30 for i in range(5)})
+    write_run(tmp_path / "b", 0.2, [0.5], {f"key{i}": "y" * 30 for i in range(5)})
+    compare.main([str(tmp_path / "a"), str(tmp_path / "b" / "config.yaml")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["run", "a", "b"]
+    assert lines[-1].split() == ["optimizer.key4", "x" * 30, "y" * 30]
+    with pytest.raises(SystemExit, match="2"):
+        compare.main([str(tmp_path)])
+    assert "not the folder of a run" in capsys.readouterr().err
+
+
+def test_optuna_finds_the_better_setting_and_goes_on_after_a_stop(tmp_path):
+    pytest.importorskip("optuna", reason="optuna is not installed")
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    calls = []
+
+    def start(folder, settings):
+        calls.append((folder.name, settings))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        values = dict(setting.split("=") for setting in settings)
+        if len(calls) == 5:
+            raise subprocess.CalledProcessError(sweep.DIVERGED, "train")
+        bonus = 0.1 if values["model/head"] == "dual" else 0.0
+        miou = 0.5 - abs(float(values["optimizer.lr"]) - 0.01) + bonus
+        folder.mkdir(exist_ok=True)
+        (folder / "metrics.jsonl").write_text(json.dumps({"kind": "val", "miou": miou}) + "\n")
+
+    arguments = [
+        *("trainer.steps=9", "optimizer.lr=log(0.001,0.1)"),
+        "model/head=choice(dual,fcn)",
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        sweep.search(tmp_path / "s", 8, arguments, start)
+    study = sweep.search(tmp_path / "s", 8, arguments, start)
+    assert calls[0][1][0] == "trainer.steps=9"
+    assert calls[3] == calls[2], "the trial that was cut off goes on in its folder"
+    states = [trial.state.name for trial in study.trials]
+    assert (states.count("COMPLETE"), states.count("PRUNED")) == (7, 1)
+    assert len({str(settings) for _, settings in calls}) == 8, "nothing is tried twice"
+    assert study.best_params["model/head"] == "dual"
+    with pytest.raises(SystemExit, match="nothing to search"):
+        sweep.search(tmp_path / "s", 1, ["optimizer.lr=0.1"], start)
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_each_point_under_torchrun(tmp_path):
+    settings = [*TINY, "debug=one_step", "run.processes=2", "run.name=swept"]
+    done = tool("train", "-m", *settings, "model/head=dual,position", cwd=tmp_path)
+    folders = list((tmp_path / "runs" / "swept").iterdir())
+    assert len(folders) == 2
+    assert done.stdout.count("of 4 images") == 2
+    heads = {compare.read_run(f, f.name).config["model.head._target_"] for f in folders}
+    assert len(heads) == 2
+
+
+def test_flags_of_the_command_line_are_handed_on_without_those_of_a_sweep(monkeypatch):
+    from danet import cli
+
+    line = "train.py -m --config-dir x --config-name=y a=1,2 +b=3 -cn z"
+    monkeypatch.setattr("sys.argv", line.split())
+    assert cli.flags() == ["--config-dir", "x", "--config-name=y", "-cn", "z"]
+
+
+def test_the_scripts_folder_is_where_the_sweep_looks_for_the_tool():
+    assert Path(sweep.TRAIN).is_file()

@@ -1,0 +1,180 @@
+"""Lays runs side by side: ``python tools/compare.py RUN RUN ...``, where a RUN is a folder."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+if not __package__:  # started as a file of a checkout: the checkout is what is meant
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import yaml
+
+from danet.drawing.curves import chart
+from danet.engine.writers import plain_settings
+from danet.errors import InputError, StorageError, UserError
+
+_NOT_COMPARED = ("run.", "resume", "hydra.", "defaults")
+_SCORES = ("step", "best mIoU", "mIoU", "pixel accuracy", "loss", "images/s")
+
+
+class Run(NamedTuple):
+    """What a folder of a run says."""
+
+    name: str
+    config: dict[str, Any]
+    lines: list[dict[str, Any]]
+    """Of metrics.jsonl."""
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """Reads config.yaml and metrics.jsonl; raises InputError."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+        flat = plain_settings(config)
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        raise InputError(
+            f"{folder}: not the folder of a run (no readable config.yaml in it)"
+        ) from error
+    lines = []
+    log = folder / "metrics.jsonl"
+    for line in log.read_text("utf-8").splitlines() if log.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:  # half a line, of a run that was killed or goes on right now
+            continue
+    return Run(name, {k: v for k, v in flat.items() if not k.startswith(_NOT_COMPARED)}, lines)
+
+
+def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Returns the keys whose values are not all equal, each with the value of every run."""
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    rows = {key: [run.config.get(key, "-") for run in runs] for key in keys}
+    return {key: values for key, values in rows.items() if len(set(map(str, values))) > 1}
+
+
+def scores_of(run: Run) -> dict[str, str]:
+    """Returns the scores of a run as text; a dash for what it does not have."""
+    train = [line for line in run.lines if line.get("kind") == "train"]
+    val = [line for line in run.lines if line.get("kind") == "val"]
+    mious = [line["miou"] for line in val if line.get("miou") is not None]
+    rates = sorted(line["images_per_second"] for line in train if "images_per_second" in line)
+    found = {
+        "step": str(max((line["step"] for line in run.lines), default="-")),
+        "best mIoU": f"{100 * max(mious):.2f}" if mious else "-",
+        "mIoU": f"{100 * mious[-1]:.2f}" if mious else "-",
+        "pixel accuracy": f"{100 * val[-1]['pixel_accuracy']:.2f}" if val else "-",
+        "loss": f"{train[-1]['loss']:.4f}" if train else "-",
+        "images/s": f"{rates[len(rates) // 2]:.1f}" if rates else "-",
+    }
+    return {name: found[name] for name in _SCORES}
+
+
+def table(runs: Sequence[Run]) -> list[list[str]]:
+    """Returns the comparison, a line per run: its name, its scores, its values of what differs."""
+    keys = differing(runs)
+    head = ["run", *_SCORES, *keys]
+    return [head] + [
+        [run.name, *scores_of(run).values(), *(str(values[i]) for values in keys.values())]
+        for i, run in enumerate(runs)
+    ]
+
+
+def as_text(rows: Sequence[Sequence[str]], *, width: int = 100) -> str:
+    """Lays a table out in columns; where it is too wide, with a line per value instead."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if sum(widths) + 2 * len(widths) > width:
+        rows = list(zip(*rows, strict=True))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def as_page(runs: Sequence[Run]) -> str:
+    """Returns an HTML page with the table and the curves of all runs."""
+    head, *rows = table(runs)
+    cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+    )
+    charts = [
+        chart(title, {run.name: _curve(run, kind, key) for run in runs})
+        for title, kind, key in (
+            ("loss", "train", "loss"),
+            ("validation, mean IoU", "val", "miou"),
+            ("validation, pixel accuracy", "val", "pixel_accuracy"),
+            ("images per second", "train", "images_per_second"),
+        )
+    ]
+    style = (
+        "body{font:15px/1.5 sans-serif;max-width:1120px;margin:24px auto;padding:0 16px}"
+        "table{border-collapse:collapse}td,th{padding:2px 12px 2px 0;text-align:left}"
+        "svg{width:520px;max-width:100%}"
+    )
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Runs</title>"
+        f"<style>{style}</style></head><body><h1>Runs</h1><table><tr>{cells}</tr>{body}</table>"
+        f"{''.join(charts)}</body></html>\n"
+    )
+
+
+def _curve(run: Run, kind: str, key: str) -> list[tuple[float, float]]:
+    return [
+        (line["step"], line[key])
+        for line in run.lines
+        if line.get("kind") == kind and line.get(key) is not None
+    ]
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """Names runs by their folder, with as many of its parents as make the names differ."""
+    parts = [folder.absolute().parts for folder in folders]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-count:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise InputError("the same folder is named twice")
+
+
+def write_page(path: Path, text: str) -> None:
+    """Writes the page and names it; raises StorageError."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
+    print(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Is the command ``danet-compare``."""
+    parser = argparse.ArgumentParser(
+        description="Prints scores and differing settings of runs, and draws their curves."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="folders with a config.yaml")
+    parser.add_argument("--page", type=Path, help="write a page with table and curves here (HTML)")
+    options = parser.parse_args(arguments)
+    try:
+        folders = [path.parent if path.is_file() else path for path in options.runs]
+        names = names_of(folders)
+        runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+        print(as_text(table(runs)))
+        if options.page:
+            try:
+                options.page.write_text(as_page(runs), encoding="utf-8")
+            except OSError as error:
+                raise StorageError(
+                    f"{options.page}: cannot be written ({error.strerror})"
+                ) from error
+            print(options.page)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

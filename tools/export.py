@@ -1,0 +1,151 @@
+"""Takes a network out of this project: ``python tools/export.py checkpoint=PATH``."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # started as a file of a checkout: the checkout is what is meant
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from danet import cli
+from danet.assemble import checked_config, load_saved, model_of
+from danet.check import did_you_mean
+from danet.config import ExportConfig
+from danet.errors import InputError, StorageError
+from danet.export import folder, hub
+from danet.export.card import card
+from danet.export.network import SMALLEST
+from danet.export.programs import (
+    Parity,
+    compare,
+    export_onnx,
+    export_torch,
+    refuse_difference,
+    require,
+)
+
+FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
+
+
+def work(config: DictConfig) -> None:
+    """Writes the folder, the programs and the card; uploads them where that is asked for."""
+    settings: ExportConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
+    refuse_settings(settings)
+    saved = load_saved(settings.checkpoint)
+    trained = checked_config(saved, settings.checkpoint)
+    model = model_of(saved, trained, settings.checkpoint)
+    path = Path(settings.checkpoint).expanduser()
+    beside = path if path.is_dir() else path.parent
+    output = Path(settings.output).expanduser() if settings.output else beside / "exported"
+    found = find_metrics(settings.metrics, beside, saved["step"])
+
+    folder.save(output, saved, model.state_dict())
+    say(output / folder.WEIGHTS)
+    programs: dict[str, Sequence[Parity]] = {}
+    for name in settings.formats:
+        programs[FORMATS[name]] = write_program(model, name, output, settings)
+    num_weights = sum(p.numel() for p in model.parameters())
+    text = card(
+        saved,
+        num_weights=num_weights,
+        programs=programs,
+        opset=settings.opset,
+        metrics=found,
+    )
+    try:
+        (output / "README.md").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"output={output}: cannot be written ({error.strerror})") from error
+    say(output / "README.md")
+    if settings.push:
+        print(hub.push(output, settings.push, private=settings.private))
+
+
+def write_program(
+    model: nn.Module, name: str, output: Path, settings: ExportConfig
+) -> Sequence[Parity]:
+    """Writes one program and compares it with the network."""
+    path = output / FORMATS[name]
+    if name == "onnx":
+        program = export_onnx(model, path, opset=settings.opset)
+    else:
+        program = export_torch(model, path)
+    found = compare(model, program, [(height, width) for height, width in settings.sizes])
+    say(path)
+    for parity in found:
+        print(
+            f"  {parity.height} x {parity.width}: logits differ by at most "
+            f"{parity.difference:.2g} of {parity.scale:.3g}, "
+            f"{100 * parity.agreement:.3f} % of the pixels have the same class"
+        )
+    refuse_difference(str(path), found)
+    return found
+
+
+def refuse_settings(settings: ExportConfig) -> None:
+    """Refuses values that cannot be meant, and what needs packages that are not there."""
+    for name in settings.formats:
+        if name not in FORMATS:
+            raise InputError(
+                f"formats: there is no {name}{did_you_mean(name, FORMATS)}; expected some of "
+                f"{', '.join(FORMATS)}; safetensors are always written"
+            )
+    for size in settings.sizes:
+        is_pair = isinstance(size, list) and len(size) == 2
+        if not is_pair or not all(isinstance(n, int) and n >= SMALLEST for n in size):
+            raise InputError(
+                f"sizes={settings.sizes}: expected pairs [height,width] of at least {SMALLEST}"
+            )
+    if settings.opset < 18:
+        raise InputError(f"opset={settings.opset}: expected at least 18, which the exporter needs")
+    require("safetensors")
+    if "onnx" in settings.formats:
+        for module in ("onnx", "onnxscript", "onnxruntime"):
+            require(module)
+    if settings.push:
+        require("huggingface_hub")
+
+
+def find_metrics(wanted: str | None, beside: Path, step: int) -> list[dict[str, Any]]:
+    """Reads scores for the card: the file that was named, or those beside the checkpoint.
+
+    Raises:
+        InputError: A file that was named is none of ``tools/eval.py``.
+    """
+    files = [Path(wanted).expanduser()] if wanted else sorted(beside.glob("*/metrics.json"))
+    found = []
+    for file in files:
+        try:
+            metrics = json.loads(file.read_text("utf-8"))
+            is_right = {"per_class", "split", "images", "evaluation", "step"} <= set(metrics)
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"metrics={file}: not readable ({error})") from error
+        if wanted and not is_right:
+            raise InputError(f"metrics={file}: not a metrics.json of tools/eval.py")
+        if is_right and metrics["step"] == step:
+            found.append(metrics)
+        elif wanted:
+            raise InputError(
+                f"metrics={file}: scores of step {metrics['step']}, the checkpoint has step {step}"
+            )
+    return found
+
+
+def say(path: Path) -> None:
+    """Names a file that was written, with its size."""
+    size = path.stat().st_size
+    print(f"{path}  {size / 2**20:.1f} MiB" if size >= 2**20 else f"{path}  {size / 2**10:.1f} KiB")
+
+
+def main() -> None:
+    """Is the command ``danet-export``."""
+    cli.run(work, "export")
+
+
+if __name__ == "__main__":
+    main()

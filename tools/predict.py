@@ -1,0 +1,158 @@
+"""Predicts pictures and videos: ``python tools/predict.py checkpoint=PATH images=PATH``."""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # started as a file of a checkout: the checkout is what is meant
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from danet import cli
+from danet.assemble import checked_config, load_saved, make, model_of
+from danet.check import check_node, did_you_mean
+from danet.config import PredictConfig
+from danet.engine import distributed
+from danet.errors import InputError
+from danet.evaluation.speed import prepared
+from danet.prediction.predict import predictions
+from danet.prediction.results import KINDS, Results, digest_of
+from danet.prediction.sources import (
+    Picture,
+    Source,
+    Unreadable,
+    ahead,
+    count_frames,
+    find_sources,
+    read_pictures,
+)
+
+_TOLD = 3
+"""How many files that cannot be read the last message names."""
+
+
+def work(config: DictConfig) -> None:
+    """Loads the network, goes through the pictures, writes what is wanted of each."""
+    settings: PredictConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
+    refuse_settings(settings)
+    sources = find_sources(settings.images, sys.stdin if settings.images == "-" else ())
+    saved = load_saved(settings.checkpoint)
+    trained = checked_config(saved, settings.checkpoint)
+    protocol = settings.evaluation or trained["evaluation"]
+    check_node(protocol, "evaluation")
+    infer = make(protocol, "evaluation")
+    model = model_of(saved, trained, settings.checkpoint)
+    device = distributed.choose_device(settings.device)
+    output = folder_of(settings)
+    results = Results(
+        output,
+        settings.write,
+        origin={"network": digest_of(model), "evaluation": protocol},
+        classes=saved["classes"],
+        palette=[tuple(color) for color in saved["palette"]],
+        opacity=settings.opacity,
+    )
+    quick = prepared(model.to(device), device)
+
+    start, unreadable = time.perf_counter(), list[str]()
+    total = sum(count_frames(source) if source.is_video else 1 for source in sources)
+    with tqdm(total=total, desc="predict", unit="image", dynamic_ncols=True) as bar:
+        pictures = Reading(sources, results, settings.max_pixels, bar, unreadable)
+        found = predictions(quick, pictures, infer, device=device, batch_size=settings.batch_size)
+        try:
+            for picture, classes in found:
+                results.write(picture, classes)
+                bar.update()
+                del picture, classes
+            results.finish_video()
+        finally:
+            results.close()
+    seconds = time.perf_counter() - start
+    count = pictures.count
+    earlier = f", {pictures.skipped} were there already" if pictures.skipped else ""
+    print(
+        f"{count} images in {seconds:.1f} s, {count / seconds:.2f} images/s{earlier}; "
+        f"written to {output}"
+    )
+    if unreadable:
+        more = f"\nand {len(unreadable) - _TOLD} more" if len(unreadable) > _TOLD else ""
+        raise InputError(
+            f"{len(unreadable)} of {len(sources)} files could not be read, the others are done:\n"
+            + "\n".join(unreadable[:_TOLD])
+            + more
+        )
+
+
+class Reading:
+    """The pictures that are still to be predicted; keeps count of all others."""
+
+    def __init__(
+        self,
+        sources: list[Source],
+        results: Results,
+        max_pixels: int,
+        bar: "tqdm[Any]",
+        unreadable: list[str],
+    ) -> None:
+        self._items = read_pictures(sources, results.is_done, max_pixels=max_pixels)
+        self._bar = bar
+        self._unreadable = unreadable
+        self.count = self.skipped = 0
+
+    def __iter__(self) -> Iterator[Picture]:
+        """Reads on while the network works."""
+        for item in ahead(self._items):
+            if isinstance(item, Picture):
+                self.count += 1
+                yield item
+                continue
+            self._bar.update()
+            if isinstance(item, Unreadable):
+                self._unreadable.append(item.problem)
+                self._bar.write(f"warning: {item.problem}", file=sys.stderr)
+            else:
+                self.skipped += 1
+
+
+def refuse_settings(settings: PredictConfig) -> None:
+    """Refuses values that cannot be meant; raises InputError."""
+    for kind in settings.write:
+        if kind not in KINDS:
+            raise InputError(
+                f"write: there is no {kind}{did_you_mean(kind, KINDS)}; expected some of "
+                f"{', '.join(KINDS)}, or [] for class shares alone"
+            )
+    for name in ("batch_size", "max_pixels"):
+        if getattr(settings, name) < 1:
+            raise InputError(f"{name}={getattr(settings, name)}: expected at least 1")
+    if not 0 <= settings.opacity <= 1:
+        raise InputError(f"opacity={settings.opacity}: expected 0 to 1")
+
+
+def folder_of(settings: PredictConfig) -> Path:
+    """Returns where results go; refuses a place where they would be taken for pictures."""
+    beside = Path(settings.checkpoint).expanduser()
+    beside = beside if beside.is_dir() else beside.parent
+    name = "list" if settings.images == "-" else Path(settings.images).expanduser().stem
+    plain = "".join(letter for letter in name if letter not in "*?[]") or "pictures"
+    output = Path(settings.output).expanduser() if settings.output else beside / f"predict_{plain}"
+    source = Path(settings.images).expanduser()
+    if source.is_dir() and output.absolute().is_relative_to(source.absolute()):
+        raise InputError(
+            f"output={output} lies in images={source}, so the next start would take results for "
+            "pictures: name a folder elsewhere"
+        )
+    return output
+
+
+def main() -> None:
+    """Is the command ``danet-predict``."""
+    cli.run(work, "predict")
+
+
+if __name__ == "__main__":
+    main()
