@@ -4,7 +4,7 @@ import copy
 from itertools import chain, pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -37,7 +37,7 @@ def prepared(model: nn.Module, device: torch.device) -> nn.Module:
     return quick.eval()
 
 
-def _in_order(weight: nn.Parameter, order: torch.memory_format) -> nn.Parameter:
+def _in_order(weight: Tensor, order: torch.memory_format) -> nn.Parameter:
     """Returns weights in a memory order, in their own memory where they have it already."""
     ordered = weight.detach().contiguous(memory_format=order)
     # Weights of 1x1 convolutions lie alike in both orders, but torch chooses kernels by strides.
