@@ -302,7 +302,8 @@ def spoil_weight(step, value):
     def train_step(self, *arguments, **values):
         result = original(self, *arguments, **values)
         if self.step + 1 == step:
-            next(self.model.parameters()).data.view(-1)[0] = float(value)
+            weight = next(self.model.parameters()).data
+            weight[(0,) * weight.dim()] = float(value)
         return result
 
     Trainer.train_step = train_step
@@ -326,13 +327,15 @@ def spoil_loss(step, value):
 
 
 def hang_on(name, seconds=1000.0):
-    """Makes reading of one sample last, as storage that is gone does."""
+    """Makes a loader's process read one sample for long, as storage that is gone does."""
+    from torch.utils.data import get_worker_info
+
     from danet.datasets.folder import Folder
 
     read = Folder.read
 
     def slow(self, index):
-        if self.name(index) == name:
+        if get_worker_info() is not None and self.items[index].name == name:
             time.sleep(seconds)
         return read(self, index)
 
