@@ -31,7 +31,7 @@ from danet.data import skipping, workers
 from danet.data.loader import eval_batches, train_batches
 from danet.data.sampler import StepSampler
 from danet.data.skipping import BadSamples, Replacing
-from danet.engine import checkpoint, distributed, run_folder
+from danet.engine import checkpoint, distributed, meeting, run_folder
 from danet.engine.health import LossWatch, Pace
 from danet.engine.log import RunLog
 from danet.engine.saver import Saver
@@ -317,7 +317,7 @@ def test_no_worker_outlives_its_trainer():
     process.wait()
     process.stdout.close()
     time.sleep(1)
-    assert [pid for pid in readers if distributed._runs(pid)] == []
+    assert [pid for pid in readers if meeting.runs(pid)] == []
 
 
 # Losses and weights

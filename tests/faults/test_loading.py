@@ -56,6 +56,7 @@ def test_a_cut_picture_ends_all_processes_with_its_path(start, tmp_path, data, w
     assert "Traceback" not in told
 
 
+@pytest.mark.bad_input("I03")
 @pytest.mark.slow
 @pytest.mark.fault("T29", "a picture is cut off: data.on_bad_sample=skip")
 def test_a_skipped_picture_costs_no_process_a_step_and_is_listed_once(start, tmp_path, data):
@@ -69,6 +70,7 @@ def test_a_skipped_picture_costs_no_process_a_step_and_is_listed_once(start, tmp
     assert lines(tmp_path / "run")[-1]["bad_samples"] >= 1
 
 
+@pytest.mark.bad_input("I04")
 @pytest.mark.slow
 @pytest.mark.fault("T30", "more pictures are cut off than data.max_bad_share forgives")
 def test_too_many_bad_pictures_end_the_run_with_the_list(start, tmp_path, data):
