@@ -147,28 +147,28 @@ def record(folder):
     Trainer.train_step, Trainer.fit = train_step, recorded_fit
 
 
-def record_buffers(folder, at=None):
-    """Leaves the running means of this process's network after a step, or at the end."""
+def record_buffers(folder, at):
+    """Leaves the running means of this process's network after a step, and at the end."""
     import torch
 
     from danet.engine.trainer import Trainer
 
     fit, original = Trainer.fit, Trainer.train_step
 
-    def leave(trainer):
+    def leave(trainer, moment):
         buffers = trainer.model.named_buffers()
         means = {name: value.clone() for name, value in buffers if name.endswith("running_mean")}
-        torch.save(means, Path(folder) / f"means-{os.environ.get('RANK', '0')}.pt")
+        rank = os.environ.get("RANK", "0")
+        torch.save(means, Path(folder) / f"means-{moment}-{rank}.pt")
 
     def recorded(self, batches):
         fit(self, batches)
-        if at is None:
-            leave(self)
+        leave(self, "end")
 
     def train_step(self, *arguments, **values):
         result = original(self, *arguments, **values)
         if self.step + 1 == at:
-            leave(self)
+            leave(self, "training")
         return result
 
     Trainer.fit, Trainer.train_step = recorded, train_step
