@@ -1,10 +1,10 @@
-"""Writes the table of docs/reliability.md from a run of the tests in tests/faults.
+"""Writes the tables of docs/reliability.md from a run of the tests.
 
-    DANET_FAULTS_JSON=faults.json python -m pytest tests/faults
-    python scripts/reliability.py faults.json
+    DANET_ROWS_JSON=rows.json python -m pytest tests/faults tests/bad_inputs
+    python scripts/reliability.py rows.json
 
-Rows of the file are tests; those of one number become one line of the table, which has passed when
-all of them have. A second run adds to the file, so that a number may be repeated alone.
+Rows of the file are tests; those of one number become one line, which has passed when all of them
+have. A second run adds to the file, so that a number may be repeated alone.
 """
 
 import json
@@ -12,23 +12,32 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
-BEGIN = "<!-- table: python scripts/reliability.py FILE -->"
-END = "<!-- end of table -->"
+BEGIN = "<!-- tables: python scripts/reliability.py FILE -->"
+BETWEEN = "Bad inputs, by number: C config, F folders, L labels, I images, K checkpoints."
+END = "<!-- end of tables -->"
 
 
-def table(rows: list[dict[str, str]]) -> str:
-    """Returns the table, a line per number.
+def table(rows: list[dict[str, str]], columns: str) -> str:
+    """Returns a table, a line per number.
 
     Args:
         rows: number, fault, test, outcome (passed, failed, skipped) and figure of each test.
+        columns: The head of the table; the last two columns are of faults, or the tests' names.
     """
-    lines = ["| | fault | tests passed | figures |", "|---|---|---|---|"]
+    lines = [columns, "|---" * (columns.count("|") - 1) + "|"]
     for number in sorted({row["number"] for row in rows}):
         mine = [row for row in rows if row["number"] == number]
-        faults = "; ".join(dict.fromkeys(row["fault"] for row in mine))
         passed = sum(row["outcome"] == "passed" for row in mine)
-        figures = "; ".join(dict.fromkeys(row["figure"] for row in mine if row["figure"]))
-        lines.append(f"| {number} | {faults} | {passed} of {len(mine)} | {figures} |")
+        count = f"{passed} of {len(mine)}"
+        if mine[0]["fault"]:
+            faults = "; ".join(dict.fromkeys(row["fault"] for row in mine))
+            figures = "; ".join(dict.fromkeys(row["figure"] for row in mine if row["figure"]))
+            lines.append(f"| {number} | {faults} | {count} | {figures} |")
+        else:
+            tests = dict.fromkeys(row["test"].split("[")[0] for row in mine)
+            names = ", ".join(f"`{test.partition('::')[2]}`" for test in tests)
+            files = ", ".join(dict.fromkeys(f"`{test.partition('::')[0]}`" for test in tests))
+            lines.append(f"| {number} | {count} | {names} in {files} |")
     return "\n".join(lines)
 
 
@@ -42,7 +51,10 @@ def main() -> None:
     _, found, after = rest.partition(END)
     if not found:
         sys.exit(f"{PAGE}: the lines around the table are missing")
-    PAGE.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{after}", encoding="utf-8")
+    faults = table([row for row in rows if row["fault"]], "| | fault | tests passed | figures |")
+    inputs = table([row for row in rows if not row["fault"]], "| | tests passed | tests |")
+    text = f"{BEGIN}\n\n{faults}\n\n{BETWEEN}\n\n{inputs}\n\n{END}"
+    PAGE.write_text(f"{before}{text}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

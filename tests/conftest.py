@@ -1,7 +1,13 @@
-"""What several test files share."""
+"""What several test files share, and the record from which docs/reliability.md has its tables.
+
+With DANET_ROWS_JSON=FILE the outcome of every test of a fault (mark ``fault``) or of a bad input
+(mark ``bad_input``, or a number in its name) goes into that file.
+"""
 
 import importlib
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -134,3 +140,37 @@ def camvid_tree(tmp_path):
             mask = rng.integers(0, 12, (44, 60), dtype=np.uint8)
             write_pair(tmp_path / "camvid", split, f"{split}_{i}", image, mask)
     return tmp_path / "camvid"
+
+
+_NUMBERED = re.compile(r"test_([CFLIK]\d\d)_")
+_rows = []
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        marks = [(m.args[0], m.args[1]) for m in item.iter_markers("fault")]
+        marks += [(m.args[0], "") for m in item.iter_markers("bad_input")]
+        if named := _NUMBERED.match(item.name):
+            marks.append((named[1], ""))
+        # Properties of a test travel with its report, from another process, too.
+        item.user_properties += [("row", mark) for mark in marks]
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" or (report.when == "setup" and not report.passed):
+        figures = [value for name, value in report.user_properties if name == "figure"]
+        for number, fault in (value for name, value in report.user_properties if name == "row"):
+            row = {"number": number, "fault": fault, "test": report.nodeid}
+            row |= {"outcome": report.outcome, "figure": "; ".join(figures)}
+            _rows.append(row)
+
+
+def pytest_sessionfinish(session):
+    """Adds what ran to the file; a test that ran again replaces its row."""
+    target = os.environ.get("DANET_ROWS_JSON")
+    if not (target and _rows) or hasattr(session.config, "workerinput"):
+        return
+    path = Path(target)
+    known = json.loads(path.read_text()) if path.exists() else []
+    merged = {(row["number"], row["test"]): row for row in [*known, *_rows]}
+    path.write_text(json.dumps([merged[key] for key in sorted(merged)], indent=1) + "\n")

@@ -83,6 +83,7 @@ def test_each_split_has_its_images_in_order(tree):
     assert [item.name for item in both.items] == sorted(IMAGES["train"] + IMAGES["val"])
 
 
+@pytest.mark.bad_input("F12")
 def test_label_ids_become_the_19_classes_of_the_publication_and_all_else_is_ignored(tree):
     path = tree / "gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelIds.png"
     every_id = np.resize(np.arange(34, dtype=np.uint8), SIZE)

@@ -345,6 +345,7 @@ class Spy(nn.Module):
         return self.model(image)
 
 
+@pytest.mark.bad_input("I06")
 def test_a_large_image_is_done_in_windows_and_one_line_says_so(model, capsys):
     image, infer = picture(70, 90), Whole(max_pixels=1700)
     wanted = slow_sliding(model, image, (41, 41), (30, 30), softmax)
@@ -410,6 +411,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+@pytest.mark.bad_input("I06")
 def test_prediction_in_windows_never_holds_more_than_a_band(model):
     image = picture(240, 1500, batch=1)
     infer = Sliding(crop=(64, 192), stride=(48, 160), windows_per_batch=4)

@@ -1,9 +1,11 @@
 """A training meets what is not healthy by rule: skips it, names it, goes on, or stops."""
 
+import contextlib
 import functools
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import signal
 import socket
@@ -29,7 +31,7 @@ from danet.data import skipping, workers
 from danet.data.loader import eval_batches, train_batches
 from danet.data.sampler import StepSampler
 from danet.data.skipping import BadSamples, Replacing
-from danet.engine import checkpoint, distributed, run_folder
+from danet.engine import checkpoint, distributed, meeting, run_folder
 from danet.engine.health import LossWatch, Pace
 from danet.engine.log import RunLog
 from danet.engine.saver import Saver
@@ -230,6 +232,23 @@ def test_a_worker_that_is_killed_is_told_with_what_it_read(kind):
     )
     assert "being read were " in str(error.value)
     assert "sample 5" in str(error.value)
+    # The others end at once, too, although ``error`` still refers to the loader.
+    for reader in multiprocessing.active_children():
+        reader.join(1)
+        assert not reader.is_alive()
+
+
+def test_a_worker_that_died_unheard_is_noticed_at_the_next_batch():
+    """What torch raises may be lost, in a destructor or where errors of others are forgiven."""
+    batches = train_batches(Pictures(8), batch_size=2, seed=0, num_workers=1, timeout=100)
+    next(batches)
+    (reader,) = batches.loader._readers
+    with contextlib.suppress(RuntimeError):
+        os.kill(reader.pid, signal.SIGKILL)
+        reader.join()
+        time.sleep(0.1)
+    with pytest.raises(ProcessError, match=f"process {reader.pid}.* is killed by signal: Killed"):
+        list(itertools.islice(batches, 20))
 
 
 @pytest.mark.slow
@@ -298,7 +317,7 @@ def test_no_worker_outlives_its_trainer():
     process.wait()
     process.stdout.close()
     time.sleep(1)
-    assert [pid for pid in readers if distributed._runs(pid)] == []
+    assert [pid for pid in readers if meeting.runs(pid)] == []
 
 
 # Losses and weights

@@ -250,6 +250,7 @@ def test_trainaug_without_its_masks_can_be_had_on_purpose(tree):
     assert f"1 of 7 images of split 'trainaug' have no label file: {EXTRA[0]}" in dataset.notes[0]
 
 
+@pytest.mark.bad_input("F13")
 @pytest.mark.usefixtures("short_trainaug")
 @pytest.mark.parametrize("has_some", [False, True])
 def test_trainaug_without_its_masks_names_them_and_the_split_that_works(tree, has_some):

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from danet.data.loader import TrainBatches
+    from danet.datasets.base import SegmentationDataset
     from danet.engine.checkpoint import Checkpoint
+    from danet.engine.trainer import Trainer
     from danet.evaluation.confusion import ConfusionMatrix
 
 # The imports that bring in torch stand inside the functions: a misspelt setting is told before.
@@ -99,11 +102,8 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
     """Makes the parts of a run and hands them to the trainer."""
     import torch
 
-    from danet import resume
     from danet.assemble import make, make_dataset, make_model
-    from danet.data import skipping
     from danet.data.loader import eval_batches, train_batches
-    from danet.doctor.sample import check_sample
     from danet.drawing.figure import validation_pictures
     from danet.engine import distributed, identity, run_folder
     from danet.engine.settings import TrainSettings
@@ -126,21 +126,12 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
             "validation set": val_set.fingerprint(),
         }
     )
-    if (
-        saved
-        and done >= settings.steps
-        and saved["evaluated_at" if "evaluated_at" in saved else "step"] >= done
-    ):
+    if saved and is_finished(saved, settings.steps):
         cli.say(f"{config['resume']}: this run is finished, at step {done} of {settings.steps}")
         return
-    meeting = loading_of(config)
-    skipped = train_set if meeting["on_bad_sample"] == "skip" else None
-    for note in check_sample(train_set, val_set, skipping=skipped):
-        cli.say(note)
-    allowed = config["allow_changes"]
-    for note in resume.compare_data(saved or {}, train_set.fingerprint(), allowed=allowed):
-        cli.say(note)
+    look_at_data(config, saved, train_set, val_set)
 
+    meeting = loading_of(config)
     batch_size, world = data["batch_size"], distributed.world_size()
     loading = {
         "batch_size": batch_size,
@@ -201,6 +192,40 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
         f"{done} to {settings.steps} of {batch_size * settings.accumulate * world} images; "
         f"{device}, {str(trainer.dtype).removeprefix('torch.')}"
     )
+    fit(trainer, batches, config, memory)
+    cli.say(f"checkpoint={folder / 'last.pt'}")
+
+
+def is_finished(saved: "Checkpoint", steps: int) -> bool:
+    """Tells whether a run has done and evaluated its steps; format 1 holds evaluated steps only."""
+    evaluated = saved["evaluated_at" if "evaluated_at" in saved else "step"]
+    return bool(saved["step"] >= steps and evaluated >= saved["step"])
+
+
+def look_at_data(
+    config: dict[str, Any],
+    saved: "Checkpoint | None",
+    train_set: "SegmentationDataset",
+    val_set: "SegmentationDataset",
+) -> None:
+    """Reads some samples, and compares the training set with that of the checkpoint."""
+    from danet import resume
+    from danet.doctor.sample import check_sample
+
+    skipped = train_set if loading_of(config)["on_bad_sample"] == "skip" else None
+    for note in check_sample(train_set, val_set, skipping=skipped):
+        cli.say(note)
+    allowed = config["allow_changes"]
+    for note in resume.compare_data(saved or {}, train_set.fingerprint(), allowed=allowed):
+        cli.say(note)
+
+
+def fit(trainer: "Trainer", batches: "TrainBatches", config: dict[str, Any], memory: int) -> None:
+    """Trains; says what became of readers and memory, and which samples were skipped."""
+    from danet.data import skipping
+    from danet.engine import distributed
+    from danet.plan import shortage
+
     try:
         trainer.fit(batches)
     except (RuntimeError, MemoryError) as error:
@@ -208,13 +233,12 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
         if isinstance(error, RuntimeError):
             told = batches.explain(error)
         if told is None and shortage.is_shortage(error):
-            told = shortage.explain(config, device, memory, training=trainer.model.training)
+            told = shortage.explain(config, trainer.device, memory, training=trainer.model.training)
         if told is None:
             raise
         raise told from error
     for line in skipping.summary(distributed.gather(batches.bad.reasons)):
         cli.say(line)
-    cli.say(f"checkpoint={folder / 'last.pt'}")
 
 
 def warn(text: str) -> None:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -217,7 +218,7 @@ class _Plain:
         self.loader = loader
         self.in_flight = in_flight
         self.done = 0
-        self._readers: Sequence[Any] = ()
+        self._readers: Sequence[BaseProcess] = ()
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -227,7 +228,16 @@ class _Plain:
         batches = iter(self.loader)
         self._readers = getattr(batches, "_workers", ())
         try:
-            for batch in batches:
+            while True:
+                self._require_readers()
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except (ConnectionError, EOFError) as error:
+                    workers.await_end(self._readers)
+                    self._require_readers(error)
+                    raise
                 self.done += 1
                 yield batch
         except InputError as error:
@@ -238,11 +248,21 @@ class _Plain:
             if told is None:
                 raise
             raise told from error
+        finally:
+            workers.end(self._readers)
 
     def explain(self, error: RuntimeError) -> ProcessError | None:
         """Says what became of a worker; None where an error is about something else."""
-        codes = {reader.pid: reader.exitcode for reader in self._readers}
-        return workers.explain(error, self.in_flight(self.done), self.loader.timeout, codes)
+        names = self.in_flight(self.done)
+        return workers.explain(error, names, self.loader.timeout, self._codes())
+
+    def _require_readers(self, cause: Exception | None = None) -> None:
+        """Raises ProcessError if a worker is gone: torch does, but where it may be swallowed."""
+        if any(reader.exitcode is not None for reader in self._readers):
+            raise workers.lost(self._codes(), self.in_flight(self.done)) from cause
+
+    def _codes(self) -> dict[int | None, int | None]:
+        return {reader.pid: reader.exitcode for reader in self._readers}
 
 
 _PREFETCH = 2

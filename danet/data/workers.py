@@ -9,6 +9,9 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from types import TracebackType
 
 import cv2
 
@@ -30,6 +33,7 @@ def start(_: int) -> None:
     at once, elsewhere when torch looks after its parent, every few seconds.
     """
     cv2.setNumThreads(0)
+    sys.excepthook = _tell
     # Handlers are inherited, and the trainer's take notes that nobody here would read.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):  # not on Windows
@@ -39,9 +43,22 @@ def start(_: int) -> None:
             os.setpgid(0, 0)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        trainer = multiprocessing.parent_process()
+        is_forked = multiprocessing.get_start_method() == "fork"
+        if is_forked and trainer is not None and os.getppid() != trainer.pid:
+            os._exit(1)  # it died before it could be followed
         # Slurm and systemd send SIGTERM to every process of a job, and torch's handler would obey.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_the_trainer, daemon=True).start()
+
+
+def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints what a thread has met, unless the trainer broke off the fetching of a batch.
+
+    It does so when it hears that another worker died, which it tells itself.
+    """
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _obey_the_trainer() -> None:
@@ -57,7 +74,7 @@ def explain(
     error: RuntimeError,
     samples: Sequence[str],
     timeout: float,
-    codes: Mapping[int, int | None] | None = None,
+    codes: Mapping[int | None, int | None] | None = None,
 ) -> ProcessError | None:
     """Says what became of a worker; None where the error is about something else.
 
@@ -68,24 +85,66 @@ def explain(
         codes: Exit codes of the workers by process, negated signals; torch does not always know.
     """
     text = f"{error.__cause__ or error} {error}"  # the cause knows the signal
-    names = ", ".join(samples[:_SHOWN]) + (", ..." if len(samples) > _SHOWN else "")
     if "timed out after" in text:
         return ProcessError(
             f"no batch came within data.timeout={timeout:g} seconds: a worker hangs, or the "
-            f"storage is slow; waited for {names}"
+            f"storage is slow; waited for {_names(samples)}"
         )
     killed = _DEAD.search(text)
     if not killed:
         return None
     numbers, how = killed[1].strip(), killed[2].strip()
     code = (codes or {}).get(int(numbers)) if numbers.isdigit() else None
-    if code is not None and code < 0:
-        how = f"is killed by signal: {signal.strsignal(-code)}"
+    return _lost(numbers, _end(code) if code is not None and code < 0 else how, samples)
+
+
+def lost(codes: Mapping[int | None, int | None], samples: Sequence[str]) -> ProcessError:
+    """Says that workers have ended, which none does before the last batch.
+
+    Args:
+        codes: See ``explain``.
+        samples: See ``explain``.
+    """
+    number, code = next((number, code) for number, code in codes.items() if code is not None)
+    return _lost(str(number), _end(code), samples)
+
+
+def _end(code: int) -> str:
+    if code < 0:
+        return f"is killed by signal: {signal.strsignal(-code)}"
+    return f"exited with code {code}"
+
+
+def _names(samples: Sequence[str]) -> str:
+    return ", ".join(samples[:_SHOWN]) + (", ..." if len(samples) > _SHOWN else "")
+
+
+def _lost(numbers: str, how: str, samples: Sequence[str]) -> ProcessError:
     hint = ""
     if "Kill" in how:
         hint = "; if nobody did that, the memory was full: fewer data.num_workers need less"
     elif "Bus" in how:
         hint = "; shared memory was full: enlarge /dev/shm, or use fewer data.num_workers"
     return ProcessError(
-        f"a worker that reads samples (process {numbers}) {how}{hint}; being read were {names}"
+        f"a worker that reads samples (process {numbers}) {how}{hint}; being read were "
+        f"{_names(samples)}"
     )
+
+
+def await_end(readers: Sequence[BaseProcess], seconds: float = 1.0) -> None:
+    """Waits for one that seems to die: its connections end a little before it does."""
+    ending = connection.wait([reader.sentinel for reader in readers], timeout=seconds)
+    for reader in readers:
+        if reader.sentinel in ending:
+            reader.join()
+
+
+def end(readers: Sequence[BaseProcess]) -> None:
+    """Ends those that still run; torch would wait some seconds for each.
+
+    In a copy of this process, made by a fork, they are not its own, and nothing happens.
+    """
+    mine = set(multiprocessing.active_children())
+    for reader in readers:
+        if reader in mine:
+            reader.terminate()

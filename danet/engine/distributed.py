@@ -1,20 +1,17 @@
 """Several processes as one: joining, ranks, sums. Everything works alone, too."""
 
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
+from danet.engine import meeting
 from danet.errors import InputError, ProcessError, UserError
 
 T = TypeVar("T")
@@ -62,12 +59,10 @@ def group(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    store, number, size = _meet()
-    # After a restart the launcher's store still holds the addresses of the processes that died.
-    store = PrefixStore(_attempt(store, number, size), store)
+    store, number, size = meeting.meet(TIMEOUT)
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
     store = dist.distributed_c10d._get_default_store()
-    store.set(f"process/{number}", f"{socket.gethostname()} {os.getpid()}")
+    meeting.announce(store, number)
     try:
         yield
     except UserError as error:
@@ -79,54 +74,6 @@ def group(device: torch.device) -> Iterator[None]:
         raise
     finally:
         dist.destroy_process_group()
-
-
-def _meet() -> tuple[Store, int, int]:
-    """Returns the store that the launcher or the first process offers, the rank and the size.
-
-    Raises:
-        ProcessError: There is none, or its port is taken.
-    """
-    try:
-        return next(iter(rendezvous("env://", timeout=TIMEOUT)))
-    except (RuntimeError, ValueError) as error:
-        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        failed = ProcessError(
-            f"process {os.environ.get('RANK')} could not meet the others at {place} ({first}); "
-            "torchrun --standalone finds a free port, --master-port names another"
-        )
-        failed.is_told = False  # the others may be well
-        raise failed from error
-
-
-def _attempt(store: Store, number: int, size: int) -> str:
-    """Returns a name that the processes of this attempt share, and no earlier ones knew.
-
-    The first process makes it up and tells it to whoever says hello with a fresh name; the count of
-    restarts would not do, since each machine counts its own.
-    """
-    me = uuid4().hex
-    if number > 0:
-        store.set(f"hello/{number}", me)
-        attempt = store.get(f"attempt/{me}").decode()  # waits
-        store.set(f"here/{attempt}/{number}", "")
-        return attempt
-    greeted: set[str] = set()
-    deadline = time.monotonic() + TIMEOUT.total_seconds()
-    others = range(1, size)
-    while not all(store.check([f"here/{me}/{other}"]) for other in others):
-        for other in others:
-            if store.check([f"hello/{other}"]):
-                name = store.get(f"hello/{other}").decode()  # perhaps of one that died
-                if name not in greeted:
-                    store.set(f"attempt/{name}", me)
-                    greeted.add(name)
-        if time.monotonic() > deadline:
-            missing = [n for n in others if not store.check([f"here/{me}/{n}"])]
-            raise InputError(f"processes {missing} of {size} did not come within {TIMEOUT}")
-        time.sleep(0.02)
-    return me
 
 
 class Agreement:
@@ -185,7 +132,7 @@ def collective(name: str) -> Iterator[None]:
         if world_size() == 1 or is_other or str(error).startswith("DataLoader worker"):
             raise
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        gone = _gone()
+        gone = _gone(seconds=2)
         who = (
             f"process {' and '.join(map(str, gone))} of this machine has died"
             if gone
@@ -215,42 +162,14 @@ def gradients(step: int) -> Iterator[None]:
             raise
 
 
-def _gone(seconds: float = 2.0) -> list[int]:
+def _gone(seconds: float) -> list[int]:
     """Returns the other processes of this machine that have ended; waits until one has."""
-    mine: dict[int, int] = {}
-    deadline = time.monotonic() + seconds
     try:
-        store = dist.distributed_c10d._get_default_store()
-        for other in range(world_size()):
-            key = f"process/{other}"
-            if other != rank() and store.check([key]):
-                host, number = store.get(key).decode().split()
-                if host == socket.gethostname():
-                    mine[other] = int(number)
+        return meeting.gone(
+            dist.distributed_c10d._get_default_store(), rank(), world_size(), seconds
+        )
     except (RuntimeError, ValueError):  # the store died with the launcher
         return []
-    while True:
-        gone = [other for other, number in mine.items() if not _runs(number)]
-        if gone or time.monotonic() > deadline:
-            return gone
-        time.sleep(0.05)
-
-
-def _runs(number: int) -> bool:
-    """Tells whether a process of this machine runs; one that ended and is not reaped does not."""
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        with open(f"/proc/{number}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (OSError, IndexError):
-        return os.name != "posix" or not os.path.isdir("/proc/self")
 
 
 def rank() -> int:

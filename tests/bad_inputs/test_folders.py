@@ -1,6 +1,7 @@
 """Folders that are not as they must be: each is refused or accepted as promised, by both tools.
 
-F12 and F13 are of Cityscapes and PASCAL VOC and stand with their tests; F16 to F18 are of archives.
+F12 and F13 stand with the tests of Cityscapes and PASCAL VOC, F16 to F18 in tests/test_prepare.py,
+marked ``bad_input``.
 """
 
 import itertools

@@ -1,6 +1,7 @@
 """Images that are not as they must be: each is refused or accepted as promised, by both tools.
 
-I03 and I04 are of a policy for bad files that is not there yet; I06 is of evaluation in tiles.
+I03 and I04 stand in tests/faults/test_loading.py, I06 in tests/test_evaluation.py, marked
+``bad_input``.
 """
 
 import resource

@@ -147,28 +147,28 @@ def record(folder):
     Trainer.train_step, Trainer.fit = train_step, recorded_fit
 
 
-def record_buffers(folder, at=None):
-    """Leaves the running means of this process's network after a step, or at the end."""
+def record_buffers(folder, at):
+    """Leaves the running means of this process's network after a step, and at the end."""
     import torch
 
     from danet.engine.trainer import Trainer
 
     fit, original = Trainer.fit, Trainer.train_step
 
-    def leave(trainer):
+    def leave(trainer, moment):
         buffers = trainer.model.named_buffers()
         means = {name: value.clone() for name, value in buffers if name.endswith("running_mean")}
-        torch.save(means, Path(folder) / f"means-{os.environ.get('RANK', '0')}.pt")
+        rank = os.environ.get("RANK", "0")
+        torch.save(means, Path(folder) / f"means-{moment}-{rank}.pt")
 
     def recorded(self, batches):
         fit(self, batches)
-        if at is None:
-            leave(self)
+        leave(self, "end")
 
     def train_step(self, *arguments, **values):
         result = original(self, *arguments, **values)
         if self.step + 1 == at:
-            leave(self)
+            leave(self, "training")
         return result
 
     Trainer.fit, Trainer.train_step = recorded, train_step
@@ -302,7 +302,8 @@ def spoil_weight(step, value):
     def train_step(self, *arguments, **values):
         result = original(self, *arguments, **values)
         if self.step + 1 == step:
-            next(self.model.parameters()).data.view(-1)[0] = float(value)
+            weight = next(self.model.parameters()).data
+            weight[(0,) * weight.dim()] = float(value)
         return result
 
     Trainer.train_step = train_step
@@ -326,13 +327,15 @@ def spoil_loss(step, value):
 
 
 def hang_on(name, seconds=1000.0):
-    """Makes reading of one sample last, as storage that is gone does."""
+    """Makes a loader's process read one sample for long, as storage that is gone does."""
+    from torch.utils.data import get_worker_info
+
     from danet.datasets.folder import Folder
 
     read = Folder.read
 
     def slow(self, index):
-        if self.name(index) == name:
+        if get_worker_info() is not None and self.items[index].name == name:
             time.sleep(seconds)
         return read(self, index)
 

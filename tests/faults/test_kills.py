@@ -112,7 +112,7 @@ def test_two_processes_of_which_one_is_killed_go_on_bit_equal(start, straight, t
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_stopping_anywhere_changes_nothing(
-    start, straight, tmp_path, processes, workers, accumulate
+    start, straight, tmp_path, figure, processes, workers, accumulate
 ):
     """The matrix of what takes part in a step: each cell is stopped once and killed once."""
     more = [*OFTEN, f"trainer.accumulate={accumulate}", "trainer.ema_decay=0.9", "loss=ohem"]
@@ -128,12 +128,13 @@ def test_stopping_anywhere_changes_nothing(
         until(lambda run=run: run.code() is not None, within=30, what="the end of the survivor")
     start.train_group(*settings, processes=processes)
     assert fingerprint(tmp_path / "run/last.pt") == expected
+    figure(f"processes {processes}, workers {workers}, accumulation {accumulate}: equal")
 
 
 @pytest.mark.slow
 @pytest.mark.fault("T09", "kill -9 of one of two processes under torchrun --max-restarts=1")
 def test_torchrun_restarts_a_run_to_the_same_end(start, straight, tmp_path, figure):
-    repeats = int(os.environ.get("DANET_FAULT_RESTARTS", "3"))
+    repeats = int(os.environ.get("DANET_FAULT_RESTARTS", "2"))
     expected, _ = straight(*OFTEN, processes=2)
     for number in range(repeats):
         settings = [*TOY, *OFTEN, f"run.dir=run{number}", "resume=auto"]

@@ -56,6 +56,7 @@ def test_a_cut_picture_ends_all_processes_with_its_path(start, tmp_path, data, w
     assert "Traceback" not in told
 
 
+@pytest.mark.bad_input("I03")
 @pytest.mark.slow
 @pytest.mark.fault("T29", "a picture is cut off: data.on_bad_sample=skip")
 def test_a_skipped_picture_costs_no_process_a_step_and_is_listed_once(start, tmp_path, data):
@@ -69,6 +70,7 @@ def test_a_skipped_picture_costs_no_process_a_step_and_is_listed_once(start, tmp
     assert lines(tmp_path / "run")[-1]["bad_samples"] >= 1
 
 
+@pytest.mark.bad_input("I04")
 @pytest.mark.slow
 @pytest.mark.fault("T30", "more pictures are cut off than data.max_bad_share forgives")
 def test_too_many_bad_pictures_end_the_run_with_the_list(start, tmp_path, data):
@@ -110,8 +112,11 @@ def test_a_hanging_loader_process_is_given_up_after_the_set_time(start, data, fi
 
 @pytest.mark.slow
 @pytest.mark.fault("T33", "a batch in which every pixel is ignored")
-@pytest.mark.parametrize("where", [{}, {"rank": 1}], ids=["on both", "on one"])
-@pytest.mark.parametrize("loss", ["cross_entropy", "ohem"])
+@pytest.mark.parametrize(
+    ("where", "loss"),
+    [({}, "ohem"), ({"rank": 1}, "cross_entropy")],
+    ids=["on both", "on one"],
+)
 def test_an_ignored_batch_has_the_loss_zero_and_harms_nothing(start, tmp_path, where, loss):
     plants = {"ignore_labels": {"step": 5, **where}}
     start.train_group(*TOY, f"loss={loss}", "run.dir=run", plants=plants)

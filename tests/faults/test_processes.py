@@ -33,7 +33,7 @@ def test_the_survivor_ends_soon_and_names_the_dead_process(start, figure, rank):
 @pytest.mark.slow
 @pytest.mark.fault("T36", "five pictures for two and for three processes")
 @pytest.mark.parametrize("processes", [2, 3])
-def test_uneven_shares_are_trained_and_each_counted_once(start, tmp_path, processes):
+def test_uneven_shares_are_trained_and_each_counted_once(start, tmp_path, figure, processes):
     data = ["data.lengths={train:5,val:5,test:5}", "data.batch_size=1", "trainer.steps=4"]
     start.train_group(*TOY, *data, "run.dir=run", processes=processes)
     settings = ["checkpoint=run/last.pt", "device=cpu"]
@@ -45,6 +45,7 @@ def test_uneven_shares_are_trained_and_each_counted_once(start, tmp_path, proces
     assert sum(map(int, cells)) == 5 * 64 * 64
     (scored,) = lines(tmp_path / "run", "val")
     assert scored["miou"] == json.loads((tmp_path / "one/metrics.json").read_text())["miou"]
+    figure(f"confusion matrix of {processes} processes equal to that of one")
 
 
 @pytest.mark.slow
@@ -157,26 +158,26 @@ def test_a_folder_belongs_to_one_job_until_that_ends_in_any_way(start, tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.fault("T44", "batch statistics that differ between the processes")
-def test_all_processes_evaluate_the_network_that_is_saved(start, tmp_path):
-    plants = {"record_buffers": {"folder": str(tmp_path)}}
+def test_all_processes_evaluate_the_network_that_is_saved(start, tmp_path, figure):
+    plants = {"record_buffers": {"folder": str(tmp_path), "at": 11}}
     start.train_group(*TOY, "run.dir=run", plants=plants)
-    first, second = (torch.load(tmp_path / f"means-{rank}.pt") for rank in (0, 1))
-    saved = checkpoint.load(tmp_path / "run/last.pt")
-    assert all(torch.equal(saved["model"][name], value) for name, value in first.items())
-    # They are shared for evaluation, after which nothing was trained.
-    assert all(torch.equal(second[name], value) for name, value in first.items())
+
+    def statistics(moment):
+        return [torch.load(tmp_path / f"means-{moment}-{rank}.pt") for rank in (0, 1)]
+
+    first, second = statistics("training")
+    differing = [name for name in first if not torch.equal(first[name], second[name])]
+    assert differing
+    # They are shared for the evaluation, after which nothing is trained.
+    first, second = statistics("end")
+    saved = checkpoint.load(tmp_path / "run/last.pt")["model"]
+    for name in first:
+        assert torch.equal(saved[name], first[name])
+        assert torch.equal(second[name], first[name])
     start.train("checkpoint=run/last.pt", "device=cpu", "output=one", tool="eval")
     (scored,) = lines(tmp_path / "run", "val")
     assert scored["miou"] == json.loads((tmp_path / "one/metrics.json").read_text())["miou"]
-
-
-@pytest.mark.slow
-@pytest.mark.fault("T44", "batch statistics that differ between the processes")
-def test_before_an_evaluation_they_do_differ(start, tmp_path):
-    plants = {"record_buffers": {"folder": str(tmp_path), "at": 11}}
-    start.train_group(*TOY, "run.dir=run", plants=plants)
-    first, second = (torch.load(tmp_path / f"means-{rank}.pt") for rank in (0, 1))
-    assert any(not torch.equal(second[name], value) for name, value in first.items())
+    figure(f"{len(differing)} of {len(first)} differ in training; mIoU equal with 1 process")
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ EMPTY = {"PYTHONDONTWRITEBYTECODE": "1"}
 @pytest.mark.fault("T50", "a long run with many evaluations")
 def test_memory_does_not_grow(start, tmp_path, figure):
     """DANET_FAULT_SOAK=2000 is the long form: so many steps and as many evaluations."""
-    steps = int(os.environ.get("DANET_FAULT_SOAK", "90"))
+    steps = int(os.environ.get("DANET_FAULT_SOAK", "60"))
     every = 1 if steps >= 1000 else 2
     early = steps // 4
     weights = tmp_path / "weights"
