@@ -36,6 +36,7 @@ setup(
     install_requires=REQUIREMENTS,
     extras_require={
         "timm": ["timm>=1.0,<2"],
+        "results": ["matplotlib>=3.8"],
         "test": ["pytest>=8", "ruff>=0.17,<0.18", "mypy>=2.4,<2.5", "types-PyYAML", "types-tqdm"],
     },
     entry_points={
