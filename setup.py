@@ -18,6 +18,12 @@ VERSION = next(
 # These folders stand at the top level and are imported as danet.<name>: danet/<name> is a link to
 # them for a checkout, and this map is for what gets built.
 LINKED = {"danet.datasets": "datasets", "danet.configs": "configs", "danet.tools": "tools"}
+TIMM = ["timm>=1.0,<2"]
+"""For model/backbone=timm."""
+RESULTS = ["matplotlib>=3.8"]
+"""For the curves of scripts/results.py."""
+HUB = ["huggingface_hub>=1.0"]
+"""For hf:// and push= of tools/export.py."""
 EXPORT = ["safetensors>=0.5", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
 """For tools/export.py and for loading what it wrote."""
 SWEEP = ["optuna>=4"]
@@ -42,9 +48,10 @@ setup(
     },
     install_requires=REQUIREMENTS,
     extras_require={
-        "timm": ["timm>=1.0,<2"],
+        "timm": TIMM,
+        "results": RESULTS,
         "export": EXPORT,
-        "hub": ["huggingface_hub>=1.0"],
+        "hub": HUB,
         "sweep": SWEEP,
         "docs": DOCS,
         "wandb": ["wandb>=0.19"],
@@ -52,9 +59,7 @@ setup(
         "test": [
             *("pytest>=8", "pytest-xdist>=3.6"),
             *("ruff>=0.17,<0.18", "mypy>=2.4,<2.5", "types-PyYAML", "types-tqdm"),
-            *EXPORT,
-            *SWEEP,
-            *DOCS,
+            *(*TIMM, *RESULTS, *EXPORT, *HUB, *SWEEP, *DOCS),
         ],
     },
     entry_points={

@@ -106,7 +106,7 @@ def measured(row: Row, protocol: str, runs: Path) -> dict[str, Any] | None:
     Raises:
         InputError: They are of another split than the paper's.
     """
-    path = runs / row.experiment / f"eval_{row.split}_{protocol}" / "metrics.json"
+    path = ROOT / runs / row.experiment / f"eval_{row.split}_{protocol}" / "metrics.json"
     if not path.is_file():
         return None
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -142,7 +142,7 @@ def launch(row: Row, launcher: str, runs: Path, settings: Sequence[str]) -> None
     todo = list(score_commands(row, runs, settings))
     if not todo:
         return
-    trained = (runs / row.experiment / "last.pt").exists()
+    trained = (ROOT / runs / row.experiment / "last.pt").exists()
     if launcher == "score" and not trained:
         print(f"{row.name}: not trained yet", flush=True)
         return
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str]) -> None:
         else:
             settings.append(argument)
     about, rows = rows_of(own)
-    runs = Path(own.get("runs", ROOT / "runs")).expanduser().absolute()
+    runs = Path(own.get("runs", "runs")).expanduser()  # commands start in this checkout
     launcher = own.get("launch")
     if launcher is not None:
         if launcher not in LAUNCHERS:

@@ -161,15 +161,13 @@ def do(run: Run, folder: Path, places: Sequence[str]) -> dict[str, Any]:
     ]
     _call([*score, *(text for text in places if text.startswith("data.root="))])
     metrics = json.loads((scored / "metrics.json").read_text(encoding="utf-8"))
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    curve = [[line["step"], round(line["loss"], 4)] for line in lines if line["kind"] == "train"]
     return {
         **{key: getattr(run, key) for key in ("study", "level", "variant", "seed")},
         "command": " ".join(["python tools/train.py", *run.settings]),
         **{key: metrics[key] for key in ("split", "images", "step", "protocol")},
         **{key: metrics[key] for key in ("miou", "image_miou", "pixel_accuracy")},
         "iou": {name: scores["iou"] for name, scores in metrics["per_class"].items()},
-        "loss": curve[:: max(1, len(curve) // _POINTS)],
+        "loss": curve(folder),
         "minutes": round(float(clock.read_text()) / 60, 1),
         "machine": machine(places),
         "versions": {
@@ -180,6 +178,13 @@ def do(run: Run, folder: Path, places: Sequence[str]) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def curve(folder: Path) -> list[list[float]]:
+    """Returns step and loss of the prediction alone, which every head has, at some of the steps."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    points = [[x["step"], round(x["loss_main"], 4)] for x in lines if x["kind"] == "train"]
+    return points[:: max(1, len(points) // _POINTS)]
 
 
 def _call(command: Sequence[str]) -> None:

@@ -246,7 +246,7 @@ def test_a_converted_file_is_no_run_to_go_on_with(tmp_path, run):
     ("arguments", "message"),
     [
         (["source=oficial"], "expected one of official, mmsegmentation, torchvision; did you mean"),
-        (["source=mmsegmentation"], "expected the tensors of a ResNet-18, 34, 50 or 101"),
+        (["source=mmsegmentation"], "tensors has a name of source=mmsegmentation"),
         (["source=official", "data=camvid"], "it has 19 classes, and data=camvid has"),
         (["source=official", "model.backbone.stem=8x8"], "expected one of 7x7"),
     ],
@@ -257,6 +257,14 @@ def test_a_wrong_command_is_told_in_plain_words(authors_file, tmp_path, run, arg
     assert code == 2
     assert message in err
     assert not (tmp_path / "x.pt").exists()
+
+
+def test_names_of_no_known_program_are_shown(tmp_path, run):
+    torch.save({"encoder.conv.weight": torch.zeros(2)}, tmp_path / "w.pth")
+    code, _, err = run("source=official", f"input={tmp_path / 'w.pth'}", "output=x.pt")
+    assert code == 2
+    assert "none of its 1 tensors has a name of source=official" in err
+    assert "they are called encoder.conv.weight" in err
 
 
 def test_a_missing_tensor_is_named():

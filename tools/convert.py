@@ -68,6 +68,11 @@ def work(config: DictConfig, *, further: list[str]) -> None:
     refuse_output(output)
     tensors, notes = read_state_dict(path, "input", foreign=FOREIGN)
     renamed = rename(tensors, source)
+    if not renamed.tensors:
+        raise InputError(
+            f"input={path}: none of its {len(tensors)} tensors has a name of source={source}; they "
+            f"are called {', '.join(list(tensors)[:3])}; give the program that wrote it"
+        )
     network = network_of(renamed.tensors, f"input={path}")
     train = train_config(network, source, further, f"input={path}")
     torch.manual_seed(train["seed"])

@@ -1,0 +1,204 @@
+"""Makes the tables and plots of docs/results.md from the small metrics files of the studies.
+
+python scripts/results.py               writes both; plots need pip install 'danet[results]'
+python scripts/results.py check=true    says whether the tables are those of the files
+
+A table stands between two comments that name its study; what is around them is written by hand.
+The files come from scripts/study.py: one per run, in docs/results/<study>/.
+"""
+
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import yaml
+
+from danet.errors import InputError, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = ROOT / "scripts" / "studies.yaml"
+PAGE = ROOT / "docs" / "results.md"
+RESULTS = ROOT / "docs" / "results"
+IMAGES = ROOT / "docs" / "images"
+
+Runs = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
+"""Level and variant -> runs, by seed."""
+
+
+def read(study: str, results: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Returns the runs of a study that there are."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for path in sorted((results / study).glob("*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        found.setdefault((run["level"], run["variant"]), []).append(run)
+    return {key: sorted(runs, key=lambda run: run["seed"]) for key, runs in found.items()}
+
+
+def score(run: Mapping[str, Any], classes: Sequence[str]) -> float:
+    """Returns the mean IoU of some classes; those that did not occur are left out."""
+    values = [run["iou"][name] for name in classes if run["iou"][name] is not None]
+    return sum(values) / len(values) if values else math.nan
+
+
+def scores(runs: Sequence[Mapping[str, Any]], classes: Sequence[str] | None) -> list[float]:
+    """Returns one score per seed in percent: of some classes, or the mean IoU of all."""
+    return [100 * (run["miou"] if classes is None else score(run, classes)) for run in runs]
+
+
+def cell(values: Sequence[float]) -> str:
+    """Writes the mean over seeds, with the lowest and the highest where there are several."""
+    if not values:
+        return "-"
+    mean = f"{sum(values) / len(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
+
+
+def table(study: Mapping[str, Any], runs: Runs, classes: Sequence[str] | None) -> Iterator[str]:
+    """Yields a table of Markdown: a row per variant, a column per level."""
+    levels = [level for level in study["levels"] if any(key[0] == level for key in runs)]
+    yield "| | " + " | ".join(levels) + " |"
+    yield "| --- |" + " --- |" * len(levels)
+    for variant in study["variants"]:
+        cells = [cell(scores(runs.get((level, variant), ()), classes)) for level in levels]
+        if set(cells) != {"-"}:
+            yield f"| {variant} | {' | '.join(cells)} |"
+
+
+def failures(study: Mapping[str, Any], runs: Runs) -> Iterator[str]:
+    """Yields, for every variant, the levels at which it is no better than a guess."""
+    group, guess = study["guess"]["scores"], study["guess"]["iou"]
+    for variant in study["variants"]:
+        means = {
+            level: sum(values) / len(values)
+            for level in study["levels"]
+            if (values := scores(runs.get((level, variant), ()), study["scores"][group]))
+        }
+        lost = [level for level, mean in means.items() if mean <= guess]
+        held = [level for level in means if level not in lost]
+        if means:
+            yield (
+                f"- {variant}: better than a guess at {', '.join(held) or 'no level'}; "
+                f"no better at {', '.join(lost) or 'no level'}"
+            )
+
+
+def text(name: str, study: Mapping[str, Any], runs: Runs) -> str:
+    """Returns the section of a study, tables and facts."""
+    flat = [run for group in runs.values() for run in group]
+    if not flat:
+        return f"No run is stored yet: `python scripts/study.py study={name}`.\n"
+    seeds = sorted({run["seed"] for run in flat})
+    lines = [study["about"], ""]
+    lines += [
+        f"Every cell is the mean over the seeds that were run (of {', '.join(map(str, seeds))}), "
+        "IoU in percent; with several, the lowest and the highest in brackets. "
+        f"Split `{flat[0]['split']}`, {flat[0]['images']} pictures, {flat[0]['protocol']}.",
+        "",
+    ]
+    for group, classes in {**study["scores"], "all classes (mIoU)": None}.items():
+        lines += [f"**{group}**", "", *table(study, runs, classes), ""]
+    if "guess" in study:
+        iou, why = study["guess"]["iou"], study["guess"]["why"]
+        lines += [f"A guess has at most {iou:.1f}: {why}.", "", *failures(study, runs), ""]
+    lines += [f"![Scores and losses of {name}](images/results_{name}.png)", ""]
+    minutes = [run["minutes"] for run in flat]
+    machines = "; ".join(sorted({run["machine"] for run in flat}))
+    versions = sorted({", ".join(f"{k} {v}" for k, v in run["versions"].items()) for run in flat})
+    lines += [
+        f"Made by `python scripts/study.py study={name}` and `python scripts/results.py`; one run: "
+        f"`{flat[0]['command']}`. {len(flat)} runs of {flat[0]['step']} steps, "
+        f"{min(minutes):.1f} to {max(minutes):.1f} minutes each, on {machines}; "
+        f"{'; '.join(versions)}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def insert(page: str, name: str, section: str) -> str:
+    """Returns the page with the section of a study between its two comments.
+
+    Raises:
+        InputError: They are not there.
+    """
+    begin, end = f"<!-- study {name}: made by scripts/results.py -->", f"<!-- end of {name} -->"
+    pattern = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.DOTALL)
+    if not pattern.search(page):
+        raise InputError(f"{PAGE.name}: expected {begin} and {end}")
+    return pattern.sub(lambda _: f"{begin}\n{section}{end}", page)
+
+
+def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
+    """Draws the scores by level, every seed a dot, and the losses of the first level there is.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise UserError("plots need matplotlib: pip install 'danet[results]'") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    group, classes = next(iter(study["scores"].items()))
+    levels = [level for level in study["levels"] if any(key[0] == level for key in runs)]
+    variants = [v for v in study["variants"] if any(key[1] == v for key in runs)]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for number, variant in enumerate(variants):
+        color = f"C{number}"
+        shift = (number - (len(variants) - 1) / 2) * 0.12
+        for place, level in enumerate(levels):
+            values = scores(runs.get((level, variant), ()), classes)
+            left.plot([place + shift] * len(values), values, "o", color=color, alpha=0.5, ms=4)
+            if values:
+                mean = sum(values) / len(values)
+                left.plot([place + shift], [mean], "_", color=color, ms=12, mew=2)
+        for run in runs.get((levels[0], variant), ())[:1]:
+            steps, losses = zip(*run["loss"], strict=True)
+            right.plot(steps, losses, color=color, label=variant)
+    if "guess" in study:
+        left.axhline(study["guess"]["iou"], color="grey", lw=1, ls=":")
+    left.set_xticks(range(len(levels)), levels)
+    left.set(title=f"{group}: IoU on {study['split']}, percent", ylim=(0, 100))
+    left.set_xlim(-0.5, len(levels) - 0.5)
+    right.set(
+        title=f"cross entropy of the prediction in training, {levels[0]}",
+        xlabel="step",
+        yscale="log",
+    )
+    right.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80, metadata={"Software": None})
+    plt.close(figure)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Writes page and plots, or compares the page."""
+    own = dict(argument.partition("=")[::2] for argument in arguments)
+    unknown = [key for key in own if key not in ("check", "results", "page", "images")]
+    if unknown:
+        raise InputError(f"{unknown[0]}: expected check, results, page or images")
+    results, page = Path(own.get("results", RESULTS)), Path(own.get("page", PAGE))
+    before = after = page.read_text(encoding="utf-8")
+    for name, study in yaml.safe_load(STUDIES.read_text(encoding="utf-8")).items():
+        runs = read(name, results)
+        after = insert(after, name, text(name, study, runs))
+        if runs and own.get("check") != "true":
+            plot(name, study, runs, Path(own.get("images", IMAGES)) / f"results_{name}.png")
+    if own.get("check") == "true":
+        if before != after:
+            raise InputError(f"{page}: not what the files give; python scripts/results.py")
+        return
+    page.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")

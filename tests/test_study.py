@@ -1,0 +1,178 @@
+"""A study runs what is not done, and its page is what its files give."""
+
+import json
+
+import pytest
+import yaml
+from conftest import ROOT
+from test_config import compose
+from test_reproduce import script
+
+from danet.check import check
+from danet.errors import InputError
+
+study, results = script("study"), script("results")
+STUDIES = yaml.safe_load((ROOT / "scripts" / "studies.yaml").read_text())
+
+
+def runs(*arguments):
+    return study.runs_of(study.parse(arguments))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_run_of_a_study_composes_and_only_what_is_meant_differs(name):
+    found = {
+        run.variant: check(compose(*run.settings, "data.root=/data"))
+        for run in runs(f"study={name}", "seed=1", f"level={next(iter(STUDIES[name]['levels']))}")
+    }
+    assert len(found) == len(STUDIES[name]["variants"])
+    for group in ("trainer", "optimizer", "schedule", "evaluation", "seed"):
+        assert len({json.dumps(config[group]) for config in found.values()}) == 1, group
+    assert len({json.dumps(config["model"]["head"]) for config in found.values()}) == len(found)
+
+
+def test_levels_of_scenes_differ_in_the_cue_alone():
+    levels = {
+        run.level: check(compose(*run.settings))["data"]
+        for run in runs("study=scenes", "variant=FCN", "seed=2")
+    }
+    for data in levels.values():
+        for key in ("level", "cue_radius", "size"):
+            data.pop(key), data["dataset"].pop(key)
+    assert len({json.dumps(data) for data in levels.values()}) == 1
+    assert len(levels) == 6
+
+
+def test_classes_of_the_scores_are_classes_of_the_data():
+    from danet.datasets.camvid import CamVid
+    from danet.datasets.scenes import Scenes
+
+    for name, classes in (("scenes", Scenes.classes), ("camvid", CamVid.classes)):
+        for group in STUDIES[name]["scores"].values():
+            assert set(group) <= set(classes)
+    assert STUDIES["scenes"]["scores"]["far pairs"] == [
+        n for pair in Scenes.far_pairs for n in pair
+    ]
+
+
+def test_three_seeds_of_every_variant_at_every_level():
+    assert len(runs("study=scenes")) == 3 * 6 * 5
+    assert len({run.name for run in runs("study=scenes")}) == 90
+    assert len(runs("study=camvid", "data.root=/d")) == 3 * 4
+    first = runs("study=scenes", "variant=second reading", "level=tiny")[0]
+    assert first.name == "tiny_second-reading_1"
+    assert first.settings[-1] == "seed=1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["level=wide"], "study: which one?"),
+        (["study=scene"], "did you mean scenes?"),
+        (["study=scenes", "level=huge"], "level=huge: expected one of near, wide"),
+        (["study=scenes", "seed=4"], "seed=4: expected one of 1, 2, 3"),
+        (["study=scenes", "trainer.steps=2"], "a study with other settings needs results=<folder>"),
+        (["scenes"], "a setting has the form key=value"),
+    ],
+)
+def test_a_wrong_command_is_told(arguments, message):
+    with pytest.raises(InputError) as error:
+        runs(*arguments)
+    assert message in str(error.value)
+
+
+def test_what_is_done_is_not_done_again(tmp_path, monkeypatch, capsys):
+    done = []
+
+    def do(run, folder, places):
+        done.append((run.name, folder.name, places))
+        return {"miou": 0.5, "minutes": 1.0}
+
+    monkeypatch.setattr(study, "do", do)
+    command = ["study=scenes", "level=near", "seed=1", f"results={tmp_path}", "data.num_workers=0"]
+    path = tmp_path / "scenes" / "near_pam_1.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"miou": 0.25, "minutes": 2.5}))
+    study.main([*command, "list=true"])
+    assert "done   near_pam_1: mIoU 25.00, 2.5 minutes" in capsys.readouterr().out
+    study.main(command)
+    assert [name for name, *_ in done] == [
+        *("near_fcn_1", "near_cam_1", "near_both_1", "near_second-reading_1")
+    ]
+    assert all(places == ["data.num_workers=0"] for *_, places in done)
+    study.main(command)
+    assert len(done) == 4
+
+
+@pytest.mark.slow
+def test_a_run_is_trained_scored_and_kept(tmp_path):
+    tiny = ["trainer.steps=2", "data.lengths={train:8,val:2,test:2}", "data.size=[48,96]"]
+    command = ["study=scenes", "level=wide", "variant=FCN", "seed=2", "data.num_workers=0"]
+    study.main([*command, f"results={tmp_path}", f"runs={tmp_path / 'runs'}", *tiny])
+    found = json.loads((tmp_path / "scenes" / "wide_fcn_2.json").read_text())
+    assert (found["step"], found["images"], found["seed"]) == (2, 2, 2)
+    assert found["command"].startswith("python tools/train.py experiment=scenes_wide")
+    assert "/" not in found["command"].replace("tools/train.py", "").replace("model/head", "")
+    assert found["protocol"].startswith("whole (flip=false")
+    assert found["minutes"] > 0
+    assert set(found["versions"]) == {"danet", "commit", "torch", "numpy", "python"}
+    assert len(found["iou"]) == 16
+
+
+# The page
+
+
+def stored(folder, level, variant, seed, bus):
+    names = [*STUDIES["scenes"]["scores"]["far pairs"], *STUDIES["scenes"]["scores"]["all others"]]
+    iou = dict.fromkeys(names, 0.5) | {"bus": bus, "booth": None}
+    run = {"study": "scenes", "level": level, "variant": variant, "seed": seed, "iou": iou}
+    run |= {"miou": 0.6, "split": "test", "images": 60, "protocol": "whole ()", "step": 350}
+    run |= {"command": "python tools/train.py", "minutes": 2.0 + seed, "machine": "one"}
+    run |= {"versions": {"danet": "0.1.0"}, "loss": [[20, 2.0], [40, 1.0]]}
+    path = folder / "scenes" / f"{level}_{variant}_{seed}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(run))
+
+
+def test_a_page_shows_means_spreads_and_where_a_variant_is_no_better_than_a_guess(tmp_path):
+    stored(tmp_path, "wide", "FCN", 1, bus=0.0)
+    stored(tmp_path, "wide", "FCN", 2, bus=0.1)
+    stored(tmp_path, "wide", "both", 1, bus=0.8)
+    stored(tmp_path, "small", "both", 1, bus=-0.3)
+    text = results.text("scenes", STUDIES["scenes"], results.read("scenes", tmp_path))
+    # Mean of bus, tram and kiosk; booth did not occur.
+    assert "| | wide | small |" in text
+    assert "| FCN | 35.0 (33.3 to 36.7) | - |" in text
+    assert "| both | 60.0 | 23.3 |" in text
+    assert "| PAM" not in text
+    assert "- FCN: better than a guess at wide; no better at no level" in text
+    assert "- both: better than a guess at wide; no better at small" in text
+    assert "4 runs of 350 steps, 3.0 to 4.0 minutes each, on one; danet 0.1.0." in text
+
+
+def test_the_page_is_what_the_stored_files_give():
+    results.main(["check=true"])
+
+
+def test_a_page_that_was_changed_by_hand_is_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text((ROOT / "docs/results.md").read_text())
+    stored(tmp_path, "wide", "FCN", 1, bus=0.0)
+    with pytest.raises(InputError, match="not what the files give"):
+        results.main(["check=true", f"page={page}", f"results={tmp_path}"])
+    page.write_text("nothing")
+    with pytest.raises(InputError, match=r"expected <!-- study scenes"):
+        results.main(["check=true", f"page={page}", f"results={tmp_path}"])
+
+
+def test_plots_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib", reason="the optional extra danet[results] is not installed")
+    for seed in (1, 2):
+        stored(tmp_path, "wide", "FCN", seed, bus=0.1 * seed)
+        stored(tmp_path, "near", "both", seed, bus=0.2 * seed)
+    page = tmp_path / "page.md"
+    page.write_text((ROOT / "docs/results.md").read_text())
+    results.main([f"page={page}", f"results={tmp_path}", f"images={tmp_path}"])
+    assert 5_000 < (tmp_path / "results_scenes.png").stat().st_size < 200_000
+    assert "| FCN | - | 38.3 (36.7 to 40.0) |" in page.read_text()
+    results.main(["check=true", f"page={page}", f"results={tmp_path}"])
