@@ -1,6 +1,6 @@
 PYTHON ?= .venv/bin/python
 
-.PHONY: install check test test-quick format
+.PHONY: install check test test-quick format site
 
 install:
 	bash scripts/install.sh test
@@ -20,3 +20,6 @@ test-quick:
 format:
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
+
+site:
+	$(PYTHON) -m mkdocs build --strict

@@ -13,7 +13,7 @@ import danet
 from danet.drawing.attention import Point, position_maps
 from danet.drawing.curves import chart
 from danet.drawing.overlay import predict
-from danet.drawing.report import data_uri, look_at
+from danet.drawing.viewer import data_uri, look_at
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_the_page_fits_a_narrow_screen(browser):
 
 
 def test_a_large_picture_is_made_smaller_for_the_viewer(tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr("danet.drawing.report._MOST_POSITIONS", 40)
+    monkeypatch.setattr("danet.drawing.viewer._MOST_POSITIONS", 40)
     model = danet.load_model(tiny_checkpoint)
     image = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
     seen = look_at(model, "x", image, torch.device("cpu"))

@@ -22,7 +22,7 @@ from danet.config import VisualizeConfig
 from danet.datasets.base import IMAGE_SUFFIXES, SegmentationDataset
 from danet.datasets.files import read_image
 from danet.datasets.submission import demand_labels
-from danet.drawing import report
+from danet.drawing import report, viewer
 from danet.drawing.attention import Point, has_attention
 from danet.drawing.figure import figure
 from danet.drawing.overlay import Palette, predict, save_image, sheet
@@ -191,9 +191,9 @@ def examine(
     order = [int(i) for i in np.argsort(by_image) if by_image[i] == by_image[i]]
     few = min(_EXTREMES, len(order))
     viewed = []
-    if report.has_positions(network.model):
+    if viewer.has_positions(network.model):
         chosen = (dataset[i] for i in spread(len(dataset), count))
-        viewed = [report.look_at(network.model, s.name, s.image, device) for s in chosen]
+        viewed = [viewer.look_at(network.model, s.name, s.image, device) for s in chosen]
     log = folder / "metrics.jsonl"
     weights = sum(p.numel() for p in network.model.parameters())
     return report.Findings(

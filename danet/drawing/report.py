@@ -3,8 +3,6 @@
 Everything is inside the page: it needs no network and can be sent by mail.
 """
 
-import base64
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -12,17 +10,12 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
 
-from danet.drawing.attention import Point, branch, choose_points, queries_and_keys
 from danet.drawing.curves import chart
-from danet.drawing.overlay import Palette, arrange, errors, overlay, predict, titled
+from danet.drawing.overlay import Palette, arrange, errors, overlay, titled
+from danet.drawing.viewer import Viewed, data_uri, section
 from danet.evaluation.confusion import Scores
 
-_MOST_POSITIONS = 8192
-"""Of a picture in the viewer; queries and keys of so many take some 5 MB of the page."""
 _HERE = Path(__file__).parent
 
 
@@ -35,18 +28,6 @@ class Scored(NamedTuple):
     image: np.ndarray
     prediction: np.ndarray
     truth: np.ndarray
-
-
-class Viewed(NamedTuple):
-    """A picture of the attention viewer."""
-
-    name: str
-    image: np.ndarray
-    """uint8 (H, W, 3)."""
-    prediction: np.ndarray
-    queries: np.ndarray
-    """float32 (D, h, w)."""
-    keys: np.ndarray
 
 
 class Findings(NamedTuple):
@@ -65,23 +46,6 @@ class Findings(NamedTuple):
     best: Sequence[Scored]
     worst: Sequence[Scored]
     viewed: Sequence[Viewed]
-
-
-def look_at(model: nn.Module, name: str, image: np.ndarray, device: torch.device) -> Viewed:
-    """Runs a network with position attention over a picture, for the viewer.
-
-    A picture with more than 8192 positions is made smaller first.
-    """
-    while True:
-        tensor = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
-        queries, keys = queries_and_keys(model, tensor)
-        if queries[0].numel() <= _MOST_POSITIONS:
-            break
-        factor = (_MOST_POSITIONS / queries[0].numel()) ** 0.5 * 0.98
-        size = int(image.shape[1] * factor), int(image.shape[0] * factor)
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    prediction = predict(model, image, device)
-    return Viewed(name, image, prediction, queries.cpu().numpy(), keys.cpu().numpy())
 
 
 def page(found: Findings) -> str:
@@ -105,7 +69,7 @@ def page(found: Findings) -> str:
         "<h2>Worst pictures</h2>",
         _pictures(found.worst, found.palette),
         "<h2>What a pixel attends to</h2>",
-        _viewer(found),
+        section(found.viewed, found.classes, found.palette),
         "</body></html>",
     ]
     return "\n".join(part for part in parts if part)
@@ -211,71 +175,6 @@ def _picture(scored: Scored, palette: Palette) -> str:
         f"<figcaption>{escape(scored.name)}: mean IoU {_percent(scored.score)}</figcaption>"
         "</figure>"
     )
-
-
-def _viewer(found: Findings) -> str:
-    if not found.viewed:
-        return "<p class='note'>This network has no position attention.</p>"
-    pictures = []
-    for seen in found.viewed:
-        depth, rows, columns = seen.queries.shape
-        (start,) = choose_points(seen.prediction, count=1) or [Point(0, 0)]
-        cells = _cells(seen.prediction, (rows, columns))
-        pictures.append(
-            {
-                "name": seen.name,
-                "width": seen.image.shape[1],
-                "height": seen.image.shape[0],
-                "rows": rows,
-                "columns": columns,
-                "depth": depth,
-                "image": data_uri(seen.image),
-                "start": list(start),
-                "queries": _base64(seen.queries.astype("<f4")),
-                "keys": _base64(seen.keys.astype("<f4")),
-                "cells": _base64(cells),
-            }
-        )
-    data = {
-        "classes": list(found.classes),
-        "palette": [list(color) for color in found.palette],
-        "pictures": pictures,
-    }
-    plain = json.dumps(data).replace("<", "\\u003c")
-    return (
-        "<p class='note'>Point at a pixel, or choose the picture and use the arrow keys: the "
-        "stronger the red, the more of what the pixel gathers comes from there. Exact weights of "
-        "the position attention, one cell for each position of the head.</p>"
-        "<div id='choices'></div><div id='viewer'>"
-        "<canvas id='attention' tabindex='0' aria-label='Attention viewer'></canvas>"
-        "<div class='told' id='told' aria-live='polite'></div></div>"
-        f"<script type='application/json' id='viewer-data'>{plain}</script>"
-        f"<script>{_read('report.js')}</script>"
-    )
-
-
-def _cells(prediction: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Returns the class in the middle of each cell, uint8 (h, w)."""
-    tensor = torch.from_numpy(prediction)[None, None].float()
-    return F.interpolate(tensor, size=size, mode="nearest-exact")[0, 0].to(torch.uint8).numpy()
-
-
-def has_positions(model: nn.Module) -> bool:
-    """Tells whether the viewer can show anything of a network."""
-    return branch(model, "position") is not None
-
-
-def data_uri(image: np.ndarray) -> str:
-    """Returns a picture as text: PNG, or JPEG where that is much smaller."""
-    ordered = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    data, kind = cv2.imencode(".png", ordered)[1], "png"
-    if len(data) > 200_000:
-        data, kind = cv2.imencode(".jpg", ordered, [cv2.IMWRITE_JPEG_QUALITY, 90])[1], "jpeg"
-    return f"data:image/{kind};base64,{_base64(data)}"
-
-
-def _base64(array: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
 
 
 def _smaller(image: np.ndarray, width: int) -> np.ndarray:

@@ -1,0 +1,360 @@
+"""Every command and every piece of Python in README, CONTRIBUTING and docs does what it says.
+
+Commands of evaluation, pictures, predictions, export and comparing run in this process on a small
+network; those that train, or need data sets and several machines, are composed and checked as far
+as the start. A command that nothing here knows fails: it is to be taught, or to be left out.
+"""
+
+import io
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from itertools import count
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, call
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+from danet import config as schema
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+STARTERS = ("python", "torchrun", "bash", "sbatch", "make", "tensorboard", "find", "pip", "mkdocs")
+"""First words of what is a command; other lines of a block are what it prints, or a tree."""
+
+
+def blocks(path):
+    """Yields the language and the lines of each fenced block."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(), flags=re.M | re.S)
+    return [(language, body.splitlines()) for language, body in found]
+
+
+def commands(path):
+    """Yields the commands of a document, each as words, with its variables put in."""
+    for language, body in blocks(path):
+        if language not in ("", "bash"):
+            continue
+        variables = {}
+        text = re.sub(r"\\\n\s*", "", "\n".join(body))
+        for line in text.splitlines():
+            if assigned := re.match(r'([A-Z])="(.*)"$', line):
+                variables[f"${assigned[1]}"] = assigned[2]
+            for name, value in variables.items():
+                line = line.replace(name, value)
+            line = re.sub(r"^((?:[A-Z_]+=\S+ )+)(?=\w)", "", line).removeprefix(".venv/bin/")
+            if line.split(" ")[0] in STARTERS:
+                yield line
+
+
+def everything():
+    return [
+        pytest.param(line, id=f"{path.stem}:{line[:70]}")
+        for path in DOCUMENTS
+        for line in dict.fromkeys(commands(path))
+    ]
+
+
+def words_of(line):
+    """Splits a command; comments, prose behind two blanks and placeholders are left out."""
+    line = re.split(r"\s+#|\s{2,}(?=\S+ \S)", line)[0]
+    optional = re.sub(r"\[(\w+=[\w.]+)\]", r"\1", line)
+    words = shlex.split(optional)
+    return [w for w in words if w not in ("...", "SETTING=VALUE", "[SETTING=VALUE")]
+
+
+@pytest.fixture(scope="module")
+def home(tiny_checkpoint, tmp_path_factory):
+    """A folder in which the names that documents use exist."""
+    from danet.assemble import checked_config, load_saved, make_dataset
+
+    place = tmp_path_factory.mktemp("home")
+    config = checked_config(load_saved(tiny_checkpoint), tiny_checkpoint)
+    scenes = make_dataset(config, "val", training=False)
+    for run in ("a", "b", "c", "x", "y", "cats", "camvid_quick/time", "quickstart/time"):
+        folder = place / "runs" / run
+        folder.mkdir(parents=True)
+        for name in ("last.pt", "best.pt"):
+            shutil.copy(tiny_checkpoint, folder / name)
+        changed = {**config, "seed": len(run)}
+        (folder / "config.yaml").write_text(json.dumps(changed))
+        lines = [{"step": 6, "kind": "val", "miou": 0.25, "pixel_accuracy": 0.5}]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    for folder in ("images", "masks", "sub"):
+        (place / "pictures" / folder).mkdir(parents=True)
+    for number in range(20):
+        image, mask, _ = scenes.read(number % 5)
+        image = np.roll(image, number, axis=1)  # a picture that comes twice would be told
+        Image.fromarray(image).save(place / "pictures" / "images" / f"{number}.png")
+        Image.fromarray((mask % 3).astype(np.uint8)).save(
+            place / "pictures" / "masks" / f"{number}.png"
+        )
+    Image.fromarray(image).save(place / "pictures" / "sub" / "street.jpg")
+    Image.fromarray(image).save(place / "pictures" / "street.png")
+    for name in ("street.jpg", "a.jpg", "b.jpg"):
+        Image.fromarray(image).save(place / name)
+    video(place / "drive.mp4", image)
+    return place
+
+
+def video(path, image):
+    import cv2
+
+    size = (image.shape[1], image.shape[0])
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, size)
+    for _ in range(2):
+        writer.write(image)
+    writer.release()
+
+
+def located(word, home):
+    """Puts real paths in the place of those that documents use."""
+    pictures = str(home / "pictures")
+    for said, meant in (
+        (r"/data/pictures|~/pictures|\$HOME/pictures", pictures),
+        (r"\$HOME/more_pictures", f"{pictures}/sub"),
+        (r"images=FOLDER", f"images={pictures}/sub"),
+        (r"/data/drive.mp4|(?<==)drive.mp4", str(home / "drive.mp4")),
+        (r"checkpoint=PATH", "checkpoint=runs/x/best.pt"),
+        (r"<time>|2026-01-31_12-00-00", "time"),
+        (r"submission=DIR", "submission=to_the_server"),
+        (r"<camvid>|/data/\w+|/elsewhere|(?<=root=)DIR|<folder>", str(home)),
+    ):
+        word = re.sub(said, meant, word)
+    return word
+
+
+def compose(name, words):
+    """Composes a config as the command line would; of a sweep its first run."""
+    schema.register()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return hydra.compose(name, words, return_hydra_config=False)
+
+
+def first_of_sweep(word):
+    key, _, value = word.partition("=")
+    is_plain = value and value[0] not in "[{'\"(" and "," in value
+    return f"{key}={value.split(',')[0]}" if is_plain else word
+
+
+def check_training(words, home):
+    from danet.check import check
+
+    if "--help" in words or "--cfg" in words:
+        call("train", *words)
+        return
+    if "--config-dir" in words:
+        assert (home / "runs").is_dir()
+        words = [w for w in words if w.startswith(("run.", "resume"))]
+    settings = [first_of_sweep(word) for word in words if word not in ("-m", "--multirun")]
+    if any(word == "data.classes=names.txt" for word in settings):
+        (home / "names.txt").write_text("background\ncat\n")
+        settings = [w.replace("names.txt", str(home / "names.txt"), 1) for w in settings]
+    composed = compose("train", settings)
+    if composed.dry_run:
+        composed.data.root = str(home)
+    check(composed)
+
+
+def train_tool(words, home):
+    check_training(words, home)
+
+
+def eval_tool(words, home):
+    if any(word.startswith("submission=") for word in words):
+        # Scenes have no server; that this is told, and in one line, is what can be seen here.
+        call("eval", *words, "device=cpu", code=2)
+        return
+    words = [word for word in words if not word.startswith("data.root=")]
+    call("eval", *words, "device=cpu")
+
+
+def visualize_tool(words, home):
+    words = [re.sub(r"points=.*", "points=[[12,40],[30,5]]", word) for word in words]
+    call("visualize", *words, "device=cpu", *["count=1"] * (not any("count" in w for w in words)))
+
+
+def predict_tool(words, home):
+    call("predict", *words, f"output={home / f'out_{next(NUMBERS)}'}", "device=cpu")
+
+
+def export_tool(words, home):
+    call("export", *words)
+
+
+def compare_tool(words, home):
+    from danet.tools import compare
+
+    compare.main(words)
+
+
+def check_tool(words, home):
+    if not any(word.startswith("data=folder") for word in words):
+        assert "data" in compose("check", words)
+        return
+    classes = "data.classes=[background,cat,dog]"
+    call("check", *(classes if w.startswith("data.classes") else w for w in words))
+
+
+NUMBERS = count()
+TOOLS = {
+    "train": train_tool,
+    "eval": eval_tool,
+    "visualize": visualize_tool,
+    "predict": predict_tool,
+    "export": export_tool,
+    "compare": compare_tool,
+    "check": check_tool,
+}
+
+
+def prepare_script(words, home):
+    import prepare
+
+    if not any(word.startswith("archive=") for word in words):
+        with pytest.raises(SystemExit, match="0"):
+            prepare.main(words)
+
+
+def sweep_script(words, home, monkeypatch):
+    import sweep
+
+    started = []
+
+    def start(folder, settings):
+        started.append(settings)
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text('{"kind": "val", "miou": 0.5}\n')
+
+    monkeypatch.setattr(sweep.search, "__defaults__", (start,))
+    monkeypatch.setattr("sys.argv", ["sweep.py", words[0], "2", *words[2:]])
+    sweep.main()
+    for settings in started:
+        check_training(settings, home)
+
+
+def benchmark_script(words, monkeypatch):
+    import benchmark
+
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *words])
+    assert benchmark.arguments() is not None
+
+
+def python_command(words, home, monkeypatch):
+    """Runs ``python ...``."""
+    if words[:2] == ["-m", "pytest"]:
+        paths = [word for word in words[2:] if not word.startswith("-")]
+        assert paths
+        assert all((ROOT / path).exists() for path in paths)
+        return
+    folder, _, file = words[0].partition("/")
+    name = file.removesuffix(".py")
+    assert (ROOT / words[0]).is_file(), words[0]
+    if folder == "tools":
+        assert name in TOOLS, f"{words[0]}: teach tests/test_docs.py how it is run"
+        TOOLS[name](words[1:], home)
+    elif name == "prepare":
+        prepare_script(words[1:], home)
+    elif name == "sweep":
+        sweep_script(words[1:], home, monkeypatch)
+    elif name == "benchmark":
+        benchmark_script(words[1:], monkeypatch)
+    else:
+        compile((ROOT / words[0]).read_text(), words[0], "exec")
+
+
+def check_launcher(words):
+    """Holds the options of torchrun against its own parser; returns the command behind them."""
+    from torch.distributed.run import get_args_parser
+
+    options = get_args_parser().parse_args(words)
+    return [options.training_script, *options.training_script_args]
+
+
+@pytest.mark.filterwarnings("ignore:html5lib's sanitizer")
+@pytest.mark.parametrize("line", everything())
+def test_a_command_of_the_documents_works(line, home, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(home)
+    if export := "tools/export.py" in line:
+        # test_export.py writes programs; here the command line is what is tried.
+        monkeypatch.setattr("danet.tools.export.write_program", lambda *_: [])
+    assert export == ("export.py" in line)
+    if line.startswith("find"):
+        listed, line = line.split(" | ")
+        assert shlex.split(listed)[0] == "find"
+        names = "\n".join(map(str, (home / "pictures" / "images").iterdir()))
+        monkeypatch.setattr("sys.stdin", io.StringIO(names))
+    words = [located(word, home) for word in words_of(line)]
+    program, *words = words
+    if program == "torchrun":
+        program, words = "python", check_launcher(words)
+    if program == "python":
+        python_command(words, home, monkeypatch)
+    elif program in ("bash", "sbatch"):
+        subprocess.run(["bash", "-n", str(ROOT / words[0])], check=True)
+    elif program == "make":
+        subprocess.run(["make", "-n", "-C", str(ROOT), words[0]], check=True, capture_output=True)
+    elif program == "tensorboard":
+        from tensorboard import default
+        from tensorboard import program as board
+
+        board.TensorBoard(plugins=default.get_plugins()).configure(argv=["tensorboard", *words])
+    elif program == "mkdocs":
+        assert (ROOT / "mkdocs.yml").is_file()
+    else:
+        raise AssertionError(f"{line}: teach tests/test_docs.py how it is run")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in DOCUMENTS if any(language == "python" for language, _ in blocks(path))],
+    ids=lambda path: path.name,
+)
+def test_the_python_of_a_document_runs(path, home, monkeypatch):
+    monkeypatch.chdir(home)
+    image = torch.randint(0, 256, (1, 3, 48, 96), dtype=torch.uint8)
+    names = {"image": image, "array": image[0].permute(1, 2, 0).numpy()}
+    for language, body in blocks(path):
+        if language == "python":
+            text = "\n".join(body).replace("<time>", "time")
+            exec(compile(text, f"{path.name}", "exec"), names)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files_and_headings(path):
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        name, _, anchor = target.partition("#")
+        file = path.parent / name if name else path
+        assert file.exists(), f"{path.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(), flags=re.M)
+            slugs = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]
+            assert anchor in slugs, f"{path.name}: {target}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_settings_named_in_the_documents_exist(path):
+    """A key like ``trainer.x=`` in running text is one of the config or of a data set."""
+    composed = compose("train", TINY)
+    for group in ("trainer", "run"):
+        for key in re.findall(rf"`{group}\.(\w+)[=`]", path.read_text()):
+            assert key in composed[group], f"{path.name}: {group}.{key}"
+
+
+def test_extras_named_in_the_documents_exist():
+    setup = (ROOT / "setup.py").read_text()
+    extras = set(re.findall(r'^        "(\w+)": ', setup, flags=re.M))
+    for path in DOCUMENTS:
+        for extra in re.findall(r"danet\[(\w+)\]", path.read_text()):
+            assert extra in extras, f"{path.name}: {extra}"
