@@ -9,13 +9,13 @@ check:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy -p danet
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest -n 2 --dist worksteal -m "not slow"
 
 test:
 	bash scripts/test.sh
 
 test-quick:
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest -n 2 --dist worksteal -m "not slow"
 
 format:
 	$(PYTHON) -m ruff check --fix .

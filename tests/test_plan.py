@@ -225,6 +225,7 @@ def test_every_experiment_can_be_planned(experiment):
     assert "40.00 GiB by device_memory" in text
 
 
+@pytest.mark.serial
 def test_a_step_of_usual_size_is_let_through_at_once():
     plain = config("data.size=[512,1024]", "data.batch_size=16")
     start = time.perf_counter()

@@ -1,8 +1,18 @@
 """Fixtures of the fault tests: starting processes, the figure of a row, an undisturbed run."""
 
+from pathlib import Path
+
 import pytest
 
 from faults.toy import TOY, Starter, fingerprint
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Lets no other test run beside these: they keep time limits with several processes each."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("serial")
 
 
 @pytest.fixture
