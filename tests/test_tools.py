@@ -213,7 +213,7 @@ def test_a_bad_override_ends_in_one_line_and_code_2(tmp_path, settings, message)
 
 def test_help_shows_choices_settings_and_examples(tmp_path):
     text = tool("train", "--help", cwd=tmp_path).stdout
-    for part in ("model/head: channel, dual, fcn, position", "ema_decay: null", "torchrun"):
+    for part in ("model/head: cbam, channel, deeplab_v2", "ema_decay: null", "torchrun"):
         assert part in text
     assert list(tmp_path.iterdir()) == []
 
