@@ -194,7 +194,7 @@ def test_a_hostile_config_in_a_checkpoint_is_refused(run, tmp_path):
     [
         (["trainer.stepz=3"], "trainer.stepz: there is no such key; did you mean trainer.steps?"),
         (["trainer.steps=many"], "trainer.steps=many: expected a whole number"),
-        (["model/head=tripple"], "choices: cbam, channel, deeplab_v2, deeplab_v3, dual, fcn, position"),
+        (["model/head=tripple"], "choices: cbam, channel, deeplab_v2, deeplab_v3, dual, fcn"),
         (["loss=ohemm"], "did you mean ohem?; choices: cross_entropy"),
         (["data=camvid"], "data.root: no value is given; set data.root=<folder>"),
         (["--steps", "3"], "--steps: settings are given without dashes, as in trainer.steps=300"),
