@@ -196,7 +196,7 @@ def test_a_hostile_config_in_a_checkpoint_is_refused(run, tmp_path):
     [
         (["trainer.stepz=3"], "trainer.stepz: there is no such key; did you mean trainer.steps?"),
         (["trainer.steps=many"], "trainer.steps=many: expected a whole number"),
-        (["model/head=tripple"], "choices: channel, dual, fcn, position"),
+        (["model/head=tripple"], "choices: cbam, channel, deeplab_v2, deeplab_v3, dual, fcn"),
         (["loss=ohemm"], "did you mean ohem?; choices: cross_entropy"),
         (["data=camvid"], "data.root: no value is given; set data.root=<folder>"),
         (["--steps", "3"], "--steps: settings are given without dashes, as in trainer.steps=300"),
@@ -215,7 +215,7 @@ def test_a_bad_override_ends_in_one_line_and_code_2(tmp_path, settings, message)
 
 def test_help_shows_choices_settings_and_examples(tmp_path):
     text = tool("train", "--help", cwd=tmp_path).stdout
-    for part in ("model/head: channel, dual, fcn, position", "ema_decay: null", "torchrun"):
+    for part in ("model/head: cbam, channel, deeplab_v2", "ema_decay: null", "torchrun"):
         assert part in text
     assert list(tmp_path.iterdir()) == []
 
