@@ -115,6 +115,12 @@ def quote_path(argument: str) -> str:
 def _check_arguments(arguments: list[str]) -> None:
     """Refuses ``--steps 3``, which is how other programs are told, and choices of nothing."""
     for argument in arguments:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):  # bytes that are no letters
+            shown = os.fsencode(argument).decode("ascii", "backslashreplace")
+            raise InputError(
+                f"{shown}: this Python takes names for {sys.getfilesystemencoding()}, and here are "
+                "other bytes; set PYTHONUTF8=1 in the environment, or rename"
+            )
         name, _, value = argument.lstrip("-+").partition("=")
         is_long = argument.startswith("--")
         is_flag = argument in _SHORT_FLAGS or (is_long and name in _HYDRA_FLAGS)

@@ -142,7 +142,7 @@ def camvid_tree(tmp_path):
     return tmp_path / "camvid"
 
 
-_NUMBERED = re.compile(r"test_([CFLIK]\d\d)_")
+_NUMBERS = re.compile(r"_([CFLIK]\d\d)(?=_)")
 _rows = []
 
 
@@ -150,8 +150,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         marks = [(m.args[0], m.args[1]) for m in item.iter_markers("fault")]
         marks += [(m.args[0], "") for m in item.iter_markers("bad_input")]
-        if named := _NUMBERED.match(item.name):
-            marks.append((named[1], ""))
+        marks += [(number, "") for number in _NUMBERS.findall(item.originalname or item.name)]
         # Properties of a test travel with its report, from another process, too.
         item.user_properties += [("row", mark) for mark in marks]
 

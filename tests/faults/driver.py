@@ -24,7 +24,9 @@ def run(spec):
     (Path(spec["pids"]) / str(os.getpid())).touch()
     from faults import plants
 
-    sys.argv = [f"{spec['tool']}.py", *spec["settings"]]
+    # As the interpreter reads them from the system, also where that knows ASCII only.
+    settings = [os.fsdecode(setting.encode()) for setting in spec["settings"]]
+    sys.argv = [f"{spec['tool']}.py", *settings]
     for name, values in spec["plants"].items():
         if "rank" not in values or str(values["rank"]) == os.environ.get("RANK", "0"):
             getattr(plants, name)(**{k: v for k, v in values.items() if k != "rank"})

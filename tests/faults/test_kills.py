@@ -25,6 +25,7 @@ def save_for_ever(folder, first):
     folder = Path(folder)
     remove_leftovers(folder)
     saver, step = Saver(folder, keep_last=2), first
+    (folder / "ready").touch()
     while True:
         step += 1
         state = {
@@ -43,10 +44,11 @@ def test_200_kills_leave_a_whole_newest_checkpoint(tmp_path, figure):
     for number in range(kills):
         process = context.Process(target=save_for_ever, args=(str(tmp_path), step), daemon=True)
         process.start()
-        if number == 0:
-            until(lambda: (tmp_path / "last.pt").exists(), what="the first checkpoint")
-        time.sleep(draw.random() * 0.3)  # any moment will do: nothing is waited for
+        wanted = "ready" if number else "last.pt"
+        until((tmp_path / wanted).exists, what="the start of saving")
+        time.sleep(draw.random() * 0.3)
         os.kill(process.pid, signal.SIGKILL)
+        (tmp_path / "ready").unlink()
         process.join()
         process.close()
         torn += len(list(tmp_path.glob(".*.tmp")))

@@ -65,19 +65,28 @@ def test_nothing_is_left_in_a_home(start, tmp_path):
     assert list(home.iterdir()) == []
 
 
+LANG_C = {**EMPTY, "LANG": "C", "LC_ALL": "C", "OMP_NUM_THREADS": "1"}
+
+
 @pytest.mark.slow
 @pytest.mark.fault("T53", "LANG=C, and paths with spaces and Chinese letters")
-@pytest.mark.parametrize("utf8", ["1", "0"], ids=["UTF-8 mode", "ASCII"])
-def test_any_path_serves_in_any_language(start, tmp_path, utf8):
+def test_any_path_serves_in_any_language(start, tmp_path):
     data = pictures(tmp_path / "图 片", train=4, val=2)
-    only = {**EMPTY, "LANG": "C", "LC_ALL": "C", "OMP_NUM_THREADS": "1"}
-    if utf8 == "0":
-        only |= {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    settings = [*data, "run.dir=运 行", "trainer.steps=2"]
-    run = start.start(*settings, only=only)
-    run.ends(0)
+    start.start(*data, "run.dir=运 行", "trainer.steps=2", only=LANG_C).ends(0)
     assert checkpoint.load(tmp_path / "运 行/last.pt")["step"] == 2
-    start.start("resume=运 行/last.pt", only=only).ends(0)
+    start.start("resume=运 行/last.pt", only=LANG_C).ends(0)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T53", "a Python that was told to know ASCII only")
+def test_letters_that_python_may_not_read_are_refused_in_one_line(start, tmp_path):
+    only = {**LANG_C, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    run = start.start(*TOY, "run.dir=运 行", only=only)
+    run.ends(2)
+    (line,) = run.stderr().strip().splitlines()
+    assert line.startswith("error: run.dir=\\xe8\\xbf\\x90")
+    assert "set PYTHONUTF8=1 in the environment" in line
+    assert not (tmp_path / "运 行").exists()
 
 
 @pytest.mark.slow
