@@ -16,6 +16,7 @@ from itertools import count
 
 import hydra
 import numpy as np
+import originals
 import pytest
 import torch
 from conftest import ROOT, TINY, call
@@ -158,6 +159,9 @@ def check_training(words, home):
     if any(word == "data.classes=names.txt" for word in settings):
         (home / "names.txt").write_text("background\ncat\n")
         settings = [w.replace("names.txt", str(home / "names.txt"), 1) for w in settings]
+    for package in ("wandb", "mlflow"):
+        if any(word.startswith("run.log_to=") and package in word for word in settings):
+            pytest.importorskip(package)  # an optional writer; without it the config is refused
     composed = compose("train", settings)
     if composed.dry_run:
         composed.data.root = str(home)
@@ -204,6 +208,15 @@ def check_tool(words, home):
     call("check", *(classes if w.startswith("data.classes") else w for w in words))
 
 
+def convert_tool(words, home):
+    values = dict(word.split("=", 1) for word in words)
+    assert values["source"] == "official"
+    state = originals.random_state(originals.authors_shapes(50))
+    torch.save({"state_dict": state}, home / values["input"])
+    call("convert", *words)
+    assert (home / values["output"]).is_file()
+
+
 NUMBERS = count()
 TOOLS = {
     "train": train_tool,
@@ -213,6 +226,7 @@ TOOLS = {
     "export": export_tool,
     "compare": compare_tool,
     "check": check_tool,
+    "convert": convert_tool,
 }
 
 
