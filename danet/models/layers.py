@@ -2,11 +2,13 @@
 
 from torch import nn
 
+from danet.ops.convolution import WideConv2d
+
 
 def conv_norm_relu(in_channels: int, channels: int, kernel_size: int) -> nn.Sequential:
     """Convolution without bias, batch norm, ReLU; keeps the size."""
     return nn.Sequential(
-        nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=False),
+        WideConv2d(in_channels, channels, kernel_size),
         nn.BatchNorm2d(channels),
         nn.ReLU(inplace=True),
     )

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from danet.ops.resize import resize
+from danet.ops.resize import resize, resize_backward
 from danet.types import IGNORE
 
 ELEMENTS_PER_CHUNK = 2**23
@@ -67,13 +67,12 @@ class _CrossEntropySum(torch.autograd.Function):
         gradients: list[Tensor] = []
         chunks = zip(_chunks(logits, target), _split(weights, logits, target), strict=True)
         for (coarse, y), w in chunks:
-            with torch.enable_grad():  # records the resizing alone, to run it backwards below
-                coarse = coarse.detach().requires_grad_()
-                fine = resize(coarse, _size(y), align_corners=align_corners)
-            log_p = fine.detach().log_softmax(dim=1)  # (b, K, H, W)
+            fine = resize(coarse, _size(y), align_corners=align_corners)
+            log_p = fine.log_softmax(dim=1)  # (b, K, H, W)
             sums.append((_nll(log_p, y) * w).sum())
             gradient = _softmax_minus_onehot(log_p, y).mul_(w.unsqueeze(1))
-            gradients += torch.autograd.grad(fine, coarse, gradient)
+            size = (coarse.shape[2], coarse.shape[3])
+            gradients.append(resize_backward(gradient, size, align_corners=align_corners))
         ctx.save_for_backward(torch.cat(gradients))  # (B, K, h, w)
         ctx.dtype = logits.dtype
         return torch.stack(sums).sum()
