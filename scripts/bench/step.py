@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from danet.losses import CrossEntropy, DeepSupervision
 from danet.models.heads import DualAttentionHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
+from danet.ops.convolution import WideConv2d
 
 NUM_CLASSES = 19
 AGREEMENT = 1e-4
@@ -119,6 +121,35 @@ def run(options: Options) -> list[Row]:
         rows += _memory(case, steps, device)
     for case, steps in zip(cases, every, strict=True):
         rows += _time(case, steps, options)
+    return rows + _wide_convolutions(options)
+
+
+def _wide_convolutions(options: Options) -> list[Row]:
+    """Times the two convolutions of the head that are done in pieces against torch's own."""
+    device = options.device
+    if device.type != "cpu" or choose_precision(options.precision, device) != torch.bfloat16:
+        return []  # there they are torch's own
+    rows = []
+    for size in (8,) if options.quick else (32, 64):
+        torch.manual_seed(0)
+        ours = WideConv2d(2048, 512, 3).bfloat16().to(memory_format=torch.channels_last)
+        plain = nn.Conv2d(2048, 512, 3, padding=1, bias=False).bfloat16()
+        plain = plain.to(memory_format=torch.channels_last)
+        plain.load_state_dict(ours.state_dict())
+        x = torch.randn(2, 2048, size, size, dtype=torch.bfloat16)
+        x = x.to(memory_format=torch.channels_last).requires_grad_()
+        outputs = [conv(x) for conv in (ours, plain)]
+        upstream = torch.randn_like(outputs[0])
+        agree(relative_error(*outputs), 1e-2, "step, wide convolution")
+        backward = [
+            partial(torch.autograd.grad, y, (x, conv.weight), upstream, retain_graph=True)
+            for y, conv in zip(outputs, (ours, plain), strict=True)
+        ]
+        forward = [partial(conv, x) for conv in (ours, plain)]
+        name = f"3x3, 2048 to 512 channels, {size} x {size}, batch 2, bfloat16"
+        for what, functions in (("forward", forward), ("backward", backward)):
+            spent = seconds(functions, device, repeats=1 if options.quick else 9)
+            rows.append(Row("step", name, "time", "s", *spent, what))
     return rows
 
 
