@@ -59,8 +59,8 @@ def test_three_seeds_of_every_variant_at_every_level():
     assert len(runs("study=scenes")) == 3 * 6 * 5
     assert len({run.name for run in runs("study=scenes")}) == 90
     assert len(runs("study=camvid", "data.root=/d")) == 3 * 4
-    first = runs("study=scenes", "variant=second reading", "level=tiny")[0]
-    assert first.name == "tiny_second-reading_1"
+    first = runs("study=scenes", "variant=second reading", "level=medium")[0]
+    assert first.name == "medium_second-reading_1"
     assert first.settings[-1] == "seed=1"
 
 
