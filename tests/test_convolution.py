@@ -75,3 +75,9 @@ def test_a_folded_batch_norm_keeps_its_bias():
         right = norm(conv(x))
         with torch.autocast("cpu", torch.bfloat16):
             assert relative(folded(x), right) < 1e-2
+
+
+def test_shapes_are_known_without_storage():
+    conv, x = wide()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv.to("meta")(x.to("meta")).shape == (2, 40, 7, 9)

@@ -30,18 +30,17 @@ class WideConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, in_channels, H, W) to (B, out_channels, H, W)."""
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        in_pieces = (
-            kind == "cpu"
-            and dtype == torch.bfloat16
-            and self.weight[0].numel() >= WIDE
-            and self.bias is None  # which it has when a batch norm was folded into it
-            and not torch.compiler.is_compiling()
-        )
-        if not in_pieces:
+        if not self._is_slow_at_once(x):
             return super().forward(x)
-        return _InPieces.apply(x.to(dtype), self.weight.to(dtype))
+        return _InPieces.apply(x.bfloat16(), self.weight.bfloat16())
+
+    def _is_slow_at_once(self, x: Tensor) -> bool:
+        """Tells whether this is a wide convolution in bfloat16 on a CPU, run by torch itself."""
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return False
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        # It has a bias when a batch norm was folded into it.
+        return dtype == torch.bfloat16 and self.weight[0].numel() >= WIDE and self.bias is None
 
 
 class _InPieces(torch.autograd.Function):
