@@ -19,8 +19,8 @@ class WideConv2d(nn.Conv2d):
 
     The two 3x3 convolutions that lead 2048 channels into the dual head are a quarter of a training
     step, and in bfloat16 their weights are too much at once for oneDNN's forward kernel: for a
-    quarter of the output channels at a time it is up to 1.4 times as fast (docs/benchmarks.md). The gradients are
-    torch's own. No sum is split, so nothing is rounded more often than otherwise.
+    quarter of the output channels at a time it is up to 1.4 times as fast (docs/benchmarks.md).
+    Gradients are torch's own. No sum is split, so nothing is rounded more often than otherwise.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
