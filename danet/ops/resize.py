@@ -22,7 +22,7 @@ def resize_backward(
 
     Bilinear resizing is ``rows^T x columns`` with one small matrix for each axis, so its gradient
     is two products of matrices: on a CPU several times faster than torch's own, which scatters
-    pixel by pixel, and on CUDA, unlike that, the same bits every time.
+    pixel by pixel, and on CUDA without the atomic additions that make that differ between runs.
 
     Args:
         gradient: (B, C, H, W).
