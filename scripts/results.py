@@ -145,7 +145,9 @@ def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    group, classes = next(iter(study["scores"].items()))
+    group, classes = "all classes (mIoU)", None
+    if "guess" in study:
+        group, classes = study["guess"]["scores"], study["scores"][study["guess"]["scores"]]
     levels = [level for level in study["levels"] if any(key[0] == level for key in runs)]
     variants = [v for v in study["variants"] if any(key[1] == v for key in runs)]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
@@ -163,8 +165,9 @@ def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
             right.plot(steps, losses, color=color, label=variant)
     if "guess" in study:
         left.axhline(study["guess"]["iou"], color="grey", lw=1, ls=":")
+        left.set_ylim(0, 100)
     left.set_xticks(range(len(levels)), levels)
-    left.set(title=f"{group}: IoU on {study['split']}, percent", ylim=(0, 100))
+    left.set(title=f"{group}: IoU on {study['split']}, percent")
     left.set_xlim(-0.5, len(levels) - 0.5)
     right.set(
         title=f"cross entropy of the prediction in training, {levels[0]}",
