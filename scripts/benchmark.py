@@ -8,7 +8,6 @@ python scripts/benchmark.py --quick                        whether the parts run
 import argparse
 import importlib
 import json
-import platform
 import shlex
 import subprocess
 import sys
@@ -20,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from bench.measure import Options, Row, give_back_freed_memory, table
+from provenance import commit, processor
 
-ROOT = Path(__file__).resolve().parents[1]
 PARTS = {
     "attention": "bench.attention",
     "step": "bench.step",
@@ -36,25 +35,15 @@ PARTS = {
 def circumstances(options: Options) -> dict[str, Any]:
     """Returns what figures must not be read without."""
     device = options.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "device": f"{device.type}: {name}",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
+        "commit": commit(),
         "command": shlex.join(["python", "scripts/benchmark.py", *sys.argv[1:]]),
         "quick": options.quick,
     }
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def arguments() -> argparse.Namespace:

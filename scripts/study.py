@@ -22,11 +22,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
 import yaml
+from provenance import commit, processor
 
 import danet
 from danet.config import did_you_mean
@@ -197,27 +199,7 @@ def machine(places: Sequence[str]) -> str:
     """Returns what computed, in words."""
     if torch.cuda.is_available() and "trainer.device=cpu" not in places:
         return torch.cuda.get_device_name()
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = re.findall(r"model name\s*: (.+)", info.read_text())
-        model = names[0] if names else model
-    return f"{model}, {torch.get_num_threads()} thread(s) of {os.cpu_count()} cores"
-
-
-def commit() -> str:
-    """Returns the commit of this checkout, with a + where files differ from it."""
-    try:
-        told = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):  # an installed package, or no git
-        return "unknown"
-    return told.stdout.strip()
+    return f"{processor()}, {torch.get_num_threads()} thread(s) of {os.cpu_count()} cores"
 
 
 def status(runs: Sequence[Run], results: Path) -> Iterator[str]:
