@@ -77,7 +77,7 @@ class Footprint(NamedTuple):
     peak: int
     """The most that is alive at once, all of the above included as far as it is then alive."""
     forward_flops: int
-    """Of one batch."""
+    """Of the network on one batch, without the loss."""
     step_flops: int
     """Of all batches of an update, recomputation included."""
 
@@ -136,8 +136,8 @@ class StepSimulator:
             if times > 1:  # from the second batch on there are gradients already
                 self._make_gradients()
             ledger.peak, ledger.flops, before = ledger.now, 0, ledger.now
-            loss = self._forward(batch_size, height, width)
-            activations, forward_flops = ledger.now - before, ledger.flops
+            loss, forward_flops = self._forward(batch_size, height, width)
+            activations = ledger.now - before
             loss.backward()
             del loss
             self._optimizer.zero_grad(set_to_none=True)
@@ -165,8 +165,12 @@ class StepSimulator:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _forward(self, batch_size: int, height: int, width: int) -> Tensor:
-        """Returns the loss of a batch; image and mask live as long as its graph needs them."""
+    def _forward(self, batch_size: int, height: int, width: int) -> tuple[Tensor, int]:
+        """Returns the loss of a batch and the FLOPs of the network.
+
+        Image and mask live as long as the graph of the loss needs them. The loss is not counted
+        here since it already computes gradients, among them products (``resize_backward``).
+        """
         self._attention = 0
         image = torch.empty(batch_size, 3, height, width, dtype=torch.uint8)
         if self._settings.channels_last:
@@ -174,8 +178,10 @@ class StepSimulator:
         mask = torch.empty(batch_size, height, width, dtype=torch.uint8)
         dtype = torch.float32 if self._precision == torch.float32 else torch.bfloat16
         with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-            terms = self._criterion(self.model(image), mask)
-        return torch.stack(list(terms.values())).sum() / self._settings.accumulate
+            outputs = self.model(image)
+            flops = self._ledger.flops
+            terms = self._criterion(outputs, mask)
+        return torch.stack(list(terms.values())).sum() / self._settings.accumulate, flops
 
     def _watch_attention(self) -> None:
         """Notes what is alive before and after each attention module."""
