@@ -11,7 +11,7 @@ Both are fair bits, independent of each other and of all else that is drawn, so 
 carries nothing across the picture is left to guess. Nothing taller than a car hides a cue.
 
 A picture is painted from the back to the front. Ground lines are fractions of its height, objects
-are measured in ``Canvas.unit``. All coordinates are in pixels, (0, 0) is the top left corner.
+are measured in ``Canvas.unit``.
 """
 
 import random
@@ -22,11 +22,8 @@ import cv2
 import numpy as np
 
 from danet.datasets.base import SegmentationDataset, Transform
-from danet.datasets.labels import Color
+from danet.datasets.canvas import Box, Canvas, pick, shade, spread
 from danet.errors import InputError
-
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom; the last two are exclusive."""
 
 SKY, BUILDING, ROAD, SIDEWALK, TREE, POLE, PERSON, CAR = range(8)
 MILL, TOWER, HEATH, LAWN, BUS, TRAM, KIOSK, BOOTH = range(8, 16)
@@ -58,80 +55,6 @@ CLOUD, ASPHALT, PAVING, LINE = (240, 242, 245), (92, 92, 98), (172, 168, 162), (
 BARK, METAL, LAMP = (96, 74, 56), (58, 60, 64), (250, 236, 180)
 TYRE, RIM = (36, 36, 40), (150, 150, 150)
 COUNTER, SHELF, CLOTH = (70, 58, 50), (214, 190, 150), (240, 236, 226)
-
-
-class Canvas:
-    """A picture in the making; a shape covers what is behind it.
-
-    Attributes:
-        image: (H, W, 3) uint8, RGB.
-        mask: (H, W) uint8, class indices.
-        unit: Length in pixels in which objects are measured.
-    """
-
-    def __init__(self, height: int, width: int) -> None:
-        self.height, self.width = height, width
-        self.image = np.zeros((height, width, 3), np.uint8)
-        self.mask = np.full((height, width), SKY, np.uint8)
-        self.unit = min(height, 0.45 * width)  # a coach must fit in the right 40 %
-
-    def box(self, kind: int, color: Color, box: Box) -> None:
-        """Fills a rectangle, of one pixel at least."""
-        x, y = max(round(box[0]), 0), max(round(box[1]), 0)
-        end_x, end_y = max(round(box[2]), x + 1), max(round(box[3]), y + 1)
-        self.image[y:end_y, x:end_x] = color
-        self.mask[y:end_y, x:end_x] = kind
-
-    def ellipse(self, kind: int, color: Color, center: tuple[float, float], *radii: float) -> None:
-        """Fills an ellipse of one radius or two, across and down."""
-        place = (round(center[0]), round(center[1])), (round(radii[0]), round(radii[-1])), 0, 0, 360
-        cv2.ellipse(self.image, *place, color, cv2.FILLED)
-        cv2.ellipse(self.mask, *place, kind, cv2.FILLED)
-
-    def polygon(self, kind: int, color: Color, corners: Sequence[tuple[float, float]]) -> None:
-        """Fills a polygon with the given (x, y) corners."""
-        points = np.rint(corners).astype(np.int32)
-        cv2.fillPoly(self.image, [points], color)
-        cv2.fillPoly(self.mask, [points], kind)
-
-    def grid(
-        self,
-        color: Color,
-        box: Box,
-        *,
-        pitch: tuple[float, float],
-        fill: tuple[float, float],
-        opacity: float = 1.0,
-    ) -> None:
-        """Repeats a small rectangle over a box: windows, stripes, joints. The mask stays.
-
-        It comes every ``pitch`` pixels and takes up the part ``fill`` of them, across and down.
-        """
-        left, top, right, bottom = (max(round(edge), 0) for edge in box)
-        area = self.image[top:bottom, left:right]
-        across = np.arange(area.shape[1]) / pitch[0] % 1 < fill[0]
-        down = np.arange(area.shape[0]) / pitch[1] % 1 < fill[1]
-        chosen = np.ix_(down, across)
-        area[chosen] = area[chosen] * (1 - opacity) + np.multiply(color, opacity)
-
-
-def shade(color: Sequence[float], factor: float) -> Color:
-    """Returns the colour, darker below 1 and brighter above."""
-    red, green, blue = (min(max(int(value * factor), 0), 255) for value in color)
-    return red, green, blue
-
-
-def pick(rng: random.Random, colors: Sequence[Color]) -> Color:
-    """Draws one of the colours and moves it a little."""
-    return shade([value + rng.uniform(-12, 12) for value in rng.choice(colors)], 1.0)
-
-
-def spread(rng: random.Random, start: float, stop: float, *, room: float) -> list[float]:
-    """Draws one or more places in start..stop that leave ``room`` to the right of each."""
-    slots = max(int((stop - start) / room), 1)
-    pitch = (stop - start) / slots
-    chosen = rng.sample(range(slots), rng.randint((slots + 1) // 2, slots))
-    return [start + slot * pitch + rng.uniform(0, max(pitch - room, 0)) for slot in chosen]
 
 
 def draw_sky(canvas: Canvas, rng: random.Random) -> None:
@@ -355,7 +278,7 @@ def draw_scene(
     Returns:
         The image, (H, W, 3) uint8 RGB, and its mask, (H, W) uint8 class indices.
     """
-    canvas, paint_cue = Canvas(*size), LEVELS[level]
+    canvas, paint_cue = Canvas(*size, background=SKY), LEVELS[level]
     height, end, unit = float(canvas.height), CUE_END * canvas.width, canvas.unit
     left, top = rng.uniform(0, 0.2) * end, rng.uniform(0.04, 0.08) * height
     landmark = (left, top, end, HORIZON * height)

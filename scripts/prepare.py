@@ -10,7 +10,6 @@ archives may unpack to more than 200 GiB, or than 200 times their size.
 
 import difflib
 import math
-import os
 import re
 import shlex
 import sys
@@ -18,14 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import command_line
 from tqdm import tqdm
 
 from danet.archives.members import Listing, check_digest, read_listing
 from danet.archives.rules import Limits
 from danet.archives.unpack import unpack
-from danet.errors import InputError, UserError
+from danet.errors import InputError
 
 
 class Source(NamedTuple):
@@ -321,13 +322,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        if os.environ.get("DANET_TRACEBACK") == "1":
-            raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
-        sys.exit(130)
+    command_line.run(main)

@@ -18,8 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import command_line
 import yaml
 
 from danet.config import did_you_mean
@@ -157,16 +159,7 @@ def launch(row: Row, launcher: str, runs: Path, settings: Sequence[str]) -> None
 
 def main(arguments: Sequence[str]) -> None:
     """Does what the command line asks for."""
-    own: dict[str, str] = {}
-    settings = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise InputError(f"{argument}: a setting has the form key=value")
-        if key in OWN:
-            own[key] = value
-        else:
-            settings.append(argument)
+    own, settings = command_line.split(arguments, OWN)
     about, rows = rows_of(own)
     runs = Path(own.get("runs", "runs")).expanduser()  # commands start in this checkout
     launcher = own.get("launch")
@@ -196,7 +189,4 @@ def main(arguments: Sequence[str]) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    command_line.run(main)

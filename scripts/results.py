@@ -15,8 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import command_line
 import yaml
 
 from danet.errors import InputError, UserError
@@ -182,8 +184,7 @@ def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Writes page and plots, or compares the page."""
-    own = dict(argument.partition("=")[::2] for argument in arguments)
-    unknown = [key for key in own if key not in ("check", "results", "page", "images")]
+    own, unknown = command_line.split(arguments, ("check", "results", "page", "images"))
     if unknown:
         raise InputError(f"{unknown[0]}: expected check, results, page or images")
     results, page = Path(own.get("results", RESULTS)), Path(own.get("page", PAGE))
@@ -201,7 +202,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    command_line.run(main)

@@ -8,17 +8,20 @@ folders below DIR: what the benchmark's server takes.
 
 import json
 import math
-import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import command_line
 
 from danet.datasets.cityscapes import LABELS, Cityscapes
 from danet.datasets.files import read_labels
 from danet.engine.log import class_table
-from danet.errors import InputError, StorageError, UserError
+from danet.errors import InputError, StorageError
 from danet.evaluation.cityscapes import OfficialScorer
 from danet.evaluation.official import OfficialScores
 
@@ -76,7 +79,7 @@ def score(predictions: Path, root: Path, split: str) -> tuple[OfficialScores, st
     return scorer.scores(with_instances=not note), note
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Prints the tables; writes them to ``output``, with null for a class that is absent."""
     given = dict(argument.partition("=")[::2] for argument in arguments)
     if not {"predictions", "root"} <= set(given) <= {"predictions", "root", "split", "output"}:
@@ -107,10 +110,4 @@ def _aligned(scores: dict[str, float], names: dict[str, float]) -> list[float]:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        if os.environ.get("DANET_TRACEBACK") == "1":
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    command_line.run(main)

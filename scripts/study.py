@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import command_line
 import numpy as np
 import torch
 import yaml
@@ -38,6 +39,8 @@ ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "scripts" / "studies.yaml"
 RESULTS = ROOT / "docs" / "results"
 OWN = ("study", "level", "variant", "seed", "runs", "results", "list")
+PLACES = ("data.root", "data.num_workers", "data.cache", "trainer.device")
+"""Settings of the training that change nothing of a result."""
 _POINTS = 60
 """Of a curve of the loss that are kept."""
 
@@ -71,17 +74,9 @@ class Settings(NamedTuple):
 
 def parse(arguments: Sequence[str]) -> Settings:
     """Sorts the command line; raises InputError."""
-    own, places, changes = {}, [], []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise InputError(f"{argument}: a setting has the form key=value")
-        if key in OWN:
-            own[key] = value
-        elif key in ("data.root", "data.num_workers", "data.cache", "trainer.device"):
-            places.append(argument)
-        else:
-            changes.append(argument)
+    own, others = command_line.split(arguments, OWN)
+    places = [text for text in others if text.partition("=")[0] in PLACES]
+    changes = [text for text in others if text not in places]
     if "study" not in own:
         raise InputError(f"study: which one? study={' or study='.join(studies())}")
     if changes and "results" not in own:
@@ -238,7 +233,4 @@ def main(arguments: Sequence[str]) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    command_line.run(main)

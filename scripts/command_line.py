@@ -1,0 +1,39 @@
+"""What scripts with settings of their own share: ``key=value``, and errors of one line."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from danet.errors import InputError, UserError
+
+
+def split(arguments: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Parts the command line into a script's own settings and those that it hands on.
+
+    Raises:
+        InputError: An argument is not of the form key=value.
+    """
+    mine, others = {}, []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise InputError(f"{argument}: a setting has the form key=value")
+        if key in own:
+            mine[key] = value
+        else:
+            others.append(argument)
+    return mine, others
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Calls ``main`` with the command line; errors end the process as those of the tools do."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        if os.environ.get("DANET_TRACEBACK") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        sys.exit(130)

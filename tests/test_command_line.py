@@ -1,0 +1,63 @@
+"""Scripts with settings of their own end as the tools do."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from danet.errors import InputError, StorageError
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+SPEC = importlib.util.spec_from_file_location("command_line", SCRIPTS / "command_line.py")
+assert SPEC is not None
+assert SPEC.loader is not None
+command_line = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(command_line)
+
+
+def test_own_settings_are_parted_from_others():
+    own, others = command_line.split(["a=1=2", "b.c=3", "d="], ("a", "d"))
+    assert (own, others) == ({"a": "1=2", "d": ""}, ["b.c=3"])
+    with pytest.raises(InputError, match="--a: a setting has the form key=value"):
+        command_line.split(["--a"], ("a",))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (InputError("a=1: expected 2"), InputError.exit_code, "error: a=1: expected 2\n"),
+        (StorageError("full"), StorageError.exit_code, "error: full\n"),
+        (KeyboardInterrupt(), 130, "stopped; the same command goes on from here\n"),
+    ],
+)
+def test_an_end_is_one_line_and_a_code(error, code, text, capsys):
+    def work(_):
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        command_line.run(work)
+    assert end.value.code == code
+    assert capsys.readouterr().err == text
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        command_line.run(lambda _: print(1 / 0))
+    monkeypatch.setenv("DANET_TRACEBACK", "1")
+
+    def refuse(_):
+        raise InputError("a")
+
+    with pytest.raises(InputError):
+        command_line.run(refuse)
+
+
+@pytest.mark.parametrize("name", ["prepare", "reproduce", "results", "score_cityscapes", "study"])
+def test_every_script_refuses_in_one_line(name):
+    command = [sys.executable, str(SCRIPTS / f"{name}.py"), "study=x", "table=x", "data=x"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == InputError.exit_code
+    assert done.stderr.startswith("error: ")
+    assert not done.stdout
