@@ -28,7 +28,14 @@ def test_every_run_of_a_study_composes_and_only_what_is_meant_differs(name):
     assert len(found) == len(STUDIES[name]["variants"])
     for group in ("trainer", "optimizer", "schedule", "evaluation", "seed"):
         assert len({json.dumps(config[group]) for config in found.values()}) == 1, group
-    assert len({json.dumps(config["model"]["head"]) for config in found.values()}) == len(found)
+    methods = {json.dumps([config["model"]["head"], config["loss"]]) for config in found.values()}
+    assert len(methods) == len(found)
+
+
+def test_the_last_reading_is_the_second_reading_and_the_others_are_one_change_each():
+    one, *changes, last = STUDIES["readings"]["variants"].values()
+    assert last == STUDIES["scenes"]["variants"]["second reading"]
+    assert [[*one, change] for change in last[1:]] == changes
 
 
 def test_levels_of_scenes_differ_in_the_cue_alone():
@@ -47,17 +54,18 @@ def test_classes_of_the_scores_are_classes_of_the_data():
     from danet.datasets.camvid import CamVid
     from danet.datasets.scenes import Scenes
 
-    for name, classes in (("scenes", Scenes.classes), ("camvid", CamVid.classes)):
-        for group in STUDIES[name]["scores"].values():
-            assert set(group) <= set(classes)
-    assert STUDIES["scenes"]["scores"]["far pairs"] == [
-        n for pair in Scenes.far_pairs for n in pair
-    ]
+    classes = {"scenes": Scenes.classes, "readings": Scenes.classes, "camvid": CamVid.classes}
+    for name, definition in STUDIES.items():
+        for group in definition["scores"].values():
+            assert set(group) <= set(classes[name])
+    for name in ("scenes", "readings"):
+        assert STUDIES[name]["scores"]["far pairs"] == [n for p in Scenes.far_pairs for n in p]
 
 
 def test_three_seeds_of_every_variant_at_every_level():
     assert len(runs("study=scenes")) == 3 * 6 * 5
     assert len({run.name for run in runs("study=scenes")}) == 90
+    assert len(runs("study=readings")) == 3 * 6
     assert len(runs("study=camvid", "data.root=/d")) == 3 * 4
     first = runs("study=scenes", "variant=second reading", "level=medium")[0]
     assert first.name == "medium_second-reading_1"
