@@ -83,11 +83,12 @@ def failures(study: Mapping[str, Any], runs: Runs) -> Iterator[str]:
         }
         lost = [level for level, mean in means.items() if mean <= guess]
         held = [level for level in means if level not in lost]
+        said = [
+            f"better than a guess at {', '.join(held)}" if held else "",
+            f"no better at {', '.join(lost)}" if lost else "",
+        ]
         if means:
-            yield (
-                f"- {variant}: better than a guess at {', '.join(held) or 'no level'}; "
-                f"no better at {', '.join(lost) or 'no level'}"
-            )
+            yield f"- {variant}: {'; '.join(filter(None, said))}"
 
 
 def text(name: str, study: Mapping[str, Any], runs: Runs) -> str:

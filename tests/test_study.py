@@ -153,7 +153,7 @@ def test_a_page_shows_means_spreads_and_where_a_variant_is_no_better_than_a_gues
     assert "| FCN | 35.0 (33.3 to 36.7) | - |" in text
     assert "| both | 60.0 | 23.3 |" in text
     assert "| PAM" not in text
-    assert "- FCN: better than a guess at wide; no better at no level" in text
+    assert "- FCN: better than a guess at wide\n" in text
     assert "- both: better than a guess at wide; no better at small" in text
     assert "4 runs of 350 steps, 3.0 to 4.0 minutes each, on one; danet 0.1.0." in text
 
