@@ -23,6 +23,8 @@ from danet import config as schema
 
 ROOT = Path(__file__).resolve().parents[1]
 CAMVID = Path(os.environ.get("CAMVID", ROOT.parent / "shared" / "data" / "camvid"))
+SAMPLES = Path(os.environ.get("SAMPLES", ROOT.parent / "shared" / "data" / "samples"))
+"""Real pairs of the data sets, a few of each."""
 
 TINY = [
     "data.size=[48,96]",

@@ -1,18 +1,13 @@
 """ADE20K: 0 is ignored, 1..150 are the classes, and the other release is told apart."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import SAMPLES
 from PIL import Image
 
 from danet.datasets.ade20k import ADE20K
 from danet.errors import InputError
 from danet.types import IGNORE
-
-SAMPLES = Path(os.environ.get("SAMPLES", ROOT.parent / "shared" / "data" / "samples"))
 
 
 def write(root, values, *, split="validation", name="ADE_val_00000001", mode=None):

@@ -1,12 +1,9 @@
 """COCO-Stuff: every id of both releases becomes the same class, and what is no id is named."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import scipy.io
-from conftest import ROOT
+from conftest import SAMPLES
 from PIL import Image
 
 from danet.datasets.coco_stuff import CocoStuff10k, CocoStuff164k, removed_ids
@@ -15,7 +12,6 @@ from danet.datasets.matlab import open_mat, read_mat_labels
 from danet.errors import InputError
 from danet.types import IGNORE
 
-SAMPLES = Path(os.environ.get("SAMPLES", ROOT.parent / "shared" / "data" / "samples"))
 REMOVED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
 IDS = [i for i in range(1, 183) if i not in REMOVED]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse
-from conftest import ROOT
+from conftest import SAMPLES
 from PIL import Image
 from test_config import compose
 
@@ -17,8 +17,6 @@ from danet.datasets.lists import shipped_list
 from danet.datasets.pascal_voc import PascalVOC, read_sbd
 from danet.errors import InputError
 from danet.types import IGNORE
-
-SAMPLES = ROOT.parent / "shared" / "data" / "samples"
 
 NAMES = [
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair"),
@@ -368,7 +366,7 @@ def test_no_damage_to_a_mat_file_gets_through_as_anything_but_an_input_error(tmp
 @pytest.fixture
 def samples():
     if not (SAMPLES / "voc2012").is_dir():
-        pytest.skip(f"there are no real samples of VOC at {SAMPLES}")
+        pytest.skip(f"real pairs of VOC are not at {SAMPLES}; name the folder in SAMPLES")
     return SAMPLES
 
 
