@@ -35,5 +35,5 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        print("stopped; the same command can be given again", file=sys.stderr, flush=True)
         sys.exit(130)

@@ -81,8 +81,8 @@ def score(predictions: Path, root: Path, split: str) -> tuple[OfficialScores, st
 
 def main(arguments: Sequence[str]) -> None:
     """Prints the tables; writes them to ``output``, with null for a class that is absent."""
-    given = dict(argument.partition("=")[::2] for argument in arguments)
-    if not {"predictions", "root"} <= set(given) <= {"predictions", "root", "split", "output"}:
+    given, unknown = command_line.split(arguments, ("predictions", "root", "split", "output"))
+    if unknown or not {"predictions", "root"} <= set(given):
         raise InputError(f"{' '.join(arguments)}: expected {USAGE}")
     folder, root = (Path(given[key]).expanduser() for key in ("predictions", "root"))
     scores, note = score(folder, root, given.get("split", "val"))

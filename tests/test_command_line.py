@@ -29,7 +29,7 @@ def test_own_settings_are_parted_from_others():
     [
         (InputError("a=1: expected 2"), InputError.exit_code, "error: a=1: expected 2\n"),
         (StorageError("full"), StorageError.exit_code, "error: full\n"),
-        (KeyboardInterrupt(), 130, "stopped; the same command goes on from here\n"),
+        (KeyboardInterrupt(), 130, "stopped; the same command can be given again\n"),
     ],
 )
 def test_an_end_is_one_line_and_a_code(error, code, text, capsys):
