@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,9 @@ _PATHS = (
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """What the system says when something cannot be written."""
 
+_GRACE = 20.0
+"""Seconds for the first process to tell an error and end, and the launcher to end the others."""
+
 
 def run(work: Callable[[DictConfig], None], config_name: str) -> None:
     """Composes ``config_name`` with the command line, calls ``work``, and ends the process.
@@ -91,13 +95,24 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
     except (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         if os.environ.get("DANET_TRACEBACK") == "1":
             raise
-        is_told = getattr(error, "is_told", None)
-        if is_told is None:  # before the processes joined, all met the same error
-            is_told = os.environ.get("RANK", "0") != "0"
-        if not is_told:
+        if not _is_told(error):
             message = str(error) if isinstance(error, UserError) else _explain(error, config_name)
             print(f"error: {message}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code if isinstance(error, UserError) else InputError.exit_code)
+
+
+def _is_told(error: Exception) -> bool:
+    """Tells whether another process shows an error, so that it is read once.
+
+    Before the processes joined, all of a machine meet the same one and the first of them tells; the
+    launcher ends all as soon as one has ended, so the others let it end first. One that is still
+    there afterwards met the error alone.
+    """
+    is_told: bool | None = getattr(error, "is_told", None)
+    number = os.environ.get("LOCAL_RANK") or os.environ.get("RANK", "0")
+    if is_told is None and number != "0":
+        time.sleep(_GRACE)
+    return bool(is_told)
 
 
 def quote_path(argument: str) -> str:

@@ -564,6 +564,19 @@ def test_a_lack_of_memory_is_told_with_sizes_that_would_fit():
     assert "evaluation=sliding" in str(shortage.explain(config, device, 0, training=False))
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_more_processes_than_devices_are_refused_by_all_of_them(monkeypatch, number):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", str(number))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(InputError, match=r"3 processes on a machine with 2 CUDA device"):
+        distributed.choose_device("auto")
+    if number < 2:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        assert distributed.choose_device("auto") == torch.device("cuda", number)
+
+
 def test_pace_counts_the_images_of_all_processes_and_the_wait(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     clock = [10.0]

@@ -23,6 +23,8 @@ _PATIENCE = timedelta(hours=24)
 """How long it waits where they may take very different times, as in an evaluation."""
 _GRACE = 3
 """Seconds for the launcher to notice, too, that a process has ended."""
+_TELLING = 20.0
+"""Seconds for a process to tell an error and end."""
 
 
 def choose_device(wanted: str, *, key: str = "device") -> torch.device:
@@ -42,10 +44,11 @@ def choose_device(wanted: str, *, key: str = "device") -> torch.device:
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if local_rank >= torch.cuda.device_count():
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
+    if here > torch.cuda.device_count():
         raise InputError(
-            f"{local_rank + 1} or more processes on a machine with {torch.cuda.device_count()} "
-            "CUDA device(s): start one process per device"
+            f"{here} processes on a machine with {torch.cuda.device_count()} CUDA device(s): "
+            "start one process per device"
         )
     return torch.device("cuda", local_rank)
 
@@ -63,17 +66,20 @@ def group(device: torch.device) -> Iterator[None]:
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
     store = dist.distributed_c10d._get_default_store()
     meeting.announce(store, number)
+    teller: int | None = None
     try:
         yield
     except UserError as error:
         # A bad file may be in the share of any process: whoever comes first tells it.
         try:
-            error.is_told = store.add("user_error", 1) > 1
+            error.is_told, teller = meeting.leave_to_first(store, number)
         except RuntimeError:  # the process that kept the store is the one that died
             error.is_told = False
         raise
     finally:
         dist.destroy_process_group()
+        if teller is not None:  # the launcher would end it with this one, before it has told
+            meeting.wait_for_end(teller, _TELLING)
 
 
 class Agreement:

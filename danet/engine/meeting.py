@@ -77,19 +77,40 @@ def gone(store: Store, me: int, size: int, seconds: float) -> list[int]:
         size: How many there are.
         seconds: How long to wait until one has.
     """
-    here: dict[int, int] = {}
-    for other in range(size):
-        key = f"process/{other}"
-        if other != me and store.check([key]):
-            host, number = store.get(key).decode().split()
-            if host == socket.gethostname():
-                here[other] = int(number)
+    others = {other: _id_here(store, other) for other in range(size) if other != me}
+    here = {other: process for other, process in others.items() if process is not None}
     deadline = time.monotonic() + seconds
     while True:
-        ended = [other for other, number in here.items() if not runs(number)]
+        ended = [other for other, process in here.items() if not runs(process)]
         if ended or time.monotonic() > deadline:
             return ended
         time.sleep(0.05)
+
+
+def leave_to_first(store: Store, me: int) -> tuple[bool, int | None]:
+    """Leaves an error to the process that comes here first.
+
+    Returns:
+        Whether that is another one, and the system's number of that one if it is on this machine.
+    """
+    first = int(store.compare_set("teller", "", str(me)))
+    return first != me, None if first == me else _id_here(store, first)
+
+
+def wait_for_end(process: int, seconds: float) -> None:
+    """Returns when a process of this machine has ended, or after some seconds."""
+    deadline = time.monotonic() + seconds
+    while runs(process) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _id_here(store: Store, number: int) -> int | None:
+    """Returns the system's number of an announced process; None if on another machine."""
+    key = f"process/{number}"
+    if not store.check([key]):
+        return None
+    host, process = store.get(key).decode().split()
+    return int(process) if host == socket.gethostname() else None
 
 
 def runs(number: int) -> bool:

@@ -362,3 +362,30 @@ def threads(count):
     import torch
 
     torch.set_num_threads(count)
+
+
+def late(seconds):
+    """Makes the tool start late, as on a machine that does other work."""
+    time.sleep(seconds)
+
+
+def late_words(seconds):
+    """Lets time pass before an error is printed."""
+    from danet import cli
+
+    is_told = cli._is_told
+
+    def slow(error):
+        told = is_told(error)
+        if not told:
+            time.sleep(seconds)
+        return told
+
+    cli._is_told = slow
+
+
+def short_grace(seconds):
+    """Makes a process that met an error not wait long for the first one of its machine."""
+    from danet import cli
+
+    cli._GRACE = seconds
