@@ -378,9 +378,11 @@ def test_a_machine_that_cannot_compile_is_told_so_in_one_line(monkeypatch, error
 @pytest.mark.slow
 def test_a_missing_compiler_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
     torch._dynamo.reset()
-    with pytest.raises(InputError, match=r"^trainer.compile=true: torch cannot compile .*false$"):
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("/nowhere/g++",)}),
+        pytest.raises(InputError, match=r"^trainer.compile=true: torch cannot compile .*false$"),
+    ):
         compiled(tiny(), torch.device("cpu"))
 
 
