@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,14 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
     that is full or may not be written. Any other exception is a fault of the program and keeps its
     traceback; with ``DANET_TRACEBACK=1`` all do.
     """
+    try:
+        _run(work, config_name)
+    except BaseException as error:
+        _end_within_group(error)
+        raise
+
+
+def _run(work: Callable[[DictConfig], None], config_name: str) -> None:
     # Hydra would print a short traceback and exit with 1; this lets exceptions through.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     schema.register()
@@ -99,6 +108,22 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
             message = str(error) if isinstance(error, UserError) else _explain(error, config_name)
             print(f"error: {message}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code if isinstance(error, UserError) else InputError.exit_code)
+
+
+def _end_within_group(error: BaseException) -> None:
+    """Ends this process if an error came while it was in a group with others, else returns.
+
+    What Python does at its end takes the group down, which may wait for the other processes.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return
+    code = error.code if isinstance(error, SystemExit) else 1
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def _is_told(error: Exception) -> bool:

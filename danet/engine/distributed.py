@@ -55,7 +55,11 @@ def choose_device(wanted: str, *, key: str = "device") -> torch.device:
 
 @contextmanager
 def group(device: torch.device) -> Iterator[None]:
-    """Joins the processes that torchrun started, if it did, and leaves them at the end."""
+    """Joins the processes that torchrun started, if it did, and leaves them at the end.
+
+    Not after an error: leaving NCCL waits for the other processes, which may wait for this one.
+    ``cli.run`` then ends the process.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -66,7 +70,6 @@ def group(device: torch.device) -> Iterator[None]:
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
     store = dist.distributed_c10d._get_default_store()
     meeting.announce(store, number)
-    teller: int | None = None
     try:
         yield
     except UserError as error:
@@ -74,12 +77,11 @@ def group(device: torch.device) -> Iterator[None]:
         try:
             error.is_told, teller = meeting.leave_to_first(store, number)
         except RuntimeError:  # the process that kept the store is the one that died
-            error.is_told = False
-        raise
-    finally:
-        dist.destroy_process_group()
+            error.is_told, teller = False, None
         if teller is not None:  # the launcher would end it with this one, before it has told
             meeting.wait_for_end(teller, _TELLING)
+        raise
+    dist.destroy_process_group()
 
 
 class Agreement:

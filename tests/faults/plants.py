@@ -389,3 +389,21 @@ def short_grace(seconds):
     from danet import cli
 
     cli._GRACE = seconds
+
+
+def stuck_group():
+    """Makes leaving the group wait, as NCCL does for processes that do not leave it, too."""
+    import torch
+
+    torch.distributed.destroy_process_group = lambda: time.sleep(1000)
+
+
+def fail(step, for_users):
+    """Raises an error after a step: one for users, or one of a program with a fault."""
+    from danet.errors import InputError
+
+    def action(now):
+        if now == step:
+            raise InputError("a planted error") if for_users else LookupError("a planted error")
+
+    _after_step(action)

@@ -166,6 +166,18 @@ def test_who_tells_is_not_ended_before(start):
 
 
 @pytest.mark.slow
+@pytest.mark.fault("T57", "an error of one process, where leaving the group waits for the others")
+@pytest.mark.parametrize(
+    ("for_users", "told"), [(True, "error: a planted error"), (False, "LookupError: a planted")]
+)
+def test_an_error_ends_a_process_that_cannot_leave_the_group(start, for_users, told):
+    fail = {"step": 2, "for_users": for_users, "rank": 1}
+    run = start.torchrun(*TOY, "run.dir=run", plants={"fail": fail, "stuck_group": {"rank": 1}})
+    run.ends(1, within=LIMIT)
+    assert run.stderr().count(told) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.fault("T42", "two jobs at once on one machine")
 def test_two_jobs_under_torchrun_do_not_meet(start, straight, tmp_path):
     jobs = [start.torchrun(*TOY, f"run.dir=run{i}") for i in range(2)]
