@@ -12,7 +12,9 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from danet.assemble import make_model
 from danet.check import check
+from danet.engine import distributed
 from danet.errors import InputError
+from danet.evaluation.speed import prepared
 from danet.models.deeplab import DeepLabV2Head, DeepLabV3Head
 from danet.models.psanet import PointwiseAttention, PSAHead
 from danet.models.pspnet import PyramidPoolingHead
@@ -233,6 +235,31 @@ def test_a_network_of_timm_is_a_backbone(tmp_path):
     torch.save({"conv1.weight": trained.conv1.weight}, tmp_path / "w.pth")
     with pytest.raises(InputError, match=r"does not fit: .*missing: bn1\.weight"):
         make_model(check(compose(*settings, weights)))
+
+
+def test_evaluation_leaves_layers_of_timm_that_compute_more_as_they_are():
+    layers = pytest.importorskip("timm.layers", reason="danet[timm] is not installed")
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 8, 3), layers.BatchNormAct2d(8)),
+        nn.Sequential(layers.StdConv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16)),
+        nn.Conv2d(16, 16, 3, padding=1),
+    ).eval()
+    x = torch.randn(2, 3, 24, 40)
+    torch.testing.assert_close(prepared(network, torch.device("cpu"))(x), network(x))
+
+
+def test_batch_norms_of_timm_keep_their_activations_with_several_processes():
+    layers = pytest.importorskip("timm.layers", reason="danet[timm] is not installed")
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), layers.BatchNormAct2d(8), nn.BatchNorm2d(8)).eval()
+    x = torch.randn(2, 3, 24, 40)
+    expected, weights = network(x), network.state_dict()
+    together = distributed.synchronised(network)
+    assert torch.equal(together(x), expected)
+    assert together.state_dict().keys() == weights.keys()
+    norms = [m for m in together.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert [isinstance(norm, nn.SyncBatchNorm) for norm in norms] == [True, True]
 
 
 @pytest.mark.parametrize(

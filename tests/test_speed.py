@@ -120,12 +120,17 @@ def test_the_memory_order_of_a_training_leaves_no_trace_in_the_scores(danet):
     [
         (None, "cpu", torch.float32, False),
         (None, "cpu", torch.bfloat16, True),
-        (None, "cuda", torch.float32, True),
+        (None, "ampere", torch.float32, True),
+        (None, "turing", torch.float32, False),
+        (None, "turing", torch.float16, True),
         (True, "cpu", torch.float32, True),
         (False, "cuda", torch.bfloat16, False),
     ],
 )
-def test_the_memory_order_follows_the_arithmetic(setting, device, dtype, is_last):
+def test_the_memory_order_follows_the_arithmetic(monkeypatch, setting, device, dtype, is_last):
+    capability = {"ampere": (8, 0), "turing": (7, 5)}.get(device)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    device = "cuda" if capability else device
     order = torch.channels_last if is_last else torch.contiguous_format
     assert choose_memory_format(setting, torch.device(device), dtype) == order
 

@@ -238,7 +238,7 @@ def run(tmp_path_factory):
 
 @pytest.mark.slow
 def test_one_process_and_two_send_the_same_files(run):
-    settings = ["checkpoint=run/last.pt", "split=test"]
+    settings = ["checkpoint=run/last.pt", "split=test", "device=cpu"]
     refused = tool("eval", *settings, cwd=run, code=2)
     assert "split=test: PascalVOC has no labels" in refused.stderr
     done = tool("eval", *settings, "submission=one", cwd=run)

@@ -262,7 +262,8 @@ def test_an_error_under_torchrun_is_told_once_whoever_meets_it(camvid_tree, tmp_
     # Of three validation images one process has the first and the third, the other the second.
     (camvid_tree / "images" / "val" / f"val_{bad}.png").write_bytes(b"not a picture")
     data = ["data=camvid", f"data.root={camvid_tree}", "data.crop=[32,32]", "data.batch_size=1"]
-    settings = [*data, "data.num_workers=1", "model.backbone.width=8", "debug=one_step"]
+    data += ["data.num_workers=1", "trainer.device=cpu"]
+    settings = [*data, "model.backbone.width=8", "debug=one_step"]
     done = tool("train", *settings, cwd=tmp_path, launcher=launcher, code=1)
     assert done.stderr.count(f"val_{bad}.png: not a readable image") == 1
 

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from danet.engine import checkpoint, distributed, trainer
 from danet.engine.average import MovingAverage
 from danet.engine.hardware import compiled
+from danet.engine.idle import freeze_idle
 from danet.engine.optimizer import SGD, AdamW
 from danet.engine.schedule import Poly
 from danet.engine.settings import TrainSettings
@@ -259,6 +260,48 @@ def test_recomputing_trains_to_the_same_bits(tmp_path):
     assert_equal(state(recomputing), state(plain))
 
 
+# A checkpoint of another device
+
+
+@pytest.mark.parametrize("recipe", [SGD(0.1, momentum=0.9), AdamW(0.01)], ids=["SGD", "AdamW"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_checkpoint_goes_on_in_another_memory_order(tmp_path, recipe, channels_last):
+    first = make(tmp_path, danet(), recipe=recipe, channels_last=channels_last)
+    train(first, 2)
+    first.save()
+    first.saver.wait()
+    same, other = (
+        make(
+            tmp_path / str(order),
+            danet(),
+            recipe=recipe,
+            resume=checkpoint.load(tmp_path / "last.pt"),
+            channels_last=order,
+        )
+        for order in (channels_last, not channels_last)
+    )
+    for run in (same, other):
+        torch.manual_seed(1)
+        for parameter in run.model.parameters():
+            parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape))
+        run.optimizer.step()
+    assert not torch.equal(same.model.backbone.conv1.weight, first.model.backbone.conv1.weight)
+    for one, two in zip(same.model.parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
+
+
+def test_a_checkpoint_without_scaling_of_the_loss_goes_on_with_it(tmp_path):
+    first = make(tmp_path)
+    train(first, 1)
+    first.save()
+    first.saver.wait()
+    second = make(tmp_path / "second")
+    second.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    second._restore(checkpoint.load(tmp_path / "last.pt"))
+    assert second.step == 1
+    assert second.scaler.get_scale() > 1
+
+
 # torch.compile. The inductor takes long, so most is shown with the tracers alone.
 
 
@@ -389,8 +432,32 @@ def test_a_missing_compiler_is_noticed(tmp_path, monkeypatch):
 # Several processes
 
 
+class Idle(Tiny):
+    """Has layers behind its last map."""
+
+    def __init__(self):
+        super().__init__()
+        self.third = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        maps = super().forward(x)
+        self.third(maps[-1])
+        return maps
+
+
+def test_layers_that_no_output_depends_on_are_found(tmp_path):
+    run = make(tmp_path, Segmentor(Idle(), functools.partial(FCNHead, num_classes=K, channels=8)))
+    before = state(run)
+    names = freeze_idle(run.model, run.criterion)
+    assert names == ["backbone.third.weight", "backbone.third.bias"]
+    assert {n for n, p in run.model.named_parameters() if not p.requires_grad} == set(names)
+    assert_equal(state(run), before)
+    assert freeze_idle(danet([1, 2]), run.criterion) == []
+
+
 VARIANTS = {
     "plain": {},
+    "idle": {},
     "broadcasting": {},
     "compiled": {"compile": True},
     "network": {},
@@ -409,6 +476,9 @@ def work(rank, folder):
     for name, settings in VARIANTS.items():
         recompute = [1, 2, 3, 4] if "recomputing" in name else []
         model = danet(recompute) if "network" in name else None
+        if name == "idle":
+            head = functools.partial(FCNHead, num_classes=K, channels=8)
+            model = Segmentor(Idle(), head, head)
         run = make(Path(folder) / name, model, ema_decay=0.9, **settings)
         assert not run.parallel.broadcast_buffers
         run.parallel.broadcast_buffers = name == "broadcasting"

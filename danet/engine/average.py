@@ -34,9 +34,8 @@ class MovingAverage(nn.Module):
         weight = 1.0 if is_first else 1.0 - self.decay
         floats = [i for i, average in enumerate(averages) if average.is_floating_point()]
         torch._foreach_lerp_([averages[i] for i in floats], [values[i] for i in floats], weight)
-        for average, value in zip(averages, values, strict=True):
-            if not average.is_floating_point():
-                average.copy_(value)
+        whole = [i for i, average in enumerate(averages) if not average.is_floating_point()]
+        torch._foreach_copy_([averages[i] for i in whole], [values[i] for i in whole])
         self.n_averaged.add_(1)
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from danet.engine import meeting
 from danet.errors import InputError, ProcessError, UserError
@@ -241,6 +242,20 @@ def share_buffers(module: nn.Module) -> None:
         with collective("sharing of buffers"):
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
+
+
+def synchronised(model: nn.Module) -> nn.Module:
+    """Returns the network with batch norms whose statistics are those of all processes.
+
+    timm's batch norms compute an activation, too, which torch's own conversion would drop.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    if any(type(norm).__module__.startswith("timm.") for norm in norms):
+        from timm.layers.norm_act import convert_sync_batchnorm
+
+        converted: nn.Module = convert_sync_batchnorm(model)
+        return converted
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def wait() -> None:

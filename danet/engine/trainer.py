@@ -17,6 +17,7 @@ from danet.engine.average import MovingAverage
 from danet.engine.checkpoint import Checkpoint
 from danet.engine.hardware import choose_memory_format, choose_precision, compiled
 from danet.engine.health import LossWatch, Pace
+from danet.engine.idle import freeze_idle
 from danet.engine.log import RunLog, class_table
 from danet.engine.optimizer import Recipe
 from danet.engine.profile import StepProfile
@@ -93,12 +94,14 @@ class Trainer:
         self.scores: dict[str, float] | None = None
         self.last = min(settings.stop_at or settings.steps, settings.steps)
 
+        if distributed.world_size() > 1:
+            freeze_idle(model, criterion)
         if settings.deterministic:
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
         distinct = distributed.world_size() > 1 and device.type == "cuda"
         if settings.sync_batchnorm and distinct:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = distributed.synchronised(model)
         self.dtype = choose_precision(settings.precision, device)
         self.memory_format = choose_memory_format(settings.channels_last, device, self.dtype)
         self.model = model.to(device).to(memory_format=self.memory_format)
@@ -212,7 +215,8 @@ class Trainer:
             often = settings.log_every, settings.eval_every
             is_logged = self.step == self.last or any(self.step % every == 0 for every in often)
             if is_logged or saves or self.watch.is_full:
-                means = self.watch.look()  # between evaluations the only wait for the device
+                # Between evaluations our only wait for the device; torch's SyncBatchNorm has more.
+                means = self.watch.look()
                 if is_logged:
                     self._log_train(means)
             if saves:
@@ -336,7 +340,14 @@ class Trainer:
         if self.ema is not None and saved["ema"] is not None:
             self.ema.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
+        # The fused optimizers take it for granted that all lies in memory as the weights do, which
+        # another device may have in another order.
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        if saved["scaler"]:  # of float16 alone
+            self.scaler.load_state_dict(saved["scaler"])
         self.step = saved["step"]
         # Format 1 was written after evaluations only.
         self.evaluated_at = saved["evaluated_at" if "evaluated_at" in saved else "step"]

@@ -5,10 +5,14 @@ from itertools import chain, pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from danet.evaluation.winograd import WinogradConv2d
+from danet.ops.convolution import WideConv2d
+
+_CONVOLUTIONS = (nn.Conv2d, WideConv2d)
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+"""What is replaced; subclasses may compute more, as timm's standardise weights or activate."""
 
 
 def prepared(model: nn.Module, device: torch.device) -> nn.Module:
@@ -32,7 +36,9 @@ def prepared(model: nn.Module, device: torch.device) -> nn.Module:
     if device.type == "cpu":
         for module in list(quick.modules()):
             for name, child in list(module.named_children()):
-                if isinstance(child, nn.Conv2d) and WinogradConv2d.takes(child):
+                if not isinstance(child, nn.Conv2d) or type(child) not in _CONVOLUTIONS:
+                    continue
+                if WinogradConv2d.takes(child):
                     setattr(module, name, WinogradConv2d(child))
     return quick.eval()
 
@@ -63,7 +69,7 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
 def _fold(module: nn.Module, conv_name: str, norm_name: str) -> None:
     """Replaces a convolution and its batch norm by one convolution, where they are that."""
     conv, norm = getattr(module, conv_name), getattr(module, norm_name)
-    if not (isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm)):
+    if type(conv) not in _CONVOLUTIONS or type(norm) not in _NORMS:
         return
     if norm.running_mean is None or norm.running_var is None:
         return  # it normalises by the image it sees

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from danet.ops.resize import resize, resize_backward
+from danet.ops.tiles import without_autocast
 from danet.types import IGNORE
 
 ELEMENTS_PER_CHUNK = 2**23
@@ -72,7 +73,8 @@ class _CrossEntropySum(torch.autograd.Function):
             sums.append((_nll(log_p, y) * w).sum())
             gradient = _softmax_minus_onehot(log_p, y).mul_(w.unsqueeze(1))
             size = (coarse.shape[2], coarse.shape[3])
-            gradients.append(resize_backward(gradient, size, align_corners=align_corners))
+            with without_autocast(logits.device.type):
+                gradients.append(resize_backward(gradient, size, align_corners=align_corners))
         ctx.save_for_backward(torch.cat(gradients))  # (B, K, h, w)
         ctx.dtype = logits.dtype
         return torch.stack(sums).sum()

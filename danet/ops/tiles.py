@@ -2,8 +2,8 @@
 
 The online softmax of Milakov and Gimelshein (2018), as FlashAttention has it (Dao et al., 2022):
 the map of weights is computed tile by tile, a running maximum and sum per query keep the result
-exact, and the gradient computes the tiles again from the logarithm of that sum. Unlike the kernels
-that come with torch it takes values wider than the keys, and it runs on every device.
+exact, and the gradient computes the tiles again from the logarithm of that sum. It runs on every
+device and takes values wider than the keys, which torch's flash kernel does not.
 """
 
 import math
@@ -41,19 +41,38 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         (B, M, C) of the dtype of ``value``; sums are float32 where that is a half-precision one.
     """
     width = key.shape[-1]
-    if query.is_cuda and value.shape[-1] % width == 0 and width % 8 == 0:
+    is_divisible = value.shape[-1] % width == 0 and width % 8 == 0
+    if query.is_cuda and is_divisible and _have_kernels(value):
         return attend_in_slices(query, key, value)
     context: Tensor = attend_in_tiles(query, key, value)[0]
     return context
 
 
-def attend_in_slices(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Is ``attend`` by torch's fused kernels, which want values as wide as the keys.
+def _have_kernels(x: Tensor) -> bool:
+    """Tells whether torch's fused kernels take the dtype; none takes float64."""
+    if x.dtype == torch.bfloat16:
+        return torch.cuda.get_device_capability(x.device) >= (8, 0)
+    return x.dtype in (torch.float16, torch.float32)
 
-    The values are cut into C / D slices that pass as heads with the same queries and keys, so the
-    energies are computed once per slice and the map is never stored.
+
+def attend_in_slices(
+    query: Tensor, key: Tensor, value: Tensor, *, width: int | None = None
+) -> Tensor:
+    """Is ``attend`` by torch's fused kernels, of which flash wants values as wide as the keys.
+
+    The values are cut into slices that pass as heads with the same queries and keys, so the
+    energies are computed once per slice and the map is never stored. float32 has the
+    memory-efficient kernel alone, which takes wider slices, too; whether that is faster is for
+    scripts/benchmark.py to say on a device.
+
+    Args:
+        query: As of ``attend``, like the other two.
+        key: (B, N, D).
+        value: (B, N, C).
+        width: Of a slice, D by default; C is divisible by it.
     """
-    batch, queries, width = query.shape
+    batch, queries, _ = query.shape
+    width = query.shape[-1] if width is None else width
     slices = value.shape[-1] // width
     # scale=1: unlike a transformer, the paper does not divide by sqrt(D).
     with sdpa_kernel(_KERNELS):

@@ -44,11 +44,16 @@ def notes(
             f"data.num_workers={data['num_workers']}: this process may use {cores} core(s), so "
             "more workers than that wait for one another"
         )
-    choose_precision(trainer["precision"], device)
+    precision = choose_precision(trainer["precision"], device)
     if trainer["precision"] == "bfloat16" and choose_precision("auto", device) != torch.bfloat16:
         lines.append(
             f"trainer.precision=bfloat16: {device} does not compute in it, so it is emulated: "
             "slower than float32 here"
+        )
+    if device.type == "cuda" and precision == torch.float32 and trainer["precision"] == "auto":
+        lines.append(
+            f"trainer.precision=auto: {device} has no bfloat16, so it is float32; float16 is "
+            "faster and takes less memory where there are tensor cores"
         )
     if "trainer.sync_batchnorm=true" in [setting.lower() for setting in typed]:
         alone = int(os.environ.get("WORLD_SIZE", "1")) == 1

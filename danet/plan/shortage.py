@@ -10,12 +10,15 @@ from danet.errors import InputError
 from danet.plan.report import GIB, RESERVE, crop_of, device_memory, largest_batch, largest_crop
 from danet.plan.simulator import StepSimulator
 
+_SHORT = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
+"""Words of torch on a CPU, of CUDA, and of cuBLAS and cuDNN."""
+
 
 def is_shortage(error: BaseException) -> bool:
     """Tells whether an error is about memory that could not be had."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORT)
 
 
 def free_memory(device: torch.device) -> int:

@@ -1,11 +1,15 @@
 """The position attention alone: forward and backward against the N x N map."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from bench import reference
 from bench.measure import GIB, Options, Row, agree, peak_memory, relative_error, seconds
 from danet.ops.attention import PositionAttention
+from danet.ops.tiles import attend_in_slices, attend_in_tiles
 
 CHANNELS = 512
 """C behind a ResNet-50; keys and queries have an eighth, D = 64."""
@@ -45,6 +49,37 @@ def run(options: Options) -> list[Row]:
         times = seconds(steps, device, repeats=10 if cuda else 3)
         rows.append(Row("attention", _case(size, cuda), "time", "s", *times))
     rows.append(_sharp_row(ours, theirs, _input(channels, compared[0], device, SHARP), cuda))
+    if cuda:
+        for dtype in (torch.float32, torch.bfloat16):
+            rows += _kernel_rows(compared[-1], channels, dtype, device)
+    return rows
+
+
+def _kernel_rows(
+    size: tuple[int, int], channels: int, dtype: torch.dtype, device: torch.device
+) -> list[Row]:
+    """Times what ``attend`` can choose from: torch's kernels by the width of a slice, and tiles."""
+    positions, keys = size[0] * size[1], channels // 8
+    tokens = [
+        torch.randn(1, positions, width, device=device, dtype=dtype, requires_grad=True)
+        for width in (keys, keys, channels)
+    ]
+    upstream = torch.ones_like(tokens[2])
+
+    def step(attend: Callable[..., Tensor]) -> None:
+        torch.autograd.grad(attend(*tokens), tokens, upstream)
+
+    ways: dict[str, Callable[..., Tensor]] = {"tiles": lambda *t: attend_in_tiles(*t)[0]}
+    for width in (keys, 2 * keys, channels):
+        ways[f"slices of {width}"] = partial(attend_in_slices, width=width)
+    rows = []
+    for name, attend in ways.items():
+        try:
+            (time,) = seconds([partial(step, attend)], device, repeats=10)
+        except RuntimeError:  # no kernel takes it
+            continue
+        case = _case(size, dtype == torch.bfloat16)
+        rows.append(Row("attention", case, "time", "s", time, note=f"{name}, by itself"))
     return rows
 
 

@@ -79,6 +79,7 @@ def _child(which: str, size: tuple[int, int], device: torch.device) -> dict[str,
 @torch.inference_mode()
 def whole_in_this_process(which: str, height: int, width: int, device: torch.device) -> None:
     """Prints seconds and GiB of one pass; the network has seen a small picture before."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model: torch.nn.Module = make_network(50)
     if which == "reference":
         model = make_reference(50, model).eval().to(device)
