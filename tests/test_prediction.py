@@ -189,6 +189,32 @@ def test_a_video_becomes_frames_and_a_video(tiny_checkpoint, tmp_path, capsys):
     (output / "overlay" / "clip.mp4").unlink()
     call("predict", *settings, "device=cpu")
     assert "5 images in" in capsys.readouterr().out
+    # Nor without the mask of one frame, which must not become a video of its own.
+    (output / "index" / "clip" / "000003.png").unlink()
+    call("predict", *settings, "device=cpu")
+    assert "5 images in" in capsys.readouterr().out
+    capture = cv2.VideoCapture(str(output / "overlay" / "clip.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 5
+
+
+def test_a_video_that_was_left_among_its_frames_is_written_whole(tiny_checkpoint, tmp_path, capsys):
+    path, output = tmp_path / "clip.mp4", tmp_path / "out"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (96, 48))
+    for grey in range(6):
+        writer.write(np.full((48, 96, 3), 40 * grey, np.uint8))
+    writer.release()
+    settings = [f"checkpoint={tiny_checkpoint}", f"images={path}", f"output={output}", "device=cpu"]
+    call("predict", *settings, "write=[overlay]")
+    # As if a second call, which wants masks, too, had been left after two frames.
+    (output / "index" / "clip").mkdir(parents=True)
+    for number in range(2):
+        Image.new("L", (96, 48)).save(output / "index" / "clip" / f"{number:06d}.png")
+    capsys.readouterr()
+    call("predict", *settings, "write=[index,overlay]")
+    assert "6 images in" in capsys.readouterr().out
+    capture = cv2.VideoCapture(str(output / "overlay" / "clip.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 6
+    assert len(list((output / "index" / "clip").iterdir())) == 6
 
 
 def test_patterns_and_lists_name_files_and_equal_names_are_told_apart(folder, tmp_path):

@@ -185,8 +185,21 @@ def test_a_picture_of_cityscapes_takes_the_published_number_of_passes(choice, pa
 def test_logits_whose_exponential_is_infinite_are_an_error(network):
     network.conv.weight.mul_(1000)
     infer = AuthorsProtocol(base_size=64, crop=CROP, scales=[1.0], stride_rate=0.5)
-    with pytest.raises(InputError, match="infinite above 88 in float32; take evaluation=multi_sca"):
+    with pytest.raises(InputError, match="infinite above 81 in float32; take evaluation=multi_sca"):
         infer.predict(WholeNetwork(network), picture(50, 60))
+
+
+@pytest.mark.parametrize("stride_rate", [2 / 3, 0.5, 0.3])
+def test_sums_are_finite_up_to_the_largest_logit_that_is_taken(stride_rate):
+    scales = [0.5, 1.0, 2.0]
+    infer = AuthorsProtocol(base_size=64, crop=CROP, scales=scales, stride_rate=stride_rate)
+
+    class Sure(nn.Module):
+        def forward(self, image):
+            value = infer.largest / 2  # and as much from the mirror image
+            return SegmentationOutput(torch.full((len(image), 256, *image.shape[2:]), value), {})
+
+    assert torch.isfinite(infer(Sure(), picture(50, 90))).all()
 
 
 # mmsegmentation

@@ -25,8 +25,10 @@ from danet.evaluation.windows import (
 )
 from danet.ops.resize import resize
 
-_LARGEST = 88.0
+_LARGEST = math.log(torch.finfo(torch.float32).max)
 """exp of more is infinite in float32."""
+_CLASSES = 256
+"""There are no more, see ``danet.types``."""
 
 
 class AuthorsProtocol:
@@ -65,6 +67,10 @@ class AuthorsProtocol:
         self.base_size, self.crop, self.flip = base_size, crop, flip
         self.scales = tuple(float(scale) for scale in scales)
         self.stride = int(crop * stride_rate)
+        windows_per_pixel = math.ceil(crop / self.stride) ** 2
+        # Below it, what is added up over windows, scales and classes is finite, too.
+        terms = windows_per_pixel * len(self.scales) * _CLASSES
+        self.largest = math.floor(_LARGEST - math.log(terms))
 
     def bands(self, model: nn.Module, image: Tensor) -> Iterator[Band]:
         """Yields the sums of exp(logits) from top to bottom; they have no sum of 1."""
@@ -109,15 +115,15 @@ class AuthorsProtocol:
         """Maps windows (B, 3, h, w) to exp(logits), (B, K, h, w).
 
         Raises:
-            InputError: They would be infinite, which the script does not look at.
+            InputError: They or their sums could be infinite, which the script does not look at.
         """
         logits = _logits(model, image)
         if self.flip:
             logits = logits + _logits(model, image.flip(-1)).flip(-1)
-        if (largest := float(logits.max())) > _LARGEST:
+        if (largest := float(logits.max())) > self.largest:
             raise InputError(
-                f"evaluation: a sum of logits is {largest:.0f}, and the authors' script takes its "
-                f"exponential, which is infinite above {_LARGEST:.0f} in float32; take "
+                f"evaluation: a sum of logits is {largest:.0f}, and the authors' script adds up "
+                f"its exponentials, which can be infinite above {self.largest} in float32; take "
                 "evaluation=multi_scale, which averages probabilities"
             )
         return logits.exp_()

@@ -74,6 +74,8 @@ class Results:
         self._video: _VideoFile | None = None
         self._lines: dict[str, int] = {}
         """Name -> when its file had been modified."""
+        self._whole_videos: dict[str, bool] = {}
+        """Name -> whether all of a video was there when this began."""
         self._open(origin)
 
     def _open(self, origin: dict[str, Any]) -> None:
@@ -102,10 +104,30 @@ class Results:
             raise StorageError(f"output={self.folder}: cannot be written ({error})") from error
 
     def is_done(self, name: str, source: Source) -> bool:
-        """Tells whether a picture has all its results, made from the file as it is now."""
+        """Tells whether a picture has all its results, made from the file as it is now.
+
+        Where a video of overlays is wanted, all frames are done or none is: one that stands alone
+        would become a video of its own.
+        """
+        if source.is_video and "overlay" in self.kinds:
+            if source.name not in self._whole_videos:
+                self._whole_videos[source.name] = self._is_whole(source)
+            return self._whole_videos[source.name]
+        return self._has_all(name, source)
+
+    def _has_all(self, name: str, source: Source) -> bool:
         if self._lines.get(name) != source.modified:
             return False
         return all(path.exists() for path in self._paths(name, source).values())
+
+    def _is_whole(self, source: Source) -> bool:
+        """Tells whether the video of overlays has all listed frames, and those all results."""
+        path = self._paths(source.name, source)["overlay"]
+        if not path.exists():
+            return False
+        frames = [name for name in list(self._lines) if name.startswith(f"{source.name}/")]
+        drawn = int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT))
+        return len(frames) == drawn and all(self._has_all(name, source) for name in frames)
 
     def _paths(self, name: str, source: Source) -> dict[str, Path]:
         paths = {kind: self.folder / kind / f"{name}.png" for kind in self.kinds}
@@ -172,6 +194,7 @@ class _VideoFile:
         self.path = path
         self.temporary = path.with_name(f".{path.name}")
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # of another version of the file, or not of all frames
         height, width = first.image.shape[:2]
         code = cv2.VideoWriter.fourcc(*"mp4v")
         self.writer = cv2.VideoWriter(str(self.temporary), code, first.rate, (width, height))
