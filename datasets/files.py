@@ -63,18 +63,34 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             if image is not None and image.shape == (header.height, header.width, 3):
                 return image
         with _pillow(data, path, max_pixels) as picture:
-            if picture.mode in ("I;16", "I;16B", "I"):  # convert() would clip, not scale
-                wide = np.asarray(picture).astype(np.int64)
-                grey = np.clip(wide // 257, 0, 255).astype(np.uint8)
-                return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
-            has_alpha = (
-                "transparency" in picture.info
-            )  # as bytes Pillow wants it made a channel first
-            return np.array((picture.convert("RGBA") if has_alpha else picture).convert("RGB"))
+            return to_rgb(picture, str(path))
     except InputError:
         raise
     except _FAILURES as error:
         raise InputError(f"{path}: not a readable image ({_reason(error, path)})") from error
+
+
+def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
+    """Returns a picture of Pillow as uint8 (H, W, 3), RGB; ``name`` is for messages.
+
+    Grey of 16 bits is divided by 257, where Pillow's ``convert`` would clip.
+
+    Raises:
+        InputError: It is grey of 32 bits, whose black and white nobody has told.
+    """
+    is_png = picture.format == "PNG"  # which has 16 bits at most; old releases of Pillow say I
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and is_png):
+        grey = (np.asarray(picture).astype(np.int64) // 257).astype(np.uint8)
+        return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+    if picture.mode in ("I", "F"):
+        kind = "whole numbers" if picture.mode == "I" else "floating-point numbers"
+        raise InputError(
+            f"{name}: grey of 32 bits ({kind}), of which it is not known what is black and what "
+            "white; save it with 8 or 16 bits"
+        )
+    # Transparency that is stated as bytes must become a channel first.
+    has_alpha = "transparency" in picture.info
+    return np.array((picture.convert("RGBA") if has_alpha else picture).convert("RGB"))
 
 
 def read_labels(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:

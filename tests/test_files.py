@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from danet.datasets import files
-from danet.datasets.files import MAX_PIXELS, read_image, read_labels
+from danet.datasets.files import MAX_PIXELS, read_image, read_labels, to_rgb
 from danet.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -140,6 +140,25 @@ def test_a_small_file_that_unpacks_to_a_giant_is_refused_before_it_does(tmp_path
             read(path)
     assert tracemalloc.get_traced_memory()[1] < 10**7
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("I", np.int32), ("F", np.float32)])
+def test_grey_of_32_bits_is_refused(tmp_path, mode, kind):
+    picture = Image.fromarray(np.full((4, 5), 200, kind))
+    assert picture.mode == mode
+    picture.save(tmp_path / "x.tif")
+    with pytest.raises(InputError, match=r"x\.tif: grey of 32 bits .* save it with 8 or 16 bits"):
+        read_image(tmp_path / "x.tif")
+    with pytest.raises(InputError, match="image 3: grey of 32 bits"):
+        to_rgb(picture, "image 3")
+
+
+def test_grey_of_16_bits_is_the_same_from_a_file_and_from_pillow(tmp_path):
+    Image.fromarray(np.arange(0, 65536, 257, dtype=np.uint16)[None]).save(tmp_path / "x.png")
+    expected = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    assert np.array_equal(read_image(tmp_path / "x.png"), expected)
+    with Image.open(tmp_path / "x.png") as picture:
+        assert np.array_equal(to_rgb(picture, "image 0"), expected)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "CMYK JPEG", "16-bit PNG"])

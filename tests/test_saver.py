@@ -63,6 +63,37 @@ def test_a_resumed_run_remembers_its_best(tmp_path):
     assert checkpoint.load(tmp_path / "best.pt")["step"] == 1
 
 
+def test_a_step_that_is_saved_again_is_one_of_the_best_once(tmp_path):
+    saver = Saver(tmp_path, keep_last=1, keep_best=2)
+    for step, score in ((1, 0.45), (2, 0.5), (2, 0.5), (3, 0.1)):
+        saver.save(state_at(step), step=step, score=score)
+    assert saver.best == [(0.5, 2), (0.45, 1)]
+    assert steps_in(tmp_path) == [1, 2, 3]
+    assert checkpoint.load(tmp_path / "best.pt")["step"] == 2
+
+
+@pytest.mark.parametrize("has_best", [True, False])
+def test_an_attempt_that_was_given_up_is_set_aside(tmp_path, has_best):
+    first = Saver(tmp_path, keep_last=9, keep_best=2)
+    for step in (1, 2, 3, 4):
+        score = step / 10 if has_best or step > 2 else None
+        first.save(state_at(step), step=step, score=score)
+    saved = checkpoint.load(path_at(tmp_path, 2))
+    second = Saver(tmp_path, keep_last=1, best=[tuple(pair) for pair in saved["best"]])
+    second.save(state_at(3), step=3, score=0.1 if has_best else None)
+    assert steps_in(tmp_path) == ([2, 3] if has_best else [3])
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 3
+    kept = sorted(path.name for path in (tmp_path / "abandoned").iterdir())
+    if has_best:
+        assert checkpoint.load(tmp_path / "best.pt")["step"] == 2
+        assert kept == ["step_000000004.pt"]
+    else:
+        assert not (tmp_path / "best.pt").exists()
+        assert kept == ["best.pt", "step_000000004.pt"]
+    second.save(state_at(4), step=4, score=0.9)
+    assert checkpoint.load(tmp_path / "best.pt")["step"] == 4
+
+
 def test_names_share_one_file_where_links_work_and_copy_it_where_not(tmp_path, monkeypatch):
     Saver(tmp_path).save(state_at(1), step=1, score=0.5)
     assert (tmp_path / "last.pt").samefile(path_at(tmp_path, 1))

@@ -159,7 +159,8 @@ def count(
                 writer.write(prediction.name, classes)
             if counter:
                 counter.update(classes, prediction.name)
-    distributed.wait()  # the first process goes on to look at the files of all
+    # Shares of many scales last very differently; the first goes on to look at the files of all.
+    distributed.wait_patiently("the predictions")
     if not has_labels:
         return None
     for counts in (confusion.counts, images.counts, *(c.counts for c in (boundary, counter) if c)):

@@ -58,7 +58,8 @@ class Saver:
 
     Every checkpoint is ``step_<step>.pt``; ``last.pt`` is the newest and ``best.pt`` the one with
     the best score: further names of the same file (hard links) where the file system has such, else
-    copies. A name always stands for a whole file.
+    copies. A name always stands for a whole file. Checkpoints of later steps, of an attempt before
+    a run was resumed from an older one, go to the folder ``abandoned``.
 
     Args:
         folder: Of the run.
@@ -66,7 +67,7 @@ class Saver:
         keep_best: How many of the best to keep, at least 1.
         keep_every: Keep those whose step is a multiple of it for ever; None for none.
         in_background: Return after the state was copied, and write it in a thread.
-        best: (score, step) of the best so far, from a resumed run.
+        best: (score, step) of the best so far, from a resumed run; of those that are still there.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Saver:
         self.keep_last = keep_last
         self.keep_best = keep_best
         self.keep_every = keep_every
-        self.best = list(best or [])
+        self.best = [pair for pair in best or [] if path_at(folder, pair[1]).exists()]
         self._thread = ThreadPoolExecutor(1, "checkpoint") if in_background else None
         self._pending: Future[None] | None = None
 
@@ -102,9 +103,10 @@ class Saver:
             StorageError: This checkpoint, or the one before in the background, was not written.
         """
         self.wait()
-        is_best = score is not None and (not self.best or score > self.best[0][0])
+        others = [pair for pair in self.best if pair[1] != step]  # a step may be saved again
+        is_best = score is not None and (not others or score > others[0][0])
         if score is not None:
-            ranked = sorted([*self.best, (score, step)], key=lambda pair: (-pair[0], pair[1]))
+            ranked = sorted([*others, (score, step)], key=lambda pair: (-pair[0], pair[1]))
             self.best = ranked[: self.keep_best]
         content = {**state, "best": [list(pair) for pair in self.best]}
         if self._thread is None:
@@ -139,16 +141,37 @@ class Saver:
         checkpoint.save(path, content)
         for name in ("last.pt", *["best.pt"] * is_best):
             _link(path, self.folder / name)
+        self._set_aside_after(step)
         self._prune()
 
-    def _prune(self) -> None:
-        """Removes the checkpoints that no rule keeps."""
-        best = {step for _, step in self.best}
-        steps = {
+    def _steps(self) -> dict[int, Path]:
+        return {
             int(match[1]): path
             for path in self.folder.glob("step_*.pt")
             if (match := _STEP.fullmatch(path.name))
         }
+
+    def _set_aside_after(self, now: int) -> None:
+        """Moves checkpoints of later steps away; ``best.pt`` is of the steps that are left."""
+        later = [path for step, path in self._steps().items() if step > now]
+        if not later:
+            return
+        aside, best = self.folder / "abandoned", self.folder / "best.pt"
+        try:
+            aside.mkdir(exist_ok=True)
+            for path in later:
+                path.replace(aside / path.name)
+            if not self.best and best.exists():
+                best.replace(aside / best.name)
+        except OSError as error:
+            raise StorageError(f"{aside}: could not be written ({error.strerror})") from error
+        if self.best:
+            _link(path_at(self.folder, self.best[0][1]), best)
+
+    def _prune(self) -> None:
+        """Removes the checkpoints that no rule keeps."""
+        best = {step for _, step in self.best}
+        steps = self._steps()
         newest = sorted(steps)[-self.keep_last :]
         for step, path in steps.items():
             is_kept_for_ever = self.keep_every is not None and step % self.keep_every == 0

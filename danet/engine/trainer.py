@@ -162,10 +162,11 @@ class Trainer:
                     self._fit(batches, signals)
                 except Stop:
                     self._stop(signals.name or "another process")
-            self.agreement.close()
-            # All processes end alike, and only the first knows what it wrote.
-            if error := distributed.from_first(self.storage.finish()):
-                raise error
+                self.agreement.close()
+                # All processes end alike, and only the first knows what it wrote. The last
+                # checkpoint may still be under way, so a signal waits for it.
+                if error := distributed.from_first(self.storage.finish()):
+                    raise error
             if self.step == self.settings.steps and self.scores:
                 settings = {k: v for k, v in self.header["config"].items() if k != "run"}
                 self.log.summary(self.step, settings, {**self.scores, "best_miou": self.best_miou})

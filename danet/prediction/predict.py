@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from danet.datasets.files import read_image
+from danet.datasets.files import read_image, to_rgb
 from danet.errors import InputError
 from danet.evaluation.inference import Inference, Whole
 from danet.evaluation.windows import PIXELS_PER_PASS
@@ -132,7 +132,7 @@ def _as_array(image: AnyImage, number: int) -> np.ndarray:
     if isinstance(image, (str, Path)):
         return read_image(Path(image).expanduser())
     if isinstance(image, Image.Image):
-        return np.array(image.convert("RGB"))
+        return to_rgb(image, f"image {number}")
     array = image
     if isinstance(array, Tensor):
         array = array.detach().cpu().numpy()
