@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -182,8 +183,8 @@ class Folder(FileDataset):
         own = listed[self.split]
         items = {pair.item.image: pair.item for pair in own}
         if len(items) < len(own):
-            images = [pair.item.image for pair in own]
-            twice = [Path(image).name for image in items if images.count(image) > 1]
+            counts = Counter(pair.item.image for pair in own)
+            twice = [Path(image).name for image in items if counts[image] > 1]
             self.notes.append(
                 f"{own[0].source}: {len(twice)} images stand there more than once and count once: "
                 f"{', '.join(twice[:5])}"

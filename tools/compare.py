@@ -1,7 +1,6 @@
 """Lays runs side by side: ``python tools/compare.py RUN RUN ...``, where a RUN is a folder."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from html import escape
@@ -14,6 +13,7 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
 import yaml
 
 from danet.drawing.curves import chart
+from danet.engine.log import read_metrics
 from danet.engine.writers import plain_settings
 from danet.errors import InputError, StorageError, UserError
 
@@ -39,13 +39,7 @@ def read_run(folder: Path, name: str) -> Run:
         raise InputError(
             f"{folder}: not the folder of a run (no readable config.yaml in it)"
         ) from error
-    lines = []
-    log = folder / "metrics.jsonl"
-    for line in log.read_text("utf-8").splitlines() if log.exists() else ():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:  # half a line, of a run that was killed or goes on right now
-            continue
+    lines = read_metrics(folder / "metrics.jsonl")
     return Run(name, {k: v for k, v in flat.items() if not k.startswith(_NOT_COMPARED)}, lines)
 
 

@@ -173,7 +173,9 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
         seed=seed,
         device=device,
         evaluate=count,
-        draw=lambda network: validation_pictures(network, val_set, device=device),
+        draw=lambda network: validation_pictures(
+            network, val_set, parts["evaluation"], device=device, max_pixels=pixels_of(data)
+        ),
         folder=folder,
         header={
             "config": config,
@@ -200,6 +202,12 @@ def is_finished(saved: "Checkpoint", steps: int) -> bool:
     """Tells whether a run has done and evaluated its steps; format 1 holds evaluated steps only."""
     evaluated = saved["evaluated_at" if "evaluated_at" in saved else "step"]
     return bool(saved["step"] >= steps and evaluated >= saved["step"])
+
+
+def pixels_of(data: dict[str, Any]) -> int:
+    """Returns the pixels of a training batch, of which the device can take as many at once."""
+    height, width = data.get("crop") or data.get("size") or (512, 512)
+    return int(data["batch_size"] * height * width)
 
 
 def look_at_data(

@@ -1,6 +1,5 @@
 """Draws what a checkpoint sees and attends to: ``python tools/visualize.py checkpoint=PATH``."""
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from danet.drawing.figure import figure
 from danet.drawing.overlay import Palette, predict, save_image, sheet
 from danet.drawing.sheets import Seen, contact_sheet, side_by_side, small
 from danet.engine import distributed
+from danet.engine.log import read_metrics
 from danet.errors import InputError, StorageError
 from danet.evaluation.confusion import ConfusionMatrix
 from danet.evaluation.speed import prepared
@@ -206,7 +206,7 @@ def examine(
         palette=network.palette,
         matrix=confusion.matrix.cpu().numpy(),
         scores=confusion.scores(),
-        lines=[json.loads(line) for line in log.read_text().splitlines()] if log.exists() else [],
+        lines=read_metrics(log),
         best=[scored(i) for i in order[::-1][:few]],
         worst=[scored(i) for i in order[:few]],
         viewed=viewed,

@@ -1,5 +1,6 @@
 """The attention figure: the columns of the paper's figure 6."""
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -19,7 +20,8 @@ from danet.drawing.attention import (
     position_maps,
     ranked_channels,
 )
-from danet.drawing.overlay import Palette, arrange, legend, overlay, predict, sheet, titled
+from danet.drawing.overlay import Palette, arrange, legend, overlay, sheet, titled
+from danet.evaluation.inference import Inference
 from danet.types import IGNORE
 
 _MARKS = ((255, 40, 40), (40, 220, 40), (60, 120, 255), (255, 200, 0), (255, 0, 255), (0, 220, 220))
@@ -102,7 +104,8 @@ def figure(
             panels.append(titled(heatmap(values, size, color=False), title))
     if branch(model, "channel") is not None:
         maps = channel_maps(model, tensor)
-        for index in list(dict.fromkeys(asked))[:2]:
+        told = [index for index in dict.fromkeys(asked) if not (prediction == index).all()]
+        for index in told[:2]:
             for channel, value in ranked_channels(maps, prediction, index)[:channels]:
                 title = f"channel {channel} tells {classes[index]} ({value:.1f} sd)"
                 panels.append(titled(heatmap(maps[channel], size, color=True), title))
@@ -116,20 +119,49 @@ def figure(
 
 
 def validation_pictures(
-    model: nn.Module, dataset: SegmentationDataset, *, device: torch.device, count: int = 4
+    model: nn.Module,
+    dataset: SegmentationDataset,
+    infer: Inference,
+    *,
+    device: torch.device,
+    max_pixels: int,
+    count: int = 4,
 ) -> dict[str, np.ndarray]:
     """Draws evenly spaced samples, and the attention figure of every other one, by name.
 
-    The network is put into eval mode.
+    Args:
+        model: Is put into eval mode.
+        dataset: With labels.
+        infer: How images pass the network.
+        device: Of the model.
+        max_pixels: Attention is drawn of a whole image, made smaller if it has more.
+        count: How many samples.
     """
     model.eval()
     drawn = {}
     for place, index in enumerate(np.linspace(0, len(dataset) - 1, min(count, len(dataset)))):
         sample = dataset[round(index)]
-        prediction = predict(model, sample.image, device)
-        told = prediction, sample.mask, dataset.classes, dataset.palette
-        drawn[sample.name] = sheet(sample.image, *told)
+        prediction = infer.predict(model, _tensor(sample.image, device))[0].cpu().numpy()
+        named = dataset.classes, dataset.palette
+        drawn[sample.name] = sheet(sample.image, prediction, sample.mask, *named)
         if place % 2 == 0 and has_attention(model):
-            tensor = torch.from_numpy(sample.image).permute(2, 0, 1)[None].to(device)
-            drawn[f"{sample.name}_attention"] = figure(model, tensor, sample.image, *told)
+            image, small, mask = _shrunk((sample.image, prediction, sample.mask), max_pixels)
+            tensor = _tensor(image, device)
+            told = small, mask, *named
+            drawn[f"{sample.name}_attention"] = figure(model, tensor, image, *told)
     return drawn
+
+
+def _tensor(image: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
+
+
+def _shrunk(arrays: Sequence[np.ndarray], max_pixels: int) -> list[np.ndarray]:
+    """Returns an image and maps of its size, made smaller alike where they have more pixels."""
+    height, width = arrays[0].shape[:2]
+    factor = min(1.0, math.sqrt(max_pixels / (height * width)))
+    if factor == 1.0:
+        return list(arrays)
+    size = max(1, int(width * factor)), max(1, int(height * factor))
+    ways = [cv2.INTER_AREA if array.ndim == 3 else cv2.INTER_NEAREST for array in arrays]
+    return [cv2.resize(a, size, interpolation=w) for a, w in zip(arrays, ways, strict=True)]

@@ -71,11 +71,13 @@ def arrange(panels: Sequence[np.ndarray], *, gap: int = 4) -> np.ndarray:
     height, width = panels[0].shape[:2]
     columns = 1 if width > 2 * height else min(4, len(panels))
     rows = -(-len(panels) // columns)
-    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), _PAPER)
+    canvas = np.full(
+        (rows * (height + gap) - gap, columns * (width + gap) - gap, 3), _PAPER, np.uint8
+    )
     for i, panel in enumerate(panels):
         top, left = i // columns * (height + gap), i % columns * (width + gap)
         canvas[top : top + height, left : left + width] = panel
-    return canvas.astype(np.uint8)
+    return canvas
 
 
 def legend(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ def code() -> str:
     """Returns the versions of this package and of torch, and a digest of the package's sources."""
     root = Path(danet.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    # In a checkout danet/datasets is a link, which rglob would not follow.
+    folders = (Path(folder) for folder, _, _ in os.walk(root, followlinks=True))
+    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
         digest.update(str(path.relative_to(root)).encode())
         digest.update(path.read_bytes())
     return f"danet {danet.__version__} ({digest.hexdigest()[:16]}), torch {torch.__version__}"

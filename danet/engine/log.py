@@ -131,6 +131,20 @@ class RunLog:
                     writer.close()
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a metrics.jsonl; none where there is no file.
+
+    Half a line, of a run that was killed or goes on right now, is left out.
+    """
+    lines = []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
 def _step_of(line: str) -> float:
     """Returns the step of a line of metrics.jsonl; infinity for half a line."""
     try:

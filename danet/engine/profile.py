@@ -29,11 +29,13 @@ class StepProfile:
     def __init__(self, folder: Path | None, device: torch.device, log: RunLog) -> None:
         self._folder, self._device, self._log = folder, device, log
         self._seen = 0
-        self._waited = self._start = 0.0
+        self._waited = self._spent = self._start = 0.0
         self._profile: profile | None = None
 
     def begin(self) -> None:
         """Stands before each step."""
+        if self._profile is not None:
+            self._start = time.perf_counter()  # between steps there may have been an evaluation
         if self._folder is None or self._seen != FIRST:
             return
         activities = [ProfilerActivity.CPU]
@@ -50,17 +52,30 @@ class StepProfile:
         if self._profile is None:
             return
         self._waited += waited
-        if self._seen == FIRST + STEPS:
+        is_last = self._seen == FIRST + STEPS
+        if is_last:
+            self._wait_for_device()
+        self._spent += time.perf_counter() - self._start
+        if is_last:
             self._finish(self._profile)
+
+    def close(self) -> None:
+        """Stands behind the last step: writes what there is of a run that had too few."""
+        if self._profile is not None:
+            self._finish(self._profile)
+        elif self._folder is not None:
+            self._log.say(
+                f"profile: nothing was recorded, since it begins at step {FIRST + 1} and this had "
+                f"{self._seen}"
+            )
 
     def _wait_for_device(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
     def _finish(self, recorded: profile) -> None:
-        self._wait_for_device()
-        seconds = time.perf_counter() - self._start
         recorded.stop()
+        steps, seconds = self._seen - FIRST, self._spent
         self._profile, folder = None, self._folder
         self._folder = None
         assert folder is not None
@@ -69,7 +84,7 @@ class StepProfile:
         by = "self_cuda_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
         costs = recorded.key_averages().table(sort_by=by, row_limit=_ROWS, max_name_column_width=48)
         told = (
-            f"{STEPS} steps from step {FIRST + 1} on: {seconds / STEPS:.3f} s a step, "
+            f"{steps} steps from the {FIRST + 1}th on: {seconds / steps:.3f} s a step, "
             f"{100 * self._waited / seconds:.1f} % of it waiting for data"
         )
         (folder / _COSTS).write_text(f"{told}\n{costs}\n", encoding="utf-8")

@@ -56,8 +56,9 @@ def prepare(
     outcome: Path | UserError | None = None
     if distributed.is_first():
         try:
-            outcome = _make(wanted, fallback, config, resuming, saved)
+            outcome = _make(wanted, fallback, resuming)
             _lock(outcome)
+            _describe(outcome, config, resuming, saved)
             saver.remove_leftovers(outcome)
             (outcome / STOPPED).unlink(missing_ok=True)
         except UserError as error:
@@ -91,26 +92,37 @@ def refuse_foreign(folder: Path, path: Path, saved: Mapping[str, Any]) -> None:
         )
 
 
-def _make(
-    wanted: str | None,
-    fallback: Path,
-    config: Mapping[str, Any],
-    resuming: bool,
-    saved: Mapping[str, Any] | None,
-) -> Path:
+def _make(wanted: str | None, fallback: Path, resuming: bool) -> Path:
     folder = Path(wanted).expanduser() if wanted else fallback
-    number = 2
-    while wanted is None and folder.exists():
-        folder = fallback.with_name(f"{fallback.name}-{number}")
-        number += 1
-    file = folder / "config.yaml"
-    if file.exists() and not resuming:
+    if (folder / "config.yaml").exists() and wanted and not resuming:
         raise InputError(
             f"run.dir={folder}: another run is there; give resume=auto to go on with it, or "
             "another run.dir"
         )
+    number = 2
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=wanted is not None)
+        except FileExistsError as error:
+            if wanted:
+                raise _unwritable(folder, error) from error
+            folder = fallback.with_name(f"{fallback.name}-{number}")  # of a run of this second
+            number += 1
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        else:
+            return folder
+
+
+def _unwritable(folder: Path, error: OSError) -> StorageError:
+    return StorageError(f"run.dir={folder}: not a writable folder ({error.strerror})")
+
+
+def _describe(
+    folder: Path, config: Mapping[str, Any], resuming: bool, saved: Mapping[str, Any] | None
+) -> None:
+    file = folder / "config.yaml"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         if not file.exists():
             body = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
             file.write_text(_HEADER.format(folder=folder.absolute()) + body, encoding="utf-8")
@@ -120,8 +132,7 @@ def _make(
             known = saved.get("run_id") if saved is not None and is_its_own else None
             (folder / _ID).write_text(f"{known or uuid4().hex}\n")
     except OSError as error:
-        raise StorageError(f"run.dir={folder}: not a writable folder ({error.strerror})") from error
-    return folder
+        raise _unwritable(folder, error) from error
 
 
 _locks: dict[Path, int] = {}
@@ -142,7 +153,7 @@ def _lock(folder: Path) -> None:
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise StorageError(f"run.dir={folder}: not a writable folder ({error.strerror})") from error
+        raise _unwritable(folder, error) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

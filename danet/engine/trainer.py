@@ -162,6 +162,7 @@ class Trainer:
                     self._fit(batches, signals)
                 except Stop:
                     self._stop(signals.name or "another process")
+                self.profile.close()
                 self.agreement.close()
                 # All processes end alike, and only the first knows what it wrote. The last
                 # checkpoint may still be under way, so a signal waits for it.

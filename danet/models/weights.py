@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from danet.errors import InputError
@@ -153,6 +154,9 @@ def initialise(model: nn.Module, path: Path) -> list[str]:
             f"init_from={path}: {depths}; set model/backbone to the one of the file, or take "
             "another file"
         )
+    # The config says how images are normalised.
+    normalising = {name: found.pop(name) for name in ("mean", "std") if name in found}
+    expected = {name: v for name, v in expected.items() if name not in ("mean", "std")}
     fits = {k: v for k, v in found.items() if k in expected and v.shape == expected[k].shape}
     if not fits:
         hint = "; weights of a backbone alone go to model.backbone.weights" * bool(depth_of(found))
@@ -166,6 +170,13 @@ def initialise(model: nn.Module, path: Path) -> list[str]:
         f"{len(fits)} of {len(expected)} tensors taken; of the backbone "
         + (f"all {filled}" if filled == len(backbone) else f"{filled} of {len(backbone)}")
     ]
+    for name, value in normalising.items():
+        used = getattr(model, name, None)
+        if isinstance(used, Tensor) and not torch.allclose(used.flatten(), value.flatten()):
+            lines.append(
+                f"its images were normalised with {name}={_rounded(value)}, these will be with "
+                f"{_rounded(used)}; model.{name} sets it"
+            )
     rest = (
         (f"left out, since {_class_counts(expected, found)}", _other_shapes(expected, found)),
         ("not in the file, so random as before", [k for k in expected if k not in found]),
@@ -175,6 +186,10 @@ def initialise(model: nn.Module, path: Path) -> list[str]:
         f"{label.removesuffix(', since ')}: {_named(names)}" for label, names in rest if names
     ]
     return [*notes, *(f"init_from={path}: {line}" for line in lines)]
+
+
+def _rounded(values: Tensor) -> str:
+    return f"[{','.join(f'{value:g}' for value in values.flatten().tolist())}]"
 
 
 def _named(names: list[str]) -> str:
