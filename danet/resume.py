@@ -39,6 +39,7 @@ FREE = (
     "trainer.eval_every",
     "trainer.log_every",
     "trainer.save_every",
+    "trainer.save_minutes",
     "trainer.keep_last",
     "trainer.keep_best",
     "trainer.keep_every",

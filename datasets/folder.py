@@ -30,6 +30,10 @@ _PAIR = re.compile(
 """A line of a list with two paths; both may hold blanks."""
 
 
+_NAMED_OTHERWISE = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+"""Names that others give the folders of splits, in any case."""
+
+
 class Folder(FileDataset):
     """Reads a folder of images and one of masks, with or without a folder per split in each.
 
@@ -142,6 +146,13 @@ class Folder(FileDataset):
             return self._listed_items(self.lists)
         images, masks = self.root / self.images_dir, self.root / self.masks_dir
         has_splits = any((images / split).is_dir() for split in self.splits)
+        if not has_splits and images.is_dir():
+            alike = sorted(p.name for p in images.iterdir() if p.name.lower() in _NAMED_OTHERWISE)
+            if alike:
+                raise InputError(
+                    f"{self}: {images} has {', '.join(alike)}, which look like splits; rename them "
+                    f"to {', '.join(self.splits)} there and beside the masks, or give data.lists"
+                )
         if has_splits:
             images, masks = images / self.split, masks / self.split
         elif self.split == "test":

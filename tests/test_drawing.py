@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from danet.drawing import attention, overlay, sheets
-from danet.drawing.figure import figure, heatmap
+from danet.drawing.figure import figure, heatmap, validation_pictures
 from danet.errors import StorageError
+from danet.evaluation.inference import Sliding
 from danet.models.heads import DualAttentionHead, FCNHead, SingleAttentionHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
+from danet.types import Sample
 
 CLASSES = ("sky", "road", "a class with a long name", "car")
 PALETTE = ((70, 130, 180), (128, 64, 128), (10, 200, 30), (0, 0, 142))
@@ -171,6 +173,32 @@ def test_figure_6_shows_means_of_classes_and_several_channels(scene):
     panels = 1 + 2 + 2 * 2 + 2
     rows = (drawn.shape[0] - panels * (60 + 18) - (panels - 1) * 4) / 18
     assert rows == int(rows) >= 1
+
+
+class Pictures(list):
+    """A data set of pictures that are there already."""
+
+    classes, palette = CLASSES, PALETTE
+
+
+def test_pictures_of_a_validation_pass_the_network_in_small_parts(scene):
+    samples = Pictures(Sample(*scene, name) for name in "ab")
+    model, seen = network(functools.partial(DualAttentionHead, reduction=2)), []
+    model.backbone.register_forward_pre_hook(lambda _, x: seen.append(x[0][0, 0].numel()))
+    infer = Sliding(crop=(32, 32), stride=(32, 32), windows_per_batch=1)
+    drawn = validation_pictures(
+        model, samples, infer, device=torch.device("cpu"), max_pixels=1500, count=2
+    )
+    assert list(drawn) == ["a", "a_attention", "b"]
+    assert max(seen) <= 1500
+
+
+def test_no_channel_tells_a_class_that_fills_the_picture(scene, monkeypatch):
+    image, mask = scene
+    model = network(functools.partial(DualAttentionHead, reduction=2))
+    monkeypatch.setattr("danet.drawing.figure.ranked_channels", None)  # not to be called
+    tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
+    figure(model, tensor, image, np.full_like(mask, 3), mask, CLASSES, PALETTE)
 
 
 def test_a_contact_sheet_has_a_line_for_each_picture_whatever_its_size(scene):

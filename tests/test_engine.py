@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -375,6 +376,17 @@ def test_fresh_runs_get_numbered_folders(tmp_path):
     for seed, name in enumerate(made):
         config = yaml.safe_load((tmp_path / "runs" / name / "config.yaml").read_text())
         assert config["seed"] == seed
+
+
+def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path):
+    """Threads stand for processes here, so locks, which are of a process, are not in the way."""
+    with ThreadPoolExecutor(8) as starting:
+        made = list(
+            starting.map(lambda seed: prepare(None, tmp_path / "quick", seed=seed), range(8))
+        )
+    assert len(set(made)) == 8
+    for seed, folder in enumerate(made):
+        assert yaml.safe_load((folder / "config.yaml").read_text())["seed"] == seed
 
 
 def test_the_config_of_a_run_is_written_with_all_that_repeats_it(tmp_path):

@@ -192,6 +192,15 @@ def write(path, size=(5, 4), mode="RGB"):
     Image.new(mode, size).save(path)
 
 
+@pytest.mark.parametrize("names", [("training", "validation"), ("Train", "Val"), ("dev",)])
+def test_splits_of_other_names_are_not_mixed(tmp_path, names):
+    for name in names:
+        write(tmp_path / f"images/{name}/a.png")
+        write(tmp_path / f"masks/{name}/a.png", mode="L")
+    with pytest.raises(InputError, match=rf"has {', '.join(names)}, which look like splits; rena"):
+        own(tmp_path)
+
+
 def test_folders_and_suffixes_of_other_names_are_found(tmp_path):
     write(tmp_path / "photos/a.b.JPG")
     write(tmp_path / "photos/deep/c.png")

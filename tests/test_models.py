@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -287,6 +288,17 @@ def test_weights_that_do_not_fit_are_explained(tmp_path):
         ResNet(depth=34, weights=str(tmp_path / "w.pth"))
     with pytest.raises(InputError, match=r"neither a file nor a weight entry .*IMAGENET1K_V1"):
         ResNet(depth=18, weights="IMAGENET")
+
+
+def test_weights_that_cannot_be_downloaded_are_told_with_their_address(monkeypatch):
+    def refuse(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    with pytest.raises(
+        InputError, match=r"https://.*resnet18.*\.pth could not be .*no route.*=FILE"
+    ):
+        ResNet(depth=18, weights="IMAGENET1K_V1")
 
 
 def test_initialising_takes_what_fits_and_names_the_rest(tmp_path):

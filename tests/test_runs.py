@@ -1,18 +1,22 @@
 """Living with runs: what TensorBoard and others are shown, comparing, sweeping, profiling."""
 
+import itertools
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, call, tool
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_trainer import batch, make, scored
 
 from danet import config as schema
 from danet.engine import writers
-from danet.engine.log import RunLog
+from danet.engine.log import RunLog, read_metrics
 from danet.tools import compare
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -53,6 +57,34 @@ def test_the_profile_leaves_a_trace_costs_and_the_share_of_waiting(run):
     trace = json.loads((run / "profile" / "trace.json").read_text())
     names = {event.get("name", "") for event in trace["traceEvents"]}
     assert any("convolution_backward" in name for name in names)
+
+
+def test_a_run_too_short_for_a_profile_says_so_and_draws_for_nobody(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("danet.drawing.figure.validation_pictures", None)  # not to be called
+    settings = [*TINY, "data.num_workers=0", "trainer.profile=true", "run.log_to=[]"]
+    call("train", *settings, "trainer.steps=3", f"run.dir={tmp_path / 'short'}")
+    assert "begins at step 6 and this had 3" in capsys.readouterr().out
+    call("train", *settings, "trainer.steps=7", f"run.dir={tmp_path / 'longer'}")
+    assert "profile: 2 steps from step 6 on" in capsys.readouterr().out
+
+
+def test_a_profile_does_not_count_evaluations(tmp_path):
+    def look(network):
+        time.sleep(1)
+        return scored()
+
+    run = make(tmp_path, steps=10, eval_every=7, profile=True)
+    run.evaluate = look
+    run.fit(map(batch, itertools.count()))
+    told = (tmp_path / "profile/costs.txt").read_text().splitlines()[0]
+    assert float(re.search(r"([\d.]+) s a step", told)[1]) < 0.2
+
+
+def test_half_a_line_of_metrics_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == []
+    path.write_text('{"step": 1, "kind": "train"}\n{"step": 2, "ki')
+    assert read_metrics(path) == [{"step": 1, "kind": "train"}]
 
 
 def test_writers_are_those_that_a_config_may_name():

@@ -260,6 +260,34 @@ def test_recomputing_trains_to_the_same_bits(tmp_path):
     assert_equal(state(recomputing), state(plain))
 
 
+# What is saved when
+
+
+def test_a_step_is_saved_before_it_is_evaluated(tmp_path):
+    run = make(tmp_path, steps=4, eval_every=2)
+
+    def fail(network):
+        raise InputError("a mask is damaged")
+
+    run.evaluate = fail
+    with pytest.raises(InputError, match="a mask is damaged"):
+        run.fit(map(batch, itertools.count()))
+    saved = checkpoint.load(tmp_path / "last.pt")
+    assert (saved["step"], saved["evaluated_at"], saved["scores"]) == (2, 0, None)
+    again = make(tmp_path, steps=4, eval_every=2, resume=saved)
+    again.fit(map(batch, itertools.count(4)))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "val"] == [2, 4]
+    assert checkpoint.load(tmp_path / "last.pt")["evaluated_at"] == 4
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(0.0, [0, 1, 2, 3, 4]), (60.0, [4]), (None, [4])])
+def test_a_run_is_saved_when_it_was_not_for_long(tmp_path, minutes, steps):
+    run = make(tmp_path, steps=4, eval_every=4, save_minutes=minutes, keep_last=9)
+    run.fit(map(batch, itertools.count()))
+    assert [int(p.stem[5:]) for p in sorted(tmp_path.glob("step_*.pt"))] == steps
+
+
 # A checkpoint of another device
 
 

@@ -35,7 +35,8 @@ class MovingAverage(nn.Module):
         floats = [i for i, average in enumerate(averages) if average.is_floating_point()]
         torch._foreach_lerp_([averages[i] for i in floats], [values[i] for i in floats], weight)
         whole = [i for i, average in enumerate(averages) if not average.is_floating_point()]
-        torch._foreach_copy_([averages[i] for i in whole], [values[i] for i in whole])
+        if whole:
+            torch._foreach_copy_([averages[i] for i in whole], [values[i] for i in whole])
         self.n_averaged.add_(1)
 
 

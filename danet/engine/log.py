@@ -98,6 +98,10 @@ class RunLog:
                 file.write("\n" * was_torn + json.dumps(line) + "\n")
             self._is_torn = False
 
+    def takes_images(self) -> bool:
+        """Tells whether anybody would see pictures."""
+        return bool(self._writers)
+
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Shows pictures, uint8 (H, W, 3) RGB."""
         for writer in self._writers if self.folder is not None else ():

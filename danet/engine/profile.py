@@ -84,7 +84,7 @@ class StepProfile:
         by = "self_cuda_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
         costs = recorded.key_averages().table(sort_by=by, row_limit=_ROWS, max_name_column_width=48)
         told = (
-            f"{steps} steps from the {FIRST + 1}th on: {seconds / steps:.3f} s a step, "
+            f"{steps} steps from step {FIRST + 1} on: {seconds / steps:.3f} s a step, "
             f"{100 * self._waited / seconds:.1f} % of it waiting for data"
         )
         (folder / _COSTS).write_text(f"{told}\n{costs}\n", encoding="utf-8")

@@ -31,6 +31,7 @@ class TrainSettings:
         precision: Of the network: float32, bfloat16, float16 (CUDA only), or auto: bfloat16 where
             the hardware computes in it, else float32. Weights and losses are float32 always.
         save_every: Steps between checkpoints beside those after evaluations; null for none.
+        save_minutes: A checkpoint is written when there was none for so long; null for none.
         keep_last, keep_best: How many of the newest and of the best checkpoints stay.
         keep_every: Checkpoints of steps that are a multiple of it stay for ever; null for none.
         save_in_background: Write checkpoints while the training goes on.
@@ -55,6 +56,7 @@ class TrainSettings:
     clip_norm: float | None = None
     precision: str = "auto"
     save_every: int | None = None
+    save_minutes: float | None = 10.0
     keep_last: int = 2
     keep_best: int = 1
     keep_every: int | None = None
@@ -77,6 +79,10 @@ class TrainSettings:
         ]
         if self.clip_norm is not None and not self.clip_norm > 0:
             lines.append(f"trainer.clip_norm={self.clip_norm}: expected a number above 0, or null")
+        if self.save_minutes is not None and not self.save_minutes >= 0:
+            lines.append(
+                f"trainer.save_minutes={self.save_minutes}: expected a number of minutes, or null"
+            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             lines.append(f"trainer.ema_decay={self.ema_decay}: expected 0 < decay < 1, or null")
         if self.precision not in PRECISIONS:

@@ -1,5 +1,6 @@
 """What becomes of a run whose checkpoints cannot be written: it stops, or goes on and says so."""
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,11 +30,20 @@ class Storage:
         self.warn = warn
         self.failure: StorageError | None = None
         self._unsaved: StorageError | None = None
+        self._since = time.monotonic()
+
+    def is_overdue(self, minutes: float | None) -> bool:
+        """Tells whether nothing was saved for so long; once, then it counts from now."""
+        if minutes is None or time.monotonic() - self._since < 60 * minutes:
+            return False
+        self._since = time.monotonic()
+        return True
 
     def save(self, state: Mapping[str, Any], *, step: int, score: float | None) -> None:
         """Writes or begins to write; a failure is told by ``flags`` or ``finish``."""
         self._note(self._wait())
         self._unsaved = None
+        self._since = time.monotonic()
         try:
             self.saver.save(state, step=step, score=score)
         except StorageError as error:

@@ -184,7 +184,7 @@ class Trainer:
         while True:
             due = self.step > 0 and (self.step % settings.eval_every == 0 or self.step == self.last)
             if due and self.evaluated_at < self.step:
-                self.watch.require_finite(self.model, self.step, together=True)
+                self.save()  # whatever an evaluation meets, the training is not lost
                 # Nothing of the training changes in there, so it may be left at any moment.
                 with signals.at_once():
                     self._evaluate()
@@ -193,7 +193,10 @@ class Trainer:
                 self.pace.restart()
             if self.step >= self.last:
                 return
-            requests = self.agreement.exchange(signals.take() | self.storage.flags())
+            flags = signals.take() | self.storage.flags()
+            if distributed.is_first() and self.storage.is_overdue(settings.save_minutes):
+                flags |= SAVE
+            requests = self.agreement.exchange(flags)
             if requests & FAILED:
                 raise distributed.from_first(self.storage.finish()) or StorageError("no checkpoint")
             if requests & STOP:
@@ -301,7 +304,7 @@ class Trainer:
         }
         per_class = {f"iou/{name}": v for name, v in zip(classes, scores.iou, strict=True)}
         self.log.scalars(self.step, "val", {**self.scores, **per_class})
-        if distributed.is_first():
+        if distributed.is_first() and self.log.takes_images():
             self.log.images(self.step, self.draw(model))
         self.best_miou = max(scores.miou, self.best_miou or 0.0)
         self.evaluated_at = self.step

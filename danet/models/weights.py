@@ -85,7 +85,13 @@ def load_backbone(backbone: nn.Module, depth: int, weights: str) -> None:
     key = "model.backbone.weights"
     entries = get_model_weights(f"resnet{depth}")
     if weights in entries.__members__:
-        state = dict(entries[weights].get_state_dict(check_hash=True))
+        try:
+            state = dict(entries[weights].get_state_dict(check_hash=True))
+        except (OSError, RuntimeError) as error:  # no network, or another file than expected
+            raise InputError(
+                f"{key}={weights}: {entries[weights].url} could not be downloaded ({error}); fetch "
+                f"it on another machine and set {key}=FILE"
+            ) from error
     elif Path(weights).expanduser().exists():
         state = read_state_dict(Path(weights).expanduser(), key).tensors
     else:

@@ -134,6 +134,21 @@ def test_sigterm_during_a_save_lets_it_end(start, tmp_path, in_background):
 
 
 @pytest.mark.slow
+@pytest.mark.fault("T14", "SIGTERM while the last checkpoint is written")
+def test_sigterm_during_the_last_save_lets_it_end(start, tmp_path):
+    plants = {"hold_save": {"path": str(tmp_path / "here"), "seconds": 2.0, "step": 4}}
+    run = start.fork(*TOY, "trainer.steps=4", "run.dir=run", plants=plants)
+    held(tmp_path, [run])
+    (tmp_path / "here").unlink()
+    held(tmp_path, [run])  # once more, with the score
+    time.sleep(0.5)  # by now the run waits for it
+    run.kill(signal.SIGTERM)
+    run.ends(0, within=LIMIT)
+    saved = checkpoint.load(tmp_path / "run/last.pt")
+    assert (saved["step"], saved["evaluated_at"]) == (4, 4)
+
+
+@pytest.mark.slow
 @pytest.mark.fault("T14", "SIGTERM while the program is imported")
 def test_sigterm_during_the_imports_ends_torchrun_and_leaves_nothing(start, tmp_path, figure):
     plants = {"hold_at_import": {"path": str(tmp_path / "here")}}
