@@ -407,10 +407,21 @@ def test_the_folder_of_another_run_is_refused_and_left_alone(tmp_path):
 
 
 def test_a_resumed_run_goes_back_to_its_folder_and_keeps_its_config(tmp_path):
-    prepare(str(tmp_path / "a"), tmp_path / "b", seed=1)
+    prepare(str(tmp_path / "a"), tmp_path / "b", seed=1, size=(1, 2), resume=None)
     before = (tmp_path / "a" / "config.yaml").read_text()
-    assert prepare(str(tmp_path / "a"), tmp_path / "b", seed=2, resuming=True) == tmp_path / "a"
+    again = {"seed": 1, "size": (1, 2), "resume": "auto", "resuming": True}
+    assert prepare(str(tmp_path / "a"), tmp_path / "b", **again) == tmp_path / "a"
     assert (tmp_path / "a" / "config.yaml").read_text() == before
+    assert list((tmp_path / "a").glob("*.yaml")) == [tmp_path / "a" / "config.yaml"]
+
+
+def test_a_run_that_goes_on_with_other_settings_tells_both(tmp_path):
+    prepare(str(tmp_path / "a"), tmp_path / "b", seed=1)
+    saved = {"step": 40, "run_id": "x"}
+    fallback, config = tmp_path / "b", {"seed": 2}
+    run_folder.prepare(str(tmp_path / "a"), fallback, config=config, resuming=True, saved=saved)
+    configs = {p.name: yaml.safe_load(p.read_text())["seed"] for p in tmp_path.glob("a/*.yaml")}
+    assert configs == {"config.yaml": 2, "config_until_000000040.yaml": 1}
 
 
 def test_an_empty_folder_may_be_named(tmp_path):

@@ -31,6 +31,9 @@ hydra:
   output_subdir: null
 """
 
+_OF_A_START = ("run", "resume", "init_from", "allow_changes", "dry_run")
+"""Keys of a config that say how a run was started."""
+
 
 def prepare(
     wanted: str | None,
@@ -45,7 +48,8 @@ def prepare(
     Args:
         wanted: ``run.dir``; None for a fresh folder named after ``fallback``.
         fallback: Used with a number behind it where it exists already.
-        config: Of the run; left alone where the file is there.
+        config: Of the run. Where the file has another one, that of the steps before, it is kept as
+            config_until_<step>.yaml.
         resuming: Whether the folder may hold an earlier part of the run.
         saved: The checkpoint to go on from.
 
@@ -123,6 +127,9 @@ def _describe(
 ) -> None:
     file = folder / "config.yaml"
     try:
+        if file.exists() and not _is_described(file, config):
+            step = saved["step"] if saved is not None else 0
+            file.replace(folder / f"config_until_{step:09d}.yaml")
         if not file.exists():
             body = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
             file.write_text(_HEADER.format(folder=folder.absolute()) + body, encoding="utf-8")
@@ -133,6 +140,17 @@ def _describe(
             (folder / _ID).write_text(f"{known or uuid4().hex}\n")
     except OSError as error:
         raise _unwritable(folder, error) from error
+
+
+def _is_described(file: Path, config: Mapping[str, Any]) -> bool:
+    """Tells whether a config.yaml says what a run is made of; how it was started does not count."""
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False
+    kept = {key: value for key, value in config.items() if key not in _OF_A_START}
+    plain = yaml.safe_load(yaml.safe_dump(kept))
+    return isinstance(found, dict) and plain == {key: found.get(key) for key in plain}
 
 
 _locks: dict[Path, int] = {}
