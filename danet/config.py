@@ -23,7 +23,8 @@ _ELSEWHERE = {
     "0; other values are mapped with data.values={0: 255, 1: 0} (data=folder)",
     "amp": "see trainer.precision (auto, float32, bfloat16, float16)",
     "thresh": "see loss.main.threshold with loss=ohem",
-    "class_weights": "see loss.main.class_weights",
+    "class_weights": "see loss.main.class_weights of loss=cross_entropy and ohem, "
+    "loss.main.losses.0.class_weights of loss=dice and lovasz",
     "norm": "batch norm is the only one; see trainer.sync_batchnorm for several processes",
     "epochs": "durations are in updates: see trainer.steps",
     "max_iters": "see trainer.steps",

@@ -237,6 +237,20 @@ def test_a_network_of_timm_is_a_backbone(tmp_path):
         make_model(check(compose(*settings, weights)))
 
 
+def test_a_network_of_timm_gets_images_normalised_as_its_weights_want_them():
+    pytest.importorskip("timm", reason="the optional extra danet[timm] is not installed")
+    settings = ("model/backbone=timm", "model/head=fcn")
+    for name, mean, std in (
+        ("tf_efficientnet_b0.ap_in1k", [127.5] * 3, [127.5] * 3),
+        ("resnet18.a1_in1k", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
+    ):
+        model = make_model(check(compose(*settings, f"model.backbone.name={name}")))
+        torch.testing.assert_close(model.mean.flatten(), torch.tensor(mean))
+        torch.testing.assert_close(model.std.flatten(), torch.tensor(std))
+    own = ("+model.mean=[1,2,3]", "model.backbone.name=tf_efficientnet_b0.ap_in1k")
+    assert make_model(check(compose(*settings, *own))).mean.flatten().tolist() == [1, 2, 3]
+
+
 def test_evaluation_leaves_layers_of_timm_that_compute_more_as_they_are():
     layers = pytest.importorskip("timm.layers", reason="danet[timm] is not installed")
     torch.manual_seed(0)

@@ -28,7 +28,7 @@ class Segmentor(nn.Module):
         head: Called with the channels of the last map; must give logits named "main".
         auxiliary_head: Called with the channels of the last but one map; its logits are named
             "backbone". None, as in the released code, for no such head.
-        mean, std: Of the RGB values 0..255; ImageNet's by default.
+        mean, std: Of the RGB values 0..255; by default those the backbone names, else ImageNet's.
         align_corners: How logits are resized in eval mode; True as the authors'.
     """
 
@@ -38,11 +38,13 @@ class Segmentor(nn.Module):
         head: MakeHead,
         auxiliary_head: MakeHead | None = None,
         *,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         align_corners: bool = True,
     ) -> None:
         super().__init__()
+        mean = mean if mean is not None else vars(backbone).get("mean", IMAGENET_MEAN)
+        std = std if std is not None else vars(backbone).get("std", IMAGENET_STD)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"mean={list(mean)} and std={list(std)}: three numbers each, std > 0")
         self.backbone = backbone

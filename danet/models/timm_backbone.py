@@ -1,6 +1,8 @@
 """Backbones of timm: hundreds of networks with better training than torchvision's ResNets."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ class TimmBackbone(nn.Module):
 
     Attributes:
         channels: Of the maps that are returned, four at most.
+        mean: With ``std``, how the images of its weights were normalised, of values 0..255.
     """
 
     def __init__(self, *, name: str, output_stride: int = 8, weights: str | None = None) -> None:
@@ -45,9 +48,13 @@ class TimmBackbone(nn.Module):
         except (NotImplementedError, TypeError, RuntimeError) as error:
             raise InputError(
                 f"model.backbone.name={name}, output_stride={output_stride}: timm cannot make it "
-                f"({error}); take output_stride=32, or another network"
+                f"({error}); take {'' if output_stride == 32 else 'output_stride=32, or '}"
+                "another network"
             ) from error
         self.channels: list[int] = self.network.feature_info.channels()[-4:]  # type: ignore[union-attr, operator]
+        trained: dict[str, Any] = self.network.pretrained_cfg  # type: ignore[assignment]
+        self.mean: Sequence[float] = [255 * value for value in trained["mean"]]
+        self.std: Sequence[float] = [255 * value for value in trained["std"]]
         if weights is not None and weights != "pretrained":
             self._load(Path(weights).expanduser())
 
