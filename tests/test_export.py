@@ -36,6 +36,8 @@ def exported(tiny_checkpoint, tmp_path_factory):
         "images": 5,
         "evaluation": {"_target_": "danet.evaluation.inference.Whole"},
         "step": 6,
+        "protocol": "whole images",
+        "data_set": "Scenes test, 5 samples",
     }
     for name, step in (("eval_test", 6), ("eval_old", 5)):
         (place / name).mkdir()
@@ -149,6 +151,7 @@ def test_the_card_tells_scores_of_this_checkpoint_and_no_other(exported):
     assert text.startswith("---\nlibrary_name: danet\n")
     assert "| test, 5 images, Whole | 31.25 | - |" in text
     assert "| val, in training | 25.00 | 50.00 |" in text
+    assert "- test, 5 images, Whole: whole images; data set: Scenes test, 5 samples" in text
     assert "| old, 5 images" not in text
     assert "| 0 | sky | `#4682b4` | 87.50 |" in text
     assert "| 12 | bus | `#00aaaa` | - |" in text

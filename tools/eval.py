@@ -5,7 +5,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,16 +75,32 @@ def work(config: DictConfig) -> None:
         "step": saved["step"],
         "split": split,
         "images": len(dataset),
+        "data_set": dataset.fingerprint(),
         **({"boundary_ratio": ratio} if ratio else {}),
         "evaluation": protocol,
         "protocol": described(protocol, mode),
     }
     default = Path(settings.checkpoint).parent / f"eval_{split}_{mode}"
-    output = Path(settings.output).expanduser() if settings.output else default
+    output = Path(settings.output).expanduser() if settings.output else free(default, facts)
     what = f"{split}, {len(dataset)} images"
     report(counted, dataset.classes, what, described(protocol, mode))
     write(output, facts, counted, dataset.classes)
     print(f"  miou={counted.scores.miou}\n  written to {output}")
+
+
+def free(wanted: Path, facts: Mapping[str, Any]) -> Path:
+    """Returns the folder; with a number behind it where scores of other data or passes are."""
+    folder, number, told = wanted, 2, json.loads(json.dumps(facts))
+    while (folder / "metrics.json").exists():
+        try:
+            found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+            if all(found.get(key) in (None, told[key]) for key in ("data_set", "evaluation")):
+                break
+        except (OSError, ValueError, AttributeError):
+            break  # half a file, of an evaluation that was stopped
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+        number += 1
+    return folder
 
 
 def run(

@@ -122,6 +122,11 @@ def _loss_names(node: Any) -> list[str]:
 
 def _scores(saved: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
     shown = [(f"{m['split']}, {m['images']} images, {_name(m['evaluation'])}", m) for m in metrics]
+    details = [
+        f"- {what}: {m['protocol']}; data set: {m['data_set']}"
+        for what, m in shown
+        if "protocol" in m and "data_set" in m
+    ]
     data = saved["config"]["data"]
     if saved.get("scores") and saved.get("evaluated_at", saved["step"]) == saved["step"]:
         shown.append((f"{data['val_split']}, in training", saved["scores"]))
@@ -132,7 +137,7 @@ def _scores(saved: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> s
     for what, values in shown:
         cells = [_percent(values.get(key)) for key in _SCORES]
         lines.append(f"| {what} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *details] if details else lines)
 
 
 def _classes(saved: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
