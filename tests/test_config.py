@@ -216,3 +216,19 @@ def test_a_config_can_name_the_parts(path):
 )
 def test_values_are_held_against_annotations(value, hint, fits):
     assert (mismatch(value, hint) is None) is fits
+
+
+def test_the_user_may_trust_modules_of_their_own(tmp_path, monkeypatch):
+    (tmp_path / "my_parts.py").write_text(
+        "from danet.models.heads import FCNHead\n\n\nclass MyHead(FCNHead):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ("model/head=fcn", "model.head._target_=my_parts.MyHead")
+    with pytest.raises(InputError, match=r"my_parts.MyHead is refused: .* variable DANET_TRUST"):
+        check(compose(*own))
+    monkeypatch.setenv("DANET_TRUST", "other, my_parts")
+    assert type(make_model(check(compose(*own))).head).__name__ == "MyHead"
+    with pytest.raises(InputError, match="my_parts has no class FCNHead"):
+        locate("my_parts.FCNHead")
+    with pytest.raises(InputError, match=r"os\.system is refused"):
+        locate("os.system")
