@@ -476,11 +476,11 @@ class Idle(Tiny):
 def test_layers_that_no_output_depends_on_are_found(tmp_path):
     run = make(tmp_path, Segmentor(Idle(), functools.partial(FCNHead, num_classes=K, channels=8)))
     before = state(run)
-    names = freeze_idle(run.model, run.criterion)
+    names = freeze_idle(run.model)
     assert names == ["backbone.third.weight", "backbone.third.bias"]
     assert {n for n, p in run.model.named_parameters() if not p.requires_grad} == set(names)
     assert_equal(state(run), before)
-    assert freeze_idle(danet([1, 2]), run.criterion) == []
+    assert freeze_idle(danet([1, 2])) == []
 
 
 VARIANTS = {

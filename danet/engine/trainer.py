@@ -95,7 +95,7 @@ class Trainer:
         self.last = min(settings.stop_at or settings.steps, settings.steps)
 
         if distributed.world_size() > 1:
-            freeze_idle(model, criterion)
+            freeze_idle(model)
         if settings.deterministic:
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
