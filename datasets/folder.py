@@ -147,7 +147,8 @@ class Folder(FileDataset):
         images, masks = self.root / self.images_dir, self.root / self.masks_dir
         has_splits = any((images / split).is_dir() for split in self.splits)
         if not has_splits and images.is_dir():
-            alike = sorted(p.name for p in images.iterdir() if p.name.lower() in _NAMED_OTHERWISE)
+            below = (path.name for path in images.iterdir() if path.is_dir())
+            alike = sorted(name for name in below if name.lower() in _NAMED_OTHERWISE)
             if alike:
                 raise InputError(
                     f"{self}: {images} has {', '.join(alike)}, which look like splits; rename them "

@@ -76,7 +76,7 @@ def group(device: torch.device) -> Iterator[None]:
     except UserError as error:
         # A bad file may be in the share of any process: whoever comes first tells it.
         try:
-            error.is_told, teller = meeting.leave_to_first(store, number)
+            error.is_told, teller = meeting.leave_to_first(store, number, size)
         except RuntimeError:  # the process that kept the store is the one that died
             error.is_told, teller = False, None
         if teller is not None:  # the launcher would end it with this one, before it has told

@@ -11,6 +11,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from danet.errors import InputError, ProcessError
 
+_ASKING = 2.0
+"""Seconds for others to ask who tells an error that they met, too."""
+
 
 def meet(timeout: timedelta) -> tuple[Store, int, int]:
     """Returns a store of this attempt alone, the number of this process and how many there are.
@@ -87,13 +90,22 @@ def gone(store: Store, me: int, size: int, seconds: float) -> list[int]:
         time.sleep(0.05)
 
 
-def leave_to_first(store: Store, me: int) -> tuple[bool, int | None]:
+def leave_to_first(store: Store, me: int, size: int) -> tuple[bool, int | None]:
     """Leaves an error to the process that comes here first.
+
+    Without torchrun the first process keeps the store; it waits for others with the same question,
+    since it is about to end.
 
     Returns:
         Whether that is another one, and the system's number of that one if it is on this machine.
     """
     first = int(store.compare_set("teller", "", str(me)))
+    asked = store.add("askers", 1)
+    deadline = time.monotonic() + _ASKING
+    keeps_store = me == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    while keeps_store and asked < size and time.monotonic() < deadline:
+        time.sleep(0.05)
+        asked = store.add("askers", 0)
     return first != me, None if first == me else _id_here(store, first)
 
 

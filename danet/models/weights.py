@@ -181,7 +181,7 @@ def initialise(model: nn.Module, path: Path) -> list[str]:
         if isinstance(used, Tensor) and not torch.allclose(used.flatten(), value.flatten()):
             lines.append(
                 f"its images were normalised with {name}={_rounded(value)}, these will be with "
-                f"{_rounded(used)}; model.{name} sets it"
+                f"{_rounded(used)}; +model.{name}=[...] sets it"
             )
     rest = (
         (f"left out, since {_class_counts(expected, found)}", _other_shapes(expected, found)),
