@@ -70,14 +70,14 @@ def test_a_run_too_short_for_a_profile_says_so_and_draws_for_nobody(tmp_path, ca
 
 def test_a_profile_does_not_count_evaluations(tmp_path):
     def look(network):
-        time.sleep(1)
+        time.sleep(3)
         return scored()
 
     run = make(tmp_path, steps=10, eval_every=7, profile=True)
     run.evaluate = look
     run.fit(map(batch, itertools.count()))
     told = (tmp_path / "profile/costs.txt").read_text().splitlines()[0]
-    assert float(re.search(r"([\d.]+) s a step", told)[1]) < 0.2
+    assert float(re.search(r"([\d.]+) s a step", told)[1]) < 0.5
 
 
 def test_half_a_line_of_metrics_is_left_out(tmp_path):
