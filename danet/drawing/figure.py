@@ -20,7 +20,16 @@ from danet.drawing.attention import (
     position_maps,
     ranked_channels,
 )
-from danet.drawing.overlay import Palette, arrange, legend, overlay, sheet, titled
+from danet.drawing.overlay import (
+    Palette,
+    arrange,
+    as_tensor,
+    legend,
+    overlay,
+    predict,
+    sheet,
+    titled,
+)
 from danet.evaluation.inference import Inference
 from danet.types import IGNORE
 
@@ -141,19 +150,15 @@ def validation_pictures(
     drawn = {}
     for place, index in enumerate(np.linspace(0, len(dataset) - 1, min(count, len(dataset)))):
         sample = dataset[round(index)]
-        prediction = infer.predict(model, _tensor(sample.image, device))[0].cpu().numpy()
+        prediction = predict(model, sample.image, device, infer)
         named = dataset.classes, dataset.palette
         drawn[sample.name] = sheet(sample.image, prediction, sample.mask, *named)
         if place % 2 == 0 and has_attention(model):
             image, small, mask = _shrunk((sample.image, prediction, sample.mask), max_pixels)
-            tensor = _tensor(image, device)
+            tensor = as_tensor(image, device)
             told = small, mask, *named
             drawn[f"{sample.name}_attention"] = figure(model, tensor, image, *told)
     return drawn
-
-
-def _tensor(image: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
 
 
 def _shrunk(arrays: Sequence[np.ndarray], max_pixels: int) -> list[np.ndarray]:

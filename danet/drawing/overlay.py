@@ -9,10 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from danet.errors import StorageError
-from danet.evaluation.inference import Whole
+from danet.evaluation.inference import Inference, Whole
 from danet.types import IGNORE
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -125,13 +125,19 @@ def sheet(
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, image: np.ndarray, device: torch.device) -> np.ndarray:
+def as_tensor(image: np.ndarray, device: torch.device) -> Tensor:
+    """Maps uint8 (H, W, 3) to (1, 3, H, W) on a device."""
+    return torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
+
+
+def predict(
+    model: nn.Module, image: np.ndarray, device: torch.device, infer: Inference | None = None
+) -> np.ndarray:
     """Returns the classes (H, W), uint8, that a network in eval mode sees in one image.
 
-    One too large to pass whole is done in windows; see ``Whole``.
+    By default one too large to pass whole is done in windows; see ``Whole``.
     """
-    tensor = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
-    return Whole().predict(model, tensor)[0].cpu().numpy()
+    return (infer or Whole()).predict(model, as_tensor(image, device))[0].cpu().numpy()
 
 
 def save_image(path: Path, image: np.ndarray) -> None:

@@ -32,7 +32,7 @@ class Storage:
         self._unsaved: StorageError | None = None
         self._since = time.monotonic()
 
-    def is_overdue(self, minutes: float | None) -> bool:
+    def falls_due(self, minutes: float | None) -> bool:
         """Tells whether nothing was saved for so long; once, then it counts from now."""
         if minutes is None or time.monotonic() - self._since < 60 * minutes:
             return False

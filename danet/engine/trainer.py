@@ -194,7 +194,7 @@ class Trainer:
             if self.step >= self.last:
                 return
             flags = signals.take() | self.storage.flags()
-            if distributed.is_first() and self.storage.is_overdue(settings.save_minutes):
+            if distributed.is_first() and self.storage.falls_due(settings.save_minutes):
                 flags |= SAVE
             requests = self.agreement.exchange(flags)
             if requests & FAILED:

@@ -129,40 +129,36 @@ def test_a_port_that_is_taken_is_told_in_one_line(start):
     assert port in line
 
 
-LONELY = "an error that one process meets alone, or sooner than the one that tells it"
+BAD_STEPS = {"settings": ["trainer.steps=0"]}
 
 
 @pytest.mark.slow
-@pytest.mark.fault("T56", LONELY)
-@pytest.mark.parametrize("rank", [0, 1])
-def test_an_error_before_the_meeting_is_told_once_whoever_is_late(start, rank):
-    run = start.torchrun("trainer.steps=0", plants={"late": {"seconds": 4, "rank": rank}})
-    run.ends(1, within=LIMIT)
-    assert run.stderr().count("error: trainer.steps=0") == 1
-
-
-@pytest.mark.slow
-@pytest.mark.fault("T56", LONELY)
-def test_an_error_of_one_process_before_the_meeting_is_told(start):
-    plants = {
-        "extra": {"settings": ["trainer.steps=0"], "rank": 1},
-        "short_grace": {"seconds": 1, "rank": 1},
-    }
+@pytest.mark.fault(
+    "T56", "an error that one process meets alone, or sooner than the one that tells it"
+)
+@pytest.mark.parametrize(
+    ("plants", "told"),
+    [
+        ({"extra": BAD_STEPS, "late": {"seconds": 4, "rank": 0}}, "error: trainer.steps=0"),
+        ({"extra": BAD_STEPS, "late": {"seconds": 4, "rank": 1}}, "error: trainer.steps=0"),
+        (
+            {"extra": {**BAD_STEPS, "rank": 1}, "short_grace": {"seconds": 1, "rank": 1}},
+            "error: trainer.steps=0",
+        ),
+        (
+            {
+                "extra": {"settings": ["optimizer.lr=0.5"], "rank": 1},
+                "late_words": {"seconds": 4},
+            },
+            "process 1 has another config than process 0",
+        ),
+    ],
+    ids=["first late", "second late", "one alone", "slow to tell"],
+)
+def test_an_error_is_told_once_by_a_process_that_is_not_ended_before(start, plants, told):
     run = start.torchrun(*TOY, "run.dir=run", plants=plants)
     run.ends(1, within=LIMIT)
-    assert run.stderr().count("error: trainer.steps=0") == 1
-
-
-@pytest.mark.slow
-@pytest.mark.fault("T56", LONELY)
-def test_who_tells_is_not_ended_before(start):
-    plants = {
-        "extra": {"settings": ["optimizer.lr=0.5"], "rank": 1},
-        "late_words": {"seconds": 4},
-    }
-    run = start.torchrun(*TOY, "run.dir=run", plants=plants)
-    run.ends(1, within=LIMIT)
-    assert run.stderr().count("process 1 has another config than process 0") == 1
+    assert run.stderr().count(told) == 1
 
 
 @pytest.mark.slow
