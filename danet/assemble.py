@@ -1,47 +1,82 @@
 """From a checked config to objects: data sets, a network, the network of a checkpoint."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import nn
+from torch import Tensor, nn
 
-from danet.check import check
+from danet.check import TRUSTED, check_plain, first_line, locate
 from danet.config import DataFolder, DataOverrides, TrainConfig
 from danet.datasets.base import Reading, SegmentationDataset
 from danet.engine import checkpoint
 from danet.engine.checkpoint import Checkpoint
-from danet.errors import InputError
+from danet.errors import InputError, UserError
 from danet.export import folder, hub
 from danet.models.weights import explain_mismatch
+from danet.plain import printable, problem_with
 
 Config = Mapping[str, Any]
 """A train config as ``check`` returns it: plain values, nothing to resolve."""
 
 
+_ODD = (OmegaConfBaseException, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+"""What OmegaConf and the check raise for a config that is none."""
+
+
 def make(node: Any, key: str, **arguments: Any) -> Any:
     """Builds what a checked node describes; a partial one is called with ``arguments``.
+
+    Nothing is resolved or interpreted: a node is plain data, and every class that is called is
+    held against the trusted ones at that moment.
 
     Raises:
         InputError: A constructor refuses a value; the message starts with the key.
     """
+    made = _built(node, key)
+    if not arguments:
+        return made
+    with _named(key):
+        return made(**arguments)
+
+
+def _built(value: Any, key: str) -> Any:
+    if isinstance(value, list):
+        return [_built(item, f"{key}.{i}") for i, item in enumerate(value)]
+    if not isinstance(value, Mapping):
+        return value
+    inside = {
+        name: _built(item, f"{key}.{name}")
+        for name, item in value.items()
+        if name not in ("_target_", "_partial_")
+    }
+    if "_target_" not in value:
+        return inside
+    target = locate(value["_target_"], key.split(".")[0])
+    if value.get("_partial_", False):
+        return partial(target, **inside)
+    with _named(key):
+        return target(**inside)
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Turn whatever a constructor raises into one line that begins with the key."""
     try:
-        made = instantiate(node, _convert_="all")
-        return made(**arguments) if arguments else made
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, InputError):
-            raise cause from error
-        if isinstance(cause, (ValueError, TypeError)):
-            raise InputError(f"{key}: {cause}") from error
+        yield
+    except UserError:
         raise
-    except ValueError as error:  # of the partial's call
-        raise error if isinstance(error, InputError) else InputError(f"{key}: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{key}: {first_line(error)}") from error
+    except Exception as error:  # values of a file may make torch raise anything
+        raise InputError(f"{key}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def make_dataset(config: Config, split: str, *, training: bool) -> SegmentationDataset:
@@ -83,39 +118,82 @@ def checked_config(
         data: What replaces the data settings inside.
     """
     try:
-        config: Any = OmegaConf.merge(OmegaConf.structured(TrainConfig), saved["config"])
-        if data is not None and data.root is not None:
-            # The config is resolved: the root stands there twice.
-            config.data.root = config.data.dataset.root = str(
-                Path(data.root).expanduser().absolute()
-            )
-        if isinstance(data, DataOverrides) and data.num_workers is not None:
-            config.data.num_workers = data.num_workers
-        if data is not None and "cache" in config.data:
-            config.data.cache = "none"  # its folder is one of the machine that trained
-        return check(config)
-    except (InputError, KeyError, OmegaConfBaseException) as error:
-        raise InputError(f"checkpoint={path}: its config is refused: {error}") from error
+        stored = saved["config"]
+        if problem := problem_with(stored, "config"):
+            raise InputError(problem)
+        typed = OmegaConf.merge(OmegaConf.structured(TrainConfig), stored)
+        config: Any = OmegaConf.to_container(typed, resolve=False)
+        if missing := [group for group in TRUSTED if not config[group]]:
+            raise InputError(f"config.{missing[0]}: there is nothing; the file was changed")
+        if data is not None:
+            _replace_data(config["data"], data)
+        checked = check_plain(config)
+        count = checked["data"]["num_classes"]
+        for name in ("classes", "palette"):
+            if len(saved.get(name, range(count))) != count:
+                raise InputError(f"data.num_classes={count} and {len(saved[name])} {name}")
+        return checked
+    except _ODD as error:
+        told = str(error) if isinstance(error, InputError) else first_line(error)
+        raise InputError(
+            f"checkpoint={path}: its config is refused: {printable(told, chr(10))}"
+        ) from error
+
+
+def _replace_data(node: dict[str, Any], data: DataFolder) -> None:
+    """Put settings of the command line in the place of those in a file."""
+    if data.root is not None:
+        # The config is resolved: the root stands there twice.
+        root = str(Path(os.path.expanduser(data.root)).absolute())
+        node["root"] = node["dataset"]["root"] = root
+    if isinstance(data, DataOverrides) and data.num_workers is not None:
+        node["num_workers"] = data.num_workers
+    if "cache" in node:
+        node["cache"] = "none"  # its folder is one of the machine that trained
+
+
+def misfit(saved: Checkpoint, config: Config) -> str:
+    """Return what keeps the weights of a checkpoint from filling the network of its config.
+
+    The network is made on the meta device, so a config may ask for any width and takes no memory.
+
+    Raises:
+        InputError: There is no such network.
+    """
+    with torch.device("meta"):
+        expected = _network(config).state_dict()
+    problems = explain_mismatch(expected, saved["model"])
+    if not problems and saved.get("ema") is not None:
+        expected = {f"module.{name}": value for name, value in expected.items()}
+        count = {"n_averaged": torch.tensor(0)}
+        problems = explain_mismatch({**expected, **count}, {**count, **saved["ema"]})
+    return problems
+
+
+def averaged(saved: Checkpoint) -> dict[str, Tensor]:
+    """Return the averaged weights of a checkpoint by the names of the network."""
+    prefix = "module."
+    return {k[len(prefix) :]: v for k, v in saved["ema"].items() if k.startswith(prefix)}
+
+
+def _network(config: Config) -> nn.Module:
+    """Make the network of a config with random weights, whatever files it once started from."""
+    node, backbone = config["model"], config["model"].get("backbone")
+    if isinstance(backbone, Mapping) and "weights" in backbone:
+        node = {**node, "backbone": {**backbone, "weights": None}}
+    model: nn.Module = make(node, "model")
+    return model
 
 
 def model_of(saved: Checkpoint, config: Config, path: str | Path) -> nn.Module:
     """Returns the network of a checkpoint in eval mode, with averaged weights where it has them."""
-    backbone = dict(config["model"]["backbone"])
-    if "weights" in backbone:
-        # They are in the file; where they once started from need not exist any more.
-        backbone["weights"] = None
-    model: nn.Module = make({**config["model"], "backbone": backbone}, "model")
-    state = saved["model"]
-    if saved.get("ema") is not None:
-        prefix = "module."
-        state = {k[len(prefix) :]: v for k, v in saved["ema"].items() if k.startswith(prefix)}
-    problems = explain_mismatch(model.state_dict(), state)
-    if problems:
+    if problems := misfit(saved, config):
         raise InputError(
             f"checkpoint={path}: the weights do not fit its own config: {problems}; one of the two "
             "was changed after the training"
         )
-    model.load_state_dict(state)
+    model = _network(config)
+    model.load_state_dict(saved["model"] if saved.get("ema") is None else averaged(saved))
     return model.eval()
 
 
@@ -130,9 +208,12 @@ def load_saved(path: str | Path) -> Checkpoint:
         InputError: It is missing, damaged or foreign.
     """
     if str(path).startswith(hub.SCHEME):
-        return folder.load(hub.fetch(str(path)))
-    place = Path(path).expanduser()
-    return folder.load(place) if folder.is_exported(place) else checkpoint.load(path)
+        saved = folder.load(hub.fetch(str(path)))
+    else:
+        place = Path(path).expanduser()
+        saved = folder.load(place) if folder.is_exported(place) else checkpoint.load(path)
+    checkpoint.require_fields(saved, checkpoint.FOR_USE, f"checkpoint={path}")
+    return saved
 
 
 def load_model(path: str | Path) -> nn.Module:

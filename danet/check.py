@@ -24,22 +24,37 @@ from danet.config import first_line as first_line
 from danet.config import mismatch as mismatch
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError
+from danet.plain import printable, problem_with
 from danet.types import MAX_CLASSES
 
-TRUSTED = (
-    "danet.models.",
-    "danet.losses",
-    "danet.data.transforms",
-    "danet.datasets.",
-    "danet.engine.optimizer",
-    "danet.engine.schedule",
-    "danet.evaluation.inference",
-    "danet.evaluation.published",
-)
-"""Modules whose own classes a config may name. A config comes with a checkpoint, and that is
-somebody else's file: whatever it names is called with arguments it chooses."""
+TRUSTED: Mapping[str, Mapping[str, str]] = {
+    "data": {"danet.datasets.": "fingerprint", "danet.data.transforms": "__call__"},
+    "model": {"danet.models.": "forward"},
+    "loss": {"danet.losses": "forward"},
+    "optimizer": {"danet.engine.optimizer": "__call__"},
+    "schedule": {"danet.engine.schedule": "__call__"},
+    "evaluation": {
+        "danet.evaluation.inference": "predict",
+        "danet.evaluation.published": "predict",
+    },
+}
+"""Group of a config -> the modules whose own classes it may name, with what such a class defines.
 
-_GROUPS = ("data", "model", "loss", "optimizer", "schedule", "evaluation")
+A config comes with a checkpoint, and that is somebody else's file: whatever it names is called with
+arguments it chooses. Nodes of ``data`` may name transforms of albumentations, too."""
+
+_ROOTS = {
+    "data.dataset": True,
+    "model": False,
+    "loss": False,
+    "optimizer": False,
+    "schedule": False,
+    "evaluation": False,
+}
+"""Nodes that name a class, and whether they are partial: called later, with more arguments."""
+
+_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
+_MOST_FAULTS = 20
 
 
 def check(
@@ -55,14 +70,10 @@ def check(
     Raises:
         InputError: One line per fault, with the key.
     """
-    missing = _missing_keys(OmegaConf.to_container(config, resolve=False))
-    if missing:
-        raise InputError(
-            "\n".join(f"{key}: no value is given; set {key}={_hint(key)}" for key in missing)
-        )
+    _refuse_missing(OmegaConf.to_container(config, resolve=False))
     root = config.data.get("root")
     if root is not None:  # a checkpoint must find its data from wherever it is used
-        folder = Path(root).expanduser().absolute()
+        folder = Path(os.path.expanduser(str(root))).absolute()
         if needs_data and not folder.is_dir():
             raise InputError(f"data.root={folder}: there is no such folder; set data.root=<folder>")
         config.data.root = str(folder)
@@ -72,7 +83,24 @@ def check(
         # A resolver of ours speaks for itself; OmegaConf puts its own words in front.
         told = first_line(error).partition("InputError raised while resolving interpolation: ")[2]
         raise InputError(told or first_line(error, getattr(error, "full_key", None))) from error
-    plain = typing.cast(dict[str, Any], plain)
+    return check_plain(typing.cast(dict[str, Any], plain), added)
+
+
+def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> dict[str, Any]:
+    """Return a train config of plain values, or raise with every fault in it.
+
+    Nothing in it is resolved, here or later: text that looks like an interpolation is a fault.
+
+    Args:
+        plain: All keys of TrainConfig.
+        added: As in ``check``.
+
+    Raises:
+        InputError: One line per fault, with the key.
+    """
+    if problem := problem_with(plain, ""):
+        raise InputError(problem)
+    _refuse_missing(plain)
     faults = _unknown_keys(plain, TrainConfig, "")
     faults += _unknown_keys(plain["trainer"], TrainSettings, "trainer.")
     faults += _unknown_keys(plain["run"], RunSettings, "run.")
@@ -81,7 +109,8 @@ def check(
     faults += [f"{key}: there is no such key{instead(key, ())}" for key in made_up]
     faults += _data_faults(plain["data"])
     faults += _weight_faults(plain["loss"], "loss", plain["data"].get("num_classes"))
-    for group in _GROUPS:
+    faults += [fault for key in _ROOTS for fault in _root_faults(plain, key)]
+    for group in TRUSTED:
         faults += _node_faults(plain[group], group)
     faults += [f"{key}={value}: expected a finite number" for key, value in _not_finite(plain)]
     if plain["seed"] < 0:
@@ -94,8 +123,36 @@ def check(
     run = {f.name: plain["run"][f.name] for f in fields(RunSettings) if f.name in plain["run"]}
     faults += RunSettings(**run).faults()
     if faults:
-        raise InputError("\n".join(dict.fromkeys(faults)))
+        _refuse(faults)
     return plain
+
+
+def _refuse(faults: Iterable[str]) -> None:
+    """Raise InputError with the first faults."""
+    lines = list(dict.fromkeys(faults))
+    rest = len(lines) - _MOST_FAULTS
+    raise InputError("\n".join(lines[:_MOST_FAULTS] + [f"and {rest} more"] * (rest > 0)))
+
+
+def _refuse_missing(plain: Any) -> None:
+    """Raise InputError with the keys whose value is still "???"."""
+    missing = _missing_keys(plain)
+    if missing:
+        _refuse(f"{key}: no value is given; set {key}={_hint(key)}" for key in missing)
+
+
+def _root_faults(plain: Mapping[str, Any], key: str) -> list[str]:
+    """Check that a node which must name a class does, and is called when it is meant to be."""
+    node: Any = plain
+    if not plain[key.split(".")[0]]:  # tools/check.py looks at data alone
+        return []
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return [f"{key}: names no class; expected _target_ and its arguments"]
+    if node.get("_partial_", False) is not _ROOTS[key]:
+        return [f"{key}._partial_={node.get('_partial_')}: expected {str(_ROOTS[key]).lower()}"]
+    return []
 
 
 def _weight_faults(node: Any, key: str, num_classes: Any) -> list[str]:
@@ -148,9 +205,9 @@ def _missing_keys(node: Any, prefix: str = "") -> list[str]:
 
 def check_node(node: dict[str, Any], key: str) -> None:
     """Checks one group of a config; raises InputError with a line per fault."""
-    faults = _node_faults(node, key)
+    faults = [problem] if (problem := problem_with(node, key)) else _node_faults(node, key)
     if faults:
-        raise InputError("\n".join(faults))
+        _refuse(faults)
 
 
 def _data_faults(data: Mapping[str, Any]) -> list[str]:
@@ -183,7 +240,7 @@ def _class_faults(data: Mapping[str, Any]) -> list[str]:
     if count > MAX_CLASSES:
         return [f"data.num_classes={count}: expected at most {MAX_CLASSES}; 255 is no class"]
     try:
-        target = locate(node.get("_target_"))
+        target = locate(node.get("_target_"), "data")
     except InputError:  # told with all other targets
         return []
     names = node.get("classes")
@@ -226,16 +283,19 @@ def _node_faults(node: Any, key: str) -> list[str]:
 def _target_faults(node: dict[str, Any], key: str) -> list[str]:
     """Holds the arguments of a node against the signature of its target."""
     try:
-        target = locate(node["_target_"])
+        target = locate(node["_target_"], key.split(".")[0])
     except InputError as error:
         return [f"{key}._target_: {error}"]
+    if not isinstance(node.get("_partial_", False), bool):
+        return [f"{key}._partial_={node['_partial_']}: expected true or false"]
     parameters = inspect.signature(target).parameters
     hints = _hints(target)
-    arguments = {k: v for k, v in node.items() if k not in ("_target_", "_partial_", "_convert_")}
+    arguments = {k: v for k, v in node.items() if k not in ("_target_", "_partial_")}
     faults = []
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in arguments.items():
-        if name not in parameters and not open_ended:
+        is_unknown = name not in parameters and not open_ended
+        if is_unknown or not isinstance(name, str) or name.startswith("_"):
             faults.append(
                 f"{key}.{name}: {target.__name__} takes no such argument"
                 + did_you_mean(name, parameters)
@@ -263,24 +323,39 @@ def _hints(target: Any) -> dict[str, Any]:
         return {}
 
 
-def _trusted() -> tuple[str, ...]:
-    """Returns the trusted modules, with those that the user's environment names."""
+def _trusted(group: str | None) -> dict[str, str]:
+    """Return the modules that a group may name; "" for what their classes must define, if any."""
+    groups = TRUSTED if group is None else {group: TRUSTED.get(group, {})}
+    found = {module: needed for of in groups.values() for module, needed in of.items()}
     own = (name.strip() for name in os.environ.get("DANET_TRUST", "").split(","))
-    return (*TRUSTED, *filter(None, own))
+    return {**found, **{name: "" for name in own if name}}
 
 
-def locate(path: Any) -> Any:
+def locate(path: Any, group: str | None = None) -> Any:
     """Returns the class that a ``_target_`` names, if configs may name it.
+
+    Args:
+        path: Module and class, as in ``danet.losses.OHEM``.
+        group: First part of the key where it stands, such as ``loss``; None for any.
 
     Raises:
         InputError: It is not among the trusted ones, or does not exist.
     """
-    module_name, _, name = str(path).rpartition(".")
-    is_ours = any(f"{module_name}.".startswith(prefix.rstrip(".") + ".") for prefix in _trusted())
-    if not is_ours and module_name != "albumentations":
+    if not isinstance(path, str) or not _PATH.fullmatch(path):
         raise InputError(
-            f"{path} is refused: a config may name classes of "
-            f"{', '.join(prefix.rstrip('.') for prefix in _trusted())} and of albumentations only; "
+            f"{printable(str(path)[:60])} is no path of a class, as in danet.losses.OHEM"
+        )
+    module_name, _, name = path.rpartition(".")
+    trusted = _trusted(group)
+    needed = next(
+        (trusted[m] for m in trusted if f"{module_name}.".startswith(m.rstrip(".") + ".")), None
+    )
+    is_transform = module_name == "albumentations" and group in (None, "data")
+    if needed is None and not is_transform:
+        raise InputError(
+            f"{path} is refused: {group or 'a config'} may name classes of "
+            f"{', '.join(prefix.rstrip('.') for prefix in trusted)}"
+            f"{' and transforms of albumentations' * (group in (None, 'data'))} only; "
             "name modules of your own in the environment variable DANET_TRUST"
         )
     try:
@@ -294,11 +369,12 @@ def locate(path: Any) -> Any:
         for n, v in vars(module).items()
         if inspect.isclass(v)
         and not n.startswith("_")
-        and (not is_ours or v.__module__ == module_name)
+        and (is_transform or v.__module__ == module_name)
+        and (not needed or needed in dir(v))
     ]
     if name not in defined:
         raise InputError(f"{module_name} has no class {name}{did_you_mean(name, defined)}")
-    if not is_ours:
+    if is_transform:
         import albumentations
 
         if not issubclass(target, albumentations.BasicTransform):  # type: ignore[arg-type]

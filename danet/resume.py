@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from danet.assemble import checked_config
+from danet.assemble import checked_config, misfit
 from danet.engine import checkpoint, run_folder, saver
 from danet.engine.checkpoint import Checkpoint
+from danet.engine.optimizer import Recipe
+from danet.engine.optimizer import misfit as optimizer_misfit
 from danet.errors import InputError
 
 FREE = (
@@ -88,12 +91,15 @@ def settle(
         path, saved, notes = _newest_good(folder)
     else:
         saved = checkpoint.load(path, key="resume")
+    checkpoint.require_fields(saved, checkpoint.FOR_RESUME, f"resume={path}")
     if saved["optimizer"] is None:  # made by tools/convert.py
         raise InputError(
             f"resume={path}: it has weights and no state of an optimizer, so there is no run to go "
             "on with; start one from these weights with init_from"
         )
     stored = checked_config(saved, path)
+    if problems := misfit(saved, stored):
+        raise InputError(f"resume={path}: the weights do not fit its own config: {problems}")
     typed = {override.lstrip("+~").split("=")[0] for override in overrides}
     if typed <= set(FREE):
         settled = deepcopy(stored)
@@ -111,6 +117,17 @@ def settle(
     run_folder.refuse_foreign(Path(settled["run"]["dir"]).expanduser(), path, saved)
     notes += _compare_batches(saved, stored, settled, world) + _compare_threads(saved, settled)
     return settled, saved, notes
+
+
+def refuse_other_states(
+    saved: Checkpoint, model: nn.Module, recipe: Recipe, path: str | None
+) -> None:
+    """Refuse states of another optimizer or of other parameters; raises InputError."""
+    if problem := optimizer_misfit(recipe(model), model, saved["optimizer"]):
+        raise InputError(
+            f"resume={path}: the state of the optimizer does not fit: {problem}; to start a new "
+            "run from the weights use init_from"
+        )
 
 
 def _newest_good(folder: Path) -> tuple[Path, Checkpoint, list[str]]:

@@ -11,6 +11,7 @@ FLOORS = {
     "danet": 0,
     "danet.types": 0,
     "danet.errors": 0,
+    "danet.plain": 0,
     "danet.seeds": 0,
     "danet.ops": 2,
     "danet.models": 3,

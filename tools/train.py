@@ -102,6 +102,7 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
     """Makes the parts of a run and hands them to the trainer."""
     import torch
 
+    from danet import resume
     from danet.assemble import make, make_dataset, make_model
     from danet.data.loader import eval_batches, train_batches
     from danet.drawing.figure import validation_pictures
@@ -145,6 +146,8 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
     batches = train_batches(train_set, seed=seed, start=start, tell=warn, **loading, **meeting)
     torch.manual_seed(seed)  # every process starts from the same random weights
     model = make_model(config)
+    if saved:
+        resume.refuse_other_states(saved, model, parts["optimizer"], config["resume"])
     if config["init_from"] and not saved:
         for line in initialise(model, Path(config["init_from"])):
             cli.say(line)

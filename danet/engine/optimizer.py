@@ -1,11 +1,13 @@
 """Optimizers as recipes: settings that make an optimizer for a network."""
 
+import inspect
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Recipe(Protocol):
@@ -122,3 +124,112 @@ def parameter_groups(model: nn.Module, recipe: SGD | AdamW) -> list[dict[str, An
         )
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def state_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
+    """Return the state dict of an optimizer, with the ``name`` and ``shape`` of each parameter.
+
+    torch numbers the states, so another order of the parameters would go unnoticed.
+    """
+    known = _parameters(optimizer, model)
+    content = optimizer.state_dict()
+    named = {
+        index: {"name": known[index][0], "shape": list(known[index][1].shape), **state}
+        for index, state in content["state"].items()
+    }
+    return {**content, "state": named}
+
+
+def misfit(optimizer: torch.optim.Optimizer, model: nn.Module, saved: Mapping[str, Any]) -> str:
+    """Return why a saved state is not that of this optimizer, as part of a message; "" if it is.
+
+    Fused kernels read and write what they are given, so nothing of another shape may reach them.
+
+    Args:
+        optimizer: Over the parameters of the model.
+        model: The network.
+        saved: What ``state_of`` gave; files of before may lack names and shapes.
+    """
+    known, kind = _parameters(optimizer, model), type(optimizer).__name__
+    states, groups = saved.get("state"), saved.get("param_groups")
+    try:
+        numbers = [number for group in groups or () for number in group["params"]]
+        is_right = isinstance(states, dict) and numbers == list(range(len(known)))
+    except (TypeError, KeyError):
+        is_right = False
+    if not is_right or not isinstance(states, dict):
+        return f"it is not a state of {kind} over {len(known)} parameters"
+    expected = _expected_keys(optimizer)
+    for index, state in states.items():
+        if not isinstance(index, int) or not 0 <= index < len(known):
+            return f"state {str(index)[:20]!r} is of no parameter"
+        name, parameter = known[index]
+        if not isinstance(state, dict):
+            return f"the state of {name} is not one"
+        if state.get("name", name) != name:
+            return (
+                f"state {index} is of {str(state['name'])[:99]!r}, and parameter {index} is {name}"
+            )
+        own = {key: value for key, value in state.items() if key not in _ADDED}
+        if set(own) != expected:
+            return f"the state of {name} has {sorted(map(str, own))}; {kind} has {sorted(expected)}"
+        shapes = [state.get("shape", list(parameter.shape))]
+        for key, value in own.items():
+            if key == "step":
+                if not _is_step(value):
+                    return f"step of {name} is not a number"
+            elif value is not None:
+                if not isinstance(value, Tensor) or not value.is_floating_point():
+                    return f"{key} of {name} is not a tensor of floats"
+                if not bool(value.isfinite().all()):
+                    return f"{key} of {name} has values that are NaN or infinite"
+                shapes.append(list(value.shape))
+        if other := [shape for shape in shapes if shape != list(parameter.shape)]:
+            return f"the state of {name} has shape {other[0]}, and {name} {list(parameter.shape)}"
+    return ""
+
+
+def restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Fill an optimizer from a saved state in which ``misfit`` found nothing.
+
+    Rates and other settings stay those of the optimizer.
+    """
+    states = {
+        index: {key: value for key, value in state.items() if key not in _ADDED}
+        for index, state in saved["state"].items()
+    }
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
+    # The fused optimizers take it for granted that all lies in memory as the weights do, which
+    # another device may have in another order.
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and name != "step":
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+_ADDED = ("name", "shape")
+
+
+def _parameters(
+    optimizer: torch.optim.Optimizer, model: nn.Module
+) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters with their names, in the order in which torch numbers their states."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [(names[id(p)], p) for group in optimizer.param_groups for p in group["params"]]
+
+
+def _expected_keys(optimizer: torch.optim.Optimizer) -> set[str]:
+    """Return what an optimizer keeps of every parameter: one step of another of its kind shows."""
+    probe = nn.Parameter(torch.zeros(1))
+    probe.grad = torch.zeros(1)
+    taken = inspect.signature(type(optimizer)).parameters
+    settings = {key: value for key, value in optimizer.defaults.items() if key in taken}
+    twin = type(optimizer)([probe], **settings)
+    twin.step()
+    return set(twin.state[probe])
+
+
+def _is_step(value: Any) -> bool:
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    return isinstance(number, (int, float)) and 0 <= number < math.inf

@@ -19,7 +19,7 @@ from danet.engine.hardware import choose_memory_format, choose_precision, compil
 from danet.engine.health import LossWatch, Pace
 from danet.engine.idle import freeze_idle
 from danet.engine.log import RunLog, class_table
-from danet.engine.optimizer import Recipe
+from danet.engine.optimizer import Recipe, restore, state_of
 from danet.engine.profile import StepProfile
 from danet.engine.saver import Saver
 from danet.engine.schedule import Schedule
@@ -328,7 +328,7 @@ class Trainer:
             **self.header,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": state_of(self.optimizer, self.model),
             "scaler": self.scaler.state_dict(),
             "processes": distributed.world_size(),
             "threads": torch.get_num_threads(),
@@ -343,14 +343,8 @@ class Trainer:
     def _restore(self, saved: Checkpoint) -> None:
         self.model.load_state_dict(saved["model"])
         if self.ema is not None and saved["ema"] is not None:
-            self.ema.load_state_dict(saved["ema"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        # The fused optimizers take it for granted that all lies in memory as the weights do, which
-        # another device may have in another order.
-        for parameter, state in self.optimizer.state.items():
-            for name, value in state.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            self.ema.load_state_dict({"n_averaged": torch.tensor(0), **saved["ema"]})
+        restore(self.optimizer, saved["optimizer"])
         if saved["scaler"]:  # of float16 alone
             self.scaler.load_state_dict(saved["scaler"])
         self.step = saved["step"]

@@ -12,14 +12,18 @@ from typing import Any
 
 from torch import Tensor
 
+from danet.engine import checkpoint
 from danet.errors import InputError, StorageError
 from danet.export.programs import require
 from danet.models import files
+from danet.plain import printable
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT = 1
 
+_MOST = 1 << 24
+"""Bytes of config.json; those of this project have some kB."""
 _KEPT = ("version", "classes", "palette", "step", "scores", "best_miou", "training_set", "run_id")
 
 
@@ -73,6 +77,10 @@ def load(folder: Path, *, key: str = "checkpoint") -> dict[str, Any]:
     from safetensors.torch import load_file
 
     try:
+        if (size := (folder / CONFIG).stat().st_size) > _MOST:
+            raise InputError(
+                f"{key}={folder}: {CONFIG} has {size >> 20} MiB; expected at most {_MOST >> 20}"
+            )
         facts = json.loads((folder / CONFIG).read_text("utf-8"))
         if not isinstance(facts, dict) or facts.get("format") != FORMAT or "config" not in facts:
             raise InputError(
@@ -80,14 +88,18 @@ def load(folder: Path, *, key: str = "checkpoint") -> dict[str, Any]:
                 f"(format {FORMAT})"
             )
         weights = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{key}={folder}: damaged or incomplete ({error})") from error
+        told = printable(str(error)[:300])
+        raise InputError(f"{key}={folder}: damaged or incomplete ({told})") from error
     problem = files.unsound(weights)
     if problem:
         raise InputError(f"{key}={folder}: {problem}")
-    return {**facts, "model": weights, "ema": None}
+    saved = {name: facts[name] for name in ("config", *_KEPT) if name in facts}
+    saved |= {"model": weights, "ema": None}
+    checkpoint.require_sound(saved, f"{key}={folder}")
+    return saved
 
 
 def without_paths(node: Any) -> Any:

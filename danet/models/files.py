@@ -5,13 +5,8 @@ and the SHA-256 of all before, so that a flipped bit is noticed.
 """
 
 import hashlib
-import io
-import pickletools
 import warnings
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +15,17 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from danet.errors import InputError
+from danet.models.pickle_scan import Scan, scan
+from danet.plain import printable
 
 MARK = b"danetsum"
 TAIL = len(MARK) + hashlib.sha256().digest_size
 SUFFIXES = (".pt", ".pth")
 
-_HARMLESS = ("torch.", "torch._utils.", "collections.OrderedDict")
-_MOST_PICKLED = 1 << 26
-"""Bytes of a pickle that are searched for names; those of checkpoints have some 100 kB."""
+_DTYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+)
 
 
 class Content(NamedTuple):
@@ -71,12 +69,17 @@ def read(path: Path, key: str, *, foreign: Sequence[str] = ()) -> Content:
             f"{key}={path}: damaged: its content does not have the checksum at its end"
             + another_whole(path)
         )
+    end = path.stat().st_size - (TAIL if is_sealed else 0)
+    found = scan(path, end, foreign=foreign)
+    if found.forbidden or found.problem:
+        raise InputError(f"{key}={path}: {_what_is_wrong(path, found)}")
+    stand_ins: list[Any] = [(type(n.rpartition(".")[2], (_Nothing,), {}), n) for n in found.foreign]
     try:
-        with warnings.catch_warnings(), safe_globals(_stand_ins(path, foreign)):
+        with warnings.catch_warnings(), safe_globals(stand_ins):
             warnings.simplefilter("ignore")  # torch warns of foreign pickles that it then refuses
             value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file that is not its own
-        raise InputError(f"{key}={path}: {_what_is_wrong(path, foreign)}") from error
+        raise InputError(f"{key}={path}: {_what_is_wrong(path, found)}") from error
     return Content(value, is_sealed is True)
 
 
@@ -120,7 +123,13 @@ def another_whole(path: Path) -> str:
 
 
 def unsound(tensors: Mapping[str, Tensor]) -> str:
-    """Names the first tensor with values that are no finite numbers, and counts; empty if none."""
+    """Return what is wrong with the first tensor that cannot be used; empty if all can.
+
+    Its type is not that of weights, or some of its values are not finite, which are counted.
+    """
+    for name, value in tensors.items():
+        if isinstance(value, Tensor) and value.dtype not in _DTYPES:
+            return f"{name} is of type {value.dtype}; expected {', '.join(map(str, _DTYPES))}"
     found = [
         (name, int((~value.isfinite()).sum()))
         for name, value in tensors.items()
@@ -144,70 +153,23 @@ def _instead(path: Path) -> str:
     return f"; there are {shown}{f' and {len(found) - 8} more' if len(found) > 8 else ''}"
 
 
-def _stand_ins(path: Path, packages: Sequence[str]) -> list[Any]:
-    """Returns what takes the place of the objects of these packages that a file names."""
-    if not packages:
-        return []
-    own: dict[str, Any] = {}
-    with suppress(Exception):  # the pickles end, or are none; torch says what is wrong with them
-        for name in _names(_pickled(path)):
-            if name.partition(".")[0] in packages:
-                own[name] = type(name.rpartition(".")[2], (_Nothing,), {})
-    return [(stand_in, name) for name, stand_in in own.items()]
-
-
-def _what_is_wrong(path: Path, foreign: Sequence[str]) -> str:
-    """Says why torch refused a file; never how to make it take the file."""
+def _what_is_wrong(path: Path, found: Scan) -> str:
+    """Say why a file is refused; never how to make torch take it."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(24)
     if size == 0:
         return "not a checkpoint: 0 bytes, so damaged or incomplete" + another_whole(path)
-    forbidden = _forbidden_names(path, foreign)
-    if forbidden:
+    if found.forbidden:
+        names = printable(", ".join(name[:200] for name in found.forbidden))
+        if all(name.startswith("torch.") for name in found.forbidden):
+            return f"refused: it names {names}; only dense tensors of usual types are read"
         return (
             "not a checkpoint, and refused, since it holds Python objects, and those can run code: "
-            f"it asks to call {', '.join(forbidden)}; nothing of it was run"
+            f"it asks to call {names}; nothing of it was run"
         )
+    if found.problem not in ("", "damaged"):
+        return f"refused: {found.problem}"
     if head[:2] == b"PK":  # a zip archive, as torch writes them
         return f"damaged or incomplete ({size} bytes)" + another_whole(path)
     return f"not a checkpoint: {size} bytes that begin with {head!r}"
-
-
-def _forbidden_names(path: Path, foreign: Sequence[str]) -> list[str]:
-    """Returns the first functions or classes that a pickle names and no file of tensors needs."""
-    names: dict[str, None] = {}
-    try:
-        for name in _names(_pickled(path)):
-            is_allowed = name.startswith(_HARMLESS[:2]) or name.partition(".")[0] in foreign
-            if not is_allowed and name not in _HARMLESS:
-                names[name] = None
-    except Exception:  # bytes that are no pickle, or end in the middle: what came before counts
-        pass
-    return list(names)[:3]
-
-
-def _pickled(path: Path) -> bytes:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            with archive.open(name) as file:
-                return file.read(_MOST_PICKLED)
-    with open(path, "rb") as plain:
-        return plain.read(_MOST_PICKLED)
-
-
-def _names(pickled: bytes) -> Iterator[str]:
-    """Yields the names of functions and classes in pickles; reads their codes and runs none.
-
-    Before it wrote zip archives, torch.save put five pickles one behind the other.
-    """
-    texts: list[str] = []
-    file = io.BytesIO(pickled)
-    for code, argument, _ in chain.from_iterable(pickletools.genops(file) for _ in range(5)):
-        if code.name in ("GLOBAL", "INST"):
-            yield str(argument).replace(" ", ".")
-        elif code.name == "STACK_GLOBAL":
-            yield ".".join(texts[-2:])
-        elif isinstance(argument, str):
-            texts.append(argument)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from danet.errors import InputError
 from danet.models import files
+from danet.plain import printable
 
 _CLASSIFIER = ("fc.weight", "fc.bias")
 _PREFIX = "module."
@@ -58,8 +59,11 @@ def read_state_dict(path: Path, key: str = "init_from", *, foreign: Sequence[str
     wrong = [k for k, v in content.items() if not isinstance(v, Tensor)]
     if wrong:
         raise InputError(
-            f"{key}={path}: expected a dictionary of tensors, but {wrong[0]!r} is not one"
+            f"{key}={path}: expected a dictionary of tensors, but {str(wrong[0])[:99]!r} is not one"
         )
+    odd = [k for k in content if not isinstance(k, str) or printable(k) != k]
+    if odd:
+        raise InputError(f"{key}={path}: {str(odd[0])[:200]!r} is no name of a tensor")
     problem = files.unsound(content)
     if problem:
         raise InputError(f"{key}={path}: {problem}; take weights from before the run diverged")

@@ -148,7 +148,7 @@ def test_C18_C19_ignore_value_is_fixed(given, setting):
         ("[1,2,-1]", "loss.main.class_weights[2]=-1"),
         ("[1,nan,1]", "loss.main.class_weights[1]=nan"),
         ("[inf,1,1]", "loss.main.class_weights[0]=inf"),
-        ("[0,0,0]", "loss: class_weights are all zero"),
+        ("[0,0,0]", "loss.main: class_weights are all zero"),
         ("[1,a,1]", "got the text 'a' in the list"),
     ],
 )

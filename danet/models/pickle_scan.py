@@ -1,0 +1,299 @@
+"""What a file of torch.save holds and how large it is, judged before any of it is believed.
+
+torch.load runs nothing of a file when asked for weights only, but it takes the sizes in it on
+trust: compressed storages unpack to a thousand times the file, a storage may be declared larger
+than its bytes, and one number can be expanded to a tensor of any size. So the table of the archive
+and its pickle are looked at first. The pickle is read with objects that do nothing in the place of
+those it names, by Python's own slow reader: the fast one takes memory for whatever a file declares.
+"""
+
+import io
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+_SIZES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2}
+_SIZES |= {"Char": 1, "Byte": 1, "Bool": 1}
+_STORAGES = {
+    f"torch.{place}{name}Storage": size for name, size in _SIZES.items() for place in ("", "cuda.")
+}
+"""Names of storages -> bytes of a number; complex, quantised and 8-bit floats are not read."""
+_TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
+_PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+_HARMLESS = ("_codecs.encode", "builtins.set", "collections.Counter", "torch.Size", "torch.device")
+_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8")
+_INERT = frozenset((*_HARMLESS, "torch.bool", *(f"torch.{name}" for name in _DTYPES)))
+
+_MOST_PICKLED = 1 << 24
+"""Bytes of a pickle; those of checkpoints have some 100 kB."""
+_MOST_SHARED = 2
+"""How many times the bytes of the file its tensors may have together, as tied weights do."""
+_MAGIC = 0x1950A86A20F9469CFC6C
+"""First pickle of a file that torch.save wrote before it wrote zip archives (torch 1.6)."""
+_SHOWN = 3
+
+
+class Scan(NamedTuple):
+    """What was found in a file."""
+
+    forbidden: list[str]
+    """Functions and classes that the file names and no file of tensors needs, the first few."""
+    foreign: list[str]
+    """Classes of the packages that were allowed beside the tensors."""
+    problem: str
+    """Why the file must not be read, as a part of a message; empty if nothing is wrong."""
+
+
+class _Inert:
+    """Stands for whatever a file names: takes any arguments and state, does nothing."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def append(self, item: object) -> None:
+        pass
+
+    def extend(self, items: object) -> None:
+        pass
+
+    def __setitem__(self, key: object, value: object) -> None:
+        pass
+
+
+class _Problem(Exception):
+    """The file must not be read; the text says why."""
+
+
+class _Ordered(OrderedDict[Any, Any]):
+    """An OrderedDict whose attributes a file may not replace; state dicts bring ``_metadata``."""
+
+    def __setstate__(self, state: Any) -> None:
+        if not (isinstance(state, dict) and set(state) <= {"_metadata"}):
+            raise _Problem("it replaces attributes of a dictionary")
+
+
+class _StorageType(NamedTuple):
+    size: int
+
+
+class _Storage(NamedTuple):
+    numel: int
+    size: int
+
+
+class _Tensor(NamedTuple):
+    nbytes: int
+
+
+class _Reader(pickle._Unpickler):
+    """Reads a pickle without believing it.
+
+    Args:
+        file: At the start of a pickle.
+        foreign: Packages whose classes are allowed.
+
+    Attributes:
+        storages: Key of each storage that a tensor needs -> its bytes, as declared.
+        nbytes: Of all tensors together, as declared.
+    """
+
+    # torch reads none of these; some take memory by a number in the file.
+    dispatch = {
+        code: read
+        for code, read in pickle._Unpickler.dispatch.items()
+        if code
+        not in (
+            pickle.PERSID[0],
+            pickle.BYTEARRAY8[0],
+            pickle.NEXT_BUFFER[0],
+            pickle.READONLY_BUFFER[0],
+            pickle.EXT1[0],
+            pickle.EXT2[0],
+            pickle.EXT4[0],
+        )
+    }
+
+    def __init__(self, file: BinaryIO, foreign: Sequence[str]) -> None:
+        super().__init__(file, encoding="latin1")
+        self._packages = foreign
+        self.forbidden: dict[str, None] = {}
+        self.foreign: dict[str, None] = {}
+        self.storages: dict[str, int] = {}
+        self.nbytes = 0
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what takes the place of a function or class."""
+        module = module.replace("__builtin__", "builtins")  # as protocol 2 calls it
+        full = f"{module}.{name}"
+        if full == "collections.OrderedDict":
+            return _Ordered
+        if full in _STORAGES:
+            return _StorageType(_STORAGES[full])
+        if full in _TENSORS:
+            return self._tensor
+        if full in _PARAMETERS:
+            return lambda data, *_: data
+        if module.partition(".")[0] in self._packages:
+            self.foreign[full] = None
+        elif full not in _INERT:
+            self.forbidden[full] = None
+        return _Inert
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """Return the storage that a record of the pickle declares."""
+        try:
+            kind, type_, key, _, numel = pid[:5]
+            is_right = kind == "storage" and isinstance(type_, _StorageType)
+            is_right = is_right and isinstance(key, str) and isinstance(numel, int) and numel >= 0
+        except (TypeError, ValueError):
+            is_right = False
+        if not is_right:
+            raise _Problem("a storage of it is of a kind that is not read")
+        if self.storages.setdefault(key, numel * type_.size) != numel * type_.size:
+            raise _Problem(f"it declares two sizes of storage {key!r}")
+        return _Storage(numel, type_.size)
+
+    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tensor:
+        """Hold the shape of a tensor against its storage."""
+        numbers = [offset, *size, *stride]
+        is_right = isinstance(storage, _Storage) and len(size) == len(stride)
+        if not is_right or not all(isinstance(n, int) and n >= 0 for n in numbers):
+            raise _Problem("a tensor of it has no shape")
+        numel, shape = prod(size), tuple(size)
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if numel and last >= storage.numel:
+            raise _Problem(
+                f"a tensor of shape {shape} reaches beyond its storage of {storage.numel} numbers"
+            )
+        if numel > storage.numel:
+            raise _Problem(
+                f"a tensor of shape {shape} is expanded from {storage.numel} number(s); save a "
+                "clone of it"
+            )
+        self.nbytes += numel * storage.size
+        return _Tensor(numel * storage.size)
+
+
+def scan(path: Path, end: int, *, foreign: Sequence[str] = ()) -> Scan:
+    """Judge a file of torch.save by its table and its pickle, without reading its tensors.
+
+    Args:
+        path: Of the file.
+        end: Bytes of it that torch.save wrote; a checksum of this project may follow.
+        foreign: Packages whose objects the file may hold beside its tensors.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    forbidden: dict[str, None] = {}
+    allowed: dict[str, None] = {}
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                top = _judge_table(archive, path, end)
+                reader = _read(archive.read(f"{top}/data.pkl"), foreign, forbidden, allowed)
+                for key, nbytes in reader.storages.items():
+                    if archive.getinfo(f"{top}/data/{key}").file_size < nbytes:
+                        raise _Problem(f"storage {key!r} has fewer bytes than it declares")
+        else:
+            reader = _read_old(path, foreign, forbidden, allowed)
+            if sum(reader.storages.values()) > end:
+                raise _Problem("its storages have fewer bytes than it declares")
+        if reader.nbytes > _MOST_SHARED * end + (1 << 20):
+            raise _Problem(
+                f"its tensors have {reader.nbytes / 2**20:.0f} MiB and the file {end / 2**20:.0f}: "
+                "they share their storages; save clones of them"
+            )
+        problem = ""
+    except _Problem as error:
+        problem = str(error)
+    except OSError:
+        raise
+    except Exception:  # bytes that are no pickle, or end in the middle: any error may come of them
+        problem = "damaged"
+    return Scan(list(forbidden)[:_SHOWN], list(allowed), problem)
+
+
+def _judge_table(archive: zipfile.ZipFile, path: Path, end: int) -> str:
+    """Refuse what torch.save never writes; return the folder that all entries of a file are in."""
+    entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        whole = sum(entry.file_size for entry in entries)
+        raise _Problem(
+            f"its entries are compressed and unpack from {end / 2**20:.1f} to "
+            f"{whole / 2**20:.1f} MiB, which torch.save never writes"
+        )
+    names = {entry.filename.lower() for entry in entries}
+    tops = {entry.filename.partition("/")[0] for entry in entries}
+    whole = sum(entry.file_size for entry in entries)
+    if len(names) != len(entries) or len(tops) != 1 or whole > end:
+        raise _Problem("its entries overlap or have one name, which torch.save never writes")
+    # torch finds the table by other rules than Python where a file is made for that.
+    if _start_of_table(path, end) != archive.start_dir:
+        raise ValueError("its table of entries is not where torch.save writes it")
+    (top,) = tops
+    if archive.getinfo(f"{top}/data.pkl").file_size > _MOST_PICKLED:
+        raise _Problem(f"its pickle has more than {_MOST_PICKLED >> 20} MiB beside the tensors")
+    return top
+
+
+def _start_of_table(path: Path, end: int) -> int:
+    """Return where a zip archive that ends at a place declares its table to start."""
+    size, size64, locator = 22, 56, 20
+    with open(path, "rb") as file:
+        start = max(end - size - locator - size64, 0)
+        file.seek(start)
+        tail = file.read(end - start)
+    if tail[-size:-18] != b"PK\x05\x06" or tail[-2:] != b"\0\0":
+        return -1
+    declared: int = struct.unpack("<I", tail[-6:-2])[0]
+    place = tail[-size - locator : -size]
+    if place[:4] == b"PK\x06\x07":
+        record = tail[: -size - locator]
+        if struct.unpack("<Q", place[8:16])[0] != start or record[:4] != b"PK\x06\x06":
+            return -1
+        declared = struct.unpack("<Q", record[48:56])[0]
+    return declared
+
+
+def _read(
+    pickled: bytes, foreign: Sequence[str], forbidden: dict[str, None], allowed: dict[str, None]
+) -> _Reader:
+    """Read one pickle; what it names is there even when it ends in the middle."""
+    reader = _Reader(io.BytesIO(pickled), foreign)
+    try:
+        reader.load()
+    finally:
+        forbidden |= reader.forbidden
+        allowed |= reader.foreign
+    return reader
+
+
+def _read_old(
+    path: Path, foreign: Sequence[str], forbidden: dict[str, None], allowed: dict[str, None]
+) -> _Reader:
+    """Read a file from before zip archives: five pickles, and the storages behind them."""
+    with open(path, "rb") as file:
+        content = io.BytesIO(file.read(_MOST_PICKLED))
+    found, readers = [], []
+    for _ in range(5):
+        reader = _Reader(content, foreign)
+        readers.append(reader)
+        try:
+            found.append(reader.load())
+        finally:
+            forbidden |= reader.forbidden
+            allowed |= reader.foreign
+        if found[0] != _MAGIC:
+            raise ValueError("not a file of torch.save")
+    if sorted(found[4]) != sorted(readers[3].storages):
+        raise _Problem("it lists other storages than its tensors need")
+    return readers[3]

@@ -1,0 +1,102 @@
+"""Plain data: what the config and the records of a foreign file may consist of."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+MOST_VALUES = 100_000
+"""Values in one config; class lists and tables of label values have thousands."""
+DEEPEST = 32
+"""Levels of a config; those of this project have 8."""
+LONGEST = 10_000
+"""Characters of one text."""
+
+_UNPRINTABLE = re.compile(
+    # Control characters, line and paragraph separators, marks that reverse the direction of the
+    # text around them, and halves of characters (bytes of a file name that are no text).
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""Return text that cannot steer a terminal or start a line of its own.
+
+    Args:
+        text: Any text, perhaps of a foreign file.
+        keep: Characters that stay as they are, such as "\n" in a message of several lines.
+    """
+
+    def escaped(match: re.Match[str]) -> str:
+        letter = match[0]
+        return letter if letter in keep else letter.encode("unicode_escape").decode("ascii")
+
+    return _UNPRINTABLE.sub(escaped, text)
+
+
+def problem_with(value: Any, key: str) -> str:
+    """Return why a value is not plain data, in one line that begins with its key; "" if it is.
+
+    Plain data are texts, numbers, true, false and null in lists and mappings. Nothing in it is
+    interpreted later: an interpolation of OmegaConf (``${...}``, escaped or not) is refused, since
+    resolving it could read files and variables of the reader, or build any object.
+
+    Args:
+        value: Of a file or a composed config.
+        key: Where it stands, such as ``config``; empty for the root.
+    """
+    for count, (place, item, depth) in enumerate(_walk(value, key)):
+        if count >= MOST_VALUES:
+            return f"{key}: more than {MOST_VALUES} values"
+        if depth > DEEPEST:
+            return f"{place}: more than {DEEPEST} levels of lists and mappings"
+        if isinstance(item, Mapping):
+            for name in item:
+                if not isinstance(name, (str, int, float)):
+                    return f"{place}: a key of type {type(name).__name__}; expected a text"
+                if isinstance(name, str) and (found := _problem_with_text(name)):
+                    return f"{place}: the key {_shown(name)} {found}"
+        elif isinstance(item, str):
+            if found := _problem_with_text(item):
+                return f"{place}={_shown(item)}: {found}"
+        elif isinstance(item, int) and not -(2**63) <= item < 2**63:
+            return f"{place}: a number of more than 64 bits"
+        elif not (item is None or isinstance(item, (int, float)) or _is_list(item)):
+            return f"{place}: {type(item).__name__} is not plain data"
+    return ""
+
+
+def _walk(value: Any, key: str) -> Iterator[tuple[str, Any, int]]:
+    """Yield every value with its key and depth, without recursion: a file may hold any depth."""
+    waiting = [(key, value, 0)]
+    while waiting:
+        place, item, depth = waiting.pop()
+        yield place, item, depth
+        if depth > DEEPEST:
+            continue
+        prefix = f"{place}." if place else ""
+        if isinstance(item, Mapping):
+            inside = [(f"{prefix}{printable(str(n))}", v, depth + 1) for n, v in item.items()]
+        elif _is_list(item):
+            inside = [(f"{prefix}{i}", v, depth + 1) for i, v in enumerate(item)]
+        else:
+            continue
+        waiting += reversed(inside)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
+
+
+def _problem_with_text(text: str) -> str:
+    if "${" in text:
+        return "has ${, which is not resolved in a config that is used: write the value itself"
+    if _UNPRINTABLE.search(text):
+        return "has characters that cannot be printed"
+    if len(text) > LONGEST:
+        return f"has {len(text)} characters; expected at most {LONGEST}"
+    return ""
+
+
+def _shown(text: str) -> str:
+    """Return the start of a text, printable."""
+    return printable(text[:60]) + "..." * (len(text) > 60)
