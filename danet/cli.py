@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from danet import config as schema
 from danet.config import did_you_mean, first_line, instead
 from danet.errors import InputError, StorageError, UserError
+from danet.plain import printable
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -106,7 +107,8 @@ def _run(work: Callable[[DictConfig], None], config_name: str) -> None:
             raise
         if not _is_told(error):
             message = str(error) if isinstance(error, UserError) else _explain(error, config_name)
-            print(f"error: {message}", file=sys.stderr, flush=True)
+            # It may quote a foreign file, which must not steer the terminal.
+            print(f"error: {printable(message, keep=chr(10))}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code if isinstance(error, UserError) else InputError.exit_code)
 
 

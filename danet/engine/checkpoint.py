@@ -216,6 +216,7 @@ def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
             + files.another_whole(path)
         )
     require_sound(checkpoint, f"{key}={path}")
+    require_fields(checkpoint, ("model",), f"{key}={path}")
     checkpoint["model"], notes = without_prefix(checkpoint["model"], f"{key}={path}")
     if distributed.is_first():
         print("".join(f"{note}\n" for note in notes), end="", flush=True)

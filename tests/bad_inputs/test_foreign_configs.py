@@ -1,0 +1,406 @@
+"""A config in somebody else's file calls nothing outside the trusted classes and reads nothing.
+
+Every slot of a config is filled with interpolations and nodes that would call a function, print a
+variable of the environment or a file: as they are, escaped once and twice, inside lists, mappings
+and keys. Each file is then used in every way a file can be; DANET_MUTATIONS says how many are tried.
+"""
+
+import copy
+import functools
+import hashlib
+import json
+import os
+import random
+import sys
+
+import pytest
+import torch
+from commands import train_command
+from starts import composed
+
+import danet
+from danet import cli, resume
+from danet.assemble import make, make_model
+from danet.check import check
+from danet.engine import checkpoint
+from danet.engine.optimizer import state_of
+from danet.errors import InputError, UserError
+from danet.export import folder
+from danet.models import files
+from danet.models.weights import initialise
+from danet.plain import DEEPEST, MOST_VALUES, printable, problem_with
+
+MUTATIONS = int(os.environ.get("DANET_MUTATIONS", "2000"))
+SECRET = "s3cr3t-of-the-reader"
+SETTINGS = [
+    *("data=scenes", "data.size=[48,96]", "data.lengths={train: 12, val: 5, test: 5}"),
+    *("data.batch_size=2", "data.num_workers=0", "data.cue_radius=2"),
+    *("model.backbone.width=2", "model.head.reduction=1"),
+    *("trainer.precision=float32", "trainer.device=cpu", "trainer.steps=6"),
+]
+WAYS = ("checkpoint", "folder", "resume", "init_from")
+
+_heard: list[str] = []
+_ears = [False]
+_FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.")
+
+
+def _listen(event, arguments):
+    if _ears[0] and event.startswith(_FORBIDDEN):
+        _heard.append(f"{event} {arguments}")
+    elif _ears[0] and event == "open" and "secret" in str(arguments[0]):
+        _heard.append(f"open {arguments[0]}")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Returns a folder with a secret, a module whose functions are heard, and a run's file."""
+    sys.addaudithook(_listen)
+    root = tmp_path_factory.mktemp("foreign")
+    (root / "secret.txt").write_text(f"{SECRET}\n")
+    (root / "canary.py").write_text(
+        "from test_foreign_configs import _heard\n\n\n"
+        "def fire(*arguments, **values):\n    _heard.append('canary.fire')\n\n\n"
+        "class Fire:\n    def __init__(self, *arguments, **values):\n"
+        "        _heard.append('canary.Fire')\n"
+    )
+    sys.path.insert(0, str(root))
+    yield root
+    sys.path.remove(str(root))
+
+
+@pytest.fixture(scope="module")
+def saved():
+    """Returns the content of a run's checkpoint."""
+    config = check(composed("train", SETTINGS))
+    torch.manual_seed(0)
+    model = make_model(config)
+    optimizer = make(config["optimizer"], "optimizer")(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return {
+        "format": checkpoint.FORMAT,
+        "version": "0.2",
+        "config": config,
+        "classes": [f"class {i}" for i in range(16)],
+        "palette": [[0, 0, i] for i in range(16)],
+        "model": model.state_dict(),
+        "ema": None,
+        "optimizer": state_of(optimizer, model),
+        "scaler": {},
+        "processes": 1,
+        "step": 3,
+        "evaluated_at": 3,
+        "best_miou": None,
+        "scores": None,
+    }
+
+
+@functools.cache
+def network():
+    return make_model(check(composed("train", SETTINGS)))
+
+
+def use(way, saved, root):
+    """Writes the content as a file or a folder and uses it, as a user of it would."""
+    path = root / "foreign.pt"
+    if way == "folder":
+        target = root / "exported"
+        if not (target / folder.WEIGHTS).exists():
+            folder.save(target, saved, saved["model"])
+        facts = json.loads((target / folder.CONFIG).read_text())
+        (target / folder.CONFIG).write_text(json.dumps({**facts, "config": saved["config"]}))
+        danet.load_model(target)
+        return
+    torch.save(saved if way == "resume" else {**saved, "optimizer": None}, path)
+    seal = hashlib.sha256(path.read_bytes()).digest()
+    with open(path, "ab") as file:
+        file.write(files.MARK + seal)
+    if way == "checkpoint":
+        danet.load_model(path)
+    elif way == "init_from":
+        assert "of the backbone all" in initialise(network(), path)[0]
+    else:
+        typed = check(composed("train", [*SETTINGS, f"resume={path}"]))
+        settled, found, _ = resume.settle(typed, [f"resume={path}"], world=1)
+        parts = {k: make(settled[k], k) for k in ("loss", "optimizer", "schedule", "evaluation")}
+        resume.refuse_other_states(found, make_model(settled), parts["optimizer"], str(path))
+
+
+def outcome(way, content, root, capsys=None):
+    """Returns None for a file that was used, else the error that a user would read."""
+    _heard.clear()
+    _ears[0] = True
+    try:
+        use(way, content, root)
+    except UserError as error:
+        return str(error)
+    finally:
+        _ears[0] = False
+    return None
+
+
+def texts(root):
+    """Returns interpolations that read, call or build something when they are resolved."""
+    call = "{_target_: canary.fire, a: 1}"
+    return [
+        "${oc.env:SECRET_TOKEN}",
+        "${oc.env:SECRET_TOKEN,default}",
+        f"${{oc.create:{call}}}",
+        '${oc.create:{_target_: os.system, command: "true"}}',
+        "${oc.create:{_target_: sympy.sympify, a: \"__import__('os').system('true')\"}}",
+        "${oc.decode:${oc.env:SECRET_TOKEN}}",
+        "${oc.dict.keys:data}",
+        "${oc.dict.values:trainer}",
+        "${oc.deprecated:seed}",
+        f"${{class_names:{root}/secret.txt}}",
+        "${count:${data.dataset.lengths}}",
+        "${seed}",
+        "${hydra:runtime.cwd}",
+        "$" + "{" * 30,
+    ]
+
+
+def nodes():
+    """Returns nodes that would call something that configs may not name."""
+    return [
+        {"_target_": "canary.fire"},
+        {"_target_": "canary.Fire", "a": 1},
+        {"_target_": "canary.fire", "_partial_": True},
+        {"_target_": "os.system", "_args_": ["true"]},
+        {"_target_": "os.system", "command": "true"},
+        {"_target_": "builtins.eval", "_args_": ["1"], "_convert_": "all"},
+        {"_target_": "danet.models.files.read", "path": "secret.txt", "key": "x"},
+        {"_target_": "danet.datasets.submission.SubmissionWriter", "_recursive_": False},
+        {"_target_": "danet.models.resnet.load_backbone"},
+        {"_target_": "danet.models.resnet.ResNet", "depth": 18, "_args_": [1]},
+        {"_target_": "danet.losses.CrossEntropy", "_recursive_": True},
+        {"_target_": "hydra.utils.instantiate", "config": {"_target_": "canary.fire"}},
+        {"_target_": {"_target_": "canary.fire"}},
+        {"_target_": ["canary", "fire"]},
+        {"_target_": "canary.fire\n"},
+        {"_target_": "danet.losses...x"},
+        {"_target_": "../canary.fire"},
+        {"_target_": None},
+        {"_partial_": "canary.fire"},
+        {"_args_": ["a"], "_kwargs_": {"b": 1}},
+    ]
+
+
+def odd():
+    """Returns values that no setting has."""
+    deep: object = 1
+    for _ in range(DEEPEST + 5):
+        deep = [deep]
+    return [
+        *(10**30, -1, 0, 2**62, 1e308, float("nan"), float("inf"), True, None, "", "???", [], {}),
+        *("\x1b[2J", "a\nerror: b", "\u202eabc", "\ud800", "x" * 20_000, deep, {1: 2}, [[]]),
+        *("danet.losses.OHEM", "${", "$", "/dev/zero", "~nobody/x", "%s%n", "{0.__class__}"),
+    ]
+
+
+def slots(node, path=()):
+    """Yields every place of a config: of each value, and of a new key in each mapping."""
+    if path:
+        yield path
+    if isinstance(node, dict):
+        yield (*path, "extra")
+        for name, value in node.items():
+            yield from slots(value, (*path, name))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from slots(value, (*path, index))
+
+
+def wrapped(draw, value):
+    """Returns a value as it is, escaped, or inside of others."""
+    if isinstance(value, str) and draw.random() < 0.5:
+        value = draw.choice(["\\", "\\\\", "\\\\\\", "a ", "a\\"]) + value
+    for _ in range(draw.choice([0, 0, 1, 2])):
+        value = draw.choice([lambda v: [v], lambda v: {"a": v}, lambda v: [1, {"b": [v]}]])(value)
+    return value
+
+
+def mutated(draw, config, root):
+    """Returns a config with one or two slots filled with something hostile, and what was done."""
+    config = copy.deepcopy(config)
+    done = []
+    for _ in range(draw.choice([1, 1, 1, 2])):
+        path = draw.choice(list(slots(config)))
+        value = draw.choice([draw.choice(texts(root)), draw.choice(nodes()), draw.choice(odd())])
+        value = wrapped(draw, copy.deepcopy(value))
+        node = config
+        for part in path[:-1]:
+            node = node[part]
+        is_key = isinstance(value, str) and isinstance(node, dict) and draw.random() < 0.2
+        node[value if is_key else path[-1]] = 1 if is_key else value
+        done.append((path, value, is_key))
+    return config, done
+
+
+@pytest.mark.slow
+@pytest.mark.bad_input("K19")
+def test_no_config_of_a_file_calls_or_reads_what_it_may_not(
+    saved, place, monkeypatch, capsys, record_property
+):
+    monkeypatch.setenv("SECRET_TOKEN", SECRET)
+    draw = random.Random(int(os.environ.get("DANET_MUTATIONS_SEED", "0")))
+    counts = dict.fromkeys(("used", "refused"), 0)
+    for number in range(MUTATIONS):
+        way = draw.choice(WAYS)
+        config, done = mutated(draw, saved["config"], place)
+        told = outcome(way, {**saved, "config": config}, place)
+        said = "".join(capsys.readouterr()) + (told or "")
+        context = f"mutation {number}, {way}, {done}\n{told}"
+        assert not _heard, f"{context}\n{_heard}"
+        assert SECRET not in said, context
+        assert told is None or len(told.splitlines()) <= 21, context
+        assert printable(said, keep="\n\r") == said, context
+        counts["refused" if told else "used"] += 1
+    assert min(counts.values()) > MUTATIONS / 20
+    record_property(
+        "figure", f"{MUTATIONS} mutations: {counts['refused']} refused, no call, no secret"
+    )
+
+
+@pytest.mark.bad_input("K19")
+@pytest.mark.parametrize("way", WAYS[:3])
+@pytest.mark.parametrize("escape", ["", "\\", "\\\\"])
+def test_an_interpolation_is_refused_before_anything_resolves_it(
+    saved, place, monkeypatch, way, escape
+):
+    monkeypatch.setenv("SECRET_TOKEN", SECRET)
+    for text in texts(place):
+        if "${" not in text:
+            continue
+        for key in ("auxiliary_head", "x"):
+            config = copy.deepcopy(saved["config"])
+            config["model"][key] = [{"a": escape + text}]
+            told = outcome(way, {**saved, "config": config}, place)
+            assert not _heard
+            assert f"its config is refused: config.model.{key}.0.a=" in told
+            assert "has ${" in told
+            assert SECRET not in told
+            assert len(told.splitlines()) == 1
+
+
+@pytest.mark.bad_input("K19")
+def test_a_class_is_held_against_the_list_when_it_is_called(saved, place):
+    """Whatever came between the check and the call: the walk asks once more."""
+    for node in nodes():
+        if "_target_" in node:
+            with pytest.raises(InputError):
+                make({"a": [node]}, "model")
+    assert not _heard
+    # A text is a text, however much it looks like a node or an interpolation.
+    assert make({"a": ["${oc.env:HOME}"]}, "model") == {"a": ["${oc.env:HOME}"]}
+
+
+@pytest.mark.bad_input("K19")
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [
+        ("model", "danet.losses.OHEM"),
+        ("model", "danet.models.files.Content"),
+        ("loss", "danet.models.resnet.ResNet"),
+        ("optimizer", "danet.datasets.folder.Folder"),
+        ("data", "danet.datasets.submission.SubmissionWriter"),
+        ("data", "danet.datasets.cache.Cache"),
+        ("evaluation", "albumentations.HorizontalFlip"),
+        ("schedule", "danet.engine.optimizer.SGD"),
+    ],
+)
+def test_a_group_names_its_own_parts_only(key, path):
+    with pytest.raises(InputError, match=rf"{key}: .*(refused|has no class)"):
+        try:
+            make({"_target_": path}, key)
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from error
+
+
+@pytest.mark.bad_input("K19")
+def test_a_config_of_the_command_line_keeps_no_interpolation_either(monkeypatch, capsys, tmp_path):
+    """What the check lets into a checkpoint is what it will take from one."""
+    monkeypatch.chdir(tmp_path)
+    train_command(
+        *SETTINGS, r"run.name='\${oc.env:HOME}'", monkeypatch=monkeypatch, capsys=capsys
+    ).refused("run.name=${oc.env:HOME}: has ${")
+
+
+@pytest.mark.bad_input("K19")
+def test_plain_data_is_told_from_what_is_not():
+    assert problem_with({"a": [1, 2.5, None, True, "x", {"b": ()}], 3: 4}, "c") == ""
+    many = [0] * 1000
+    bomb = [many] * 1000  # a few bytes a line in a pickle, a million values for whoever walks it
+    loop: list[object] = []
+    loop.append(loop)
+    for value, text in (
+        ({"a": {"b": "x${y}"}}, "c.a.b=x${y}: has ${"),
+        ({"${y}": 1}, "c: the key ${y} has ${"),
+        ({"a\n": 1}, "c: the key a\\n has characters that cannot be printed"),
+        ({(1, 2): 1}, "c: a key of type tuple"),
+        ({"a": torch.zeros(1)}, "c.a: Tensor is not plain data"),
+        ({"a": b"x"}, "c.a: bytes is not plain data"),
+        ([2**63], "c.0: a number of more than 64 bits"),
+        (bomb, f"c: more than {MOST_VALUES} values"),
+        (loop, f": more than {DEEPEST} levels"),
+        ("x" * 10_001, "has 10001 characters"),
+    ):
+        assert text in problem_with(value, "c")
+
+
+@pytest.mark.bad_input("K20")
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("classes", "abc"),
+        ("classes", [1] * 16),
+        ("classes", ["a"] * 15),
+        ("palette", [[0, 0, 256]] * 16),
+        ("palette", [["red"]] * 16),
+        ("palette", [[0, 0, 0]] * 15),
+        ("step", "3"),
+        ("step", -1),
+        ("step", True),
+        ("processes", 0),
+        ("best_miou", "x"),
+        ("scores", {"miou": "x"}),
+        ("scaler", {"scale": 1.0}),
+        ("run_id", "a' or 1=1"),
+        ("training_set", "a\nb"),
+        ("version", ["1"]),
+        ("ema", {"module.x": 1}),
+        ("optimizer", [1]),
+        ("model", {"a\x1b": torch.zeros(1)}),
+        ("config", "x"),
+        ("config", {}),
+        ("config", {"data": {}}),
+        ("best", [[1]]),
+        ("format", torch.tensor([2, 2])),
+    ],
+    ids=lambda v: v if isinstance(v, str) and len(v) < 15 else "",
+)
+def test_K20_fields_of_a_file_that_are_of_another_type(saved, place, field, value):
+    told = outcome("resume", {**saved, field: value}, place)
+    assert told
+    assert len(told.splitlines()) == 1
+    assert field in told
+    assert printable(told) == told
+
+
+@pytest.mark.bad_input("K20")
+@pytest.mark.parametrize("field", checkpoint.FOR_RESUME)
+def test_K20_fields_that_a_file_lacks(saved, place, field):
+    told = outcome("resume", {k: v for k, v in saved.items() if k != field}, place)
+    assert f"there is no {field} in it" in told
+
+
+def test_the_printed_error_cannot_steer_the_terminal(monkeypatch, capsys):
+    def work(_):
+        raise InputError("a\x1b[2Jb\nc\u202e")
+
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit):
+        cli.run(work, "train")
+    assert capsys.readouterr().err == "error: a\\x1b[2Jb\nc\\u202e\n"
