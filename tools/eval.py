@@ -243,14 +243,20 @@ def write(output: Path, facts: dict[str, Any], counted: Counted, classes: tuple[
         metrics["official"] = official_facts(counted.official)
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(("truth", *classes))
-    rows.writerows((name, *row) for name, row in zip(classes, counted.matrix.tolist(), strict=True))
+    names = [cell_of(name) for name in classes]
+    rows.writerow(("truth", *names))
+    rows.writerows((name, *row) for name, row in zip(names, counted.matrix.tolist(), strict=True))
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         (output / "confusion.csv").write_text(table.getvalue(), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"output={output}: cannot be written ({error.strerror})") from error
+
+
+def cell_of(name: str) -> str:
+    """Return the name of a class as a cell that no spreadsheet takes for a formula."""
+    return f"'{name}" if name[:1] in ("=", "+", "-", "@") else name
 
 
 def official_facts(official: OfficialScores) -> dict[str, Any]:

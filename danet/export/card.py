@@ -1,10 +1,13 @@
 """The model card: what a network is, where it comes from, how good it is, how it is used."""
 
+import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 from danet.export.network import SMALLEST
 from danet.export.programs import OPSET, Parity
+from danet.plain import printable
 
 _SCORES = {
     "miou": "mean IoU",
@@ -39,7 +42,7 @@ def card(
         f"# {_name(model['head'])}, {_backbone(model['backbone'])}, on {_name(data['dataset'])}",
         f"Says for every pixel of a photograph to which of {len(saved['classes'])} classes it "
         f"belongs. {num_weights:,} weights, after {saved['step']} updates; written by danet "
-        f"{saved.get('version', '')}.",
+        f"{_plain(saved.get('version', ''))}.",
         "## Use\n\n```python\nimport danet\n\n"
         'model = danet.load_model("this/folder")  # or hf://owner/name\n'
         'mask = danet.predict(model, "street.jpg")  # uint8 (H, W); values index model.classes\n'
@@ -56,6 +59,11 @@ def card(
         "- The data set and pretrained weights it started from have licences of their own."
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _plain(text: Any) -> str:
+    """Return text of a file as Markdown shows it: no link, no HTML, no further cell of a table."""
+    return re.sub(r"([\\\\`*|\[\]])", r"\\\1", escape(printable(str(text)), quote=False))
 
 
 def _name(node: Mapping[str, Any]) -> str:
@@ -109,7 +117,7 @@ def _recipe(saved: Mapping[str, Any]) -> str:
         "seed": config["seed"],
     }
     lines = ["## Training\n", "| | |", "| --- | --- |"]
-    lines += [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
+    lines += [f"| {name} | {_plain(value)} |" for name, value in rows.items() if value is not None]
     return "\n".join(lines)
 
 
@@ -123,7 +131,7 @@ def _loss_names(node: Any) -> list[str]:
 def _scores(saved: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
     shown = [(f"{m['split']}, {m['images']} images, {_name(m['evaluation'])}", m) for m in metrics]
     details = [
-        f"- {what}: {m['protocol']}; data set: {m['data_set']}"
+        _plain(f"- {what}: {m['protocol']}; data set: {m['data_set']}")
         for what, m in shown
         if "protocol" in m and "data_set" in m
     ]
@@ -136,19 +144,20 @@ def _scores(saved: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> s
     lines.append("| --- |" + " --- |" * len(_SCORES))
     for what, values in shown:
         cells = [_percent(values.get(key)) for key in _SCORES]
-        lines.append(f"| {what} | {' | '.join(cells)} |")
+        lines.append(f"| {_plain(what)} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *details] if details else lines)
 
 
 def _classes(saved: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
     columns = [f"IoU, {m['split']}, {_name(m['evaluation'])}" for m in metrics]
-    lines = ["## Classes\n", "| value | class | colour |" + "".join(f" {c} |" for c in columns)]
+    head = "".join(f" {_plain(column)} |" for column in columns)
+    lines = ["## Classes\n", f"| value | class | colour |{head}"]
     lines.append("| --- | --- | --- |" + " --- |" * len(columns))
     for index, (name, color) in enumerate(zip(saved["classes"], saved["palette"], strict=True)):
         ious = [m["per_class"].get(name, {}).get("iou") for m in metrics]
         written = "#" + "".join(f"{part:02x}" for part in color)
         cells = "".join(f" {_percent(iou)} |" for iou in ious)
-        lines.append(f"| {index} | {name} | `{written}` |{cells}")
+        lines.append(f"| {index} | {_plain(name)} | `{written}` |{cells}")
     return "\n".join(lines)
 
 

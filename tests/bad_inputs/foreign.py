@@ -1,0 +1,130 @@
+"""A file of somebody else: fixtures with one that is whole, and every way to use one."""
+
+import functools
+import hashlib
+import json
+import sys
+
+import pytest
+import torch
+from starts import composed
+
+import danet
+from danet import resume
+from danet.assemble import make, make_model
+from danet.check import check
+from danet.engine import checkpoint
+from danet.engine.optimizer import state_of
+from danet.errors import UserError
+from danet.export import folder
+from danet.models import files
+from danet.models.weights import initialise
+
+SECRET = "s3cr3t-of-the-reader"
+SETTINGS = [
+    *("data=scenes", "data.size=[48,96]", "data.lengths={train: 12, val: 5, test: 5}"),
+    *("data.batch_size=2", "data.num_workers=0", "data.cue_radius=2"),
+    *("model.backbone.width=2", "model.head.reduction=1"),
+    *("trainer.precision=float32", "trainer.device=cpu", "trainer.steps=6"),
+]
+WAYS = ("checkpoint", "folder", "resume", "init_from")
+
+HEARD: list[str] = []
+EARS = [False]
+_FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.")
+
+
+def _listen(event, arguments):
+    if EARS[0] and event.startswith(_FORBIDDEN):
+        HEARD.append(f"{event} {arguments}")
+    elif EARS[0] and event == "open" and "secret" in str(arguments[0]):
+        HEARD.append(f"open {arguments[0]}")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Returns a folder with a secret, a module whose functions are heard, and a run's file."""
+    sys.addaudithook(_listen)
+    root = tmp_path_factory.mktemp("foreign")
+    (root / "secret.txt").write_text(f"{SECRET}\n")
+    (root / "canary.py").write_text(
+        "from foreign import HEARD\n\n\n"
+        "def fire(*arguments, **values):\n    HEARD.append('canary.fire')\n\n\n"
+        "class Fire:\n    def __init__(self, *arguments, **values):\n"
+        "        HEARD.append('canary.Fire')\n"
+    )
+    sys.path.insert(0, str(root))
+    yield root
+    sys.path.remove(str(root))
+
+
+@pytest.fixture(scope="module")
+def saved():
+    """Returns the content of a run's checkpoint."""
+    config = check(composed("train", SETTINGS))
+    torch.manual_seed(0)
+    model = make_model(config)
+    optimizer = make(config["optimizer"], "optimizer")(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return {
+        "format": checkpoint.FORMAT,
+        "version": "0.2",
+        "config": config,
+        "classes": [f"class {i}" for i in range(16)],
+        "palette": [[0, 0, i] for i in range(16)],
+        "model": model.state_dict(),
+        "ema": None,
+        "optimizer": state_of(optimizer, model),
+        "scaler": {},
+        "processes": 1,
+        "step": 3,
+        "evaluated_at": 3,
+        "best_miou": None,
+        "scores": None,
+    }
+
+
+@functools.cache
+def network():
+    return make_model(check(composed("train", SETTINGS)))
+
+
+def use(way, saved, root):
+    """Writes the content as a file or a folder and uses it, as a user of it would."""
+    path = root / "foreign.pt"
+    if way == "folder":
+        target = root / "exported"
+        if not (target / folder.WEIGHTS).exists():
+            folder.save(target, saved, saved["model"])
+        facts = json.loads((target / folder.CONFIG).read_text())
+        (target / folder.CONFIG).write_text(json.dumps({**facts, "config": saved["config"]}))
+        danet.load_model(target)
+        return
+    torch.save(saved if way == "resume" else {**saved, "optimizer": None}, path)
+    seal = hashlib.sha256(path.read_bytes()).digest()
+    with open(path, "ab") as file:
+        file.write(files.MARK + seal)
+    if way == "checkpoint":
+        danet.load_model(path)
+    elif way == "init_from":
+        assert "of the backbone all" in initialise(network(), path)[0]
+    else:
+        typed = check(composed("train", [*SETTINGS, f"resume={path}"]))
+        settled, found, _ = resume.settle(typed, [f"resume={path}"], world=1)
+        parts = {k: make(settled[k], k) for k in ("loss", "optimizer", "schedule", "evaluation")}
+        resume.refuse_other_states(found, make_model(settled), parts["optimizer"], str(path))
+
+
+def outcome(way, content, root):
+    """Returns None for a file that was used, else the error that a user would read."""
+    HEARD.clear()
+    EARS[0] = True
+    try:
+        use(way, content, root)
+    except UserError as error:
+        return str(error)
+    finally:
+        EARS[0] = False
+    return None
