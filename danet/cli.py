@@ -3,10 +3,12 @@
 import errno
 import os
 import re
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from danet import config as schema
+from danet import console, launcher
 from danet.config import did_you_mean, first_line, instead
 from danet.errors import InputError, StorageError, UserError
 from danet.plain import printable
@@ -69,14 +72,16 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
     """Composes ``config_name`` with the command line, calls ``work``, and ends the process.
 
     A UserError is printed as it is, on stderr, by one process, with its exit code; so is a disk
-    that is full or may not be written. Any other exception is a fault of the program and keeps its
-    traceback; with ``DANET_TRACEBACK=1`` all do.
+    that is full or may not be written, and a name that the file system refuses. Any other exception
+    is a fault of the program and keeps its traceback; with ``DANET_TRACEBACK=1`` all do. A console
+    that cannot be written ends nothing.
     """
-    try:
-        _run(work, config_name)
-    except BaseException as error:
-        _end_within_group(error)
-        raise
+    with console.unbreakable():
+        try:
+            _run(work, config_name)
+        except BaseException as error:
+            _end_within_group(error)
+            raise
 
 
 def _run(work: Callable[[DictConfig], None], config_name: str) -> None:
@@ -92,11 +97,15 @@ def _run(work: Callable[[DictConfig], None], config_name: str) -> None:
         except (UserError, OmegaConfBaseException) as error:
             refused.append(error)
         except OSError as error:
-            if error.errno not in _STORAGE:
+            explained = explain_storage(error)
+            if explained is None:
                 raise
-            refused.append(StorageError(f"{error.filename or 'writing'}: {error.strerror}"))
+            refused.append(explained)
 
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # a tool's file sets it for its imports
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        launcher.require_sound(os.environ)
         _check_arguments(sys.argv[1:])
         sys.argv[1:] = [quote_path(argument) for argument in sys.argv[1:]]
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
@@ -110,6 +119,62 @@ def _run(work: Callable[[DictConfig], None], config_name: str) -> None:
             # It may quote a foreign file, which must not steer the terminal.
             print(f"error: {printable(message, keep=chr(10))}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code if isinstance(error, UserError) else InputError.exit_code)
+    except KeyboardInterrupt:
+        if os.environ.get("DANET_TRACEBACK") == "1":
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            print("stopped by Ctrl-C", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
+
+
+def explain_storage(error: OSError) -> StorageError | None:
+    """Return in one line what the file system refused; None for an error of another kind."""
+    name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
+    if error.errno == errno.ENAMETOOLONG:
+        longest = max((len(os.fsencode(part)) for part in name.split(os.sep)), default=0)
+        return StorageError(
+            f"{name[:60]}...: the file system refuses this name ({error.strerror}): a part of it "
+            f"has {longest} bytes and all of it {len(os.fsencode(name))}, and most file systems "
+            "take 255 and 4096; give a shorter one"
+        )
+    if error.errno in (errno.EINVAL, errno.EILSEQ) and name:
+        return StorageError(
+            f"{name}: the file system refuses this name ({error.strerror}); use letters, digits, "
+            "dots, dashes and underscores"
+        )
+    if error.errno in _STORAGE:
+        return StorageError(f"{name or 'writing'}: {error.strerror}")
+    return None
+
+
+def require_writable(folder: Path, key: str = "output") -> None:
+    """Refuse a folder that could not be written, before hours of work and not after them.
+
+    It is made, a file is written in it and removed, and so is what was made.
+
+    Args:
+        folder: Where results are going to be.
+        key: The setting that named it, for messages.
+
+    Raises:
+        StorageError: It cannot be made or written.
+    """
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(4096))
+    except OSError as error:
+        explained = explain_storage(error) if error.errno == errno.ENAMETOOLONG else None
+        raise explained or StorageError(
+            f"{key}={folder}: cannot be written ({error.strerror})"
+        ) from error
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def _end_within_group(error: BaseException) -> None:

@@ -12,6 +12,8 @@ FLOORS = {
     "danet.types": 0,
     "danet.errors": 0,
     "danet.plain": 0,
+    "danet.console": 0,
+    "danet.launcher": 1,
     "danet.seeds": 0,
     "danet.ops": 2,
     "danet.models": 3,

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 
 if not __package__:  # started as a file of a checkout: the checkout is what is meant
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from danet.engine.signals import end_quietly
+
+    end_quietly()
 
 import yaml
 

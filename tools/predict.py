@@ -8,6 +8,9 @@ from typing import Any
 
 if not __package__:  # started as a file of a checkout: the checkout is what is meant
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from danet.engine.signals import end_quietly
+
+    end_quietly()
 
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if not __package__:  # started as a file of a checkout: the checkout is what is meant
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from danet.engine.signals import end_quietly
+
+    end_quietly()
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -79,11 +82,14 @@ def start_processes(count: int) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command = [sys.executable, *launcher, __file__, *cli.flags(), *cli.overrides()]
     with subprocess.Popen(command) as child:
-        before = signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
-        try:
+
+        def pass_on(number: int, _: object) -> None:
+            # A terminal has sent it to the child, too.
+            if number == signal.SIGTERM or not signals.is_in_foreground():
+                child.send_signal(number)
+
+        with signals.handled(pass_on, signals.STOP):
             code = child.wait()
-        finally:
-            signal.signal(signal.SIGTERM, before)
     if code:
         raise ProcessError(f"run.processes={count}: the processes ended with code {code}")
 

@@ -24,6 +24,8 @@ _PATIENCE = timedelta(hours=24)
 """How long it waits where they may take very different times, as in an evaluation."""
 _GRACE = 3
 """Seconds for the launcher to notice, too, that a process has ended."""
+_COMING = 5.0
+"""Seconds for all processes to stop when one does."""
 _TELLING = 20.0
 """Seconds for a process to tell an error and end."""
 
@@ -263,6 +265,52 @@ def wait() -> None:
     if world_size() > 1:
         with collective("waiting for one another"):
             dist.barrier()
+
+
+class Farewell:
+    """Where all processes end together: who came, and that the first has written what it had to.
+
+    A launcher ends the others with SIGTERM when one process has died, and a preemption sends it to
+    all; the processes that come here tell the two apart. Each counts itself in when this is made.
+    """
+
+    def __init__(self) -> None:
+        self._count("ending")
+        if is_first():
+            self._count("the first ends")
+
+    def all_came(self) -> bool:
+        """Return whether all processes came; to be called when this one has nothing left to do.
+
+        The first waits some seconds for the others. They wait for it, if it came, since a launcher
+        ends all as soon as one has ended.
+        """
+        if world_size() == 1:
+            return True
+        if is_first():
+            came = self._wait("ending", world_size(), _COMING)
+            self._count("the first is done")
+            return came
+        if self._wait("the first ends", 1, _COMING):
+            self._wait("the first is done", 1, TIMEOUT.total_seconds())
+        return self._count("ending", 0) == world_size()
+
+    def _count(self, name: str, more: int = 1) -> int:
+        if world_size() == 1:
+            return 1
+        try:
+            return dist.distributed_c10d._get_default_store().add(f"farewell/{name}", more)
+        except (RuntimeError, ValueError):  # the store died with the launcher or the first process
+            return -1
+
+    def _wait(self, name: str, enough: int, seconds: float) -> bool:
+        """Return whether so many were counted; a process of this machine that died ends it."""
+        deadline = time.monotonic() + seconds
+        while 0 <= (count := self._count(name, 0)) < enough and time.monotonic() < deadline:
+            if _gone(seconds=0):
+                return False
+            time.sleep(0.05)
+        return count >= enough
 
 
 def wait_patiently(name: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from danet import console
 from danet.engine.writers import KINDS, Writer, finite, plain_settings
 
 
@@ -42,7 +43,9 @@ class RunLog:
             return
         self._is_warned = False
         self._is_torn = False
-        self._drop_after(folder / "metrics.jsonl", step)
+        self._is_console_told = False
+        self._path = folder / "metrics.jsonl"
+        self._drop_after(self._path, step)
         self._writers: list[Writer] = [
             KINDS[name](folder, step=step, run_id=run_id) for name in log_to
         ]
@@ -91,10 +94,16 @@ class RunLog:
         for writer in self._writers:
             with self._forgiving():
                 writer.scalars(step, shown)
-        line = {"step": step, "kind": kind, **{k: _json_number(v) for k, v in values.items()}}
+        self._write({"step": step, "kind": kind} | {k: _json_number(v) for k, v in values.items()})
+        if (told := console.failure()) and not self._is_console_told:
+            self._is_console_told = True
+            self._write({"step": step, "kind": "warning", "text": f"the console: {told}"})
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        """Appends a line to metrics.jsonl."""
         with self._forgiving():
             was_torn, self._is_torn = self._is_torn, True
-            with open(self.folder / "metrics.jsonl", "a") as file:
+            with open(self._path, "a") as file:
                 file.write("\n" * was_torn + json.dumps(line) + "\n")
             self._is_torn = False
 

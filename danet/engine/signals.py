@@ -5,31 +5,52 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 STOP = 1
-"""SIGTERM or SIGINT: save, then end. Once more ends the process at once."""
+"""SIGTERM, SIGINT or SIGHUP: save, then end. Once more ends the process at once."""
 SAVE = 2
 """SIGUSR1: save, and go on."""
 
 SAME = 5.0
-"""Seconds within which a further SIGTERM is the same request: Slurm and systemd send it to every
-process of a job, and torchrun then sends it to its workers again."""
+"""Seconds within which a further SIGTERM or SIGHUP is the same request: Slurm and systemd send it
+to every process of a job, and torchrun then sends it to its workers again. So torchrun does with
+the SIGINT of a terminal, which its workers have had already."""
 
 _REQUESTS = {signal.SIGTERM: STOP, signal.SIGINT: STOP}
 if hasattr(signal, "SIGUSR1"):  # not on Windows
-    _REQUESTS[signal.SIGUSR1] = SAVE
+    _REQUESTS |= {signal.SIGUSR1: SAVE, signal.SIGHUP: STOP}
 
 
 class Stop(Exception):
     """Ends a training between two steps, or an evaluation anywhere."""
 
 
+@contextmanager
+def handled(
+    handler: Callable[[int, FrameType | None], None], requests: int = STOP | SAVE
+) -> Iterator[None]:
+    """Send signals to a handler that mean one of the requests; those of before return afterwards.
+
+    A signal that was ignored at the start stays so: nohup does that with SIGHUP, a shell with the
+    SIGINT of what it starts in the background.
+    """
+    before = {
+        number: signal.signal(number, handler)
+        for number, request in _REQUESTS.items()
+        if request & requests and signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
 class Signals:
-    """Collects requests while it is entered; the handlers of before return afterwards.
+    """Collects requests while it is entered; see ``handled``.
 
     Attributes:
         name: Of the signal that asked for the stop, for messages.
@@ -40,21 +61,20 @@ class Signals:
         self._requests = 0
         self._since = 0.0
         self._is_at_once = False
-        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Signals":
-        for number in _REQUESTS:
-            self._before[number] = signal.signal(number, self._note)
+        self._handled = handled(self._note)
+        self._handled.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._handled.__exit__(None, None, None)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         request = _REQUESTS[signal.Signals(number)]
         if request == STOP and self._requests & STOP:
-            if number == signal.SIGTERM and time.monotonic() - self._since < SAME:
+            is_passed_on = number != signal.SIGINT or "TORCHELASTIC_RUN_ID" in os.environ
+            if is_passed_on and time.monotonic() - self._since < SAME:
                 return
             # Nothing is lost: checkpoints are renamed into place, so the one of before is whole.
             os._exit(128 + number)
@@ -85,6 +105,21 @@ class Signals:
             yield
         finally:
             self._is_at_once = False
+
+
+def is_in_foreground() -> bool:
+    """Return whether a terminal sends its signals to this process and those in its group."""
+    try:
+        with open("/dev/tty") as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except (OSError, AttributeError):  # no terminal, or Windows
+        return False
+
+
+def end_quietly() -> None:
+    """Let Ctrl-C during the imports of a tool leave no traceback; ``cli.run`` takes over."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def follow_parent() -> None:

@@ -26,7 +26,7 @@ from danet.engine.schedule import Schedule
 from danet.engine.settings import TrainSettings
 from danet.engine.signals import SAVE, STOP, Signals, Stop
 from danet.engine.storage import FAILED, Storage
-from danet.errors import Interrupted, StorageError
+from danet.errors import DivergedError, Interrupted, StorageError
 from danet.evaluation.confusion import ConfusionMatrix
 from danet.evaluation.protocol import described
 from danet.seeds import mix
@@ -36,6 +36,8 @@ Evaluate = Callable[[nn.Module], ConfusionMatrix]
 """Counts this process's share of the validation set."""
 DrawPictures = Callable[[nn.Module], Mapping[str, np.ndarray]]
 """Draws pictures of what the network says, uint8 (H, W, 3), by name."""
+MOST_OVERFLOWS = 30
+"""Steps in a row whose gradients float16 may overflow; the factor of the loss is halved in each."""
 Count = Callable[[], Mapping[str, float]]
 """Counts what this process has met, by name; the log has the sums over all processes."""
 
@@ -89,6 +91,8 @@ class Trainer:
         self.header = dict(header)
         self.criterion = criterion.to(device)
         self.step = 0
+        self.skipped = 0
+        self._overflows = 0
         self.evaluated_at = 0
         self.best_miou: float | None = None
         self.scores: dict[str, float] | None = None
@@ -228,11 +232,20 @@ class Trainer:
                 self.save()
 
     def _stop(self, by: str) -> None:
-        """Ends the run for a signal, with a checkpoint."""
-        self.save(together=False)  # it may have come within an evaluation
-        if error := self.storage.finish():
+        """Ends the run for a signal, with a checkpoint.
+
+        What asks to be started again is left only if all processes live: after a death this is the
+        launcher cleaning up, and the run has failed.
+        """
+        farewell = distributed.Farewell()
+        try:
+            self.save(together=False)  # it may have come within an evaluation
+            error = self.storage.finish()
+        finally:
+            all_came = farewell.all_came()
+        if error:
             raise error
-        if distributed.is_first():
+        if distributed.is_first() and all_came:
             (self.folder / run_folder.STOPPED).touch()
         raise Interrupted(
             f"stopped by {by} at step {self.step} of {self.settings.steps}; go on with "
@@ -243,7 +256,8 @@ class Trainer:
         """Updates the weights once; returns the loss terms, averaged over the group."""
         # Dropout depends on the step alone, so a resumed run draws what the whole run would.
         torch.manual_seed(mix(self.seed, self.step, distributed.rank()))
-        factor = self.schedule(self.step, self.settings.steps)
+        # A step that float16 overflowed changed no weight, so the rate has not moved, either.
+        factor = self.schedule(self.step - self.skipped, self.settings.steps)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = parameters["base_lr"] * factor
         sums: dict[str, Tensor] = {}
@@ -259,11 +273,31 @@ class Trainer:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self._adapt_scale()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.model, is_first=self.step == 0)
         return sums
+
+    def _adapt_scale(self) -> None:
+        """Adapt the factor of float16's loss; waits for the device, in that precision alone.
+
+        Raises:
+            DivergedError: The gradients of many steps in a row overflowed.
+        """
+        if not self.scaler.is_enabled():
+            return
+        before = self.scaler.get_scale()
+        self.scaler.update()
+        is_skipped = self.scaler.get_scale() < before
+        self.skipped += is_skipped
+        self._overflows = self._overflows + 1 if is_skipped else 0
+        if self._overflows >= MOST_OVERFLOWS:
+            raise DivergedError(
+                f"step {self.step + 1}: the gradients of the last {self._overflows} steps were too "
+                "large for float16, so no weight has changed; set trainer.precision=bfloat16 or "
+                f"float32, or lower optimizer.lr; {self.watch.replay(self.step + 1)}"
+            )
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
         image = batch.image.to(self.device, non_blocking=True)
@@ -278,6 +312,8 @@ class Trainer:
         rates = [group["lr"] for group in self.optimizer.param_groups]
         values = {"loss": total, **{f"loss_{name}": value for name, value in means.items()}}
         values |= {"lr": min(rates), "lr_head": max(rates), **self.pace.take()}
+        if self.scaler.is_enabled():
+            values["skipped"] = self.skipped
         if counts := self.count():
             numbers = torch.tensor(list(counts.values()), dtype=torch.float64, device=self.device)
             values |= zip(counts, distributed.sum_of(numbers, "sum of counters"), strict=True)
@@ -333,6 +369,7 @@ class Trainer:
             "processes": distributed.world_size(),
             "threads": torch.get_num_threads(),
             "step": self.step,
+            "skipped": self.skipped,
             "evaluated_at": self.evaluated_at,
             "best_miou": self.best_miou,
             "scores": self.scores,
@@ -347,7 +384,7 @@ class Trainer:
         restore(self.optimizer, saved["optimizer"])
         if saved["scaler"]:  # of float16 alone
             self.scaler.load_state_dict(saved["scaler"])
-        self.step = saved["step"]
+        self.step, self.skipped = saved["step"], saved.get("skipped", 0)
         # Format 1 was written after evaluations only.
         self.evaluated_at = saved["evaluated_at" if "evaluated_at" in saved else "step"]
         self.best_miou = saved["best_miou"]

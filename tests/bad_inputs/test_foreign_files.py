@@ -445,7 +445,7 @@ def test_names_of_classes_are_escaped_wherever_they_are_shown(saved, tmp_path):
     assert len(class_table(classes, {"IoU": scores.iou}).splitlines()) == 17
 
     numbers = matrix.matrix.numpy()
-    facts = dict(title="t", facts=["f"], lines=(), best=(), worst=(), viewed=())
+    facts = {"title": "t", "facts": ["f"], "lines": (), "best": (), "worst": (), "viewed": ()}
     html = page(
         Findings(classes=classes, palette=[(0, 0, 0)] * 16, matrix=numbers, scores=scores, **facts)
     )
