@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from danet import config as schema
 from danet import console, launcher
 from danet.config import did_you_mean, first_line, instead
-from danet.errors import InputError, StorageError, UserError
+from danet.errors import InputError, StorageError, UserError, explain_storage
 from danet.plain import printable
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -60,9 +60,6 @@ _PATHS = (
     *("data.sbd_root", "data.cache_dir"),
 )
 """Settings whose value is a path."""
-
-_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-"""What the system says when something cannot be written."""
 
 _GRACE = 20.0
 """Seconds for the first process to tell an error and end, and the launcher to end the others."""
@@ -127,26 +124,6 @@ def _run(work: Callable[[DictConfig], None], config_name: str) -> None:
         sys.exit(128 + signal.SIGINT)
 
 
-def explain_storage(error: OSError) -> StorageError | None:
-    """Return in one line what the file system refused; None for an error of another kind."""
-    name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
-    if error.errno == errno.ENAMETOOLONG:
-        longest = max((len(os.fsencode(part)) for part in name.split(os.sep)), default=0)
-        return StorageError(
-            f"{name[:60]}...: the file system refuses this name ({error.strerror}): a part of it "
-            f"has {longest} bytes and all of it {len(os.fsencode(name))}, and most file systems "
-            "take 255 and 4096; give a shorter one"
-        )
-    if error.errno in (errno.EINVAL, errno.EILSEQ) and name:
-        return StorageError(
-            f"{name}: the file system refuses this name ({error.strerror}); use letters, digits, "
-            "dots, dashes and underscores"
-        )
-    if error.errno in _STORAGE:
-        return StorageError(f"{name or 'writing'}: {error.strerror}")
-    return None
-
-
 def require_writable(folder: Path, key: str = "output") -> None:
     """Refuse a folder that could not be written, before hours of work and not after them.
 
@@ -165,9 +142,10 @@ def require_writable(folder: Path, key: str = "output") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(bytes(4096))
     except OSError as error:
-        explained = explain_storage(error) if error.errno == errno.ENAMETOOLONG else None
-        raise explained or StorageError(
-            f"{key}={folder}: cannot be written ({error.strerror})"
+        explained = explain_storage(error)
+        reason = explained or f"cannot be written ({error.strerror})"
+        raise StorageError(
+            f"{key}={reason}" if explained else f"{key}={folder}: {reason}"
         ) from error
     finally:
         with suppress(OSError):
@@ -229,6 +207,8 @@ def _check_arguments(arguments: list[str]) -> None:
                 "other bytes; set PYTHONUTF8=1 in the environment, or rename"
             )
         name, _, value = argument.lstrip("-+").partition("=")
+        if name in (*_PATHS, "run.name"):
+            _refuse_name(name, value)
         is_long = argument.startswith("--")
         is_flag = argument in _SHORT_FLAGS or (is_long and name in _HYDRA_FLAGS)
         if argument.startswith("-") and not is_flag:
@@ -240,6 +220,19 @@ def _check_arguments(arguments: list[str]) -> None:
             raise InputError(f"{argument}: expected one of {', '.join(_choices(name))}")
     if {"-m", "--multirun"} & set(arguments) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("--multirun under torchrun: start torchrun once per run instead")
+
+
+def _refuse_name(key: str, value: str) -> None:
+    """Refuse a path that the file system takes for no name.
+
+    Raises:
+        StorageError: With the lengths that it has and may have.
+    """
+    try:
+        os.lstat(os.path.expanduser(value.strip("'\"")))
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
+            raise StorageError(f"{key}={explain_storage(error)}") from error
 
 
 def _choices(group: str) -> list[str]:

@@ -22,7 +22,7 @@ from danet.engine.optimizer import SGD, AdamW
 from danet.engine.schedule import Poly
 from danet.engine.settings import TrainSettings
 from danet.engine.trainer import Trainer
-from danet.errors import InputError
+from danet.errors import DivergedError, InputError
 from danet.evaluation.confusion import ConfusionMatrix
 from danet.losses import OHEM, CrossEntropy, DeepSupervision
 from danet.models.heads import DualAttentionHead, FCNHead
@@ -213,6 +213,47 @@ def test_a_first_step_that_overflows_changes_nothing(tmp_path):
         assert torch.equal(parameter, before[name])
         momentum = run.optimizer.state[parameter]["momentum_buffer"]
         assert torch.equal(momentum, torch.zeros_like(parameter))
+
+
+def test_steps_that_all_overflow_end_the_run_and_leave_the_rate_where_it_was(tmp_path):
+    run = make(tmp_path, steps=200, log_every=7, eval_every=200, clip_norm=None)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=math.inf)
+    before = state(run)
+    with pytest.raises(DivergedError, match="the gradients of the last 35 steps were too large"):
+        run.fit(batch(number) for number in itertools.count())
+    assert run.step == 35  # the first look after the thirtieth step
+    assert DivergedError.exit_code == 3
+    for name, value in before.items():
+        if "running" not in name and "tracked" not in name:
+            assert torch.equal(value, state(run)[name]), name
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["lr"] for line in lines]
+    first = run.optimizer.param_groups[0]["base_lr"] * run.schedule(0, 200)
+    assert rates == pytest.approx([first] * len(rates))
+    assert [line["skipped"] for line in lines] == [7, 14, 21, 28]
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def test_a_rate_follows_the_steps_that_were_taken(tmp_path):
+    run = make(tmp_path, steps=20, clip_norm=None)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    seen = []
+    for step in range(8):
+        if step in (2, 3, 5):
+            run.scaler._scale = torch.tensor(math.inf)
+        train(run, 1)
+        seen.append(float(run.optimizer.param_groups[0]["lr"]))
+        run.scaler._scale = torch.tensor(8.0)
+    base = run.optimizer.param_groups[0]["base_lr"]
+    taken = [0, 1, 2, 2, 2, 3, 3, 4]
+    assert seen == pytest.approx([base * run.schedule(step, 20) for step in taken])
+    run.save()
+    run.saver.wait()
+    saved = checkpoint.load(tmp_path / "last.pt")
+    assert saved["skipped"] == 3
+    again = make(tmp_path / "again", steps=20, clip_norm=None)
+    again._restore(saved)
+    assert again._overflows.tolist() == [3, 0]
 
 
 # Moving average

@@ -47,6 +47,7 @@ def examine(config: DictConfig, added: Iterable[str], output: Path) -> None:
     plain: Any = OmegaConf.to_container(config)
     settings = CheckConfig(**{**plain, "data": checked["data"]})
     _check_settings(settings, output)
+    cli.require_writable(output)
     from danet.datasets.base import FileDataset
     from danet.doctor.report import as_json, contact_sheet, describe, notes_of, weights_setting
     from danet.doctor.sample import choose

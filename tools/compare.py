@@ -15,10 +15,12 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
 
 import yaml
 
+from danet import console
 from danet.drawing.curves import chart
 from danet.engine.log import read_metrics
 from danet.engine.writers import plain_settings
-from danet.errors import InputError, StorageError, UserError
+from danet.errors import InputError, StorageError, UserError, explain_storage
+from danet.plain import problem_with
 
 _NOT_COMPARED = ("run.", "resume", "hydra.", "defaults")
 _SCORES = ("step", "best mIoU", "mIoU", "pixel accuracy", "loss", "images/s")
@@ -37,6 +39,8 @@ def read_run(folder: Path, name: str) -> Run:
     """Reads config.yaml and metrics.jsonl; raises InputError."""
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+        if problem := problem_with(config, "config"):
+            raise InputError(f"{folder}: {problem}")
         flat = plain_settings(config)
     except (OSError, yaml.YAMLError, AttributeError) as error:
         raise InputError(
@@ -155,22 +159,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="folders with a config.yaml")
     parser.add_argument("--page", type=Path, help="write a page with table and curves here (HTML)")
     options = parser.parse_args(arguments)
-    try:
-        folders = [path.parent if path.is_file() else path for path in options.runs]
-        names = names_of(folders)
-        runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
-        print(as_text(table(runs)))
-        if options.page:
-            try:
-                options.page.write_text(as_page(runs), encoding="utf-8")
-            except OSError as error:
-                raise StorageError(
-                    f"{options.page}: cannot be written ({error.strerror})"
-                ) from error
-            print(options.page)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    with console.unbreakable():
+        try:
+            folders = [path.parent if path.is_file() else path for path in options.runs]
+            names = names_of(folders)
+            runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+            if options.page:
+                write_page(options.page, as_page(runs))
+            print(as_text(table(runs)))
+        except (UserError, OSError) as error:
+            told = explain_storage(error) if isinstance(error, OSError) else None
+            if told is None and not isinstance(error, UserError):
+                raise
+            code = error.exit_code if isinstance(error, UserError) else StorageError.exit_code
+            print(f"error: {told or error}", file=sys.stderr)
+            sys.exit(code)
 
 
 if __name__ == "__main__":

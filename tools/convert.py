@@ -69,6 +69,7 @@ def work(config: DictConfig, *, further: list[str]) -> None:
         )
     path, output = Path(settings.input).expanduser(), Path(settings.output).expanduser()
     refuse_output(output)
+    cli.require_writable(output.absolute().parent)
     tensors, notes = read_state_dict(path, "input", foreign=FOREIGN)
     renamed = rename(tensors, source)
     if not renamed.tensors:

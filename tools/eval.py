@@ -63,15 +63,6 @@ def work(config: DictConfig) -> None:
     model = model_of(saved, trained, settings.checkpoint)
 
     device = distributed.choose_device(settings.device)
-    with distributed.group(device):
-        predictions = run(model.to(device), dataset, infer, settings, trained, device)
-        counted = count(predictions, dataset, writer, device, boundary_ratio=ratio)
-        if not distributed.is_first():
-            return
-    if writer:
-        print("\n".join(f"  {line}" for line in writer.finish()))
-    if counted is None:  # a split without labels
-        return
     mode = cli.chosen("evaluation") or name_of(protocol)
     facts = {
         "checkpoint": settings.checkpoint,
@@ -83,11 +74,22 @@ def work(config: DictConfig) -> None:
         "evaluation": protocol,
         "protocol": described(protocol, mode),
     }
-    default = Path(settings.checkpoint).parent / f"eval_{split}_{mode}"
+    default = Path(settings.checkpoint).expanduser().parent / f"eval_{split}_{mode}"
     output = Path(settings.output).expanduser() if settings.output else free(default, facts)
+    with distributed.group(device):
+        if distributed.is_first() and is_labelled(dataset):
+            cli.require_writable(output)
+        predictions = run(model.to(device), dataset, infer, settings, trained, device)
+        counted = count(predictions, dataset, writer, device, boundary_ratio=ratio)
+        if not distributed.is_first():
+            return
+    if writer:
+        print("\n".join(f"  {line}" for line in writer.finish()))
+    if counted is None:  # a split without labels
+        return
+    write(output, facts, counted, dataset.classes)
     what = f"{split}, {len(dataset)} images"
     report(counted, dataset.classes, what, described(protocol, mode))
-    write(output, facts, counted, dataset.classes)
     print(f"  miou={counted.scores.miou}\n  written to {output}")
 
 

@@ -46,6 +46,7 @@ def work(config: DictConfig) -> None:
     beside = path if path.is_dir() else path.parent
     output = Path(settings.output).expanduser() if settings.output else beside / "exported"
     found = find_metrics(settings.metrics, beside, saved["step"])
+    cli.require_writable(output)
 
     folder.save(output, saved, model.state_dict())
     say(output / folder.WEIGHTS)

@@ -77,6 +77,7 @@ def work(config: DictConfig) -> None:
         pictures = of_split(dataset, settings.count)
     default = beside / f"pictures_{source}"
     output = Path(settings.output).expanduser() if settings.output else default
+    cli.require_writable(output)
     draw(pictures, network, other, settings, output, device)
     if settings.report:
         text = report.page(examine(network, dataset, settings.count, beside, device))

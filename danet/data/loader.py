@@ -1,5 +1,6 @@
 """Batches for training (without end) and for evaluation (each sample once)."""
 
+import errno
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from danet.data import workers
 from danet.data.sampler import StepSampler
 from danet.data.skipping import Bad, BadSamples, Read, Replacing
-from danet.errors import InputError, ProcessError
+from danet.errors import InputError, ProcessError, StorageError
 from danet.types import Batch, Sample
 
 
@@ -107,7 +108,7 @@ class TrainBatches(Iterator[Batch]):
         """Returns how many samples were replaced so far, by the name it has in the log."""
         return {"bad_samples": self.bad.replaced} if self._is_skipping else {}
 
-    def explain(self, error: RuntimeError) -> ProcessError | None:
+    def explain(self, error: RuntimeError) -> ProcessError | StorageError | None:
         """Says what became of a worker; None where an error is about something else.
 
         torch notices at once, so such an error may be raised in the midst of anything.
@@ -225,7 +226,12 @@ class _Plain:
 
     def __iter__(self) -> Iterator[Any]:
         self.done = 0
-        batches = iter(self.loader)
+        try:
+            batches = iter(self.loader)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:  # the workers' locks lie in shared memory
+                raise workers.no_room() from error
+            raise
         self._readers = getattr(batches, "_workers", ())
         try:
             while True:
@@ -251,7 +257,7 @@ class _Plain:
         finally:
             workers.end(self._readers)
 
-    def explain(self, error: RuntimeError) -> ProcessError | None:
+    def explain(self, error: RuntimeError) -> ProcessError | StorageError | None:
         """Says what became of a worker; None where an error is about something else."""
         names = self.in_flight(self.done)
         return workers.explain(error, names, self.loader.timeout, self._codes())

@@ -4,6 +4,7 @@ import ctypes
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -15,9 +16,10 @@ from types import TracebackType
 
 import cv2
 
-from danet.errors import ProcessError
+from danet.errors import ProcessError, StorageError
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+_SHARED = "/dev/shm"
 _SHOWN = 12
 _DEAD = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (is killed by signal: [^.]*|exited \w+)"
@@ -75,7 +77,7 @@ def explain(
     samples: Sequence[str],
     timeout: float,
     codes: Mapping[int | None, int | None] | None = None,
-) -> ProcessError | None:
+) -> ProcessError | StorageError | None:
     """Says what became of a worker; None where the error is about something else.
 
     Args:
@@ -85,6 +87,8 @@ def explain(
         codes: Exit codes of the workers by process, negated signals; torch does not always know.
     """
     text = f"{error.__cause__ or error} {error}"  # the cause knows the signal
+    if "shared memory" in text and "No space left" in text:
+        return no_room()
     if "timed out after" in text:
         return ProcessError(
             f"no batch came within data.timeout={timeout:g} seconds: a worker hangs, or the "
@@ -96,6 +100,23 @@ def explain(
     numbers, how = killed[1].strip(), killed[2].strip()
     code = (codes or {}).get(int(numbers)) if numbers.isdigit() else None
     return _lost(numbers, _end(code) if code is not None and code < 0 else how, samples)
+
+
+def no_room() -> StorageError:
+    """Returns what is wrong when the memory by which workers hand over batches is full."""
+    return StorageError(f"no room for the batches of data.num_workers: {_shared_memory()}")
+
+
+def _shared_memory() -> str:
+    try:
+        size, _, free = shutil.disk_usage(_SHARED)
+        sizes = f"{_SHARED} has {free / 2**20:.1f} of {size / 2**20:.1f} MiB free"
+    except OSError:
+        sizes = "shared memory is full"
+    return (
+        f"{sizes}; data.num_workers=0 needs none, or enlarge it: docker run --shm-size=2g, or "
+        f"mount -o remount,size=2g {_SHARED}"
+    )
 
 
 def lost(codes: Mapping[int | None, int | None], samples: Sequence[str]) -> ProcessError:
@@ -124,7 +145,7 @@ def _lost(numbers: str, how: str, samples: Sequence[str]) -> ProcessError:
     if "Kill" in how:
         hint = "; if nobody did that, the memory was full: fewer data.num_workers need less"
     elif "Bus" in how:
-        hint = "; shared memory was full: enlarge /dev/shm, or use fewer data.num_workers"
+        hint = f"; shared memory was full: {_shared_memory()}"
     return ProcessError(
         f"a worker that reads samples (process {numbers}) {how}{hint}; being read were "
         f"{_names(samples)}"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from danet.errors import StorageError
+from danet.errors import StorageError, explain_storage
 from danet.evaluation.inference import Inference, Whole
 from danet.types import IGNORE
 
@@ -149,6 +149,6 @@ def save_image(path: Path, image: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data.data)
     except OSError as error:
-        raise StorageError(
+        raise explain_storage(error) or StorageError(
             f"{path}: the picture could not be written ({error.strerror})"
         ) from error

@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class RunLog:
             return
         self._is_warned = False
         self._is_torn = False
-        self._is_console_told = False
+        self._is_console_noted = False
         self._path = folder / "metrics.jsonl"
         self._drop_after(self._path, step)
         self._writers: list[Writer] = [
@@ -95,9 +95,13 @@ class RunLog:
             with self._forgiving():
                 writer.scalars(step, shown)
         self._write({"step": step, "kind": kind} | {k: _json_number(v) for k, v in values.items()})
-        if (told := console.failure()) and not self._is_console_told:
-            self._is_console_told = True
-            self._write({"step": step, "kind": "warning", "text": f"the console: {told}"})
+        self._note_console(step)
+
+    def _note_console(self, step: int) -> None:
+        """Writes once that the console fails, which ends no training."""
+        if (reason := console.failure()) and not self._is_console_noted:
+            self._is_console_noted = True
+            self._write({"step": step, "kind": "warning", "text": f"console: {reason}"})
 
     def _write(self, line: Mapping[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""
@@ -139,6 +143,9 @@ class RunLog:
         """Ends the progress bar and writes what is pending."""
         if self.folder is not None:
             self._bar.close()
+            with suppress(OSError, ValueError):
+                sys.stdout.flush()
+            self._note_console(int(self._bar.n))
             for writer in self._writers:
                 with self._forgiving():
                     writer.close()

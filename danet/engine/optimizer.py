@@ -83,7 +83,7 @@ class AdamW:
     def __call__(self, model: nn.Module) -> torch.optim.AdamW:
         """Returns the optimizer."""
         groups = parameter_groups(model, self)
-        betas = (self.betas[0], self.betas[1])
+        betas = (float(self.betas[0]), float(self.betas[1]))
         return torch.optim.AdamW(groups, lr=self.lr, betas=betas, fused=_can_fuse(model))
 
 

@@ -37,7 +37,7 @@ Evaluate = Callable[[nn.Module], ConfusionMatrix]
 DrawPictures = Callable[[nn.Module], Mapping[str, np.ndarray]]
 """Draws pictures of what the network says, uint8 (H, W, 3), by name."""
 MOST_OVERFLOWS = 30
-"""Steps in a row whose gradients float16 may overflow; the factor of the loss is halved in each."""
+"""Steps in a row whose gradients may overflow float16; the factor of the loss is halved in each."""
 Count = Callable[[], Mapping[str, float]]
 """Counts what this process has met, by name; the log has the sums over all processes."""
 
@@ -91,8 +91,9 @@ class Trainer:
         self.header = dict(header)
         self.criterion = criterion.to(device)
         self.step = 0
-        self.skipped = 0
-        self._overflows = 0
+        self._factors: Tensor | None = None
+        # Steps whose gradients overflowed float16: all of the run, and the latest in a row.
+        self._overflows = torch.zeros(2, dtype=torch.int64, device=device)
         self.evaluated_at = 0
         self.best_miou: float | None = None
         self.scores: dict[str, float] | None = None
@@ -226,6 +227,7 @@ class Trainer:
             if is_logged or saves or self.watch.is_full:
                 # Between evaluations our only wait for the device; torch's SyncBatchNorm has more.
                 means = self.watch.look()
+                self._require_updates()
                 if is_logged:
                     self._log_train(means)
             if saves:
@@ -256,10 +258,11 @@ class Trainer:
         """Updates the weights once; returns the loss terms, averaged over the group."""
         # Dropout depends on the step alone, so a resumed run draws what the whole run would.
         torch.manual_seed(mix(self.seed, self.step, distributed.rank()))
-        # A step that float16 overflowed changed no weight, so the rate has not moved, either.
-        factor = self.schedule(self.step - self.skipped, self.settings.steps)
+        factor = self._factor()
         for parameters in self.optimizer.param_groups:
-            parameters["lr"] = parameters["base_lr"] * factor
+            rate = parameters["base_lr"] * factor
+            # Only torch's fused kernels take a rate that is on the device.
+            parameters["lr"] = rate if parameters.get("fused") else float(rate)
         sums: dict[str, Tensor] = {}
         for i, batch in enumerate(group):
             share_gradients = i + 1 == len(group) or self.parallel is self.model
@@ -279,24 +282,37 @@ class Trainer:
             self.ema.update(self.model, is_first=self.step == 0)
         return sums
 
-    def _adapt_scale(self) -> None:
-        """Adapt the factor of float16's loss; waits for the device, in that precision alone.
+    def _factor(self) -> float | Tensor:
+        """Return the schedule's factor of the base rates.
 
-        Raises:
-            DivergedError: The gradients of many steps in a row overflowed.
+        A step whose gradients overflowed float16 changed no weight, so the rate does not move with
+        it. How many did is known on the device alone, without waiting for it; so the factor is
+        there, too.
         """
+        steps = self.settings.steps
         if not self.scaler.is_enabled():
-            return
-        before = self.scaler.get_scale()
+            return self.schedule(self.step, steps)
+        if self._factors is None:
+            factors = np.array([self.schedule(step, steps) for step in range(steps)], np.float32)
+            self._factors = torch.from_numpy(factors).to(self.device)
+        return self._factors.take(self.step - self._overflows[0])
+
+    def _adapt_scale(self) -> None:
+        """Count an overflow of this step's gradients, and adapt the factor of float16's loss."""
+        if self.scaler.is_enabled():
+            found = self.scaler._found_inf_per_device(self.optimizer).values()
+            is_skipped = (torch.stack([value.to(self.device) for value in found]).sum() > 0).long()
+            total, in_a_row = self._overflows
+            self._overflows = torch.stack([total + is_skipped, (in_a_row + 1) * is_skipped])
         self.scaler.update()
-        is_skipped = self.scaler.get_scale() < before
-        self.skipped += is_skipped
-        self._overflows = self._overflows + 1 if is_skipped else 0
-        if self._overflows >= MOST_OVERFLOWS:
+
+    def _require_updates(self) -> None:
+        """Raise DivergedError if the gradients of many steps in a row overflowed; waits."""
+        if self.scaler.is_enabled() and (count := int(self._overflows[1])) >= MOST_OVERFLOWS:
             raise DivergedError(
-                f"step {self.step + 1}: the gradients of the last {self._overflows} steps were too "
-                "large for float16, so no weight has changed; set trainer.precision=bfloat16 or "
-                f"float32, or lower optimizer.lr; {self.watch.replay(self.step + 1)}"
+                f"step {self.step}: the gradients of the last {count} steps were too large for "
+                "float16, so no weight has changed; set trainer.precision=bfloat16 or float32, or "
+                f"lower optimizer.lr; {self.watch.replay(self.step)}"
             )
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -309,11 +325,11 @@ class Trainer:
 
     def _log_train(self, means: dict[str, float]) -> None:
         total = sum(means.values())
-        rates = [group["lr"] for group in self.optimizer.param_groups]
+        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         values = {"loss": total, **{f"loss_{name}": value for name, value in means.items()}}
         values |= {"lr": min(rates), "lr_head": max(rates), **self.pace.take()}
         if self.scaler.is_enabled():
-            values["skipped"] = self.skipped
+            values["skipped"] = int(self._overflows[0])
         if counts := self.count():
             numbers = torch.tensor(list(counts.values()), dtype=torch.float64, device=self.device)
             values |= zip(counts, distributed.sum_of(numbers, "sum of counters"), strict=True)
@@ -369,7 +385,7 @@ class Trainer:
             "processes": distributed.world_size(),
             "threads": torch.get_num_threads(),
             "step": self.step,
-            "skipped": self.skipped,
+            "skipped": int(self._overflows[0]),
             "evaluated_at": self.evaluated_at,
             "best_miou": self.best_miou,
             "scores": self.scores,
@@ -384,7 +400,8 @@ class Trainer:
         restore(self.optimizer, saved["optimizer"])
         if saved["scaler"]:  # of float16 alone
             self.scaler.load_state_dict(saved["scaler"])
-        self.step, self.skipped = saved["step"], saved.get("skipped", 0)
+        self.step = saved["step"]
+        self._overflows[0] = saved.get("skipped", 0)
         # Format 1 was written after evaluations only.
         self.evaluated_at = saved["evaluated_at" if "evaluated_at" in saved else "step"]
         self.best_miou = saved["best_miou"]

@@ -1,0 +1,222 @@
+"""The launch scripts tell a preemption from a crash, with stand-ins for what Slurm provides."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from danet.engine import checkpoint
+from faults.toy import PATIENCE, TOY, members, step_of
+
+SRUN = """#!/usr/bin/env bash
+while [[ $1 == --* ]]; do shift; done
+echo "$@" >> "$CALLS/srun"
+if [ -n "${STAND_IN:-}" ]; then eval "$STAND_IN"; fi
+exec "$@"
+"""
+SCONTROL = """#!/usr/bin/env bash
+echo "$@" >> "$CALLS/scontrol"
+if [ "$1 $2" = "show hostnames" ]; then echo localhost; fi
+"""
+
+
+@pytest.fixture
+def calls(tmp_path):
+    """Returns a folder with stand-ins for srun and scontrol, which note how they are called."""
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        path = tmp_path / "bin" / name
+        path.write_text(text)
+        path.chmod(0o755)
+    return tmp_path
+
+
+def requeues(folder):
+    path = folder / "scontrol"
+    return path.read_text().splitlines().count("requeue 7") if path.exists() else 0
+
+
+def launch(script, folder, *settings, calls, env=None):
+    """Starts a launch script as a process group of its own."""
+    environment = {
+        **os.environ,
+        "PATH": f"{calls / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "CALLS": str(calls),
+        "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+        "SLURM_JOB_ID": "7",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_NODELIST": "localhost",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_GPUS_ON_NODE": "2",
+        **(env or {}),
+    }
+    return subprocess.Popen(
+        ["bash", str(ROOT / "scripts/launch" / script), str(folder), *settings],
+        env=environment,
+        cwd=calls,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended(process, seconds=150):
+    """Waits; returns what was printed. None of the session is left."""
+    try:
+        said, _ = process.communicate(timeout=seconds * PATIENCE)
+    except subprocess.TimeoutExpired:
+        for pid in members(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        said, _ = process.communicate()
+        pytest.fail(f"it did not end within {seconds * PATIENCE} s\n{said[-3000:]}")
+    return said
+
+
+def step_processes(process):
+    """Returns the processes that Slurm signals: those of srun, not the script of the job."""
+    found = []
+    for pid in members(process.pid):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if b"tools/train.py" in words:
+            found.append(pid)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T58", "a process dies, and the launcher ends the others with SIGTERM")
+def test_a_crash_is_not_taken_for_a_preemption(calls, figure):
+    """Process 1 is killed at the first evaluation of every attempt, as by a lack of memory."""
+    (calls / "plant").mkdir()
+    (calls / "plant/sitecustomize.py").write_text(
+        "import glob, os, signal, threading, time\n"
+        "def watch():\n"
+        "    while not glob.glob(os.environ['WATCH']):\n"
+        "        time.sleep(0.02)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    threading.Thread(target=watch, daemon=True).start()\n"
+    )
+    env = {"RESTARTS": "1", "PROCESSES": "2", "PYTHONPATH": str(calls / "plant")}
+    env["WATCH"] = str(calls / "run/step_000000004.pt")
+    process = launch(
+        "torchrun.sh", calls / "run", *TOY, "trainer.eval_every=4", calls=calls, env=env
+    )
+    said = ended(process)
+    assert process.returncode == 1, said
+    assert not (calls / "run/stopped").exists(), said
+    assert checkpoint.load(calls / "run/last.pt")["step"] >= 4
+    figure("2 attempts, no `stopped`")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T59", "preemption on Slurm: the job goes back into the queue while it advances")
+def test_a_preempted_job_goes_back_into_the_queue_and_ends_when_it_is_done(calls, figure):
+    settings = [*TOY, "trainer.steps=100000", "trainer.save_minutes=0"]
+    process = launch("slurm.sbatch", calls / "run", *settings, calls=calls)
+    deadline = time.monotonic() + 100 * PATIENCE
+    while step_of(calls / "run") < 3:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, ended(process)
+        time.sleep(0.05)
+    for pid in step_processes(process):
+        os.kill(pid, signal.SIGTERM)
+    said = ended(process)
+    assert process.returncode == 0, said
+    assert requeues(calls) == 1
+    assert (calls / "run/stopped").exists()
+    step = checkpoint.load(calls / "run/last.pt")["step"]
+    # From the queue: the same line again. It ends, and nothing asks for more.
+    process = launch("slurm.sbatch", calls / "run", f"trainer.stop_at={step + 2}", calls=calls)
+    said = ended(process)
+    assert process.returncode == 0, said
+    assert checkpoint.load(calls / "run/last.pt")["step"] == step + 2
+    assert not (calls / "run/stopped").exists()
+    assert requeues(calls) == 1
+    figure(f"stopped at step {step}, requeued once, went on to step {step + 2}")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T59", "preemption on Slurm: the job goes back into the queue while it advances")
+@pytest.mark.parametrize("allowed", [1, 3])
+def test_a_job_that_comes_no_further_is_not_put_back_for_ever(calls, allowed):
+    folder = calls / "run"
+    folder.mkdir()
+    env = {"STAND_IN": f"touch {folder}/stopped; exit 1", "STALLS": str(allowed)}
+    said = ""
+    for number in range(allowed + 1):
+        process = launch("slurm.sbatch", folder, calls=calls, env=env)
+        said = ended(process)
+        assert process.returncode == (0 if number < allowed else 1), said
+    assert requeues(calls) == allowed
+    assert f"error: {allowed + 1} jobs in a row came no further than step 0" in said
+    # One that advances is always put back, and the count starts anew.
+    for step in range(1, 6):
+        env["STAND_IN"] = f"touch {folder}/stopped {folder}/step_{step:09d}.pt; exit 1"
+        process = launch("slurm.sbatch", folder, calls=calls, env=env)
+        ended(process)
+        assert process.returncode == 0
+    assert requeues(calls) == allowed + 5
+    env["STAND_IN"] = f"touch {folder}/stopped; exit 1"
+    process = launch("slurm.sbatch", folder, calls=calls, env=env)
+    ended(process)
+    assert requeues(calls) == allowed + 6
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T59", "preemption on Slurm: the job goes back into the queue while it advances")
+@pytest.mark.parametrize(("stand_in", "code"), [("exit 1", 1), ("exit 0", 0), ("exit 3", 3)])
+def test_a_job_that_failed_or_is_done_is_not_put_back(calls, stand_in, code):
+    folder = calls / "run"
+    folder.mkdir()
+    (folder / "stalls").write_text(f"a[$(touch {calls}/ran)]\n")
+    process = launch("slurm.sbatch", folder, calls=calls, env={"STAND_IN": stand_in})
+    ended(process)
+    assert process.returncode == code
+    assert requeues(calls) == 0
+    env = {"STAND_IN": f"touch {folder}/stopped; exit 1"}
+    process = launch("slurm.sbatch", folder, calls=calls, env=env)
+    ended(process)
+    assert requeues(calls) == 1
+    assert not (calls / "ran").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T60", "variables of a launcher that cannot be right")
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 of WORLD_SIZE=2: ranks count from 0 to 1"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE=two: expected a whole number"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "WORLD_SIZE=2 and no MASTER_ADDR"),
+        ({"RANK": "1"}, "RANK=1 and no WORLD_SIZE"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 and no RANK"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1: expected a whole number"),
+        ({"RANK": "", "WORLD_SIZE": "1"}, "RANK=: expected a whole number"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK=x: expected a whole number"),
+        ({"LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "2"}, "LOCAL_RANK=2 of LOCAL_WORLD_SIZE=2"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "99999"},
+            "MASTER_PORT=99999: expected 1 to 65535",
+        ),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "http"},
+            "MASTER_PORT=http: expected a whole number",
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("tool", ["train", "eval", "predict"])
+def test_launcher_variables_are_refused_at_once(start, variables, told, tool):
+    run = start.fork(*(TOY if tool == "train" else ["checkpoint=x"]), env=variables, tool=tool)
+    seconds = run.ends(2, within=10)
+    assert seconds < 5
+    (line,) = run.stderr().strip().splitlines()
+    assert line.startswith(f"error: {told}")
+    assert line.endswith("start the processes with torchrun, or unset the variable")
