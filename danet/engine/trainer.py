@@ -1,6 +1,7 @@
 """The trainer: one file, read from the top."""
 
 import time
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -293,8 +294,10 @@ class Trainer:
         if not self.scaler.is_enabled():
             return self.schedule(self.step, steps)
         if self._factors is None:
-            factors = np.array([self.schedule(step, steps) for step in range(steps)], np.float32)
-            self._factors = torch.from_numpy(factors).to(self.device)
+            factors = array("f", (self.schedule(step, steps) for step in range(steps)))
+            table = torch.frombuffer(factors, dtype=torch.float32)
+            table = table.pin_memory() if self.device.type == "cuda" else table.clone()
+            self._factors = table.to(self.device, non_blocking=True)
         return self._factors.take(self.step - self._overflows[0])
 
     def _adapt_scale(self) -> None:
