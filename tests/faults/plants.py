@@ -3,6 +3,7 @@
 An argument ``once`` is a file: the fault happens only where it is not there yet, and makes it.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -407,3 +408,56 @@ def fail(step, for_users):
             raise InputError("a planted error") if for_users else LookupError("a planted error")
 
     _after_step(action)
+
+
+def default_signals():
+    """Gives signals back what they do by default, whatever the tests were started with."""
+    for name in ("SIGHUP", "SIGINT"):
+        signal.signal(signal.Signals[name], signal.SIG_DFL)
+
+
+def ignore_hangup():
+    """Ignores SIGHUP as nohup does."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def hold(place, path):
+    """Says that a function is reached, and takes its time there."""
+    module, _, name = place.rpartition(".")
+    owner = importlib.import_module(module)
+    original = getattr(owner, name)
+
+    def slow(*arguments, **values):
+        Path(path).touch()
+        time.sleep(60)
+        return original(*arguments, **values)
+
+    setattr(owner, name, slow)
+
+
+def full_shared_memory():
+    """Lets a loader's process find no room for what it read."""
+    import torch
+
+    def refuse(*_):
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on "
+            "device (28)"
+        )
+
+    torch.UntypedStorage._new_shared = refuse
+
+
+def overflow():
+    """Makes the gradients of every step overflow, as float16 does where a loss is too large."""
+    import torch
+
+    from danet.engine.trainer import Trainer
+
+    fit = Trainer.fit
+
+    def overflowing(self, batches):
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
+        fit(self, batches)
+
+    Trainer.fit = overflowing
