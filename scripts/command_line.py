@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from danet import console
 from danet.errors import InputError, UserError
 
 
@@ -27,13 +28,14 @@ def split(arguments: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str],
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Calls ``main`` with the command line; errors end the process as those of the tools do."""
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        if os.environ.get("DANET_TRACEBACK") == "1":
-            raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("stopped; the same command can be given again", file=sys.stderr, flush=True)
-        sys.exit(130)
+    with console.unbreakable():
+        try:
+            main(sys.argv[1:])
+        except UserError as error:
+            if os.environ.get("DANET_TRACEBACK") == "1":
+                raise
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            print("stopped; the same command can be given again", file=sys.stderr, flush=True)
+            sys.exit(130)

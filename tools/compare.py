@@ -143,12 +143,11 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Writes the page and names it; raises StorageError."""
+    """Writes the page; raises StorageError."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
-    print(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -167,6 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if options.page:
                 write_page(options.page, as_page(runs))
             print(as_text(table(runs)))
+            if options.page:
+                print(options.page)
         except (UserError, OSError) as error:
             told = explain_storage(error) if isinstance(error, OSError) else None
             if told is None and not isinstance(error, UserError):

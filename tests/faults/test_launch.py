@@ -13,6 +13,7 @@ from conftest import ROOT
 from danet.engine import checkpoint
 from faults.toy import PATIENCE, TOY, members, step_of
 
+RUNS_BESIDE_OTHERS = True
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done
 echo "$@" >> "$CALLS/srun"
