@@ -161,7 +161,7 @@ def misfit(saved: Checkpoint, config: Config) -> str:
         InputError: There is no such network.
     """
     with torch.device("meta"):
-        expected = _network(config).state_dict()
+        expected = untrained(config).state_dict()
     problems = explain_mismatch(expected, saved["model"])
     if not problems and saved.get("ema") is not None:
         expected = {f"module.{name}": value for name, value in expected.items()}
@@ -176,8 +176,11 @@ def averaged(saved: Checkpoint) -> dict[str, Tensor]:
     return {k[len(prefix) :]: v for k, v in saved["ema"].items() if k.startswith(prefix)}
 
 
-def _network(config: Config) -> nn.Module:
-    """Make the network of a config with random weights, whatever files it once started from."""
+def untrained(config: Config) -> nn.Module:
+    """Make the network of a config with random weights, whatever files it once started from.
+
+    For a checkpoint, which has its weights: the files need not exist any more.
+    """
     node, backbone = config["model"], config["model"].get("backbone")
     if isinstance(backbone, Mapping) and "weights" in backbone:
         node = {**node, "backbone": {**backbone, "weights": None}}
@@ -192,7 +195,7 @@ def model_of(saved: Checkpoint, config: Config, path: str | Path) -> nn.Module:
             f"checkpoint={path}: the weights do not fit its own config: {problems}; one of the two "
             "was changed after the training"
         )
-    model = _network(config)
+    model = untrained(config)
     model.load_state_dict(saved["model"] if saved.get("ema") is None else averaged(saved))
     return model.eval()
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from danet.datasets.base import SegmentationDataset, Transform
 from danet.datasets.canvas import Box, Canvas, pick, shade, spread
+from danet.datasets.files import MAX_PIXELS
 from danet.errors import InputError
 
 SKY, BUILDING, ROAD, SIDEWALK, TREE, POLE, PERSON, CAR = range(8)
@@ -351,6 +352,8 @@ class Scenes(SegmentationDataset):
                 f"Scenes: size={height} x {width} (height x width) must be {MIN_HEIGHT} or more "
                 "high and at least as wide as high"
             )
+        if height * width > MAX_PIXELS:
+            raise InputError(f"Scenes: size={height} x {width} are more than {MAX_PIXELS} pixels")
         if level not in LEVELS:
             raise InputError(f"Scenes: level={level!r} is not one of {', '.join(LEVELS)}")
         largest = min(0.2 * height, 0.07 * width)  # fits into the narrowest landmark

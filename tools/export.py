@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 if not __package__:  # started as a file of a checkout: the checkout is what is meant
@@ -31,6 +32,7 @@ from danet.export.programs import (
     refuse_difference,
     require,
 )
+from danet.plain import problem_with
 
 FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
 
@@ -115,6 +117,23 @@ def refuse_settings(settings: ExportConfig) -> None:
         require("huggingface_hub")
 
 
+def are_scores(metrics: Any) -> bool:
+    """Return whether the content of a file is what ``tools/eval.py`` writes."""
+    if not isinstance(metrics, dict) or problem_with(metrics, ""):
+        return False
+    classes, protocol = metrics.get("per_class"), metrics.get("evaluation")
+    return (
+        isinstance(metrics.get("split"), str)
+        and isinstance(metrics.get("images"), int)
+        and isinstance(metrics.get("step"), int)
+        and isinstance(protocol, dict)
+        and "_target_" in protocol
+        and isinstance(classes, dict)
+        and all(isinstance(values, dict) for values in classes.values())
+        and all(isinstance(v, (float, int, NoneType)) for c in classes.values() for v in c.values())
+    )
+
+
 def find_metrics(wanted: str | None, beside: Path, step: int) -> list[dict[str, Any]]:
     """Reads scores for the card: the file that was named, or those beside the checkpoint.
 
@@ -126,8 +145,8 @@ def find_metrics(wanted: str | None, beside: Path, step: int) -> list[dict[str, 
     for file in files:
         try:
             metrics = json.loads(file.read_text("utf-8"))
-            is_right = {"per_class", "split", "images", "evaluation", "step"} <= set(metrics)
-        except (OSError, ValueError, TypeError) as error:
+            is_right = are_scores(metrics)
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"metrics={file}: not readable ({error})") from error
         if wanted and not is_right:
             raise InputError(f"metrics={file}: not a metrics.json of tools/eval.py")

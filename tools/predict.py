@@ -42,7 +42,7 @@ def work(config: DictConfig) -> None:
     """Loads the network, goes through the pictures, writes what is wanted of each."""
     settings: PredictConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     refuse_settings(settings)
-    sources = find_sources(settings.images, sys.stdin if settings.images == "-" else ())
+    sources = find_sources(settings.images, (sys.stdin or ()) if settings.images == "-" else ())
     saved = load_saved(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint)
     protocol = settings.evaluation or trained["evaluation"]

@@ -109,7 +109,7 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
     import torch
 
     from danet import resume
-    from danet.assemble import make, make_dataset, make_model
+    from danet.assemble import make, make_dataset, make_model, untrained
     from danet.data.loader import eval_batches, train_batches
     from danet.drawing.figure import validation_pictures
     from danet.engine import distributed, identity, run_folder
@@ -151,7 +151,7 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
     start = done * settings.accumulate
     batches = train_batches(train_set, seed=seed, start=start, tell=warn, **loading, **meeting)
     torch.manual_seed(seed)  # every process starts from the same random weights
-    model = make_model(config)
+    model = untrained(config) if saved else make_model(config)
     if saved:
         resume.refuse_other_states(saved, model, parts["optimizer"], config["resume"])
     if config["init_from"] and not saved:

@@ -154,15 +154,23 @@ class RunLog:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Returns the lines of a metrics.jsonl; none where there is no file.
 
-    Half a line, of a run that was killed or goes on right now, is left out.
+    Half a line, of a run that was killed or goes on right now, is left out, and so is all that is
+    no number: the file may lie beside somebody else's checkpoint.
     """
     lines = []
     for line in path.read_text("utf-8").splitlines() if path.exists() else ():
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(found, dict) and isinstance(found.get("step"), (int, float)):
+            lines.append({k: v for k, v in found.items() if k == "kind" or _is_shown(v)})
     return lines
+
+
+def _is_shown(value: Any) -> bool:
+    """Return whether a value of a line is one that a run wrote as a score; null stands for NaN."""
+    return value is None or (isinstance(value, (int, float)) and math.isfinite(value))
 
 
 def _step_of(line: str) -> float:

@@ -150,6 +150,8 @@ def misfit(optimizer: torch.optim.Optimizer, model: nn.Module, saved: Mapping[st
         model: The network.
         saved: What ``state_of`` gave; files of before may lack names and shapes.
     """
+    # What others keep of a parameter, and in which shape, is not known here.
+    is_known = isinstance(optimizer, (torch.optim.SGD, torch.optim.AdamW))
     known, kind = _parameters(optimizer, model), type(optimizer).__name__
     states, groups = saved.get("state"), saved.get("param_groups")
     try:
@@ -159,7 +161,7 @@ def misfit(optimizer: torch.optim.Optimizer, model: nn.Module, saved: Mapping[st
         is_right = False
     if not is_right or not isinstance(states, dict):
         return f"it is not a state of {kind} over {len(known)} parameters"
-    expected = _expected_keys(optimizer)
+    expected = _expected_keys(optimizer) if is_known else None
     for index, state in states.items():
         if not isinstance(index, int) or not 0 <= index < len(known):
             return f"state {str(index)[:20]!r} is of no parameter"
@@ -171,10 +173,10 @@ def misfit(optimizer: torch.optim.Optimizer, model: nn.Module, saved: Mapping[st
                 f"state {index} is of {str(state['name'])[:99]!r}, and parameter {index} is {name}"
             )
         own = {key: value for key, value in state.items() if key not in _ADDED}
-        if set(own) != expected:
+        if expected is not None and set(own) != expected:
             return f"the state of {name} has {sorted(map(str, own))}; {kind} has {sorted(expected)}"
         shapes = [state.get("shape", list(parameter.shape))]
-        for key, value in own.items():
+        for key, value in own.items() if is_known else ():
             if key == "step":
                 if not _is_step(value):
                     return f"step of {name} is not a number"

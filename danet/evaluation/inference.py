@@ -24,6 +24,8 @@ from danet.evaluation.windows import (
 )
 from danet.ops.resize import resize
 
+LARGEST_SCALE = 16.0
+"""Of an image; the papers go up to 2.25. A protocol may come with somebody else's file."""
 MAX_PIXELS = 2**22
 """Of an image that passes a network whole: 2048 x 2048, twice the pictures of Cityscapes."""
 
@@ -155,8 +157,10 @@ class MultiScale:
         windows_per_batch: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        if not scales or min(scales) <= 0:
-            raise ValueError(f"scales={list(scales)} is not a list of positive numbers")
+        if not scales or not 0 < min(scales) <= max(scales) <= LARGEST_SCALE:
+            raise ValueError(
+                f"scales={list(scales)} is not a list of positive numbers up to {LARGEST_SCALE:g}"
+            )
         if (crop is None) != (stride is None):
             raise ValueError(f"crop={crop} and stride={stride}: give both, or neither")
         self.scales = tuple(float(scale) for scale in scales)

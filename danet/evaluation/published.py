@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danet.errors import InputError
+from danet.evaluation.inference import LARGEST_SCALE
 from danet.evaluation.windows import (
     PIXELS_PER_PASS,
     Band,
@@ -25,6 +26,8 @@ from danet.evaluation.windows import (
 )
 from danet.ops.resize import resize
 
+_LONGEST = 1 << 15
+"""Pixels of the long side of a picture, scaled, and of a window."""
 _LARGEST = math.log(torch.finfo(torch.float32).max)
 """exp of more is infinite in float32."""
 _CLASSES = 256
@@ -60,8 +63,13 @@ class AuthorsProtocol:
     ) -> None:
         if base_size < 32 or crop < 32:
             raise ValueError(f"base_size={base_size} and crop={crop} must be at least 32")
-        if not scales or min(scales) <= 0:
-            raise ValueError(f"scales={list(scales)} is not a list of positive numbers")
+        if max(base_size, crop) > _LONGEST:
+            raise ValueError(f"base_size={base_size} and crop={crop} must be at most {_LONGEST}")
+        if not scales or not 0 < min(scales) <= max(scales) <= _LONGEST / base_size:
+            raise ValueError(
+                f"scales={list(scales)} is not a list of positive numbers up to "
+                f"{_LONGEST / base_size:g}, by which base_size={base_size} has {_LONGEST} pixels"
+            )
         if not 0 < stride_rate <= 1 or int(crop * stride_rate) < 1:
             raise ValueError(f"stride_rate={stride_rate} of crop={crop} is not in 1..crop pixels")
         self.base_size, self.crop, self.flip = base_size, crop, flip
@@ -159,8 +167,11 @@ class MMSegProtocol:
     ) -> None:
         if scale is not None and (len(scale) != 2 or min(scale) < 32):
             raise ValueError(f"scale={list(scale)} is not [long, short] of at least 32")
-        if not ratios or min(ratios) <= 0:
-            raise ValueError(f"ratios={list(ratios)} is not a list of positive numbers")
+        most = _LONGEST / max(scale) if scale else LARGEST_SCALE
+        if not ratios or not 0 < min(ratios) <= max(ratios) <= most:
+            raise ValueError(
+                f"ratios={list(ratios)} is not a list of positive numbers up to {most:g}"
+            )
         if (crop is None) != (stride is None):
             raise ValueError(f"crop={crop} and stride={stride}: give both, or neither")
         if crop is not None and (len(crop) != 2 or min(crop) < 32):

@@ -11,7 +11,7 @@ from starts import composed
 
 import danet
 from danet import resume
-from danet.assemble import make, make_model
+from danet.assemble import make, make_model, untrained
 from danet.check import check
 from danet.engine import checkpoint
 from danet.engine.optimizer import state_of
@@ -114,7 +114,7 @@ def use(way, saved, root):
         typed = check(composed("train", [*SETTINGS, f"resume={path}"]))
         settled, found, _ = resume.settle(typed, [f"resume={path}"], world=1)
         parts = {k: make(settled[k], k) for k in ("loss", "optimizer", "schedule", "evaluation")}
-        resume.refuse_other_states(found, make_model(settled), parts["optimizer"], str(path))
+        resume.refuse_other_states(found, untrained(settled), parts["optimizer"], str(path))
 
 
 def outcome(way, content, root):

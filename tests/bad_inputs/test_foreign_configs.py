@@ -272,6 +272,15 @@ def test_K20_fields_of_a_file_that_are_of_another_type(saved, place, field, valu
 
 
 @pytest.mark.bad_input("K20")
+def test_K20_numbers_of_another_kind_and_files_that_are_gone_are_taken(saved, place):
+    config = copy.deepcopy(saved["config"])
+    config["optimizer"]["betas"] = [0, 0.999]  # torch takes floats alone
+    config["model"]["backbone"]["weights"] = "/nowhere/weights.pth"
+    assert outcome("checkpoint", {**saved, "config": config}, place) is None
+    assert outcome("resume", {**saved, "config": config}, place) is None
+
+
+@pytest.mark.bad_input("K20")
 @pytest.mark.parametrize("field", checkpoint.FOR_RESUME)
 def test_K20_fields_that_a_file_lacks(saved, place, field):
     told = outcome("resume", {k: v for k, v in saved.items() if k != field}, place)

@@ -19,7 +19,7 @@ import torch
 from foreign import outcome, place, saved  # noqa: F401
 from torch import nn
 
-from danet.assemble import load_model
+from danet.assemble import load_model, make
 from danet.engine.optimizer import SGD, AdamW, misfit, restore, state_of
 from danet.errors import InputError
 from danet.export import folder
@@ -271,6 +271,69 @@ def test_widths_that_no_machine_holds_are_refused_on_the_meta_device(
     assert len(told.splitlines()) == 1
     assert "do not fit its own config" in told or "model.backbone: " in told
     assert not made
+
+
+@pytest.mark.bad_input("K21")
+@pytest.mark.parametrize(
+    ("node", "text"),
+    [
+        ({"_target_": "danet.evaluation.inference.MultiScale", "scales": [1, 1000]}, "up to 16"),
+        (
+            {
+                "_target_": "danet.evaluation.published.AuthorsProtocol",
+                **{"base_size": 2048, "crop": 1024, "scales": [100.0], "stride_rate": 0.5},
+            },
+            "up to 16, by which base_size=2048",
+        ),
+        (
+            {
+                "_target_": "danet.evaluation.published.AuthorsProtocol",
+                **{"base_size": 520, "crop": 10**6, "scales": [1.0], "stride_rate": 0.5},
+            },
+            "must be at most 32768",
+        ),
+        (
+            {
+                "_target_": "danet.evaluation.published.MMSegProtocol",
+                **{"scale": [2048, 1024], "ratios": [1000.0], "flip": False},
+            },
+            "up to 16",
+        ),
+    ],
+)
+def test_a_protocol_of_a_file_enlarges_no_picture_beyond_measure(node, text):
+    with pytest.raises(InputError, match=text):
+        make(node, "evaluation")
+
+
+@pytest.mark.bad_input("K21")
+def test_drawn_pictures_of_any_size_are_refused():
+    node = {"_target_": "danet.datasets.scenes.Scenes", "_partial_": True, "lengths": {"val": 1}}
+    with pytest.raises(InputError, match="size=100000 x 100000 are more than 178956970 pixels"):
+        make({**node, "size": [100_000, 100_000]}, "data", split="val")
+
+
+@pytest.mark.bad_input("K23")
+def test_lines_and_scores_beside_a_file_are_numbers_or_left_out(tmp_path):
+    from danet.drawing.report import named_curves
+    from danet.engine.log import read_metrics
+    from danet.tools.export import are_scores
+
+    good = {"step": 1, "kind": "train", "loss": 0.5, "lr": None}
+    odd = ["[1]", '"x"', "[" * 100_000, '{"step": "<b>"}', '{"step": 1e999, "kind": "train"}', "{"]
+    odd.append(json.dumps({**good, "loss_x": "<script>", "loss_y": [1], "loss_z": {"a": 1}}))
+    (tmp_path / "metrics.jsonl").write_text("\n".join([json.dumps(good), *odd]))
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert named_curves(lines, "train", "loss") == {"loss": [(1, 0.5), (1, 0.5)]}
+
+    scores = {"split": "val", "images": 1, "step": 1, "per_class": {"a": {"iou": None}}}
+    scores["evaluation"] = {"_target_": "danet.evaluation.inference.Whole"}
+    assert are_scores(scores)
+    for key in scores:
+        for value in (None, [1], "x", {"a": [1]}, 1.5):
+            is_same = key == "split" and value == "x"
+            assert is_same or not are_scores({**scores, key: value}), (key, value)
+    assert not are_scores([scores])
 
 
 @pytest.mark.bad_input("K21")

@@ -14,9 +14,9 @@ def pytest_collection_modifyitems(items):
     But for modules whose limits are wide, which say so.
     """
     for item in items:
-        if Path(__file__).parent in item.path.parents:
-            if not getattr(item.module, "RUNS_BESIDE_OTHERS", False):
-                item.add_marker("serial")
+        is_here = Path(__file__).parent in item.path.parents
+        if is_here and not getattr(item.module, "RUNS_BESIDE_OTHERS", False):
+            item.add_marker("serial")
 
 
 @pytest.fixture
