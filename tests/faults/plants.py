@@ -410,12 +410,6 @@ def fail(step, for_users):
     _after_step(action)
 
 
-def default_signals():
-    """Gives signals back what they do by default, whatever the tests were started with."""
-    for name in ("SIGHUP", "SIGINT"):
-        signal.signal(signal.Signals[name], signal.SIG_DFL)
-
-
 def ignore_hangup():
     """Ignores SIGHUP as nohup does."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

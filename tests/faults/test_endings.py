@@ -45,7 +45,6 @@ def shell(command, cwd, *, within=100, **env):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sighup_ends_as_sigterm_does(start, straight, tmp_path, processes):
     plants = {
-        "default_signals": {},
         "signal_after": {"step": 5, "name": "SIGHUP", "rank": processes - 1},
     }
     runs = start.fork_group(*TOY, "run.dir=run", processes=processes, plants=plants)
@@ -62,7 +61,6 @@ def test_sighup_ends_as_sigterm_does(start, straight, tmp_path, processes):
 @pytest.mark.fault("T61", "SIGHUP, as of an ssh session that is closed")
 def test_sighup_that_nohup_ignores_changes_nothing(start, straight, tmp_path):
     plants = {
-        "default_signals": {},
         "ignore_hangup": {},
         "signal_after": {"step": 5, "name": "SIGHUP"},
     }
@@ -292,7 +290,7 @@ def _interrupted(folder, command):
 )
 @pytest.mark.parametrize("processes", [1, 2])
 def test_ctrl_c_before_the_first_step_leaves_no_traceback(start, tmp_path, place, processes):
-    plants = {"default_signals": {}, "hold": {"place": place, "path": str(tmp_path / "here")}}
+    plants = {"hold": {"place": place, "path": str(tmp_path / "here")}}
     runs = start.fork_group(*TOY, "run.dir=run", processes=processes, plants=plants)
     until(lambda: (tmp_path / "here").exists(), *runs, what=place)
     time.sleep(1.0 if processes > 1 else 0.0)  # until the other one is there, too
