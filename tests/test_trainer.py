@@ -234,6 +234,13 @@ def test_steps_that_all_overflow_end_the_run_and_leave_the_rate_where_it_was(tmp
     assert not list(tmp_path.glob("*.pt"))
 
 
+def test_a_short_run_that_never_changed_a_weight_is_not_taken_for_a_training(tmp_path):
+    run = make(tmp_path, steps=5, log_every=5, eval_every=5, clip_norm=None)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=math.inf)
+    with pytest.raises(DivergedError, match="step 5: the gradients of the last 5 steps were too"):
+        run.fit(batch(number) for number in itertools.count())
+
+
 def test_a_rate_follows_the_steps_that_were_taken(tmp_path):
     run = make(tmp_path, steps=20, clip_norm=None)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)

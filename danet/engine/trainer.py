@@ -310,8 +310,12 @@ class Trainer:
         self.scaler.update()
 
     def _require_updates(self) -> None:
-        """Raise DivergedError if the gradients of many steps in a row overflowed; waits."""
-        if self.scaler.is_enabled() and (count := int(self._overflows[1])) >= MOST_OVERFLOWS:
+        """Raise DivergedError if many steps in a row overflowed, or all of a short run; waits."""
+        if not self.scaler.is_enabled():
+            return
+        total, count = self._overflows.tolist()
+        is_untrained = self.step == self.last and total == self.step
+        if count >= MOST_OVERFLOWS or is_untrained:
             raise DivergedError(
                 f"step {self.step}: the gradients of the last {count} steps were too large for "
                 "float16, so no weight has changed; set trainer.precision=bfloat16 or float32, or "
