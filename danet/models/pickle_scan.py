@@ -33,6 +33,7 @@ _MOST_PICKLED = 1 << 24
 """Bytes of a pickle; those of checkpoints have some 100 kB."""
 _MOST_SHARED = 2
 """How many times the bytes of the file its tensors may have together, as tied weights do."""
+_MOST_AXES = 64  # torch has no tensors of more
 _MAGIC = 0x1950A86A20F9469CFC6C
 """First pickle of a file that torch.save wrote before it wrote zip archives (torch 1.6)."""
 _SHOWN = 3
@@ -164,7 +165,7 @@ class _Reader(pickle._Unpickler):
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tensor:
         """Hold the shape of a tensor against its storage."""
         numbers = [offset, *size, *stride]
-        is_right = isinstance(storage, _Storage) and len(size) == len(stride)
+        is_right = isinstance(storage, _Storage) and len(size) == len(stride) <= _MOST_AXES
         if not is_right or not all(isinstance(n, int) and n >= 0 for n in numbers):
             raise _Problem("a tensor of it has no shape")
         numel, shape = prod(size), tuple(size)
@@ -196,7 +197,9 @@ def scan(path: Path, end: int, *, foreign: Sequence[str] = ()) -> Scan:
     forbidden: dict[str, None] = {}
     allowed: dict[str, None] = {}
     try:
-        if zipfile.is_zipfile(path):
+        with open(path, "rb") as file:
+            is_archive = file.read(4) == b"PK\x03\x04"  # by which torch decides, too
+        if is_archive:
             with zipfile.ZipFile(path) as archive:
                 top = _judge_table(archive, path, end)
                 reader = _read(archive.read(f"{top}/data.pkl"), foreign, forbidden, allowed)
@@ -231,6 +234,8 @@ def _judge_table(archive: zipfile.ZipFile, path: Path, end: int) -> str:
             f"its entries are compressed and unpack from {end / 2**20:.1f} to "
             f"{whole / 2**20:.1f} MiB, which torch.save never writes"
         )
+    if not all(entry.filename.partition("/")[2].isascii() for entry in entries):
+        raise _Problem("its entries have other names than torch.save gives")
     names = {entry.filename.lower() for entry in entries}
     tops = {entry.filename.partition("/")[0] for entry in entries}
     whole = sum(entry.file_size for entry in entries)

@@ -171,6 +171,7 @@ def test_a_high_place_in_the_memo_takes_no_memory(small):
     [
         ([("x/DATA.PKL", b"")], "its entries overlap or have one name"),
         ([("y/data.pkl", b"")], "its entries overlap or have one name"),
+        ([("x/data/\u0660", b"")], "its entries have other names than torch.save gives"),
     ],
 )
 def test_entries_of_one_name_are_refused(small, never_read, extra, text):
@@ -212,6 +213,28 @@ def test_a_table_that_torch_would_look_for_elsewhere_is_refused(small, never_rea
     refused(small, "")
     small.write_bytes(small.read_bytes() + b"\0" * 64)
     refused(small, "")
+
+
+@pytest.mark.bad_input("K21")
+def test_an_old_file_with_a_harmless_archive_behind_it_is_judged_as_torch_reads_it(tmp_path):
+    """torch goes by the first bytes, where Python looks for an archive at the end."""
+    whole, old = tmp_path / "whole.pt", tmp_path / "old.pt"
+    torch.save({"a": torch.zeros(1).expand(2**30)}, old, _use_new_zipfile_serialization=False)
+    torch.save(SMALL, whole)
+    with zipfile.ZipFile(whole) as archive:
+        entries = [(name, archive.read(name)) for name in archive.namelist()]
+    with zipfile.ZipFile(old, "a") as archive:  # with places counted from the start of the file
+        for name, data in entries:
+            archive.writestr(name, data)
+    assert zipfile.is_zipfile(old)
+    refused(old, "is expanded from 1 number(s)")
+
+
+@pytest.mark.bad_input("K21")
+def test_shapes_of_a_million_axes_are_not_multiplied(small, never_read):
+    axes = b"(" + b"J\xff\xff\xff\x7f" * 200_000 + b"t"
+    rewritten(small, pickled(lambda d: d.replace(SHAPE, axes).replace(STRIDE, axes)))
+    refused(small, "a tensor of it has no shape")
 
 
 @pytest.mark.bad_input("K21")
