@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from danet.errors import InputError
 
-_LOW = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, "MASTER_PORT": 1}
+_LOW = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}
 _REMEDY = "start the processes with torchrun, or unset the variable"
 
 
@@ -17,34 +17,39 @@ def require_sound(environment: Mapping[str, str]) -> None:
     Raises:
         InputError: A variable is no number, out of range, or missing beside another.
     """
-    values = {}
-    for name, low in _LOW.items():
-        text = environment.get(name)
-        if text is None:
-            continue
-        if not (text.isascii() and text.isdigit() and int(text) >= low):
-            raise _wrong(f"{name}={text}: expected a whole number of at least {low}")
-        values[name] = int(text)
-    if values.get("MASTER_PORT", 1) > 65535:
-        raise _wrong(f"MASTER_PORT={values['MASTER_PORT']}: expected 1 to 65535")
-    if "RANK" in values and "WORLD_SIZE" not in values:
-        raise _wrong(f"RANK={values['RANK']} and no WORLD_SIZE")
-    for rank, world in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
-        if rank in values and values[rank] >= values.get(world, values[rank] + 1):
-            raise _wrong(
-                f"{rank}={values[rank]} of {world}={values[world]}: ranks count from 0 to "
-                f"{values[world] - 1}"
-            )
-    if values.get("LOCAL_WORLD_SIZE", 1) > values.get(
-        "WORLD_SIZE", values.get("LOCAL_WORLD_SIZE", 1)
+    values = {name: _number(environment, name, low) for name, low in _LOW.items()}
+    for name, world in (
+        ("RANK", values["WORLD_SIZE"]),
+        ("LOCAL_RANK", values["LOCAL_WORLD_SIZE"]),
     ):
-        raise _wrong(
-            f"LOCAL_WORLD_SIZE={values['LOCAL_WORLD_SIZE']} of WORLD_SIZE={values['WORLD_SIZE']}"
-        )
-    if values.get("WORLD_SIZE", 1) > 1:
-        for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
-            if not environment.get(name):
-                raise _wrong(f"WORLD_SIZE={values['WORLD_SIZE']} and no {name}")
+        rank = values[name]
+        if rank is not None and world is not None and rank >= world:
+            raise _wrong(
+                f"{name}={rank} of {name.replace('RANK', 'WORLD_SIZE')}={world}: ranks count from "
+                f"0 to {world - 1}"
+            )
+    if values["RANK"] is not None and values["WORLD_SIZE"] is None:
+        raise _wrong(f"RANK={values['RANK']} and no WORLD_SIZE")
+    size = values["WORLD_SIZE"] or 1
+    if (values["LOCAL_WORLD_SIZE"] or 1) > size and values["WORLD_SIZE"] is not None:
+        raise _wrong(f"LOCAL_WORLD_SIZE={values['LOCAL_WORLD_SIZE']} of WORLD_SIZE={size}")
+    if size == 1:  # nobody is to be met; a cluster may use the other names for something else
+        return
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if not environment.get(name):
+            raise _wrong(f"WORLD_SIZE={size} and no {name}")
+    if (port := _number(environment, "MASTER_PORT", 1) or 0) > 65535:
+        raise _wrong(f"MASTER_PORT={port}: expected 1 to 65535")
+
+
+def _number(environment: Mapping[str, str], name: str, low: int) -> int | None:
+    """Return a variable as a number; None where it is not set."""
+    text = environment.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) >= low):
+        raise _wrong(f"{name}={text}: expected a whole number of at least {low}")
+    return int(text)
 
 
 def _wrong(text: str) -> InputError:

@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 from danet.engine import checkpoint
+from danet.launcher import require_sound
 from faults.toy import PATIENCE, TOY, members, step_of
 
 RUNS_BESIDE_OTHERS = True
@@ -189,6 +190,22 @@ def test_a_job_that_failed_or_is_done_is_not_put_back(calls, stand_in, code):
     ended(process)
     assert requeues(calls) == 1
     assert not (calls / "ran").exists()
+
+
+@pytest.mark.fault("T60", "variables of a launcher that cannot be right")
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        {"LOCAL_RANK": "0"},
+        {"MASTER_PORT": "tcp://10.0.0.1:80"},  # Kubernetes, of a service called master
+        {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "29500"},
+    ],
+    ids=str,
+)
+def test_variables_that_may_be_right_pass(variables):
+    require_sound(variables)
 
 
 @pytest.mark.slow
