@@ -1,6 +1,5 @@
 """What every tool does around its work: composing the config, turning errors into exit codes."""
 
-import errno
 import os
 import re
 import signal
@@ -8,7 +7,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,8 @@ from omegaconf.errors import OmegaConfBaseException
 from danet import config as schema
 from danet import console, launcher
 from danet.config import did_you_mean, first_line, instead
-from danet.errors import InputError, StorageError, UserError, explain_storage
+from danet.disk import explain_storage, refuse_name
+from danet.errors import InputError, UserError
 from danet.plain import printable
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -124,37 +123,6 @@ def _run(work: Callable[[DictConfig], None], config_name: str) -> None:
         sys.exit(128 + signal.SIGINT)
 
 
-def require_writable(folder: Path, key: str = "output") -> None:
-    """Refuse a folder that could not be written, before hours of work and not after them.
-
-    It is made, a file is written in it and removed, and so is what was made.
-
-    Args:
-        folder: Where results are going to be.
-        key: The setting that named it, for messages.
-
-    Raises:
-        StorageError: It cannot be made or written.
-    """
-    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
-    probe = folder / f".probe-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(bytes(4096))
-    except OSError as error:
-        explained = explain_storage(error)
-        reason = explained or f"cannot be written ({error.strerror})"
-        raise StorageError(
-            f"{key}={reason}" if explained else f"{key}={folder}: {reason}"
-        ) from error
-    finally:
-        with suppress(OSError):
-            probe.unlink(missing_ok=True)
-        for path in made:
-            with suppress(OSError):
-                path.rmdir()
-
-
 def _end_within_group(error: BaseException) -> None:
     """Ends this process if an error came while it was in a group with others, else returns.
 
@@ -208,7 +176,7 @@ def _check_arguments(arguments: list[str]) -> None:
             )
         name, _, value = argument.lstrip("-+").partition("=")
         if name in (*_PATHS, "run.name"):
-            _refuse_name(name, value)
+            refuse_name(name, value)
         is_long = argument.startswith("--")
         is_flag = argument in _SHORT_FLAGS or (is_long and name in _HYDRA_FLAGS)
         if argument.startswith("-") and not is_flag:
@@ -220,19 +188,6 @@ def _check_arguments(arguments: list[str]) -> None:
             raise InputError(f"{argument}: expected one of {', '.join(_choices(name))}")
     if {"-m", "--multirun"} & set(arguments) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("--multirun under torchrun: start torchrun once per run instead")
-
-
-def _refuse_name(key: str, value: str) -> None:
-    """Refuse a path that the file system takes for no name.
-
-    Raises:
-        StorageError: With the lengths that it has and may have.
-    """
-    try:
-        os.lstat(os.path.expanduser(value.strip("'\"")))
-    except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
-            raise StorageError(f"{key}={explain_storage(error)}") from error
 
 
 def _choices(group: str) -> list[str]:

@@ -14,6 +14,7 @@ FLOORS = {
     "danet.plain": 0,
     "danet.console": 0,
     "danet.launcher": 1,
+    "danet.disk": 1,
     "danet.seeds": 0,
     "danet.ops": 2,
     "danet.models": 3,

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from danet import cli
 from danet.check import check
 from danet.config import CheckConfig, TrainConfig
+from danet.disk import require_writable
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError, StorageError
 
@@ -47,7 +48,7 @@ def examine(config: DictConfig, added: Iterable[str], output: Path) -> None:
     plain: Any = OmegaConf.to_container(config)
     settings = CheckConfig(**{**plain, "data": checked["data"]})
     _check_settings(settings, output)
-    cli.require_writable(output)
+    require_writable(output)
     from danet.datasets.base import FileDataset
     from danet.doctor.report import as_json, contact_sheet, describe, notes_of, weights_setting
     from danet.doctor.sample import choose

@@ -16,10 +16,11 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
 import yaml
 
 from danet import console
+from danet.disk import explain_storage
 from danet.drawing.curves import chart
 from danet.engine.log import read_metrics
 from danet.engine.writers import plain_settings
-from danet.errors import InputError, StorageError, UserError, explain_storage
+from danet.errors import InputError, StorageError, UserError
 from danet.plain import problem_with
 
 _NOT_COMPARED = ("run.", "resume", "hydra.", "defaults")

@@ -27,6 +27,7 @@ from danet.assemble import make_model
 from danet.check import check, locate
 from danet.config import ConvertConfig, did_you_mean
 from danet.datasets.labels import voc_palette
+from danet.disk import require_writable
 from danet.engine import checkpoint
 from danet.errors import InputError
 from danet.models import files
@@ -69,7 +70,7 @@ def work(config: DictConfig, *, further: list[str]) -> None:
         )
     path, output = Path(settings.input).expanduser(), Path(settings.output).expanduser()
     refuse_output(output)
-    cli.require_writable(output.absolute().parent)
+    require_writable(output.absolute().parent)
     tensors, notes = read_state_dict(path, "input", foreign=FOREIGN)
     renamed = rename(tensors, source)
     if not renamed.tensors:

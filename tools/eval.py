@@ -28,6 +28,7 @@ from danet.config import EvalConfig
 from danet.data.loader import eval_batches
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.submission import SubmissionWriter, demand_labels, is_labelled
+from danet.disk import require_writable
 from danet.engine import distributed, signals
 from danet.engine.log import class_table
 from danet.errors import InputError, StorageError
@@ -78,7 +79,7 @@ def work(config: DictConfig) -> None:
     output = Path(settings.output).expanduser() if settings.output else free(default, facts)
     with distributed.group(device):
         if distributed.is_first() and is_labelled(dataset):
-            cli.require_writable(output)
+            require_writable(output)
         predictions = run(model.to(device), dataset, infer, settings, trained, device)
         counted = count(predictions, dataset, writer, device, boundary_ratio=ratio)
         if not distributed.is_first():

@@ -20,6 +20,7 @@ from danet import cli
 from danet.assemble import checked_config, load_saved, model_of
 from danet.check import did_you_mean
 from danet.config import ExportConfig
+from danet.disk import require_writable
 from danet.errors import InputError, StorageError
 from danet.export import folder, hub
 from danet.export.card import card
@@ -48,7 +49,7 @@ def work(config: DictConfig) -> None:
     beside = path if path.is_dir() else path.parent
     output = Path(settings.output).expanduser() if settings.output else beside / "exported"
     found = find_metrics(settings.metrics, beside, saved["step"])
-    cli.require_writable(output)
+    require_writable(output)
 
     folder.save(output, saved, model.state_dict())
     say(output / folder.WEIGHTS)

@@ -24,6 +24,7 @@ from danet.config import VisualizeConfig
 from danet.datasets.base import IMAGE_SUFFIXES, SegmentationDataset
 from danet.datasets.files import read_image
 from danet.datasets.submission import demand_labels
+from danet.disk import require_writable
 from danet.drawing import report, viewer
 from danet.drawing.attention import Point, has_attention
 from danet.drawing.figure import figure
@@ -77,7 +78,7 @@ def work(config: DictConfig) -> None:
         pictures = of_split(dataset, settings.count)
     default = beside / f"pictures_{source}"
     output = Path(settings.output).expanduser() if settings.output else default
-    cli.require_writable(output)
+    require_writable(output)
     draw(pictures, network, other, settings, output, device)
     if settings.report:
         text = report.page(examine(network, dataset, settings.count, beside, device))

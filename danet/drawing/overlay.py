@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from danet.errors import StorageError, explain_storage
+from danet.disk import explain_storage
+from danet.errors import StorageError
 from danet.evaluation.inference import Inference, Whole
 from danet.types import IGNORE
 

@@ -3,7 +3,8 @@
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from danet.engine import distributed
 from danet.errors import DivergedError
 
+MOST_OVERFLOWS = 30
+"""Steps in a row whose gradients may overflow float16; the factor of the loss is halved in each."""
 LONGEST = 1000
 """So many steps are kept at most."""
 _SHOWN = 8
@@ -132,6 +135,68 @@ def shorten(names: Sequence[str]) -> str:
     """Returns names as one text, the first few of many."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+class Overflows:
+    """Counts the steps whose gradients overflowed float16, which changed no weight.
+
+    The counts are on the device, and nothing is waited for but where it is said.
+
+    Args:
+        device: Of the training.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        # All of the run, and the latest in a row.
+        self._counts = torch.zeros(2, dtype=torch.int64, device=device)
+        self._factors: Tensor | None = None
+
+    def resume(self, total: int) -> None:
+        """Goes on from the count of a checkpoint."""
+        self._counts[0] = total
+
+    def note(self, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
+        """Counts a step; between the scaler's ``step`` and ``update``, which forgets."""
+        found = scaler._found_inf_per_device(optimizer).values()
+        is_skipped = (torch.stack([value.to(self.device) for value in found]).sum() > 0).long()
+        total, in_a_row = self._counts
+        self._counts = torch.stack([total + is_skipped, (in_a_row + 1) * is_skipped])
+
+    def factor(self, schedule: Callable[[int, int], float], step: int, steps: int) -> Tensor:
+        """Returns the schedule's factor at a step, which moves only with steps that were taken.
+
+        It is looked up on the device, in a table of all steps, since only that knows how many were.
+        """
+        if self._factors is None:
+            factors = array("f", (schedule(step, steps) for step in range(steps)))
+            table = torch.frombuffer(factors, dtype=torch.float32)
+            table = table.pin_memory() if self.device.type == "cuda" else table.clone()
+            self._factors = table.to(self.device, non_blocking=True)
+        return self._factors.take(step - self._counts[0])
+
+    def total(self) -> int:
+        """Returns how many steps of the run overflowed; waits for the device."""
+        return int(self._counts[0])
+
+    def require_updates(self, step: int, last: int, replay: str) -> None:
+        """Ends a run in which nothing is trained; waits for the device.
+
+        Args:
+            step: Done so far.
+            last: Of the run.
+            replay: The command that repeats the step, for the message.
+
+        Raises:
+            DivergedError: MOST_OVERFLOWS steps in a row overflowed, or all of a run that is over.
+        """
+        total, in_a_row = self._counts.tolist()
+        if in_a_row >= MOST_OVERFLOWS or (step == last and total == step):
+            raise DivergedError(
+                f"step {step}: the gradients of the last {in_a_row} steps were too large for "
+                "float16, so no weight has changed; set trainer.precision=bfloat16 or float32, or "
+                f"lower optimizer.lr; {replay}"
+            )
 
 
 class Pace:

@@ -1,7 +1,6 @@
 """The trainer: one file, read from the top."""
 
 import time
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +16,7 @@ from danet.engine import checkpoint, distributed, run_folder
 from danet.engine.average import MovingAverage
 from danet.engine.checkpoint import Checkpoint
 from danet.engine.hardware import choose_memory_format, choose_precision, compiled
-from danet.engine.health import LossWatch, Pace
+from danet.engine.health import LossWatch, Overflows, Pace
 from danet.engine.idle import freeze_idle
 from danet.engine.log import RunLog, class_table
 from danet.engine.optimizer import Recipe, restore, state_of
@@ -27,7 +26,7 @@ from danet.engine.schedule import Schedule
 from danet.engine.settings import TrainSettings
 from danet.engine.signals import SAVE, STOP, Signals, Stop
 from danet.engine.storage import FAILED, Storage
-from danet.errors import DivergedError, Interrupted, StorageError
+from danet.errors import Interrupted, StorageError
 from danet.evaluation.confusion import ConfusionMatrix
 from danet.evaluation.protocol import described
 from danet.seeds import mix
@@ -37,8 +36,6 @@ Evaluate = Callable[[nn.Module], ConfusionMatrix]
 """Counts this process's share of the validation set."""
 DrawPictures = Callable[[nn.Module], Mapping[str, np.ndarray]]
 """Draws pictures of what the network says, uint8 (H, W, 3), by name."""
-MOST_OVERFLOWS = 30
-"""Steps in a row whose gradients may overflow float16; the factor of the loss is halved in each."""
 Count = Callable[[], Mapping[str, float]]
 """Counts what this process has met, by name; the log has the sums over all processes."""
 
@@ -92,9 +89,7 @@ class Trainer:
         self.header = dict(header)
         self.criterion = criterion.to(device)
         self.step = 0
-        self._factors: Tensor | None = None
-        # Steps whose gradients overflowed float16: all of the run, and the latest in a row.
-        self._overflows = torch.zeros(2, dtype=torch.int64, device=device)
+        self.overflows = Overflows(device)
         self.evaluated_at = 0
         self.best_miou: float | None = None
         self.scores: dict[str, float] | None = None
@@ -228,7 +223,9 @@ class Trainer:
             if is_logged or saves or self.watch.is_full:
                 # Between evaluations our only wait for the device; torch's SyncBatchNorm has more.
                 means = self.watch.look()
-                self._require_updates()
+                if self.scaler.is_enabled():
+                    replay = self.watch.replay(self.step)
+                    self.overflows.require_updates(self.step, self.last, replay)
                 if is_logged:
                     self._log_train(means)
             if saves:
@@ -259,7 +256,9 @@ class Trainer:
         """Updates the weights once; returns the loss terms, averaged over the group."""
         # Dropout depends on the step alone, so a resumed run draws what the whole run would.
         torch.manual_seed(mix(self.seed, self.step, distributed.rank()))
-        factor = self._factor()
+        factor: float | Tensor = self.schedule(self.step, self.settings.steps)
+        if self.scaler.is_enabled():
+            factor = self.overflows.factor(self.schedule, self.step, self.settings.steps)
         for parameters in self.optimizer.param_groups:
             rate = parameters["base_lr"] * factor
             # Only torch's fused kernels take a rate that is on the device.
@@ -277,50 +276,13 @@ class Trainer:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.scaler.step(self.optimizer)
-        self._adapt_scale()
+        if self.scaler.is_enabled():
+            self.overflows.note(self.scaler, self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.model, is_first=self.step == 0)
         return sums
-
-    def _factor(self) -> float | Tensor:
-        """Return the schedule's factor of the base rates.
-
-        A step whose gradients overflowed float16 changed no weight, so the rate does not move with
-        it. How many did is known on the device alone, without waiting for it; so the factor is
-        there, too.
-        """
-        steps = self.settings.steps
-        if not self.scaler.is_enabled():
-            return self.schedule(self.step, steps)
-        if self._factors is None:
-            factors = array("f", (self.schedule(step, steps) for step in range(steps)))
-            table = torch.frombuffer(factors, dtype=torch.float32)
-            table = table.pin_memory() if self.device.type == "cuda" else table.clone()
-            self._factors = table.to(self.device, non_blocking=True)
-        return self._factors.take(self.step - self._overflows[0])
-
-    def _adapt_scale(self) -> None:
-        """Count an overflow of this step's gradients, and adapt the factor of float16's loss."""
-        if self.scaler.is_enabled():
-            found = self.scaler._found_inf_per_device(self.optimizer).values()
-            is_skipped = (torch.stack([value.to(self.device) for value in found]).sum() > 0).long()
-            total, in_a_row = self._overflows
-            self._overflows = torch.stack([total + is_skipped, (in_a_row + 1) * is_skipped])
-        self.scaler.update()
-
-    def _require_updates(self) -> None:
-        """Raise DivergedError if many steps in a row overflowed, or all of a short run; waits."""
-        if not self.scaler.is_enabled():
-            return
-        total, count = self._overflows.tolist()
-        is_untrained = self.step == self.last and total == self.step
-        if count >= MOST_OVERFLOWS or is_untrained:
-            raise DivergedError(
-                f"step {self.step}: the gradients of the last {count} steps were too large for "
-                "float16, so no weight has changed; set trainer.precision=bfloat16 or float32, or "
-                f"lower optimizer.lr; {self.watch.replay(self.step)}"
-            )
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
         image = batch.image.to(self.device, non_blocking=True)
@@ -336,7 +298,7 @@ class Trainer:
         values = {"loss": total, **{f"loss_{name}": value for name, value in means.items()}}
         values |= {"lr": min(rates), "lr_head": max(rates), **self.pace.take()}
         if self.scaler.is_enabled():
-            values["skipped"] = int(self._overflows[0])
+            values["skipped"] = self.overflows.total()
         if counts := self.count():
             numbers = torch.tensor(list(counts.values()), dtype=torch.float64, device=self.device)
             values |= zip(counts, distributed.sum_of(numbers, "sum of counters"), strict=True)
@@ -392,7 +354,7 @@ class Trainer:
             "processes": distributed.world_size(),
             "threads": torch.get_num_threads(),
             "step": self.step,
-            "skipped": int(self._overflows[0]),
+            "skipped": self.overflows.total(),
             "evaluated_at": self.evaluated_at,
             "best_miou": self.best_miou,
             "scores": self.scores,
@@ -408,7 +370,7 @@ class Trainer:
         if saved["scaler"]:  # of float16 alone
             self.scaler.load_state_dict(saved["scaler"])
         self.step = saved["step"]
-        self._overflows[0] = saved.get("skipped", 0)
+        self.overflows.resume(saved.get("skipped", 0))
         # Format 1 was written after evaluations only.
         self.evaluated_at = saved["evaluated_at" if "evaluated_at" in saved else "step"]
         self.best_miou = saved["best_miou"]

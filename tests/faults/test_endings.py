@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, call, tool
 
-from danet import cli, console
+from danet import console
+from danet.disk import explain_storage, require_writable
 from danet.engine import signals
-from danet.errors import StorageError, explain_storage
+from danet.errors import StorageError
 from danet.tools import eval as evaluation
 from faults.toy import PATIENCE, TOY, fingerprint, pictures, until
 
@@ -228,11 +229,11 @@ def test_a_full_disk_is_found_before_the_work(tiny_checkpoint, monkeypatch, caps
 
 
 def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path):
-    cli.require_writable(tmp_path / "a/b/c")
+    require_writable(tmp_path / "a/b/c")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "a").mkdir()
     (tmp_path / "a/x").touch()
-    cli.require_writable(tmp_path / "a")
+    require_writable(tmp_path / "a")
     assert [p.name for p in tmp_path.rglob("*")] == ["a", "x"]
 
 
