@@ -307,7 +307,7 @@ def test_ctrl_c_before_the_first_step_leaves_no_traceback(start, tmp_path, place
 # Names and shared memory
 
 
-@pytest.mark.fault("T66", "a name that the file system refuses")
+@pytest.mark.fault("T65", "a name that the file system refuses")
 @pytest.mark.parametrize(
     ("name", "setting"),
     [
@@ -340,7 +340,7 @@ def test_a_name_that_is_too_long_is_refused_with_its_length(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.fault("T66", "a name that the file system refuses")
+@pytest.mark.fault("T65", "a name that the file system refuses")
 def test_what_a_file_system_refuses_is_explained():
     for number, text in (
         (errno.EINVAL, "refuses this name (Invalid argument); use letters"),
@@ -355,7 +355,7 @@ def test_what_a_file_system_refuses_is_explained():
 
 
 @pytest.mark.slow
-@pytest.mark.fault("T66", "a name that the file system refuses")
+@pytest.mark.fault("T65", "a name that the file system refuses")
 def test_a_picture_whose_result_has_too_long_a_name_is_told_in_one_line(tiny_checkpoint, tmp_path):
     name = "a" * 250
     pictures(tmp_path / "data", train=1, val=1)
@@ -371,7 +371,7 @@ def test_a_picture_whose_result_has_too_long_a_name_is_told_in_one_line(tiny_che
 
 
 @pytest.mark.slow
-@pytest.mark.fault("T67", "a full /dev/shm, by which loader processes hand over batches")
+@pytest.mark.fault("T66", "a full /dev/shm, by which loader processes hand over batches")
 def test_a_full_shared_memory_is_told_with_its_size_and_the_remedy(start, tmp_path):
     data = pictures(tmp_path / "data")
     plants = {"full_shared_memory": {}}
@@ -383,7 +383,7 @@ def test_a_full_shared_memory_is_told_with_its_size_and_the_remedy(start, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.fault("T68", "float16 overflows in every step")
+@pytest.mark.fault("T67", "float16 overflows in every step")
 def test_a_run_is_ended_by_code_3_and_not_by_its_steps(start, tmp_path):
     """On a CPU float16 is refused, so the factor of the loss is planted."""
     plants = {"overflow": {}}
