@@ -152,7 +152,23 @@ def _root_faults(plain: Mapping[str, Any], key: str) -> list[str]:
         return [f"{key}: names no class; expected _target_ and its arguments"]
     if node.get("_partial_", False) is not _ROOTS[key]:
         return [f"{key}._partial_={node.get('_partial_')}: expected {str(_ROOTS[key]).lower()}"]
-    return []
+    return _loss_faults(node["_target_"]) if key == "loss" else []
+
+
+def _loss_faults(path: Any) -> list[str]:
+    """Check that the root of the loss makes the named terms that a trainer sums."""
+    try:
+        target = locate(path, "loss")
+    except InputError:
+        return []  # told where all nodes are looked at
+    from danet.losses import DeepSupervision
+
+    if issubclass(target, DeepSupervision):
+        return []
+    return [
+        f"loss._target_={path}: expected danet.losses.DeepSupervision; a loss is its argument: "
+        f"loss.main._target_={path}"
+    ]
 
 
 def _weight_faults(node: Any, key: str, num_classes: Any) -> list[str]:

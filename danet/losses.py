@@ -4,11 +4,18 @@ All accept logits (B, K, h, w) and a mask (B, H, W) of class indices or IGNORE, 
 are coarser than the mask, compute in float32, and give exactly 0 with finite gradients where every
 pixel is IGNORE. Cross entropy and OHEM never hold the upsampled logits of a whole batch; Dice and
 Lovasz need all pixels of a class at once and do.
+
+A batch may be spread over micro-batches and processes. Means over pixels are then sums over all of
+them, divided by one divisor of all (``Part``), so that the same pictures give the same loss
+however they are spread. What is no mean over pixels is computed by each micro-batch alone and
+averaged over those that have a labelled pixel: Dice and Lovasz, and the choice of OHEM by
+``min_kept``.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,19 +26,79 @@ from danet.ops.resize import resize
 from danet.types import IGNORE, SegmentationOutput
 
 
-def _pixel_weights(target: Tensor, class_weights: Tensor | None, num_classes: int) -> Tensor:
+class Part(NamedTuple):
+    """A mean before its division; a loss is a sum of such means.
+
+    Totals and divisors of several micro-batches may be added up before the division.
+    """
+
+    total: Tensor
+    """Scalar, with gradient."""
+    divisor: Tensor
+    """Scalar without gradient: labelled pixels or the sum of their weights; 1 for a whole loss."""
+    factor: float = 1.0
+
+    def mean(self, divisor: Tensor | None = None) -> Tensor:
+        """Divides by ``divisor``, else by its own; 0 where that is 0, as the total is then."""
+        divisor = self.divisor if divisor is None else divisor
+        return self.factor * (self.total / divisor.clamp(min=1e-12))
+
+
+def mean_of(parts: Sequence[Part], divisors: Sequence[Tensor] | None = None) -> Tensor:
+    """Returns the sum of the means, each divided by its own divisor, or by the one given for it."""
+    shared: Sequence[Tensor | None] = divisors or [None] * len(parts)
+    means = [part.mean(divisor) for part, divisor in zip(parts, shared, strict=True)]
+    return torch.stack(means).sum() if len(means) > 1 else means[0]
+
+
+class Loss(nn.Module, ABC):
+    """A loss that can be added up over micro-batches: see ``Part``."""
+
+    @abstractmethod
+    def parts(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> list[Part]:
+        """Maps (B, K, h, w) and (B, H, W) to the means that the loss is the sum of."""
+
+    @abstractmethod
+    def divisors(self, mask: Tensor) -> list[Tensor] | None:
+        """Returns the divisors of ``parts`` from the mask alone; None where logits decide them."""
+
+    def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
+        """Maps (B, K, h, w) and (B, H, W) to a scalar."""
+        return mean_of(self.parts(logits, mask, align_corners=align_corners))
+
+
+def _parts(loss: nn.Module, logits: Tensor, mask: Tensor, *, align_corners: bool) -> list[Part]:
+    """Returns the parts of any loss; one that is no Loss is averaged over micro-batches."""
+    if isinstance(loss, Loss):
+        return loss.parts(logits, mask, align_corners=align_corners)
+    value = loss(logits, mask, align_corners=align_corners)
+    return [Part(value, torch.ones_like(value, requires_grad=False))]
+
+
+def _divisors(loss: nn.Module, mask: Tensor) -> list[Tensor] | None:
+    if isinstance(loss, Loss):
+        return loss.divisors(mask)
+    return [torch.ones((), device=mask.device)]
+
+
+def _is_labelled(mask: Tensor) -> Tensor:
+    """Returns 1.0 where any pixel is labelled, else 0.0: the divisor of a loss of whole regions."""
+    return (mask != IGNORE).any().float()
+
+
+def _pixel_weights(target: Tensor, class_weights: Tensor | None) -> Tensor:
     """Returns the weight of every pixel, float32 (B, H, W); 0 where the target is IGNORE."""
     valid = target != IGNORE
     if class_weights is None:
         return valid.float()
-    if class_weights.numel() != num_classes:
+    # A class without a weight is refused where the logits are known; here it must not crash.
+    return class_weights[target.masked_fill(~valid, 0).clamp(max=class_weights.numel() - 1)] * valid
+
+
+def _require_weights(class_weights: Tensor | None, num_classes: int) -> None:
+    """Refuses weights of another number of classes."""
+    if class_weights is not None and class_weights.numel() != num_classes:
         raise ValueError(f"{class_weights.numel()} class_weights for {num_classes} classes")
-    return class_weights[target.masked_fill(~valid, 0)] * valid
-
-
-def _divide(total: Tensor, weights: Tensor) -> Tensor:
-    """Divides by the sum of the weights; 0 where all are 0, as the total is then."""
-    return total / weights.sum().clamp(min=1e-12)
 
 
 def _class_weights(values: Sequence[float] | None) -> Tensor | None:
@@ -55,7 +122,7 @@ def _target(logits: Tensor, mask: Tensor) -> Tensor:
     return mask.long()
 
 
-class CrossEntropy(nn.Module):
+class CrossEntropy(Loss):
     """Mean of -log p[y] over the labelled pixels of the batch.
 
     Args:
@@ -69,22 +136,27 @@ class CrossEntropy(nn.Module):
         super().__init__()
         self.register_buffer("class_weights", _class_weights(class_weights), persistent=False)
 
-    def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
-        """Maps (B, K, h, w) and (B, H, W) to a scalar."""
+    def parts(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> list[Part]:
+        """Returns the sum over the labelled pixels, and the sum of their weights."""
         target = _target(logits, mask)
-        weights = _pixel_weights(target, self.class_weights, logits.shape[1])
+        _require_weights(self.class_weights, logits.shape[1])
+        weights = _pixel_weights(target, self.class_weights)
         total = cross_entropy_sum(logits, target, weights, align_corners=align_corners)
-        return _divide(total, weights)
+        return [Part(total, weights.sum())]
+
+    def divisors(self, mask: Tensor) -> list[Tensor]:
+        """Returns the sum of the weights of the labelled pixels."""
+        return [_pixel_weights(mask.long(), self.class_weights).sum()]
 
 
-class OHEM(nn.Module):
+class OHEM(Loss):
     """Cross entropy over the hard pixels only (online hard example mining).
 
     A labelled pixel is kept when the probability of its true class is at most
-    ``max(threshold, k-th smallest such probability)`` with k = ``min_kept``, counted over the batch
-    of this process: all pixels the network is unsure of, and never fewer than ``min_kept`` (or all
-    there are). Ties are kept together. This is the rule of PyTorch-Encoding's history, from which
-    DANet's repository stems; DANet itself was trained without.
+    ``max(threshold, k-th smallest such probability)`` with k = ``min_kept``, counted over one
+    micro-batch of one process: all pixels the network is unsure of, and never fewer than
+    ``min_kept`` (or all there are). Ties are kept together. This is the rule of PyTorch-Encoding's
+    history, from which DANet's repository stems; DANet itself was trained without.
 
     Args:
         threshold: Probability, 0..1.
@@ -115,15 +187,22 @@ class OHEM(nn.Module):
         self.normalise = normalise
         self.register_buffer("class_weights", _class_weights(class_weights), persistent=False)
 
-    def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
-        """Maps (B, K, h, w) and (B, H, W) to a scalar."""
+    def parts(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> list[Part]:
+        """Returns the sum over the kept pixels, and the sum of the weights it is divided by."""
         target = _target(logits, mask)
-        weights = _pixel_weights(target, self.class_weights, logits.shape[1])
+        _require_weights(self.class_weights, logits.shape[1])
+        weights = _pixel_weights(target, self.class_weights)
         # The choice needs all losses before any gradient, so logits are upsampled twice.
         losses = pixel_losses(logits, target, align_corners=align_corners)
         kept = weights * self.hard_pixels(losses, target)
         total = cross_entropy_sum(logits, target, kept, align_corners=align_corners)
-        return _divide(total, kept if self.normalise == "kept" else weights)
+        return [Part(total, (kept if self.normalise == "kept" else weights).sum())]
+
+    def divisors(self, mask: Tensor) -> list[Tensor] | None:
+        """Returns the sum of the weights of all labelled pixels; None where kept ones are meant."""
+        if self.normalise == "kept":
+            return None
+        return [_pixel_weights(mask.long(), self.class_weights).sum()]
 
     def hard_pixels(self, losses: Tensor, target: Tensor) -> Tensor:
         """Returns which pixels are kept, bool (B, H, W), from -log p[y] of the same shape."""
@@ -138,8 +217,24 @@ class OHEM(nn.Module):
         return valid & (ease <= kth.clamp(min=math.log(self.threshold)))
 
 
-class Dice(nn.Module):
-    """One minus the mean soft Dice coefficient of the classes that occur in the batch.
+class _RegionLoss(Loss):
+    """A loss of whole regions: several micro-batches give the mean of those with labels."""
+
+    @abstractmethod
+    def value(self, logits: Tensor, mask: Tensor, align_corners: bool) -> Tensor:
+        """Maps (B, K, h, w) and (B, H, W) to a scalar."""
+
+    def parts(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> list[Part]:
+        """Returns the loss as one part with the divisor 1; 0 without any labelled pixel."""
+        return [Part(self.value(logits, mask, align_corners), _is_labelled(mask))]
+
+    def divisors(self, mask: Tensor) -> list[Tensor]:
+        """Returns 1, or 0 without any labelled pixel."""
+        return [_is_labelled(mask)]
+
+
+class Dice(_RegionLoss):
+    """One minus the mean soft Dice coefficient of the classes that occur in the micro-batch.
 
     Milletari et al., V-Net, 2016, for several classes, with linear (not squared) denominators.
 
@@ -153,7 +248,7 @@ class Dice(nn.Module):
             raise ValueError(f"smooth={smooth} is not a finite number of at least 0")
         self.smooth = smooth
 
-    def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
+    def value(self, logits: Tensor, mask: Tensor, align_corners: bool) -> Tensor:
         """Maps (B, K, h, w) and (B, H, W) to a scalar."""
         target = _target(logits, mask)
         probabilities, truth = _probabilities_and_truth(logits, target, align_corners)
@@ -164,13 +259,13 @@ class Dice(nn.Module):
         return ((1 - dice) * present).sum() / present.sum().clamp(min=1)
 
 
-class LovaszSoftmax(nn.Module):
-    """Convex surrogate of 1 - mean IoU over the classes that occur in the batch.
+class LovaszSoftmax(_RegionLoss):
+    """Convex surrogate of 1 - mean IoU over the classes that occur in the micro-batch.
 
     Berman et al., The Lovasz-Softmax loss, CVPR 2018, algorithm 1. Sorts the pixels once a class.
     """
 
-    def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
+    def value(self, logits: Tensor, mask: Tensor, align_corners: bool) -> Tensor:
         """Maps (B, K, h, w) and (B, H, W) to a scalar."""
         target = _target(logits, mask)
         probabilities, truth = _probabilities_and_truth(logits, target, align_corners)
@@ -205,7 +300,7 @@ def _probabilities_and_truth(
     return (probabilities * valid).flatten(1), (truth * valid).flatten(1).float()
 
 
-class WeightedSum(nn.Module):
+class WeightedSum(Loss):
     """Adds losses: ``sum_i weights[i] * losses[i](logits, mask)``."""
 
     def __init__(self, losses: Sequence[nn.Module], weights: Sequence[float]) -> None:
@@ -215,13 +310,20 @@ class WeightedSum(nn.Module):
         self.losses = nn.ModuleList(losses)
         self.weights = tuple(weights)
 
-    def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
-        """Maps (B, K, h, w) and (B, H, W) to a scalar."""
-        terms = [
-            weight * loss(logits, mask, align_corners=align_corners)
+    def parts(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> list[Part]:
+        """Returns the parts of all losses, weighted."""
+        return [
+            part._replace(factor=weight * part.factor)
             for weight, loss in zip(self.weights, self.losses, strict=True)
+            for part in _parts(loss, logits, mask, align_corners=align_corners)
         ]
-        return torch.stack(terms).sum()
+
+    def divisors(self, mask: Tensor) -> list[Tensor] | None:
+        """Returns the divisors of all losses; None where the logits decide one of them."""
+        found = [_divisors(loss, mask) for loss in self.losses]
+        if any(divisors is None for divisors in found):
+            return None
+        return [divisor for divisors in found for divisor in divisors or ()]
 
 
 class DeepSupervision(nn.Module):
@@ -254,13 +356,31 @@ class DeepSupervision(nn.Module):
 
     def forward(self, output: SegmentationOutput, mask: Tensor) -> dict[str, Tensor]:
         """Returns weighted scalars by output name; their sum is the loss."""
+        return {name: mean_of(parts) for name, parts in self.parts(output, mask).items()}
+
+    def parts(self, output: SegmentationOutput, mask: Tensor) -> dict[str, list[Part]]:
+        """Returns the weighted parts of each output by its name."""
         resizing = {"align_corners": self.align_corners}
-        terms = {"main": self.main(output.logits, mask, **resizing)}
+        terms = {"main": _parts(self.main, output.logits, mask, **resizing)}
         for name, logits in output.auxiliary.items():
             if name not in self.weights:
                 raise ValueError(
                     f"loss.weights has no entry for the output {name!r} of the network, only "
                     f"{', '.join(self.weights) or 'none'}"
                 )
-            terms[name] = self.weights[name] * self.auxiliary(logits, mask, **resizing)
+            weight = self.weights[name]
+            terms[name] = [
+                part._replace(factor=weight * part.factor)
+                for part in _parts(self.auxiliary, logits, mask, **resizing)
+            ]
         return terms
+
+    def divisors(self, mask: Tensor) -> dict[str, list[Tensor]] | None:
+        """Returns the divisors of ``parts`` from the mask alone; None where logits decide one.
+
+        Of every output that has a weight, whether or not the network gives it.
+        """
+        main, others = _divisors(self.main, mask), _divisors(self.auxiliary, mask)
+        if main is None or others is None:
+            return None
+        return {**dict.fromkeys(self.weights, others), "main": main}

@@ -197,6 +197,15 @@ def test_a_config_can_name_the_parts(path):
     assert locate(path).__name__ == path.rpartition(".")[2]
 
 
+def test_the_root_of_a_loss_makes_named_terms():
+    (told,) = faults(
+        "loss._target_=danet.losses.OHEM", "~loss.main", "~loss.weights", "~loss.align_corners"
+    )
+    assert told.startswith("loss._target_=danet.losses.OHEM: expected danet.losses.DeepSupervision")
+    advice = told.rpartition(": ")[2]
+    check(compose(advice))
+
+
 @pytest.mark.parametrize(
     ("value", "hint", "fits"),
     [

@@ -348,13 +348,14 @@ def test_a_look_returns_the_latest_terms_and_forgets(tmp_path):
 
 def poisoned(run, at):
     """Lets the loss of a step be NaN."""
-    criterion = run.criterion
+    parts = run.criterion.parts
 
     def poison(output, mask):
-        terms = criterion(output, mask)
-        return {k: v * math.nan if run.step == at else v for k, v in terms.items()}
+        terms = parts(output, mask)
+        factor = math.nan if run.step == at else 1.0
+        return {k: [p._replace(total=p.total * factor) for p in v] for k, v in terms.items()}
 
-    run.criterion = poison
+    run.criterion.parts = poison
     return run
 
 

@@ -29,6 +29,7 @@ from danet.engine.storage import FAILED, Storage
 from danet.errors import Interrupted, StorageError
 from danet.evaluation.confusion import ConfusionMatrix
 from danet.evaluation.protocol import described
+from danet.losses import DeepSupervision, Part, mean_of
 from danet.seeds import mix
 from danet.types import Batch
 
@@ -36,6 +37,8 @@ Evaluate = Callable[[nn.Module], ConfusionMatrix]
 """Counts this process's share of the validation set."""
 DrawPictures = Callable[[nn.Module], Mapping[str, np.ndarray]]
 """Draws pictures of what the network says, uint8 (H, W, 3), by name."""
+Divisors = dict[str, list[Tensor]]
+"""What the parts of each loss term are divided by."""
 Count = Callable[[], Mapping[str, float]]
 """Counts what this process has met, by name; the log has the sums over all processes."""
 
@@ -64,7 +67,7 @@ class Trainer:
         self,
         *,
         model: nn.Module,
-        criterion: nn.Module,
+        criterion: DeepSupervision,
         recipe: Recipe,
         schedule: Schedule,
         settings: TrainSettings,
@@ -253,9 +256,14 @@ class Trainer:
         )
 
     def train_step(self, group: list[Batch]) -> dict[str, Tensor]:
-        """Updates the weights once; returns the loss terms, averaged over the group."""
-        # Dropout depends on the step alone, so a resumed run draws what the whole run would.
-        torch.manual_seed(mix(self.seed, self.step, distributed.rank()))
+        """Updates the weights once; returns the loss terms.
+
+        The gradient is that of the whole global batch: means over pixels are divided by what all
+        micro-batches of all processes count. The terms returned are this process's part, so that
+        their mean over the processes is the loss.
+        """
+        divisors = self._divisors(group) if len(group) > 1 else None
+        self._seed()
         factor: float | Tensor = self.schedule(self.step, self.settings.steps)
         if self.scaler.is_enabled():
             factor = self.overflows.factor(self.schedule, self.step, self.settings.steps)
@@ -267,11 +275,14 @@ class Trainer:
         for i, batch in enumerate(group):
             share_gradients = i + 1 == len(group) or self.parallel is self.model
             with nullcontext() if share_gradients else self.parallel.no_sync():  # type: ignore[operator]
-                terms = self._forward(batch)
-                loss = torch.stack(list(terms.values())).sum() / len(group)
+                parts = self._forward(batch)
+                if divisors is None:
+                    divisors = _shared(_divisors_of(parts))
+                terms = {name: mean_of(found, divisors[name]) for name, found in parts.items()}
+                loss = torch.stack(list(terms.values())).sum()
                 self.scaler.scale(loss).backward()
             for name, term in terms.items():
-                sums[name] = sums.get(name, 0.0) + term.detach() / len(group)
+                sums[name] = sums.get(name, 0.0) + term.detach()
         if self.settings.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
@@ -284,13 +295,44 @@ class Trainer:
             self.ema.update(self.model, is_first=self.step == 0)
         return sums
 
-    def _forward(self, batch: Batch) -> dict[str, Tensor]:
+    def _seed(self) -> None:
+        """Makes dropout depend on the step alone: a resumed run draws what the whole run would."""
+        torch.manual_seed(mix(self.seed, self.step, distributed.rank()))
+
+    def _divisors(self, group: list[Batch]) -> Divisors:
+        """Returns what the loss of several micro-batches is divided by, before the first backward.
+
+        Masks tell it, but for the pixels that OHEM keeps: those are counted by passes of the
+        network that leave no trace.
+        """
+        masks = [batch.mask.to(self.device, non_blocking=True) for batch in group]
+        found = [self.criterion.divisors(mask) for mask in masks]
+        if None in found:
+            buffers = [buffer.clone() for buffer in self.model.buffers()]
+            self._seed()
+            with torch.no_grad():
+                passes = [self._forward(batch) for batch in group]
+                for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                    buffer.copy_(before)  # statistics of batch norms
+            found = [_divisors_of(parts) for parts in passes]
+        together: dict[str, list[list[Tensor]]] = {}
+        for divisors in found:
+            for name, values in (divisors or {}).items():
+                together.setdefault(name, []).append(values)
+        return _shared(
+            {
+                name: [torch.stack(values).sum() for values in zip(*lists, strict=True)]
+                for name, lists in together.items()
+            }
+        )
+
+    def _forward(self, batch: Batch) -> dict[str, list[Part]]:
         image = batch.image.to(self.device, non_blocking=True)
         image = image.to(memory_format=self.memory_format)
         mask = batch.mask.to(self.device, non_blocking=True)
         mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed):
-            return self.criterion(self.network(image), mask)
+            return self.criterion.parts(self.network(image), mask)
 
     def _log_train(self, means: dict[str, float]) -> None:
         total = sum(means.values())
@@ -375,3 +417,18 @@ class Trainer:
         self.evaluated_at = saved["evaluated_at" if "evaluated_at" in saved else "step"]
         self.best_miou = saved["best_miou"]
         self.scores = saved["scores"]
+
+
+def _divisors_of(parts: Mapping[str, Sequence[Part]]) -> Divisors:
+    return {name: [part.divisor for part in found] for name, found in parts.items()}
+
+
+def _shared(divisors: Divisors) -> Divisors:
+    """Returns the means of divisors over the processes: DDP averages the gradients, too."""
+    world = distributed.world_size()
+    if world == 1:
+        return divisors
+    flat = torch.stack([divisor for found in divisors.values() for divisor in found]) / world
+    distributed.sum_in_place(flat)
+    shared = iter(flat.unbind())
+    return {name: [next(shared) for _ in found] for name, found in divisors.items()}

@@ -38,6 +38,8 @@ def notes(
         lines.append(f"data.root={data['root']}")
     lines += _rate_notes(config["optimizer"])
     lines += _loss_notes(config["loss"], "loss", data)
+    if trainer["accumulate"] > 1:
+        lines += _passes_notes(config["loss"], "loss")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if cores and data["num_workers"] > cores:
         lines.append(
@@ -98,6 +100,21 @@ def _loss_notes(node: Any, key: str, data: Mapping[str, Any]) -> list[str]:
             )
     for name, part in node.items():
         lines += _loss_notes(part, f"{key}.{name}", data)
+    return lines
+
+
+def _passes_notes(node: Any, key: str) -> list[str]:
+    """Tells of an OHEM whose divisor costs passes of the network where batches are accumulated."""
+    if isinstance(node, list):
+        return [line for i, part in enumerate(node) for line in _passes_notes(part, f"{key}.{i}")]
+    if not isinstance(node, Mapping):
+        return []
+    lines = [line for name, part in node.items() for line in _passes_notes(part, f"{key}.{name}")]
+    if node.get("_target_") == "danet.losses.OHEM" and node.get("normalise", "kept") == "kept":
+        lines.append(
+            f"{key}.normalise=kept with trainer.accumulate: the kept pixels of a step are counted "
+            f"by passes without gradients, a third more work; {key}.normalise=labelled needs none"
+        )
     return lines
 
 

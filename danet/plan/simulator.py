@@ -136,7 +136,7 @@ class StepSimulator:
             if times > 1:  # from the second batch on there are gradients already
                 self._make_gradients()
             ledger.peak, ledger.flops, before = ledger.now, 0, ledger.now
-            loss, forward_flops = self._forward(batch_size, height, width)
+            loss, forward_flops, passes = self._forward(batch_size, height, width)
             activations = ledger.now - before
             loss.backward()
             del loss
@@ -150,7 +150,7 @@ class StepSimulator:
             attention=self._attention,
             peak=max(ledger.peak, self._update_peak),
             forward_flops=forward_flops,
-            step_flops=ledger.flops * times,
+            step_flops=(ledger.flops + passes * forward_flops) * times,
         )
 
     def _make_gradients(self) -> None:
@@ -165,8 +165,8 @@ class StepSimulator:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _forward(self, batch_size: int, height: int, width: int) -> tuple[Tensor, int]:
-        """Returns the loss of a batch and the FLOPs of the network.
+    def _forward(self, batch_size: int, height: int, width: int) -> tuple[Tensor, int, int]:
+        """Returns the loss of a batch, the FLOPs of the network, and passes that only count pixels.
 
         Image and mask live as long as the graph of the loss needs them. The loss is not counted
         here since it already computes gradients, among them products (``resize_backward``).
@@ -181,7 +181,9 @@ class StepSimulator:
             outputs = self.model(image)
             flops = self._ledger.flops
             terms = self._criterion(outputs, mask)
-        return torch.stack(list(terms.values())).sum() / self._settings.accumulate, flops
+            times = self._settings.accumulate
+            passes = int(times > 1 and self._criterion.divisors(mask) is None)
+        return torch.stack(list(terms.values())).sum() / times, flops, passes
 
     def _watch_attention(self) -> None:
         """Notes what is alive before and after each attention module."""

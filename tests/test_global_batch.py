@@ -1,0 +1,190 @@
+"""A global batch gives one gradient, however it is spread over micro-batches and processes."""
+
+import functools
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from danet.engine.optimizer import SGD
+from danet.engine.schedule import Poly
+from danet.engine.settings import TrainSettings
+from danet.engine.trainer import Trainer
+from danet.evaluation.confusion import ConfusionMatrix
+from danet.losses import OHEM, CrossEntropy, DeepSupervision, Dice, LovaszSoftmax, WeightedSum
+from danet.models.heads import DualAttentionHead, FCNHead
+from danet.models.segmentor import Segmentor
+from danet.types import IGNORE, Batch
+
+K = 4
+WEIGHTS = [0.5, 2.0, 1.0, 3.0]
+# With min_kept=1 the threshold alone chooses, unless all pixels of a batch are easy.
+LOSSES = {
+    "cross entropy": lambda: (CrossEntropy(), None),
+    "class weights": lambda: (CrossEntropy(WEIGHTS), CrossEntropy()),
+    "ohem, kept": lambda: (OHEM(0.3, min_kept=1), CrossEntropy()),
+    "ohem on every output": lambda: (OHEM(0.3, min_kept=1, class_weights=WEIGHTS), None),
+    "ohem, labelled": lambda: (OHEM(0.3, min_kept=1, normalise="labelled"), None),
+    "sum": lambda: (WeightedSum([CrossEntropy(WEIGHTS), OHEM(0.3, 1)], [1.0, 0.5]), CrossEntropy()),
+}
+
+
+class Backbone(nn.Module):
+    channels = (4, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1, bias=False), nn.BatchNorm2d(4))
+        self.second = nn.Conv2d(4, 8, 3, padding=1)
+
+    def forward(self, x):
+        first = self.first(x)
+        return [first, self.second(first.relu())]
+
+
+class Frozen(Segmentor):
+    """A network whose batch norms stay in eval mode: they would see micro-batches."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+def pictures():
+    """Four pictures in which very different numbers of pixels are labelled."""
+    generator = torch.Generator().manual_seed(3)
+    image = torch.randint(0, 256, (4, 3, 32, 40), dtype=torch.uint8, generator=generator)
+    mask = torch.randint(0, K, (4, 32, 40), dtype=torch.uint8, generator=generator)
+    mask[1, 20:] = IGNORE
+    mask[2, 1:] = IGNORE
+    mask[3, :31] = IGNORE
+    mask[3, 31, 9:] = IGNORE
+    return image, mask
+
+
+def part(first, last):
+    image, mask = pictures()
+    return Batch(image[first:last], mask[first:last], tuple("abcd"[first:last]))
+
+
+def step(folder, loss, group, *, classes=Frozen):
+    """Returns the gradients of one step by the trainer, float64 (P,), and the loss."""
+    torch.manual_seed(0)
+    head = functools.partial(DualAttentionHead, num_classes=K, reduction=2, dropout=0.0)
+    aside = functools.partial(FCNHead, num_classes=K, channels=4, dropout=0.0)
+    model = classes(Backbone(), head, aside)
+    for name, parameter in model.named_parameters():
+        if name.endswith("gamma"):
+            parameter.data.fill_(0.5)  # else the attention would get no gradient
+    main, auxiliary = loss()
+    weights = {"position": 1.0, "channel": 0.7, "backbone": 0.4}
+    run = Trainer(
+        model=model,
+        criterion=DeepSupervision(main, auxiliary, weights),
+        recipe=SGD(0.1),
+        schedule=Poly(),
+        settings=TrainSettings(steps=4, precision="float32", accumulate=len(group)),
+        seed=5,
+        device=torch.device("cpu"),
+        evaluate=lambda network: ConfusionMatrix(K),
+        draw=lambda network: {},
+        folder=folder,
+        header={"config": {}, "classes": list("abcd"), "palette": []},
+    )
+    run.parallel.train()
+    found = []
+    update = run.optimizer.step
+
+    def note(*arguments, **named):
+        found.extend(p.grad.double().flatten().clone() for p in run.model.parameters())
+        return update(*arguments, **named)
+
+    run.optimizer.step = note
+    terms = run.train_step(group)
+    run.log.close()
+    return torch.cat(found), float(sum(terms.values())), run
+
+
+def difference(one, other):
+    return float((one - other).norm() / one.norm())
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_four_batches_accumulated_give_the_gradient_of_one(tmp_path, loss):
+    whole, value, _ = step(tmp_path, LOSSES[loss], [part(0, 4)])
+    for cuts in ([0, 1, 2, 3, 4], [0, 2, 4], [0, 3, 4]):
+        group = [part(a, b) for a, b in itertools.pairwise(cuts)]
+        spread, other, _ = step(tmp_path, LOSSES[loss], group)
+        assert difference(whole, spread) < 1e-6
+        assert other == pytest.approx(value, rel=1e-6)
+
+
+def work(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    found = {}
+    for name, loss in LOSSES.items():
+        for times, group in (
+            (1, [part(2 * rank, 2 * rank + 2)]),
+            (2, [part(rank, rank + 1), part(2 + rank, 3 + rank)]),
+        ):
+            gradients, value, _ = step(Path(folder), loss, group)
+            found[name, times] = gradients, value
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_give_the_gradient_of_one(tmp_path):
+    torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for (name, times), (gradients, value) in first.items():
+        whole, alone, _ = step(tmp_path, LOSSES[name], [part(0, 4)])
+        assert torch.equal(gradients, second[name, times][0])
+        assert difference(whole, gradients) < 1e-6, (name, times)
+        # Each process knows its own part; the log has their mean.
+        assert (value + second[name, times][1]) / 2 == pytest.approx(alone, rel=1e-6)
+
+
+def test_counting_the_kept_pixels_first_leaves_no_trace(tmp_path):
+    """Batch norms that learn and dropout: as if the passes that only count had not been."""
+
+    def trained(normalise):
+        def loss():
+            return OHEM(1.0, min_kept=1, normalise=normalise), None
+
+        group = [part(0, 2), part(2, 4)]
+        gradients, _, run = step(tmp_path, loss, group, classes=Segmentor)
+        return gradients, run.model.state_dict()
+
+    kept, state = trained("kept")
+    labelled, other = trained("labelled")  # needs no passes; with threshold 1 all are kept
+    assert torch.equal(kept, labelled)
+    assert state.keys() == other.keys()
+    assert all(torch.equal(state[name], other[name]) for name in state)
+    assert int(state["backbone.first.1.num_batches_tracked"]) == 2
+
+
+@pytest.mark.parametrize("kind", [Dice, LovaszSoftmax])
+def test_losses_of_regions_are_averaged_over_batches_with_labels(tmp_path, kind):
+    empty = part(3, 4)
+    empty.mask.fill_(IGNORE)
+    parts = [part(0, 1), part(1, 2), empty]
+    found = [step(tmp_path, lambda: (kind(), None), [one])[0] for one in parts[:2]]
+    together, _, _ = step(tmp_path, lambda: (kind(), None), parts)
+    assert difference(sum(found) / 2, together) < 1e-6
+
+
+def test_nothing_labelled_anywhere_changes_nothing(tmp_path):
+    empty = part(0, 2)
+    empty.mask.fill_(IGNORE)
+    for name in LOSSES:
+        gradients, value, _ = step(tmp_path, LOSSES[name], [empty, empty])
+        assert value == 0
+        assert not gradients.any()
