@@ -1,9 +1,13 @@
-"""What a file system refuses, said in one line: no room, no permission, a name it does not take."""
+"""Where results go, and what a file system refuses: no room, no permission, a name."""
 
 import errno
+import itertools
+import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from danet.errors import StorageError
 
@@ -29,6 +33,27 @@ def explain_storage(error: OSError) -> StorageError | None:
     if error.errno in _REFUSED:
         return StorageError(f"{name or 'writing'}: {error.strerror}")
     return None
+
+
+def folder_of(wanted: Path, file: str, facts: Mapping[str, Any]) -> Path:
+    """Return a folder in which no results of anything else lie.
+
+    Args:
+        wanted: The folder; ``wanted-2``, ``wanted-3``, ... are tried where others are there.
+        file: JSON in such a folder that states what its results are of. A fact that it does not
+            know is no other one; nor is anything stated by a file that cannot be read.
+        facts: What the new results are of.
+    """
+    told = json.loads(json.dumps(facts))
+    for number in itertools.count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            found = json.loads((folder / file).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # none is there, or half a file
+            return folder
+        if isinstance(found, dict) and all(found.get(k) in (None, told[k]) for k in told):
+            return folder
+    raise AssertionError
 
 
 def require_writable(folder: Path, key: str = "output") -> None:

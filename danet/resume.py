@@ -29,6 +29,7 @@ FREE = (
     "data.root",
     "data.dataset.root",
     "data.num_workers",
+    "data.allow_overlap",
     "data.cache",
     "data.cache_dir",
     "data.cache_gib",
@@ -110,6 +111,9 @@ def settle(
             settled["data"]["dataset"]["root"] = config["data"]["root"]
     else:
         notes += _compare_settings(path, stored, config)
+        if any(_is_measure(line.split(":")[0].strip()) for line in differences(stored, config)):
+            forget_best(saved)
+            notes.append("resume: scores are measured otherwise, so the best score begins anew")
         settled = deepcopy(config)
     settled["resume"], settled["init_from"] = str(path), None
     if config["run"]["dir"] is None:
@@ -178,26 +182,52 @@ def _compare_settings(
     return [f"resume={path}: allow_changes=true, from here on with other settings:\n{text}"]
 
 
-def compare_data(saved: Checkpoint, found: str, *, allowed: bool) -> list[str]:
-    """Refuses another training set than the checkpoint's, or says so where it is allowed.
+def _is_measure(key: str) -> bool:
+    """Tells whether scores before and after a change of a key do not compare."""
+    is_of_training = key.startswith(("data.crop", "data.transforms.train", "data.train_split"))
+    return key.startswith(("evaluation.", "data.")) and not is_of_training
+
+
+def compare_data(saved: Checkpoint, found: Mapping[str, str], *, allowed: bool) -> list[str]:
+    """Refuses other data than the checkpoint's, or says so where it is allowed.
+
+    Scores on another validation set do not compare with those before: the best is forgotten.
 
     Args:
-        saved: The checkpoint; old ones do not know their training set.
-        found: Fingerprint of the training set now.
+        saved: The checkpoint; old ones do not know their data.
+        found: Fingerprints now, by the keys "training_set" and "validation_set".
         allowed: The setting ``allow_changes``.
 
     Raises:
         InputError: Another one; with both.
     """
-    before = saved.get("training_set")
-    if before is None or before == found:
-        return []
-    text = f"the training set was {before}, now it is {found}"
-    if not allowed:
-        raise InputError(
-            f"resume: {text}; allow_changes=true goes on with the new one, in another order"
-        )
-    return [f"resume: allow_changes=true, {text}; samples come in another order"]
+    lines = []
+    for key, effect in (
+        ("training_set", "in another order"),
+        ("validation_set", "and the best score begins anew"),
+    ):
+        before, now = saved.get(key), found[key]
+        if before is None or before == now:
+            continue
+        text = f"the {key.replace('_', ' ')} was {before}, now it is {now}"
+        if not allowed:
+            raise InputError(
+                f"resume: {text}; allow_changes=true goes on with the new one, {effect}"
+            )
+        lines.append(f"resume: allow_changes=true, {text}; it goes on {effect}")
+        if key == "validation_set":
+            forget_best(saved)
+    return lines
+
+
+def forget_best(saved: Checkpoint) -> None:
+    """Leaves no score in a checkpoint: later ones are measured otherwise."""
+    saved["best_miou"], saved["scores"], saved["best"] = None, None, []
+
+
+def is_best_forgotten(saved: Checkpoint) -> bool:
+    """Tells whether ``forget_best`` was called on a checkpoint that had a score."""
+    return saved["best_miou"] is None and saved.get("evaluated_at", 0) > 0
 
 
 def _compare_threads(saved: Checkpoint, config: Mapping[str, Any]) -> list[str]:

@@ -190,7 +190,7 @@ class Folder(FileDataset):
         below = find_files(self.root / self.images_dir)
         by_name = {name: name for name in below} | {_stem(name): name for name in below}
         needed = [self.split] if self.allow_overlap else list(lists)
-        listed = {split: self._read_pairs(lists[split], by_name) for split in needed}
+        listed = {split: self._read_pairs(split, lists[split], by_name) for split in needed}
         _check_overlap(list(listed.values()))
         own = listed[self.split]
         items = {pair.item.image: pair.item for pair in own}
@@ -203,7 +203,7 @@ class Folder(FileDataset):
             )
         return list(items.values())
 
-    def _read_pairs(self, file: str, by_name: Mapping[str, str]) -> list["_Listed"]:
+    def _read_pairs(self, split: str, file: str, by_name: Mapping[str, str]) -> list["_Listed"]:
         """Reads a list; images must exist, masks are looked for later."""
         source = read_list(self.root / Path(file).expanduser())
         images, masks = self.root / self.images_dir, self.root / self.masks_dir
@@ -223,7 +223,7 @@ class Folder(FileDataset):
                 item = _item(images, masks, by_name.get(line, line), self.mask_suffix)
             if not exists:
                 raise InputError(f"{where} names {line!r}, but there is no image {item.image}")
-            pairs.append(_Listed(item, source.path, number))
+            pairs.append(_Listed(item, split, source.path, number))
         return pairs
 
 
@@ -231,6 +231,7 @@ class _Listed(NamedTuple):
     """A pair and where it is named."""
 
     item: Item
+    split: str
     source: Path
     line: int
 
@@ -242,7 +243,7 @@ def _check_overlap(lists: Sequence[Sequence[_Listed]]) -> None:
     for pairs in lists:
         for pair in pairs:
             first = seen.setdefault(pair.item.image, pair)
-            if first.source != pair.source:
+            if first.split != pair.split:
                 shared.setdefault(pair.item.image, (first, pair))
     if shared:
         one, other = next(iter(shared.values()))

@@ -17,6 +17,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+if __name__ == "__main__":
+    from danet.interpreter import require_packages
+
+    require_packages(__file__)
+
 import torch
 from bench.measure import Options, Row, give_back_freed_memory, table
 from provenance import commit, processor

@@ -8,6 +8,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+if __name__ == "__main__":
+    from danet.interpreter import require_packages
+
+    require_packages(__file__)
+
 import cv2
 import numpy as np
 import torch

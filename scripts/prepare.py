@@ -20,6 +20,11 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+if __name__ == "__main__":
+    from danet.interpreter import require_packages
+
+    require_packages(__file__)
+
 import command_line
 from tqdm import tqdm
 

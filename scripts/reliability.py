@@ -4,7 +4,8 @@
     python scripts/reliability.py rows.json
 
 Rows of the file are tests; those of one number become one line, which has passed when all of them
-have. A second run adds to the file, so that a number may be repeated alone.
+have. A second run adds to the file, so that a number may be repeated alone. Any Python from 3.7 on
+will do, without packages.
 """
 
 import json
@@ -13,11 +14,11 @@ from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
 BEGIN = "<!-- tables: python scripts/reliability.py FILE -->"
-BETWEEN = "Bad inputs, by number: C config, F folders, L labels, I images, K checkpoints."
+BETWEEN = "Bad inputs: C config, F folders, L labels, I images, K checkpoints, R results."
 END = "<!-- end of tables -->"
 
 
-def table(rows: list[dict[str, str]], columns: str) -> str:
+def table(rows: "list[dict[str, str]]", columns: str) -> str:
     """Returns a table, a line per number.
 
     Args:

@@ -21,6 +21,11 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+if __name__ == "__main__":
+    from danet.interpreter import require_packages
+
+    require_packages(__file__)
+
 import command_line
 import yaml
 
@@ -153,7 +158,8 @@ def launch(row: Row, launcher: str, runs: Path, settings: Sequence[str]) -> None
     for command in commands:
         print(shlex.join(command), flush=True)
         given = [sys.executable, *command[1:]] if command[0] == "python" else command
-        if code := subprocess.run(given, cwd=ROOT, check=False).returncode:
+        code = subprocess.run(given, cwd=ROOT, check=False).returncode
+        if code:
             raise UserError(f"{shlex.join(command)} ended with exit code {code}")
 
 

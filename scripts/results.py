@@ -18,6 +18,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+if __name__ == "__main__":
+    from danet.interpreter import require_packages
+
+    require_packages(__file__)
+
 import command_line
 import yaml
 
@@ -76,11 +81,11 @@ def failures(study: Mapping[str, Any], runs: Runs) -> Iterator[str]:
     """Yields, for every variant, the levels at which it is no better than a guess."""
     group, guess = study["guess"]["scores"], study["guess"]["iou"]
     for variant in study["variants"]:
-        means = {
-            level: sum(values) / len(values)
+        found = {
+            level: scores(runs.get((level, variant), ()), study["scores"][group])
             for level in study["levels"]
-            if (values := scores(runs.get((level, variant), ()), study["scores"][group]))
         }
+        means = {level: sum(values) / len(values) for level, values in found.items() if values}
         lost = [level for level, mean in means.items() if mean <= guess]
         held = [level for level in means if level not in lost]
         said = [

@@ -16,7 +16,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-TRAIN = Path(__file__).resolve().parents[1] / "tools" / "train.py"
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":  # what it starts has the same Python
+    sys.path.insert(0, str(ROOT))
+    from danet.interpreter import require_packages
+
+    require_packages(__file__)
+
+TRAIN = ROOT / "tools" / "train.py"
 DIVERGED = 3
 """Exit code of a training whose loss is not finite: a result, and a bad one."""
 

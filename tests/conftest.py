@@ -144,7 +144,7 @@ def camvid_tree(tmp_path):
     return tmp_path / "camvid"
 
 
-_NUMBERS = re.compile(r"_([CFLIK]\d\d)(?=_)")
+_NUMBERS = re.compile(r"_([CFLIKR]\d\d)(?=_)")
 _rows = []
 
 

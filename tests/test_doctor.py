@@ -16,6 +16,7 @@ from danet.datasets.base import FileDataset, Item
 from danet.datasets.camvid import CamVid
 from danet.datasets.folder import Folder
 from danet.datasets.scenes import Scenes
+from danet.doctor.overlap import same_contents
 from danet.doctor.report import (
     as_json,
     class_weights,
@@ -23,7 +24,6 @@ from danet.doctor.report import (
     describe,
     find_copies,
     notes_of,
-    same_contents,
     shared_names,
     weights_setting,
 )

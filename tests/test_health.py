@@ -498,16 +498,23 @@ def test_another_number_of_threads_is_told():
     assert "1 thread(s) instead of 7" in line
 
 
-def test_another_training_set_is_refused_and_allowed_on_purpose():
-    saved = {"training_set": "Folder train, 5 samples, abc"}
-    assert resume.compare_data(saved, "Folder train, 5 samples, abc", allowed=False) == []
-    assert resume.compare_data({}, "Folder train, 5 samples, abc", allowed=False) == []
-    with pytest.raises(
-        InputError, match=r"was .*5 samples, abc, now it is .*6 samples, abd; allow"
-    ):
-        resume.compare_data(saved, "Folder train, 6 samples, abd", allowed=False)
-    (line,) = resume.compare_data(saved, "Folder train, 6 samples, abd", allowed=True)
+@pytest.mark.parametrize("key", ["training_set", "validation_set"])
+def test_other_data_are_refused_and_allowed_on_purpose(key):
+    before = {"training_set": "Folder train, 9 samples, x", "validation_set": "Folder val, 5, abc"}
+    saved = {**before, "best_miou": 0.5, "best": [[0.5, 3]], "scores": {"miou": 0.4}}
+    assert resume.compare_data(saved, before, allowed=False) == []
+    assert resume.compare_data({}, before, allowed=False) == []
+    now = {**before, key: "Folder, 6, abd"}
+    told = (
+        rf"{key.replace('_', ' ')} was {before[key]}, now it is Folder, 6, abd; allow_changes=true"
+    )
+    with pytest.raises(InputError, match=told):
+        resume.compare_data(saved, now, allowed=False)
+    (line,) = resume.compare_data(saved, now, allowed=True)
     assert "allow_changes=true" in line
+    # A score on other pictures is no best to be beaten.
+    assert (saved["best_miou"] is None) is (key == "validation_set")
+    assert (saved["best"] == []) is (key == "validation_set")
 
 
 def test_changes_are_allowed_but_for_network_and_optimizer():

@@ -11,6 +11,7 @@ FLOORS = {
     "danet": 0,
     "danet.types": 0,
     "danet.errors": 0,
+    "danet.interpreter": 0,
     "danet.plain": 0,
     "danet.console": 0,
     "danet.launcher": 1,

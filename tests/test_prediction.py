@@ -161,7 +161,7 @@ def test_a_damaged_file_is_told_and_the_others_are_done(tiny_checkpoint, folder,
     settings = [f"checkpoint={tiny_checkpoint}", f"images={folder}", f"output={output}"]
     call("predict", *settings, "write=[]", "device=cpu", code=2)
     error = capsys.readouterr().err
-    assert "error: 1 of 8 files could not be read, the others are done" in error
+    assert "error: 1 of 8 files could not be read whole, the others are done" in error
     assert "broken.png: not a readable image" in error
     assert len(lines(output)) == 7
 

@@ -229,6 +229,7 @@ def run(tmp_path_factory):
     tool(
         "train",
         *("data=pascal_voc", "data.root=data", "data.train_split=train", "data.val_split=train"),
+        "data.allow_overlap=true",
         *("data.crop=[32,32]", "data.num_workers=0", "model/backbone=resnet18_narrow"),
         *(*settings, "trainer.steps=2", "run.dir=run"),
         cwd=folder,

@@ -13,7 +13,6 @@ from PIL import Image
 
 import danet
 from danet.engine import checkpoint
-from danet.tools import eval as eval_tool
 
 
 def fingerprint(path):
@@ -111,24 +110,6 @@ def test_resuming_is_refused_with_other_settings_and_ends_when_finished(run, tmp
 
 
 @pytest.mark.slow
-def test_scores_of_other_data_or_passes_are_not_replaced(tmp_path):
-    facts = {"data_set": "Folder val, 3 samples, ab", "evaluation": {"flip": False, "crop": (1, 2)}}
-    others = [{**facts, "data_set": "x"}, {**facts, "evaluation": {"flip": True, "crop": (1, 2)}}]
-    wanted = tmp_path / "eval_val_whole"
-    for number, told in enumerate([facts, *others], start=1):
-        folder = eval_tool.free(wanted, told)
-        assert folder == (wanted if number == 1 else tmp_path / f"eval_val_whole-{number}")
-        folder.mkdir()
-        (folder / "metrics.json").write_text(json.dumps(told))
-    assert [eval_tool.free(wanted, told) for told in (facts, *others)] == [
-        wanted,
-        tmp_path / "eval_val_whole-2",
-        tmp_path / "eval_val_whole-3",
-    ]
-    (wanted / "metrics.json").write_text('{"miou"')
-    assert eval_tool.free(wanted, facts) == wanted
-
-
 def test_eval_prints_the_last_validation_score_to_every_digit(run, tmp_path):
     last = json.loads((run[0] / "metrics.jsonl").read_text().splitlines()[-1])
     matrices = []

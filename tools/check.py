@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if not __package__:  # started as a file of a checkout: the checkout is what is meant
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from danet.interpreter import require_packages
+
+    require_packages(__file__)
     from danet.engine.signals import end_quietly
 
     end_quietly()
@@ -17,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from danet import cli
 from danet.check import check
 from danet.config import CheckConfig, TrainConfig
-from danet.disk import require_writable
+from danet.disk import folder_of, require_writable
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError, StorageError
 
@@ -31,12 +34,12 @@ _TOLD = 3
 
 def work(config: DictConfig) -> None:
     """Scans the splits, prints what is there, writes the report, and refuses where it must."""
-    output = Path(config.output or f"runs/check/{cli.choice()}").expanduser().absolute()
+    output = Path(config.output).expanduser().absolute() if config.output else None
     examine(config, cli.added_keys(), output)
 
 
-def examine(config: DictConfig, added: Iterable[str], output: Path) -> None:
-    """Does the work on a composed config.
+def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> None:
+    """Does the work on a composed config; without ``output`` in a folder for this data alone.
 
     Raises:
         InputError: There are problems; the report is written nevertheless.
@@ -47,6 +50,9 @@ def examine(config: DictConfig, added: Iterable[str], output: Path) -> None:
     checked = check(train, added, needs_data=True)
     plain: Any = OmegaConf.to_container(config)
     settings = CheckConfig(**{**plain, "data": checked["data"]})
+    facts = {"root": checked["data"].get("root")}
+    if output is None:
+        output = folder_of(Path("runs/check", cli.choice()).absolute(), "report.json", facts)
     _check_settings(settings, output)
     require_writable(output)
     from danet.datasets.base import FileDataset
@@ -55,7 +61,7 @@ def examine(config: DictConfig, added: Iterable[str], output: Path) -> None:
     from danet.drawing.overlay import save_image
 
     reports, datasets, refused = scan_splits(checked, settings)
-    found: dict[str, Any] = {"refused": refused, "splits": {}}
+    found: dict[str, Any] = {**facts, "refused": refused, "splits": {}}
     for report, dataset in zip(reports, datasets, strict=True):
         assert isinstance(dataset, FileDataset)
         is_training = report.split == settings.data["train_split"]
@@ -89,6 +95,7 @@ def scan_splits(
 
     from danet.assemble import make_dataset
     from danet.datasets.base import FileDataset
+    from danet.doctor.overlap import refuse_overlap
     from danet.doctor.report import find_copies, shared_names
     from danet.doctor.sample import mistaken_values
     from danet.doctor.scan import scan
@@ -115,7 +122,15 @@ def scan_splits(
             )
         reports.append(report)
         datasets.append(dataset)
-    find_copies(reports, allow_overlap=bool(data.get("allow_overlap")))
+    allowed = bool(data.get("allow_overlap"))
+    find_copies(reports, allow_overlap=allowed)
+    by_split = {dataset.split: dataset for dataset in datasets}
+    if data["train_split"] == data["val_split"] in by_split:
+        dataset = by_split[data["val_split"]]
+        try:
+            reports[0].notes.append(refuse_overlap(dataset, dataset, allowed=allowed))
+        except InputError as error:
+            refused.append(str(error))
     if reports:
         reports[0].notes += shared_names(reports)
         wrong = mistaken_values(datasets[0], set().union(*(report.values for report in reports)))

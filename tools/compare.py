@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 
 if not __package__:  # started as a file of a checkout: the checkout is what is meant
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from danet.interpreter import require_packages
+
+    require_packages(__file__)
     from danet.engine.signals import end_quietly
 
     end_quietly()
@@ -40,7 +43,8 @@ def read_run(folder: Path, name: str) -> Run:
     """Reads config.yaml and metrics.jsonl; raises InputError."""
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-        if problem := problem_with(config, "config"):
+        problem = problem_with(config, "config")
+        if problem:
             raise InputError(f"{folder}: {problem}")
         flat = plain_settings(config)
     except (OSError, yaml.YAMLError, AttributeError) as error:

@@ -13,6 +13,9 @@ from typing import Any
 
 if not __package__:  # started as a file of a checkout: the checkout is what is meant
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from danet.interpreter import require_packages
+
+    require_packages(__file__)
     from danet.engine.signals import end_quietly
 
     end_quietly()

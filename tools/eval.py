@@ -5,12 +5,15 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 if not __package__:  # started as a file of a checkout: the checkout is what is meant
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from danet.interpreter import require_packages
+
+    require_packages(__file__)
     from danet.engine.signals import end_quietly
 
     end_quietly()
@@ -28,17 +31,18 @@ from danet.config import EvalConfig
 from danet.data.loader import eval_batches
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.submission import SubmissionWriter, demand_labels, is_labelled
-from danet.disk import require_writable
+from danet.disk import folder_of, require_writable
 from danet.engine import distributed, signals
 from danet.engine.log import class_table
 from danet.errors import InputError, StorageError
 from danet.evaluation.boundary import BoundaryIoU, BoundaryScores
-from danet.evaluation.confusion import ConfusionMatrix, Scores
+from danet.evaluation.confusion import ConfusionMatrix, Scores, warn_of_single_class
 from danet.evaluation.evaluate import Prediction, predict
 from danet.evaluation.inference import Inference
 from danet.evaluation.official import OfficialScores, ScoredOfficially
 from danet.evaluation.per_image import ImageIoU
 from danet.evaluation.protocol import described, name_of
+from danet.prediction.results import digest_of
 
 
 def work(config: DictConfig) -> None:
@@ -68,15 +72,20 @@ def work(config: DictConfig) -> None:
     facts = {
         "checkpoint": settings.checkpoint,
         "step": saved["step"],
+        "network": digest_of(model),
         "split": split,
         "images": len(dataset),
         "data_set": dataset.fingerprint(),
-        **({"boundary_ratio": ratio} if ratio else {}),
+        "root": trained["data"].get("root"),
+        "boundary_ratio": ratio,
         "evaluation": protocol,
         "protocol": described(protocol, mode),
     }
     default = Path(settings.checkpoint).expanduser().parent / f"eval_{split}_{mode}"
-    output = Path(settings.output).expanduser() if settings.output else free(default, facts)
+    same = ("network", "step", "data_set", "root", "evaluation", "boundary_ratio")
+    output = folder_of(default, "metrics.json", {key: facts[key] for key in same})
+    if settings.output:
+        output = Path(settings.output).expanduser()
     with distributed.group(device):
         if distributed.is_first() and is_labelled(dataset):
             require_writable(output)
@@ -92,21 +101,6 @@ def work(config: DictConfig) -> None:
     what = f"{split}, {len(dataset)} images"
     report(counted, dataset.classes, what, described(protocol, mode))
     print(f"  miou={counted.scores.miou}\n  written to {output}")
-
-
-def free(wanted: Path, facts: Mapping[str, Any]) -> Path:
-    """Returns the folder; with a number behind it where scores of other data or passes are."""
-    folder, number, told = wanted, 2, json.loads(json.dumps(facts))
-    while (folder / "metrics.json").exists():
-        try:
-            found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-            if all(found.get(key) in (None, told[key]) for key in ("data_set", "evaluation")):
-                break
-        except (OSError, ValueError, AttributeError):
-            break  # half a file, of an evaluation that was stopped
-        folder = wanted.with_name(f"{wanted.name}-{number}")
-        number += 1
-    return folder
 
 
 def run(
@@ -230,6 +224,9 @@ def report(counted: Counted, classes: tuple[str, ...], what: str, protocol: str)
         print("  official: " + ", ".join(f"{k} {100 * v:.2f}" for k, v in shown.items()))
     if counted.note:
         print(f"  {counted.note}")
+    warning = warn_of_single_class(torch.from_numpy(counted.matrix), classes)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def write(output: Path, facts: dict[str, Any], counted: Counted, classes: tuple[str, ...]) -> None:

@@ -4,11 +4,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 if not __package__:  # started as a file of a checkout: the checkout is what is meant
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from danet.interpreter import require_packages
+
+    require_packages(__file__)
     from danet.engine.signals import end_quietly
 
     end_quietly()
@@ -20,7 +22,7 @@ from danet import cli
 from danet.assemble import checked_config, load_saved, model_of
 from danet.check import did_you_mean
 from danet.config import ExportConfig
-from danet.disk import require_writable
+from danet.disk import folder_of, require_writable
 from danet.errors import InputError, StorageError
 from danet.export import folder, hub
 from danet.export.card import card
@@ -34,6 +36,7 @@ from danet.export.programs import (
     require,
 )
 from danet.plain import problem_with
+from danet.prediction.results import digest_of
 
 FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
 
@@ -47,9 +50,11 @@ def work(config: DictConfig) -> None:
     model = model_of(saved, trained, settings.checkpoint)
     path = Path(settings.checkpoint).expanduser()
     beside = path if path.is_dir() else path.parent
-    output = Path(settings.output).expanduser() if settings.output else beside / "exported"
-    found = find_metrics(settings.metrics, beside, saved["step"])
+    default = folder_of(beside / "exported", folder.CONFIG, {"step": saved["step"]})
+    output = Path(settings.output).expanduser() if settings.output else default
+    found = find_metrics(settings.metrics, beside, saved["step"], digest_of(model))
     require_writable(output)
+    refuse_leftovers(output, settings.formats, saved["step"])
 
     folder.save(output, saved, model.state_dict())
     say(output / folder.WEIGHTS)
@@ -71,6 +76,17 @@ def work(config: DictConfig) -> None:
     say(output / "README.md")
     if settings.push:
         print(hub.push(output, settings.push, private=settings.private))
+
+
+def refuse_leftovers(output: Path, formats: Sequence[str], step: int) -> None:
+    """Refuses a folder where programs of another step would stay beside the new weights."""
+    stale = [output / FORMATS[name] for name in FORMATS if name not in formats]
+    stale = [path for path in stale if path.exists()]
+    if stale and folder_of(output, folder.CONFIG, {"step": step}) != output:
+        raise InputError(
+            f"output={output}: {stale[0].name} of another step is there and would stay; name "
+            "another folder, or remove it"
+        )
 
 
 def write_program(
@@ -131,12 +147,20 @@ def are_scores(metrics: Any) -> bool:
         and "_target_" in protocol
         and isinstance(classes, dict)
         and all(isinstance(values, dict) for values in classes.values())
-        and all(isinstance(v, (float, int, NoneType)) for c in classes.values() for v in c.values())
+        and all(
+            isinstance(v, (float, int, type(None))) for c in classes.values() for v in c.values()
+        )
     )
 
 
-def find_metrics(wanted: str | None, beside: Path, step: int) -> list[dict[str, Any]]:
+def find_metrics(wanted: str | None, beside: Path, step: int, network: str) -> list[dict[str, Any]]:
     """Reads scores for the card: the file that was named, or those beside the checkpoint.
+
+    Args:
+        wanted: The setting ``metrics``.
+        beside: Where evaluations of the checkpoint lie by default.
+        step: Of the checkpoint.
+        network: The digest of its weights; old files of scores do not know it.
 
     Raises:
         InputError: A file that was named is none of ``tools/eval.py``.
@@ -151,11 +175,12 @@ def find_metrics(wanted: str | None, beside: Path, step: int) -> list[dict[str, 
             raise InputError(f"metrics={file}: not readable ({error})") from error
         if wanted and not is_right:
             raise InputError(f"metrics={file}: not a metrics.json of tools/eval.py")
-        if is_right and metrics["step"] == step:
+        if is_right and metrics["step"] == step and metrics.get("network") in (None, network):
             found.append(metrics)
         elif wanted:
             raise InputError(
                 f"metrics={file}: scores of step {metrics['step']}, the checkpoint has step {step}"
+                + (", but other weights" if metrics["step"] == step else "")
             )
     return found
 

@@ -2,12 +2,15 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 if not __package__:  # started as a file of a checkout: the checkout is what is meant
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from danet.interpreter import require_packages
+
+    require_packages(__file__)
     from danet.engine.signals import end_quietly
 
     end_quietly()
@@ -19,6 +22,7 @@ from danet import cli
 from danet.assemble import checked_config, load_saved, make, model_of
 from danet.check import check_node, did_you_mean
 from danet.config import PredictConfig
+from danet.disk import folder_of
 from danet.engine import distributed
 from danet.errors import InputError
 from danet.evaluation.speed import prepared
@@ -50,11 +54,18 @@ def work(config: DictConfig) -> None:
     infer = make(protocol, "evaluation")
     model = model_of(saved, trained, settings.checkpoint)
     device = distributed.choose_device(settings.device)
-    output = folder_of(settings)
+    origin = {
+        "network": digest_of(model),
+        "evaluation": protocol,
+        "images": settings.images
+        if settings.images == "-"
+        else str(Path(settings.images).expanduser().absolute()),
+    }
+    output = folder_for(settings, origin)
     results = Results(
         output,
         settings.write,
-        origin={"network": digest_of(model), "evaluation": protocol},
+        origin=origin,
         classes=saved["classes"],
         palette=[tuple(color) for color in saved["palette"]],
         opacity=settings.opacity,
@@ -67,6 +78,7 @@ def work(config: DictConfig) -> None:
         pictures = Reading(sources, results, settings.max_pixels, bar, unreadable)
         found = predictions(quick, pictures, infer, device=device, batch_size=settings.batch_size)
         try:
+            results.refuse_others(sources)
             for picture, classes in found:
                 results.write(picture, classes)
                 bar.update()
@@ -81,12 +93,17 @@ def work(config: DictConfig) -> None:
         f"{count} images in {seconds:.1f} s, {count / seconds:.2f} images/s{earlier}; "
         f"written to {output}"
     )
+    if count > 1 and len(results.found) == 1:
+        print(
+            f"warning: every pixel of these {count} images was predicted as class "
+            f"{saved['classes'][results.found.pop()]}",
+            file=sys.stderr,
+        )
     if unreadable:
         more = f"\nand {len(unreadable) - _TOLD} more" if len(unreadable) > _TOLD else ""
         raise InputError(
-            f"{len(unreadable)} of {len(sources)} files could not be read, the others are done:\n"
-            + "\n".join(unreadable[:_TOLD])
-            + more
+            f"{len(unreadable)} of {len(sources)} files could not be read whole, the others are "
+            "done:\n" + "\n".join(unreadable[:_TOLD]) + more
         )
 
 
@@ -136,13 +153,20 @@ def refuse_settings(settings: PredictConfig) -> None:
         raise InputError(f"opacity={settings.opacity}: expected 0 to 1")
 
 
-def folder_of(settings: PredictConfig) -> Path:
-    """Returns where results go; refuses a place where they would be taken for pictures."""
+def folder_for(settings: PredictConfig, origin: Mapping[str, Any]) -> Path:
+    """Returns where results go: by default a folder for this network and these pictures alone.
+
+    Raises:
+        InputError: There they would be taken for pictures at the next start.
+    """
     beside = Path(settings.checkpoint).expanduser()
     beside = beside if beside.is_dir() else beside.parent
     name = "list" if settings.images == "-" else Path(settings.images).expanduser().stem
     plain = "".join(letter for letter in name if letter not in "*?[]") or "pictures"
-    output = Path(settings.output).expanduser() if settings.output else beside / f"predict_{plain}"
+    if settings.output:
+        output = Path(settings.output).expanduser()
+    else:
+        output = folder_of(beside / f"predict_{plain}", Results.ORIGIN, origin)
     source = Path(settings.images).expanduser()
     if source.is_dir() and output.absolute().is_relative_to(source.absolute()):
         raise InputError(

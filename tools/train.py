@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if not __package__:  # started as a file of a checkout: the checkout is what is meant
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from danet.interpreter import require_packages
+
+    require_packages(__file__)
     from danet.engine.signals import end_quietly
 
     end_quietly()
@@ -112,7 +115,7 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
     from danet.assemble import make, make_dataset, make_model, untrained
     from danet.data.loader import eval_batches, train_batches
     from danet.drawing.figure import validation_pictures
-    from danet.engine import distributed, identity, run_folder
+    from danet.engine import distributed, identity, run_folder, saver
     from danet.engine.settings import TrainSettings
     from danet.engine.trainer import Trainer
     from danet.evaluation.evaluate import evaluate
@@ -173,6 +176,10 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
         resuming=config["resume"] is not None,
         saved=saved,
     )
+    if saved and resume.is_best_forgotten(saved) and distributed.is_first():
+        aside = saver.set_aside_best(folder, done)
+        if aside:
+            cli.say(f"resume: the best checkpoint so far is now {aside}")
     trainer = Trainer(
         model=model,
         criterion=parts["loss"],
@@ -191,6 +198,7 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
             "classes": list(val_set.classes),
             "palette": [list(color) for color in val_set.palette],
             "training_set": train_set.fingerprint(),
+            "validation_set": val_set.fingerprint(),
             "run_id": run_folder.id_of(folder),
         },
         resume=saved,
@@ -225,15 +233,20 @@ def look_at_data(
     train_set: "SegmentationDataset",
     val_set: "SegmentationDataset",
 ) -> None:
-    """Reads some samples, and compares the training set with that of the checkpoint."""
+    """Reads some samples, and compares the data with those of the checkpoint."""
     from danet import resume
+    from danet.doctor.overlap import refuse_overlap
     from danet.doctor.sample import check_sample
 
+    overlap = refuse_overlap(train_set, val_set, allowed=bool(config["data"].get("allow_overlap")))
+    if overlap:
+        cli.say(overlap)
     skipped = train_set if loading_of(config)["on_bad_sample"] == "skip" else None
     for note in check_sample(train_set, val_set, skipping=skipped):
         cli.say(note)
     allowed = config["allow_changes"]
-    for note in resume.compare_data(saved or {}, train_set.fingerprint(), allowed=allowed):
+    found = {"training_set": train_set.fingerprint(), "validation_set": val_set.fingerprint()}
+    for note in resume.compare_data(saved or {}, found, allowed=allowed):
         cli.say(note)
 
 

@@ -1,5 +1,6 @@
 """Draws what a checkpoint sees and attends to: ``python tools/visualize.py checkpoint=PATH``."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,9 @@ from typing import Any, NamedTuple
 
 if not __package__:  # started as a file of a checkout: the checkout is what is meant
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from danet.interpreter import require_packages
+
+    require_packages(__file__)
     from danet.engine.signals import end_quietly
 
     end_quietly()
@@ -24,7 +28,7 @@ from danet.config import VisualizeConfig
 from danet.datasets.base import IMAGE_SUFFIXES, SegmentationDataset
 from danet.datasets.files import read_image
 from danet.datasets.submission import demand_labels
-from danet.disk import require_writable
+from danet.disk import folder_of, require_writable
 from danet.drawing import report, viewer
 from danet.drawing.attention import Point, has_attention
 from danet.drawing.figure import figure
@@ -33,12 +37,17 @@ from danet.drawing.sheets import Seen, contact_sheet, side_by_side, small
 from danet.engine import distributed
 from danet.engine.log import read_metrics
 from danet.errors import InputError, StorageError
-from danet.evaluation.confusion import ConfusionMatrix
+from danet.evaluation.confusion import ConfusionMatrix, warn_of_single_class
+from danet.evaluation.inference import Inference
+from danet.evaluation.protocol import described
 from danet.evaluation.speed import prepared
+from danet.prediction.results import digest_of
 
 Picture = tuple[str, np.ndarray, np.ndarray | None]
 """A name, an image, and its true classes where they are known."""
 
+_ORIGIN = "pictures.json"
+"""States what the pictures of a folder are of."""
 _EXTREMES = 3
 """How many best and how many worst pictures a report shows."""
 
@@ -52,6 +61,8 @@ class Network(NamedTuple):
     palette: Palette
     step: int
     config: dict[str, Any]
+    infer: Inference
+    """The protocol of its training, by which everything here is drawn and scored."""
 
 
 def work(config: DictConfig) -> None:
@@ -66,27 +77,43 @@ def work(config: DictConfig) -> None:
             f"other={settings.other}: its {len(other.classes)} classes are not the "
             f"{len(network.classes)} of checkpoint={settings.checkpoint}"
         )
+    facts: dict[str, Any] = {
+        "network": digest_of(network.model),
+        "other": digest_of(other.model) if other else None,
+        "evaluation": network.config["evaluation"],
+    }
     source = settings.split or network.config["data"]["val_split"]
     place = Path(settings.checkpoint).expanduser()
     beside = place if place.is_dir() else place.parent
     if settings.images:
-        pictures, source = own_pictures(Path(settings.images).expanduser()), "own"
+        path = Path(settings.images).expanduser()
+        pictures, source = own_pictures(path), "own"
+        facts["images"] = str(path.absolute())
     else:
         dataset = make_dataset(network.config, source, training=False)
         if settings.report:
             demand_labels(dataset, "split", "report=true needs them to score the network")
         pictures = of_split(dataset, settings.count)
-    default = beside / f"pictures_{source}"
+        facts["images"] = dataset.fingerprint()
+        facts["root"] = network.config["data"].get("root")
+    default = folder_of(beside / f"pictures_{source}", _ORIGIN, facts)
     output = Path(settings.output).expanduser() if settings.output else default
     require_writable(output)
+    write(output / _ORIGIN, json.dumps(facts, indent=1) + "\n")
     draw(pictures, network, other, settings, output, device)
     if settings.report:
         text = report.page(examine(network, dataset, settings.count, beside, device))
-        try:
-            (output / "report.html").write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"output={output}: cannot be written ({error.strerror})") from error
+        write(output / "report.html", text)
         print(output / "report.html", flush=True)
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file of the output; raises StorageError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"output={path.parent}: cannot be written ({error.strerror})") from error
 
 
 def load_network(path: str, settings: VisualizeConfig, device: torch.device) -> Network:
@@ -95,7 +122,8 @@ def load_network(path: str, settings: VisualizeConfig, device: torch.device) -> 
     config = checked_config(saved, path, settings.data)
     model = model_of(saved, config, path).to(device)
     palette = [tuple(color) for color in saved["palette"]]
-    return Network(path, model, saved["classes"], palette, saved["step"], config)
+    infer = make(config["evaluation"], "evaluation")
+    return Network(path, model, saved["classes"], palette, saved["step"], config, infer)
 
 
 def refuse_settings(settings: VisualizeConfig) -> None:
@@ -124,12 +152,12 @@ def draw(
     points, wanted = read_points(settings.points), find_classes(settings.classes, classes)
     seen = []
     for name, image, truth in pictures:
-        prediction = predict(network.model, image, device)
+        prediction = predict(network.model, image, device, network.infer)
         drawn = sheet(image, prediction, truth, classes, palette, opacity=settings.opacity)
         save_image(output / f"{name}.png", drawn)
         seen.append(small(Seen(name, image, prediction, truth)))
         if other:
-            both = (prediction, predict(other.model, image, device))
+            both = (prediction, predict(other.model, image, device, other.infer))
             names = [f"{n}: {Path(x.path).name}" for n, x in (("1st", network), ("2nd", other))]
             drawn = side_by_side(
                 image, both, names, truth, classes, palette, opacity=settings.opacity
@@ -170,7 +198,7 @@ def examine(
     device: torch.device,
 ) -> report.Findings:
     """Scores a split by the protocol of the training, and chooses pictures for the report."""
-    infer = make(network.config["evaluation"], "evaluation")
+    infer = network.infer
     quick = prepared(network.model, device)
     confusion, by_image = ConfusionMatrix(len(network.classes), device), list[float]()
 
@@ -198,14 +226,20 @@ def examine(
     viewed = []
     if viewer.has_positions(network.model):
         chosen = (dataset[i] for i in spread(len(dataset), count))
-        viewed = [viewer.look_at(network.model, s.name, s.image, device) for s in chosen]
+        viewed = [viewer.look_at(network.model, s.name, s.image, device, infer) for s in chosen]
+    warning = warn_of_single_class(confusion.matrix, network.classes)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
     log = folder / "metrics.jsonl"
     weights = sum(p.numel() for p in network.model.parameters())
     return report.Findings(
         title=f"{Path(network.path).name} of {folder.absolute().name}",
         facts=[
-            f"{type(dataset).__name__}, split {dataset.split}, {len(dataset)} images, evaluated "
-            f"by {type(infer).__name__}; step {network.step}; {weights:,} weights."
+            f"{type(dataset).__name__}, split {dataset.split}, {len(dataset)} images; step "
+            f"{network.step}; {weights:,} weights.",
+            f"Scored and drawn by {described(network.config['evaluation'])}; attention is that of "
+            "one pass over the whole picture.",
+            *([warning] if warning else []),
         ],
         classes=network.classes,
         palette=network.palette,

@@ -1,8 +1,6 @@
 """What a scan found, for people (text, a sheet of pictures) and for programs (JSON)."""
 
-import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import cv2
 import numpy as np
 
 from danet.datasets.base import SegmentationDataset
+from danet.doctor.overlap import same_contents, shared_images, told
 from danet.doctor.scan import SplitReport
 from danet.drawing.overlay import arrange, legend, overlay, titled
 from danet.errors import InputError
@@ -38,52 +37,21 @@ def class_weights(report: SplitReport) -> np.ndarray:
     return weights
 
 
-def same_contents(paths: Mapping[str, int]) -> list[list[str]]:
-    """Returns groups of files with equal bytes.
-
-    Args:
-        paths: Path -> bytes; only files of equal length are read.
-    """
-    by_length: dict[int, list[str]] = defaultdict(list)
-    for path, num_bytes in paths.items():
-        by_length[num_bytes].append(path)
-    groups: list[list[str]] = []
-    for candidates in by_length.values():
-        if len(candidates) > 1:
-            by_hash: dict[bytes, list[str]] = defaultdict(list)
-            for path in candidates:
-                by_hash[hashlib.blake2b(Path(path).read_bytes()).digest()].append(path)
-            groups += [group for group in by_hash.values() if len(group) > 1]
-    return groups
-
-
 def find_copies(reports: Sequence[SplitReport], *, allow_overlap: bool) -> None:
     """Adds images that are there twice: a note within a split, a problem between splits."""
-    splits_of: dict[str, list[SplitReport]] = defaultdict(list)
-    for report in reports:
-        for path in report.bytes_of:
-            splits_of[path].append(report)
     groups = same_contents({path: n for report in reports for path, n in report.bytes_of.items()})
-    grouped = {path for group in groups for path in group}
-    groups += [[path] for path, own in splits_of.items() if len(own) > 1 and path not in grouped]
-    within: dict[str, list[list[str]]] = defaultdict(list)
-    for group in groups:
-        owners = {report.split: report for path in group for report in splits_of[path]}
-        for report in owners.values():
-            own = [path for path in group if path in report.bytes_of]
-            if len(own) > 1:
-                within[report.split].append(own)
-        if len(owners) > 1:
-            text = f"{' and '.join(group)}: the same image in {' and '.join(owners)}"
-            first = next(iter(owners.values()))
-            if allow_overlap:
-                first.notes.append(text)
-            else:
-                first.complain(f"{text}; what is trained on must not be scored")
-    for report in reports:
-        if twice := within[report.split]:
-            shown = "; ".join(" = ".join(Path(path).name for path in own) for own in twice[:5])
+    for i, report in enumerate(reports):
+        own = [[path for path in group if path in report.bytes_of] for group in groups]
+        if twice := [paths for paths in own if len(paths) > 1]:
+            shown = "; ".join(" = ".join(Path(path).name for path in paths) for paths in twice[:5])
             report.notes.append(f"{len(twice)} images are there more than once: {shown}")
+        for other in reports[i + 1 :]:
+            for image in shared_images(report.bytes_of, other.bytes_of, groups):
+                text = told([image], report.split, other.split)
+                if allow_overlap:
+                    report.notes.append(text)
+                else:
+                    report.complain(f"{text}; what is trained on must not be scored")
 
 
 def shared_names(reports: Sequence[SplitReport]) -> list[str]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from danet.drawing.attention import Point, branch, choose_points, queries_and_keys
 from danet.drawing.overlay import Palette, predict
+from danet.evaluation.inference import Inference
 
 _MOST_POSITIONS = 8192
 """Of a picture in the viewer; queries and keys of so many take some 5 MB of the page."""
@@ -32,11 +33,19 @@ class Viewed(NamedTuple):
     keys: np.ndarray
 
 
-def look_at(model: nn.Module, name: str, image: np.ndarray, device: torch.device) -> Viewed:
+def look_at(
+    model: nn.Module,
+    name: str,
+    image: np.ndarray,
+    device: torch.device,
+    infer: Inference | None = None,
+) -> Viewed:
     """Runs a network with position attention over a picture, for the viewer.
 
-    A picture with more than 8192 positions is made smaller first.
+    The prediction is that of ``infer`` for the picture as it is. Attention is that of one pass over
+    all of it, which is made smaller if it has more than 8192 positions.
     """
+    prediction = predict(model, image, device, infer)
     while True:
         tensor = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
         queries, keys = queries_and_keys(model, tensor)
@@ -45,7 +54,8 @@ def look_at(model: nn.Module, name: str, image: np.ndarray, device: torch.device
         factor = (_MOST_POSITIONS / queries[0].numel()) ** 0.5 * 0.98
         size = int(image.shape[1] * factor), int(image.shape[0] * factor)
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    prediction = predict(model, image, device)
+    size = image.shape[1], image.shape[0]
+    prediction = cv2.resize(prediction, size, interpolation=cv2.INTER_NEAREST_EXACT)
     return Viewed(name, image, prediction, queries.cpu().numpy(), keys.cpu().numpy())
 
 

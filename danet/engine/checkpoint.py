@@ -33,7 +33,7 @@ import danet
 from danet.engine import distributed
 from danet.errors import InputError, StorageError
 from danet.models import files
-from danet.models.weights import without_prefix
+from danet.models.weights import without_wrappers
 from danet.plain import printable
 
 FORMAT = 2
@@ -146,6 +146,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "scores": (lambda v: v is None or _are_scores(v), "numbers by name, or null"),
     "best": (_are_best, "pairs of a score and a step"),
     "training_set": (lambda v: v is None or _is_text(v), "a text of printable letters"),
+    "validation_set": (lambda v: v is None or _is_text(v), "a text of printable letters"),
     "version": (_is_text, "a text of printable letters"),
     "run_id": (lambda v: v == "" or (isinstance(v, str) and v.isalnum()), "letters and digits"),
 }
@@ -217,7 +218,11 @@ def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
         )
     require_sound(checkpoint, f"{key}={path}")
     require_fields(checkpoint, ("model",), f"{key}={path}")
-    checkpoint["model"], notes = without_prefix(checkpoint["model"], f"{key}={path}")
+    checkpoint["model"], notes = without_wrappers(checkpoint["model"], f"{key}={path}")
+    if average := checkpoint.get("ema"):
+        inner = {name.removeprefix("module."): value for name, value in average.items()}
+        tensors = without_wrappers(inner, f"{key}={path}").tensors
+        checkpoint["ema"] = {f"module.{name}": value for name, value in tensors.items()}
     if distributed.is_first():
         print("".join(f"{note}\n" for note in notes), end="", flush=True)
     for part in ("model", "ema"):

@@ -53,6 +53,29 @@ def _is_alive(process: int) -> bool:
     return True
 
 
+def set_aside_best(folder: Path, step: int) -> Path | None:
+    """Moves ``best.pt`` to the folder ``abandoned``: scores from here on do not compare with its.
+
+    Args:
+        folder: Of the run.
+        step: From which the run goes on; ends the name.
+
+    Returns:
+        Where it is now; None where there was none.
+
+    Raises:
+        StorageError: It cannot be moved.
+    """
+    best, aside = folder / "best.pt", folder / "abandoned" / f"best_before_step_{step:09d}.pt"
+    if not best.exists():
+        return None
+    try:
+        aside.parent.mkdir(exist_ok=True)
+        return best.replace(aside)
+    except OSError as error:
+        raise StorageError(f"{aside}: could not be written ({error.strerror})") from error
+
+
 class Saver:
     """Writes the checkpoints of a run into its folder.
 

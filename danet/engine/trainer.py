@@ -27,7 +27,7 @@ from danet.engine.settings import TrainSettings
 from danet.engine.signals import SAVE, STOP, Signals, Stop
 from danet.engine.storage import FAILED, Storage
 from danet.errors import Interrupted, StorageError
-from danet.evaluation.confusion import ConfusionMatrix
+from danet.evaluation.confusion import ConfusionMatrix, warn_of_single_class
 from danet.evaluation.protocol import described
 from danet.losses import DeepSupervision, Part, mean_of
 from danet.seeds import mix
@@ -135,7 +135,7 @@ class Trainer:
             keep_best=settings.keep_best,
             keep_every=settings.keep_every,
             in_background=settings.save_in_background,
-            best=[(pair[0], pair[1]) for pair in resume.get("best", [])] if resume else None,
+            best=[(pair[0], pair[1]) for pair in resume.get("best", ())] if resume else None,
         )
         self.log = RunLog(
             folder if distributed.is_first() else None,
@@ -359,6 +359,8 @@ class Trainer:
         protocol = self.header.get("config", {}).get("evaluation", {})
         self.log.say(f"step {self.step}: validation, {described(protocol)}")
         self.log.say(class_table(classes, {"IoU": scores.iou, "accuracy": scores.accuracy}))
+        if warning := warn_of_single_class(confusion.matrix, classes):
+            self.log.warn(f"step {self.step}: {warning}")
         self.scores = {
             "miou": scores.miou,
             "pixel_accuracy": scores.pixel_accuracy,

@@ -1,5 +1,6 @@
 """One confusion matrix for the whole set, and every score that follows from it."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,27 @@ def _bytes_and_others(values: Tensor) -> Tensor:
     if values.dtype != torch.uint8:
         values = torch.where((values < 0) | (values > 255), 256, values)
     return values.to(torch.int32)
+
+
+def single_class(matrix: Tensor) -> int | None:
+    """Returns the class that every pixel was predicted as, where others occur in the truth.
+
+    Args:
+        matrix: (K, K), rows truth.
+    """
+    predicted, true = matrix.sum(dim=0).nonzero(), matrix.sum(dim=1).nonzero()
+    return int(predicted[0]) if len(predicted) == 1 and len(true) > 1 else None
+
+
+def warn_of_single_class(matrix: Tensor, classes: Sequence[str]) -> str:
+    """Returns a warning about a network that says the same of every pixel, or nothing."""
+    found = single_class(matrix)
+    if found is None:
+        return ""
+    return (
+        f"every pixel was predicted as class {found} ({classes[found]}), though others occur: the "
+        "network tells nothing apart, and its scores are those of that class's share"
+    )
 
 
 class ConfusionMatrix:

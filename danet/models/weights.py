@@ -13,7 +13,12 @@ from danet.models import files
 from danet.plain import printable
 
 _CLASSIFIER = ("fc.weight", "fc.bias")
-_PREFIX = "module."
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Parts that torch.compile, FSDP and recomputation put anywhere into names."""
+_PREFIXES = ("module.", "model.")
+"""What DataParallel and moving averages, and classes that hold a model, put before every name."""
+_COUNTER = "n_averaged"
+"""Of torch's moving average, beside the tensors of its module."""
 _NAMED = 40
 """How many tensors a message names at most."""
 _DEPTHS = {
@@ -36,8 +41,8 @@ class Weights(NamedTuple):
 def read_state_dict(path: Path, key: str = "init_from", *, foreign: Sequence[str] = ()) -> Weights:
     """Reads a file of named tensors without running anything that lies in it.
 
-    Accepts a plain state dict, or one below ``state_dict`` or ``model``; a ``module.`` in front of
-    every name is taken off.
+    Accepts a plain state dict, or one below ``state_dict`` or ``model``; what wrappers add to names
+    is taken off.
 
     Args:
         path: Of the file.
@@ -67,15 +72,34 @@ def read_state_dict(path: Path, key: str = "init_from", *, foreign: Sequence[str
     problem = files.unsound(content)
     if problem:
         raise InputError(f"{key}={path}: {problem}; take weights from before the run diverged")
-    return without_prefix(content, f"{key}={path}")
+    return without_wrappers(content, f"{key}={path}")
 
 
-def without_prefix(tensors: Mapping[str, Tensor], source: str) -> Weights:
-    """Takes off a ``module.`` that stands in front of every name, as DataParallel puts it there."""
-    if not tensors or not all(name.startswith(_PREFIX) for name in tensors):
-        return Weights(dict(tensors), [])
-    plain = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}
-    return Weights(plain, [f"{source}: the {_PREFIX!r} in front of every name was taken off"])
+def without_wrappers(tensors: Mapping[str, Tensor], source: str) -> Weights:
+    """Takes off names what wrappers of the network added, in whatever order they were nested.
+
+    Raises:
+        InputError: Two names would become one.
+    """
+    names = {old: old for old in tensors}
+    notes = []
+    for part in _WRAPPERS:
+        if any(part in name.split(".") for name in names.values()):
+            names = {old: _without_part(name, part) for old, name in names.items()}
+            notes.append(f"{source}: the {part + '.'!r} in names was taken off")
+    own = [old for old in names if old != _COUNTER]
+    while own and (found := [p for p in _PREFIXES if all(names[o].startswith(p) for o in own)]):
+        names = {old: names[old].removeprefix(found[0]) for old in own}
+        notes.append(f"{source}: the {found[0]!r} in front of every name was taken off")
+    old_of: dict[str, str] = {}
+    for old, name in names.items():
+        if old_of.setdefault(name, old) != old:
+            raise InputError(f"{source}: {old} and {old_of[name]} both stand for the tensor {name}")
+    return Weights({name: tensors[old] for old, name in names.items()}, notes)
+
+
+def _without_part(name: str, part: str) -> str:
+    return ".".join(piece for piece in name.split(".") if piece != part)
 
 
 def load_backbone(backbone: nn.Module, depth: int, weights: str) -> None:

@@ -8,9 +8,10 @@ files.
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,11 +19,26 @@ from torch import nn
 
 from danet.drawing.overlay import Palette, colorize, overlay, row_blocks, save_image
 from danet.errors import InputError, StorageError
-from danet.prediction.sources import Picture, Source
+from danet.prediction.sources import VIDEO_SUFFIXES, Picture, Source
 
 KINDS = ("index", "color", "overlay")
 _JOURNAL = "predictions.jsonl"
-_ORIGIN = "predictions.json"
+_FRAME = re.compile(r"/\d{6}$")
+
+
+_SHARED = ("network", "evaluation")
+"""What all results of a folder must share; the origin may say more."""
+
+
+class _Made(NamedTuple):
+    """What a result was made from."""
+
+    path: str
+    version: tuple[int, ...]
+
+
+def _made_from(source: Source) -> _Made:
+    return _Made(str(source.path.absolute()), source.version)
 
 
 def digest_of(model: nn.Module) -> str:
@@ -56,6 +72,9 @@ class Results:
         InputError: The folder has results of another origin.
     """
 
+    ORIGIN = "predictions.json"
+    """File that states the origin."""
+
     def __init__(
         self,
         folder: Path,
@@ -71,20 +90,22 @@ class Results:
         self.classes = classes
         self.palette = palette
         self.opacity = opacity
+        self.found: set[int] = set()
+        """Classes in all that was written by this start."""
         self._video: _VideoFile | None = None
-        self._lines: dict[str, int] = {}
-        """Name -> when its file had been modified."""
+        self._lines: dict[str, _Made] = {}
         self._whole_videos: dict[str, bool] = {}
         """Name -> whether all of a video was there when this began."""
         self._open(origin)
 
     def _open(self, origin: dict[str, Any]) -> None:
-        path = self.folder / _ORIGIN
+        path = self.folder / self.ORIGIN
         plain = json.loads(json.dumps(origin))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if path.exists():
-                if json.loads(path.read_text()) != plain:
+                found = json.loads(path.read_text())
+                if any(found[key] != plain[key] for key in _SHARED):
                     raise InputError(
                         f"output={self.folder}: results of another checkpoint or another protocol "
                         "are there; name another folder, or remove it"
@@ -93,15 +114,38 @@ class Results:
                 path.write_text(json.dumps(plain, indent=1) + "\n")
             journal = self.folder / _JOURNAL
             whole = [] if not journal.exists() else _whole_lines(journal)
-            self._lines = {line["name"]: line["modified"] for line in whole}
+            self._lines = {
+                line["name"]: _Made(line["source"], tuple(line.get("version", ())))
+                for line in whole
+            }
             temporary = self.folder / f".{_JOURNAL}"
             temporary.write_text("".join(json.dumps(line) + "\n" for line in whole))
             temporary.replace(journal)
             self._journal = journal.open("a")
-        except (OSError, ValueError) as error:
-            if isinstance(error, (InputError, StorageError)):
-                raise
+        except InputError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise StorageError(f"output={self.folder}: cannot be written ({error})") from error
+
+    def refuse_others(self, sources: Sequence[Source]) -> None:
+        """Refuses pictures whose results would take the place of those of other pictures.
+
+        Raises:
+            InputError: With both files.
+        """
+        own = {
+            (
+                _FRAME.sub("", name) if Path(made.path).suffix.lower() in VIDEO_SUFFIXES else name
+            ): made
+            for name, made in self._lines.items()
+        }
+        for source in sources:
+            there = own.get(source.name)
+            if there is not None and there.path != str(source.path.absolute()):
+                raise InputError(
+                    f"output={self.folder}: results of {there.path} are there under the name that "
+                    f"those of {source.path} would have; name another folder, or remove it"
+                )
 
     def is_done(self, name: str, source: Source) -> bool:
         """Tells whether a picture has all its results, made from the file as it is now.
@@ -116,7 +160,7 @@ class Results:
         return self._has_all(name, source)
 
     def _has_all(self, name: str, source: Source) -> bool:
-        if self._lines.get(name) != source.modified:
+        if self._lines.get(name) != _made_from(source):
             return False
         return all(path.exists() for path in self._paths(name, source).values())
 
@@ -161,17 +205,18 @@ class Results:
                 save_image(temporary, drawn)
                 temporary.replace(path)
         found = shares(classes, len(self.classes))
+        self.found.update(index for index, share in enumerate(found) if share > 0)
         line = {
             "name": picture.name,
-            "source": str(picture.source.path),
-            "modified": picture.source.modified,
+            "source": str(picture.source.path.absolute()),
+            "version": picture.source.version,
             "height": classes.shape[0],
             "width": classes.shape[1],
             "shares": {c: s for c, s in zip(self.classes, found, strict=True) if s > 0},
         }
         self._journal.write(json.dumps(line) + "\n")
         self._journal.flush()
-        self._lines[picture.name] = picture.source.modified
+        self._lines[picture.name] = _made_from(picture.source)
 
     def finish_video(self) -> None:
         """Gives the video that is being written its name, when all its frames have come."""
@@ -219,7 +264,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text().splitlines():
         try:
             found = json.loads(line)
-            lines.append({**found, "name": found["name"], "modified": found["modified"]})
+            lines.append({**found, "name": found["name"], "source": str(found["source"])})
         except (ValueError, TypeError, KeyError):
             continue
     return list({line["name"]: line for line in lines}.values())

@@ -16,6 +16,8 @@ from danet.errors import InputError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
 """Compared in lower case."""
+_COUNTED = frozenset({".mp4", ".m4v", ".mov", ".avi"})
+"""Of these the container holds the number of frames; of others it is worked out."""
 
 T = TypeVar("T")
 
@@ -26,8 +28,11 @@ class Source(NamedTuple):
     path: Path
     name: str
     """Of its results: its path below the folder that was given, without suffix; unique."""
-    modified: int
-    """When it was, in nanoseconds: results of another version of a file are none of it."""
+    version: tuple[int, int, int]
+    """Bytes, and when content and file changed, in ns: results of another version are not its own.
+
+    The last one cannot be set by copying or by ``touch``.
+    """
 
     @property
     def is_video(self) -> bool:
@@ -91,7 +96,12 @@ def find_sources(wanted: str, lines: Iterable[str] = ()) -> list[Source]:
     if not kept:
         raise InputError(f"images={wanted}: no pictures or videos there ({known})")
     names = _names(kept, root)
-    return [Source(p, n, p.stat().st_mtime_ns) for p, n in zip(kept, names, strict=True)]
+    return [Source(p, n, _version(p)) for p, n in zip(kept, names, strict=True)]
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _names(paths: Sequence[Path], root: Path | None) -> list[str]:
@@ -151,21 +161,37 @@ def read_pictures(
 
 
 def _frames(source: Source, is_done: IsDone) -> Iterator[Picture | Unreadable | None]:
-    """Decodes the frames of a video in order."""
+    """Decodes the frames of a video in order; tells where it ends before its container says."""
     capture = cv2.VideoCapture(str(source.path))
     rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
-    number = 0
+    number, is_broken = 0, False
     while capture.grab():
         name = frame_name(source, number)
         if is_done(name, source):
             yield None
         else:
-            _, frame = capture.retrieve()
+            is_read, frame = capture.retrieve()
+            if not is_read:
+                is_broken = True
+                break
             yield Picture(name, source, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), rate)
         number += 1
     capture.release()
+    said = count_frames(source)
     if number == 0:
         yield Unreadable(source, f"{source.path}: not a readable video")
+    elif is_broken or number < said - _slack(source, said):
+        yield Unreadable(
+            source,
+            f"{source.path}: {number} of {said} frames could be read, which are done; the file is "
+            "cut off or damaged",
+        )
+
+
+def _slack(source: Source, said: int) -> int:
+    """Returns how many frames may be missing: some containers only know how long they last."""
+    is_counted = source.path.suffix.lower() in _COUNTED
+    return 1 if is_counted else max(1, said // 50)
 
 
 def ahead(items: Iterator[T], count: int = 2) -> Iterator[T]:

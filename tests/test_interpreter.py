@@ -1,0 +1,224 @@
+"""A Python that cannot run the project says so in one line, and what that line advises works."""
+
+import ast
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from danet import interpreter
+
+STARTED = [
+    *sorted((ROOT / "tools").glob("*.py")),
+    *(path for path in sorted((ROOT / "scripts").glob("*.py")) if "__main__" in path.read_text()),
+]
+ALONE = ROOT / "scripts" / "reliability.py"
+"""Needs no package, and says nothing where there are none."""
+NAMES = [path.relative_to(ROOT).as_posix() for path in STARTED if path != ALONE]
+BARE = [getattr(sys, "_base_executable", sys.executable), "-S", "-E", "-B"]
+"""Python without the folders that packages are in, as outside of any environment."""
+LINE = re.compile(r"error: (\S+): this Python \((.+)\) (.+); (.+)\n")
+
+
+def start(command, cwd, **variables):
+    environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    return subprocess.run(
+        command, cwd=cwd, env={**environment, **variables}, capture_output=True, text=True
+    )
+
+
+def refused(command, cwd, **variables):
+    """Returns the file, the fault and the remedy that the one line names."""
+    done = start(command, cwd, **variables)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    found = LINE.fullmatch(done.stderr)
+    assert found is not None, done.stderr
+    return found[1], found[3], found[4]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """Makes a checkout of what is needed to be refused; its path has a blank."""
+    root = tmp_path / "a checkout"
+    for name in ("requirements.txt", "danet/__init__.py", "danet/interpreter.py", *NAMES):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    return root
+
+
+def install(root):
+    """Makes an environment without packages, and without pip, which would take seconds."""
+    venv.create(root / ".venv", with_pip=False, symlinks=True)
+    return root / ".venv" / "bin" / "python"
+
+
+# What cannot run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bare_python_is_told_in_one_line_where_the_packages_are(name, tmp_path):
+    file, fault, _ = refused([*BARE, str(ROOT / name)], tmp_path)
+    assert file == name
+    assert re.fullmatch(r"has no torch, torchvision, numpy and \d+ more", fault)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_old_python_is_told_in_one_line(name, tmp_path):
+    code = (
+        "import runpy, sys; sys.version_info = (3, 9, 1, 'final', 0);"
+        "runpy.run_path(sys.argv[1], run_name='__main__')"
+    )
+    file, fault, _ = refused([sys.executable, "-B", "-c", code, str(ROOT / name)], tmp_path)
+    assert (file, fault) == (name, "is 3.9, and 3.10 to 3.13 work")
+
+
+def old_pythons():
+    """Returns the interpreters below 3.10 of this machine, those of pyenv among them."""
+    names = [f"python3.{minor}" for minor in (7, 8, 9)]
+    places = [shutil.which(name) for name in names]
+    home = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    places += [next(home.glob(f"versions/{n[6:]}.*/bin/python"), None) for n in names]
+    works = "import sys; sys.exit(not (3, 7) <= sys.version_info < (3, 10))"
+    return [p for p in places if p and start([str(p), "-c", works], ROOT).returncode == 0]
+
+
+def test_pythons_that_really_are_old_are_told_in_one_line(tmp_path):
+    found = old_pythons()
+    if not found:
+        pytest.skip("there is no Python 3.7, 3.8 or 3.9 here")
+    for python in found:
+        for name in NAMES:
+            file, fault, _ = refused([str(python), "-B", str(ROOT / name)], tmp_path)
+            assert file == name
+            assert re.fullmatch(r"is 3\.[789], and 3\.10 to 3\.13 work", fault)
+        assert "usage" in start([str(python), "-B", str(ALONE)], tmp_path).stderr
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*STARTED, ROOT / "danet/__init__.py", ROOT / "danet/interpreter.py"],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_what_is_read_first_is_readable_to_python_3_7(path):
+    """Else it would end in a SyntaxError: no walrus, no match, no with in parentheses."""
+    ast.parse(path.read_text(), feature_version=(3, 7))
+
+
+def test_the_check_itself_needs_no_package():
+    code = "import sys, danet.interpreter; print(*sorted(sys.modules))"
+    done = start([*BARE, "-c", code], ROOT)
+    assert done.returncode == 0, done.stderr
+    ours = {name for name in done.stdout.split() if name.split(".")[0] == "danet"}
+    assert ours == {"danet", "danet.interpreter"}
+
+
+def test_the_versions_are_those_of_the_packaging():
+    old, new = interpreter._OLDEST[1], interpreter._NEWEST[1]
+    assert f'python_requires=">=3.{old},<3.{new + 1}"' in (ROOT / "setup.py").read_text()
+    text = (ROOT / "scripts" / "install.sh").read_text()
+    assert f"(3, {old}) <= sys.version_info < (3, {new + 1})" in text
+
+
+def test_every_requirement_is_looked_for_under_the_name_that_is_imported(monkeypatch):
+    assert interpreter._missing(ROOT) == []
+    asked = []
+    monkeypatch.setattr(interpreter.importlib.util, "find_spec", asked.append)
+    assert "opencv-python-headless" in interpreter._missing(ROOT)
+    assert {"torch", "cv2", "PIL", "hydra", "yaml", "omegaconf", "tqdm"} <= set(asked)
+    assert all(name.isidentifier() for name in asked)
+
+
+def test_what_is_started_as_a_module_is_not_asked():
+    code = "import sys, danet.tools.compare; assert 'danet.interpreter' not in sys.modules"
+    assert start([sys.executable, "-c", code], ROOT).returncode == 0
+
+
+# What is advised
+
+
+@pytest.mark.parametrize("place", [".", "tools", "docs", "/"])
+def test_the_advice_leads_to_a_tool_that_runs(place):
+    if not (ROOT / ".venv" / "bin" / "activate").is_file():
+        pytest.skip("this checkout has no .venv; bash scripts/install.sh makes it")
+    place = ROOT / place
+    tool = os.path.relpath(ROOT / "tools" / "train.py", place)
+    *_, remedy = refused([*BARE, tool], place)
+    assert remedy.startswith("source ")
+    done = start(["bash", "-c", f"{remedy} && python {shlex.quote(tool)} --help"], place)
+    assert done.returncode == 0, done.stderr
+    assert "trainer" in done.stdout
+
+
+def test_without_an_environment_it_is_to_be_installed_first(checkout, tmp_path):
+    (checkout / "scripts" / "install.sh").write_text(
+        'cd "$(dirname "${BASH_SOURCE[0]}")/.."\n'
+        "mkdir -p .venv/bin && echo active=yes > .venv/bin/activate\n"
+    )
+    tool = str(checkout / "tools" / "train.py")
+    *_, remedy = refused([*BARE, tool], checkout)
+    assert remedy == "bash scripts/install.sh && source .venv/bin/activate"
+    *_, remedy = refused([*BARE, tool], tmp_path)  # whose folder has a blank in its name
+    done = start(["bash", "-c", f"{remedy} && echo $active"], tmp_path)
+    assert done.stdout == "yes\n", done.stderr
+    assert (checkout / ".venv" / "bin" / "activate").is_file()
+
+
+def test_an_old_python_without_an_environment_is_told_to_choose_another(checkout):
+    code = (
+        "import runpy, sys; sys.version_info = (3, 8, 0, 'final', 0);"
+        "runpy.run_path('tools/train.py', run_name='__main__')"
+    )
+    *_, remedy = refused([sys.executable, "-c", code], checkout)
+    assert remedy == "PYTHON=python3.12 bash scripts/install.sh && source .venv/bin/activate"
+
+
+def test_an_environment_that_lacks_packages_is_told_all_of_them(checkout):
+    python = install(checkout)
+    for name in ("torch", "yaml", "PIL"):
+        (checkout / "danet" / "site" / name).mkdir(parents=True)
+    present = str(checkout / "danet" / "site")
+    _, fault, remedy = refused([str(python), "tools/eval.py"], checkout, PYTHONPATH=present)
+    assert fault == (
+        "has no torchvision, numpy, scipy, albumentations, opencv-python-headless, hydra-core, "
+        "omegaconf, tensorboard, tqdm"
+    )
+    assert remedy == ".venv/bin/python -m pip install -r ./requirements.txt"
+
+
+def test_a_python_with_torch_and_no_environment_beside_it_is_to_be_completed(checkout):
+    (checkout / "danet" / "site" / "torch").mkdir(parents=True)
+    run = ["import runpy; runpy.run_path('tools/eval.py', run_name='__main__')"]
+    bare = [*BARE[:1], "-S", "-B", "-c", *run]
+    _, fault, remedy = refused(bare, checkout, PYTHONPATH=str(checkout / "danet" / "site"))
+    assert fault.startswith("has no torchvision, ")
+    assert remedy.endswith(" -m pip install -r ./requirements.txt")
+
+
+def test_another_python_beside_an_active_environment_is_told_which_to_start(checkout):
+    install(checkout)
+    environment = {"VIRTUAL_ENV": str(checkout / ".venv")}
+    *_, remedy = refused([*BARE, "tools/eval.py"], checkout, **environment)
+    assert remedy == "start it with .venv/bin/python"
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("here/a", "./a"),
+        ("here/x/a", "x/a"),
+        ("here/x y/a", "'x y/a'"),
+        ("b", "../b"),
+    ],
+)
+def test_a_path_is_one_word_of_a_shell(tmp_path, monkeypatch, path, told):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert interpreter._told(tmp_path / path) == told
+    assert interpreter._told("/b") == "/b"  # shorter than the way up to it
