@@ -14,6 +14,7 @@ import hydra
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -28,7 +29,7 @@ from danet import console, launcher
 from danet.config import did_you_mean, first_line, instead
 from danet.disk import explain_storage, refuse_name
 from danet.errors import InputError, UserError
-from danet.plain import printable
+from danet.plain import printable, quoted
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -103,7 +104,7 @@ def _run(work: Callable[[DictConfig], None], config_name: str) -> None:
     try:
         launcher.require_sound(os.environ)
         _check_arguments(sys.argv[1:])
-        sys.argv[1:] = [quote_path(argument) for argument in sys.argv[1:]]
+        sys.argv[1:] = [quote_text(quote_path(argument)) for argument in sys.argv[1:]]
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
         if refused:
             raise refused[0]
@@ -161,8 +162,35 @@ def quote_path(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if key.lstrip("+") not in _PATHS or not value or value == "null" or value[0] in "'\"":
         return argument
-    escaped = os.path.expanduser(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}{equals}'{escaped}'"
+    return f"{key}{equals}{quoted(os.path.expanduser(value))}"
+
+
+def quote_text(argument: str) -> str:
+    """Quotes what Hydra's grammar refuses, in a list the parts of it that are no numbers.
+
+    Names in any alphabet and with any marks are so taken for what they are.
+    """
+    key, equals, value = argument.partition("=")
+    is_list = value[:1] == "[" and value[-1:] == "]"
+    is_broken = value[:1] in ("[", "{") and not is_list
+    if not equals or argument.startswith("-") or is_broken or _is_understood(argument):
+        return argument
+    if is_list:
+        parts = [part.strip() for part in value[1:-1].split(",")]
+        value = ",".join(p if _is_understood(f"x=[{p}]") else quoted(p) for p in parts)
+        fitting = f"{key}=[{value}]"
+    else:
+        fitting = f"{key}={quoted(value)}"
+    return fitting if _is_understood(fitting) else argument
+
+
+def _is_understood(argument: str) -> bool:
+    """Tells whether Hydra's grammar has a meaning for a setting."""
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return False
+    return True
 
 
 def _check_arguments(arguments: list[str]) -> None:
@@ -245,7 +273,7 @@ def _explain(error: Exception, config_name: str) -> str:
         typed = re.search(r"'([^'\s]+=[^']*)'", text)
         shown = typed.group(1) if typed else (getattr(error, "override", "") or "").strip()
         key, _, value = shown.partition("=")
-        form = f"{key}=[{value}]" if "," in value else "key=[value,value]"
+        form = f"{key}=[{value.strip('[]')}]" if "," in value else "key=[value,value]"
         return f"{shown}: not understood; a setting has the form key=value, a list {form}"
     return first_line(error)
 

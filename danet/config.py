@@ -189,6 +189,15 @@ def _class_names(source: Any) -> list[str]:
     return read_class_names(source)
 
 
+def _class_colors(source: Any, colors: Any, values: Any, first: Any) -> Any:
+    """Returns the colours of masks: those that are set, else those in a file of class names."""
+    if colors or values or first or not isinstance(source, str):
+        return colors
+    from danet.datasets.labels import read_class_file
+
+    return read_class_file(source).colors
+
+
 def register() -> None:
     """Makes the schemas known to Hydra and the resolvers of the configs to OmegaConf."""
     store = ConfigStore.instance()
@@ -204,6 +213,7 @@ def register() -> None:
         store.store(name=name, node=schema)
     OmegaConf.register_new_resolver("count", len, replace=True)
     OmegaConf.register_new_resolver("class_names", _class_names, replace=True)
+    OmegaConf.register_new_resolver("class_colors", _class_colors, replace=True)
 
 
 def mismatch(value: Any, hint: Any) -> str | None:

@@ -100,3 +100,8 @@ def _problem_with_text(text: str) -> str:
 def _shown(text: str) -> str:
     """Return the start of a text, printable."""
     return printable(text[:60]) + "..." * (len(text) > 60)
+
+
+def quoted(text: str) -> str:
+    """Writes a text as Hydra takes it whatever is in it: backslashes count before a quote only."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + "\\'" * bool(m[2]), text) + "'"

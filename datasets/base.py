@@ -126,7 +126,7 @@ class FileDataset(SegmentationDataset):
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     expected: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     """Split -> how many images the publisher counts; several where releases differ."""
-    label_hint: ClassVar[str] = ""
+    label_hint: str = ""
     """What to do about a label value without meaning; ends that message."""
     layout: ClassVar[str] = ""
     """A few lines that show the expected tree; printed when nothing is found."""
@@ -153,10 +153,9 @@ class FileDataset(SegmentationDataset):
         self.notes: list[str] = []
         self.items = Items(self.find_items())
         if not self.items:
-            nearby = elsewhere(self.root, self.marker) if self.marker else ""
+            where = f"{self.root}{self.nearby()}"
             raise InputError(
-                f"{self}: no images for split {split!r} under {self.root}{nearby}; expected\n"
-                f"{self.layout}"
+                f"{self}: no images for split {split!r} under {where}; expected\n{self.layout}"
             )
         lonely = self.items.without_label()
         if lonely:
@@ -164,6 +163,7 @@ class FileDataset(SegmentationDataset):
             found = (
                 f"{len(lonely)} of {len(self.items)} images of split {split!r} have no label file: "
                 f"{names}; the first was looked for at {self.items[lonely[0]].mask}"
+                f"{self.other_labels()}"
             )
             if not self.reading.allow_missing_labels or len(lonely) == len(self.items):
                 raise InputError(
@@ -182,6 +182,14 @@ class FileDataset(SegmentationDataset):
     @abstractmethod
     def find_items(self) -> Iterable[Item]:
         """Returns the pairs of ``self.split``, in any order, without opening files."""
+
+    def nearby(self) -> str:
+        """Says where the images may be, when none are found; a part of a message, or nothing."""
+        return elsewhere(self.root, self.marker) if self.marker else ""
+
+    def other_labels(self) -> str:
+        """Says what label files there are, when an image has none; a part of a message."""
+        return ""
 
     def label_map(self) -> Mapping[int, int]:
         """Returns value on disk -> class or IGNORE; other values are refused."""

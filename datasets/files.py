@@ -26,6 +26,8 @@ MAX_PIXELS = 178_956_970
 """Pillow's own limit: a 12000 x 9000 picture passes, a small file that unpacks to more does not."""
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_BITS, _BANDS = 258, 277
+"""Tags of a TIFF: bits of each band, and how many bands there are."""
 _GREY, _RGB = 0, 2
 """Color types of a PNG."""
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -93,6 +95,78 @@ def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
     return np.array((picture.convert("RGBA") if has_alpha else picture).convert("RGB"))
 
 
+def what_is_dropped(picture: Image.Image, head: bytes) -> tuple[str, ...]:
+    """Returns what reading a picture leaves out: bits above 8, bands beyond three, later pages.
+
+    Args:
+        picture: As Pillow opens it; its pixels are not decoded.
+        head: The first 26 bytes of the file.
+    """
+    found = []
+    bits, bands = bits_of(picture, head), len(picture.getbands())
+    if picture.format == "TIFF":
+        bands = int(picture.tag_v2.get(_BANDS, bands))  # type: ignore[attr-defined]
+    if bits > 8:
+        found.append(f"{bits} bits become 8")
+    if bands > 3 and picture.mode != "CMYK":
+        extra = "band 4 is" if bands == 4 else f"bands 4 to {bands} are"
+        found.append(f"{extra} dropped" + " (alpha)" * (picture.mode == "RGBA" and bands == 4))
+    # A JPEG of several, as telephones write them, is one picture with previews of itself.
+    pages = getattr(picture, "n_frames", 1) if picture.format not in ("JPEG", "MPO") else 1
+    if pages > 1:
+        found.append("page 2 is dropped" if pages == 2 else f"pages 2 to {pages} are dropped")
+    return tuple(found)
+
+
+def bits_of(picture: Image.Image, head: bytes) -> int:
+    """Returns the bits of a channel; Pillow itself says 8 of most that have 16."""
+    if picture.format == "PNG":
+        return head[24]
+    if picture.format == "TIFF":
+        return max(picture.tag_v2.get(_BITS, (8,)))  # type: ignore[attr-defined]
+    return 16 if picture.mode.startswith("I;16") else 8
+
+
+def left_out(
+    path: Path, *, max_pixels: int = MAX_PIXELS
+) -> "tuple[tuple[str, ...], Levels | None]":
+    """Returns what reading a picture leaves out, and its values if it has more than 8 bits.
+
+    Raises:
+        InputError: As read_image.
+    """
+    data = path.read_bytes()
+    with _pillow(data, path, max_pixels) as picture:
+        dropped, bits = what_is_dropped(picture, data[:26]), bits_of(picture, data[:26])
+    return dropped, levels_of(path, max_pixels=max_pixels) if bits > 8 else None
+
+
+class Levels(NamedTuple):
+    """How many values a picture of more than 8 bits has before and after it is read."""
+
+    before: int
+    after: int
+    low: int
+    high: int
+    """The range of the values before."""
+
+
+def levels_of(path: Path, *, max_pixels: int = MAX_PIXELS) -> Levels | None:
+    """Counts the values of a picture; None where only Pillow can decode it.
+
+    Raises:
+        InputError: As read_image.
+    """
+    after = read_image(path, max_pixels=max_pixels)
+    before = _opencv(path.read_bytes(), cv2.IMREAD_UNCHANGED)
+    if before is None:
+        return None
+    before = before[..., :3]
+    return Levels(
+        np.unique(before).size, np.unique(after).size, int(before.min()), int(before.max())
+    )
+
+
 def read_labels(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Reads a label picture as (H, W) indices, uint8 or uint16; a palette is not looked up.
 
@@ -110,6 +184,8 @@ def read_labels(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             mode, kind = picture.mode, picture.format
             if kind in ("JPEG", "MPO"):
                 raise InputError(f"{path}: JPEG is lossy and would change class values; use PNG")
+            if (pages := getattr(picture, "n_frames", 1)) > 1:
+                raise InputError(f"{path}: a label must be one picture, and this file has {pages}")
             labels = np.array(picture)  # (H, W), bool for one bit a pixel
     except InputError:
         raise

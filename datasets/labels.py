@@ -1,6 +1,8 @@
 """What label values mean: class tables that ship with the package, and value -> class tables."""
 
 import json
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from danet.errors import InputError
+from danet.plain import quoted
 from danet.types import IGNORE, MAX_CLASSES
 
 Color = tuple[int, int, int]
@@ -51,14 +54,28 @@ def label_table(label_map: Mapping[int, int], num_classes: int) -> np.ndarray:
     return table
 
 
+class ClassFile(NamedTuple):
+    """What a file says of classes, in their order."""
+
+    names: list[str]
+    colors: list[Color] | None = None
+    """Of the masks, where the file tells them."""
+
+
 def read_class_names(source: Sequence[str] | str) -> list[str]:
-    """Returns names of classes: as they are, or one a line from a text file, without blank lines.
+    """Returns names of classes: as they are, or those of a file; raises InputError."""
+    return read_class_file(source).names if isinstance(source, str) else list(source)
+
+
+def read_class_file(source: str) -> ClassFile:
+    """Reads names of classes from a text file.
+
+    One name a line, without blank lines; or the ``_classes.csv`` of Roboflow (value, name), or the
+    ``labelmap.txt`` of CVAT (name, colour).
 
     Raises:
-        InputError: There is no such file, or it is not text.
+        InputError: There is no such file, it is not text, or its lines are no names.
     """
-    if not isinstance(source, str):
-        return list(source)
     path = Path(source).expanduser()
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -68,7 +85,74 @@ def read_class_names(source: Sequence[str] | str) -> list[str]:
             f"data.classes={source}: neither a list, data.classes=[background,cat], nor a text "
             f"file with a name a line ({path.absolute()}: {reason})"
         ) from error
-    return [line.strip() for line in lines if line.strip()]
+    lines = [line.strip() for line in lines if line.strip()]
+    head = lines[0].replace(" ", "").lower() if lines else ""
+    if head.startswith("#label:color_rgb"):
+        return _labelmap(lines[1:], source)
+    if head in ("pixelvalue,class", "value,class", "id,name", "index,name"):
+        return _numbered(lines[1:], source)
+    _refuse_tables(lines, source)
+    return ClassFile(lines)
+
+
+def _labelmap(lines: Sequence[str], source: str) -> ClassFile:
+    """Reads ``name:red,green,blue:parts:actions``."""
+    names, colors = [], []
+    for line in lines:
+        name, _, rest = line.partition(":")
+        numbers = rest.partition(":")[0].split(",")
+        if (
+            not name
+            or len(numbers) != 3
+            or not all(number.strip().isdecimal() for number in numbers)
+        ):
+            raise InputError(
+                f"data.classes={source}: {line!r} is not name:red,green,blue:: as CVAT writes it"
+            )
+        names.append(name)
+        colors.append(check_color([int(number) for number in numbers], f"data.classes={source}"))
+    return ClassFile(names, colors)
+
+
+def _numbered(lines: Sequence[str], source: str) -> ClassFile:
+    """Reads ``value, name``; values must count from 0 in order."""
+    values, names = [], []
+    for line in lines:
+        value, _, name = line.partition(",")
+        if not value.strip().isdecimal() or not name.strip():
+            raise InputError(f"data.classes={source}: {line!r} is not a number, a comma and a name")
+        values.append(int(value))
+        names.append(name.strip())
+    if values != list(range(len(values))):
+        pairs = ",".join(f"{value}:{index}" for index, value in enumerate(values))
+        raise InputError(
+            f"data.classes={source}: its values are not 0 to {len(values) - 1} in order; set "
+            f"{as_setting('data.classes', names)} 'data.values={{{pairs}}}'"
+        )
+    return ClassFile(names)
+
+
+def as_setting(key: str, names: Sequence[str]) -> str:
+    """Writes a list of texts as a setting that a shell and Hydra take, whatever is in them."""
+    return shlex.quote(f"{key}=[{','.join(map(quoted, names))}]")
+
+
+def _refuse_tables(lines: Sequence[str], source: str) -> None:
+    """Refuses a file whose lines have numbers or marks beside the names."""
+    cells = [
+        [cell.strip() for cell in re.split(r"[,;:\t]| +(?=\d)|(?<=\d) +", line)] for line in lines
+    ]
+    body = cells[1:] or cells  # a table may have a head
+    has_numbers = all(len(row) > 1 and any(cell.isdecimal() for cell in row) for row in body)
+    is_marked = bool(lines) and lines[0][0] in "{[<"
+    if is_marked or (has_numbers and body) or any(line.startswith("- ") for line in lines):
+        shown = (lines[1:] or lines)[0][:60]
+        names = [next((c for c in row if c and not c.isdecimal()), "?") for row in body]
+        raise InputError(
+            f"data.classes={source}: not a list of names, with a line {shown!r}; expected "
+            "one name a line and nothing else, or the names themselves, as in "
+            + as_setting("data.classes", [name.strip("\"'") for name in names[:3]])
+        )
 
 
 def check_class_names(names: Sequence[str]) -> None:

@@ -12,19 +12,28 @@ def elsewhere(root: Path, marker: str) -> str:
     """Says which folder near ``root`` does have ``marker``; empty where none has.
 
     Archives get unpacked inside themselves, and a folder too high or too deep gets named: two
-    levels up and three down are searched.
+    levels up and three down are searched. Where several folders side by side have it, all of them
+    are named: one would hide the others.
 
     Args:
         root: ``data.root``, in which the marker is not.
         marker: A relative path that only the right folder has.
     """
-    for folder in (*root.parents[:2], *_below(root)):
-        try:
-            if folder != root and (folder / marker).exists():
-                return f"; the folder that has {marker} is {folder}: set data.root={folder}"
-        except OSError:
-            continue
+    found = [folder for folder in (*root.parents[:2], *_below(root)) if _has(folder, marker)]
+    beside = [folder for folder in found if folder.parent == found[0].parent]
+    if len(beside) > 1:
+        names = ", ".join(map(str, beside[:5]))
+        return f"; several folders have {marker}: {names}; set data.root to one of them"
+    if found:
+        return f"; the folder that has {marker} is {found[0]}: set data.root={found[0]}"
     return ""
+
+
+def _has(folder: Path, marker: str) -> bool:
+    try:
+        return (folder / marker).exists()
+    except OSError:
+        return False
 
 
 def _below(root: Path) -> Iterator[Path]:

@@ -1,7 +1,7 @@
 """Finding files below a folder, through links; what bars the way is told in one line."""
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from danet.errors import InputError
@@ -32,12 +32,13 @@ def unused_labels(folder: Path, suffix: str, used: Collection[str | None]) -> li
     """
     found = find_files(folder, (os.path.splitext(suffix)[1].lower() or suffix,))
     lonely = [n for n in found if n.endswith(suffix) and f"{folder}/{n}" not in used]
-    if not lonely:
-        return []
-    return [
-        f"{folder}: {len(lonely)} label files have no image and are not used: "
-        f"{', '.join(lonely[:5])}"
-    ]
+    return [unused_note(folder, lonely)] if lonely else []
+
+
+def unused_note(folder: Path, names: Sequence[str]) -> str:
+    """Tells of label files without an image."""
+    shown = ", ".join(names[:5])
+    return f"{folder}: {len(names)} label files have no image and are not used: {shown}"
 
 
 def _walk(folder: Path, prefix: str, suffixes: Collection[str]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Makes the tables and plots of docs/results.md from the small metrics files of the studies.
 
-python scripts/results.py               writes both; plots need pip install 'danet[results]'
+python scripts/results.py               writes both; plots need pip install -e '.[results]'
 python scripts/results.py check=true    says whether the tables are those of the files
 
 A table stands between two comments that name its study; what is around them is written by hand.
@@ -27,6 +27,7 @@ import command_line
 import yaml
 
 from danet.errors import InputError, UserError
+from danet.extras import how_to_install
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "scripts" / "studies.yaml"
@@ -149,7 +150,7 @@ def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
     try:
         import matplotlib
     except ModuleNotFoundError as error:
-        raise UserError("plots need matplotlib: pip install 'danet[results]'") from error
+        raise UserError(f"plots need matplotlib: {how_to_install('results')}") from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -5,7 +5,7 @@ python scripts/sweep.py FOLDER TRIALS SETTING=VALUE ... KEY=SPACE ...
 A SPACE is log(LOW,HIGH), uniform(LOW,HIGH), int(LOW,HIGH) or choice(A,B,...); everything else goes
 to each training as it is, also run.processes=N for several processes. The study lies in FOLDER, so
 the same command again goes on: trials that were finished count, one that was cut off is resumed.
-Needs `pip install 'danet[sweep]'`.
+Needs `pip install -e '.[sweep]'`.
 """
 
 import json
@@ -74,7 +74,9 @@ def search(
     try:
         import optuna
     except ImportError:
-        sys.exit("error: optuna is not installed: pip install 'danet[sweep]'")
+        from danet.extras import how_to_install
+
+        sys.exit(f"error: optuna is not installed: {how_to_install('sweep')}")
     spaces = dict(a.split("=", 1) for a in arguments if _SPACE.fullmatch(a.partition("=")[2]))
     fixed = [a for a in arguments if a.partition("=")[0] not in spaces]
     if not spaces:

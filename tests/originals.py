@@ -122,6 +122,11 @@ def random_state(shapes):
     return state
 
 
+def in_float64(state):
+    """Returns the same values, with which the forward passes compute in float64."""
+    return {name: x.double() if x.is_floating_point() else x for name, x in state.items()}
+
+
 # The forward passes
 
 
@@ -189,16 +194,18 @@ class Original:
         }
 
 
-def normalised(image):
-    """RGB bytes as both normalise them."""
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    return (image / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+def normalised(image, like):
+    """RGB bytes as both normalise them, in the dtype of a weight."""
+    mean = torch.tensor([0.485, 0.456, 0.406], dtype=like.dtype)
+    std = torch.tensor([0.229, 0.224, 0.225], dtype=like.dtype)
+    return (image.to(like.dtype) / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 
 
 def authors_forward(state, image, depth, multi_grid):
     """Returns the three outputs of the released code, at the size of the image."""
     net = Original(state)
-    x = net.conv("pretrained.conv1", normalised(image), stride=2, padding=3)
+    x = normalised(image, state["pretrained.conv1.weight"])
+    x = net.conv("pretrained.conv1", x, stride=2, padding=3)
     x = F.max_pool2d(net.norm("pretrained.bn1", x).relu(), 3, stride=2, padding=1)
     last = [4, 8, 16] if multi_grid else [2, 4, 4]
     outputs = net.head(AUTHORS, net.stages("pretrained.", x, depth, last)[1])
@@ -208,7 +215,7 @@ def authors_forward(state, image, depth, multi_grid):
 def mmseg_forward(state, image, depth, align_corners):
     """Returns the three outputs of DAHead and the one of the auxiliary head."""
     net = Original(state)
-    x = normalised(image)
+    x = normalised(image, state["backbone.stem.0.weight"])
     for place, stride in ((0, 2), (3, 1), (6, 1)):
         x = net.conv(f"backbone.stem.{place}", x, stride=stride, padding=1)
         x = net.norm(f"backbone.stem.{place + 1}", x).relu()

@@ -80,11 +80,13 @@ def test_channel_attention_equals_the_formula_in_values_and_gradients(energy, si
     module = ChannelAttention(energy)
     torch.nn.init.constant_(module.gamma, -0.4)
     x = torch.randn(2, 8, *size, requires_grad=True)
-    fast, slow = module(x), channel_formula(module, x)
-    torch.testing.assert_close(fast, slow)
-    torch.testing.assert_close(
-        torch.autograd.grad(fast.sin().sum(), x), torch.autograd.grad(slow.sin().sum(), x)
-    )
+    exact = x.detach().double().requires_grad_()
+    fast, slow = module(x), channel_formula(module, exact)
+    # float32 rounds energies of up to 70 by up to 4e-6, and weights by that part of themselves.
+    assert relative_error(fast, slow) < 2e-5
+    (got,) = torch.autograd.grad(fast.sin().sum(), x)
+    (expected,) = torch.autograd.grad(slow.sin().sum(), exact)
+    assert relative_error(got, expected) < 2e-5
 
 
 def test_the_two_energies_differ():
@@ -213,7 +215,8 @@ def test_compiled_modules_compute_the_same_without_a_break_in_the_graph(make, ba
     wanted = [x, *module.parameters()]
     compiled = torch.compile(module, backend=backend, fullgraph=True)
     upstream = torch.randn_like(x)
-    torch.testing.assert_close(compiled(x), module(x))
+    # Other kernels than in eager mode: not bits, but what float32 allows; see above.
+    assert relative_error(compiled(x), module(x)) < 2e-5
     for got, expected in zip(
         torch.autograd.grad(compiled(x), wanted, upstream),
         torch.autograd.grad(module(x), wanted, upstream),
@@ -231,7 +234,7 @@ def test_an_exported_module_takes_any_size():
     program = torch.export.export(module, (torch.randn(2, 16, 6, 7),), dynamic_shapes=(free,))
     for size in ((6, 7), (3, 11), (40, 30)):
         x = torch.randn(2, 16, *size)
-        torch.testing.assert_close(program.module()(x), module(x))
+        assert relative_error(program.module()(x), module(x)) < 2e-5
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # opcheck's own
@@ -259,7 +262,7 @@ def test_channels_last_goes_in_and_comes_out(module):
     x = torch.randn(2, 16, 5, 6).to(memory_format=torch.channels_last)
     torch.nn.init.ones_(module.gamma)
     assert module(x).is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(module(x), module(x.contiguous()))
+    assert relative_error(module(x), module(x.contiguous())) < 2e-5  # other kernels round otherwise
 
 
 def test_work_is_counted_as_products_of_matrices():

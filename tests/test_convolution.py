@@ -23,6 +23,15 @@ def relative(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
+def convolved(
+    x: Tensor, weight: Tensor, upstream: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Returns torch's convolution of operands rounded to bfloat16, and the gradients of both."""
+    operands = [t.detach().bfloat16().to(dtype).requires_grad_() for t in (x, weight)]
+    y = F.conv2d(*operands, padding=1)
+    return y, torch.autograd.grad(y, operands, upstream.to(dtype))
+
+
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("autocast", [True, False])
 def test_values_and_gradients_are_those_of_a_convolution(order, autocast):
@@ -37,14 +46,14 @@ def test_values_and_gradients_are_those_of_a_convolution(order, autocast):
     upstream = torch.randn_like(y)
     found = torch.autograd.grad(y, (x, conv.weight), upstream)
     # The convolution of the rounded operands, in float64: what is left is the rounding of results.
-    exact_x = x.detach().bfloat16().double().requires_grad_()
-    exact_weight = conv.weight.detach().bfloat16().double().requires_grad_()
-    exact = F.conv2d(exact_x, exact_weight, padding=1)
-    assert relative(y, exact) < 3e-3
-    wanted = torch.autograd.grad(exact, (exact_x, exact_weight), upstream.double())
-    for mine, right, like in zip(found, wanted, (x, conv.weight), strict=True):
+    # That is 1.7e-3, and more where the CPU's kernel rounds partial sums, so torch's own is beside.
+    exact, wanted = convolved(x, conv.weight, upstream, torch.float64)
+    plain, theirs = convolved(x, conv.weight, upstream, torch.bfloat16)
+    assert relative(y, exact) < max(3e-3, 1.5 * relative(plain, exact))
+    for mine, own, right, like in zip(found, theirs, wanted, (x, conv.weight), strict=True):
         assert mine.dtype == like.dtype
-        assert relative(mine, right) < 3e-3
+        assert relative(own, right) < 2e-2, "no kernel is as bad as that"
+        assert relative(mine, right) < max(3e-3, 1.5 * relative(own, right))
 
 
 @pytest.mark.parametrize("wanted", ["input", "weight"])

@@ -1,5 +1,6 @@
 """Batches are a function of the seed and the step; files are read as they are, or refused."""
 
+import hashlib
 import itertools
 import re
 
@@ -680,25 +681,47 @@ def test_a_folder_with_splits_gives_each_its_pictures(tmp_path):
         own(tmp_path, "test")
 
 
-def test_a_folder_without_splits_is_split_into_two_disjoint_whole_parts(tmp_path):
-    names = {f"photo.{i}" for i in range(150)}
+@pytest.mark.parametrize(
+    ("count", "share", "expected"),
+    [
+        (150, 0.2, 30),
+        (150, 0.5, 75),
+        (10, 0.2, 2),
+        (5, 0.2, 1),
+        (2, 0.2, 1),
+        (2, 0.99, 1),
+        (3, 0.001, 1),
+        (8, 0.9, 7),
+    ],
+)
+def test_a_folder_without_splits_is_divided_exactly(tmp_path, count, share, expected):
+    names = {f"photo.{i}" for i in range(count)}
     write_pictures(tmp_path, names)
-    train, val = names_of(own(tmp_path, "train")), names_of(own(tmp_path, "val"))
-    assert train | val == names
-    assert not train & val
-    assert 15 <= len(val) <= 45, "20 % of 150, give or take three standard deviations"
-    assert len(names_of(own(tmp_path, "val", val_share=0.5))) > 50
+    train, val = (own(tmp_path, split, val_share=share) for split in ("train", "val"))
+    assert names_of(train) | names_of(val) == names
+    assert not names_of(train) & names_of(val)
+    assert len(val) == expected
+    assert train.division == val.division, "told once"
+    assert f"{expected} are val and {count - expected} train" in train.division
     with pytest.raises(InputError, match="images has no folder for the split 'test'"):
         own(tmp_path, "test")
 
 
-def test_a_picture_stays_in_its_split_when_others_come(tmp_path):
-    write_pictures(tmp_path, [f"photo{i}" for i in range(30)])
-    train, val = names_of(own(tmp_path, "train")), names_of(own(tmp_path, "val"))
-    write_pictures(tmp_path, [f"late{i}" for i in range(30)])
-    assert train < names_of(own(tmp_path, "train"))
-    assert val < names_of(own(tmp_path, "val"))
-    assert val == {name for name in names_of(own(tmp_path, "val")) if name.startswith("photo")}
+def test_one_picture_cannot_be_divided(tmp_path):
+    write_pictures(tmp_path, ["a"])
+    with pytest.raises(InputError, match="1 image was found, and two splits need two or more"):
+        own(tmp_path, "val")
+
+
+def test_val_is_the_first_by_the_hash_whatever_is_added(tmp_path):
+    names = [f"photo{i}" for i in range(30)]
+    write_pictures(tmp_path, names)
+    by_hash = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    assert names_of(own(tmp_path, "val")) == set(by_hash[:6])
+    late = [f"late{i}" for i in range(30)]
+    write_pictures(tmp_path, late)
+    by_hash = sorted(names + late, key=lambda name: hashlib.sha256(name.encode()).digest())
+    assert names_of(own(tmp_path, "val")) == set(by_hash[:12])
 
 
 def test_values_of_the_masks_are_mapped_to_classes(tmp_path):

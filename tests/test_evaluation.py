@@ -306,6 +306,16 @@ def test_results_are_probabilities_of_the_size_of_the_image(model, infer):
         torch.testing.assert_close(got.sum(dim=1), torch.ones(2, 35, 47))
 
 
+def assert_most_probable(classes, probabilities):
+    """Holds classes against probabilities, but for near ties, which rounding may turn."""
+    best, second = probabilities.topk(2, dim=1).values.unbind(dim=1)
+    # Logits of up to 8 are rounded to 1e-6 or so, and by each kernel otherwise. Probabilities of
+    # almost one round to one; the logits still know the larger.
+    clear = best - second > 1e-5
+    assert clear.float().mean() > 0.99
+    assert torch.equal(classes[clear].long(), probabilities.argmax(dim=1)[clear])
+
+
 MODES = [
     Whole(),
     Whole(flip=True),
@@ -326,11 +336,7 @@ def test_predict_is_the_most_probable_class(model, infer, size):
     image = picture(*size, batch=2 if size[1] < 100 else 1)
     classes, probabilities = infer.predict(model, image), infer(model, image)
     assert (classes.dtype, classes.shape) == (torch.uint8, (image.shape[0], *size))
-    # Probabilities of almost one round to one; the logits still know the larger.
-    best, second = probabilities.topk(2, dim=1).values.unbind(dim=1)
-    clear = best - second > 1e-6
-    assert clear.float().mean() > 0.99
-    assert torch.equal(classes[clear].long(), probabilities.argmax(dim=1)[clear])
+    assert_most_probable(classes, probabilities)
 
 
 class Spy(nn.Module):
@@ -352,7 +358,7 @@ def test_a_large_image_is_done_in_windows_and_one_line_says_so(model, capsys):
     spy = Spy(model)
     torch.testing.assert_close(infer(spy, image), wanted)
     assert {shape for _, shape in spy.seen} == {(2, 3, 41, 41)}
-    assert torch.equal(infer.predict(model, image), infer(model, image).argmax(dim=1))
+    assert_most_probable(infer.predict(model, image), infer(model, image))
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     for part in ("90 x 70", "evaluation.max_pixels=1700", "41 x 41", "every 30 pixels"):
@@ -519,8 +525,9 @@ def test_scores_do_not_depend_on_the_batch_size(danet, sizes):
 
 
 def test_evaluation_counts_what_the_network_predicts_picture_by_picture(danet):
+    """In float64: with its norms folded a network rounds otherwise, which may turn near ties."""
     pictures, wanted = Pictures(*MIXED), ConfusionMatrix(K)
-    danet.eval()
+    danet.eval().double()
     for sample in pictures.samples:
         image = torch.from_numpy(sample.image).permute(2, 0, 1)[None]
         with torch.no_grad():

@@ -192,13 +192,36 @@ def write(path, size=(5, 4), mode="RGB"):
     Image.new(mode, size).save(path)
 
 
-@pytest.mark.parametrize("names", [("training", "validation"), ("Train", "Val"), ("dev",)])
-def test_splits_of_other_names_are_not_mixed(tmp_path, names):
+@pytest.mark.parametrize("names", [("training", "validation"), ("Train", "Val"), ("train", "dev")])
+@pytest.mark.parametrize("is_first", [False, True])
+def test_splits_of_other_names_are_read_inside_and_around(tmp_path, names, is_first):
     for name in names:
+        for kind, mode in (("images", "RGB"), ("masks", "L")):
+            folder = f"{name}/{kind}" if is_first else f"{kind}/{name}"
+            write(tmp_path / folder / f"of {name}.png", mode=mode)
+    for split, name in zip(("train", "val"), names, strict=True):
+        data = own(tmp_path, split)
+        assert [item.name for item in data.items] == [f"of {name}"]
+        assert data[0].mask.shape == (4, 5)
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path):
+    for name in ("train", "val", "validation"):
         write(tmp_path / f"images/{name}/a.png")
-        write(tmp_path / f"masks/{name}/a.png", mode="L")
-    with pytest.raises(InputError, match=rf"has {', '.join(names)}, which look like splits; rena"):
+    with pytest.raises(InputError, match=r"validation and .*/val are both the split 'val'"):
         own(tmp_path)
+
+
+def test_a_split_that_is_not_there_is_told_with_those_that_are(tmp_path):
+    for name in ("a", "b", "c"):
+        write(tmp_path / f"images/train/{name}.png")
+        write(tmp_path / f"masks/train/{name}.png", mode="L")
+    with pytest.raises(
+        InputError, match=r"which has images/train: add one for val, or divide"
+    ) as e:
+        own(tmp_path, "val")
+    settings = dict(s[5:].split("=") for s in str(e.value).split("with ")[1].split(";")[0].split())
+    assert [len(own(tmp_path, split, **settings)) for split in ("train", "val")] == [2, 1]
 
 
 def test_folders_and_suffixes_of_other_names_are_found(tmp_path):
@@ -207,8 +230,8 @@ def test_folders_and_suffixes_of_other_names_are_found(tmp_path):
     write(tmp_path / "ground/a.b_mask.png", mode="L")
     write(tmp_path / "ground/deep/c_mask.png", mode="L")
     places = {"images_dir": "photos", "masks_dir": "ground", "mask_suffix": "_mask.png"}
-    split = {"val_share": 0.001}
-    assert [item.name for item in own(tmp_path, **places, **split).items] == ["a.b", "deep/c"]
+    both = [own(tmp_path, split, **places) for split in ("train", "val")]
+    assert sorted(item.name for data in both for item in data.items) == ["a.b", "deep/c"]
 
 
 def test_images_and_masks_may_lie_side_by_side(tmp_path):
@@ -216,9 +239,9 @@ def test_images_and_masks_may_lie_side_by_side(tmp_path):
         write(tmp_path / f"{name}.png")
         write(tmp_path / f"{name}_mask.png", mode="L")
     places = {"images_dir": ".", "masks_dir": ".", "mask_suffix": "_mask.png"}
-    data = own(tmp_path, **places, val_share=0.001)
-    assert [item.name for item in data.items] == ["a", "b"]
-    assert data[0].mask.shape == (4, 5)
+    both = [own(tmp_path, split, **places) for split in ("train", "val")]
+    assert sorted(item.name for data in both for item in data.items) == ["a", "b"]
+    assert both[0][0].mask.shape == (4, 5)
 
 
 def test_two_images_for_one_mask_are_refused(tmp_path):

@@ -12,6 +12,7 @@ FLOORS = {
     "danet.types": 0,
     "danet.errors": 0,
     "danet.interpreter": 0,
+    "danet.extras": 0,
     "danet.plain": 0,
     "danet.console": 0,
     "danet.launcher": 1,

@@ -291,5 +291,5 @@ def test_a_network_that_timm_does_not_have_is_told(setting, message):
 
 def test_without_timm_the_way_to_it_is_told(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
-    with pytest.raises(InputError, match=r"pip install 'danet\[timm\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '.*\[timm\]'"):
         make_model(check(compose("model/backbone=timm")))

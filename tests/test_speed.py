@@ -28,7 +28,8 @@ def test_winograd_is_the_convolution(size, dilation, bias):
     wanted = F.conv2d(x.double(), conv.weight.double(), offset, padding=dilation, dilation=dilation)
     for order in (torch.contiguous_format, torch.channels_last):
         got = WinogradConv2d(conv)(x.contiguous(memory_format=order))
-        assert (got - wanted).abs().max() < 4e-5 * wanted.std()
+        # Measured: 2.5e-5 on every kind of CPU; a wrong coefficient is off by 1e-2 and more.
+        assert (got - wanted).abs().max() < 1e-4 * wanted.std()
 
 
 def test_winograd_is_done_where_it_pays():

@@ -1,6 +1,8 @@
 """Looks at all files of a data set: ``python tools/check.py data=NAME data.root=DIR``."""
 
 import json
+import os
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
 
     end_quietly()
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from danet import cli
@@ -23,6 +26,7 @@ from danet.config import CheckConfig, TrainConfig
 from danet.disk import folder_of, require_writable
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError, StorageError
+from danet.plain import quoted
 
 if TYPE_CHECKING:
     from danet.datasets.base import FileDataset
@@ -57,25 +61,34 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
     require_writable(output)
     from danet.datasets.base import FileDataset
     from danet.doctor.report import as_json, contact_sheet, describe, notes_of, weights_setting
-    from danet.doctor.sample import choose
+    from danet.doctor.sample import choose, one_class
     from danet.drawing.overlay import save_image
 
     reports, datasets, refused = scan_splits(checked, settings)
+    warnings = 0
     found: dict[str, Any] = {**facts, "refused": refused, "splits": {}}
     for report, dataset in zip(reports, datasets, strict=True):
         assert isinstance(dataset, FileDataset)
         is_training = report.split == settings.data["train_split"]
+        if is_training and not report.num_problems:
+            lonely = one_class(dataset, np.flatnonzero(report.pixels).tolist())
+            if lonely:
+                report.complain(lonely)
         notes = notes_of(report, is_training=is_training)
         print(describe(report, notes))
         if is_training and report.pixels.any():
             print(f"  balanced by median frequency: {weights_setting(report)}")
         found["splits"][report.split] = as_json(report, notes)
+        warnings += sum(note.startswith("warning: ") for note in notes)
         sheet = contact_sheet(dataset, choose(len(dataset), settings.samples))
         if sheet is not None:
             save_image(output / f"{report.split}.png", sheet)
             print(f"  {output / f'{report.split}.png'}")
     images = "decoded" if settings.full else "structure and checksums (full=true decodes them)"
     print(f"looked at every pair; labels: decoded; images: {images}")
+    setting = write_lists(datasets, output)
+    if setting:
+        print(f"these lists freeze it: {setting}")
     _save_json(output / "report.json", found)
     count = sum(report.num_problems for report in reports)
     problems = [*refused, *(text for report in reports for text in report.problems)]
@@ -84,7 +97,8 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
         if count + len(refused) > _TOLD:
             told.append(f"{count + len(refused)} problems in all; see {output / 'report.json'}")
         raise InputError("\n".join(told))
-    print(f"no problems; {output / 'report.json'}")
+    warned = f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""
+    print(f"no problems{warned}; {output / 'report.json'}")
 
 
 def scan_splits(
@@ -139,6 +153,26 @@ def scan_splits(
     return reports, datasets, list(dict.fromkeys(refused))
 
 
+def write_lists(datasets: Iterable["FileDataset"], output: Path) -> str:
+    """Writes which images belong to splits that a hash divided; returns the setting, or nothing."""
+    from danet.datasets.folder import Folder
+
+    divided = [d for d in datasets if isinstance(d, Folder) and d.division]
+    files = {dataset.split: output / f"{dataset.split}.txt" for dataset in divided}
+    if set(files) != {"train", "val"}:
+        return ""
+    for dataset in divided:
+        lines = [
+            f"{os.path.relpath(item.image, dataset.root)}\t"
+            f"{os.path.relpath(item.mask or '', dataset.root)}\n"
+            for item in dataset.items
+        ]
+        _save(files[dataset.split], "".join(lines))
+    print(divided[0].division)
+    lists = ", ".join(f"{split}: {quoted(str(path))}" for split, path in files.items())
+    return shlex.quote(f"data.lists={{{lists}}}")
+
+
 def _check_settings(settings: CheckConfig, output: Path) -> None:
     """Refuses settings that cannot be meant; raises InputError."""
     for name, low in (("show", 1), ("samples", 0)):
@@ -150,10 +184,14 @@ def _check_settings(settings: CheckConfig, output: Path) -> None:
 
 
 def _save_json(path: Path, found: dict[str, Any]) -> None:
-    """Writes the report; raises StorageError."""
+    _save(path, json.dumps(found, indent=1) + "\n")
+
+
+def _save(path: Path, text: str) -> None:
+    """Writes a part of the report; raises StorageError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise StorageError(f"{path}: the report could not be written ({error.strerror})") from error
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from danet import cli
 from danet.assemble import checked_config, load_saved, make, model_of
 from danet.check import check_node, did_you_mean
 from danet.config import PredictConfig
+from danet.datasets.files import Levels
 from danet.disk import folder_of
+from danet.doctor.sample import dropped_notes
 from danet.engine import distributed
 from danet.errors import InputError
 from danet.evaluation.speed import prepared
@@ -93,6 +96,8 @@ def work(config: DictConfig) -> None:
         f"{count} images in {seconds:.1f} s, {count / seconds:.2f} images/s{earlier}; "
         f"written to {output}"
     )
+    for note in dropped_notes("", count, pictures.dropped, pictures.squeezed):
+        print(note, file=sys.stderr)
     if count > 1 and len(results.found) == 1:
         print(
             f"warning: every pixel of these {count} images was predicted as class "
@@ -122,12 +127,18 @@ class Reading:
         self._bar = bar
         self._unreadable = unreadable
         self.count = self.skipped = 0
+        self.dropped: Counter[str] = Counter()
+        """What reading left out -> in how many pictures."""
+        self.squeezed: list[tuple[str, Levels]] = []
 
     def __iter__(self) -> Iterator[Picture]:
         """Reads on while the network works."""
         for item in ahead(self._items):
             if isinstance(item, Picture):
                 self.count += 1
+                self.dropped.update(item.dropped)
+                if item.levels is not None:
+                    self.squeezed.append((item.name, item.levels))
                 yield item
                 continue
             self._bar.update()

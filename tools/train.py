@@ -235,14 +235,17 @@ def look_at_data(
 ) -> None:
     """Reads some samples, and compares the data with those of the checkpoint."""
     from danet import resume
+    from danet.datasets.folder import Folder
     from danet.doctor.overlap import refuse_overlap
     from danet.doctor.sample import check_sample
 
     overlap = refuse_overlap(train_set, val_set, allowed=bool(config["data"].get("allow_overlap")))
     if overlap:
         cli.say(overlap)
+    if isinstance(train_set, Folder) and train_set.division:
+        cli.say(train_set.division)
     skipped = train_set if loading_of(config)["on_bad_sample"] == "skip" else None
-    for note in check_sample(train_set, val_set, skipping=skipped):
+    for note in check_sample(train_set, val_set, training=train_set, skipping=skipped):
         cli.say(note)
     allowed = config["allow_changes"]
     found = {"training_set": train_set.fingerprint(), "validation_set": val_set.fingerprint()}

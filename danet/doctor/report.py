@@ -9,6 +9,7 @@ import numpy as np
 
 from danet.datasets.base import SegmentationDataset
 from danet.doctor.overlap import same_contents, shared_images, told
+from danet.doctor.sample import dropped_notes
 from danet.doctor.scan import SplitReport
 from danet.drawing.overlay import arrange, legend, overlay, titled
 from danet.errors import InputError
@@ -76,6 +77,7 @@ def notes_of(report: SplitReport, *, is_training: bool) -> list[str]:
     if others:
         shown = ", ".join(f"{number} {mode}" for mode, number in sorted(others.items()))
         notes.append(f"images that are turned into 8-bit RGB: {shown}")
+    notes += dropped_notes("", report.num_images, report.dropped, report.squeezed)
     if report.turned:
         notes.append(
             f"{len(report.turned)} images have an EXIF turn, which is not applied: "
@@ -112,7 +114,7 @@ def describe(report: SplitReport, notes: Sequence[str]) -> str:
             name = f"{report.classes[i]:<{width}}"
             lines.append(f"  {i:>3} {name} {share:>9} {report.images_with[i]:>8} {shown:>9}")
         lines.append(f"  {'':>3} {'(ignored)':<{width}} {100 * report.ignored / total:>7.3f} %")
-    lines += [f"  note: {note}" for note in notes]
+    lines += [f"  {'' if note.startswith('warning: ') else 'note: '}{note}" for note in notes]
     lines += [f"  problem: {problem}" for problem in report.problems]
     if report.num_problems > len(report.problems):
         lines.append(f"  ... and {report.num_problems - len(report.problems)} more problems")

@@ -1,22 +1,30 @@
 """The look at some pairs before a training starts, and what their values hint at."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from danet.datasets.base import FileDataset, SegmentationDataset
+from danet.datasets.files import Levels
 from danet.datasets.folder import Folder
 from danet.doctor.scan import Look, look
 from danet.errors import InputError
 from danet.types import IGNORE
 
+_FEW = 16
+"""Values of an image that can hardly show anything."""
+_NAMED = 20
+"""How many absent classes are named."""
 _SHOWN = 5
 """How many problems are told in full."""
 
 
 def check_sample(
-    *datasets: SegmentationDataset, count: int = 32, skipping: SegmentationDataset | None = None
+    *datasets: SegmentationDataset,
+    count: int = 32,
+    training: SegmentationDataset | None = None,
+    skipping: SegmentationDataset | None = None,
 ) -> list[str]:
     """Looks at the first, the last and ``count`` - 2 random pairs of each data set.
 
@@ -25,6 +33,7 @@ def check_sample(
     Args:
         datasets: To look at.
         count: Of pairs of each.
+        training: The one of them that is trained on: its labels must hold several classes.
         skipping: The one of them whose bad pairs the training is going to skip.
 
     Returns:
@@ -36,11 +45,17 @@ def check_sample(
     notes: list[str] = []
     problems: list[str] = []
     looks: list[Look] = []
+    lonely = ""
     files = [dataset for dataset in datasets if isinstance(dataset, FileDataset)]
     for dataset in files:
         found = [look(dataset, index) for index in choose(len(dataset), count)]
         looks += found
         notes += dataset.notes + describe_images(dataset, found)
+        if dataset is training:
+            seen = classes_in(found)
+            notes += absent_classes(dataset, seen, len(found))
+            if len(seen) < 2 and not any(one.problem for one in found):
+                lonely = only_class(dataset, seen, [one.place for one in found])
         bad = [one.problem for one in found if one.problem]
         if dataset is skipping:
             notes += [f"data.on_bad_sample=skip: {problem}" for problem in bad]
@@ -54,13 +69,15 @@ def check_sample(
             raise InputError(wrong)
         if problems:
             raise InputError(_join(problems, wrong, len(looks)))
+        if lonely:
+            raise InputError(lonely)
     return list(dict.fromkeys(notes))
 
 
 def choose(length: int, count: int) -> list[int]:
     """Returns the first, the last and random other indices, in order, always the same ones."""
-    if length <= count:
-        return list(range(length))
+    if length <= count or count < 2:
+        return list(range(min(length, count)))
     others = np.random.default_rng(0).choice(length - 2, count - 2, replace=False) + 1
     return [0, *sorted(others.tolist()), length - 1]
 
@@ -84,6 +101,12 @@ def describe_images(dataset: FileDataset, looks: Sequence[Look]) -> list[str]:
             f"{dataset.split}: {shown} of {len(looks)} images become 8-bit RGB: grey is repeated, "
             "alpha is dropped, 16 bits are divided by 257"
         )
+    notes += dropped_notes(
+        f"{dataset.split}: ",
+        len(looks),
+        Counter(text for one in looks for text in one.dropped),
+        [(dataset.items[one.place].name, one.levels) for one in looks if one.levels is not None],
+    )
     turned = [dataset.items[one.place].name for one in looks if one.is_turned]
     if turned:
         notes.append(
@@ -103,16 +126,89 @@ def describe_images(dataset: FileDataset, looks: Sequence[Look]) -> list[str]:
     return notes
 
 
+def dropped_notes(
+    where: str, count: int, dropped: Mapping[str, int], squeezed: Sequence[tuple[str, Levels]]
+) -> list[str]:
+    """Tells what reading images leaves out, and of images of which hardly anything is left.
+
+    Args:
+        where: Begins each note.
+        count: How many images were looked at.
+        dropped: What is left out -> in how many images.
+        squeezed: Images of more than 8 bits.
+    """
+    notes = [f"{where}{n} of {count} images: {text}" for text, n in sorted(dropped.items())]
+    few = [(name, of) for name, of in squeezed if of.after <= _FEW and of.low < of.high]
+    if few:
+        name, worst = min(few, key=lambda pair: pair[1].after)
+        low, high = min(of.low for _, of in few), max(of.high for _, of in few)
+        notes.append(
+            f"warning: {where}{len(few)} of {count} images keep {_FEW} values or fewer as 8 bits: "
+            f"{name} has {worst.before}, {worst.low} to {worst.high}, and keeps {worst.after}; "
+            "save all images with 8 bits first, stretched alike, as by "
+            f"numpy.interp(image, [{low}, {high}], [0, 255]).astype('uint8')"
+        )
+    return notes
+
+
+def classes_in(looks: Iterable[Look]) -> set[int]:
+    """Returns the classes that occur in labels."""
+    found = (one.classes for one in looks if one.classes is not None)
+    return {int(value) for classes in found for value in classes} - {IGNORE}
+
+
+def absent_classes(dataset: FileDataset, seen: Collection[int], count: int) -> list[str]:
+    """Tells of classes that occur in no label of so many that were looked at."""
+    absent = [f"{i} ({name})" for i, name in enumerate(dataset.classes) if i not in seen]
+    if not absent or not dataset.is_labelled:
+        return []
+    is_all = count == len(dataset)
+    more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
+    return [
+        f"{dataset.split}: classes that never occur in "
+        + (f"its {count} labels and cannot be learnt" if is_all else f"{count} labels looked at")
+        + f": {', '.join(absent[:_NAMED])}{more}"
+        + "; tools/check.py counts all labels" * (not is_all)
+    ]
+
+
+def only_class(dataset: FileDataset, seen: set[int], looked_at: Collection[int]) -> str:
+    """Says that the labels of a split hold one class, or none; empty if they do not.
+
+    Where a few labels hold only one, all others are looked at until there is another.
+    """
+    rest = sorted(set(range(len(dataset))) - set(looked_at)) if dataset.is_labelled else []
+    for index in rest:
+        seen = seen | classes_in([look(dataset, index)])
+        if len(seen) > 1:
+            return ""
+    return one_class(dataset, seen)
+
+
+def one_class(dataset: FileDataset, seen: Collection[int]) -> str:
+    """Says that all labels of a split hold one class, or none; there is nothing to learn."""
+    if len(seen) > 1 or not dataset.is_labelled:
+        return ""
+    what = ", ".join(f"class {i} ({dataset.classes[i]})" for i in seen) or "ignored pixels"
+    return (
+        f"{dataset.split}: all {len(dataset)} labels hold {what} and nothing else, so there is "
+        "nothing to learn; see whether these are the right files: tools/check.py with the same "
+        "settings draws them"
+    )
+
+
 def mistaken_values(dataset: FileDataset, values: set[int]) -> str | None:
     """Says which setting the values of all labels together ask for; only for own pictures."""
     num_classes = len(dataset.classes)
     if not isinstance(dataset, Folder) or dataset.colors or not values:
         return None
     label_map = dataset.label_map()
-    if values == {0, IGNORE} and num_classes == 2 and label_map.get(IGNORE) == IGNORE:
+    is_ignored = label_map.get(IGNORE) == IGNORE and not dataset.labels_start_at
+    if values == {0, IGNORE} and is_ignored:
+        lost = ", ".join(dataset.classes[1:4]) + ", ..." * (num_classes > 4)
         return (
-            f"all labels hold the values 0 and {IGNORE} only, and {IGNORE} is ignored, so "
-            f"{dataset.classes[1]} would never be learnt; set data.values={{0:0,255:1}}"
+            f"all labels hold the values 0 and {IGNORE} only, and {IGNORE} is ignored, so {lost} "
+            "would never be learnt; set data.values={0:0,255:1}"
         )
     counted = values - {IGNORE}
     if not counted or dataset.values or dataset.labels_start_at or max(counted) != num_classes:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from danet.datasets.base import FileDataset
-from danet.datasets.files import prove_whole
+from danet.datasets.files import Levels, bits_of, levels_of, prove_whole, what_is_dropped
 from danet.datasets.hints import ORIENTATION
 from danet.errors import InputError
 from danet.types import IGNORE
@@ -32,6 +32,10 @@ class Look(NamedTuple):
     """Whether the image has an EXIF turn."""
     num_bytes: int
     """Of the image file."""
+    dropped: tuple[str, ...]
+    """What reading the image leaves out."""
+    levels: Levels | None
+    """Of an image with more than 8 bits."""
     values: np.ndarray
     """Numbers that occur in the label file, int64 (V,)."""
     counts: np.ndarray
@@ -52,7 +56,7 @@ def look(dataset: FileDataset, index: int, *, full: bool = False) -> Look:
     """
     item = dataset.items[index]
     empty = np.zeros(0, np.int64)
-    found = Look(index, None, "", False, 0, empty, empty, None, None)
+    found = Look(index, None, "", False, 0, (), None, empty, empty, None, None)
     try:
         found = _look_at_image(found, dataset, full)
         if item.mask is None:
@@ -86,7 +90,13 @@ def _look_at_image(found: Look, dataset: FileDataset, full: bool) -> Look:
             # A PNG may have its EXIF data behind its pixels: looking for them would decode it.
             exif = {} if picture.format == "PNG" else picture.getexif()
             turned = exif.get(ORIENTATION, 1) not in (0, 1)
+            with path.open("rb") as file:
+                head = file.read(26)
+            dropped, bits = what_is_dropped(picture, head), bits_of(picture, head)
             found = found._replace(size=(height, width), mode=picture.mode, is_turned=turned)
+            found = found._replace(dropped=dropped)
+        if bits > 8:
+            found = found._replace(levels=levels_of(path, max_pixels=dataset.reading.max_pixels))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         full = True
     if full or not prove_whole(path, max_pixels=dataset.reading.max_pixels):
@@ -116,6 +126,8 @@ class SplitReport:
         sizes: Of the images, (H, W) -> how many.
         modes: Of the images, in Pillow's words -> how many.
         turned: Names of images with an EXIF turn.
+        dropped: What reading them leaves out -> how many.
+        squeezed: Names of images of more than 8 bits, with their values before and after.
         pixels: Of each class, int64 (K,).
         values: Numbers that occur in the label files.
         ignored: Pixels that count for no class.
@@ -136,6 +148,8 @@ class SplitReport:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     turned: list[str] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    squeezed: list[tuple[str, Levels]] = field(default_factory=list)
     values: set[int] = field(default_factory=set)
     ignored: int = 0
     all_ignored: list[str] = field(default_factory=list)
@@ -160,6 +174,9 @@ class SplitReport:
         self.values.update(found.values.tolist())
         if found.is_turned:
             self.turned.append(item.name)
+        self.dropped.update(found.dropped)
+        if found.levels is not None:
+            self.squeezed.append((item.name, found.levels))
         if found.classes is None:
             return
         counts = np.bincount(found.classes, minlength=256)  # how many values mean it

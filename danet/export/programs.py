@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from danet.errors import InputError, UserError
 from danet.export.network import Exportable
+from danet.extras import how_to_install
 
 OPSET = 20
 """Of ONNX: from 2023, which all runtimes of the last years know."""
@@ -42,10 +43,8 @@ def require(module: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        raise InputError(
-            f"{module} is not installed: pip install 'danet[export]', in a checkout "
-            ".venv/bin/pip install -e '.[export]'"
-        ) from error
+        extra = "hub" if module == "huggingface_hub" else "export"
+        raise InputError(f"{module} is not installed: {how_to_install(extra)}") from error
 
 
 def export_onnx(model: nn.Module, path: Path, *, opset: int = OPSET) -> Program:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from danet.errors import InputError
+from danet.extras import how_to_install
 from danet.models.weights import explain_mismatch, read_state_dict
 
 
@@ -31,8 +32,8 @@ class TimmBackbone(nn.Module):
             import timm
         except ModuleNotFoundError as error:
             raise InputError(
-                "model/backbone=timm needs the package timm, which is not installed; "
-                "pip install 'danet[timm]'"
+                "model/backbone=timm needs the package timm, which is not installed: "
+                + how_to_install("timm")
             ) from error
         if not timm.is_model(name):
             close = timm.list_models(f"*{name.partition('.')[0][:6]}*")[:5]

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from danet.datasets.base import IMAGE_SUFFIXES
-from danet.datasets.files import read_image
+from danet.datasets.files import Levels, left_out, read_image
 from danet.errors import InputError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
@@ -49,6 +49,10 @@ class Picture(NamedTuple):
     """uint8 (H, W, 3), RGB."""
     rate: float = 0.0
     """Frames per second of its video; 0 for a file of its own."""
+    dropped: tuple[str, ...] = ()
+    """What reading the file left out."""
+    levels: Levels | None = None
+    """Of a file with more than 8 bits."""
 
 
 class Unreadable(NamedTuple):
@@ -154,10 +158,11 @@ def read_pictures(
         else:
             try:
                 image = read_image(source.path, max_pixels=max_pixels)
+                facts = left_out(source.path, max_pixels=max_pixels)
             except InputError as error:
                 yield Unreadable(source, str(error))
             else:
-                yield Picture(source.name, source, image)
+                yield Picture(source.name, source, image, 0.0, *facts)
 
 
 def _frames(source: Source, is_done: IsDone) -> Iterator[Picture | Unreadable | None]:

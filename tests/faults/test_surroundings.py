@@ -100,8 +100,6 @@ def test_a_log_that_cannot_be_written_stops_nothing(start, straight, tmp_path):
 @pytest.mark.slow
 @pytest.mark.fault("T06", "going on with another number of threads")
 def test_another_number_of_threads_is_told_and_changes_little(start, straight, tmp_path):
-    import torch
-
     start.train(*TOY, "run.dir=run", "trainer.stop_at=6")
     done = start.train("resume=auto", "run.dir=run", plants={"threads": {"count": 2}})
     assert "resume: 2 thread(s) instead of 1" in done.stdout()
@@ -109,5 +107,8 @@ def test_another_number_of_threads_is_told_and_changes_little(start, straight, t
     one = checkpoint.load(whole / "run/last.pt")["model"]
     two = checkpoint.load(tmp_path / "run/last.pt")["model"]
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
+        # Of a tensor as a whole: where a gradient is nothing but rounding, AdamW moves a weight
+        # by its full rate, up or down.
+        difference = (two[name].double() - value.double()).norm()
+        assert difference <= 1e-3 * value.double().norm(), name
     assert step_of(tmp_path / "run") == 12
