@@ -161,7 +161,7 @@ def levels_of(path: Path, *, max_pixels: int = MAX_PIXELS) -> Levels | None:
     before = _opencv(path.read_bytes(), cv2.IMREAD_UNCHANGED)
     if before is None:
         return None
-    before = before[..., :3]
+    before = before[..., :3] if before.ndim == 3 else before
     return Levels(
         np.unique(before).size, np.unique(after).size, int(before.min()), int(before.max())
     )

@@ -402,7 +402,7 @@ def _similar(root: Path, images_dir: str, masks_dir: str) -> str:
     """Names folders that may be meant: the same in other letters, else those with pictures."""
     folders = sorted(path.name for path in root.iterdir() if path.is_dir())
     close = {name.lower(): name for name in folders}
-    if images_dir.lower() in close:
+    if close.get(images_dir.lower(), images_dir) != images_dir:
         masks = close.get(masks_dir.lower(), masks_dir)
         return f"; set data.images_dir={close[images_dir.lower()]} data.masks_dir={masks}"
     found = {name: find_files(root / name) for name in folders}

@@ -1,0 +1,269 @@
+"""What files hold counts, not what they are called: what reading drops, and labels of one class."""
+
+import json
+import shlex
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, call
+from PIL import Image
+from starts import accepted, composed, plant, refused
+
+from danet.datasets.files import left_out, read_image, read_labels
+from danet.datasets.folder import Folder
+from danet.doctor.sample import check_sample, choose
+from danet.errors import InputError
+from danet.tools.check import examine
+
+SIZE = (44, 60)
+RNG = np.random.default_rng(0)
+COLOR = RNG.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+
+
+def pages(path, count, **how):
+    pictures = [Image.fromarray(np.roll(COLOR, i, axis=0)) for i in range(count)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], **how)
+
+
+def deep(path, array):
+    assert cv2.imwrite(str(path), array)
+
+
+def deep_file(name, *shape):
+    """Returns a file of 16 bits."""
+    array = RNG.integers(0, 65536, (*SIZE, *shape)).astype(np.uint16)
+    return name, lambda path: deep(path, array), "16 bits become 8"
+
+
+FOUR = RNG.integers(0, 256, (*SIZE, 4), dtype=np.uint8)
+FILES = {
+    "16 bits of grey": deep_file("x.png"),
+    "16 bits of grey, TIFF": deep_file("x.tif"),
+    "16 bits of colour": deep_file("x.png", 3),
+    "16 bits of colour, TIFF": deep_file("x.tiff", 3),
+    "near infrared": ("x.tif", lambda p: four_bands(p), "band 4 is dropped"),
+    "alpha": ("x.png", lambda p: Image.fromarray(FOUR).save(p), "band 4 is dropped (alpha)"),
+    "two pages": ("x.tif", lambda p: pages(p, 2), "page 2 is dropped"),
+    "five pages": ("x.tiff", lambda p: pages(p, 5), "pages 2 to 5 are dropped"),
+    "animated WebP": ("x.webp", lambda p: pages(p, 3, lossless=True), "pages 2 to 3 are dropped"),
+    "animated PNG": ("x.png", lambda p: pages(p, 3), "pages 2 to 3 are dropped"),
+}
+"""Kind -> name, what writes it, what is said of it."""
+
+
+def four_bands(path):
+    """Writes a TIFF whose fourth band is no alpha: its tag 338 says unspecified."""
+    Image.frombytes("RGBX", SIZE[::-1], FOUR.tobytes()).save(path)
+    with Image.open(path) as picture:
+        assert (picture.mode, picture.tag_v2[277]) == ("RGB", 4)
+
+
+def with_file(root, kind):
+    """Puts a file of a kind in the place of an image of the training split."""
+    name, write, text = FILES[kind]
+    (root / "images/train/train_1.png").unlink()
+    path = root / f"images/train/train_1{name[1:]}"
+    write(path)
+    return path, text
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_R12_what_reading_drops_is_told_by_both(kind, tmp_path, monkeypatch, capsys):
+    root = plant(tmp_path / "data")
+    path, text = with_file(root, kind)
+    assert text in left_out(path)[0]
+    told = accepted("folder", root, tmp_path, monkeypatch, capsys, text)
+    assert f"1 of 4 images: {text}" in told
+    assert "warning" not in told
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_R12_prediction_tells_it_too(kind, tmp_path, tiny_checkpoint, capsys):
+    root = plant(tmp_path / "data")
+    path, text = with_file(root, kind)
+    output = f"output={tmp_path / 'o'}"
+    call("predict", f"checkpoint={tiny_checkpoint}", f"images={path}", "write=[]", output)
+    assert f"1 of 1 images: {text}" in capsys.readouterr().err
+
+
+def test_R12_plain_pictures_drop_nothing(tmp_path):
+    for name in ("a.png", "a.jpg", "a.bmp", "a.tif", "a.webp"):
+        Image.fromarray(COLOR).save(tmp_path / name)
+        assert left_out(tmp_path / name) == ((), None)
+    Image.fromarray(COLOR[..., 0]).save(tmp_path / "grey.png")
+    Image.fromarray(COLOR).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    assert left_out(tmp_path / "grey.png") == left_out(tmp_path / "cmyk.jpg") == ((), None)
+
+
+def test_R12_a_label_of_several_pages_is_refused(tmp_path):
+    path = tmp_path / "mask.tif"
+    layers = [Image.fromarray(np.full(SIZE, i, np.uint8)) for i in range(3)]
+    layers[0].save(path, save_all=True, append_images=layers[1:])
+    with pytest.raises(InputError, match="a label must be one picture, and this file has 3"):
+        read_labels(path)
+    layers[0].save(path)
+    assert not read_labels(path).any()
+
+
+SQUEEZED = {
+    "thermal": lambda shape: RNG.integers(28900, 29300, shape),
+    "12 bits in 16": lambda shape: RNG.integers(0, 4096, shape),
+    "10 bits in 16": lambda shape: RNG.integers(0, 1024, shape),
+}
+
+
+@pytest.mark.parametrize("values", SQUEEZED)
+@pytest.mark.parametrize("shape", [SIZE, (*SIZE, 3)], ids=["grey", "colour"])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_R13_pictures_that_keep_few_values_are_warned_of(
+    values, shape, suffix, tmp_path, monkeypatch, capsys
+):
+    root = plant(tmp_path / "data")
+    (root / "images/train/train_1.png").unlink()
+    path = root / f"images/train/train_1.{suffix}"
+    array = SQUEEZED[values](shape).astype(np.uint16)
+    deep(path, array)
+    told = accepted("folder", root, tmp_path, monkeypatch, capsys, "16 bits become 8")
+    low, high = array.min(), array.max()
+    assert "warning: train: 1 of 4 images keep 16 values or fewer as 8 bits: train_1 has" in told
+    assert f"numpy.interp(image, [{low}, {high}], [0, 255]).astype('uint8')" in told
+    # Followed: all values come through, and nothing is left to warn of.
+    path.unlink()
+    stretched = np.interp(array, [low, high], [0, 255]).astype("uint8")
+    Image.fromarray(stretched[..., ::-1] if stretched.ndim == 3 else stretched).save(
+        path.with_suffix(".png")
+    )
+    assert np.unique(read_image(path.with_suffix(".png"))).size > 200
+    assert "warning" not in accepted("folder", root, tmp_path, monkeypatch, capsys)
+
+
+def test_R13_check_counts_its_warnings(tmp_path, capsys):
+    root = plant(tmp_path / "data")
+    deep(root / "images/train/train_1.png", SQUEEZED["thermal"](SIZE).astype(np.uint16))
+    examine(composed("check", ["data=folder", CLASSES, f"data.root={root}"]), [], tmp_path / "o")
+    out = capsys.readouterr().out
+    assert "  warning: 1 of 4 images keep 16 values or fewer" in out
+    assert "no problems, 1 warning; " in out
+    notes = json.loads((tmp_path / "o/report.json").read_text())["splits"]["train"]["notes"]
+    assert any(note.startswith("warning: ") for note in notes)
+
+
+CLASSES = "data.classes=[a,b,c,d,e,f,g,h,i,j,k]"
+
+
+def fill(root, values, split="train", folder="masks"):
+    """Gives every label of a split these values, in stripes."""
+    mask = np.resize(np.repeat(np.array(values, np.uint8), SIZE[1] // len(values) + 1), SIZE)
+    for path in (root / folder / split).iterdir():
+        Image.fromarray(mask).save(path)
+
+
+def test_R14_a_training_tells_of_classes_that_never_occur(tmp_path, monkeypatch, capsys):
+    root = plant(tmp_path / "data")
+    fill(root, [0, 1, 4])
+    told = accepted("folder", root, tmp_path, monkeypatch, capsys)
+    absent = "2 (c), 3 (d), 5 (f), 6 (g), 7 (h), 8 (i), 9 (j), 10 (k)"
+    assert f"train: classes that never occur in its 4 labels and cannot be learnt: {absent}" in told
+    large = plant(tmp_path / "large", splits=(("train", 50), ("val", 2)))
+    fill(large, [0, 1])
+    told = accepted("folder", large, tmp_path, monkeypatch, capsys)
+    assert "classes that never occur in 32 labels looked at: 2 (c)" in told
+    assert "10 (k); tools/check.py counts all labels" in told
+
+
+@pytest.mark.parametrize("values", [[0], [3], [255], [3, 255]])
+@pytest.mark.parametrize("kind", ["folder", "camvid"])
+def test_R15_labels_of_one_class_are_refused_by_both(kind, values, tmp_path, monkeypatch, capsys):
+    root = plant(tmp_path / "data", kind)
+    folder = {"folder": "masks", "camvid": "labels"}[kind]
+    on_disk = [11 if v == 255 and kind == "camvid" else v for v in values]
+    fill(root, on_disk, folder=folder)
+    held = [v for v in values if v != 255]
+    what = f"class {held[0]} (" if held else "ignored pixels"
+    text = f"train: all 4 labels hold {what}"
+    refused(kind, root, tmp_path, monkeypatch, text, "so there is nothing to learn")
+    fill(root, [*on_disk, 5, 6], folder=folder)
+    accepted(kind, root, tmp_path, monkeypatch, capsys)
+
+
+def test_R15_a_rare_second_class_outside_of_the_sample_is_enough(tmp_path):
+    root = plant(tmp_path / "data", splits=(("train", 80),))
+    fill(root, [0])
+    data = Folder(root=root, split="train", classes=tuple("abcdefghijk"))
+    with pytest.raises(InputError, match=r"all 80 labels hold class 0 \(a\) and nothing else"):
+        check_sample(data, training=data)
+    place = next(i for i in range(80) if i not in choose(80, 32))
+    mask = np.zeros(SIZE, np.uint8)
+    mask[3, 4] = 7
+    Image.fromarray(mask).save(data.items[place].mask)
+    (note,) = check_sample(data, training=data)
+    assert "classes that never occur in 32 labels" in note
+    assert check_sample(data) == [], "what is scored may hold one class"
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 11])
+def test_R16_masks_of_0_and_255_are_caught_with_any_number_of_classes(
+    count, tmp_path, monkeypatch, capsys
+):
+    root = plant(tmp_path / "data")
+    for split in ("train", "val"):
+        fill(root, [0, 255], split)
+    names = "abcdefghijk"[:count]
+    settings = [f"data.classes=[{','.join(names)}]"]
+    refused(
+        *("folder", root, tmp_path, monkeypatch),
+        "all labels hold the values 0 and 255 only, and 255 is ignored, so b",
+        "would never be learnt; set data.values={0:0,255:1}",
+        settings=settings,
+    )
+    settings.append("data.values={0: 0, 255: 1}")
+    accepted("folder", root, tmp_path, monkeypatch, capsys, settings=settings)
+
+
+def undivided(root, name, count):
+    """Plants pairs without folders for splits."""
+    plant(root, splits=((name, count),))
+    for kind in ("images", "masks"):
+        for path in (root / kind / name).iterdir():
+            path.rename(root / kind / path.name)
+        (root / kind / name).rmdir()
+    return root
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 10])
+def test_R17_small_sets_always_have_both_splits(count, tmp_path, capsys):
+    for seed in range(5):
+        root = undivided(tmp_path / str(seed), f"s{seed}", count)
+        settings = ["data=folder", CLASSES, f"data.root={root}"]
+        examine(composed("check", settings), [], tmp_path / "o")
+        out = capsys.readouterr().out
+        val = max(1, round(count * 0.2))
+        told = f"{count} images and no folders for splits: by a hash of their names {val} are val"
+        assert out.count(told) == 1
+
+
+def test_R17_the_lists_that_the_check_writes_freeze_the_division(tmp_path, capsys, monkeypatch):
+    root = undivided(tmp_path / "data", "p", 10)
+    output = tmp_path / "a check's folder"
+    settings = ["data=folder", CLASSES, f"data.root={root}"]
+    call("check", *settings, f"output={output}")
+    told = capsys.readouterr().out
+    (setting,) = shlex.split(told.partition("these lists freeze it: ")[2].splitlines()[0])
+    small = [s for s in TINY if not s.startswith(("data.size", "data.lengths", "data.cue"))]
+    found = []
+    for extra in (0, 5):
+        for i in range(extra):
+            for kind, array in (("images", COLOR), ("masks", np.full(SIZE, i, np.uint8))):
+                Image.fromarray(array).save(root / kind / f"late_{i}.png")
+        run = tmp_path / f"run{extra}"
+        call(
+            *("train", *settings, setting, *small, "data.crop=[32,32]", "debug=one_step"),
+            f"run.dir={run}",
+        )
+        saved = torch.load(run / "last.pt", weights_only=True)
+        found.append((saved["training_set"], saved["validation_set"]))
+    assert found[0] == found[1]
+    assert ", 8 samples" in found[0][0]
+    assert ", 2 samples" in found[0][1]
