@@ -30,11 +30,15 @@ _SHARED = ("network", "evaluation")
 """What all results of a folder must share; the origin may say more."""
 
 
+_VERSION = ("bytes", "modified", "changed")
+"""Keys of a line that say which version of a file a result is of; older lines lack some."""
+
+
 class _Made(NamedTuple):
     """What a result was made from."""
 
     path: str
-    version: tuple[int, ...]
+    version: tuple[Any, ...]
 
 
 def _made_from(source: Source) -> _Made:
@@ -115,7 +119,7 @@ class Results:
             journal = self.folder / _JOURNAL
             whole = [] if not journal.exists() else _whole_lines(journal)
             self._lines = {
-                line["name"]: _Made(line["source"], tuple(line.get("version", ())))
+                line["name"]: _Made(line["source"], tuple(line.get(key) for key in _VERSION))
                 for line in whole
             }
             temporary = self.folder / f".{_JOURNAL}"
@@ -209,7 +213,7 @@ class Results:
         line = {
             "name": picture.name,
             "source": str(picture.source.path.absolute()),
-            "version": picture.source.version,
+            **dict(zip(_VERSION, picture.source.version, strict=True)),
             "height": classes.shape[0],
             "width": classes.shape[1],
             "shares": {c: s for c, s in zip(self.classes, found, strict=True) if s > 0},
