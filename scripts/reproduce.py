@@ -11,6 +11,7 @@ settings are those of the training. Tables: 1, 2, 4, 6, 7; the numbers stand in 
 """
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -108,18 +109,29 @@ def score_commands(row: Row, runs: Path, settings: Sequence[str]) -> Iterator[li
 
 
 def measured(row: Row, protocol: str, runs: Path) -> dict[str, Any] | None:
-    """Returns the metrics that a row was scored with; None where it was not.
+    """Returns the metrics that a row was scored with; None where its last checkpoint was not.
+
+    Scores of an earlier step stay beside those of a later one, in folders with numbers.
 
     Raises:
         InputError: They are of another split than the paper's.
     """
-    path = ROOT / runs / row.experiment / f"eval_{row.split}_{protocol}" / "metrics.json"
-    if not path.is_file():
+    folder = ROOT / runs / row.experiment
+    paths = folder.glob(f"eval_{row.split}_{protocol}*/metrics.json")
+    ends = re.compile(rf"eval_{row.split}_{protocol}(-\d+)?")
+    scored: list[tuple[dict[str, Any], Path]] = [
+        (json.loads(path.read_text(encoding="utf-8")), path)
+        for path in paths
+        if ends.fullmatch(path.parent.name)
+    ]
+    if not scored:
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found, path = max(scored, key=lambda pair: (pair[0]["step"], pair[1].stat().st_mtime_ns))
     if found["split"] != row.split:
         raise InputError(f"{path}: of split {found['split']}, expected {row.split}")
-    return found
+    last = folder / "last.pt"
+    is_stale = last.is_file() and last.stat().st_mtime_ns > path.stat().st_mtime_ns
+    return None if is_stale else found
 
 
 def table_text(about: str, rows: Sequence[Row], runs: Path) -> str:

@@ -165,7 +165,7 @@ def do(run: Run, folder: Path, places: Sequence[str]) -> dict[str, Any]:
     metrics = json.loads((scored / "metrics.json").read_text(encoding="utf-8"))
     return {
         **{key: getattr(run, key) for key in ("study", "level", "variant", "seed")},
-        "command": " ".join(["python tools/train.py", *run.settings]),
+        "command": command_of(run),
         **{key: metrics[key] for key in ("split", "images", "step", "protocol")},
         **{key: metrics[key] for key in ("miou", "image_miou", "pixel_accuracy")},
         "iou": {name: scores["iou"] for name, scores in metrics["per_class"].items()},
@@ -202,12 +202,33 @@ def machine(places: Sequence[str]) -> str:
     return f"{processor()}, {torch.get_num_threads()} thread(s) of {os.cpu_count()} cores"
 
 
+def stored(run: Run, path: Path) -> dict[str, Any]:
+    """Returns the stored result of a run.
+
+    Raises:
+        InputError: It is of another command, since the study was changed.
+    """
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    command = command_of(run)
+    if found.get("command", command) != command:
+        raise InputError(
+            f"{path}: the result of `{found['command']}`, and the study now says `{command}`; "
+            "remove the file to run it anew, or name another folder with results="
+        )
+    return found
+
+
+def command_of(run: Run) -> str:
+    """Returns what trains a run."""
+    return " ".join(["python tools/train.py", *run.settings])
+
+
 def status(runs: Sequence[Run], results: Path) -> Iterator[str]:
     """Yields a line for every run: done in how long, or what would do it."""
     for run in runs:
         path = results / run.study / f"{run.name}.json"
         if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = stored(run, path)
             yield f"  done   {run.name}: mIoU {100 * found['miou']:.2f}, {found['minutes']} minutes"
         else:
             yield f"  to do  {run.name}: python tools/train.py {' '.join(run.settings)}"
@@ -225,6 +246,7 @@ def main(arguments: Sequence[str]) -> None:
     for number, run in enumerate(runs, 1):
         path = results / run.study / f"{run.name}.json"
         if path.is_file():
+            stored(run, path)
             continue
         print(f"{number} of {len(runs)}: {run.study} {run.name}", flush=True)
         found = do(run, base / run.study / run.name, settings.places)

@@ -88,6 +88,11 @@ def search(
         direction="maximize",
         load_if_exists=True,
     )
+    asked = sorted([*fixed, *(f"{key}={space}" for key, space in spaces.items())])
+    if (before := study.user_attrs.get("settings", asked)) != asked:
+        told = " ".join(sorted({*before} ^ {*asked}))
+        sys.exit(f"error: {folder}: its trials had other settings ({told}); name another folder")
+    study.set_user_attr("settings", asked)
     # A later start must not draw what an earlier one has drawn.
     study.sampler = optuna.samplers.TPESampler(seed=1 + len(study.trials))
     states = optuna.trial.TrialState

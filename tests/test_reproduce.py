@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 
 import pytest
 import yaml
@@ -114,6 +115,25 @@ def test_the_table_is_filled_from_the_metrics_of_runs(tmp_path, capsys):
         f"scripts/launch/torchrun.sh {tmp_path}/table1_r50_none experiment=table1_r50_none" in out
     )
     assert "evaluation=danet_single" in out
+
+
+@pytest.mark.bad_input("R05")
+def test_the_score_of_the_last_checkpoint_counts(tmp_path):
+    (row,) = reproduce.rows_of({"table": "1", "row": "r50_pam"})[1]
+    folder = tmp_path / "table1_r50_pam"
+    scored(tmp_path, "table1_r50_pam", "danet_single", 0.5)
+    later = folder / "eval_val_danet_single-2"
+    later.mkdir()
+    (later / "metrics.json").write_text(json.dumps({"miou": 0.7, "step": 70000, "split": "val"}))
+    other = folder / "eval_val_danet_single_other"
+    other.mkdir()
+    (other / "metrics.json").write_text(json.dumps({"miou": 0.9, "step": 90000, "split": "val"}))
+    assert reproduce.measured(row, "danet_single", tmp_path)["miou"] == 0.7
+    last = folder / "last.pt"
+    last.write_bytes(b"")
+    os.utime(last, ns=(0, (later / "metrics.json").stat().st_mtime_ns + 1))
+    assert reproduce.measured(row, "danet_single", tmp_path) is None, "it was trained on since"
+    assert list(reproduce.score_commands(row, tmp_path, []))
 
 
 @pytest.fixture

@@ -113,6 +113,17 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.bad_input("R05")
+def test_a_result_of_another_command_is_not_taken_for_that_of_a_run(tmp_path):
+    (run, *_) = study.runs_of(study.parse(["study=readings", "seed=1"]))
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"command": study.command_of(run), "miou": 0.5}))
+    assert study.stored(run, path)["miou"] == 0.5
+    path.write_text(json.dumps({"command": study.command_of(run) + " seed=9", "miou": 0.5}))
+    with pytest.raises(InputError, match=r"remove the file to run it anew, or name another folder"):
+        study.stored(run, path)
+
+
 def test_a_run_is_trained_scored_and_kept(tmp_path):
     tiny = ["trainer.steps=2", "data.lengths={train:8,val:2,test:2}", "data.size=[48,96]"]
     command = ["study=scenes", "level=wide", "variant=FCN", "seed=2", "data.num_workers=0"]
