@@ -8,6 +8,7 @@ all other kinds. torchvision's decoders are no faster than OpenCV's and deprecat
 """
 
 import io
+import logging
 import re
 import struct
 import threading
@@ -36,6 +37,8 @@ _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 """Markers that hold the size."""
 _FAILURES = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 _pillow_limit = threading.Lock()
+# What it says there of a TIFF that it cannot open is said in the message of the error.
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 
 
 class _Header(NamedTuple):
@@ -75,14 +78,16 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
     """Returns a picture of Pillow as uint8 (H, W, 3), RGB; ``name`` is for messages.
 
-    Grey of 16 bits is divided by 257, where Pillow's ``convert`` would clip.
+    Grey of 16 bits is divided by 257, where Pillow's ``convert`` would clip; white is the largest
+    number of so many bits.
 
     Raises:
         InputError: It is grey of 32 bits, whose black and white nobody has told.
     """
     is_png = picture.format == "PNG"  # which has 16 bits at most; old releases of Pillow say I
     if picture.mode.startswith("I;16") or (picture.mode == "I" and is_png):
-        grey = (np.asarray(picture).astype(np.int64) // 257).astype(np.uint8)
+        white = 2 ** bits_of(picture) - 1 if picture.format == "TIFF" else 65535
+        grey = (np.asarray(picture).astype(np.int64) * 255 // white).astype(np.uint8)
         return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
     if picture.mode in ("I", "F"):
         kind = "whole numbers" if picture.mode == "I" else "floating-point numbers"
@@ -108,9 +113,11 @@ def what_is_dropped(picture: Image.Image, head: bytes) -> tuple[str, ...]:
         bands = int(picture.tag_v2.get(_BANDS, bands))  # type: ignore[attr-defined]
     if bits > 8:
         found.append(f"{bits} bits become 8")
-    if bands > 3 and picture.mode != "CMYK":
-        extra = "band 4 is" if bands == 4 else f"bands 4 to {bands} are"
-        found.append(f"{extra} dropped" + " (alpha)" * (picture.mode == "RGBA" and bands == 4))
+    kept = 1 if bands == 2 else 3
+    if bands > kept and picture.mode != "CMYK":
+        extra = f"band {bands} is" if bands == kept + 1 else f"bands {kept + 1} to {bands} are"
+        is_alpha = picture.mode in ("RGBA", "LA") and bands == kept + 1
+        found.append(f"{extra} dropped" + " (alpha)" * is_alpha)
     # A JPEG of several, as telephones write them, is one picture with previews of itself.
     pages = getattr(picture, "n_frames", 1) if picture.format not in ("JPEG", "MPO") else 1
     if pages > 1:
@@ -118,9 +125,14 @@ def what_is_dropped(picture: Image.Image, head: bytes) -> tuple[str, ...]:
     return tuple(found)
 
 
-def bits_of(picture: Image.Image, head: bytes) -> int:
-    """Returns the bits of a channel; Pillow itself says 8 of most that have 16."""
-    if picture.format == "PNG":
+def bits_of(picture: Image.Image, head: bytes = b"") -> int:
+    """Returns the bits of a channel; Pillow itself says 8 of most that have 16.
+
+    Args:
+        picture: As Pillow opens it.
+        head: The first 26 bytes of the file, which tell it of a PNG.
+    """
+    if picture.format == "PNG" and len(head) > 24:
         return head[24]
     if picture.format == "TIFF":
         return max(picture.tag_v2.get(_BITS, (8,)))  # type: ignore[attr-defined]
@@ -157,11 +169,13 @@ def levels_of(path: Path, *, max_pixels: int = MAX_PIXELS) -> Levels | None:
     Raises:
         InputError: As read_image.
     """
-    after = read_image(path, max_pixels=max_pixels)
-    before = _opencv(path.read_bytes(), cv2.IMREAD_UNCHANGED)
-    if before is None:
+    after, data = read_image(path, max_pixels=max_pixels), path.read_bytes()
+    with _pillow(data, path, max_pixels) as picture:
+        is_grey = picture.mode.startswith("I")
+        found = np.asarray(picture) if is_grey else _opencv(data, cv2.IMREAD_UNCHANGED)
+    if found is None:
         return None
-    before = before[..., :3] if before.ndim == 3 else before
+    before = found[..., :3] if found.ndim == 3 else found
     return Levels(
         np.unique(before).size, np.unique(after).size, int(before.min()), int(before.max())
     )
@@ -316,6 +330,11 @@ def _reason(error: Exception, path: Path) -> str:
     head = path.read_bytes()[:16]
     if not head:
         return "the file is empty"
+    if isinstance(error, UnidentifiedImageError) and head[:4] in (b"II*\0", b"MM\0*"):
+        return (
+            "a TIFF of a kind that is not read, such as one of many bands, or of several with 16 "
+            "bits; save the three bands that matter as RGB with 8 bits"
+        )
     if isinstance(error, UnidentifiedImageError):
         return f"not a picture of a known kind; it begins with {head!r}"
     return str(error).replace(str(path), "").strip(" :'")

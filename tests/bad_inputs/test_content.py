@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import struct
 
 import cv2
 import numpy as np
@@ -58,6 +59,70 @@ def four_bands(path):
     Image.frombytes("RGBX", SIZE[::-1], FOUR.tobytes()).save(path)
     with Image.open(path) as picture:
         assert (picture.mode, picture.tag_v2[277]) == ("RGB", 4)
+
+
+def tiff(bits, bands, photometric, extra=()):
+    """Returns a TIFF of noise that Pillow cannot write: 8, 12 or 16 bits, any number of bands."""
+    height, width = SIZE
+    array = RNG.integers(0, 2**bits, (height, width * bands)).astype("<u2")
+    if bits == 8:
+        data = array.astype("u1").tobytes()
+    elif bits == 12:  # two numbers in three bytes
+        one, two = array[:, ::2].astype(int), array[:, 1::2].astype(int)
+        data = np.stack((one >> 4, (one & 15) << 4 | two >> 8, two & 255), 2).astype("u1").tobytes()
+    else:
+        data = array.tobytes()
+    tags = [
+        *((256, [width]), (257, [height]), (258, [bits] * bands), (259, [1]), (262, [photometric])),
+        *((273, [8]), (277, [bands]), (278, [height]), (279, [len(data)])),
+        *([(338, extra)] if extra else []),
+    ]
+    start = 8 + len(data)
+    body, tail = struct.pack("<H", len(tags)), b""
+    for number, values in tags:
+        raw = struct.pack(f"<{len(values)}H", *values)
+        if len(raw) > 4:
+            place = start + 2 + 12 * len(tags) + 4 + len(tail)
+            raw, tail = struct.pack("<I", place), tail + raw
+        body += struct.pack("<HHI", number, 3, len(values)) + raw.ljust(4, b"\0")
+    return b"II*\0" + struct.pack("<I", start) + data + body + bytes(4) + tail
+
+
+BANDS = {
+    "5 bands": ((8, 5, 2, (0, 0)), ["bands 4 to 5 are dropped"]),
+    "6 bands": ((8, 6, 2, (0, 0, 0)), ["bands 4 to 6 are dropped"]),
+    "grey and another": ((8, 2, 1, (0,)), ["band 2 is dropped"]),
+    "grey and alpha": ((8, 2, 1, (2,)), ["band 2 is dropped (alpha)"]),
+    "12 bits": ((12, 1, 1), ["12 bits become 8"]),
+    "4 bands of 16 bits": ((16, 4, 2, (0,)), ["16 bits become 8", "band 4 is dropped"]),
+    "8 bands": ((8, 8, 2, (0,) * 5), None),
+    "4 bands, grey": ((8, 4, 1, (0, 0, 0)), None),
+    "5 bands of 16 bits": ((16, 5, 2, (0, 0)), None),
+}
+"""Kind -> its make, and what is dropped; None where it is not read at all."""
+
+
+@pytest.mark.parametrize("kind", BANDS)
+def test_R12_bands_and_bits_of_tiffs(kind, tmp_path, capfd):
+    make, dropped = BANDS[kind]
+    path = tmp_path / "x.tif"
+    path.write_bytes(tiff(*make))
+    if dropped is None:
+        with pytest.raises(InputError, match=r"a TIFF of a kind that is not read.*save the three"):
+            read_image(path)
+    else:
+        assert read_image(path).shape == (*SIZE, 3)
+        assert left_out(path)[0] == tuple(dropped)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_R12_white_of_12_bits_is_white(tmp_path):
+    path = tmp_path / "x.tif"
+    path.write_bytes(tiff(12, 1, 1))
+    with Image.open(path) as picture:
+        numbers = np.asarray(picture).astype(int)
+    assert numbers.max() > 4000
+    assert np.array_equal(read_image(path)[..., 0], numbers * 255 // 4095)
 
 
 def with_file(root, kind):
