@@ -232,7 +232,11 @@ def _data_faults(data: Mapping[str, Any]) -> list[str]:
     for key, low, why in (
         ("batch_size", 1, ""),
         ("num_workers", 0, ""),
-        ("num_classes", 2, "; for one kind of object these are background and object"),
+        (
+            *("num_classes", 2),
+            "; for one kind of object these are background and object, "
+            "data.classes=[background,object]",
+        ),
     ):
         value = data.get(key)
         if not is_int(value) or value < low:
@@ -253,20 +257,22 @@ def _class_faults(data: Mapping[str, Any]) -> list[str]:
     node, count = data.get("dataset"), data.get("num_classes")
     if not is_int(count) or not isinstance(node, dict):
         return []
+    faults = []
     if count > MAX_CLASSES:
-        return [f"data.num_classes={count}: expected at most {MAX_CLASSES}; 255 is no class"]
+        faults = [f"data.num_classes={count}: expected at most {MAX_CLASSES}; 255 is no class"]
     try:
         target = locate(node.get("_target_"), "data")
     except InputError:  # told with all other targets
-        return []
+        return faults
     names = node.get("classes")
     if not isinstance(names, list):
         names = getattr(target, "classes", None)
-    if not isinstance(names, (list, tuple)) or len(names) == count or count < 2:
-        return []
+    if not isinstance(names, (list, tuple)) or len(names) == count:
+        return faults
     return [
+        *faults,
         f"data.num_classes={count}, but {target.__name__} has {len(names)} class names "
-        f"({names[0]} to {names[-1]}): leave data.num_classes out"
+        f"({names[0]} to {names[-1]}): leave data.num_classes out",
     ]
 
 

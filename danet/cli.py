@@ -273,8 +273,11 @@ def _explain(error: Exception, config_name: str) -> str:
         typed = re.search(r"'([^'\s]+=[^']*)'", text)
         shown = typed.group(1) if typed else (getattr(error, "override", "") or "").strip()
         key, _, value = shown.partition("=")
-        form = f"{key}=[{value.strip('[]')}]" if "," in value else "key=[value,value]"
-        return f"{shown}: not understood; a setting has the form key=value, a list {form}"
+        form = f"a list {key}=[{value.strip('[]')}]" if set("[,") & set(value) else "a list [a,b]"
+        if value.startswith("{"):
+            form = f"a mapping {key}={{{value.strip('{}')}}}"
+        many = "; with -m each value is a run of its own" * ("sweep" in text)
+        return f"{shown}: not understood; a setting has the form key=value, {form}{many}"
     return first_line(error)
 
 
@@ -284,6 +287,8 @@ def _shorten(text: str, key: str) -> str:
     if match:
         names = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
         return f"{key}={match[1]}: expected {names.get(match[3], match[3])}"
+    if match := re.match(r"Value '(.*)' is not a valid bool", text):
+        return f"{key}={match[1]}: expected true or false"
     if "missing mandatory value" in text:
         is_file = key in ("checkpoint", "input", "output")
         return f"{key}: no value is given; set {key}=<{'file' if is_file else 'value'}>"
@@ -303,11 +308,12 @@ def _explain_yaml(error: yaml.YAMLError) -> str:
 
 
 def _keys(config_name: str) -> list[str]:
-    """Returns the keys of the config as it is without settings from the command line."""
+    """Returns the keys of the config as the choices of the command line make it."""
+    chosen = [a for a in sys.argv[1:] if "=" in a and _choices(a.lstrip("+").partition("=")[0])]
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = hydra.compose(config_name)
+            config = hydra.compose(config_name, chosen)
     except (HydraException, OmegaConfBaseException):  # the files themselves are at fault
         return []
     keys: list[str] = []

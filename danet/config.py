@@ -20,7 +20,7 @@ from danet.engine.settings import TrainSettings
 
 _ELSEWHERE = {
     "ignore_index": "pixels that do not count have the value 255, always, and classes count from "
-    "0; other values are mapped with data.values={0: 255, 1: 0} (data=folder)",
+    "0; other values are mapped with data.values={0: 255, 1: 0, 2: 1} (data=folder)",
     "amp": "see trainer.precision (auto, float32, bfloat16, float16)",
     "thresh": "see loss.main.threshold with loss=ohem",
     "class_weights": "see loss.main.class_weights of loss=cross_entropy and ohem, "

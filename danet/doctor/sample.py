@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from danet.datasets.base import FileDataset, SegmentationDataset
 from danet.datasets.files import Levels
 from danet.datasets.folder import Folder
-from danet.doctor.scan import Look, look
+from danet.doctor.scan import Look, count_values, look
 from danet.errors import InputError
 from danet.types import IGNORE
 
@@ -45,7 +46,7 @@ def check_sample(
     notes: list[str] = []
     problems: list[str] = []
     looks: list[Look] = []
-    lonely = ""
+    alone: tuple[FileDataset, set[int], list[int]] | None = None
     files = [dataset for dataset in datasets if isinstance(dataset, FileDataset)]
     for dataset in files:
         found = [look(dataset, index) for index in choose(len(dataset), count)]
@@ -54,8 +55,8 @@ def check_sample(
         if dataset is training:
             seen = classes_in(found)
             notes += absent_classes(dataset, seen, len(found))
-            if len(seen) < 2 and not any(one.problem for one in found):
-                lonely = only_class(dataset, seen, [one.place for one in found])
+            if len(seen) < 2:
+                alone = dataset, seen, [one.place for one in found]
         bad = [one.problem for one in found if one.problem]
         if dataset is skipping:
             notes += [f"data.on_bad_sample=skip: {problem}" for problem in bad]
@@ -69,7 +70,7 @@ def check_sample(
             raise InputError(wrong)
         if problems:
             raise InputError(_join(problems, wrong, len(looks)))
-        if lonely:
+        if alone and (lonely := only_class(*alone)):  # which may look at all labels, so it is last
             raise InputError(lonely)
     return list(dict.fromkeys(notes))
 
@@ -179,10 +180,22 @@ def only_class(dataset: FileDataset, seen: set[int], looked_at: Collection[int])
     """
     rest = sorted(set(range(len(dataset))) - set(looked_at)) if dataset.is_labelled else []
     for index in rest:
-        seen = seen | classes_in([look(dataset, index)])
+        seen = seen | _classes_of_label(dataset, index)
         if len(seen) > 1:
             return ""
     return one_class(dataset, seen)
+
+
+def _classes_of_label(dataset: FileDataset, index: int) -> set[int]:
+    """Returns the classes of one label; none of one that cannot be used, which is told elsewhere."""
+    item = dataset.items[index]
+    try:
+        labels = dataset.labels_of(item)
+        values = count_values(labels)[0].astype(labels.dtype)
+        classes = dataset.map_labels(values[None], Path(item.mask or ""))
+    except InputError:
+        return set()
+    return set(classes.ravel().tolist()) - {IGNORE}
 
 
 def one_class(dataset: FileDataset, seen: Collection[int]) -> str:

@@ -71,7 +71,10 @@ class AuthorsProtocol:
                 f"{_LONGEST / base_size:g}, by which base_size={base_size} has {_LONGEST} pixels"
             )
         if not 0 < stride_rate <= 1 or int(crop * stride_rate) < 1:
-            raise ValueError(f"stride_rate={stride_rate} of crop={crop} is not in 1..crop pixels")
+            low = math.ceil(10_000 / crop) / 10_000
+            raise ValueError(
+                f"stride_rate={stride_rate} is not in {low:g}..1: steps of 1 to {crop} pixels"
+            )
         self.base_size, self.crop, self.flip = base_size, crop, flip
         self.scales = tuple(float(scale) for scale in scales)
         self.stride = int(crop * stride_rate)
