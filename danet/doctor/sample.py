@@ -187,7 +187,7 @@ def only_class(dataset: FileDataset, seen: set[int], looked_at: Collection[int])
 
 
 def _classes_of_label(dataset: FileDataset, index: int) -> set[int]:
-    """Returns the classes of one label; none of one that cannot be used, which is told elsewhere."""
+    """Returns the classes of one label; none of one that cannot be used."""
     item = dataset.items[index]
     try:
         labels = dataset.labels_of(item)

@@ -71,9 +71,10 @@ class AuthorsProtocol:
                 f"{_LONGEST / base_size:g}, by which base_size={base_size} has {_LONGEST} pixels"
             )
         if not 0 < stride_rate <= 1 or int(crop * stride_rate) < 1:
-            low = math.ceil(10_000 / crop) / 10_000
+            low = math.ceil(10_000 / crop) / 10_000  # of which a step has a pixel
             raise ValueError(
-                f"stride_rate={stride_rate} is not in {low:g}..1: steps of 1 to {crop} pixels"
+                f"stride_rate={stride_rate} of crop={crop} is not in 1..crop pixels; expected a "
+                f"rate of {low:g} to 1"
             )
         self.base_size, self.crop, self.flip = base_size, crop, flip
         self.scales = tuple(float(scale) for scale in scales)
