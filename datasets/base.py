@@ -127,7 +127,7 @@ class FileDataset(SegmentationDataset):
     expected: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     """Split -> how many images the publisher counts; several where releases differ."""
     label_hint: str = ""
-    """What to do about a label value without meaning; ends that message."""
+    """What to do about a label value without meaning, VALUE; ends that message."""
     layout: ClassVar[str] = ""
     """A few lines that show the expected tree; printed when nothing is found."""
     marker: str = ""
@@ -165,7 +165,9 @@ class FileDataset(SegmentationDataset):
                 f"{names}; the first was looked for at {self.items[lonely[0]].mask}"
                 f"{self.other_labels()}"
             )
-            if not self.reading.allow_missing_labels or len(lonely) == len(self.items):
+            if len(lonely) == len(self.items):
+                raise InputError(f"{self}: {found}")
+            if not self.reading.allow_missing_labels:
                 raise InputError(
                     f"{self}: {found}; data.allow_missing_labels=true leaves such images out"
                 )
@@ -275,7 +277,7 @@ class FileDataset(SegmentationDataset):
             raise InputError(
                 f"{path}: label value {value} on {int((labels == value).sum())} pixels, first at "
                 f"row {row}, column {column}; {self} has {len(self.classes)} classes, with values "
-                f"{ranges(known)}" + self.label_hint
+                f"{ranges(known)}" + self.label_hint.replace("VALUE", str(value))
             )
         return mapped.astype(np.uint8)
 

@@ -3,12 +3,14 @@
 import hashlib
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from danet.datasets.base import FileDataset, Item, Reading, Transform
 from danet.datasets.labels import (
@@ -160,14 +162,16 @@ class Folder(FileDataset):
         """What to do about a value without meaning: it depends on what was said of values."""
         if self.values is None:
             return (
-                "; classes count from 0; other values are mapped with data.values={0:0,255:1}, or "
-                "with data.labels_start_at=1 where classes count from 1 and 0 is no class"
+                "; classes count from 0; other values are mapped with data.values={0:0,VALUE:1}, "
+                "or with data.labels_start_at=1 where classes count from 1 and 0 is no class"
             )
-        first, *_, last = sorted(self.values) if len(self.values) > 1 else (0, 255)
+        hint = "; data.values does not list it: add it there, with a class or 255 to ignore it"
+        if len(self.values) != 2:  # smoothed edges of several values cannot be told apart
+            return hint
+        first, last = sorted(self.values)
         return (
-            "; data.values does not list it: add it there, with a class or 255 to ignore it; if "
-            "edges were smoothed, save the masks without, or as numpy.where(mask > "
-            f"{(first + last) // 2}, {last}, {first}).astype('uint8')"
+            f"{hint}; if edges were smoothed, save the masks without, or as "
+            f"numpy.where(mask > {(first + last) // 2}, {last}, {first}).astype('uint8')"
         )
 
     def find_items(self) -> list[Item]:
@@ -242,7 +246,7 @@ class Folder(FileDataset):
 
     def _chosen_for_val(self, names: Sequence[str]) -> set[str]:
         """Returns which names are val: the first round(n * val_share) by their hash, 1 to n - 1."""
-        ordered = sorted(names, key=lambda name: (hashlib.sha256(name.encode()).digest(), name))
+        ordered = sorted(names, key=lambda name: (hashlib.sha256(os.fsencode(name)).digest(), name))
         count = round(len(ordered) * self.val_share)
         return set(ordered[: max(0, min(max(count, 1), len(ordered) - 1))])
 
@@ -258,7 +262,7 @@ class Folder(FileDataset):
             there = ", ".join(str(path.relative_to(self.root)) for path, _ in places.values())
             return (
                 f", which has {there}: add one for {self.split}, or divide {images} by a hash of "
-                f"the names with data.images_dir={images} data.masks_dir={masks}"
+                f"the names with {_as_settings(images, masks)}"
             )
         folder = self.root / self.images_dir
         if folder.is_dir() and (count := len(find_files(folder))):
@@ -268,7 +272,9 @@ class Folder(FileDataset):
     def other_labels(self) -> str:
         """Says how the label files are called that no image has."""
         if not self._unused:
-            return ""
+            around = self.root if (self.root / self.images_dir).is_dir() else self._masks.parent
+            is_told = self.lists is not None or (around / self.masks_dir).is_dir()
+            return "" if is_told else _other_masks(around, self.images_dir, self.masks_dir)
         names, lonely = ", ".join(self._unused[:3]), self.items[self.items.without_label()[0]]
         numbers = re.findall(r"\d+", lonely.name)
         alike = [name for name in self._unused if numbers and re.findall(r"\d+", name) == numbers]
@@ -402,22 +408,47 @@ def _similar(root: Path, images_dir: str, masks_dir: str) -> str:
     """Names folders that may be meant: the same in other letters, else those with pictures."""
     folders = sorted(path.name for path in root.iterdir() if path.is_dir())
     close = {name.lower(): name for name in folders}
-    if close.get(images_dir.lower(), images_dir) != images_dir:
-        masks = close.get(masks_dir.lower(), masks_dir)
-        return f"; set data.images_dir={close[images_dir.lower()]} data.masks_dir={masks}"
+    if close.get(images_dir.lower(), images_dir) != images_dir and masks_dir.lower() in close:
+        return f"; set {_as_settings(close[images_dir.lower()], close[masks_dir.lower()])}"
     found = {name: find_files(root / name) for name in folders}
-    filled = [name for name in folders if found[name]]
+    # A folder with a tree of its own is another data set.
+    filled = [n for n in folders if found[n] and not (root / n / images_dir).is_dir()]
     if filled and all(name.lower() in _SPLIT_OF for name in filled):
         suffix = _suffix_of_masks(found[filled[0]])
-        return f"; set data.images_dir=. data.masks_dir=. data.mask_suffix={suffix}" * bool(suffix)
+        suffix = shlex.quote(f"data.mask_suffix={suffix}") * bool(suffix)
+        return f"; set data.images_dir=. data.masks_dir=. {suffix}" * bool(suffix)
     if len(filled) < 2:
         return ""
-    # Masks are PNG; photographs seldom are.
-    filled.sort(key=lambda name: all(file.lower().endswith(".png") for file in found[name]))
+    # Masks are PNG, which photographs seldom are, and mostly of one channel.
+    are_png = {name: all(file.lower().endswith(".png") for file in found[name]) for name in filled}
+    filled.sort(key=lambda name: (are_png[name], not _is_coloured(root / name / found[name][0])))
     return (
         f"; the folders with pictures are {', '.join(filled[:6])}: set data.images_dir and "
-        f"data.masks_dir, as in data.images_dir={filled[0]} data.masks_dir={filled[1]}"
+        f"data.masks_dir, as in {_as_settings(filled[0], filled[1])}"
     )
+
+
+def _is_coloured(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            return picture.mode in ("RGB", "RGBA", "CMYK", "YCbCr")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def _other_masks(around: Path, images_dir: str, masks_dir: str) -> str:
+    """Names a folder that may have the masks, where the one that was looked in is not there."""
+    others = (p for p in sorted(around.iterdir()) if p.is_dir() and p.name != images_dir)
+    filled = next((path.name for path in others if find_files(path)), None)
+    if filled is None:
+        return ""
+    return f"; there is no folder {masks_dir}: set {_as_settings(images_dir, filled)}"
+
+
+def _as_settings(images_dir: str, masks_dir: str) -> str:
+    """Writes where images and masks are as settings that a shell takes."""
+    settings = (f"data.images_dir={images_dir}", f"data.masks_dir={masks_dir}")
+    return " ".join(map(shlex.quote, settings))
 
 
 def _suffix_of_masks(names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import yaml
 
 from danet.errors import InputError
 from danet.plain import quoted
@@ -15,6 +16,11 @@ from danet.types import IGNORE, MAX_CLASSES
 
 Color = tuple[int, int, int]
 """RGB, 0..255."""
+
+_PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_][\w-]*", re.ASCII | re.IGNORECASE)
+"""A text that Hydra takes for one without quotes."""
+
+_BESIDE_NUMBER = r" +(?=\d)|(?<=\d) +"
 
 UNKNOWN = 256
 """In a table: a value on disk that has no meaning."""
@@ -134,25 +140,44 @@ def _numbered(lines: Sequence[str], source: str) -> ClassFile:
 
 def as_setting(key: str, names: Sequence[str]) -> str:
     """Writes a list of texts as a setting that a shell and Hydra take, whatever is in them."""
-    return shlex.quote(f"{key}=[{','.join(map(quoted, names))}]")
+    shown = (name if _PLAIN.fullmatch(name) else quoted(name) for name in names)
+    return shlex.quote(f"{key}=[{','.join(shown)}]")
 
 
 def _refuse_tables(lines: Sequence[str], source: str) -> None:
     """Refuses a file whose lines have numbers or marks beside the names."""
-    cells = [
-        [cell.strip() for cell in re.split(r"[,;:\t]| +(?=\d)|(?<=\d) +", line)] for line in lines
-    ]
-    body = cells[1:] or cells  # a table may have a head
+    mark = next((m for m in ";\t,:" if all(m in line for line in lines)), None)
+    rows = [line.split(mark) if mark else re.split(_BESIDE_NUMBER, line) for line in lines]
+    cells = [[cell.strip() for cell in row] for row in rows]
+    has_head = len(cells) > 1 and not any(cell.isdecimal() for cell in cells[0])
+    body = cells[1:] if has_head else cells
     has_numbers = all(len(row) > 1 and any(cell.isdecimal() for cell in row) for row in body)
     is_marked = bool(lines) and lines[0][0] in "{[<"
     if is_marked or (has_numbers and body) or any(line.startswith("- ") for line in lines):
         shown = (lines[1:] or lines)[0][:60]
-        names = [next((c for c in row if c and not c.isdecimal()), "?") for row in body]
         raise InputError(
             f"data.classes={source}: not a list of names, with a line {shown!r}; expected "
             "one name a line and nothing else, or the names themselves, as in "
-            + as_setting("data.classes", [name.strip("\"'") for name in names[:3]])
+            + as_setting("data.classes", _names_in(lines, body) or ["background", "cat"])
         )
+
+
+def _names_in(lines: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the names in JSON, YAML or the rows of a table; none where they cannot be told."""
+    try:
+        found = yaml.safe_load("\n".join(lines))
+    except yaml.YAMLError:
+        found = None
+    if isinstance(found, dict):
+        found = next((found[k] for k in ("names", "classes", "categories") if found.get(k)), found)
+    if isinstance(found, dict):
+        found = [value for value in found.values() if isinstance(value, str)] or list(found)
+    if isinstance(found, list):
+        names = [item.get("name") if isinstance(item, dict) else item for item in found]
+    else:
+        names = [next((c.strip("\"'") for c in row if c and not c.isdecimal()), "") for row in body]
+    texts = [name for name in names if isinstance(name, str) and name]
+    return texts if 1 < len(names) == len(texts) and "<" not in texts[0] else []
 
 
 def check_class_names(names: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Where a data set lies when it does not lie at ``data.root``."""
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def elsewhere(root: Path, marker: str) -> str:
         names = ", ".join(map(str, beside[:5]))
         return f"; several folders have {marker}: {names}; set data.root to one of them"
     if found:
-        return f"; the folder that has {marker} is {found[0]}: set data.root={found[0]}"
+        setting = shlex.quote(f"data.root={found[0]}")
+        return f"; the folder that has {marker} is {found[0]}: set {setting}"
     return ""
 
 

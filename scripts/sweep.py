@@ -89,7 +89,8 @@ def search(
         load_if_exists=True,
     )
     asked = sorted([*fixed, *(f"{key}={space}" for key, space in spaces.items())])
-    if (before := study.user_attrs.get("settings", asked)) != asked:
+    before = study.user_attrs.get("settings", asked)
+    if before != asked:
         told = " ".join(sorted({*before} ^ {*asked}))
         sys.exit(f"error: {folder}: its trials had other settings ({told}); name another folder")
     study.set_user_attr("settings", asked)

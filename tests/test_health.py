@@ -226,7 +226,7 @@ def test_a_worker_that_is_killed_is_told_with_what_it_read(kind):
         batches = iter(eval_batches(Hurting(die), batch_size=2, num_workers=2))
     with pytest.raises(ProcessError) as error:
         list(itertools.islice(batches, 8))
-    assert time.monotonic() - since < 10
+    assert time.monotonic() - since < 60, "usually 1 s; else it would wait for ever"
     assert "is killed by signal: Killed; if nobody did that, the memory was full" in str(
         error.value
     )
@@ -234,7 +234,7 @@ def test_a_worker_that_is_killed_is_told_with_what_it_read(kind):
     assert "sample 5" in str(error.value)
     # The others end at once, too, although ``error`` still refers to the loader.
     for reader in multiprocessing.active_children():
-        reader.join(1)
+        reader.join(20)
         assert not reader.is_alive()
 
 
@@ -253,8 +253,8 @@ def test_a_worker_that_died_unheard_is_noticed_at_the_next_batch():
 
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_told_when_the_time_is_up():
-    batches = train_batches(Hurting(hang), batch_size=2, seed=0, num_workers=1, timeout=2)
-    with pytest.raises(ProcessError, match=r"within data.timeout=2 seconds.*waited for .*sample 5"):
+    batches = train_batches(Hurting(hang), batch_size=2, seed=0, num_workers=1, timeout=5)
+    with pytest.raises(ProcessError, match=r"within data.timeout=5 seconds.*waited for .*sample 5"):
         list(itertools.islice(batches, 8))
 
 
@@ -316,7 +316,9 @@ def test_no_worker_outlives_its_trainer():
     process.kill()
     process.wait()
     process.stdout.close()
-    time.sleep(1)
+    deadline = time.monotonic() + 20
+    while any(map(meeting.runs, readers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert [pid for pid in readers if meeting.runs(pid)] == []
 
 

@@ -1,4 +1,7 @@
-"""Items come back as they were given, and 600,000 of them start in seconds in little memory."""
+"""Items come back as they were given, and 600,000 of them start soon, in little memory.
+
+Times are those of the CPU, held against those of plain Python for the same in the same run.
+"""
 
 import os
 import pickle
@@ -6,6 +9,7 @@ import random
 import subprocess
 import sys
 import time
+from statistics import median
 
 import pytest
 from conftest import ROOT
@@ -70,7 +74,7 @@ def test_missing_labels_are_found_by_listing_folders(tmp_path, monkeypatch):
 
 
 PROGRAM = """
-import pickle, resource, sys, time
+import pickle, sys, time
 sys.path.insert(0, {root!r})
 import torch
 from danet.data.loader import train_batches
@@ -84,29 +88,34 @@ class Long(FileDataset):
             folder = "/data/images/train2017"
             yield Item(f"{{folder}}/{{name}}.jpg", None, name)
 
-def high():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def high():  # that of getrusage begins with what the parent had
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
 
+start = time.process_time()
+for _ in Long.find_items(None):
+    pass
+plain = time.process_time() - start
 before, start = high(), time.process_time()
 data = Long(root={folder!r}, split="train")
-print(time.process_time() - start, high() - before, len(pickle.dumps(data)) / 2**20)
-start = time.process_time()
+print((time.process_time() - start) / plain, high() - before, len(pickle.dumps(data)) / 2**20)
 sampler = train_batches(data, batch_size=16, seed=0)
 print(data.items[5].image)
 """
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
 def test_600000_entries_start_in_seconds_and_take_little_memory(tmp_path):
     program = PROGRAM.format(root=str(ROOT), folder=str(tmp_path))
     out = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     first, last = out.stdout.splitlines()
-    seconds, memory, pickled = map(float, first.split())
+    ratio, memory, pickled = map(float, first.split())
     assert last == "/data/images/train2017/000000000005.jpg"
-    assert seconds < 10
-    assert memory < 150, "MiB, at its highest"
+    assert ratio < 15, "usually 3 times what making the paths takes"
+    assert memory < 180, "MiB, at its highest; usually 126"
     assert pickled < 25, "MiB"
 
 
@@ -120,18 +129,31 @@ class Listed(FileDataset):
             yield Item(entry.path, entry.path, entry.name)
 
 
+def seconds(function):
+    """Returns the seconds of the CPU that a call takes, the median of three."""
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        function()
+        times.append(time.process_time() - start)
+    return median(times)
+
+
 @pytest.mark.slow
-def test_20000_labels_are_looked_for_in_a_second(tmp_path):
-    for i in range(20_000):
-        (tmp_path / f"{i}.png").touch()
-    start = time.process_time()
-    data = Listed(root=tmp_path, split="train")
-    assert time.process_time() - start < 1.5
-    assert len(data) == 20_000
+def test_20000_labels_are_looked_for_as_fast_as_each_can_be_asked_for(tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(20_000)]
+    for path in paths:
+        path.touch()
+    names = list(map(str, paths))
+    assert len(Listed(root=tmp_path, split="train")) == 20_000
+    took = seconds(lambda: Listed(root=tmp_path, split="train"))
+    assert took < 10 * seconds(lambda: list(map(os.path.exists, names))), "usually the same"
 
 
 def test_the_order_of_600000_samples_is_drawn_in_no_time():
-    start = time.process_time()
-    batches = iter(StepSampler(600_000, 16, seed=0))
-    assert len({draw.item for _ in range(100) for draw in next(batches)}) == 1600
-    assert time.process_time() - start < 2
+    def draw():
+        batches = iter(StepSampler(600_000, 16, seed=0))
+        assert len({draw.item for _ in range(100) for draw in next(batches)}) == 1600
+
+    plain = seconds(lambda: random.Random(0).shuffle(list(range(600_000))))
+    assert seconds(draw) < 4 * plain, "usually a sixth of it"

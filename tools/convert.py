@@ -4,6 +4,7 @@ The result holds a whole training config, so ``tools/eval.py`` and ``tools/visua
 and trainings start from it with ``init_from``.
 """
 
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
@@ -112,9 +113,10 @@ def work(config: DictConfig, *, further: list[str]) -> None:
         if not any(text.startswith(assumed.partition("=")[0]) for text in further):
             cli.say(f"  assumed, since the file does not tell: {assumed}")
     if network.num_classes is None:
-        cli.say(f"  it has no head yet: train with init_from={output}")
+        cli.say(f"  it has no head yet: train with {shlex.quote(f'init_from={output}')}")
     else:
-        cli.say(f"  python tools/eval.py checkpoint={output} data.root=<folder>")
+        setting = shlex.quote(f"checkpoint={output}")
+        cli.say(f"  python tools/eval.py {setting} data.root=<folder>")
 
 
 def refuse_output(output: Path) -> None:

@@ -1,6 +1,7 @@
 """Whether a training is healthy: losses and weights are finite, memory and speed are known."""
 
 import os
+import shlex
 import sys
 import time
 from array import array
@@ -123,9 +124,10 @@ class LossWatch:
         """Says with which command the step comes again."""
         last = self.folder / "last.pt"
         if last.exists():
-            source = f"resume={last}"
+            source = shlex.quote(f"resume={last}")
         else:
-            source = f"--config-dir {self.folder} --config-name config run.dir=null"
+            folder = shlex.quote(str(self.folder))
+            source = f"--config-dir {folder} --config-name config run.dir=null"
         world = distributed.world_size()
         start = "python" if world == 1 else f"torchrun --nproc-per-node {world}"
         return f"to see it again: {start} tools/train.py {source} trainer.stop_at={step}"

@@ -1,6 +1,7 @@
 """The folder of a run: made once, by one process, never shared by two runs."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -132,7 +133,9 @@ def _describe(
             file.replace(folder / f"config_until_{step:09d}.yaml")
         if not file.exists():
             body = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-            file.write_text(_HEADER.format(folder=folder.absolute()) + body, encoding="utf-8")
+            file.write_text(
+                _HEADER.format(folder=shlex.quote(str(folder.absolute()))) + body, encoding="utf-8"
+            )
         if not (resuming and id_of(folder)):
             # What goes on elsewhere is another run; an old checkpoint gives its folder no name.
             is_its_own = saved is not None and saver.path_at(folder, saved["step"]).exists()

@@ -1,5 +1,6 @@
 """The trainer: one file, read from the top."""
 
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -252,7 +253,7 @@ class Trainer:
             (self.folder / run_folder.STOPPED).touch()
         raise Interrupted(
             f"stopped by {by} at step {self.step} of {self.settings.steps}; go on with "
-            f"resume={self.folder / 'last.pt'}"
+            + shlex.quote(f"resume={self.folder / 'last.pt'}")
         )
 
     def train_step(self, group: list[Batch]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,7 @@ def refuse_single_values(config: Mapping[str, Any], device: torch.device) -> Non
     A pass of the network without data tells where; it takes no memory.
 
     Raises:
-        InputError: With the layer, and two ways out.
+        InputError: With the layer, and the ways out.
     """
     size = config["data"].get("crop") or config["data"].get("size")
     batch_size = config["data"]["batch_size"]
@@ -156,6 +156,20 @@ def refuse_single_values(config: Mapping[str, Any], device: torch.device) -> Non
     processes = int(os.environ.get("WORLD_SIZE", "1")) if is_shared else 1
     if size is None or batch_size * processes > 1:
         return
+    single = _single_values(config, batch_size, size)
+    if single:
+        key = "crop" if config["data"].get("crop") else "size"
+        larger = (2 * size[0], 2 * size[1])
+        helps = not _single_values(config, batch_size, larger)  # not behind a mean of all positions
+        raise InputError(
+            f"data.{key}={list(size)} with data.batch_size=1: the batch norm {single} gets one "
+            "value per channel, which is its own mean; give data.batch_size=2 or more"
+            + f", or a larger data.{key}, or a smaller model.backbone.output_stride" * helps
+        )
+
+
+def _single_values(config: Mapping[str, Any], batch_size: int, size: Sequence[int]) -> str:
+    """Returns the name of the first batch norm that gets one value per channel; empty if none."""
     single: list[str] = []
 
     def look(name: str, module: nn.Module) -> None:
@@ -175,13 +189,7 @@ def refuse_single_values(config: Mapping[str, Any], device: torch.device) -> Non
         except ValueError as error:
             if not single:
                 raise InputError(f"data.crop={list(size)}: {error}") from error
-    if single:
-        key = "crop" if config["data"].get("crop") else "size"
-        raise InputError(
-            f"data.{key}={list(size)} with data.batch_size=1: the batch norm {single[0]} gets one "
-            f"value per channel, which is its own mean; give data.batch_size=2 or more, or a "
-            f"larger data.{key}, or a smaller model.backbone.output_stride"
-        )
+    return single[0] if single else ""
 
 
 def _without_files(model: Mapping[str, Any]) -> dict[str, Any]:

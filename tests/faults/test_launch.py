@@ -236,8 +236,7 @@ def test_variables_that_may_be_right_pass(variables):
 @pytest.mark.parametrize("tool", ["train", "eval", "predict"])
 def test_launcher_variables_are_refused_at_once(start, variables, told, tool):
     run = start.fork(*(TOY if tool == "train" else ["checkpoint=x"]), env=variables, tool=tool)
-    seconds = run.ends(2, within=10)
-    assert seconds < 5
+    run.ends(2, within=30)  # usually 0.1 s; a process that waits for others does so for minutes
     (line,) = run.stderr().strip().splitlines()
     assert line.startswith(f"error: {told}")
     assert line.endswith("start the processes with torchrun, or unset the variable")

@@ -1,0 +1,1546 @@
+"""Advice works when it is followed: every hint of a message is produced, taken from it, and done.
+
+``ADVICE`` names each message that tells what to type or do, by a fragment of its text in the
+source, and the cases that produce it and follow it; the first tests hold the table against the
+source. A case is a test function without ``test_``, or a key of a table of cases below. What a
+case has printed must contain the message it stands for.
+"""
+
+import ast
+import errno
+import fcntl
+import functools
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, call, tool, write_pair
+from hydra._internal.hydra import Hydra
+from hydra.types import RunMode
+from PIL import Image
+
+from danet import launcher
+from danet.config import RunSettings
+from danet.datasets.cityscapes import Cityscapes
+from danet.datasets.folder import Folder
+from danet.engine import checkpoint, run_folder
+from danet.engine.health import LossWatch
+from danet.engine.trainer import Trainer
+from danet.errors import InputError
+from danet.plain import printable
+from danet.tools import train
+
+pytestmark = pytest.mark.bad_input("R30")
+
+# --- Which messages carry advice ----------------------------------------------------------------
+
+_ALWAYS = (
+    "set|give|use|take|choose|rename|save|fetch|unpack|leave|raise|enlarge|install|mend|divide"
+)
+"""Words that ask for something wherever they stand."""
+_AT_A_START = (
+    "name|add|move|remove|lower|start|wait|say|run|write|turn|see|train|fewer|source|mount"
+)
+"""Words that do so at the start of a part of a message."""
+_RANGE = (
+    r"one\ of|in\ (?!the)|at\ least|between|divisible|two|three|8,|'7x7'|\[|"
+    r"a\ (?:finite|positive|whole|probability|list\ of|number,)"
+)
+CARRIES_ADVICE = re.compile(
+    rf"""
+      (?<!data\s)(?<!training\s)(?<!validation\s)(?<!\snot\s)(?<!^not\s)(?<![.\w])(?:{_ALWAYS})\b
+    | (?:^|[;:,(]\s|\b(?:or|and|so|then)\s|\n)(?:{_AT_A_START})\b
+    | \bexpected\b | \bmust\b | did\ you\ mean | choices: | \bneither\b | \bas\ in\b
+    | three\ numbers | \bneed\ two | as\ CVAT | is\ indented
+    | \b(?:is|are)\ (?:negative\b|larger\ than|not\ (?:{_RANGE}))
+    | (?<![\w.])[\w./-]+=[\w\[<{{](?!\S*:(?:\s|$))       # a setting with its value
+    | (?<!\w)--[a-z] | \bpip\ | not\ installed | \bpython\ | tools/ | \bbash\ | ^source\b
+    | \bgo(?:es)?\ to\ \w+[_.]\w | go\ on\ with | makes\ them | ;\ …\ is\ whole | ;\ there\ are\ …
+    | ;\ it\ has\ …$ | freeze\ it | \bassumed\b | median\ frequency | \.pt\b | sets\ it
+    | works\ now | fits\ is\b | says\ which | but\ (?:classes|values\ on\ disk)\ are
+    """,
+    re.VERBOSE,
+)
+"""Asks for something, states what a value may be, or shows a setting, a command or a flag."""
+
+
+def sources():
+    """Returns the files of the package, each once: three folders in ``danet/`` are links."""
+    own = (p for p in (ROOT / "danet").rglob("*.py") if not (p.parents[-8:] and _is_linked(p)))
+    return sorted((*own, *(ROOT / "datasets").glob("*.py"), *(ROOT / "tools").glob("*.py")))
+
+
+def _is_linked(path):
+    return path.relative_to(ROOT / "danet").parts[0] in ("datasets", "tools", "configs")
+
+
+def text_of(node):
+    """Returns a text with ``…`` for each value that is put in; None for what is no text."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else None
+    if isinstance(node, ast.JoinedStr):
+        return "".join(v.value if isinstance(v, ast.Constant) else "…" for v in node.values)
+    return None
+
+
+def texts_in(tree):
+    """Yields (line, text) of all texts with a blank that are no docstring and no pattern."""
+    aside = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            aside.add(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            aside.update(node.values)
+            formats = (v.format_spec for v in node.values if isinstance(v, ast.FormattedValue))
+            aside.update(part for spec in formats if spec for part in ast.walk(spec))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).startswith("re."):
+            aside.update(part for first in node.args[:1] for part in ast.walk(first))
+    for node in ast.walk(tree):
+        text = None if node in aside else text_of(node)
+        if text and " " in text.strip():
+            yield node.lineno, text
+
+
+@functools.cache
+def messages():
+    """Returns text -> where it stands, of all texts that carry advice."""
+    found = {}
+    for path in sources():
+        for line, text in texts_in(ast.parse(path.read_text(encoding="utf-8"))):
+            if CARRIES_ADVICE.search(text):
+                found.setdefault(text, f"{path.relative_to(ROOT)}:{line}")
+    return found
+
+
+# --- Following ----------------------------------------------------------------------------------
+
+
+class Door:
+    """Starts tools in this process and keeps all that they say."""
+
+    def __init__(self, capsys, folder):
+        self.capsys = capsys
+        self.folder = folder
+        self.told = ""
+        self._runs = 0
+
+    def call(self, name, *settings, code=0, trains=False):
+        """Starts a tool and returns what it printed; a training may end before its first step."""
+        self.capsys.readouterr()
+        fault = ""
+        with pytest.MonkeyPatch.context() as patch:
+            if not trains:
+                patch.setattr(train, "fit", lambda *_: None)
+                patch.setattr(train, "start_processes", lambda *_: None)
+            # It composes everything once more, to ask for a mode that no config here sets.
+            patch.setattr(Hydra, "get_mode", lambda *_, **__: RunMode.RUN)
+            try:
+                call(name, *settings, code=code)
+            except AssertionError as error:
+                fault = str(error).splitlines()[0]
+        seen = "".join(self.capsys.readouterr())
+        self.told += seen
+        if fault:
+            pytest.fail(f"{fault}, expected {code}: {name} {' '.join(map(str, settings))}\n{seen}")
+        return seen
+
+    def attempt(self, name, *settings):
+        """Returns the message with which a tool refuses; None if it does not."""
+        try:
+            return self.refused(name, *settings)
+        except pytest.fail.Exception as failed:
+            if not str(failed).startswith("exit 0"):
+                raise
+            return None
+
+    def refused(self, name, *settings, code=2):
+        """Returns the message with which a tool refuses."""
+        found = self.call(name, *self.defaults(name, settings), code=code)
+        return found.partition("error: ")[2].strip()
+
+    def follow(self, name, *settings, trains=False):
+        """Starts a tool as a message advises; a training ends before its first step."""
+        return self.call(name, *self.defaults(name, settings), trains=trains)
+
+    def defaults(self, name, settings):
+        """Returns settings with those before them that make a run short and keep it in place."""
+        settings = list(map(str, settings))
+        keys = {setting.lstrip("+~").partition("=")[0] for setting in settings}
+        self._runs += 1
+        if name == "check":
+            own = [f"output={self.folder / f'check{self._runs}'}", "data.num_workers=0"]
+            return [*(s for s in own if s.partition("=")[0] not in keys), *settings]
+        if name != "train":
+            return settings
+        own = [*TINY, "data.num_workers=0", "debug=one_step", "run.log_to=[]"]
+        own.append(f"run.dir={self.folder / f'run{self._runs}'}")
+        if keys & {"data", "experiment"}:
+            own = [s for s in own if not s.startswith(("data.size", "data.lengths", "data.cue"))]
+            own.append("data.crop=[32,32]")
+        for group in {"model/head", "model/backbone"} & keys:
+            own = [s for s in own if not s.startswith(group.replace("/", "."))]
+        return [*(s for s in own if s.partition("=")[0] not in keys), *settings]
+
+
+def name_of(node):
+    """Returns the name of the case that a test is."""
+    spec = getattr(node, "callspec", None)
+    return spec.id if spec else node.name.removeprefix("test_")
+
+
+def is_heard(text, told):
+    """Tells whether the pieces of a message stand in what was told, one soon after the other."""
+    first, *others = [piece for piece in text.strip().split("…") if piece.strip()]
+    start = told.find(first)
+    while start >= 0:
+        end = start + len(first)
+        for piece in others:
+            found = told.find(piece, end, end + 3000)
+            end = found + len(piece) if found >= 0 else -1
+            if end < 0:
+                break
+        if end >= 0:
+            return True
+        start = told.find(first, start + 1)
+    return False
+
+
+@pytest.fixture
+def door(capsys, tmp_path, request):
+    """A door that is told, at the end, which messages it should have heard."""
+    door = Door(capsys, tmp_path)
+    yield door
+    name = name_of(request.node)
+    if os.environ.get("TOLD"):
+        Path(os.environ["TOLD"], name.replace("/", "_")).write_text(door.told)
+    for fragment, cases in ADVICE.items():
+        if name in cases.split():
+            of_it = [text for text in messages() if fragment in text]
+            assert any(is_heard(text, door.told) for text in of_it), (
+                f"{name}: {fragment!r} was not heard in\n{door.told}"
+            )
+
+
+ENDS = (
+    (r"did you mean ([^\s?]+)\?", "{0}"),
+    (r"\[(?:height, ?width|long, short)\] of at least (\d+)(?!.*pairs)", "[{0},{0}]"),
+    (r"two (?:whole )?numbers of at least (\d+)", "[{0},{0}]"),
+    (r"numbers of stages, (\d) to (\d)", "[{0}] [{1}]"),
+    (r"must hold [a-z ]+ of at least (\d+)", "[{0}]"),
+    (r"list of positive numbers up to ([\d.]+)", "[{0}]"),
+    (r"with 0 < low <= high", "[0.5,0.5]"),
+    (r"with ([-\d.]+) <= low <= high <= ([\d.]+)", "[{0},{1}]"),
+    (r"with ([-\d.]+) <= low <= high", "[{0},{0}]"),
+    (r"three numbers each", "[1,1,1]"),
+    (r"two numbers in \[(\d), 1\)", "[{0},0.99]"),
+    (r"in \[(\d), 1\)", "{0} 0.99"),
+    (r"\(0, (1)\]", "{0}"),
+    (r"0 < decay < 1|between 0 and 1", "0.5"),
+    (r"as in (0\.\d+)", "{0}"),
+    (r"in (1)\.\.crop=\[(\d+), (\d+)\]", "[{0},{0}] [{1},{2}]"),
+    (r"\bin (\d+)\.\.([\d.]+)", "{0} {1}"),
+    (r"expected (?:a rate of )?([\d.]+) to ([\d.]+)\b", "{0} {1}"),
+    (r"at least (\d+)", "{0}"),
+    (r"at most (\d+)", "{0}"),
+    (r"(\d+) or more\b", "{0}"),
+    (r">= (\d+)", "{0}"),
+    (r"(?:expected [a-zA-Z ]*|number )above 0", "0.5"),
+    (r"is (negative)|a (finite number)|seconds, or (0)|(number of minutes)", "0"),
+    (r"expected (?:one of |some of )?((?:[\w:-]+, )*[\w:-]+ or [\w:-]+)$", "words"),
+    (r"(?:expected |one of |some of |choices: )((?:[\w:-]+, )*[\w:-]+)$", "words"),
+    (r"is n(?:either|ot) ('[\w-]+'.*'[\w-]+')$", "words"),
+    (r"is not (8, 16 or 32)", "words"),
+)
+"""How a message states a range -> values in it, mostly its ends; the first that fits counts."""
+NEEDS_CUDA = ("float16", "cuda")
+
+
+def ends_of(message):
+    """Returns the values that the first line of a message allows, as settings are typed."""
+    line = message.splitlines()[0]
+    found = ["null"] * bool(re.search(r"[;,] or null\b", line))
+    line = re.sub(r"[;,] or null\b.*", "", line)
+    for pattern, form in ENDS:
+        match = re.search(pattern, line)
+        if match and form == "words":
+            words = [word.strip("'") for word in re.split(r", | or | nor ", match[1])]
+            return found + [word for word in words if word not in NEEDS_CUDA]
+        if match:
+            return found + form.format(*match.groups()).split()
+    return found
+
+
+def plant(root, *, values=(0, 1), folder="masks", splits=(("train", 4), ("val", 2)), size=(44, 60)):
+    """Writes pairs of noise whose labels hold some values."""
+    rng = np.random.default_rng(0)
+    for split, count in splits:
+        for i in range(count):
+            image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+            mask = rng.choice(np.array(values, np.uint8), size)
+            name = f"{split}_{i}".removeprefix("._")
+            write_pair(root, split, name, image, mask, labels=folder)
+    return root
+
+
+FOLDER = ("data=folder", "data.classes=[a,b]", "data.root={root}")
+CHAINS = {
+    "settings": (
+        (),
+        *("seed=-1", "device_memory=-1", "data.batch_size=0", "data.num_workers=-1"),
+        *("+model._partial_=true", "trainer.steps=0", "trainer.clip_norm=0", "trainer.device=gpu"),
+        *("trainer.save_minutes=-1", "trainer.ema_decay=1", "trainer.precision=half"),
+        *("trainer.on_storage_error=go", "run.processes=0", "optimizer.head_multiplier=inf"),
+    ),
+    "parts": (
+        (),
+        *("model.head.energy=x", "model.backbone.depth=20", "model.backbone.output_stride=4"),
+        *("model.backbone.multi_grid=[0]", "model.backbone.recompute=[5]", "+model.mean=[1]"),
+        *("loss.weights.position=-1", "optimizer.lr=0", "optimizer.betas=[1,1]"),
+        *("optimizer.weight_decay=-1", "schedule.power=-1", "schedule.warmup_steps=-1"),
+        *("evaluation.max_pixels=10", "data.level=x", "data.cue_radius=99", "data.timeout=-1"),
+    ),
+    "pictures": (
+        (*FOLDER, "model/head=cbam", "loss=ohem", "optimizer=sgd", "evaluation=sliding"),
+        *("data.on_bad_sample=keep", "data.max_bad_share=2", "data.cache=disc"),
+        *("data.cache_gib=0", "data.val_share=1", "data.labels_start_at=-1"),
+        *("model.head.reduction=0", "loss.main.threshold=2", "loss.main.min_kept=0"),
+        *("optimizer.momentum=1", "evaluation.crop=[10,10]", "evaluation.stride=[0,1]"),
+        *("evaluation.windows_per_batch=0", "data.transforms.train.steps.color.hue=[-1,1]"),
+        "data.transforms.train.steps.color.brightness=[2,1]",
+    ),
+    "windows": (
+        (*FOLDER, "model/head=psanet", "loss=dice", "schedule=cosine", "evaluation=multi_scale"),
+        *("model.head.mask_size=[0,1]", "model.head.shrink=0", "+loss.main.losses.1.smooth=-1"),
+        *("schedule.final=2", "evaluation.scales=[0]", "data.crop=[10,10]"),
+        "data.transforms.train.steps.scale_crop.scale=[2,1]",
+    ),
+    "authors": (
+        (*FOLDER, "model/head=pspnet", "evaluation=danet_single"),
+        *("model.head.bins=[0]", "evaluation.base_size=10", "evaluation.stride_rate=2"),
+        "data.transforms.train.steps.scale_crop.size=[10,10]",
+    ),
+    "longest": (
+        ("model/head=deeplab_v2", "evaluation=danet_single"),
+        *("model.head.rates=[0]", "evaluation.crop=99999", "evaluation.scales=[1000]"),
+    ),
+    "mmseg": (
+        ("model/head=position", "evaluation=mmseg_single"),
+        *("model.head.attention=x", "evaluation.scale=[10,10]", "evaluation.ratios=[0]"),
+    ),
+    "mmseg windows": (
+        ("evaluation=mmseg_single",),
+        *("evaluation.crop=[10,10]", "evaluation.stride=[0,1]"),
+    ),
+}
+"""Choices of a training, and settings that are all out of their range."""
+
+
+@pytest.fixture
+def root(tmp_path):
+    """The folder of a data set of the kind ``folder`` with two classes, 4 and 2 pairs."""
+    return plant(tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_stated_ranges_hold_at_their_ends(name, door, root, tmp_path, monkeypatch):
+    """Mends one fault after the other by what is said of it, first with one end of its range."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    choices, *wrong = CHAINS[name]
+    choices = [choice.format(root=root) for choice in choices]
+    typed = dict(setting.split("=", 1) for setting in wrong)
+    ends = {}
+    for _ in typed:
+        message = door.attempt("train", *choices, *(f"{k}={v}" for k, v in typed.items()))
+        if message is None:
+            break
+        mended = len(ends)
+        for line in message.splitlines():
+            for key in [key for key in typed if key not in ends]:
+                if f"{key.lstrip('+').rpartition('.')[2]}=" in line and ends_of(line):
+                    ends[key] = ends_of(line)
+                    typed[key] = ends[key][0]
+                    break
+        assert len(ends) > mended, f"nothing to follow in {message}"
+    assert set(ends) == set(typed), "each is told"
+    for end in (0, -1):
+        door.follow("train", *choices, *(f"{key}={values[end]}" for key, values in ends.items()))
+
+
+# --- Settings -----------------------------------------------------------------------------------
+
+ONES = f"[{','.join(['1'] * 16)}]"
+HINTS = {
+    "ignore_index": (
+        *("data.ignore_index=0", r"(data\.values=\{.+?\}) \((data=folder)\)"),
+        ["{1} {0} data.classes=[a,b]"],
+    ),
+    "amp": ("trainer.amp=true", r"see (\S+) \(\w+, (\w+)", ["{0}={1}"]),
+    "thresh": ("loss.main.thresh=0.6", r"see (\S+) with (\S+)", ["{1} {0}=0.6"]),
+    "class_weights": (
+        *("loss.class_weights=[1]", r"see (\S+) of (\S+) and (\w+), (\S+) of (\S+) and (\w+)"),
+        ["{1} {0}=" + ONES, "loss={2} {0}=" + ONES, "{4} {3}=" + ONES, "loss={5} {3}=" + ONES],
+    ),
+    "norm": ("model.norm=group", r"see (\S+) for several", ["{0}=true"]),
+    "epochs": ("trainer.epochs=1", r"updates: see (\S+)$", ["{0}=1"]),
+    "max_iters": ("trainer.max_iters=1", r"see (\S+)$", ["{0}=1"]),
+    "learning_rate": ("optimizer.learning_rate=0.01", r"see (\S+)$", ["{0}=0.01"]),
+}
+"""Keys of other programs -> a setting, what is said instead, and the settings that follow."""
+
+
+@pytest.mark.parametrize("name", HINTS)
+def test_keys_of_other_programs_have_their_place_here(name, door, tmp_path):
+    typed, pattern, forms = HINTS[name]
+    message = door.refused("train", typed)
+    found = re.search(pattern, message)
+    assert found, message
+    tree = plant(tmp_path / "data", values=(0, 1, 2)) if name == "ignore_index" else None
+    for form in forms:
+        settings = [part.replace(", ", ",") for part in form.split()]
+        settings = [part.format(*found.groups()) for part in settings]
+        door.follow("train", *settings, *([f"data.root={tree}"] if tree else []))
+
+
+TYPES = {
+    "whole number": ((), "trainer.steps=many", "expected a whole number", "1"),
+    "truth": ((), "allow_changes=maybe", "expected true or false", "true"),
+    "value": ((), "trainer.steps=null", "expected a value", "1"),
+    "number": ((), "schedule.power=x", "expected a number, got", "0.5"),
+    "mapping": (
+        *((), "loss.weights=1", "expected a mapping, {name: value}"),
+        "{position: 1, channel: 1}",
+    ),
+    "list": ((), "loss.main.class_weights=1", "expected a list", ONES),
+    "one of": ((), "model.backbone.stem=7x8", "expected one of 7x7", "7x7"),
+    "max_pixels": (FOLDER, "data.max_pixels=1.5", "expected a whole number", "100000"),
+    "max_pixels from": (FOLDER, "data.max_pixels=0", "expected at least 1", "100000"),
+    "length": ((), f"run.log_to=[{'x' * 10001}]", "expected at most 10000", "[tensorboard]"),
+    "written": ((), r"run.name=\${oc.env:HOME}", "write the value itself", "/root"),
+    "head partial": ((), "model.head._partial_=maybe", "expected true or false", "true"),
+    "classes_weigh": (
+        *((), f"loss.main.class_weights=[{','.join(['-1'] * 16)}]", "a number of at least 0"),
+        f"[{','.join(['0'] * 15)},1]",
+    ),
+    "few": (FOLDER, "data.num_classes=1", "a whole number of at least 2", "2"),
+}
+"""Choices, a setting of another type, what is said of it, and a value as it says."""
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_value_of_the_type_that_is_named_is_taken(name, door, root):
+    choices, wrong, said, right = TYPES[name]
+    choices = [choice.format(root=root) for choice in choices]
+    assert said in door.refused("train", *choices, wrong)
+    key = wrong.partition("=")[0]
+    door.follow("train", *choices, f"{key}={right}")
+
+
+CHOICES = {
+    "no choice": ("data=kitti", r"choices: .*, (scenes)$", "data={0}"),
+    "empty choice": ("data=", r"expected one of .*, (scenes)$", "data={0}"),
+    "close choice": ("model/head=duel", r"did you mean (\w+)\?", "model/head={0}"),
+    "close key": ("trainer.stepz=1", r"did you mean (\S+)\?", "{0}=1"),
+    "log_to": ("run.log_to=[tensorbord]", r"did you mean (\w+)\?", "run.log_to=[{0}]"),
+    "log_to choices": ("run.log_to=[x]", r"choices: (\w+),", "run.log_to=[{0}]"),
+    "no dashes": ("--steps=3", r"as in (\S+);", "{0}"),
+    "target": ("~schedule._target_", r"(schedule): names no class; expected (\S+) and", None),
+    "loss": ("loss._target_=danet.losses.OHEM", r"a loss is its argument: (\S+)", "{0}"),
+    "class path": ("loss.main._target_=OHEM", r"as in (\S+)$", "loss.main._target_={0}"),
+    "close class": ("loss.main._target_=danet.losses.OHME", r"mean (\w+)\?", None),
+    "num_classes": ("data.num_classes=300", r"leave (data.num_classes) out", ""),
+}
+"""A setting, what is said instead, and the setting that follows."""
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_is_said_instead_is_taken(name, door):
+    wrong, pattern, form = CHOICES[name]
+    message = door.refused("train", wrong)
+    found = re.search(pattern, message, re.MULTILINE)
+    assert found, message
+    form = {
+        "target": "{0}.{1}=danet.engine.schedule.Poly",
+        "close class": "loss.main._target_=danet.losses.{0}",
+    }.get(name, form)
+    door.follow("train", *filter(None, [form.format(*found.groups())]))
+
+
+def test_help_shows_the_settings(door):
+    flag = re.search(r"(--\w+) shows them", door.refused("train", "--steps", "3"))[1]
+    assert re.search(r"^trainer:\n  steps: 350", door.call("train", flag), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("typed", "advised"),
+    [
+        ("data.crop=[32,32", "data.crop=[32,32]"),
+        ("data.crop=32,32", "data.crop=[32,32]"),
+        ("data.classes=[a b", "data.classes=[a b]"),
+        ("data.lists={train: train.txt, val: val.txt", None),
+    ],
+)
+def test_brackets_are_closed_as_the_message_shows(typed, advised, door, root):
+    for split in ("train", "val"):
+        (root / f"{split}.txt").write_text(f"{split}/{split}_0\n{split}/{split}_1\n")
+    names = [] if "classes" in typed else ["data.classes=[a,b]"]
+    message = door.refused("train", "data=folder", f"data.root={root}", *names, typed)
+    form = re.search(r"a (?:list|mapping) ([^;]+)", message)[1]
+    assert advised in (form, None)
+    assert "[[" not in form
+    if "classes" in typed:  # one name is too few, which is told next
+        message = door.refused("train", "data=folder", f"data.root={root}", form)
+        form = re.search(r"background and object, (\S+)$", message)[1]
+    door.follow("train", "data=folder", f"data.root={root}", *names, form)
+
+
+def test_several_values_are_several_runs(door, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = door.refused("train", "seed=1,2")
+    flag = re.search(r"with (-m) each value is a run", message)[1]
+    settings = [s for s in door.defaults("train", ["seed=1,2"]) if not s.startswith("run.dir")]
+    monkeypatch.setattr(train, "fit", lambda *_: None)
+    call("train", *settings, flag)
+    assert len(list(tmp_path.glob("runs/scenes/*/config.yaml"))) == 2
+
+
+@pytest.mark.parametrize("names", ["[背景,物体]", "[it's,b]", "[c(1),b]", "[a&b,c]"], ids=range(4))
+def test_names_of_any_kind_are_taken(names, door, root):
+    door.follow("train", "data=folder", f"data.root={root}", f"data.classes={names}")
+
+
+def test_a_backslash_belongs_to_the_name(door, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wrong = r"data.root=x\y"
+    message = door.refused("check", "data=camvid", wrong)
+    assert message == f"data.root={tmp_path}/x\\y: there is no such folder; set data.root=<folder>"
+    plant(tmp_path / r"x\y", folder="labels")
+    door.follow("check", "data=camvid", wrong)
+
+
+def test_a_value_that_is_missing_is_given(door, root):
+    for name, key, value in (
+        ("check", "data.root", root),
+        ("check", "data.classes", "[a,b]"),
+        ("predict", "images", root / "images"),
+    ):
+        given = {"data.root": root, "data.classes": "[a,b]"} if name == "check" else {}
+        settings = [f"{k}={v}" for k, v in given.items() if k != key]
+        if name == "check":
+            settings.append("data=folder")
+        else:
+            settings.append("checkpoint=x")
+        advised = re.search(r"set ([\w.]+)=[<\[]", door.refused(name, *settings))[1]
+        assert advised == key
+        done = door.attempt(name, *settings, f"{advised}={value}")
+        assert "no value is given" not in (done or "")
+
+
+def test_a_file_that_is_missing_is_given(door, tiny_checkpoint, tmp_path):
+    message = door.refused("eval")
+    key = re.search(r"set (\w+)=<file>", message)[1]
+    door.follow("eval", f"{key}={tiny_checkpoint}", f"output={tmp_path / 'o'}")
+
+
+def test_modules_of_ones_own_are_named_in_the_environment(door, tmp_path, monkeypatch):
+    (tmp_path / "own_losses.py").write_text(
+        "from danet.losses import CrossEntropy\n\n\nclass Mine(CrossEntropy):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    typed = "loss.main._target_=own_losses.Mine"
+    variable = re.search(r"in the environment variable (\w+)", door.refused("train", typed))[1]
+    monkeypatch.setenv(variable, "own_losses")
+    door.follow("train", typed)
+
+
+def test_a_log_that_is_not_installed_is_installed(door, tmp_path, monkeypatch):
+    if importlib.util.find_spec("mlflow"):
+        pytest.skip("mlflow is installed")
+    typed = "run.log_to=[mlflow]"
+    command = re.search(r"not installed: (pip install (\w+))", door.refused("train", typed))
+    (tmp_path / "site" / command[2]).mkdir(parents=True)  # as if the command had been run
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert not RunSettings(log_to=["mlflow"]).faults()
+
+
+def test_another_log_that_fails_is_left_out(door):
+    from danet.engine.writers import _optional
+
+    with pytest.raises(InputError, match="pip install nobody, or leave it out") as error:
+        _optional("nobody")
+    door.told += str(error.value)
+    door.follow("train", "run.log_to=[]", trains=True)
+
+
+def test_tabs_become_blanks(door, tmp_path):
+    path = tmp_path / "own.yaml"
+    head = "defaults:\n  - train_schema\n  - train\n  - _self_\n"
+    path.write_text(f"{head}trainer:\n\tsteps: 1\n")
+    typed = ("--config-dir", tmp_path, "--config-name", "own")
+    message = door.refused("train", *typed)
+    assert "indented with blanks, not with tabs" in message
+    line = int(re.search(r"line (\d+)", message)[1])
+    lines = path.read_text().splitlines()
+    lines[line - 1] = lines[line - 1].replace("\t", "  ")
+    path.write_text("\n".join(lines))
+    door.follow("train", *typed)
+
+
+def test_a_name_that_is_too_long_is_shortened(door, tmp_path):
+    long = "x" * 300
+    message = door.refused("train", f"run.dir={tmp_path / long}", code=4)
+    most = int(re.search(r"take (\d+) and", message)[1])
+    assert "give a shorter one" in message
+    door.follow("train", f"run.dir={tmp_path / long[:most]}")
+
+
+def test_a_name_that_is_refused_gets_other_letters(door, tmp_path, monkeypatch):
+    from danet import disk
+
+    error = OSError(errno.EILSEQ, "Invalid or incomplete multibyte", str(tmp_path / "a\udcff"))
+    message = str(disk.explain_storage(error))
+    door.told += printable(message)
+    assert "use letters, digits, dots, dashes and underscores" in message
+    door.follow("train", f"run.dir={tmp_path / 'run-1_a.b'}")
+
+
+def test_bytes_that_are_no_letters_are_told_how_to_pass(door, tmp_path):
+    typed = ("data=camvid", f"data.root={tmp_path / 'ä'}")
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = tool("check", *typed, cwd=tmp_path, env=plain, code=2)
+    door.told += done.stderr
+    name, value = re.search(r"set (\w+)=(\S+) in the environment, or rename", done.stderr).groups()
+    done = tool("check", *typed, cwd=tmp_path, env={**plain, name: value}, code=2)
+    assert "there is no such folder" in done.stderr, "the name is read"
+
+
+# --- Own pictures -------------------------------------------------------------------------------
+
+
+def change(folder, turn):
+    """Writes all masks below a folder anew."""
+    for path in sorted(folder.rglob("*.png")):
+        Image.fromarray(turn(np.array(Image.open(path)))).save(path)
+
+
+def own(root, classes="[a,b]"):
+    return ("data=folder", f"data.root={root}", f"data.classes={classes}")
+
+
+VALUES = {
+    "0 and 255": ((0, 255), "[a,b]", r"set (data\.values=\S+?)$"),
+    "0 and 255 of four": ((0, 255), "[a,b,c,d]", r"set (data\.values=\S+?)$"),
+    "from 1": ((1, 2), "[a,b]", r"set (data\.labels_start_at=1)$"),
+    "one too many": ((0, 1, 2), "[a,b]", r"set (data\.labels_start_at=1) if 0 means no class"),
+    "other values": ((0, 7), "[a,b]", r"mapped with (data\.values=\S+), or"),
+}
+"""Values in the masks, classes, and where the message has the setting that is missing."""
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_setting_for_the_values_of_masks_is_right(name, door, tmp_path):
+    values, classes, pattern = VALUES[name]
+    data = own(plant(tmp_path / "data", values=values), classes)
+    found = re.search(pattern, door.refused("check", *data), re.MULTILINE)
+    door.follow("check", *data, found[1])
+    door.follow("train", *data, found[1])
+
+
+def test_a_missing_class_is_added(door, tmp_path):
+    root = plant(tmp_path / "data", values=(0, 2))
+    assert "add the missing class" in door.refused("check", *own(root))
+    door.follow("check", *own(root, "[a,b,c]"))
+
+
+def test_labels_that_perhaps_count_from_1(door, tmp_path):
+    data = own(plant(tmp_path / "data", values=(1, 2)), "[a,b,c]")
+    told = door.follow("train", *data)
+    setting = re.search(r"if classes count from 1, set (\S+)", told)[1]
+    assert "has the value 0" not in door.follow("train", *data, setting)
+
+
+def test_labels_from_1_in_one_file(door, tmp_path):
+    root = plant(tmp_path / "data", values=(1, 3))
+    made = {"root": root, "split": "train", "classes": ["a", "b", "c"]}
+    with pytest.raises(InputError) as error:
+        Folder(**made)[0]
+    door.told += str(error.value)
+    key, value = re.search(r"with data\.(labels_start_at)=(\d) where", str(error.value)).groups()
+    Folder(**made, **{key: int(value)})[0]
+
+
+def test_soft_edges_get_a_value_or_become_hard(door, tmp_path):
+    root = plant(tmp_path / "data", values=(0, 128, 255))
+    data = own(root)
+    message = door.refused("check", *data, "data.values={0:0,255:1}")
+    value = re.search(r"label value (\d+)", message)[1]
+    ignored = re.search(r"add it there, with a class or (\d+) to ignore it", message)[1]
+    door.follow("check", *data, f"data.values={{0:0,255:1,{value}:{ignored}}}")
+    door.follow("check", *data, f"data.values={{0:0,255:1,{value}:1}}")
+    numbers = re.search(r"numpy\.where\(mask > (\d+), (\d+), (\d+)\)\.astype\('uint8'\)", message)
+    limit, high, low = map(int, numbers.groups())
+    change(root / "masks", lambda mask: np.where(mask > limit, high, low).astype("uint8"))
+    door.follow("check", *data, "data.values={0:0,255:1}")
+
+
+def test_soft_edges_of_three_values_are_not_told_apart(door, tmp_path):
+    data = own(plant(tmp_path / "data", values=(0, 50, 100, 200)), "[a,b,c]")
+    message = door.refused("check", *data, "data.values={0:0,100:1,200:2}")
+    assert "numpy.where" not in message, "it would lose the class in the middle"
+
+
+def test_pictures_that_keep_few_values_are_stretched(door, tmp_path):
+    root = plant(tmp_path / "data")
+    for i, path in enumerate(sorted((root / "images").rglob("*.png"))):
+        dark = np.random.default_rng(i).integers(100, 1000, (44, 60)).astype(np.uint16)
+        Image.fromarray(dark).save(path)
+    told = door.follow("check", *own(root))
+    form = r"numpy\.interp\(image, (\[\d+, \d+\]), (\[\d+, \d+\])\)\.astype\('uint8'\)"
+    source, target = map(json.loads, re.search(form, told).groups())
+    for path in sorted((root / "images").rglob("*.png")):
+        image = np.array(Image.open(path))
+        Image.fromarray(np.interp(image, source, target).astype("uint8")).save(path)
+    assert "values or fewer" not in door.follow("check", *own(root))
+
+
+def test_one_class_alone_can_be_looked_at(door, tmp_path):
+    root = plant(tmp_path / "data", values=(1,))
+    command = re.search(r"(tools/(\w+)\.py) with the same", door.refused("train", *own(root)))
+    assert (ROOT / command[1]).is_file()
+    door.refused(command[2], *own(root), f"output={tmp_path / 'drawn'}")
+    assert (tmp_path / "drawn/train.png").exists()
+
+
+def test_the_check_looks_at_all_pairs(door, tmp_path):
+    root = plant(
+        tmp_path / "data", values=(0, 1, 7), splits=(("train", 60), ("val", 2)), size=(8, 8)
+    )
+    message = door.refused("train", *own(root))
+    told = int(re.search(r"(\d+) of \d+ pairs that were looked at have a problem", message)[1])
+    name = re.search(r"tools/(\w+)\.py looks at all pairs", message)[1]
+    message = door.refused(name, *own(root), f"output={tmp_path / 'o'}")
+    count, path = re.search(r"(\d+) problems in all; see (\S+)$", message).groups()
+    assert int(count) == 62 > told
+    assert sum(s["num_problems"] for s in json.loads(Path(path).read_text())["splits"].values())
+
+
+def test_the_check_counts_all_labels(door, tmp_path):
+    root = plant(tmp_path / "data", splits=(("train", 60), ("val", 2)), size=(8, 8))
+    told = door.follow("train", *own(root, "[a,b,c]"), "data.batch_size=2")
+    name = re.search(r"tools/(\w+)\.py counts all labels", told)[1]
+    assert "classes that never occur and cannot be learnt: 2 (c)" in door.follow(
+        name, *own(root, "[a,b,c]")
+    )
+
+
+def test_lists_freeze_what_a_hash_divided(door, tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    plant(root, splits=((".", 6),))
+    told = door.follow("train", *own(root))
+    name = re.search(r"tools/(\w+)\.py writes both", told)[1]
+    told = door.follow(name, *own(root), f"output={tmp_path / 'a folder'}")
+    setting = shlex.split(re.search(r"lists freeze it: (.*)$", told, re.MULTILINE)[1])
+    told = door.follow("train", *own(root), *setting)
+    assert "by a hash of their names" not in told
+    lists = [(tmp_path / "a folder" / f"{split}.txt").read_text() for split in ("train", "val")]
+    assert [len(text.splitlines()) for text in lists] == [5, 1]
+
+
+def test_class_weights_are_a_setting(door, root):
+    told = door.follow("check", *own(root))
+    setting = re.search(r"balanced by median frequency: (\S+)$", told, re.MULTILINE)[1]
+    door.follow("train", *own(root), setting)
+
+
+def test_the_check_can_decode_images(door, root):
+    told = door.follow("check", *own(root))
+    setting = re.search(r"checksums \((\S+) decodes them\)", told)[1]
+    assert "images: decoded" in door.follow("check", *own(root), setting)
+
+
+@pytest.mark.parametrize(("samples", "drawn"), [("0", False), ("1", True)])
+def test_so_many_samples_are_drawn(samples, drawn, door, root, tmp_path):
+    door.follow("check", *own(root), f"samples={samples}", f"output={tmp_path / 'o'}")
+    assert (tmp_path / "o/train.png").exists() == drawn
+
+
+CHECKS = {
+    "show": "show=0",
+    "samples": "samples=-1",
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_settings_of_the_check_at_their_ends(name, door, root):
+    message = door.refused("check", *own(root), CHECKS[name])
+    door.follow("check", *own(root), f"{name}={ends_of(message)[0]}")
+
+
+def test_a_data_set_with_files_is_named(door, root):
+    message = door.refused("check", "data=scenes")
+    key = re.search(r"set (data)=NAME", message)[1]
+    door.follow("check", f"{key}=folder", *own(root)[1:])
+
+
+# Where files lie
+
+
+def other_names(root):
+    """Gives the folders of images and masks other names."""
+    (root / "images").rename(root / "my photos")
+    (root / "masks").rename(root / "the masks")
+    for path in sorted((root / "my photos").rglob("*.png")):
+        Image.open(path).convert("RGB").save(path.with_suffix(".jpg"))
+        path.unlink()
+
+
+def beside_one_another(root):
+    """Puts each mask beside its image, below a folder of the split."""
+    for split in ("train", "val"):
+        (root / split).mkdir()
+        for path in sorted((root / "images" / split).iterdir()):
+            Image.open(path).save(root / split / f"{path.stem}.jpg")
+            (root / "masks" / split / path.name).rename(root / split / f"{path.stem}_mask.png")
+    shutil.rmtree(root / "images")
+    shutil.rmtree(root / "masks")
+
+
+def split_first(root):
+    """Makes <split>/images and <split>/labels."""
+    for split in ("train", "val"):
+        (root / split).mkdir()
+        (root / "images" / split).rename(root / split / "images")
+        (root / "masks" / split).rename(root / split / "labels")
+    shutil.rmtree(root / "images")
+    shutil.rmtree(root / "masks")
+
+
+def capitals(root):
+    (root / "images").rename(root / "Images")
+    (root / "masks").rename(root / "MASKS")
+
+
+def one_in_capitals(root):
+    (root / "images").rename(root / "Images")
+    (root / "masks").rename(root / "Annotations")
+
+
+def only_masks(root):
+    (root / "masks").rename(root / "labels of it")
+
+
+TREES = {
+    "other names": (other_names, r"as in (.*?); expected"),
+    "beside": (beside_one_another, r"set (data.images_dir=.*?); expected"),
+    "split first": (split_first, r"set (data.images_dir=.*)$"),
+    "capitals": (capitals, r"set (data.images_dir=.*?); expected"),
+    "one in capitals": (one_in_capitals, r"as in (data.images_dir=.*?); expected"),
+    "other masks": (only_masks, r"there is no folder masks: set (.*)$"),
+    "no val": (lambda root: shutil.rmtree(root / "images/val"), r"names with (.*?); expected"),
+}
+"""What is done to a tree, and where the message has the settings that find its files."""
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_settings_find_the_files(name, door, root):
+    move, pattern = TREES[name]
+    move(root)
+    found = re.search(pattern, door.refused("check", *own(root)), re.MULTILINE)
+    settings = shlex.split(found[1])
+    assert len(settings) >= 2
+    door.follow("check", *own(root), *settings)
+    door.follow("train", *own(root), *settings)
+
+
+def test_a_split_is_added(door, root):
+    for folder in ("images", "masks"):
+        (root / folder / "val").rename(root / folder / "aside")
+    message = door.refused("check", *own(root))
+    there, split = re.search(r"which has (\S+): add one for (\w+)", message).groups()
+    for folder in ("images", "masks"):
+        (root / folder / "aside").rename((root / folder / Path(there).name).with_name(split))
+    door.follow("check", *own(root))
+
+
+def test_a_second_picture_is_added(door, tmp_path):
+    root = plant(tmp_path / "data", splits=((".", 1),))
+    assert "1 image was found, and two splits need two or more" in door.refused("check", *own(root))
+    plant(root, splits=((".", 2),))
+    door.follow("check", *own(root))
+
+
+def test_the_root_that_is_meant_is_named(door, root, tmp_path):
+    (tmp_path / "up").mkdir()
+    root.rename(tmp_path / "up/data")
+    kind, _, classes = own(root)
+    message = door.refused("check", kind, f"data.root={tmp_path / 'up'}", classes)
+    setting = re.search(r"set (data.root=\S+); expected", message)[1]
+    door.follow("check", kind, *shlex.split(setting), classes)
+
+
+def test_one_of_several_roots_is_named(door, tmp_path):
+    roots = [plant(tmp_path / name, folder="labels") for name in ("one", "two")]
+    for root in roots:
+        (root / "leftImg8bit").mkdir()
+    with pytest.raises(InputError) as error:
+        Cityscapes(root=tmp_path, split="train")
+    door.told += str(error.value)
+    found = re.search(
+        r"several folders have \S+: (.*?); set data.root to one of them", str(error.value)
+    )
+    assert found[1].split(", ") == list(map(str, roots))
+
+
+def test_a_folder_that_exists_is_given(door, root, tmp_path):
+    message = door.refused("train", *own(tmp_path / "nowhere"))
+    key = re.search(r"set ([\w.]+)=<folder>", message)[1]
+    door.follow("train", *own(tmp_path / "nowhere"), f"{key}={root}")
+
+
+def test_masks_get_the_names_of_their_images_or_stand_in_lists(door, root):
+    for path in sorted((root / "masks").rglob("*.png")):
+        path.rename(path.with_name(f"gt_{path.name.rpartition('_')[2]}"))
+    message = door.refused("check", *own(root))
+    assert "give them the names of their images, or name pairs in data.lists" in message
+    pair = re.search(r"a line each: (\S+) (\S+)$", message, re.MULTILINE)
+    assert pair.groups() == ("images/train/train_0.png", "masks/train/gt_0.png")
+    lists = {}
+    for split, count in (("train", 4), ("val", 2)):
+        lines = [
+            " ".join(pair.groups()).replace("train", split).replace("_0", f"_{i}")
+            for i in range(count)
+        ]
+        (root / f"{split}.txt").write_text("\n".join(lines))
+        lists[split] = f"{split}.txt"
+    shown = ", ".join(f"{split}: {path}" for split, path in lists.items())
+    door.follow("check", *own(root), f"data.lists={{{shown}}}")
+    for path in sorted((root / "masks").rglob("*.png")):
+        path.rename(path.with_name(path.name.replace("gt", path.parent.name)))
+    door.follow("check", *own(root))
+
+
+def test_images_without_labels_are_left_out(door, root):
+    (root / "masks/train/train_0.png").unlink()
+    message = door.refused("check", *own(root))
+    setting = re.search(r"; (\S+) leaves such images out", message)[1]
+    assert "left out" in door.follow("check", *own(root), setting)
+
+
+def test_no_label_at_all_is_not_left_out(door, root):
+    for path in (root / "masks/train").iterdir():
+        path.unlink()
+    assert "leaves such images out" not in door.refused("check", *own(root)), "it would not help"
+
+
+def test_a_split_that_is_known_is_named(door, root):
+    message = door.refused("check", *own(root), "splits=[train,dev]")
+    splits = ends_of(message)
+    assert splits == ["train", "val", "test"]
+    door.follow("check", *own(root), f"splits=[{splits[0]},{splits[1]}]")
+
+
+def test_lists_name_the_splits_that_are_known(door, root):
+    for split in ("train", "val"):
+        (root / f"{split}.txt").write_text(f"{split}/{split}_0\n{split}/{split}_1\n")
+    lists = "data.lists={{train: train.txt, {}: val.txt}}"
+    message = door.refused("check", *own(root), lists.format("vall"))
+    known = re.search(r"expected some of ([\w, ]+), and '(\w+)' is needed now", message)
+    assert "val" in known[1].split(", ")
+    door.follow("check", *own(root), lists.format("val"))
+
+
+def test_pictures_in_two_lists_are_allowed_on_purpose(door, root):
+    (root / "train.txt").write_text("train/train_0\ntrain/train_1\n")
+    (root / "val.txt").write_text("train/train_1\nval/val_0\n")
+    lists = "data.lists={train: train.txt, val: val.txt}"
+    message = door.refused("check", *own(root), lists)
+    setting = re.search(r"(data\.\S+) allows it on purpose", message)[1]
+    door.follow("check", *own(root), lists, setting)
+
+
+def test_pictures_of_two_splits_are_allowed_on_purpose(door, root):
+    shutil.copy(root / "images/train/train_0.png", root / "images/val/val_0.png")
+    message = door.refused("train", *own(root))
+    setting = re.search(r"(data\.\S+) allows it on purpose", message)[1]
+    door.follow("train", *own(root), setting)
+    assert "must not be scored" in door.refused("check", *own(root))
+    door.follow("check", *own(root), setting)
+
+
+@pytest.mark.parametrize("way", ["renamed", "lists"])
+def test_two_folders_of_one_split(way, door, root):
+    for folder in ("images", "masks"):
+        shutil.copytree(root / folder / "val", root / folder / "valid")
+    message = door.refused("check", *own(root))
+    assert "rename or move one, or give data.lists" in message
+    if way == "renamed":
+        while message is not None:
+            one = Path(message.split(" and ")[0])
+            one.rename(one.with_name("other"))
+            message = door.attempt("check", *own(root))
+        return
+    for split in ("train", "val"):
+        (root / f"{split}.txt").write_text(f"{split}/{split}_0\n{split}/{split}_1\n")
+    door.follow("check", *own(root), "data.lists={train: train.txt, val: val.txt}")
+
+
+def test_names_differ_in_more_than_their_suffix(door, root):
+    image = Image.open(root / "images/train/train_0.png")
+    image.save(root / "images/train/train_0.jpg")
+    message = door.refused("check", *own(root))
+    assert "names must differ in more than their suffix" in message
+    (root / "images/train/train_0.jpg").rename(root / "images/train/train_9.jpg")
+    shutil.copy(root / "masks/train/train_0.png", root / "masks/train/train_9.png")
+    door.follow("check", *own(root))
+
+
+def test_an_empty_list_gets_a_name_a_line(door, root):
+    (root / "train.txt").write_text("\n\n")
+    (root / "val.txt").write_text("val/val_0\n")
+    lists = "data.lists={train: train.txt, val: val.txt}"
+    assert "expected one name a line" in door.refused("check", *own(root), lists)
+    (root / "train.txt").write_text("train/train_0\ntrain/train_1\n")
+    door.follow("check", *own(root), lists)
+
+
+def test_two_data_sets_are_not_taken_for_images_and_masks(door, tmp_path):
+    roots = [plant(tmp_path / "up" / name) for name in ("one", "two")]
+    message = door.refused("check", *own(tmp_path / "up"))
+    found = re.search(r"several folders have \S+: (.*?); set data.root to one of them", message)
+    assert found[1].split(", ") == list(map(str, roots))
+    for root in roots:
+        door.follow("check", *own(root))
+
+
+# Names of classes
+
+NAMES = {
+    "json list": '["a", "b"]',
+    "json ids": '{"a": 0, "b": 1}',
+    "json names": '{"0": "a", "1": "b"}',
+    "json records": '[\n  {"id": 1, "name": "a"},\n  {"id": 2, "name": "b"}\n]',
+    "yaml": "- a\n- b\n",
+    "yolo": "names:\n  0: a\n  1: b\n",
+    "name and colour": "a,0,0,0\nb,128,0,0\n",
+    "name, r, g, b": "name,r,g,b\na,0,0,0\nb,128,0,0\n",
+    "numbered": "0 a\n1 b\n",
+    "tabs": "name\tid\na\t0\nb\t1\n",
+    "marks": "id;name\n0;it's [a]\n1;b, or c\n",
+    "markup": "<classes>\n<a/>\n<b/>\n</classes>\n",
+}
+"""Files of names that are more than names."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_of_names_becomes_a_list(name, door, root, tmp_path):
+    path = tmp_path / "names"
+    path.write_text(NAMES[name])
+    message = door.refused("check", *own(root, path))
+    assert "expected one name a line and nothing else" in message
+    (setting,) = shlex.split(re.search(r"as in (.*)$", message, re.MULTILINE)[1])
+    names = {"marks": ["it's [a]", "b, or c"], "markup": ["background", "cat"]}.get(
+        name, ["a", "b"]
+    )
+    told = door.follow("check", *own(root)[:2], setting)
+    for word in names:
+        assert f" {word} " in told
+    path.write_text("".join(f"{word}\n" for word in names))
+    door.follow("check", *own(root, path))
+
+
+def test_the_list_has_all_names_of_a_table(door, tmp_path):
+    root = plant(tmp_path / "data", values=range(7))
+    path = tmp_path / "names.csv"
+    path.write_text("".join(f"{name},{i},0,0\n" for i, name in enumerate("abcdefg")))
+    message = door.refused("check", *own(root, path))
+    (setting,) = shlex.split(re.search(r"as in (.*)$", message, re.MULTILINE)[1])
+    door.follow("check", *own(root)[:2], setting)
+
+
+def test_values_of_roboflow_become_settings(door, tmp_path):
+    root = plant(tmp_path / "data", values=(1, 2))
+    path = tmp_path / "_classes.csv"
+    path.write_text("Pixel Value, Class\n1, a\n2, b or c\n")
+    message = door.refused("check", *own(root, path))
+    settings = shlex.split(re.search(r"in order; set (.*)$", message, re.MULTILINE)[1])
+    assert len(settings) == 2
+    assert "b or c" in door.follow("check", *own(root)[:2], *settings)
+    door.follow("train", *own(root)[:2], *settings)
+
+
+def test_a_row_of_roboflow_is_mended(door, root, tmp_path):
+    path = tmp_path / "_classes.csv"
+    path.write_text("Pixel Value, Class\n0, a\none, b\n")
+    message = door.refused("check", *own(root, path))
+    assert "'one, b' is not a number, a comma and a name" in message
+    path.write_text(path.read_text().replace("one", "1"))
+    door.follow("check", *own(root, path))
+
+
+def test_a_row_of_cvat_is_mended(door, root, tmp_path):
+    colors = np.array([[0, 0, 0], [128, 0, 0]], np.uint8)
+    change(root / "masks", lambda mask: colors[mask])
+    path = tmp_path / "labelmap.txt"
+    path.write_text("# label:color_rgb:parts:actions\na:0,0,0::\nb:128,0::\n")
+    message = door.refused("check", *own(root, path))
+    form = re.search(r"'b:128,0::' is not name:red,green,blue(\S*) as CVAT writes it", message)[1]
+    path.write_text(path.read_text().replace("b:128,0::", f"b:128,0,0{form}"))
+    door.follow("check", *own(root, path))
+
+
+def test_a_file_of_names_or_a_list(door, root, tmp_path):
+    path = tmp_path / "names.txt"
+    message = door.refused("check", *own(root, path))
+    setting = re.search(r"neither a list, (data\.classes=\S+), nor a text file", message)[1]
+    door.follow("check", *own(root)[:2], setting)
+    path.write_text("a\nb\n")
+    door.follow("check", *own(root, path))
+
+
+def test_one_kind_of_object_is_two_classes(door, root):
+    with pytest.raises(InputError) as error:
+        Folder(root=root, split="train", classes=["cat"])
+    door.told += str(error.value)
+    names = re.search(r"write \[(\w+), (\w+)\]", str(error.value)).groups()
+    Folder(root=root, split="train", classes=names)
+    message = door.refused("train", *own(root, "[cat]"))
+    setting = re.search(r"background and object, (data\.\S+)$", message)[1]
+    door.follow("train", *own(root)[:2], setting)
+
+
+def test_a_class_count_follows_from_the_names(door, root):
+    message = door.refused("train", *own(root), "data.num_classes=3")
+    assert "leave data.num_classes out" in message
+    door.follow("train", *own(root))
+
+
+# Masks and images
+
+
+COLORS = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0]], np.uint8)
+
+
+def test_colours_are_listed_as_the_message_shows(door, root):
+    change(root / "masks", lambda mask: COLORS[mask])
+    message = door.refused("check", *own(root))
+    colors = re.search(r"with 2 colours: (\[.*?\]); data=folder", message)[1]
+    form = re.search(r"reads colours with (data\.colors)=\[\[red,green,blue\],\.\.\.\]", message)[1]
+    door.follow("check", *own(root), f"{form}=[{colors.replace(' ', '')}]")
+
+
+def test_an_unknown_colour_is_listed(door, tmp_path):
+    root = plant(tmp_path / "data", values=(0, 1, 2))
+    change(root / "masks", lambda mask: COLORS[mask])
+    known = "[0,0,0],[128,0,0]"
+    message = door.refused("check", *own(root), f"data.colors=[{known}]")
+    color = re.search(r"the colour (\[\d+, \d+, \d+\])", message)[1].replace(" ", "")
+    other = re.search(r"add it there or to (data\.\w+)", message)[1]
+    door.follow("check", *own(root), f"data.colors=[{known}]", f"{other}=[{color}]")
+    door.follow("check", *own(root, "[a,b,c]"), f"data.colors=[{known},{color}]")
+
+
+def test_ignored_colours_go_with_colours(door, root):
+    change(root / "masks", lambda mask: COLORS[mask])
+    message = door.refused("check", *own(root), "data.ignore_colors=[[0,128,0]]")
+    key = re.search(r"give (data\.colors), too", message)[1]
+    colors = f"{key}=[[0,0,0],[128,0,0]]"
+    door.follow("check", *own(root), "data.ignore_colors=[[0,128,0]]", colors)
+
+
+def test_a_colour_has_three_numbers(door, root):
+    change(root / "masks", lambda mask: COLORS[mask])
+    message = door.refused("check", *own(root), "data.colors=[[0,0,0],[128,0,300]]")
+    most = re.search(r"is not three numbers 0\.\.(\d+)", message)[1]
+    assert int(most) == 255
+    door.follow("check", *own(root), "data.colors=[[0,0,0],[128,0,0]]")
+
+
+def test_settings_that_exclude_each_other(door, root):
+    both = ("data.values={0:0,1:1}", "data.labels_start_at=1")
+    assert "give one of them" in door.refused("check", *own(root), *both)
+    door.follow("check", *own(root), both[0])
+
+
+def save_all(folder, turn, **how):
+    """Saves all pictures below a folder anew, by Pillow."""
+    for path in sorted(folder.rglob("*.png")):
+        turn(Image.open(path)).save(path, **how)
+
+
+def with_alpha(picture):
+    picture = picture.convert("LA")
+    picture.putalpha(200)
+    return picture
+
+
+def test_a_mask_is_saved_without_alpha(door, root):
+    save_all(root / "masks", with_alpha)
+    assert "grey and alpha: save it without alpha" in door.refused("check", *own(root))
+    save_all(root / "masks", lambda picture: picture.convert("L"))
+    door.follow("check", *own(root))
+
+
+def test_a_mask_of_colours_is_saved_without_alpha(door, root):
+    colors = "data.colors=[[0,0,0],[1,1,1]]"
+    save_all(root / "masks", with_alpha)
+    message = door.refused("check", *own(root), colors)
+    assert "a mask of colours must be opaque" in message
+    assert "save it without alpha" in message
+    save_all(root / "masks", lambda picture: picture.convert("RGB"))
+    door.follow("check", *own(root), colors)
+
+
+@pytest.mark.parametrize("name", ["values of jpeg", "colours of jpeg"])
+def test_masks_are_png(name, door, root):
+    colors = [] if name == "values of jpeg" else ["data.colors=[[0,0,0],[1,1,1]]"]
+    suffix = "data.mask_suffix=.jpg"
+    for path in sorted((root / "masks").rglob("*.png")):
+        Image.open(path).save(path.with_suffix(".jpg"))
+    message = door.refused("check", *own(root), suffix, *colors)
+    kind = re.search(r"JPEG is lossy .*; use (PNG)$", message, re.MULTILINE)[1]
+    for path in sorted((root / "masks").rglob("*.jpg")):
+        path.unlink()
+    assert all(p.suffix == f".{kind.lower()}" for p in (root / "masks").rglob("*.*"))
+    door.follow("check", *own(root), *colors)
+
+
+FILES = {
+    "pages": (
+        *("masks", ".tif", "a label must be one picture, and this file has 2"),
+        lambda label, path: label.save(path, save_all=True, append_images=[label]),
+        lambda label, path: label.save(path),
+    ),
+    "whole numbers": (
+        *("masks", ".tif", "labels must be whole numbers 0..65535, found float32"),
+        lambda label, path: label.convert("F").save(path),
+        lambda label, path: label.save(path),
+    ),
+    "array": (
+        *("masks", ".npy", "must be an array of whole numbers (height, width), this is float64"),
+        lambda label, path: np.save(path, np.array(label) / 1.0),
+        lambda label, path: np.save(path, np.array(label)),
+    ),
+    "array range": (
+        *("masks", ".npy", "labels must be whole numbers 0..65535, found -1..0"),
+        lambda label, path: np.save(path, np.array(label).astype(int) - 1),
+        lambda label, path: np.save(path, np.array(label).astype(int)),
+    ),
+    "32 bits": (
+        *("images", ".tif", "save it with 8 or 16 bits"),
+        lambda image, path: image.convert("F").save(path),
+        lambda image, path: image.convert("L").save(path),
+    ),
+    "bands": (
+        *("images", ".tif", "save the three bands that matter as RGB with 8 bits"),
+        lambda image, path: path.write_bytes(b"II*\0" + bytes(40)),
+        lambda image, path: image.save(path),
+    ),
+}
+"""A folder, a suffix, what is asked for, and how a file is written that is refused, and taken."""
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_saved_as_asked_for(name, door, root):
+    folder, suffix, said, refused, taken = FILES[name]
+    settings = [f"data.mask_suffix={suffix}"] if folder == "masks" else []
+    pictures = {path: Image.open(path).copy() for path in sorted((root / folder).rglob("*.png"))}
+    for path, picture in pictures.items():
+        path.unlink()
+        refused(picture, path.with_suffix(suffix))
+    assert said in door.refused("check", *own(root), *settings)
+    for path, picture in pictures.items():
+        taken(picture, path.with_suffix(suffix))
+    door.follow("check", *own(root), *settings)
+
+
+def test_the_limit_of_pixels_is_raised(door, root):
+    message = door.refused("check", *own(root), "data.max_pixels=100")
+    count, key = re.search(r"are (\d+) pixels, .*; raise (\S+) if it is meant", message).groups()
+    door.follow("check", *own(root), f"{key}={count}")
+
+
+@pytest.mark.parametrize("name", ["image is turned", "label is turned"])
+def test_a_turned_picture_or_its_label_is_turned(name, door, root):
+    save_all(root / "masks", lambda label: label.transpose(Image.Transpose.ROTATE_90))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save_all(root / "images", lambda image: image, exif=exif)
+    message = door.refused("check", *own(root))
+    assert "they must be equal" in message
+    assert "so turn the image file or its label" in message
+    which = "images" if name == "image is turned" else "masks"
+    turn = Image.Transpose.ROTATE_90 if which == "images" else Image.Transpose.ROTATE_270
+    save_all(root / which, lambda picture: picture.transpose(turn))
+    door.follow("check", *own(root))
+
+
+# --- Runs ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run that stopped after 2 of 4 steps; nothing may be changed in it."""
+    folder = tmp_path_factory.mktemp("finished") / "a run"
+    settings = Door(None, folder.parent).defaults("train", [f"run.dir={folder}"])
+    call("train", *settings, "trainer.steps=4", "trainer.stop_at=2")
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of that folder."""
+    return shutil.copytree(finished, tmp_path / "a run")
+
+
+GOES_ON = ("trainer.steps=4", "trainer.stop_at=2")
+
+
+def rewrite(path, **fields):
+    """Changes fields of a checkpoint."""
+    checkpoint.save(path, {**checkpoint.load(path), **fields})
+
+
+def new_run(door, path, *settings):
+    """Starts a run from the weights of a checkpoint, as many messages advise."""
+    told = door.follow("train", *settings, f"init_from={path}")
+    assert "of the backbone all" in told
+
+
+def test_auto_needs_the_run(door, run):
+    message = door.refused("train", *GOES_ON, "resume=auto", "run.dir=null")
+    key = re.search(r"say which run with ([\w.]+)=<folder>", message)[1]
+    assert "steps 2 to 4" in door.follow("train", *GOES_ON, "resume=auto", f"{key}={run}")
+
+
+def test_weights_alone_start_a_run(door, run):
+    rewrite(run / "last.pt", optimizer=None)
+    message = door.refused("train", *GOES_ON, f"resume={run / 'last.pt'}")
+    key = re.search(r"start one from these weights with (\w+)$", message)[1]
+    door.follow("train", f"{key}={run / 'last.pt'}")
+
+
+@pytest.mark.parametrize("name", ["network", "losses go on", "losses start"])
+def test_other_settings_go_on_or_start_a_run(name, door, run):
+    last, changed = run / "last.pt", "optimizer.lr=0.5" if name == "network" else "seed=7"
+    message = door.refused("train", *GOES_ON, f"resume={last}", changed)
+    if name == "losses go on":
+        setting = re.search(r"^(\S+) goes on with the new ones", message, re.MULTILINE)[1]
+        door.follow("train", *GOES_ON, f"resume={last}", changed, setting)
+        return
+    form = r"use (\w+)$" if name == "network" else r"(\w+) starts a new run$"
+    assert re.search(form, message)[1] == "init_from"
+    new_run(door, last, changed)
+
+
+@pytest.mark.parametrize("key", ["training_set", "validation_set"])
+def test_other_data_go_on_on_purpose(key, door, run):
+    rewrite(run / "last.pt", **{key: "Scenes train, 7 samples"})
+    typed = (*GOES_ON, f"resume={run / 'last.pt'}")
+    setting = re.search(r"; (\S+) goes on with the new one", door.refused("train", *typed))[1]
+    assert "it goes on" in door.follow("train", *typed, setting)
+
+
+def test_the_product_of_the_batch_is_kept_or_allowed_to_change(door, run):
+    typed = (*GOES_ON, f"resume={run / 'last.pt'}", "data.batch_size=1")
+    message = door.refused("train", *typed)
+    assert "choose the two settings so that the product is the same" in message
+    old, new = map(int, re.search(r"had (\d+) images .* have (\d+) \(", message).groups())
+    key = re.search(r"x (trainer\.\w+)=1 x", message)[1]
+    door.follow("train", *typed, f"{key}={old // new}")
+    setting = re.search(r"another order of samples with (\S+)$", message)[1]
+    assert "samples come in another order" in door.follow("train", *typed, setting)
+
+
+def test_threads_are_set_in_the_environment(door, run):
+    rewrite(run / "last.pt", threads=2)
+    typed = (*GOES_ON, f"resume={run / 'last.pt'}")
+    told = door.follow("train", *typed)
+    name, count = re.search(r"; (\w+)=(\d+) makes them so", told).groups()
+    asked = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
+    done = subprocess.run(asked, env={**os.environ, name: count}, capture_output=True, text=True)
+    assert done.stdout.strip() == count
+    torch.set_num_threads(int(count))
+    assert "thread(s) instead of" not in door.follow("train", *typed)
+
+
+def test_a_folder_with_a_run_goes_on_or_another_is_given(door, run, tmp_path):
+    message = door.refused("train", *GOES_ON, f"run.dir={run}")
+    setting, key = re.search(r"give (\S+) to go on with it, or another (\S+)$", message).groups()
+    assert "steps 2 to 4" in door.follow("train", *GOES_ON, f"run.dir={run}", setting)
+    door.follow("train", f"{key}={tmp_path / 'another'}")
+    with pytest.raises(InputError) as error:  # another process was quicker than the first look
+        run_folder.prepare(str(run), tmp_path / "x", config={}, resuming=False)
+    assert str(error.value) == message
+
+
+def test_a_run_has_a_folder(door, tmp_path):
+    (tmp_path / "file").touch()
+    message = door.refused("train", f"run.dir={tmp_path / 'file'}", code=4)
+    assert "give the name of a folder" in message
+    door.follow("train", f"run.dir={tmp_path / 'folder'}")
+
+
+def test_a_folder_that_may_be_written_is_given(door, tmp_path, monkeypatch):
+    (tmp_path / "locked").mkdir()
+    with monkeypatch.context() as patch:
+        may = os.access
+        patch.setattr(os, "access", lambda p, mode: "locked" not in str(p) and may(p, mode))
+        message = door.refused("train", f"run.dir={tmp_path / 'locked'}", code=4)
+        assert message.endswith("may not be written by you; give another")
+        door.follow("train", f"run.dir={tmp_path / 'mine'}")
+
+
+def test_a_run_goes_on_in_its_own_folder(door, run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    (other / ".run_id").write_text("another\n")
+    typed = (*GOES_ON, f"resume={other / 'last.pt'}", f"run.dir={other}")
+    key = re.search(r"name a new folder with (\S+)$", door.refused("train", *typed))[1]
+    door.follow("train", *typed[:-1], f"{key}={tmp_path / 'new'}")
+
+
+@pytest.mark.parametrize("way", ["waits", "another"])
+def test_one_process_trains_in_a_folder(way, door, run, tmp_path):
+    typed = (*GOES_ON, f"resume={run / 'last.pt'}", f"run.dir={run}")
+    with open(run / ".lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        message = door.refused("train", *typed)
+        key = re.search(r"wait for its end, or give another (\S+)$", message)[1]
+        if way == "another":
+            door.follow("train", *typed[:-1], f"{key}={tmp_path / 'another'}")
+    if way == "waits":
+        door.follow("train", *typed)
+
+
+def test_no_checkpoint_is_whole(door, run, tmp_path):
+    for path in run.glob("*.pt"):
+        if not path.is_symlink():
+            path.write_bytes(path.read_bytes()[:-1])
+    message = door.refused("train", *GOES_ON, "resume=auto", f"run.dir={run}")
+    key = re.search(r"to start anew give another (\S+)$", message)[1]
+    door.follow("train", *GOES_ON, "resume=auto", f"{key}={tmp_path / 'another'}")
+
+
+def test_a_state_that_does_not_fit_starts_a_run(door, run):
+    saved = checkpoint.load(run / "last.pt")
+    saved["optimizer"]["state"].pop(0)
+    saved["optimizer"]["param_groups"][0]["params"].pop(0)
+    rewrite(run / "last.pt", optimizer=saved["optimizer"])
+    message = door.refused("train", *GOES_ON, f"resume={run / 'last.pt'}")
+    assert re.search(r"new run from the weights use (\w+)$", message)[1] == "init_from"
+    new_run(door, run / "last.pt")
+
+
+def test_a_whole_checkpoint_is_named(door, run, tmp_path):
+    path = run / "last.pt"
+    other = shutil.copy(path, run / "step_000000001.pt")
+    path.unlink()
+    path.write_bytes(Path(other).read_bytes()[:-100] + bytes(100))
+    message = door.refused("eval", f"checkpoint={path}")
+    whole = re.search(r"; ([^;]*) is whole$", message)[1]
+    door.follow("eval", f"checkpoint={whole}", f"output={tmp_path / 'o'}")
+
+
+def test_checkpoints_that_are_there_are_named(door, run, tmp_path):
+    message = door.refused("eval", f"checkpoint={run / 'lost.pt'}")
+    there = re.search(r"; there are (.*)$", message)[1].split(", ")
+    assert str(run / "last.pt") in there
+    for path in there:
+        door.follow("eval", f"checkpoint={path}", f"output={tmp_path / 'o'}")
+
+
+def test_plain_weights_start_a_run(door, run, tmp_path):
+    torch.save(checkpoint.load(run / "last.pt")["model"], tmp_path / "plain.pt")
+    message = door.refused("train", *GOES_ON, f"resume={tmp_path / 'plain.pt'}")
+    assert re.search(r"plain weights go to (\w+)$", message)[1] == "init_from"
+    new_run(door, tmp_path / "plain.pt")
+
+
+@pytest.mark.parametrize("key", ["resume", "init_from"])
+def test_weights_of_before_the_run_diverged(key, door, run, tmp_path):
+    before = shutil.copy(run / "last.pt", tmp_path / "before.pt")
+    saved = checkpoint.load(before)
+    saved["model"]["head.classify.1.bias"][0] = float("nan")
+    checkpoint.save(run / "last.pt", saved)
+    message = door.refused("train", *GOES_ON, f"{key}={run / 'last.pt'}")
+    assert re.search(r"take (a checkpoint|weights) from before the run diverged$", message)
+    door.follow("train", *GOES_ON, f"{key}={before}")
+
+
+def test_a_step_is_seen_again(door, tmp_path):
+    diverges = ("optimizer.lr=1e30", "trainer.steps=5", "trainer.log_every=1")
+    settings = door.defaults("train", [*diverges, f"run.dir={tmp_path / 'a run'}"])
+    message = door.call("train", *settings, code=3, trains=True)
+    program, name, *typed = shlex.split(re.search(r"to see it again: (.*)$", message, re.M)[1])
+    assert (program, name) == ("python", "tools/train.py")
+    assert (ROOT / name).is_file()
+    again = door.call("train", *typed, f"run.dir={tmp_path / 'again'}", code=3, trains=True)
+    first, second = (
+        re.search(r"step \d+: the loss .*?samples: [\w, ]+", t)[0] for t in (message, again)
+    )
+    assert first == second
+
+
+def test_a_later_step_is_seen_again_from_its_checkpoint(door, run):
+    replay = LossWatch(run).replay(3)
+    door.told += replay
+    _, name, *typed = shlex.split(replay.partition("again: ")[2])
+    assert typed[0] == f"resume={run / 'last.pt'}"
+    assert "steps 2 to 4" in door.call(name.removeprefix("tools/")[:-3], *typed)
+
+
+def test_a_run_is_repeated_as_its_config_says(door, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    head = (run / "config.yaml").read_text().splitlines()[1]
+    door.told += "\n".join((run / "config.yaml").read_text().splitlines()[:3])
+    _, name, *typed = shlex.split(head.removeprefix("#"))
+    assert typed[1].endswith("/finished0/a run")
+    told = door.call(name.removeprefix("tools/")[:-3], *typed)
+    assert "steps 0 to 4" in told
+
+
+def test_a_run_that_a_signal_stopped_goes_on(door, tmp_path, monkeypatch):
+    step, folder = Trainer.train_step, tmp_path / "a run"
+
+    def interrupted(self, group):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, group)
+
+    typed = door.defaults("train", ["trainer.steps=4", f"run.dir={folder}"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        told = door.call("train", *typed, code=143, trains=True)
+    setting = re.search(r"go on with (.*)$", told, re.MULTILINE)[1]
+    assert "steps 1 to 4" in door.call("train", *shlex.split(setting))
+
+
+def test_a_variable_of_a_launcher_is_unset(door, monkeypatch):
+    for name, value in (("RANK", "x"), ("WORLD_SIZE", "0")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            message = door.refused("train")
+            assert message.endswith("start the processes with torchrun, or unset the variable")
+            (low,) = ends_of(message.partition(";")[0])
+            patch.setenv(name, low)
+            launcher.require_sound({name: low, "WORLD_SIZE": "1"})
+    door.follow("train")
+
+
+def test_a_port_is_in_its_range(door):
+    world = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost"}
+    with pytest.raises(InputError) as error:
+        launcher.require_sound({**world, "MASTER_PORT": "70000"})
+    door.told += str(error.value)
+    for port in ends_of(str(error.value).partition(";")[0]):
+        launcher.require_sound({**world, "MASTER_PORT": port})
+
+
+ADVICE = {}
