@@ -242,12 +242,13 @@ def _data_faults(data: Mapping[str, Any]) -> list[str]:
         if not is_int(value) or value < low:
             faults.append(f"data.{key}={value}: expected a whole number of at least {low}{why}")
     faults += _class_faults(data)
-    crop = data.get("crop")
-    if crop is not None:
-        is_pair = isinstance(crop, Sequence) and not isinstance(crop, str) and len(crop) == 2
-        if not is_pair or not all(is_int(n) and n >= 32 for n in crop):
+    for key, low, example in (("crop", 32, "[512,512]"), ("size", 1, "[64,384]")):
+        size = data.get(key)
+        is_pair = isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2
+        if size is not None and not (is_pair and all(is_int(n) and n >= low for n in size)):
             faults.append(
-                f"data.crop={crop}: expected two whole numbers of at least 32, data.crop=[512,512]"
+                f"data.{key}={size}: expected two whole numbers of at least {low}, "
+                f"data.{key}={example}"
             )
     return faults
 

@@ -7,9 +7,12 @@ case has printed must contain the message it stands for.
 """
 
 import ast
+import contextlib
 import errno
 import fcntl
 import functools
+import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -19,26 +22,61 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import types
+import zipfile
+import zlib
+from datetime import timedelta
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pytest
+import scipy.io
 import torch
+import torchvision
+import yaml
 from conftest import ROOT, TINY, call, tool, write_pair
 from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 from PIL import Image
+from torch.distributed import run as torchrun
 
-from danet import launcher
+import danet
+from danet import cli, extras, interpreter, launcher
+from danet.archives import unpack as unpacking
+from danet.assemble import make_dataset, make_model
+from danet.check import check
 from danet.config import RunSettings
+from danet.data import workers
+from danet.data.sampler import StepSampler
+from danet.datasets import cache, pascal_voc, storage
+from danet.datasets.ade20k import ADE20K
+from danet.datasets.base import Reading
 from danet.datasets.cityscapes import Cityscapes
+from danet.datasets.coco_stuff import CocoStuff10k, CocoStuff164k
+from danet.datasets.detail import detail_index
 from danet.datasets.folder import Folder
-from danet.engine import checkpoint, run_folder
-from danet.engine.health import LossWatch
+from danet.datasets.lists import Entry, shipped_list
+from danet.datasets.pascal_context import PascalContext
+from danet.datasets.pascal_voc import PascalVOC
+from danet.datasets.scenes import Scenes
+from danet.datasets.submission import SubmissionWriter
+from danet.engine import checkpoint, distributed, identity, meeting, run_folder
+from danet.engine.distributed import choose_device
+from danet.engine.health import LossWatch, Overflows
 from danet.engine.trainer import Trainer
-from danet.errors import InputError
+from danet.errors import DivergedError, InputError, ProcessError, UserError
+from danet.evaluation.boundary import BoundaryIoU
+from danet.losses import OHEM, CrossEntropy, DeepSupervision
+from danet.models.convert import PROGRAMS
+from danet.models.heads import SingleAttentionHead
+from danet.models.resnet import ResNet
+from danet.ops.attention import ChannelAttention
 from danet.plain import printable
-from danet.tools import train
+from danet.plan import advice, shortage
+from danet.plan.simulator import StepSimulator
+from danet.tools import export, train
 
 pytestmark = pytest.mark.bad_input("R30")
 
@@ -972,7 +1010,8 @@ def test_pictures_of_two_splits_are_allowed_on_purpose(door, root):
     message = door.refused("train", *own(root))
     setting = re.search(r"(data\.\S+) allows it on purpose", message)[1]
     door.follow("train", *own(root), setting)
-    assert "must not be scored" in door.refused("check", *own(root))
+    message = door.refused("check", *own(root))
+    setting = re.search(r"(data\.\S+) allows it on purpose", message)[1]
     door.follow("check", *own(root), setting)
 
 
@@ -1541,6 +1580,1384 @@ def test_a_port_is_in_its_range(door):
     door.told += str(error.value)
     for port in ends_of(str(error.value).partition(";")[0]):
         launcher.require_sound({**world, "MASTER_PORT": port})
+
+
+# --- Objects made in Python -----------------------------------------------------------------------
+
+PYTHON = {
+    "sampler": (StepSampler, {"num_samples": 4, "seed": 0}, "batch_size", 0),
+    "boundary": (BoundaryIoU, {"num_classes": 3}, "ratio", 2),
+    "normalise": (OHEM, {}, "normalise", "x"),
+    "weights of classes": (CrossEntropy, {}, "class_weights", [1, -1]),
+    "stem": (ResNet, {"depth": 18, "width": 8}, "stem", "8x8"),
+    "single attention": (
+        *(SingleAttentionHead, {"in_channels": 16, "num_classes": 2, "channels": 8}),
+        *("attention", "x"),
+    ),
+    "channel energy": (ChannelAttention, {}, "energy", "x"),
+    "annotation": (Cityscapes, {"root": "{streets}", "split": "val"}, "annotation", "x"),
+    "labels of streets": (Cityscapes, {"root": "{streets}", "split": "val"}, "labels", "x"),
+    "labels of stuff": (CocoStuff164k, {"root": "{stuff}", "split": "val"}, "labels", "x"),
+    "labels of context": (PascalContext, {"root": "{context}", "split": "val"}, "labels", "x"),
+    "reading cache": (Reading, {}, "cache", "x"),
+    "reading cache_dir": (Reading, {}, "cache_dir", 5),
+    "reading max_pixels": (Reading, {}, "max_pixels", 1.5),
+    "device": (choose_device, {}, "wanted", "gpu"),
+}
+"""What is made, its arguments, and one of them that is out of its range."""
+
+
+def heard(door, make, *arguments, kind=InputError, **named):
+    """Returns what is said when something cannot be made."""
+    with pytest.raises((kind, ValueError)) as error:
+        make(*arguments, **named)
+    door.told += str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_a_range_stated_in_python_holds_at_its_ends(name, door, tmp_path):
+    make, named, key, wrong = PYTHON[name]
+    root = str(named.get("root", "")).strip("{}")
+    if root:
+        named = {**named, "root": grow(tmp_path / "data", root)}
+    message = heard(door, make, **named, **{key: wrong})
+    values = [yaml.safe_load(value) for value in ends_of(message)]
+    values = values or ([None] if "or null" in message else [1] * ("whole number" in message))
+    assert values, message
+    for value in values:
+        told = refusal(make, **named, **{key: [1, value] if isinstance(wrong, list) else value})
+        assert not told or "there is nothing at" in told or "label" in told, "other files are meant"
+        assert message.partition("=")[0] + "=" not in told.partition(": ")[0]
+
+
+def refusal(make, **named):
+    """Returns why something cannot be made; empty if it can."""
+    try:
+        make(**named)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_a_label_map_stays_in_its_ranges(door, root):
+    given = {"root": root, "split": "train", "classes": ["a", "b"]}
+    message = heard(door, Folder, **given, values={0: 0, 1: 7})
+    low, high = map(int, re.search(r"classes are (\d)\.\.(\d)", message).groups())
+    Folder(**given, values={0: low, 1: high})
+    message = heard(door, Folder, **given, values={0: 0, 70000: 1})
+    low, high = map(int, re.search(r"values on disk are (\d)\.\.(\d+)", message).groups())
+    Folder(**given, values={low: 0, high: 1})
+
+
+def test_whole_class_indices_are_given_to_a_loss(door):
+    logits, mask = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4)
+    message = heard(door, CrossEntropy(), logits, mask)
+    assert "must hold whole class indices" in message
+    CrossEntropy()(logits, mask.long())
+
+
+def test_pictures_of_bytes_are_predicted(door, tiny_checkpoint):
+    model = danet.load_model(tiny_checkpoint)
+    picture = np.zeros((48, 64, 3))
+    message = heard(door, danet.predict, model, picture)
+    dtype = re.search(r"expected (\w+) in 0\.\.255: an array \(H, W, 3\) or \(H, W\)", message)[1]
+    assert danet.predict(model, picture.astype(dtype)).shape == (48, 64)
+    assert danet.predict(model, picture[..., 0].astype(dtype)).shape == (48, 64)
+    tensor = torch.from_numpy(picture.astype(dtype)).permute(2, 0, 1)
+    assert danet.predict(model, tensor).shape == (48, 64)
+
+
+def test_a_class_count_stays_as_the_data_set_has_it(door):
+    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = check(hydra.compose("train", TINY))
+    config["data"]["num_classes"] = 3  # as a data set of somebody's own may have it
+    message = heard(door, make_dataset, config, "val", training=False)
+    count = re.search(r"has (\d+) class names: leave data.num_classes as", message)[1]
+    config["data"]["num_classes"] = int(count)
+    make_dataset(config, "val", training=False)
+
+
+# --- Official data sets -------------------------------------------------------------------------
+
+
+def save_label(path, values):
+    """Writes a label with two of the values that a data set has, in the form of its suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    label = np.random.default_rng(0).choice(np.array(values, np.uint8), (40, 48))
+    if path.suffix == ".mat":
+        scipy.io.savemat(path, {"S": label, "LabelMap": label})
+    else:
+        Image.fromarray(label).save(path)
+
+
+def save_photo(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(zlib.crc32(str(path).encode())).integers(0, 256, (40, 48, 3))
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def grow(root, kind):
+    """Makes one pair of each split of an official data set."""
+    for split in ("train", "val"):
+        if kind == "streets":
+            name = f"{split}/ulm/ulm_000000_000019"
+            save_photo(root / f"leftImg8bit/{name}_leftImg8bit.png")
+            save_label(root / f"gtFine/{name}_gtFine_labelIds.png", (7, 8))
+        elif kind == "stuff":
+            save_photo(root / f"images/{split}2017/000000000001.jpg")
+            save_label(root / f"annotations/{split}2017/000000000001.png", (0, 1))
+        else:
+            save_photo(root / f"JPEGImages/{split}.jpg")
+            save_label(root / f"SegmentationClassContext/{split}.png", (1, 2))
+            (root / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
+            (root / f"ImageSets/Main/{split}.txt").write_text(split)
+    return root
+
+
+def spread(text):
+    """Yields the paths that braces stand for."""
+    inner = re.search(r"\{([^{}]*)\}", text)
+    if inner is None:
+        yield text
+        return
+    for part in inner[1].split(","):
+        yield from spread(text[: inner.start()] + part.strip() + text[inner.end() :])
+
+
+def paths_of(layout):
+    """Returns the paths that a layout shows, with names in the places for names."""
+    joined = re.sub(r",\s*\n\s*", ", ", layout)
+    found = []
+    for line in joined.splitlines():
+        shown = re.split(r"\s{2,}(?=of |\(|or |masks|images)", line.strip())
+        for text in shown if "<name>" in line else shown[:1]:
+            text = re.sub(r"^(for \w+ also|or) +", "", text.strip())
+            for old, new in (
+                *(("[ADEChallengeData2016/]", ""), ("[VOCdevkit/VOC2010/]", "")),
+                *(("<city>", "ulm"), ("<seq>", "000000"), ("<frame>", "000019")),
+                *(("<8 digits>", "00000001"), ("<12 digits>", "000000000001")),
+                *(("<id>", "one"), ("<name>", "one"), ("<the same>", "ADE_train_00000001")),
+            ):
+                text = text.replace(old, new)
+            found += spread(text)
+    return [path for path in found if "." in path.rpartition("/")[2] and " " not in path]
+
+
+LAYOUTS = {
+    "folder layout": ("folder", ["data.classes=[a,b]"], (0, 1), "masks"),
+    "camvid layout": ("camvid", [], (0, 1), "labels"),
+    "ade20k layout": ("ade20k", [], (1, 2), "annotations"),
+    "cityscapes layout": ("cityscapes", [], (7, 8), "gt"),
+    "coco_stuff_10k layout": ("coco_stuff_10k", [], (1, 2), "annotations"),
+    "coco_stuff_164k layout": ("coco_stuff_164k", [], (0, 1), "annotations"),
+    "pascal_voc layout": ("pascal_voc", ["data.train_split=train"], (0, 1), "SegmentationClass"),
+    "pascal_context layout": ("pascal_context", [], (2, 9), "trainval"),
+}
+"""A choice of data, settings, values in labels, and what the folders of labels begin with."""
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_files_that_lie_as_the_layout_shows_are_found(name, door, tmp_path):
+    kind, settings, values, labels = LAYOUTS[name]
+    root = tmp_path / "data"
+    root.mkdir()
+    data = (f"data={kind}", f"data.root={root}", *settings, "data.allow_overlap=true")
+    message = door.refused("check", *data)
+    layout = re.search(r"expected(?: below data.root)?\n((?:  .*\n?)+)", message)[1]
+    for path in paths_of(layout):
+        place = root / path
+        if place.suffix == ".txt":
+            place.parent.mkdir(parents=True, exist_ok=True)
+            name = "COCO_train2014_000000000001" if kind == "coco_stuff_10k" else "one"
+            place.write_text(f"{name}\n")
+        elif place.suffix == ".json" or (place.suffix == ".mat" and kind == "pascal_voc"):
+            continue  # another form of the labels, and SBD's for another split
+        elif any(part.startswith(labels) for part in Path(path).parts):
+            save_label(place, values)
+            if kind == "ade20k":
+                shutil.copy(place, place.with_name("ADE_val_00000001.png"))
+        elif place.suffix in (".jpg", ".png"):
+            save_photo(place)
+    if kind == "folder":
+        for folder in ("images", "masks"):  # the layout shows two ways
+            for path in (root / folder).glob("*.*"):
+                path.unlink()
+    if kind == "pascal_context":
+        for split in ("train", "val"):
+            (root / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
+            (root / f"ImageSets/Main/{split}.txt").write_text("one\n")
+    door.follow("check", *data)
+
+
+def test_labels_of_context_lie_as_the_layout_shows(door, tmp_path):
+    root = grow(tmp_path / "data", "context")
+    shutil.rmtree(root / "SegmentationClassContext")
+    message = heard(door, PascalContext, root=root, split="val")
+    shown = [path for path in paths_of(message.partition("expected\n")[2]) if ".png" in path]
+    assert shown == ["SegmentationClassContext/one.png"]
+    save_label(root / shown[0].replace("one", "val"), (1, 2))
+    PascalContext(root=root, split="val")
+
+
+def test_labels_of_streets_are_unpacked_or_chosen(door, tmp_path):
+    root = grow(tmp_path / "data", "streets")
+    message = heard(door, Cityscapes, root=root, split="val", labels="train_ids")
+    key, value = re.search(r"leave data\.(\w+)=(\w+), which gives", message).groups()
+    Cityscapes(root=root, split="val", **{key: value})
+    shutil.rmtree(root / "gtFine")
+    message = heard(door, Cityscapes, root=root, split="val")
+    package = re.search(r"unpack (\S+) into data.root", message)[1]
+    assert package in (ROOT / "scripts/prepare.py").read_text()
+    with zipfile.ZipFile(tmp_path / package, "w") as archive:
+        grow(tmp_path / "other", "streets")
+        for path in (tmp_path / "other/gtFine").rglob("*.png"):
+            archive.write(path, path.relative_to(tmp_path / "other"))
+    zipfile.ZipFile(tmp_path / package).extractall(root)
+    Cityscapes(root=root, split="val")
+
+
+def test_files_of_train_ids_are_chosen(door, tmp_path):
+    root = grow(tmp_path / "data", "streets")
+    for path in (root / "gtFine").rglob("*.png"):
+        save_label(path, (40, 41))
+    message = door.refused("check", "data=cityscapes", f"data.root={root}")
+    key, kind, suffix = re.search(
+        r"; (data\.labels) says which .*, or (\w+), \*(_\w+\.png) with 0\.\.18", message
+    ).groups()
+    for path in (root / "gtFine").rglob("*_labelIds.png"):
+        save_label(path.with_name(path.name.replace("_labelIds.png", suffix)), (0, 18))
+    door.follow("check", "data=cityscapes", f"data.root={root}", f"{key}={kind}")
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """VOC with one picture each of train and val, and one that only SBD labels."""
+    train, val = (shipped_list("voc2012", s).names[0] for s in ("train", "val"))
+    names = set(shipped_list("voc2012", "train").names)
+    extra = next(n for n in shipped_list("voc2012", "trainaug").names if n not in names)
+    root = tmp_path / "voc"
+    for name in (train, val, extra):
+        save_photo(root / f"JPEGImages/{name}.jpg")
+    for name in (train, val):
+        save_label(root / f"SegmentationClass/{name}.png", (0, 1))
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    (root / "ImageSets/Segmentation/trainaug.txt").write_text(f"{train}\n{extra}\n")
+    return root, train, val, extra
+
+
+def save_sbd(folder, name):
+    (folder / "cls").mkdir(parents=True)
+    label = {"Segmentation": np.zeros((40, 48), np.uint8)}
+    scipy.io.savemat(folder / f"cls/{name}.mat", {"GTcls": label})
+
+
+@pytest.mark.parametrize("way", ["sbd unpacked", "sbd named"])
+def test_labels_of_sbd_are_unpacked_or_named(way, door, voc, tmp_path):
+    root, _, _, extra = voc
+    message = heard(door, PascalVOC, root=root, split="trainaug")
+    key = re.search(r"unpack SBD \(\S+\) into data.root, or name its folder with (\S+)", message)[1]
+    if way == "sbd unpacked":
+        place = Path(re.search(r"and (\S+)/cls/\S+\.mat; unpack", message)[1])
+        assert place.is_relative_to(root)
+        save_sbd(place, extra)
+        PascalVOC(root=root, split="trainaug")
+    else:
+        save_sbd(tmp_path / "elsewhere", extra)
+        argument = key.removeprefix("data.")
+        PascalVOC(root=root, split="trainaug", **{argument: str(tmp_path / "elsewhere")})
+
+
+def test_the_split_that_works_is_named(door, voc, monkeypatch):
+    root, train, _, _ = voc
+    lists = pascal_voc.shipped_list
+    few = {"train": [train]}
+    monkeypatch.setattr(
+        pascal_voc,
+        "shipped_list",
+        lambda data, split: lists(data, split)._replace(
+            entries=tuple(Entry(n, 1) for n in few.get(split, lists(data, split).names))
+        ),
+    )
+    message = heard(door, PascalVOC, root=root, split="trainaug")
+    split = re.search(r"; the split '(\w+)' with 1 images works now", message)[1]
+    assert len(PascalVOC(root=root, split=split)) == 1
+
+
+def test_a_list_that_leaks_is_removed(door, voc, monkeypatch):
+    root, train, val, _ = voc
+    path = root / "ImageSets/Segmentation/trainaug.txt"
+    path.write_text(f"{train}\n{val}\n")
+    message = heard(door, PascalVOC, root=root, split="trainaug")
+    assert "; remove this list, and the one that ships with this program is used" in message
+    Path(message.partition(": ")[0]).unlink()
+    message = heard(door, PascalVOC, root=root, split="trainaug")
+    assert "names are not among" not in message
+    assert "line 1 names" in message or "names" in message, "the shipped one wants all pictures"
+    assert "splits/voc2012/trainaug.txt" in message
+
+
+MAT = {
+    "version 7.3": (
+        lambda path, label: path.write_bytes(b"M" * 124 + b"\0\2IM" + b"\0" * 400),
+        r"save it as version 7, save\(\.\.\., '-v7'\)$",
+    ),
+    "whole numbers of mat": (
+        lambda path, label: scipy.io.savemat(path, {"S": label + 0.5}),
+        r"S must hold whole numbers 0\.\.65535",
+    ),
+    "version 1.0": (
+        lambda path, label: scipy.io.savemat(
+            path, {"S": label, "names": np.array(["x"] * 172, object)[:, None]}
+        ),
+        r"take cocostuff-10k-v1\.1\.zip$",
+    ),
+}
+"""How a label of COCO-Stuff 10k is written that is refused, and what is asked for."""
+
+
+@pytest.mark.parametrize("name", MAT)
+def test_a_label_of_matlab_is_saved_as_asked_for(name, door, tmp_path):
+    save, said = MAT[name]
+    stem = "COCO_train2014_000000000001"
+    save_photo(tmp_path / f"images/{stem}.jpg")
+    (tmp_path / "imageLists").mkdir()
+    (tmp_path / "imageLists/train.txt").write_text(stem)
+    path = tmp_path / f"annotations/{stem}.mat"
+    save_label(path, (1, 2))
+    label = scipy.io.loadmat(path)["S"]
+    save(path, label)
+    message = heard(door, CocoStuff10k(root=tmp_path, split="train").read, 0)
+    assert re.search(said, message), message
+    if name == "version 1.0":
+        assert "cocostuff-10k-v1.1.zip" in (ROOT / "scripts/prepare.py").read_text()
+    scipy.io.savemat(path, {"S": label, "names": np.array(["x"] * 182, object)[:, None]})
+    CocoStuff10k(root=tmp_path, split="train").read(0)
+
+
+def test_a_label_of_sbd_holds_whole_numbers(door, tmp_path):
+    path = tmp_path / "one.mat"
+    label = np.zeros((4, 6))
+    scipy.io.savemat(path, {"GTcls": {"Segmentation": label + 0.5}})
+    assert "must hold whole numbers 0..65535" in heard(door, pascal_voc.read_sbd, path)
+    scipy.io.savemat(path, {"GTcls": {"Segmentation": label}})
+    pascal_voc.read_sbd(path)
+
+
+def test_the_json_of_detail_has_what_is_asked_for(door, tmp_path):
+    path = tmp_path / "trainval_merged.json"
+    path.write_text('{"images": [{"image_id": 1}], "annos_segmentation": [{}]}')
+    message = heard(door, detail_index, path)
+    listed = re.search(r"expected images with (.*?), and annos_segmentation with (.*)$", message)
+    of_image, of_label = ([n for n in re.split(r", | and ", part) if n] for part in listed.groups())
+    values = {
+        **{"image_id": 1, "file_name": "one.jpg", "height": 2, "width": 2, "phase": "train"},
+        **{"category_id": 2, "segmentation": {"counts": [0, 4]}},
+    }
+    content = {
+        "images": [{key: values[key] for key in of_image}],
+        "annos_segmentation": [{key: values[key] for key in of_label}],
+    }
+    path.write_text(json.dumps(content))
+    assert detail_index(path).labels("one").tolist() == [[2, 2], [2, 2]]
+
+
+def test_the_challenge_of_ade20k_is_taken(door, tmp_path):
+    save_photo(tmp_path / "images/training/ADE_train_00000001.jpg")
+    path = tmp_path / "annotations/training/ADE_train_00000001.png"
+    save_photo(path)
+    message = heard(door, ADE20K(root=tmp_path, split="train").read, 0)
+    package, top = re.search(
+        r"expected (\S+), whose labels have one channel with 0\.\.(\d+)", message
+    ).groups()
+    assert package in (ROOT / "scripts/prepare.py").read_text()
+    save_label(path, (0, int(top)))
+    ADE20K(root=tmp_path, split="train").read(0)
+
+
+# --- Batches, memory, devices -------------------------------------------------------------------
+
+
+def test_a_smaller_batch_is_filled(door):
+    message = door.refused("train", "data.batch_size=100")
+    count, key = re.search(r"^(\d+) samples .* use a smaller (\S+)$", message).groups()
+    door.follow("train", f"{key}={count}", trains=True)
+
+
+@pytest.mark.parametrize("way", ["crops", "alone"])
+def test_pictures_of_several_sizes(way, door, tmp_path):
+    root = plant(tmp_path / "data", splits=(("train", 2), ("val", 1)))
+    for folder in ("images", "masks"):
+        path = root / folder / "train/train_0.png"
+        Image.open(path).crop((0, 0, 40, 40)).save(path)
+    plain = (*own(root), "data/transforms=none", "data.crop=null")
+    settings = door.defaults("train", plain)
+    message = door.call("train", *settings, code=2, trains=True)
+    crop, transform, batch = re.search(
+        r"set (data\.crop) and a transform that crops, such as (\S+), or (data\.\S+)$",
+        message,
+        re.MULTILINE,
+    ).groups()
+    if way == "crops":
+        door.follow("train", *own(root), transform, f"{crop}=[32,32]", trains=True)
+    else:
+        door.follow("train", *plain, batch, trains=True)
+
+
+def test_bad_samples_are_mended_or_removed(door, tmp_path):
+    root = plant(tmp_path / "data", splits=(("train", 8), ("val", 1)))
+    for i in range(5):
+        path = root / f"images/train/train_{i}.png"
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+        content = path.with_suffix(".bmp").read_bytes()
+        path.with_suffix(".bmp").write_bytes(content[: len(content) // 2])
+    typed = (*own(root), "data.on_bad_sample=skip", "trainer.steps=6")
+    message = door.call("train", *door.defaults("train", typed), code=2, trains=True)
+    name, setting = re.search(
+        r"mend or remove them \(tools/(\w+)\.py (\S+) finds all\)", message
+    ).groups()
+    found = door.refused(name, *own(root), setting, "show=10", f"output={tmp_path / 'o'}")
+    assert "5 problems in all" in found
+    report = json.loads((tmp_path / "o/report.json").read_text())
+    for problem in report["splits"]["train"]["problems"]:
+        Path(problem.partition(": ")[0]).unlink()
+    door.follow("train", *typed, trains=True)
+
+
+def test_workers_without_room_or_memory(door):
+    message = str(workers.no_room())
+    killed = str(
+        workers.explain(
+            RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed."), ["x"], 0
+        )
+    )
+    door.told += message + killed
+    setting, path = re.search(
+        r"(data\.num_workers=0) needs none, .*size=2g (\S+)$", message
+    ).groups()
+    assert Path(path).is_dir()
+    for program in ("docker run --shm-size=2g", "mount -o remount,size=2g"):
+        assert program in message
+    key = re.search(r"fewer (data\.num_workers) need less", killed)[1]
+    assert setting.startswith(key)
+    door.follow("train", setting)
+
+
+def test_more_workers_than_cores(door):
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("the cores of a process are not known here")
+    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = check(hydra.compose("train", [*TINY, "data.num_workers=5000"]))
+    told = "\n".join(advice.notes(config, torch.device("cpu")))
+    door.told += told
+    cores = re.search(r"data\.num_workers=5000: this process may use (\d+) core", told)[1]
+    config["data"]["num_workers"] = int(cores)
+    assert not any("core" in note for note in advice.notes(config, torch.device("cpu")))
+
+
+def test_a_device_that_is_here(door, monkeypatch, tiny_checkpoint, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    typed = (f"checkpoint={tiny_checkpoint}", f"output={tmp_path / 'o'}")
+    setting = re.search(r"; use (\S+)$", door.refused("eval", *typed, "device=cuda"))[1]
+    door.follow("eval", *typed, setting)
+    setting = re.search(r"; use (\S+)$", door.refused("train", "trainer.device=cuda"))[1]
+    door.follow("train", setting)
+    message = door.refused("train", "trainer.precision=float16")
+    for precision in re.search(r"cpu has (\w+) or (\w+)$", message).groups():
+        door.follow("train", f"trainer.precision={precision}")
+
+
+def test_one_process_per_device(door, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    message = heard(door, choose_device, "cuda")
+    count = re.search(r"with (\d+) CUDA device\(s\): start one process per device", message)[1]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
+    choose_device("cuda")
+
+
+def test_a_network_that_cannot_be_compiled_is_not(door, monkeypatch):
+    def compiler(*_, **__):
+        raise RuntimeError("no C++ compiler was found")
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    message = door.refused("train", "trainer.compile=true")
+    setting = re.search(r"install a C\+\+ compiler, or set (\S+)$", message)[1]
+    door.follow("train", setting)
+
+
+def test_gradients_that_are_too_large_for_float16(door):
+    overflows = Overflows(torch.device("cpu"))
+    overflows._counts += 30
+    message = heard(door, overflows.require_updates, 30, 99, "x", kind=DivergedError)
+    key, *values = re.search(r"set (\S+)=(\w+) or (\w+), or lower optimizer\.lr;", message).groups()
+    for value in values:
+        door.follow("train", f"{key}={value}", "optimizer.lr=0.0001")
+
+
+def test_processes_start_with_the_same(door, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    others = {"config": "b"}
+
+    def gather(everywhere, facts):
+        everywhere[:] = [facts, others]
+
+    monkeypatch.setattr(identity.dist, "all_gather_object", gather)
+    monkeypatch.setattr(distributed, "collective", lambda name: contextlib.nullcontext())
+    message = heard(door, identity.require_same, {"config": "a"})
+    assert "all processes of a run must start with the same" in message
+    identity.require_same(others)
+
+
+def test_processes_that_did_not_meet_get_another_port(door, monkeypatch):
+    def taken(*_, **__):
+        raise RuntimeError("address already in use")
+
+    monkeypatch.setattr(meeting, "rendezvous", taken)
+    message = heard(door, meeting.meet, timedelta(seconds=1), kind=ProcessError)
+    flags = re.search(
+        r"torchrun (--\S+) finds a free port, (--\S+) names another", message
+    ).groups()
+    known = torchrun.get_args_parser()._option_string_actions
+    assert set(flags) <= set(known)
+
+
+def test_a_sweep_starts_torchrun_for_each_run(door, monkeypatch):
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "x")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    message = door.refused("train", "-m", "seed=1,2")
+    assert message == "--multirun under torchrun: start torchrun once per run instead"
+    cli._check_arguments(["seed=1"])
+    cli._check_arguments(["seed=2"])
+
+
+def test_a_loss_that_needs_fewer_passes(door):
+    typed = ("loss=ohem", "trainer.accumulate=2")
+    setting = re.search(r"a third more work; (\S+) needs none", door.follow("train", *typed))[1]
+    assert "passes without gradients" not in door.follow("train", *typed, setting)
+
+
+@pytest.mark.parametrize("way", ["batch", "crop", "stride"])
+def test_a_batch_norm_gets_several_values(way, door, root):
+    typed = ("data.crop=[32,32]", "data.batch_size=1", "model.backbone.output_stride=32")
+    message = door.refused("train", *own(root), *typed)
+    batch, crop, stride = re.search(
+        r"give (data\.batch_size=2) or more, or a larger (\S+), or a smaller (\S+)$", message
+    ).groups()
+    changed = {"batch": batch, "crop": f"{crop}=[64,64]", "stride": f"{stride}=16"}[way]
+    door.follow("train", *own(root), *typed, changed)
+
+
+def test_a_mean_of_all_positions_needs_two_pictures(door):
+    typed = ("model/head=pspnet", "data.batch_size=1")
+    message = door.refused("train", *typed)
+    assert "larger" not in message, "it would not help"
+    setting = re.search(r"give (data\.batch_size=2) or more$", message)[1]
+    door.follow("train", typed[0], setting)
+
+
+def test_a_plan_needs_a_crop(door):
+    typed = ("data=camvid", "data.crop=null", "data/transforms=none", "dry_run=true")
+    typed += ("model/head=fcn",)
+    setting = re.search(r"set (\S+)$", door.refused("train", *typed))[1]
+    told = door.follow("train", *typed, setting, "data.batch_size=1", "device_memory=0.01")
+    assert "512 x 512" in told
+
+
+def test_a_crop_that_fits_is_named(door, root):
+    typed = [*own(root), "data.batch_size=2", "model.backbone.width=8", "trainer.device=cpu"]
+    message = door.refused("train", *typed, "data.crop=[4000,4000]", "device_memory=0.05")
+    crop = re.search(r"the largest crop that fits is \[(\d+), (\d+)\]", message)
+    height, width = map(int, crop.groups())
+    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = check(hydra.compose("train", [*typed, "model.head.reduction=2"]))
+    assert StepSimulator(config, precision=torch.float32).run(2, height, width).peak < 0.05 * 2**30
+    door.follow("train", *typed, f"data.crop=[{height},{width}]")
+
+
+def test_memory_that_was_not_enough(door, monkeypatch):
+    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = check(hydra.compose("train", TINY))
+    device = torch.device("cpu")
+    message = str(shortage.explain(config, device, 2**50, training=True))
+    door.told += message
+    images, side = re.search(
+        r"would fit: (\d+), .* of this batch: \[(\d+),\d+\];", message
+    ).groups()
+    keys = re.search(r"see also (\S+) and (\S+)$", message).groups()
+    door.follow("train", f"data.batch_size={images}", f"{keys[0]}=[1,2,3,4]", f"{keys[1]}=2")
+    door.follow("train", f"data.size=[{side},{side}]")
+    message = str(shortage.explain(config, device, 0, training=False))
+    door.told += message
+    setting, key = re.search(r"use (\S+), or a smaller (\S+)$", message).groups()
+    door.follow("train", setting)
+    door.follow("train", setting, f"{key}=[64,64]", "evaluation.stride=[48,48]")
+
+
+def test_sums_of_exponentials_or_a_mean(door, tiny_checkpoint, tmp_path):
+    saved = checkpoint.load(tiny_checkpoint)
+    saved["model"]["head.classify.1.bias"][0] = 200
+    checkpoint.save(tmp_path / "last.pt", saved)
+    typed = (f"checkpoint={tmp_path / 'last.pt'}", f"output={tmp_path / 'o'}")
+    small = ("evaluation=danet_single", "evaluation.base_size=96", "evaluation.crop=48")
+    message = door.refused("eval", *typed, *small)
+    setting = re.search(r"take (\S+), which averages", message)[1]
+    door.follow("eval", *typed, setting)
+
+
+PAIRS = {
+    "crop alone": ("multi_scale", "evaluation.crop=[32,32]", "evaluation.stride=[16,16]"),
+    "mmseg alone": ("mmseg_single", "evaluation.crop=[32,32]", "evaluation.stride=[16,16]"),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_both_are_given_or_neither(name, door):
+    choice, one, other = PAIRS[name]
+    assert "give both, or neither" in door.refused("train", f"evaluation={choice}", one)
+    door.follow("train", f"evaluation={choice}", one, other)
+    door.follow("train", f"evaluation={choice}")
+
+
+SIZES = {
+    "stride": ("evaluation=sliding", "evaluation.crop=[32,32]", "evaluation.stride=[40,40]"),
+    "reduction": ("model.head.reduction=5",),
+    "width": ("model.backbone.width=0",),
+    "two sides": ("data.size=[48]",),
+    "words": ("data.size=wide",),
+    "small scene": ("data.size=[8,8]",),
+    "pictures of a split": ("data.lengths={train: 12, val: 0, test: 1}",),
+    "split of scenes": ("data.val_split=dev",),
+}
+"""Settings, of which the last is out of a range that others or a text state."""
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_that_fit_are_found_in_the_message(name, door):
+    *others, wrong = SIZES[name]
+    message = door.refused("train", *others, wrong)
+    form, right = {
+        "stride": (r"is larger than crop=\[(\d+), (\d+)\]", "evaluation.stride=[{0},{1}]"),
+        "reduction": (r"channels=(\d+) is not divisible by", "model.head.reduction={0}"),
+        "width": (r"a positive number of channels()", "model.backbone.width=8{0}"),
+        "two sides": (r"expected two whole numbers of at least 1, (\S+)$", "{0}"),
+        "words": (r"expected two whole numbers of at least 1, (\S+)$", "{0}"),
+        "small scene": (r"must be (\d+) or more high and at least as", "data.size=[{0},96]"),
+        "pictures of a split": (
+            r"must give split 'val' (\d) picture or more",
+            "data.lengths={{train: 12, val: {0}, test: 1}}",
+        ),
+        "split of scenes": (r"is not one of train, val, (\w+)", "data.val_split={0}"),
+    }[name]
+    found = re.search(form, message, re.MULTILINE)
+    assert found, message
+    door.follow("train", *others, right.format(*found.groups()), "data.cue_radius=1")
+
+
+def test_a_scene_has_height_and_width(door):
+    message = heard(door, Scenes, split="val", lengths={"val": 1}, size=[48], cue_radius=1)
+    assert "must be [height, width]" in message
+    Scenes(split="val", lengths={"val": 1}, size=[48, 96], cue_radius=1)
+
+
+def test_a_weight_of_an_output_is_in_its_range(door):
+    message = heard(door, DeepSupervision, CrossEntropy(), weights={"position": -1.0})
+    low = float(re.search(r"is not a finite number >= (\d)", message)[1])
+    DeepSupervision(CrossEntropy(), weights={"position": low})
+
+
+# --- Caches -------------------------------------------------------------------------------------
+
+
+class System:
+    """Stands for the module ``os`` with something else in it."""
+
+    def __init__(self, **changed):
+        vars(self).update(changed)
+
+    def __getattr__(self, name):
+        return getattr(os, name)
+
+
+def test_a_cache_that_is_full_gets_more_room(door, root, tmp_path):
+    cached = (*own(root), "data.cache=disk", f"data.cache_dir={tmp_path / 'cache'}")
+    told = door.follow("train", *cached, "data.cache_gib=1e-9", trains=True)
+    key = re.search(r"decoded every time; see (\S+)", told)[1]
+    shutil.rmtree(tmp_path / "cache")
+    assert "is full" not in door.follow("train", *cached, f"{key}=0.1", trains=True)
+
+
+def test_there_are_systems_without_caches(door, root, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "os", System(name="nt"))
+    cached = (*own(root), f"data.cache_dir={tmp_path / 'cache'}")
+    setting = re.search(r"; use (\S+)$", door.refused("train", *cached, "data.cache=disk"))[1]
+    door.follow("train", *cached, setting)
+
+
+@pytest.mark.parametrize("name", ["no shared memory", "memory of others"])
+def test_a_disk_takes_the_place_of_memory(name, door, root, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_SHARED_MEMORY", tmp_path / "shm")
+    if name == "memory of others":
+        (tmp_path / "shm").mkdir()
+        monkeypatch.setattr(storage, "os", System(getuid=lambda: os.getuid() + 1))
+    cached = (*own(root), f"data.cache_dir={tmp_path / 'cache'}")
+    setting = re.search(r"; use (\S+)$", door.refused("train", *cached, "data.cache=ram"))[1]
+    door.follow("train", *cached, setting)
+
+
+# --- Weights of others --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resnets(tmp_path_factory):
+    """Files of torchvision's ResNets with random weights, by depth."""
+    folder = tmp_path_factory.mktemp("resnets")
+    for depth in (18, 34):
+        state = getattr(torchvision.models, f"resnet{depth}")().state_dict()
+        torch.save(state, folder / f"resnet{depth}.pth")
+    return {depth: folder / f"resnet{depth}.pth" for depth in (18, 34)}
+
+
+def test_weights_are_fetched_on_another_machine(door, resnets, monkeypatch):
+    def no_network(*_, **__):
+        raise OSError("no route to host")
+
+    entry = torchvision.models.get_model_weights("resnet18").IMAGENET1K_V1
+    monkeypatch.setattr(type(entry), "get_state_dict", no_network)
+    typed = ("model/backbone=resnet18", "model.head.reduction=8")
+    key = "model.backbone.weights"
+    message = door.refused("train", *typed, f"{key}=IMAGENET1K_V1")
+    address, setting = re.search(
+        r": (https://\S+) could .* fetch it on another machine and set (\S+)=FILE$", message
+    ).groups()
+    assert (address, setting) == (entry.url, key)
+    door.follow("train", *typed, f"{setting}={resnets[18]}")
+
+
+def test_an_entry_of_torchvision_is_named(door, resnets, monkeypatch):
+    typed = ("model/backbone=resnet18", "model.head.reduction=8")
+    message = door.refused("train", *typed, "model.backbone.weights=IMAGENET")
+    (name,) = re.search(r"neither a file nor a weight entry .* \(([\w, ]+)\)$", message)[1].split(
+        ", "
+    )
+    entry = torchvision.models.get_model_weights("resnet18")[name]
+    state = torch.load(resnets[18])
+    monkeypatch.setattr(type(entry), "get_state_dict", lambda *_, **__: state)
+    door.follow("train", *typed, f"model.backbone.weights={name}")
+
+
+@pytest.mark.parametrize("way", ["another network", "other weights"])
+def test_weights_and_network_have_one_depth(way, door, resnets):
+    head, key = "model.head.reduction=8", "model.backbone.weights"
+    message = door.refused("train", "model/backbone=resnet18", head, f"{key}={resnets[34]}")
+    choice, depth = re.search(r"set (\S+), or give weights of a ResNet-(\d+)$", message).groups()
+    if way == "another network":
+        door.follow("train", choice, head, f"{key}={resnets[34]}")
+    else:
+        door.follow("train", "model/backbone=resnet18", head, f"{key}={resnets[int(depth)]}")
+
+
+def test_weights_to_start_from_have_the_depth_of_the_network(door, resnets):
+    head, typed = "model.head.reduction=8", f"init_from={resnets[34]}"
+    message = door.refused("train", "model/backbone=resnet18", head, typed)
+    depth, key = re.search(
+        r"file has a ResNet-(\d+) .*; set (\S+) to the one of the file, or take another", message
+    ).groups()
+    message = door.refused("train", f"{key}=resnet{depth}", head, typed)
+    place = re.search(r"weights of a backbone alone go to (\S+)$", message)[1]
+    door.follow("train", f"{key}=resnet{depth}", head, f"{place}={resnets[34]}")
+
+
+def test_images_are_normalised_as_in_the_file(door, run):
+    saved = checkpoint.load(run / "last.pt")
+    saved["model"]["mean"][:] = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
+    checkpoint.save(run / "last.pt", saved)
+    told = door.follow("train", f"init_from={run / 'last.pt'}")
+    value, key = re.search(
+        r"with mean=(\[\S+\]), these .*; (\+\S+)=\[\.\.\.\] sets it", told
+    ).groups()
+    told = door.follow("train", f"init_from={run / 'last.pt'}", f"{key}={value}")
+    assert "were normalised" not in told
+
+
+CONTENTS = {
+    "a list": (lambda tensors: [*tensors.values()], "expected a dictionary of tensors, found list"),
+    "a number": (lambda tensors: {**tensors, "n": 3}, "expected a dictionary of tensors, but 'n'"),
+    "complex": (
+        lambda tensors: {k: v + 0j if v.is_floating_point() else v for k, v in tensors.items()},
+        r"is of type torch.complex64; expected torch.float64, torch.float32",
+    ),
+    "expanded": (
+        lambda tensors: {**tensors, "n": torch.zeros(1).expand(9)},
+        "save a clone of it",
+    ),
+    "shared": (
+        lambda tensors: {
+            **tensors,
+            **{f"n{i}": t for i, t in enumerate([torch.zeros(2**18)] * 99)},
+        },
+        "save clones of them",
+    ),
+}
+"""What a file holds, and what is asked for."""
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_a_file_of_tensors_holds_what_is_asked_for(name, door, run, tmp_path):
+    made, said = CONTENTS[name]
+    right = checkpoint.load(run / "last.pt")["model"]
+    path = tmp_path / "weights.pth"
+    wrong = made(right)
+    torch.save(wrong, path)
+    assert said in door.refused("train", f"init_from={path}")
+    cloned = {k: v.clone() for k, v in wrong.items()} if "clone" in said else right
+    torch.save(cloned, path)
+    door.follow("train", f"init_from={path}")
+
+
+def test_a_field_of_a_checkpoint_is_what_it_must_be(door, run, tmp_path):
+    rewrite(run / "last.pt", step=-1)
+    typed = (f"checkpoint={run / 'last.pt'}", f"output={tmp_path / 'o'}")
+    low = ends_of(door.refused("eval", *typed))[0]
+    torch_saved = torch.load(run / "last.pt", weights_only=True)
+    checkpoint.save(run / "last.pt", {**torch_saved, "step": int(low)})
+    door.follow("eval", *typed)
+
+
+def test_keys_of_a_config_are_texts(door, run, tmp_path):
+    saved = checkpoint.load(run / "last.pt")
+    saved["config"]["data"][None] = 1
+    checkpoint.save(run / "last.pt", saved)
+    typed = (f"checkpoint={run / 'last.pt'}", f"output={tmp_path / 'o'}")
+    assert "expected a text" in door.refused("eval", *typed)
+    saved["config"]["data"]["a text"] = saved["config"]["data"].pop(None)
+    checkpoint.save(run / "last.pt", saved)
+    door.follow("eval", *typed)
+
+
+def test_timm_is_installed_or_another_network_taken(door, monkeypatch):
+    pytest.importorskip("timm")
+    typed = ("model/backbone=timm", "model.head.reduction=8")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "timm", None)
+        message = door.refused("train", *typed)
+    assert_installs(re.search(r"is not installed: (.*)$", message)[1], "timm")
+    message = door.refused("train", *typed, "model.backbone.name=resnet1")
+    name = re.search(r"; there are (?:.*, )?(\S+)$", message)[1]
+    message = door.refused(
+        "train", *typed, "model.backbone.name=efficientnet_b0", "model.backbone.output_stride=4"
+    )
+    setting = re.search(r"; take (\S+), or another network$", message)[1]
+    for choice in (
+        [f"model.backbone.name={name}"],
+        ["model.backbone.name=efficientnet_b0", f"model.backbone.{setting}"],
+    ):
+        door.follow("train", *typed, *choice, "dry_run=true", "device_memory=0.001")
+
+
+# --- Other programs' files ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory):
+    """A file as the authors' code names it: a ResNet-18 with a head for 11 classes."""
+    folder = tmp_path_factory.mktemp("official")
+    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        settings = ["data=camvid", "data.root=/x", "model/backbone=resnet18"]
+        network = make_model(check(hydra.compose("train", settings)))
+    names = {ours: theirs for theirs, ours in PROGRAMS["official"].names.items()}
+    state = {}
+    for name, tensor in network.state_dict().items():
+        start = max((ours for ours in names if name.startswith(ours)), key=len, default=None)
+        if start:
+            state[names[start] + name[len(start) :]] = tensor
+    torch.save({"state_dict": state}, folder / "danet.pth")
+    return folder / "danet.pth"
+
+
+def test_weights_of_a_backbone_are_converted(door, resnets, tmp_path):
+    typed = [f"input={resnets[18]}", f"output={tmp_path / 'a start.pt'}"]
+    message = door.refused("convert", "source=torchvison", *typed)
+    source = ends_of(message)[0]
+    message = door.refused("convert", "source=official", *typed)
+    assert "give the program that wrote it" in message
+    message = door.refused("convert", f"source={source}", *typed)
+    one, two = re.search(r"as in (data=camvid), or (data=folder \S+)$", message).groups()
+    door.follow(
+        "convert", f"source={source}", typed[0], f"output={tmp_path / 'two.pt'}", *two.split()
+    )
+    told = door.follow("convert", f"source={source}", *typed, one)
+    setting = shlex.split(re.search(r"it has no head yet: train with (.*)$", told, re.MULTILINE)[1])
+    root = plant(tmp_path / "data", folder="labels")
+    network = ("model/backbone=resnet18", "model.head.reduction=8")
+    door.follow("train", "data=camvid", f"data.root={root}", *network, *setting)
+    message = door.refused("convert", f"source={source}", *typed, one)
+    assert "there is such a file already; give another name" in message
+    door.follow("convert", f"source={source}", typed[0], f"output={tmp_path / 'other.pt'}", one)
+    message = door.refused("convert", f"source={source}", typed[0], f"output={tmp_path / 'x'}", one)
+    suffix = re.search(r"expected a name that ends in (\S+)$", message)[1]
+    assert (tmp_path / "other").with_suffix(suffix).exists()
+
+
+def test_a_whole_network_is_converted(door, official, tmp_path):
+    typed = ("source=official", f"input={official}")
+    message = door.refused("convert", *typed, f"output={tmp_path / 'a.pt'}", "data=cityscapes")
+    assert "leave it out, or name the data set the network was trained on" in message
+    door.follow("convert", *typed, f"output={tmp_path / 'a.pt'}", "data=camvid")
+    told = door.follow("convert", *typed, f"output={tmp_path / 'a net.pt'}")
+    line = re.search(r"^  (python tools/eval.py .*)$", told, re.MULTILINE)[1]
+    _, name, *settings = shlex.split(line)
+    root = plant(tmp_path / "data", folder="labels")
+    settings = [s.replace("<folder>", str(root)) for s in settings]
+    assert (ROOT / name).is_file()
+    door.follow("eval", *settings, "evaluation=whole", f"output={tmp_path / 'o'}")
+    assumed = re.findall(r"since the file does not tell: (\S+)$", told, re.MULTILINE)
+    told = door.follow("convert", *typed, f"output={tmp_path / 'b.pt'}", *assumed)
+    assert "assumed" not in told
+
+
+def test_the_program_is_the_one_that_wrote_the_file(door, official, tmp_path):
+    content = torch.load(official)["state_dict"]
+    torch.save({**content, "layer_of_mine": torch.zeros(1)}, tmp_path / "file.pth")
+    typed = (f"input={tmp_path / 'file.pth'}", f"output={tmp_path / 'a.pt'}")
+    message = door.refused("convert", "source=torchvision", *typed, "data=camvid")
+    assert message.endswith("is source= right?")
+    door.follow("convert", "source=official", *typed)
+
+
+# --- What the other tools say -------------------------------------------------------------------
+
+
+@pytest.fixture
+def network(tiny_checkpoint, tmp_path):
+    """A copy of the checkpoint in a folder of its own."""
+    (tmp_path / "net").mkdir()
+    return shutil.copy(tiny_checkpoint, tmp_path / "net/best.pt")
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "pictures/p.png"
+    save_photo(path)
+    return path
+
+
+EVAL = {
+    "boundary_ratio": ("eval", "boundary_ratio=2"),
+    "predict batch": ("predict", "batch_size=0"),
+    "predict opacity": ("predict", "opacity=2"),
+    "predict kinds": ("predict", "write=[x]"),
+    "count": ("visualize", "count=0"),
+    "channels": ("visualize", "channels=0"),
+    "opacity": ("visualize", "opacity=2"),
+    "formats": ("export", "formats=[x]"),
+    "sizes": ("export", "sizes=[[1,1]]"),
+    "opset": ("export", "opset=3"),
+}
+"""A tool and a setting that is out of its range."""
+
+
+@pytest.mark.parametrize("name", EVAL)
+def test_settings_of_tools_at_their_ends(name, door, network, picture, tmp_path):
+    program, wrong = EVAL[name]
+    key = wrong.partition("=")[0]
+    typed = [f"checkpoint={network}", f"output={tmp_path / 'o'}"]
+    typed += [f"images={picture.parent}"] if program == "predict" else []
+    typed += ["formats=[]"] if name in ("sizes", "opset") else []
+    message = door.refused(program, *typed, wrong)
+    if key in ("write", "formats"):
+        names = re.search(r"expected some of ([\w, ]+?)[,;] (?:or|safe)", message)[1].split(", ")
+        names = [] if key == "formats" else names  # what they write takes its time, and is tested
+        values = [f"[{','.join(names)}]", "[]"]
+    elif name == "sizes":
+        values = [f"[{ends_of(message)[0]}]"]
+    else:
+        values = ends_of(message)
+    assert values, message
+    for value in values:
+        door.follow(program, *typed, f"{key}={value}")
+
+
+def test_formats_that_are_named_are_known(door, network):
+    message = door.refused("export", f"checkpoint={network}", "formats=[onx]")
+    assert re.search(
+        r"did you mean (\w+)\?; expected some of (\w+), (\w+); ", message
+    ).groups() == (*("onnx", "onnx", "torch"),)
+    assert list(export.FORMATS) == ["onnx", "torch"]
+
+
+def test_scores_are_those_of_eval(door, network, tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text("{}")
+    typed = ("export", f"checkpoint={network}", "formats=[]", f"output={tmp_path / 'o'}")
+    message = door.refused(*typed, f"metrics={path}")
+    name = re.search(r"not a metrics.json of tools/(\w+)\.py$", message)[1]
+    door.follow(name, f"checkpoint={network}", f"output={tmp_path / 'scores'}")
+    door.follow(*typed, f"metrics={tmp_path / 'scores/metrics.json'}")
+
+
+@pytest.mark.parametrize("way", ["another", "removed"])
+def test_an_export_of_another_step_is_left_alone(way, door, network, tmp_path):
+    typed = ("export", f"checkpoint={network}", "formats=[]")
+    door.follow(*typed, f"output={tmp_path / 'o'}")
+    (tmp_path / "o/model.pt2").write_bytes(b"a program")
+    saved = checkpoint.load(network)
+    checkpoint.save(network, {**saved, "step": 9})
+    message = door.refused(*typed, f"output={tmp_path / 'o'}")
+    assert "name another folder, or remove it" in message
+    if way == "removed":
+        shutil.rmtree(tmp_path / "o")
+    door.follow(*typed, f"output={tmp_path / ('o' if way == 'removed' else 'other')}")
+
+
+@pytest.mark.parametrize("name", ["another network", "another picture"])
+@pytest.mark.parametrize("way", ["another", "removed"])
+def test_predictions_of_others_are_left_alone(name, way, door, network, picture, tmp_path):
+    typed = [f"checkpoint={network}", f"images={picture}", "write=[index]"]
+    door.follow("predict", *typed, f"output={tmp_path / 'o'}")
+    if name == "another network":
+        saved = checkpoint.load(network)
+        saved["model"]["head.classify.1.bias"][0] += 1
+        checkpoint.save(network, saved)
+    else:
+        other = tmp_path / "others/p.png"
+        save_photo(other)
+        typed[1] = f"images={other}"
+    message = door.refused("predict", *typed, f"output={tmp_path / 'o'}")
+    assert "name another folder, or remove it" in message
+    if way == "removed":
+        shutil.rmtree(tmp_path / "o")
+    door.follow("predict", *typed, f"output={tmp_path / ('o' if way == 'removed' else 'other')}")
+
+
+def test_results_lie_elsewhere(door, network, picture, tmp_path):
+    typed = (f"checkpoint={network}", f"images={picture.parent}")
+    message = door.refused("predict", *typed, f"output={picture.parent / 'o'}")
+    assert "name a folder elsewhere" in message
+    door.follow("predict", *typed, f"output={tmp_path / 'o'}")
+
+
+def test_points_or_classes(door, network, picture, tmp_path):
+    typed = [f"checkpoint={network}", f"images={picture}", f"output={tmp_path / 'o'}"]
+    message = door.refused("visualize", *typed, "points=[4,5]")
+    points = re.search(r"expected pairs of pixels, (points=\S+)$", message)[1]
+    wide = tmp_path / "wide/w.png"
+    wide.parent.mkdir()
+    Image.new("RGB", (320, 64)).save(wide)
+    typed[1] = f"images={wide}"
+    door.follow("visualize", *typed, points)
+    message = door.refused("visualize", *typed, "by_class=true", points)
+    assert "leave points out, or by_class" in message
+    door.follow("visualize", *typed, points)
+    door.follow("visualize", *typed, "by_class=true")
+    names = re.search(r"; it has (.*)$", door.refused("visualize", *typed, "classes=[qq]"))[1]
+    door.follow("visualize", *typed, f"classes=[{names.split(', ')[0]}]")
+    message = door.refused("visualize", *typed, "report=true")
+    assert message == "report=true scores a split: leave images out"
+    small = (typed[0], typed[2], "attention=false", "count=1")
+    door.follow("visualize", *small, "report=true")
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory):
+    """Cityscapes with a test split, and a network for it after one step."""
+    folder = tmp_path_factory.mktemp("streets")
+    grow(folder / "data", "streets")
+    save_photo(folder / "data/leftImg8bit/test/ulm/ulm_000000_000019_leftImg8bit.png")
+    door = Door(None, folder)
+    data = ("data=cityscapes", f"data.root={folder / 'data'}", "data.crop=[32,32]")
+    call("train", *door.defaults("train", [*data, "model/head=fcn", f"run.dir={folder / 'run'}"]))
+    return folder
+
+
+@pytest.mark.parametrize("way", ["another", "removed"])
+def test_a_split_without_labels_is_submitted(way, door, streets, tmp_path):
+    typed = (f"checkpoint={streets / 'run/last.pt'}", "split=test", "device=cpu")
+    key = re.search(r"; (\w+)=<folder> writes predictions", door.refused("eval", *typed))[1]
+    door.follow("eval", *typed, f"{key}={tmp_path / 'sent'}")
+    message = door.refused("eval", *typed, f"{key}={tmp_path / 'sent'}")
+    re.search(r": (\S+) is there from .*; remove it or name another folder$", message)
+    if way == "another":
+        door.follow("eval", *typed, f"{key}={tmp_path / 'again'}")
+        return
+    while message is not None:
+        there = Path(re.search(r": (\S+) is there from", message)[1])
+        shutil.rmtree(there) if there.is_dir() else there.unlink()
+        message = door.attempt("eval", *typed, f"{key}={tmp_path / 'sent'}")
+
+
+def test_a_split_with_labels_is_scored(door, streets, network, tmp_path):
+    typed = (f"checkpoint={network}", f"output={tmp_path / 'o'}")
+    message = door.refused("eval", *typed, f"submission={tmp_path / 'sent'}")
+    assert "leave submission= away to score a split with labels" in message
+    door.follow("eval", *typed)
+    typed = (f"checkpoint={streets / 'run/last.pt'}", f"output={tmp_path / 'r'}", "count=1")
+    message = door.refused("visualize", *typed, "split=test", "report=true")
+    setting = re.search(r"; (report=true) needs them", message)[1]
+    door.follow("visualize", *typed, "split=test")
+    door.follow("visualize", *typed, "split=val", setting)
+
+
+@pytest.mark.parametrize("name", ["mode", "shape"])
+def test_a_prediction_has_the_form_of_the_server(name, door, streets, tmp_path):
+    data = Cityscapes(root=streets / "data", split="test")
+    writer = SubmissionWriter(tmp_path / "sent", data)
+    writer.begin()
+    (item,) = data.items
+    writer.write(item.name, np.zeros((40, 48), np.uint8))
+    (path,) = writer._files.iterdir()
+    right = Image.open(path).copy()
+    wrong = right.convert("RGB") if name == "mode" else right.crop((0, 0, 20, 20))
+    wrong.save(path)
+    message = heard(door, writer.finish)
+    said = {"mode": "expected one channel of 8 bits", "shape": "they must be equal"}[name]
+    assert said in message
+    right.save(path)
+    writer.finish()
+
+
+def test_a_config_of_an_export_is_small(door, network, tmp_path):
+    door.follow("export", f"checkpoint={network}", "formats=[]", f"output={tmp_path / 'o'}")
+    path = tmp_path / "o/config.json"
+    text = path.read_text()
+    path.write_text(text + " " * (17 << 20))
+    typed = (f"checkpoint={tmp_path / 'o'}", f"output={tmp_path / 'scores'}")
+    most = int(re.search(r"expected at most (\d+)$", door.refused("eval", *typed))[1])
+    path.write_text(text.ljust(most << 20))
+    door.follow("eval", *typed)
+
+
+# --- Packages and Pythons -----------------------------------------------------------------------
+
+
+def assert_installs(command, extra):
+    """Asserts that a command names a checkout that has an extra; pip itself needs a network."""
+    program, verb, flag, target = shlex.split(command)
+    assert (program, verb, flag) == ("pip", "install", "-e")
+    path, name = re.fullmatch(r"(.*)\[(\w+)\]", target).groups()
+    assert name == extra
+    assert (Path(path) / "setup.py").is_file()
+    assert f'"{extra}": ' in (Path(path) / "setup.py").read_text()
+    assert extra in importlib.metadata.metadata("danet").get_all("Provides-Extra")
+    return target
+
+
+@pytest.mark.parametrize("where", ["in the checkout", "elsewhere"])
+@pytest.mark.parametrize("extra", ["export", "hub", "timm"])
+def test_an_extra_is_installed_from_the_checkout(where, extra, door, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT if where == "in the checkout" else tmp_path)
+    command = extras.how_to_install(extra)
+    door.told += command
+    target = assert_installs(command, extra)
+    if where == "in the checkout":
+        assert target == f".[{extra}]"
+
+
+def test_pip_takes_the_command(door, tmp_path):
+    if not (importlib.util.find_spec("setuptools") and importlib.util.find_spec("pip")):
+        pytest.skip("pip or setuptools is not there")
+    copy = tmp_path / "a checkout"
+    copy.mkdir()
+    for name in ("setup.py", "pyproject.toml", "requirements.txt", "README.md"):
+        shutil.copy(ROOT / name, copy / name)
+    for name in ("danet", "datasets", "configs", "tools"):
+        shutil.copytree(ROOT / name, copy / name, symlinks=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extras, "__file__", str(copy / "danet/extras.py"))
+        command = extras.how_to_install("export")
+    door.told += command
+    program, verb, *target = shlex.split(command)
+    quiet = ["--dry-run", "--no-deps", "--no-build-isolation", "-q", "--no-index"]
+    done = subprocess.run(
+        [sys.executable, "-m", program, verb, *quiet, *target],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_packages_are_named_where_a_wheel_was_installed(door, tmp_path, monkeypatch):
+    monkeypatch.setattr(extras, "__file__", str(tmp_path / "site/danet/extras.py"))
+    needed = ["torch>=2", 'safetensors>=0.5; extra == "export"', "onnx>=1.18 ; extra == 'export'"]
+    found = types.SimpleNamespace(read_text=lambda name: None)
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: found)
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: needed)
+    command = extras.how_to_install("export")
+    door.told += command
+    assert shlex.split(command) == ["pip", "install", "safetensors>=0.5", "onnx>=1.18"]
+
+
+def test_what_an_export_needs_is_installed(door, network, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "safetensors", None)
+        message = door.refused("export", f"checkpoint={network}", "formats=[]")
+    assert_installs(re.search(r"safetensors is not installed: (.*)$", message)[1], "export")
+    door.follow("export", f"checkpoint={network}", "formats=[]")
+
+
+@pytest.mark.parametrize("kind", ["packages", "activate", "install", "start"])
+def test_another_python_is_named(kind, door, tmp_path, monkeypatch, capsys):
+    root = tmp_path / "a checkout"
+    (root / "scripts").mkdir(parents=True)
+    (root / "tools").mkdir()
+    shutil.copy(ROOT / "requirements.txt", root)
+    shutil.copy(ROOT / "scripts/install.sh", root / "scripts")
+    monkeypatch.setattr(interpreter, "_missing", lambda root: ["torch", "numpy"])
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    python = root / ".venv/bin/python"
+    if kind != "install":
+        python.parent.mkdir(parents=True)
+        python.symlink_to(sys.executable)
+        (python.parent / "activate").write_text("export ACTIVATED=1\n")
+    if kind == "packages":
+        monkeypatch.setattr(sys, "prefix", str(root / ".venv"))
+    if kind == "start":
+        monkeypatch.setenv("VIRTUAL_ENV", str(root / ".venv"))
+    with pytest.raises(SystemExit):
+        interpreter.require_packages(str(root / "tools/train.py"))
+    message = capsys.readouterr().err.strip()
+    door.told += message
+    remedy = message.rpartition("; ")[2]
+    words = shlex.split(remedy)
+    if kind == "packages":
+        assert words[1:4] == ["-m", "pip", "install"]
+        assert (Path(words[0]).is_file(), Path(words[-1]).is_file()) == (True, True)
+    elif kind == "install":
+        assert words[0] == "bash"
+        assert Path(words[1]).is_file()
+        assert words[2:4] == ["&&", "source"]
+        assert Path(words[4]).parent.parent == Path(os.path.relpath(root / ".venv")) or Path(
+            words[4]
+        ).is_relative_to(root)
+    elif kind == "activate":
+        done = subprocess.run(
+            ["bash", "-c", f"{remedy} && echo $ACTIVATED"], capture_output=True, text=True
+        )
+        assert done.stdout.strip() == "1"
+    else:
+        assert words[:3] == ["start", "it", "with"]
+        assert subprocess.run([words[3], "-c", ""], check=False).returncode == 0
+
+
+# --- Archives -----------------------------------------------------------------------------------
+
+
+def load_prepare():
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        return importlib.import_module("prepare")
+    finally:
+        sys.path.remove(str(ROOT / "scripts"))
+
+
+def pack(path, kind):
+    """Packs a tiny ADE20K."""
+    source = path.parent / f"{path.name}-source"
+    top = "ADEChallengeData2016"
+    for split, name in (("training", "train"), ("validation", "val")):
+        save_photo(source / f"{top}/images/{split}/ADE_{name}_00000001.jpg")
+        save_label(source / f"{top}/annotations/{split}/ADE_{name}_00000001.png", (1, 2))
+    files = sorted(p for p in source.rglob("*") if p.is_file())
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in files:
+                archive.write(file, file.relative_to(source))
+    else:
+        with tarfile.open(path, "w:gz" if kind == "tgz" else "w") as archive:
+            for file in files:
+                archive.add(file, file.relative_to(source))
+    return path
+
+
+def prepared(door, path, root):
+    """Runs prepare.py; returns what it refuses, or None."""
+    program = load_prepare()
+    try:
+        program.main(["data=ade20k", f"root={root}", f"archive={path}"])
+    except UserError as error:
+        door.told += str(error)
+        return str(error)
+    return None
+
+
+ARCHIVES = {"zip": r"fetch it again$", "tar": r"fetch it again$", "tgz": r"fetch it again$"}
+
+
+@pytest.mark.parametrize("kind", ARCHIVES)
+def test_a_damaged_archive_is_fetched_again(kind, door, tmp_path):
+    path = pack(tmp_path / f"ade.{kind}", kind)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    assert re.search(ARCHIVES[kind], prepared(door, path, tmp_path / "root"))
+    path.write_bytes(whole)
+    assert prepared(door, path, tmp_path / "root") is None
+
+
+@pytest.mark.parametrize("way", ["renamed", "fetched"])
+def test_an_archive_with_another_checksum(way, door, tmp_path, monkeypatch):
+    path = pack(tmp_path / "ADEChallengeData2016.zip", "zip")
+    message = prepared(door, path, tmp_path / "root")
+    assert "fetch it again (an archive you packed yourself needs another name)" in message
+    if way == "renamed":
+        path = path.rename(tmp_path / "mine.zip")
+    else:
+        program, digest = load_prepare(), hashlib.sha1(path.read_bytes()).hexdigest()
+        layout = program.LAYOUTS["ade20k"]
+        fetched = layout.sources[0]._replace(digest=f"sha1:{digest}")
+        monkeypatch.setitem(program.LAYOUTS, "ade20k", layout._replace(sources=(fetched,)))
+    assert prepared(door, path, tmp_path / "root") is None
+
+
+@pytest.mark.parametrize("way", ["moved", "another root"])
+def test_a_file_in_the_way_is_moved(way, door, tmp_path):
+    path = pack(tmp_path / "ade.zip", "zip")
+    there = tmp_path / "root/ADEChallengeData2016/images/training/ADE_train_00000001.jpg"
+    there.parent.mkdir(parents=True)
+    there.write_bytes(b"another")
+    message = prepared(door, path, tmp_path / "root")
+    assert "move it away or choose another root" in message
+    if way == "moved":
+        Path(message.partition(": ")[0]).rename(tmp_path / "away")
+    root = tmp_path / ("root" if way == "moved" else "other")
+    assert prepared(door, path, root) is None
+
+
+def test_what_comes_in_the_way_is_moved(door, tmp_path, monkeypatch):
+    path = pack(tmp_path / "ade.zip", "zip")
+    place = unpacking._place
+
+    def late(source, target):
+        (tmp_path / "root/ADEChallengeData2016").write_text("came meanwhile")
+        return place(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unpacking, "_place", late)
+        message = prepared(door, path, tmp_path / "root")
+    goal = re.search(r"^(\S+): is in the way of what was unpacked; move it away$", message)[1]
+    Path(goal).rename(tmp_path / "away")
+    assert prepared(door, path, tmp_path / "root") is None
+
+
+def test_the_same_command_goes_on(door, tmp_path, monkeypatch, capsys):
+    path = pack(tmp_path / "ade.zip", "zip")
+    copy, done = unpacking._copy, []
+
+    def full(*arguments):
+        if len(done) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", "x")
+        done.append(copy(*arguments))
+        return done[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unpacking, "_copy", full)
+        message = prepared(door, path, tmp_path / "root")
+    assert "run the same command again when this is mended: it goes on where it stopped" in message
+    assert prepared(door, path, tmp_path / "root") is None
+    assert "2 of them by an earlier run" in capsys.readouterr().out
 
 
 ADVICE = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from danet.datasets.base import FileDataset, SegmentationDataset
 from danet.errors import InputError
 
+FORBIDDEN = "what is trained on must not be scored; data.allow_overlap=true allows it on purpose"
 _READ = 2000
 """Images of both splits together up to which a training compares contents, and not only paths."""
 
@@ -86,10 +87,7 @@ def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, *, allo
     else:
         text = ""
     if text and not allowed:
-        raise InputError(
-            f"{text}; what is trained on must not be scored; data.allow_overlap=true allows it on "
-            "purpose"
-        )
+        raise InputError(f"{text}; {FORBIDDEN}")
     return text and f"data.allow_overlap=true: {text}; scores are of images that were trained on"
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from danet.datasets.base import SegmentationDataset
-from danet.doctor.overlap import same_contents, shared_images, told
+from danet.doctor.overlap import FORBIDDEN, same_contents, shared_images, told
 from danet.doctor.sample import dropped_notes
 from danet.doctor.scan import SplitReport
 from danet.drawing.overlay import arrange, legend, overlay, titled
@@ -52,7 +52,7 @@ def find_copies(reports: Sequence[SplitReport], *, allow_overlap: bool) -> None:
                 if allow_overlap:
                     report.notes.append(text)
                 else:
-                    report.complain(f"{text}; what is trained on must not be scored")
+                    report.complain(f"{text}; {FORBIDDEN}")
 
 
 def shared_names(reports: Sequence[SplitReport]) -> list[str]:

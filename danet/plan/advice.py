@@ -160,11 +160,12 @@ def refuse_single_values(config: Mapping[str, Any], device: torch.device) -> Non
     if single:
         key = "crop" if config["data"].get("crop") else "size"
         larger = (2 * size[0], 2 * size[1])
-        helps = not _single_values(config, batch_size, larger)  # not behind a mean of all positions
+        ways = f", or a larger data.{key}, or a smaller model.backbone.output_stride"
+        if _single_values(config, batch_size, larger):  # behind a mean of all positions
+            ways = ""
         raise InputError(
             f"data.{key}={list(size)} with data.batch_size=1: the batch norm {single} gets one "
-            "value per channel, which is its own mean; give data.batch_size=2 or more"
-            + f", or a larger data.{key}, or a smaller model.backbone.output_stride" * helps
+            f"value per channel, which is its own mean; give data.batch_size=2 or more{ways}"
         )
 
 
