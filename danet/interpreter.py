@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def require_packages(file: str) -> None:
     Args:
         file: The tool or script that was started, in a folder of a checkout.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C leaves no traceback of imports
     path = Path(file).resolve()
     root, version = path.parents[1], sys.version_info[:2]
     if _OLDEST <= version <= _NEWEST:

@@ -36,7 +36,7 @@ def folder(tiny_checkpoint, tmp_path_factory):
 def test_the_tool_leaves_pictures_a_contact_sheet_and_the_page(folder):
     names = {p.name for p in folder.iterdir()}
     pictures = {f"val_{i:06d}{kind}.png" for i in (0, 4) for kind in ("", "_attention")}
-    assert names == {"contact_sheet.png", "report.html", "pictures.json"} | pictures
+    assert names == {"contact_sheet.png", "report.html"} | pictures
 
 
 def test_the_page_refers_to_nothing_outside_of_itself(folder):

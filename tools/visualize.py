@@ -99,7 +99,8 @@ def work(config: DictConfig) -> None:
     default = folder_of(beside / f"pictures_{source}", _ORIGIN, facts)
     output = Path(settings.output).expanduser() if settings.output else default
     require_writable(output)
-    write(output / _ORIGIN, json.dumps(facts, indent=1) + "\n")
+    if not settings.output:  # a folder that was named is the user's own affair
+        write(output / _ORIGIN, json.dumps(facts, indent=1) + "\n")
     draw(pictures, network, other, settings, output, device)
     if settings.report:
         text = report.page(examine(network, dataset, settings.count, beside, device))

@@ -62,7 +62,8 @@ def told(images: Sequence[Sequence[str]], one: str, other: str) -> str:
 def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, *, allowed: bool) -> str:
     """Refuses to score what is trained on; ``tools/train.py`` and ``tools/check.py`` ask here.
 
-    Images are the same if they are one file, or, in sets that are quickly read, if their bytes are.
+    Images are the same if they are one file. Copies in sets that are quickly read are a warning:
+    ``find_copies``, which has read all files, refuses them.
 
     Args:
         train: The split of training.
@@ -70,7 +71,7 @@ def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, *, allo
         allowed: The setting ``data.allow_overlap``.
 
     Returns:
-        What is allowed and still worth a line; empty where nothing is shared.
+        What stops nothing and is worth a line; empty where nothing is shared.
 
     Raises:
         InputError: They share images.
@@ -80,8 +81,11 @@ def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, *, allo
         is_quick = len(train) + len(val) <= _READ
         first, second = (_paths(dataset, is_quick) for dataset in (train, val))
         groups = same_contents({**first, **second}) if is_quick else []
-        images = shared_images(first, second, groups)
-        text = told(images, *keys) if images else ""
+        by_path = shared_images(first, second, ())
+        copies = shared_images(first, second, groups) if not by_path else []
+        if copies:  # a start need not read all files; the doctor does, and refuses them
+            return f"warning: {told(copies, *keys)}; scores are of images that were trained on"
+        text = told(by_path, *keys) if by_path else ""
     elif train.fingerprint() == val.fingerprint():
         text = f"{keys[0]} and {keys[1]} are the same images"
     else:

@@ -220,9 +220,10 @@ def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
     require_fields(checkpoint, ("model",), f"{key}={path}")
     checkpoint["model"], notes = without_wrappers(checkpoint["model"], f"{key}={path}")
     if average := checkpoint.get("ema"):
-        inner = {name.removeprefix("module."): value for name, value in average.items()}
+        count = {name: value for name, value in average.items() if name == "n_averaged"}
+        inner = {n.removeprefix("module."): v for n, v in average.items() if n not in count}
         tensors = without_wrappers(inner, f"{key}={path}").tensors
-        checkpoint["ema"] = {f"module.{name}": value for name, value in tensors.items()}
+        checkpoint["ema"] = {**count, **{f"module.{n}": v for n, v in tensors.items()}}
     if distributed.is_first():
         print("".join(f"{note}\n" for note in notes), end="", flush=True)
     for part in ("model", "ema"):

@@ -36,7 +36,7 @@ class BoundaryIoU:
 
     def __init__(self, num_classes: int, ratio: float = 0.02) -> None:
         if not 0 < ratio < 1:
-            raise ValueError(f"ratio={ratio} is not between 0 and 1")
+            raise ValueError(f"ratio={ratio} is not in 0..1, both left out")
         self.num_classes, self.ratio = num_classes, ratio
         self._counts = torch.zeros(3, num_classes, dtype=torch.int64)
 

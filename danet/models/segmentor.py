@@ -52,8 +52,8 @@ class Segmentor(nn.Module):
         self.head = head(channels[-1])
         self.auxiliary_head = auxiliary_head(channels[-2]) if auxiliary_head else None
         self.align_corners = align_corners
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
 
     def normalise(self, image: Tensor) -> Tensor:
         """Maps uint8 or float RGB in 0..255 to zero mean and unit variance."""

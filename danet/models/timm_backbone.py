@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from danet.errors import InputError
 from danet.extras import how_to_install
 from danet.models.weights import explain_mismatch, read_state_dict
+
+_REFUSALS = (NotImplementedError, TypeError, RuntimeError, AssertionError)
+"""What timm raises for a network that it cannot take to pieces or dilate."""
 
 
 class TimmBackbone(nn.Module):
@@ -46,11 +50,11 @@ class TimmBackbone(nn.Module):
                 output_stride=output_stride,
                 pretrained=weights == "pretrained",
             )
-        except (NotImplementedError, TypeError, RuntimeError) as error:
+        except _REFUSALS as error:
+            plain = "model.backbone.output_stride=32, or " * _can_be_made(name, output_stride)
             raise InputError(
                 f"model.backbone.name={name}, output_stride={output_stride}: timm cannot make it "
-                f"({error}); take {'' if output_stride == 32 else 'output_stride=32, or '}"
-                "another network"
+                f"({str(error) or type(error).__name__}); take {plain}another network"
             ) from error
         self.channels: list[int] = self.network.feature_info.channels()[-4:]  # type: ignore[union-attr, operator]
         trained: dict[str, Any] = self.network.pretrained_cfg  # type: ignore[assignment]
@@ -72,3 +76,17 @@ class TimmBackbone(nn.Module):
         """Maps (B, 3, H, W) to up to four maps, finest first."""
         maps: list[Tensor] = self.network(x)
         return maps[-4:]
+
+
+def _can_be_made(name: str, refused: int) -> bool:
+    """Tells whether timm takes a network to pieces without dilation, where that was not asked."""
+    import timm
+
+    if refused == 32:
+        return False
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, features_only=True, output_stride=32)
+    except _REFUSALS:
+        return False
+    return True
