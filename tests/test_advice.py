@@ -1499,13 +1499,12 @@ def test_pictures_in_two_lists_are_allowed_on_purpose(door, root):
 
 
 def test_pictures_of_two_splits_are_allowed_on_purpose(door, root):
+    advised = r"; (data\.\S+) allows it on purpose"
+    message = door.refused("train", *own(root), "data.train_split=val")
+    door.follow("train", *own(root), "data.train_split=val", re.search(advised, message)[1])
     shutil.copy(root / "images/train/train_0.png", root / "images/val/val_0.png")
-    message = door.refused("train", *own(root))
-    setting = re.search(r"(data\.\S+) allows it on purpose", message)[1]
-    door.follow("train", *own(root), setting)
     message = door.refused("check", *own(root))
-    setting = re.search(r"(data\.\S+) allows it on purpose", message)[1]
-    door.follow("check", *own(root), setting)
+    door.follow("check", *own(root), re.search(advised, message)[1])
 
 
 @pytest.mark.parametrize("way", ["renamed", "lists"])
@@ -3478,3 +3477,11 @@ def test_the_same_command_goes_on(door, tmp_path, monkeypatch, capsys):
     assert "run the same command again when this is mended: it goes on where it stopped" in message
     assert prepared(door, path, tmp_path / "root") is None
     assert "2 of them by an earlier run" in capsys.readouterr().out
+
+
+def test_the_next_command_is_the_check(door, tmp_path, capsys):
+    assert prepared(door, pack(tmp_path / "ade.zip", "zip"), tmp_path / "a root") is None
+    line = re.search(r"^next: (.*)$", capsys.readouterr().out, re.MULTILINE)[1]
+    program, name, *typed = shlex.split(line)
+    assert (program, name) == ("python", "tools/check.py")
+    door.follow("check", *typed)
