@@ -16,6 +16,8 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
 BEGIN = "<!-- tables: python scripts/reliability.py FILE -->"
 BETWEEN = "Bad inputs: C config, F folders, L labels, I images, K checkpoints, R results."
 END = "<!-- end of tables -->"
+MOST = 40
+"""Tests of a bad input that are named one by one."""
 
 
 def table(rows: "list[dict[str, str]]", columns: str) -> str:
@@ -37,6 +39,7 @@ def table(rows: "list[dict[str, str]]", columns: str) -> str:
         else:
             tests = dict.fromkeys(row["test"].split("[")[0] for row in mine)
             names = ", ".join(f"`{test.partition('::')[2]}`" for test in tests)
+            names = names if len(tests) <= MOST else f"{len(tests)} tests"
             files = ", ".join(dict.fromkeys(f"`{test.partition('::')[0]}`" for test in tests))
             lines.append(f"| {number} | {count} | {names} in {files} |")
     return "\n".join(lines)
