@@ -367,6 +367,7 @@ def test_R08_copies_under_other_names_are_told(pictures, name, capsys):
         assert "what is trained on must not be scored" in told
     assert "p1.png" in told
     assert "p4.png" in told
+    shutil.rmtree(pictures.parent / "r", ignore_errors=True)
     command(name, pictures, lists, "data.allow_overlap=true", code=0)
 
 
