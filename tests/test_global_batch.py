@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_trainer import Tiny
 from torch import nn
 
 from danet.engine.optimizer import SGD
@@ -30,19 +31,6 @@ LOSSES = {
     "ohem, labelled": lambda: (OHEM(0.3, min_kept=1, normalise="labelled"), None),
     "sum": lambda: (WeightedSum([CrossEntropy(WEIGHTS), OHEM(0.3, 1)], [1.0, 0.5]), CrossEntropy()),
 }
-
-
-class Backbone(nn.Module):
-    channels = (4, 8)
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1, bias=False), nn.BatchNorm2d(4))
-        self.second = nn.Conv2d(4, 8, 3, padding=1)
-
-    def forward(self, x):
-        first = self.first(x)
-        return [first, self.second(first.relu())]
 
 
 class Frozen(Segmentor):
@@ -78,7 +66,7 @@ def step(folder, loss, group, *, classes=Frozen):
     torch.manual_seed(0)
     head = functools.partial(DualAttentionHead, num_classes=K, reduction=2, dropout=0.0)
     aside = functools.partial(FCNHead, num_classes=K, channels=4, dropout=0.0)
-    model = classes(Backbone(), head, aside)
+    model = classes(Tiny(), head, aside)
     for name, parameter in model.named_parameters():
         if name.endswith("gamma"):
             parameter.data.fill_(0.5)  # else the attention would get no gradient
