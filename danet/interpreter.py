@@ -28,11 +28,13 @@ _NAMED = 3
 def require_packages(file: str) -> None:
     """End the process with one line and code 2 if this Python lacks what the project needs.
 
+    From here on Ctrl-C leaves no traceback of the imports that follow; ``cli.run`` takes over.
+
     Args:
         file: The tool or script that was started, in a folder of a checkout.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C leaves no traceback of imports
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     path = Path(file).resolve()
     root, version = path.parents[1], sys.version_info[:2]
     if _OLDEST <= version <= _NEWEST:

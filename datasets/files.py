@@ -14,7 +14,7 @@ import struct
 import threading
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import cv2
 import numpy as np
@@ -144,12 +144,18 @@ def left_out(
 ) -> "tuple[tuple[str, ...], Levels | None]":
     """Returns what reading a picture leaves out, and its values if it has more than 8 bits.
 
+    Of other pictures only the head is read.
+
     Raises:
         InputError: As read_image.
     """
-    data = path.read_bytes()
-    with _pillow(data, path, max_pixels) as picture:
-        dropped, bits = what_is_dropped(picture, data[:26]), bits_of(picture, data[:26])
+    try:
+        with path.open("rb") as file:
+            head = file.read(26)
+            with _opened(file) as picture:
+                dropped, bits = what_is_dropped(picture, head), bits_of(picture, head)
+    except _FAILURES as error:
+        raise InputError(f"{path}: not a readable image ({_reason(error, path)})") from error
     return dropped, levels_of(path, max_pixels=max_pixels) if bits > 8 else None
 
 
@@ -311,14 +317,19 @@ def _opencv(data: bytes, flags: int) -> np.ndarray | None:
 
 def _pillow(data: bytes, path: Path, max_pixels: int) -> Image.Image:
     """Opens a picture of any kind; its pixels are not decoded yet."""
-    with _pillow_limit:  # data.max_pixels stands in for Pillow's own limit, which also warns
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            picture = Image.open(io.BytesIO(data))
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+    picture = _opened(io.BytesIO(data))
     _check_pixels(*picture.size, path, max_pixels)
     return picture
+
+
+def _opened(file: IO[bytes]) -> Image.Image:
+    """Opens a picture of any size: data.max_pixels stands in for Pillow's limit, which warns."""
+    with _pillow_limit:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _reason(error: Exception, path: Path) -> str:

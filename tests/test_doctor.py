@@ -139,6 +139,7 @@ def test_copies_are_found_within_and_between_splits_whatever_they_are_called(cam
     assert same_contents({str(p): p.stat().st_size for p in sorted(images.rglob("train_*"))}) == [
         [str(images / "train/train_0.png"), str(images / "train/train_2.png")]
     ]
+    assert same_contents({str(images / "gone.png"): 5, str(images / "also gone.png"): 5}) == []
     reports = [scan(CamVid(root=camvid_tree, split=s)) for s in ("train", "val")]
     find_copies(reports, allow_overlap=False)
     assert "1 images are there more than once: train_0.png = train_2.png" in reports[0].notes

@@ -17,9 +17,6 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
     from danet.interpreter import require_packages
 
     require_packages(__file__)
-    from danet.engine.signals import end_quietly
-
-    end_quietly()
 
 import hydra
 import torch

@@ -11,9 +11,6 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
     from danet.interpreter import require_packages
 
     require_packages(__file__)
-    from danet.engine.signals import end_quietly
-
-    end_quietly()
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn

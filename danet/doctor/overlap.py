@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from danet.datasets.base import FileDataset, SegmentationDataset
@@ -18,7 +19,7 @@ def same_contents(paths: Mapping[str, int]) -> list[list[str]]:
     """Returns groups of files with equal bytes.
 
     Args:
-        paths: Path -> bytes; only files of equal length are read.
+        paths: Path -> bytes; only files of equal length are read, and none that cannot be.
     """
     by_length: dict[int, list[str]] = defaultdict(list)
     for path, num_bytes in paths.items():
@@ -28,7 +29,8 @@ def same_contents(paths: Mapping[str, int]) -> list[list[str]]:
         if len(candidates) > 1:
             by_hash: dict[bytes, list[str]] = defaultdict(list)
             for path in candidates:
-                by_hash[hashlib.blake2b(Path(path).read_bytes()).digest()].append(path)
+                with suppress(OSError):  # told where files are looked at
+                    by_hash[hashlib.blake2b(Path(path).read_bytes()).digest()].append(path)
             groups += [group for group in by_hash.values() if len(group) > 1]
     return groups
 
@@ -80,12 +82,12 @@ def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, *, allo
     if isinstance(train, FileDataset) and isinstance(val, FileDataset):
         is_quick = len(train) + len(val) <= _READ
         first, second = (_paths(dataset, is_quick) for dataset in (train, val))
-        groups = same_contents({**first, **second}) if is_quick else []
-        by_path = shared_images(first, second, ())
-        copies = shared_images(first, second, groups) if not by_path else []
-        if copies:  # a start need not read all files; the doctor does, and refuses them
-            return f"warning: {told(copies, *keys)}; scores are of images that were trained on"
-        text = told(by_path, *keys) if by_path else ""
+        images = shared_images(first, second, ())
+        if is_quick and not images:
+            copies = shared_images(first, second, same_contents({**first, **second}))
+            if copies:  # a start need not read all files; the doctor does, and refuses them
+                return f"warning: {told(copies, *keys)}; scores are of images that were trained on"
+        text = told(images, *keys) if images else ""
     elif train.fingerprint() == val.fingerprint():
         text = f"{keys[0]} and {keys[1]} are the same images"
     else:

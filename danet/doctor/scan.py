@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from danet.datasets.base import FileDataset
-from danet.datasets.files import Levels, bits_of, levels_of, prove_whole, what_is_dropped
+from danet.datasets.files import Levels, left_out, prove_whole
 from danet.datasets.hints import ORIENTATION
 from danet.errors import InputError
 from danet.types import IGNORE
@@ -90,13 +90,9 @@ def _look_at_image(found: Look, dataset: FileDataset, full: bool) -> Look:
             # A PNG may have its EXIF data behind its pixels: looking for them would decode it.
             exif = {} if picture.format == "PNG" else picture.getexif()
             turned = exif.get(ORIENTATION, 1) not in (0, 1)
-            with path.open("rb") as file:
-                head = file.read(26)
-            dropped, bits = what_is_dropped(picture, head), bits_of(picture, head)
             found = found._replace(size=(height, width), mode=picture.mode, is_turned=turned)
-            found = found._replace(dropped=dropped)
-        if bits > 8:
-            found = found._replace(levels=levels_of(path, max_pixels=dataset.reading.max_pixels))
+        dropped, levels = left_out(path, max_pixels=dataset.reading.max_pixels)
+        found = found._replace(dropped=dropped, levels=levels)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         full = True
     if full or not prove_whole(path, max_pixels=dataset.reading.max_pixels):

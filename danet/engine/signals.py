@@ -116,12 +116,6 @@ def is_in_foreground() -> bool:
         return False
 
 
-def end_quietly() -> None:
-    """Let Ctrl-C during the imports of a tool leave no traceback; ``cli.run`` takes over."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def follow_parent() -> None:
     """Asks the system for SIGTERM when the launcher dies, which torchrun's workers outlive else.
 

@@ -34,21 +34,17 @@ def _bytes_and_others(values: Tensor) -> Tensor:
     return values.to(torch.int32)
 
 
-def single_class(matrix: Tensor) -> int | None:
-    """Returns the class that every pixel was predicted as, where others occur in the truth.
+def warn_of_single_class(matrix: Tensor, classes: Sequence[str]) -> str:
+    """Returns a warning where every pixel was predicted as one class and others occur, or nothing.
 
     Args:
         matrix: (K, K), rows truth.
+        classes: Their names.
     """
     predicted, true = matrix.sum(dim=0).nonzero(), matrix.sum(dim=1).nonzero()
-    return int(predicted[0]) if len(predicted) == 1 and len(true) > 1 else None
-
-
-def warn_of_single_class(matrix: Tensor, classes: Sequence[str]) -> str:
-    """Returns a warning about a network that says the same of every pixel, or nothing."""
-    found = single_class(matrix)
-    if found is None:
+    if len(predicted) != 1 or len(true) < 2:
         return ""
+    found = int(predicted[0])
     return (
         f"every pixel was predicted as class {found} ({classes[found]}), though others occur: the "
         "network tells nothing apart, and its scores are those of that class's share"

@@ -162,6 +162,11 @@ def test_R12_plain_pictures_drop_nothing(tmp_path):
     assert left_out(tmp_path / "grey.png") == left_out(tmp_path / "cmyk.jpg") == ((), None)
 
 
+def test_R12_a_file_that_is_gone_is_told_as_any_other(tmp_path):
+    with pytest.raises(InputError, match=r"x.png: not a readable image \(the file does not exist"):
+        left_out(tmp_path / "x.png")
+
+
 def test_R12_a_label_of_several_pages_is_refused(tmp_path):
     path = tmp_path / "mask.tif"
     layers = [Image.fromarray(np.full(SIZE, i, np.uint8)) for i in range(3)]
