@@ -207,7 +207,7 @@ def test_autograd_keeps_no_map():
 
 
 # The inductor imports setuptools, which may find that distutils is imported already.
-@pytest.mark.filterwarnings("ignore:The distutils package is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*[Dd]istutils")
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", [lambda: PositionAttention(16, 4), ChannelAttention])
 def test_compiled_modules_compute_the_same_without_a_break_in_the_graph(make, backend):
