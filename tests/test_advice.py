@@ -13,7 +13,6 @@ import fcntl
 import functools
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import re
@@ -725,6 +724,18 @@ class Door:
         return [*(s for s in own if s.partition("=")[0] not in keys), *settings]
 
 
+def is_installed(name):
+    """Tells whether a package is installed, by its metadata.
+
+    find_spec does more: in a process that looks for pip, setuptools no longer replaces distutils.
+    """
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def names_of(node):
     """Returns the names of the case that a test is: of its function, and of its row in a table."""
     spec = getattr(node, "callspec", None)
@@ -1091,9 +1102,8 @@ def test_modules_of_ones_own_are_named_in_the_environment(door, tmp_path, monkey
     door.follow("train", typed)
 
 
+@pytest.mark.skipif(is_installed("mlflow"), reason="mlflow is installed")
 def test_a_log_that_is_not_installed_is_installed(door, tmp_path, monkeypatch):
-    if importlib.util.find_spec("mlflow"):
-        pytest.skip("mlflow is installed")
     typed = "run.log_to=[mlflow]"
     command = re.search(r"not installed: (pip install (\w+))", door.refused("train", typed))
     (tmp_path / "site" / command[2]).mkdir(parents=True)  # as if the command had been run
@@ -2535,9 +2545,8 @@ def test_workers_without_room_or_memory(door):
     door.follow("train", setting)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the cores are not known here")
 def test_more_workers_than_cores(door):
-    if not hasattr(os, "sched_getaffinity"):
-        pytest.skip("the cores of a process are not known here")
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = check(hydra.compose("train", [*TINY, "data.num_workers=5000"]))
     told = "\n".join(advice.notes(config, torch.device("cpu")))
@@ -2937,8 +2946,8 @@ def test_keys_of_a_config_are_texts(door, run, tmp_path):
     door.follow("eval", *typed)
 
 
+@pytest.mark.skipif(not is_installed("timm"), reason="timm is not installed")
 def test_timm_is_installed_or_another_network_taken(door, monkeypatch):
-    pytest.importorskip("timm")
     typed = ("model/backbone=timm", "model.head.reduction=8")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "timm", None)
@@ -2950,9 +2959,9 @@ def test_timm_is_installed_or_another_network_taken(door, monkeypatch):
         TimmBackbone(name=name)
 
 
+@pytest.mark.skipif(not is_installed("timm"), reason="timm is not installed")
 @pytest.mark.parametrize("name", ["timm dilates it not", "timm makes it never"])
 def test_a_network_that_timm_can_make(name, door):
-    pytest.importorskip("timm")
     chosen = {"timm dilates it not": "vgg11", "timm makes it never": "mixer_s16_224"}[name]
     typed = ("model/backbone=timm", "model.head.reduction=8", f"model.backbone.name={chosen}")
     message = door.refused("train", *typed)
@@ -3259,9 +3268,10 @@ def test_an_extra_is_installed_from_the_checkout(where, extra, door, tmp_path, m
         assert target == f".[{extra}]"
 
 
+@pytest.mark.skipif(
+    not (is_installed("pip") and is_installed("setuptools")), reason="pip or setuptools is missing"
+)
 def test_pip_takes_the_command(door, tmp_path):
-    if not (importlib.util.find_spec("setuptools") and importlib.util.find_spec("pip")):
-        pytest.skip("pip or setuptools is not there")
     copy = tmp_path / "a checkout"
     copy.mkdir()
     for name in ("setup.py", "pyproject.toml", "requirements.txt", "README.md"):

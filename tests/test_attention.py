@@ -206,8 +206,6 @@ def test_autograd_keeps_no_map():
     assert max(kept) == 8 * 2304
 
 
-# The inductor imports setuptools, which may find that distutils is imported already.
-@pytest.mark.filterwarnings("ignore:.*[Dd]istutils")
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", [lambda: PositionAttention(16, 4), ChannelAttention])
 def test_compiled_modules_compute_the_same_without_a_break_in_the_graph(make, backend):

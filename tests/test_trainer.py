@@ -444,7 +444,6 @@ def test_the_whole_network_compiles_and_recomputes(tmp_path, tracing):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*[Dd]istutils")
 def test_the_inductor_trains_as_eager_and_resumes_exactly(tmp_path):
     torch._dynamo.reset()
     eager, fast = (
