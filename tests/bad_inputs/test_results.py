@@ -258,6 +258,19 @@ def test_R06_another_protocol_begins_the_best_score_anew(tmp_path, capsys):
     assert (run / "abandoned/best_before_step_000000002.pt").exists()
 
 
+def test_R06_another_root_is_said(pictures, capsys):
+    command("train", pictures, code=0)
+    run = pictures.parent / "r"
+    capsys.readouterr()
+    moved = shutil.copytree(pictures, pictures.parent / "moved")
+    again = ["trainer.stop_at=2", "trainer.device=cpu"]
+    call("train", f"resume={run / 'last.pt'}", *again)
+    assert "resume: data.root" not in capsys.readouterr().out
+    call("train", f"resume={run / 'last.pt'}", f"data.root={moved}", *again)
+    told = capsys.readouterr().out
+    assert f"resume: data.root={moved} instead of {pictures}" in told
+
+
 SLIDING = {
     "_target_": "danet.evaluation.inference.Sliding",
     "crop": [32, 32],
