@@ -64,8 +64,8 @@ def told(images: Sequence[Sequence[str]], one: str, other: str) -> str:
 def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, *, allowed: bool) -> str:
     """Refuses to score what is trained on; ``tools/train.py`` and ``tools/check.py`` ask here.
 
-    Images are the same if they are one file. Copies in sets that are quickly read are a warning:
-    ``find_copies``, which has read all files, refuses them.
+    Images are the same if they are one file or, where there are few enough to be read at a start,
+    have equal bytes; ``find_copies``, which has read all files, holds larger sets to the same.
 
     Args:
         train: The split of training.
@@ -82,11 +82,8 @@ def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, *, allo
     if isinstance(train, FileDataset) and isinstance(val, FileDataset):
         is_quick = len(train) + len(val) <= _READ
         first, second = (_paths(dataset, is_quick) for dataset in (train, val))
-        images = shared_images(first, second, ())
-        if is_quick and not images:
-            copies = shared_images(first, second, same_contents({**first, **second}))
-            if copies:  # a start need not read all files; the doctor does, and refuses them
-                return f"warning: {told(copies, *keys)}; scores are of images that were trained on"
+        equal = same_contents({**first, **second}) if is_quick else []
+        images = shared_images(first, second, equal)
         text = told(images, *keys) if images else ""
     elif train.fingerprint() == val.fingerprint():
         text = f"{keys[0]} and {keys[1]} are the same images"
