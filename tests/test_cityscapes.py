@@ -1,5 +1,7 @@
 """Cityscapes is read as it is published."""
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -62,10 +64,12 @@ def write_image(root, split, name, truths=("gtFine",), seed=0):
 
 def write_tree(root):
     """Makes a replica with all four kinds of files, dummies for test, and coarse labels."""
+    seeds = itertools.count()
     for split, names in IMAGES.items():
         truths = {"test": ("gtFine",), "train_extra": ("gtCoarse",)}.get(split)
-        for i, name in enumerate(names):
-            write_image(root, split, name.strip("_"), truths or ("gtFine", "gtCoarse"), seed=i)
+        for name in names:
+            kinds = truths or ("gtFine", "gtCoarse")
+            write_image(root, split, name.strip("_"), kinds, seed=next(seeds))
     return root
 
 
