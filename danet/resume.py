@@ -1,5 +1,6 @@
 """Going on with a run: which checkpoint, and with which config."""
 
+import os
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -121,16 +122,12 @@ def settle(
     run_folder.refuse_foreign(Path(settled["run"]["dir"]).expanduser(), path, saved)
     notes += _compare_batches(saved, stored, settled, world) + _compare_threads(saved, settled)
     before, now = (of["data"].get("root") for of in (stored, settled))
-    if before and now and _absolute(before) != _absolute(now):
+    if before and now and os.path.realpath(before) != os.path.realpath(now):
         notes.append(
             f"resume: data.root={now} instead of {before}: the pictures there are taken for the "
             "same if they have the same names, so check that they are a copy"
         )
     return settled, saved, notes
-
-
-def _absolute(path: str) -> Path:
-    return Path(path).expanduser().resolve()
 
 
 def refuse_other_states(

@@ -363,7 +363,7 @@ def _check_overlap(lists: Sequence[Sequence[_Listed]]) -> None:
         raise InputError(
             f"data.lists: {len(shared)} images stand in the lists of two splits: {names}; the "
             f"first in {one.source}, line {one.line}, and {other.source}, line {other.line}; "
-            "data.allow_overlap=true allows it on purpose"
+            "take them out of one list, or set data.allow_overlap=true to allow it on purpose"
         )
 
 

@@ -1500,17 +1500,26 @@ def test_pictures_in_two_lists_are_allowed_on_purpose(door, root):
     (root / "val.txt").write_text("train/train_1\nval/val_0\n")
     lists = "data.lists={train: train.txt, val: val.txt}"
     message = door.refused("check", *own(root), lists)
-    setting = re.search(r"(data\.\S+) allows it on purpose", message)[1]
+    assert "take them out of one list" in message
+    setting = re.search(r"set (data\.\S+) to allow it on purpose", message)[1]
     door.follow("check", *own(root), lists, setting)
+    (root / "val.txt").write_text("val/val_0\n")
+    door.follow("check", *own(root), lists)
 
 
 def test_pictures_of_two_splits_are_allowed_on_purpose(door, root):
-    advised = r"; (data\.\S+) allows it on purpose"
+    advised = r"set (data\.\S+) to allow it on purpose"
     message = door.refused("train", *own(root), "data.train_split=val")
     door.follow("train", *own(root), "data.train_split=val", re.search(advised, message)[1])
     shutil.copy(root / "images/train/train_0.png", root / "images/val/val_0.png")
-    message = door.refused("check", *own(root))
-    door.follow("check", *own(root), re.search(advised, message)[1])
+    for name in ("check", "train"):
+        message = door.refused(name, *own(root))
+        door.follow(name, *own(root), re.search(advised, message)[1])
+    assert "take it out of one split" in message
+    for folder in ("images", "masks"):
+        (root / folder / "val/val_0.png").unlink()
+    for name in ("check", "train"):
+        door.follow(name, *own(root))
 
 
 @pytest.mark.parametrize("way", ["renamed", "lists"])

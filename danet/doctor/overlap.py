@@ -10,7 +10,10 @@ from pathlib import Path
 from danet.datasets.base import FileDataset, SegmentationDataset
 from danet.errors import InputError
 
-FORBIDDEN = "what is trained on must not be scored; data.allow_overlap=true allows it on purpose"
+FORBIDDEN = (
+    "what is trained on must not be scored; take it out of one split, or set "
+    "data.allow_overlap=true to allow it on purpose"
+)
 _READ = 2000
 """Images of both splits together up to which a training compares contents, and not only paths."""
 
