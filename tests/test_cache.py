@@ -41,6 +41,12 @@ def write(root, name, seed, size=(30, 40)):
     return image, mask
 
 
+@pytest.fixture(autouse=True)
+def _room(monkeypatch):
+    """Gives the cache room, however full the disk of this machine is."""
+    monkeypatch.setattr(module, "free", lambda folder: module._SPARE + 2**30)
+
+
 @pytest.fixture
 def tree(tmp_path):
     """Makes four pairs and returns (the root, a function that makes the data set)."""
@@ -226,6 +232,39 @@ def test_a_run_leaves_room_on_the_disk(tree, tmp_path, monkeypatch, capfd):
     make()[0]
     assert kept(tmp_path) == []
     assert "full" in capfd.readouterr().err
+
+
+def system(tmp_path, monkeypatch, *, available_kib, limit, used):
+    """Stands in for what the system says of 800 blocks, 300 of them free, and of its memory."""
+    told = os.statvfs_result((4096, 4096, 800, 300, 300, 9, 9, 9, 0, 255))
+    monkeypatch.setattr(storage.os, "statvfs", lambda folder: told)
+    texts = {
+        "/proc/meminfo": f"MemFree: 1 kB\nMemAvailable:  {available_kib} kB\n",
+        "/sys/fs/cgroup/memory.max": limit,
+        "/sys/fs/cgroup/memory.current": used,
+    }
+    for name, text in texts.items():
+        file = tmp_path / name.replace("/", "_")
+        file.write_text(text)
+        texts[name] = file
+    monkeypatch.setattr(storage, "Path", lambda name: texts.get(name, name))
+    monkeypatch.setattr(storage, "_SHARED_MEMORY", tmp_path / "memory")
+
+
+@pytest.mark.parametrize(
+    ("available_kib", "limit", "used", "expected"),
+    [
+        (10_000, "max\n", "7", 200 * 4096),  # the folder, less an eighth of all its blocks
+        (100, "max\n", "7", 100 * 1024),
+        (10_000, "5000\n", "2000\n", 3000),
+    ],
+)
+def test_memory_has_room_for_what_the_least_of_three_leaves(
+    tmp_path, monkeypatch, available_kib, limit, used, expected
+):
+    system(tmp_path, monkeypatch, available_kib=available_kib, limit=limit, used=used)
+    assert storage.free(tmp_path / "memory" / "danet-cache-0") == expected
+    assert storage.free(tmp_path / "disk") == 300 * 4096, "memory has no part in a disk"
 
 
 def test_drafts_of_the_dead_go_when_space_is_short(tree, tmp_path):
@@ -420,7 +459,6 @@ def test_pairs_in_memory_are_those_of_the_files(tree, tmp_path, monkeypatch, dec
     _, make = tree
     monkeypatch.setattr(storage, "_SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(storage, "_held", {})
-    monkeypatch.setattr(module, "_SPARE", 0)
     plain = [make("none")[i] for i in range(4)]
     decoded.clear()
     for _ in range(2):

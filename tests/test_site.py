@@ -23,11 +23,12 @@ def test_the_site_builds_without_warnings(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the kernel's own packages
-def test_the_notebook_runs_from_top_to_bottom(monkeypatch):
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
     client = pytest.importorskip("nbclient", reason="nbclient is not installed")
     pytest.importorskip("ipykernel", reason="ipykernel is not installed")
     monkeypatch.setenv("DANET_NOTEBOOK_STEPS", "3")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the notebook puts its runs
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
     notebook = nbformat.read(ROOT / "docs" / "first_hour.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "outputs are not kept"
