@@ -43,7 +43,7 @@ setup(
     package_dir=LINKED,
     package_data={
         "danet.configs": ["**/*.yaml"],
-        "danet.drawing": ["*.css", "*.js"],
+        "danet.visualization": ["*.css", "*.js"],
         "danet.datasets": ["tables/*", "splits/*.md", "splits/*/*.txt"],
     },
     install_requires=REQUIREMENTS,

@@ -16,10 +16,10 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load_model", "predict"]
 
 if TYPE_CHECKING:
-    from danet.assemble import load_model
+    from danet.config.build import load_model
     from danet.prediction.predict import predict
 
-_PLACES = {"load_model": "danet.assemble", "predict": "danet.prediction.predict"}
+_PLACES = {"load_model": "danet.config.build", "predict": "danet.prediction.predict"}
 
 
 def __getattr__(name: str) -> Any:

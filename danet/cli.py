@@ -24,11 +24,12 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from danet import config as schema
-from danet import console, launcher
-from danet.config import did_you_mean, first_line, instead
-from danet.disk import explain_storage, refuse_name
+from danet import console
+from danet.config import schema
+from danet.config.schema import did_you_mean, first_line, instead
+from danet.distributed import launcher
 from danet.errors import InputError, UserError
+from danet.filesystem import explain_storage, refuse_name
 from danet.plain import printable, quoted
 
 CONFIGS = Path(__file__).resolve().parent / "configs"

@@ -13,13 +13,13 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from danet.datasets.cache import Cache, digest_of
-from danet.datasets.files import MAX_PIXELS, read_image, read_labels
+from danet.datasets.cache_folder import disk_folder, memory_folder
 from danet.datasets.hints import turn_note
+from danet.datasets.image_io import MAX_PIXELS, read_image, read_labels
 from danet.datasets.items import Item as Item
 from danet.datasets.items import Items
 from danet.datasets.labels import UNKNOWN, Color, label_table, ranges
 from danet.datasets.layout import elsewhere
-from danet.datasets.storage import disk_folder, memory_folder
 from danet.errors import InputError
 from danet.types import IGNORE, Draw, Sample
 

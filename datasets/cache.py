@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from danet.datasets.storage import free, lock
+from danet.datasets.cache_folder import free, lock
 from danet.errors import InputError, StorageError
 
 Pair = tuple[np.ndarray, np.ndarray | None]

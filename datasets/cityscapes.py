@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from danet.datasets.base import FileDataset, Item, Reading, Transform
-from danet.datasets.files import read_labels
+from danet.datasets.image_io import read_labels
 from danet.datasets.labels import read_class_table
 from danet.datasets.layout import elsewhere
 from danet.datasets.listing import find_files

@@ -14,10 +14,10 @@ from typing import Literal, get_args
 import numpy as np
 
 from danet.datasets.base import FileDataset, Item, Reading, Transform
+from danet.datasets.formats.matlab import open_mat, read_mat_labels
 from danet.datasets.labels import read_class_table
 from danet.datasets.listing import find_files
 from danet.datasets.lists import read_list, shipped_list
-from danet.datasets.matlab import open_mat, read_mat_labels
 from danet.errors import InputError
 from danet.types import IGNORE
 

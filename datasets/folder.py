@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from danet.datasets.base import FileDataset, Item, Reading, Transform
+from danet.datasets.formats.color_masks import ColorTable, read_array, read_colors
 from danet.datasets.labels import (
     ClassFile,
     Color,
@@ -23,7 +24,6 @@ from danet.datasets.labels import (
 )
 from danet.datasets.listing import IMAGE_SUFFIXES, find_files, unused_note
 from danet.datasets.lists import read_list
-from danet.datasets.masks import ColorTable, read_array, read_colors
 from danet.errors import InputError
 from danet.types import IGNORE
 

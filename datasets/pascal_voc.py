@@ -10,10 +10,10 @@ import numpy as np
 import scipy.io
 
 from danet.datasets.base import FileDataset, Item, Reading, Transform
+from danet.datasets.formats.matlab import open_mat
 from danet.datasets.labels import read_class_table, voc_palette
 from danet.datasets.layout import elsewhere
 from danet.datasets.lists import SplitList, read_list, shipped_list
-from danet.datasets.matlab import open_mat
 from danet.datasets.submission import Submission
 from danet.errors import InputError
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from danet.datasets.base import SegmentationDataset, Transform
 from danet.datasets.canvas import Box, Canvas, pick, shade, spread
-from danet.datasets.files import MAX_PIXELS
+from danet.datasets.image_io import MAX_PIXELS
 from danet.errors import InputError
 
 SKY, BUILDING, ROAD, SIDEWALK, TREE, POLE, PERSON, CAR = range(8)

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from danet.assemble import checked_config, make_dataset, model_of
+from danet.checkpoint import format as checkpoint_format
+from danet.config.build import checked_config, make_dataset, model_of
 from danet.datasets.scenes import Scenes
-from danet.drawing.attention import Point, position_maps
-from danet.engine import checkpoint
+from danet.visualization.attention import Point, position_maps
 
 POINTS = 50
 """Pixels that are asked in a picture, at most about."""
@@ -50,7 +50,7 @@ def share_on_cue(
 
 def main(path: str, count: int = 60) -> None:
     """Prints the share for each class of the pairs, and what part of a picture the cue covers."""
-    saved = checkpoint.load(path)
+    saved = checkpoint_format.load(path)
     config = checked_config(saved, path)
     model, scenes = model_of(saved, config, path), make_dataset(config, "test", training=False)
     assert isinstance(scenes, Scenes)

@@ -30,7 +30,7 @@ if __name__ == "__main__":
 import command_line
 import yaml
 
-from danet.config import did_you_mean
+from danet.config.schema import did_you_mean
 from danet.errors import InputError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -24,7 +24,7 @@ if __name__ == "__main__":
 import command_line
 
 from danet.datasets.cityscapes import LABELS, Cityscapes
-from danet.datasets.files import read_labels
+from danet.datasets.image_io import read_labels
 from danet.engine.log import class_table
 from danet.errors import InputError, StorageError
 from danet.evaluation.cityscapes import OfficialScorer

@@ -37,7 +37,7 @@ import yaml
 from provenance import commit, processor
 
 import danet
-from danet.config import did_you_mean
+from danet.config.schema import did_you_mean
 from danet.errors import InputError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]

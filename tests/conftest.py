@@ -19,7 +19,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from danet import config as schema
+from danet.config import schema
 
 ROOT = Path(__file__).resolve().parents[1]
 CAMVID = Path(os.environ.get("CAMVID", ROOT.parent / "shared" / "data" / "camvid"))
@@ -104,9 +104,9 @@ def highest_memory(*, anew=False):
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
     """Returns the checkpoint of a small network with random weights, as a run leaves it."""
-    from danet.assemble import make, make_dataset, make_model
-    from danet.check import check
-    from danet.engine import checkpoint
+    from danet.checkpoint import format as checkpoint_format
+    from danet.config.build import make, make_dataset, make_model
+    from danet.config.validate import check
 
     schema.register()
     GlobalHydra.instance().clear()
@@ -119,7 +119,7 @@ def tiny_checkpoint(tmp_path_factory):
     scenes = make_dataset(config, "val", training=False)
     folder = tmp_path_factory.mktemp("tiny")
     state = {
-        "format": checkpoint.FORMAT,
+        "format": checkpoint_format.FORMAT,
         "version": "0.1.0",
         "config": config,
         "classes": list(scenes.classes),
@@ -134,7 +134,7 @@ def tiny_checkpoint(tmp_path_factory):
         "best_miou": 0.25,
         "scores": {"miou": 0.25, "pixel_accuracy": 0.5},
     }
-    checkpoint.save(folder / "last.pt", state)
+    checkpoint_format.save(folder / "last.pt", state)
     return folder / "last.pt"
 
 

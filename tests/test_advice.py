@@ -45,40 +45,42 @@ from PIL import Image
 from torch.distributed import run as torchrun
 
 import danet
-from danet import cli, extras, interpreter, launcher
+from danet import cli, extras, interpreter
 from danet.archives import unpack as unpacking
-from danet.assemble import make_dataset, make_model
-from danet.check import check
-from danet.config import RunSettings
+from danet.checkpoint import format as checkpoint_format
+from danet.checkpoint import run_folder
+from danet.checkpoint.convert import PROGRAMS
+from danet.config.build import make_dataset, make_model
+from danet.config.schema import RunSettings
+from danet.config.validate import check
 from danet.data import workers
 from danet.data.sampler import StepSampler
-from danet.datasets import cache, pascal_voc, storage
+from danet.datasets import cache, cache_folder, pascal_voc
 from danet.datasets.ade20k import ADE20K
 from danet.datasets.base import Reading
 from danet.datasets.cityscapes import Cityscapes
 from danet.datasets.coco_stuff import CocoStuff10k, CocoStuff164k
-from danet.datasets.detail import detail_index
 from danet.datasets.folder import Folder
+from danet.datasets.formats.detail import detail_index
 from danet.datasets.lists import Entry, shipped_list
 from danet.datasets.pascal_context import PascalContext
 from danet.datasets.pascal_voc import PascalVOC
 from danet.datasets.scenes import Scenes
 from danet.datasets.submission import SubmissionWriter
-from danet.engine import checkpoint, distributed, identity, meeting, run_folder
-from danet.engine.distributed import choose_device
-from danet.engine.health import LossWatch, Overflows
+from danet.distributed import collectives, consistency, launcher, rendezvous
+from danet.distributed.collectives import choose_device
+from danet.engine.nonfinite import LossWatch, Overflows
 from danet.engine.trainer import Trainer
 from danet.errors import DivergedError, InputError, ProcessError, UserError
 from danet.evaluation.boundary import BoundaryIoU
 from danet.losses import OHEM, CrossEntropy, DeepSupervision
-from danet.models.convert import PROGRAMS
-from danet.models.heads import SingleAttentionHead
+from danet.models.heads.dual import SingleAttentionHead
 from danet.models.resnet import ResNet
 from danet.models.timm_backbone import TimmBackbone
 from danet.ops.attention import ChannelAttention
 from danet.plain import printable
-from danet.plan import advice, shortage
-from danet.plan.simulator import StepSimulator
+from danet.preflight import advice, out_of_memory
+from danet.preflight.simulator import StepSimulator
 from danet.tools import export, train
 
 pytestmark = pytest.mark.bad_input("R30")
@@ -213,9 +215,9 @@ ADVICE = {
     "; move it away or choose another root": "a_file_in_the_way_is_moved",
     ": is in the way of what was unpacked; move it away": "what_comes_in_the_way_is_moved",
     "; run the same command again when this is mended:": "the_same_command_goes_on",
-    # danet/assemble.py
+    # danet/config/build.py
     "class names: leave data.num_classes as the data": "a_class_count_stays_as_the_data_set_has_it",
-    # danet/check.py
+    # danet/config/validate.py
     ": there is no such folder;": "a_folder_that_exists_is_given; a_backslash_belongs_to_the_name",
     ": expected a finite number": "settings",
     ": expected a whole number of at least 0": "settings",
@@ -247,7 +249,7 @@ ADVICE = {
     "…: no value is given; set …=<…>": "a_file_that_is_missing_is_given",
     "=null: expected a value": "value",
     "; YAML is indented with blanks, not with tabs": "tabs_become_blanks",
-    # danet/config.py
+    # danet/config/schema.py
     "pixels that do not count have the value 255,": "ignore_index",
     "see trainer.precision (auto, float32, bfloat16,": "amp",
     "see loss.main.threshold with loss=ohem": "thresh",
@@ -269,7 +271,7 @@ ADVICE = {
     # danet/data/sampler.py
     "is not a whole number of at least 1": "sampler",
     "samples do not fill one batch: data.batch_size=": "a_smaller_batch_is_filled",
-    # danet/data/skipping.py
+    # danet/data/bad_samples.py
     "; mend or remove them (tools/check.py full=true": "bad_samples_are_mended_or_removed",
     "data.on_bad_sample=": "pictures",
     ": expected a share between 0 and 1": "pictures",
@@ -281,12 +283,12 @@ ADVICE = {
     # danet/data/workers.py
     "; data.num_workers=0 needs none, or enlarge it:": "workers_without_room_or_memory",
     "; if nobody did that, the memory was full: fewer": "workers_without_room_or_memory",
-    # danet/disk.py
+    # danet/filesystem.py
     ", and most file systems take 255 and 4096; give a": "a_name_that_is_too_long_is_shortened",
     "); use letters, digits, dots, dashes and": "a_name_that_is_refused_gets_other_letters",
-    # danet/doctor/overlap.py
+    # danet/data_check/overlap.py
     "what is trained on must not be scored;": "pictures_of_two_splits_are_allowed_on_purpose",
-    # danet/doctor/sample.py
+    # danet/data_check/sample.py
     "; tools/check.py looks at all pairs": "the_check_looks_at_all_pairs",
     "; save all images with 8 bits first, stretched": "pictures_that_keep_few_values_are_stretched",
     "; tools/check.py counts all labels": "the_check_counts_all_labels",
@@ -295,32 +297,32 @@ ADVICE = {
     "classes: set data.labels_start_at=1": "from 1",
     "classes: add the missing class, or set": "a_missing_class_is_added; one too many",
     "); if classes count from 1, set": "labels_that_perhaps_count_from_1",
-    # danet/engine/checkpoint.py
+    # danet/checkpoint/format.py
     "is not what it must be:": "a_field_of_a_checkpoint_is_what_it_must_be",
     ": not a checkpoint of this project (no 'format'": "plain_weights_start_a_run",
     "; take a checkpoint from before the run diverged": "resume",
-    # danet/engine/distributed.py
+    # danet/distributed/collectives.py
     "…=…: expected auto, cpu or cuda": "device",
     "=cuda: there is no CUDA device here; use": "a_device_that_is_here",
     "CUDA device(s): start one process per device": "one_process_per_device",
-    # danet/engine/hardware.py
+    # danet/engine/precision.py
     "trainer.precision=float16 needs CUDA;": "a_device_that_is_here",
     "trainer.compile=true: torch cannot compile for": "a_network_that_cannot_be_compiled_is_not",
-    # danet/engine/health.py
+    # danet/engine/nonfinite.py
     "--config-dir … --config-name config run.dir=null": "a_step_is_seen_again",
     "torchrun --nproc-per-node": "a_later_step_is_seen_again_from_its_checkpoint",
     "to see it again:": "a_step_is_seen_again; a_later_step_is_seen_again_from_its_checkpoint",
     "steps were too large for float16, so no weight": "gradients_that_are_too_large_for_float16",
-    # danet/engine/identity.py
+    # danet/distributed/consistency.py
     "; all processes of a run must start with the same": "processes_start_with_the_same",
-    # danet/engine/meeting.py
+    # danet/distributed/rendezvous.py
     "); torchrun --standalone finds a free port,": "processes_that_did_not_meet_get_another_port",
     # danet/engine/optimizer.py
     "is not in [0, 1)": "pictures",
     "are not two numbers in [0, 1)": "parts",
     "is not a finite number above 0": "parts",
     "…=… is not a finite number of at least 0": "parts",
-    # danet/engine/run_folder.py
+    # danet/checkpoint/run_folder.py
     "#   python tools/train.py --config-dir {folder}": "a_run_is_repeated_as_its_config_says",
     "; it was copied here by mistake, or name a new": "a_run_goes_on_in_its_own_folder",
     ": another run is there; give resume=auto": "a_folder_with_a_run_goes_on_or_another_is_given",
@@ -339,7 +341,7 @@ ADVICE = {
     "trainer.device=": "settings",
     # danet/engine/trainer.py
     "; go on with": "a_run_that_a_signal_stopped_goes_on",
-    # danet/engine/writers.py
+    # danet/engine/trackers.py
     ", or leave it out": "another_log_that_fails_is_left_out",
     # danet/evaluation/boundary.py
     "is not in 0..1, both left out": "boundary",
@@ -350,7 +352,7 @@ ADVICE = {
     "is not at least 1, or null": "pictures",
     "scales=… is not a list of positive numbers up to …": "windows",
     ": give both, or neither": "both_are_given_or_neither",
-    # danet/evaluation/published.py
+    # danet/evaluation/protocols.py
     "must be at least 32": "authors",
     "must be at most": "longest",
     ", by which base_size=": "longest",
@@ -359,7 +361,7 @@ ADVICE = {
     "is not [long, short] of at least 32": "mmseg",
     "ratios=": "mmseg",
     "is not in 1..crop=": "mmseg windows",
-    # danet/evaluation/windows.py
+    # danet/evaluation/sliding_window.py
     "is not at least 1024 (32 x 32)": "parts",
     # danet/export/folder.py
     "MiB; expected at most": "a_config_of_an_export_is_small",
@@ -373,7 +375,7 @@ ADVICE = {
     "source …": "activate",
     "bash": "install",
     "start it with": "start",
-    # danet/launcher.py
+    # danet/distributed/launcher.py
     "start the processes with torchrun, or unset the": "a_variable_of_a_launcher_is_unset",
     ": expected 1 to 65535": "a_port_is_in_its_range",
     "…=…: expected a whole number of at least …": "a_variable_of_a_launcher_is_unset",
@@ -385,23 +387,23 @@ ADVICE = {
     "is neither 'kept' nor 'labelled'": "normalise",
     "smooth=": "windows",
     "weights.": "a_weight_of_an_output_is_in_its_range; parts",
-    # danet/models/convert.py
+    # danet/checkpoint/convert.py
     ": expected the tensors of a ResNet-18, 34, 50": "the_program_is_the_one_that_wrote_the_file",
-    # danet/models/deeplab.py
+    # danet/models/heads/deeplab.py
     "rates=": "longest",
-    # danet/models/files.py
+    # danet/checkpoint/reading.py
     "; … is whole": "a_whole_checkpoint_is_named",
     "is of type": "tensors_of_an_export_have_usual_types",
     "; there are ……": "checkpoints_that_are_there_are_named",
-    # danet/models/heads.py
+    # danet/models/heads/dual.py
     "is neither 'position' nor 'channel'": "single attention",
-    # danet/models/pickle_scan.py
+    # danet/checkpoint/pickle_scan.py
     "number(s); save a clone of it": "expanded",
     ": they share their storages; save clones of them": "shared",
-    # danet/models/psanet.py
+    # danet/models/heads/psanet.py
     "is not [height, width] of at least 1": "windows",
     "shrink=": "windows",
-    # danet/models/pspnet.py
+    # danet/models/heads/pspnet.py
     "must hold numbers of cells of at least 1": "authors",
     # danet/models/resnet.py
     "depth=… is not one of …": "parts",
@@ -412,14 +414,14 @@ ADVICE = {
     "is not '7x7', '64-64-128' or '32-32-64'": "stem",
     # danet/models/segmentor.py
     ": three numbers each, std > 0": "parts",
-    # danet/models/serial.py
+    # danet/models/heads/serial.py
     "reduction=… is not at least 1": "pictures",
     # danet/models/timm_backbone.py
     "model/backbone=timm needs the package timm,": "timm_is_installed_or_another_network_taken",
     "; there are …": "timm_is_installed_or_another_network_taken",
     "model.backbone.output_stride=32, or": "timm dilates it not",
     ": timm cannot make it (": "a_network_that_timm_can_make",
-    # danet/models/weights.py
+    # danet/checkpoint/weights.py
     ": expected a dictionary of tensors, found": "a list",
     ": expected a dictionary of tensors, but": "a number",
     "; take weights from before the run diverged": "init_from",
@@ -436,7 +438,7 @@ ADVICE = {
     "; expected a text": "keys_of_a_config_are_texts",
     "has ${, which is not resolved in a config that is": "written",
     "characters; expected at most": "length",
-    # danet/plan/advice.py
+    # danet/preflight/advice.py
     "core(s), so more workers than that wait for one": "more_workers_than_cores",
     ".normalise=kept with trainer.accumulate: the kept": "a_loss_that_needs_fewer_passes",
     "is a file; give the name of a folder": "a_run_has_a_folder",
@@ -444,10 +446,10 @@ ADVICE = {
     "gets one value per channel, which is its own": (
         "a_batch_norm_gets_several_values; a_mean_of_all_positions_needs_two_pictures"
     ),
-    # danet/plan/report.py
+    # danet/preflight/report.py
     "data.crop=null: the size of a batch is not known;": "a_plan_needs_a_crop",
     "; the largest crop that fits is": "a_crop_that_fits_is_named",
-    # danet/plan/shortage.py
+    # danet/preflight/out_of_memory.py
     ", and an evaluation needs more; use": "memory_that_was_not_enough",
     "; see also model.backbone.recompute and": "memory_that_was_not_enough",
     # danet/prediction/predict.py
@@ -455,7 +457,7 @@ ADVICE = {
     # danet/prediction/results.py
     ": results of another checkpoint or another": "another network",
     "would have; name another folder, or remove it": "another picture",
-    # danet/resume.py
+    # danet/config/resume.py
     "resume=auto: say which run with run.dir=<folder>": "auto_needs_the_run",
     ": it has weights and no state of an optimizer, so": "weights_alone_start_a_run",
     "; to start a new run from the weights use": "a_state_that_does_not_fit_starts_a_run",
@@ -491,9 +493,9 @@ ADVICE = {
     # datasets/coco_stuff.py
     "names have other numbers; take": "version 1.0",
     "data.labels=…: expected one of …": "labels of stuff; labels of context",
-    # datasets/detail.py
+    # datasets/formats/detail.py
     "); expected images with image_id, file_name,": "the_json_of_detail_has_what_is_asked_for",
-    # datasets/files.py
+    # datasets/image_io.py
     "), of which it is not known what is black and": "32 bits",
     ": JPEG is lossy and would change class values;": "values of jpeg",
     ": a label must be one picture, and this file has": "pages",
@@ -547,13 +549,13 @@ ADVICE = {
     "; the folder that has": "the_root_that_is_meant_is_named",
     # datasets/lists.py
     ": the list is empty; expected one name a line": "an_empty_list_gets_a_name_a_line",
-    # datasets/masks.py
+    # datasets/formats/color_masks.py
     "; add it there or to data.ignore_colors": "an_unknown_colour_is_listed",
     ": JPEG is lossy and would change class colours;": "colours of jpeg",
     "pixels are partly transparent, first at row": "a_mask_of_colours_is_saved_without_alpha",
     ": a label must be an array of whole numbers": "array",
     "…: labels must be whole numbers 0..65535, found …..…": "array range",
-    # datasets/matlab.py
+    # datasets/formats/matlab.py
     ": a .mat file of version 7.3; save it as version": "version 7.3",
     "…: … must hold whole numbers 0..65535, found … with …": "whole numbers of mat",
     # datasets/pascal_context.py
@@ -572,7 +574,7 @@ ADVICE = {
     "or more high and at least as wide as high": "small scene",
     "Scenes: level=": "parts",
     "Scenes: cue_radius=": "parts",
-    # datasets/storage.py
+    # datasets/cache_folder.py
     "data.cache=ram: there is no": "no shared memory",
     "is somebody else's; use data.cache=disk": "memory of others",
     # datasets/submission.py
@@ -1112,7 +1114,7 @@ def test_a_log_that_is_not_installed_is_installed(door, tmp_path, monkeypatch):
 
 
 def test_another_log_that_fails_is_left_out(door):
-    from danet.engine.writers import _optional
+    from danet.engine.trackers import _optional
 
     with pytest.raises(InputError, match="pip install nobody, or leave it out") as error:
         _optional("nobody")
@@ -1143,10 +1145,10 @@ def test_a_name_that_is_too_long_is_shortened(door, tmp_path):
 
 
 def test_a_name_that_is_refused_gets_other_letters(door, tmp_path, monkeypatch):
-    from danet import disk
+    from danet import filesystem
 
     error = OSError(errno.EILSEQ, "Invalid or incomplete multibyte", str(tmp_path / "a\udcff"))
-    message = str(disk.explain_storage(error))
+    message = str(filesystem.explain_storage(error))
     door.told += printable(message)
     assert "use letters, digits, dots, dashes and underscores" in message
     door.follow("train", f"run.dir={tmp_path / 'run-1_a.b'}")
@@ -1852,7 +1854,7 @@ GOES_ON = ("trainer.steps=4", "trainer.stop_at=2")
 
 def rewrite(path, **fields):
     """Changes fields of a checkpoint."""
-    checkpoint.save(path, {**checkpoint.load(path), **fields})
+    checkpoint_format.save(path, {**checkpoint_format.load(path), **fields})
 
 
 def new_run(door, path, *settings):
@@ -1973,7 +1975,7 @@ def test_no_checkpoint_is_whole(door, run, tmp_path):
 
 
 def test_a_state_that_does_not_fit_starts_a_run(door, run):
-    saved = checkpoint.load(run / "last.pt")
+    saved = checkpoint_format.load(run / "last.pt")
     saved["optimizer"]["state"].pop(0)
     saved["optimizer"]["param_groups"][0]["params"].pop(0)
     rewrite(run / "last.pt", optimizer=saved["optimizer"])
@@ -2001,7 +2003,7 @@ def test_checkpoints_that_are_there_are_named(door, run, tmp_path):
 
 
 def test_plain_weights_start_a_run(door, run, tmp_path):
-    torch.save(checkpoint.load(run / "last.pt")["model"], tmp_path / "plain.pt")
+    torch.save(checkpoint_format.load(run / "last.pt")["model"], tmp_path / "plain.pt")
     message = door.refused("train", *GOES_ON, f"resume={tmp_path / 'plain.pt'}")
     assert re.search(r"plain weights go to (\w+)$", message)[1] == "init_from"
     new_run(door, tmp_path / "plain.pt")
@@ -2010,9 +2012,9 @@ def test_plain_weights_start_a_run(door, run, tmp_path):
 @pytest.mark.parametrize("key", ["resume", "init_from"])
 def test_weights_of_before_the_run_diverged(key, door, run, tmp_path):
     before = shutil.copy(run / "last.pt", tmp_path / "before.pt")
-    saved = checkpoint.load(before)
+    saved = checkpoint_format.load(before)
     saved["model"]["head.classify.1.bias"][0] = float("nan")
-    checkpoint.save(run / "last.pt", saved)
+    checkpoint_format.save(run / "last.pt", saved)
     message = door.refused("train", *GOES_ON, f"{key}={run / 'last.pt'}")
     assert re.search(r"take (a checkpoint|weights) from before the run diverged$", message)
     door.follow("train", *GOES_ON, f"{key}={before}")
@@ -2038,7 +2040,7 @@ def test_a_later_step_is_seen_again_from_its_checkpoint(door, run, monkeypatch):
     _, name, *typed = shlex.split(replay.partition("again: ")[2])
     assert typed[0] == f"resume={run / 'last.pt'}"
     assert "steps 2 to 4" in door.call(name.removeprefix("tools/")[:-3], *typed)
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
     replay = LossWatch(run).replay(3)
     door.told += replay
     program, flag, count, name, *again = shlex.split(replay.partition("again: ")[2])
@@ -2607,25 +2609,25 @@ def test_gradients_that_are_too_large_for_float16(door):
 
 
 def test_processes_start_with_the_same(door, monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
     others = {"config": "b"}
 
     def gather(everywhere, facts):
         everywhere[:] = [facts, others]
 
-    monkeypatch.setattr(identity.dist, "all_gather_object", gather)
-    monkeypatch.setattr(distributed, "collective", lambda name: contextlib.nullcontext())
-    message = heard(door, identity.require_same, {"config": "a"})
+    monkeypatch.setattr(consistency.dist, "all_gather_object", gather)
+    monkeypatch.setattr(collectives, "collective", lambda name: contextlib.nullcontext())
+    message = heard(door, consistency.require_same, {"config": "a"})
     assert "all processes of a run must start with the same" in message
-    identity.require_same(others)
+    consistency.require_same(others)
 
 
 def test_processes_that_did_not_meet_get_another_port(door, monkeypatch):
     def taken(*_, **__):
         raise RuntimeError("address already in use")
 
-    monkeypatch.setattr(meeting, "rendezvous", taken)
-    message = heard(door, meeting.meet, timedelta(seconds=1), kind=ProcessError)
+    monkeypatch.setattr(rendezvous, "rendezvous", taken)
+    message = heard(door, rendezvous.meet, timedelta(seconds=1), kind=ProcessError)
     flags = re.search(
         r"torchrun (--\S+) finds a free port, (--\S+) names another", message
     ).groups()
@@ -2690,7 +2692,7 @@ def test_memory_that_was_not_enough(door, monkeypatch):
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = check(hydra.compose("train", TINY))
     device = torch.device("cpu")
-    message = str(shortage.explain(config, device, 2**50, training=True))
+    message = str(out_of_memory.explain(config, device, 2**50, training=True))
     door.told += message
     images, side = re.search(
         r"would fit: (\d+), .* of this batch: \[(\d+),\d+\];", message
@@ -2698,7 +2700,7 @@ def test_memory_that_was_not_enough(door, monkeypatch):
     keys = re.search(r"see also (\S+) and (\S+)$", message).groups()
     door.follow("train", f"data.batch_size={images}", f"{keys[0]}=[1,2,3,4]", f"{keys[1]}=2")
     door.follow("train", f"data.size=[{side},{side}]")
-    message = str(shortage.explain(config, device, 0, training=False))
+    message = str(out_of_memory.explain(config, device, 0, training=False))
     door.told += message
     setting, key = re.search(r"use (\S+), or a smaller (\S+)$", message).groups()
     door.follow("train", setting)
@@ -2706,9 +2708,9 @@ def test_memory_that_was_not_enough(door, monkeypatch):
 
 
 def test_sums_of_exponentials_or_a_mean(door, tiny_checkpoint, tmp_path):
-    saved = checkpoint.load(tiny_checkpoint)
+    saved = checkpoint_format.load(tiny_checkpoint)
     saved["model"]["head.classify.1.bias"][0] = 200
-    checkpoint.save(tmp_path / "last.pt", saved)
+    checkpoint_format.save(tmp_path / "last.pt", saved)
     typed = (f"checkpoint={tmp_path / 'last.pt'}", f"output={tmp_path / 'o'}")
     small = ("evaluation=danet_single", "evaluation.base_size=96", "evaluation.crop=48")
     message = door.refused("eval", *typed, *small)
@@ -2807,10 +2809,10 @@ def test_there_are_systems_without_caches(door, root, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["no shared memory", "memory of others"])
 def test_a_disk_takes_the_place_of_memory(name, door, root, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "_SHARED_MEMORY", tmp_path / "shm")
+    monkeypatch.setattr(cache_folder, "_SHARED_MEMORY", tmp_path / "shm")
     if name == "memory of others":
         (tmp_path / "shm").mkdir()
-        monkeypatch.setattr(storage, "os", System(getuid=lambda: os.getuid() + 1))
+        monkeypatch.setattr(cache_folder, "os", System(getuid=lambda: os.getuid() + 1))
     cached = (*own(root), f"data.cache_dir={tmp_path / 'cache'}")
     setting = re.search(r"; use (\S+)$", door.refused("train", *cached, "data.cache=ram"))[1]
     door.follow("train", *cached, setting)
@@ -2881,9 +2883,9 @@ def test_weights_of_a_backbone_have_a_setting(door, resnets):
 
 
 def test_images_are_normalised_as_in_the_file(door, run):
-    saved = checkpoint.load(run / "last.pt")
+    saved = checkpoint_format.load(run / "last.pt")
     saved["model"]["mean"][:] = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
-    checkpoint.save(run / "last.pt", saved)
+    checkpoint_format.save(run / "last.pt", saved)
     told = door.follow("train", f"init_from={run / 'last.pt'}")
     value, key = re.search(
         r"with mean=(\[\S+\]), these .*; (\+\S+)=\[\.\.\.\] sets it", told
@@ -2911,7 +2913,7 @@ CONTENTS = {
 @pytest.mark.parametrize("name", CONTENTS)
 def test_a_file_of_tensors_holds_what_is_asked_for(name, door, run, tmp_path):
     made, said = CONTENTS[name]
-    right = checkpoint.load(run / "last.pt")["model"]
+    right = checkpoint_format.load(run / "last.pt")["model"]
     path = tmp_path / "weights.pth"
     wrong = made(right)
     torch.save(wrong, path)
@@ -2940,18 +2942,18 @@ def test_a_field_of_a_checkpoint_is_what_it_must_be(door, run, tmp_path):
     typed = (f"checkpoint={run / 'last.pt'}", f"output={tmp_path / 'o'}")
     low = ends_of(door.refused("eval", *typed))[0]
     torch_saved = torch.load(run / "last.pt", weights_only=True)
-    checkpoint.save(run / "last.pt", {**torch_saved, "step": int(low)})
+    checkpoint_format.save(run / "last.pt", {**torch_saved, "step": int(low)})
     door.follow("eval", *typed)
 
 
 def test_keys_of_a_config_are_texts(door, run, tmp_path):
-    saved = checkpoint.load(run / "last.pt")
+    saved = checkpoint_format.load(run / "last.pt")
     saved["config"]["data"][None] = 1
-    checkpoint.save(run / "last.pt", saved)
+    checkpoint_format.save(run / "last.pt", saved)
     typed = (f"checkpoint={run / 'last.pt'}", f"output={tmp_path / 'o'}")
     assert "expected a text" in door.refused("eval", *typed)
     saved["config"]["data"]["a text"] = saved["config"]["data"].pop(None)
-    checkpoint.save(run / "last.pt", saved)
+    checkpoint_format.save(run / "last.pt", saved)
     door.follow("eval", *typed)
 
 
@@ -3129,8 +3131,8 @@ def test_an_export_of_another_step_is_left_alone(door, network, tmp_path):
     typed = ("export", f"checkpoint={network}", "formats=[]")
     door.follow(*typed, f"output={tmp_path / 'o'}")
     (tmp_path / "o/model.pt2").write_bytes(b"a program")
-    saved = checkpoint.load(network)
-    checkpoint.save(network, {**saved, "step": 9})
+    saved = checkpoint_format.load(network)
+    checkpoint_format.save(network, {**saved, "step": 9})
     message = door.refused(*typed, f"output={tmp_path / 'o'}")
     assert "name another folder, or remove it" in message
     door.follow(*typed, f"output={tmp_path / 'other'}")
@@ -3143,9 +3145,9 @@ def test_predictions_of_others_are_left_alone(name, door, network, picture, tmp_
     typed = [f"checkpoint={network}", f"images={picture}", "write=[index]"]
     door.follow("predict", *typed, f"output={tmp_path / 'o'}")
     if name == "another network":
-        saved = checkpoint.load(network)
+        saved = checkpoint_format.load(network)
         saved["model"]["head.classify.1.bias"][0] += 1
-        checkpoint.save(network, saved)
+        checkpoint_format.save(network, saved)
     else:
         other = tmp_path / "others/p.png"
         save_photo(other)

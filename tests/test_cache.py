@@ -15,19 +15,19 @@ import pytest
 from conftest import ROOT, write_pair
 from test_config import compose
 
-from danet.assemble import checked_config, make_dataset
-from danet.check import check
-from danet.config import DataFolder
+from danet.config.build import checked_config, make_dataset
+from danet.config.resume import FREE
+from danet.config.schema import DataFolder
+from danet.config.validate import check
 from danet.data.loader import eval_batches, train_batches
 from danet.data.transforms import Pipeline, ScaleCrop
 from danet.datasets import cache as module
-from danet.datasets import storage
+from danet.datasets import cache_folder
 from danet.datasets.base import Reading
 from danet.datasets.cache import Cache, digest_of
+from danet.datasets.cache_folder import disk_folder, memory_folder
 from danet.datasets.folder import Folder
-from danet.datasets.storage import disk_folder, memory_folder
 from danet.errors import InputError, StorageError
-from danet.resume import FREE
 from danet.types import Sample
 
 CLASSES = ("a", "b", "c")
@@ -237,7 +237,7 @@ def test_a_run_leaves_room_on_the_disk(tree, tmp_path, monkeypatch, capfd):
 def system(tmp_path, monkeypatch, *, available_kib, limit, used):
     """Stands in for what the system says of 800 blocks, 300 of them free, and of its memory."""
     told = os.statvfs_result((4096, 4096, 800, 300, 300, 9, 9, 9, 0, 255))
-    monkeypatch.setattr(storage.os, "statvfs", lambda folder: told)
+    monkeypatch.setattr(cache_folder.os, "statvfs", lambda folder: told)
     texts = {
         "/proc/meminfo": f"MemFree: 1 kB\nMemAvailable:  {available_kib} kB\n",
         "/sys/fs/cgroup/memory.max": limit,
@@ -247,8 +247,8 @@ def system(tmp_path, monkeypatch, *, available_kib, limit, used):
         file = tmp_path / name.replace("/", "_")
         file.write_text(text)
         texts[name] = file
-    monkeypatch.setattr(storage, "Path", lambda name: texts.get(name, name))
-    monkeypatch.setattr(storage, "_SHARED_MEMORY", tmp_path / "memory")
+    monkeypatch.setattr(cache_folder, "Path", lambda name: texts.get(name, name))
+    monkeypatch.setattr(cache_folder, "_SHARED_MEMORY", tmp_path / "memory")
 
 
 @pytest.mark.parametrize(
@@ -263,8 +263,8 @@ def test_memory_has_room_for_what_the_least_of_three_leaves(
     tmp_path, monkeypatch, available_kib, limit, used, expected
 ):
     system(tmp_path, monkeypatch, available_kib=available_kib, limit=limit, used=used)
-    assert storage.free(tmp_path / "memory" / "danet-cache-0") == expected
-    assert storage.free(tmp_path / "disk") == 300 * 4096, "memory has no part in a disk"
+    assert cache_folder.free(tmp_path / "memory" / "danet-cache-0") == expected
+    assert cache_folder.free(tmp_path / "disk") == 300 * 4096, "memory has no part in a disk"
 
 
 def test_drafts_of_the_dead_go_when_space_is_short(tree, tmp_path):
@@ -457,8 +457,8 @@ def test_memory_is_shared_left_by_the_last_and_cleaned_after_a_crash(tmp_path):
 
 def test_pairs_in_memory_are_those_of_the_files(tree, tmp_path, monkeypatch, decoded):
     _, make = tree
-    monkeypatch.setattr(storage, "_SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(storage, "_held", {})
+    monkeypatch.setattr(cache_folder, "_SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(cache_folder, "_held", {})
     plain = [make("none")[i] for i in range(4)]
     decoded.clear()
     for _ in range(2):
@@ -466,12 +466,12 @@ def test_pairs_in_memory_are_those_of_the_files(tree, tmp_path, monkeypatch, dec
     assert len(decoded) == 4
     folder = memory_folder()
     assert folder.parent == tmp_path
-    storage._leave(folder, os.getpid())
+    cache_folder._leave(folder, os.getpid())
     assert not folder.exists()
 
 
 def test_without_shared_memory_the_disk_is_advised(monkeypatch, tmp_path):
-    monkeypatch.setattr(storage, "_SHARED_MEMORY", tmp_path / "no")
+    monkeypatch.setattr(cache_folder, "_SHARED_MEMORY", tmp_path / "no")
     with pytest.raises(InputError, match=r"data.cache=ram: there is no .*; use data.cache=disk"):
         memory_folder()
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from test_config import compose
 
-from danet.assemble import make_dataset
-from danet.check import check
+from danet.config.build import make_dataset
+from danet.config.validate import check
 from danet.datasets.cityscapes import Cityscapes
 from danet.datasets.lists import shipped_list
 from danet.errors import InputError

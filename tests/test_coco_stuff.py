@@ -7,8 +7,8 @@ from conftest import SAMPLES
 from PIL import Image
 
 from danet.datasets.coco_stuff import CocoStuff10k, CocoStuff164k, removed_ids
+from danet.datasets.formats.matlab import open_mat, read_mat_labels
 from danet.datasets.labels import read_class_table
-from danet.datasets.matlab import open_mat, read_mat_labels
 from danet.errors import InputError
 from danet.types import IGNORE
 

@@ -8,9 +8,9 @@ import torch
 from conftest import ROOT
 from hydra.core.global_hydra import GlobalHydra
 
-from danet import config as schema
-from danet.assemble import make, make_model
-from danet.check import check, locate, mismatch
+from danet.config import schema
+from danet.config.build import make, make_model
+from danet.config.validate import check, locate, mismatch
 from danet.errors import InputError
 from danet.types import SegmentationOutput
 
@@ -108,8 +108,8 @@ def test_the_ablation_of_the_paper_is_one_override_each():
         (["+trainr=3"], "trainr: there is no such key; did you mean trainer?"),
         (["~optimizer.lr"], "optimizer.lr: AdamW needs this argument"),
         (
-            ["model.head._target_=danet.models.heads.DualAtentionHead"],
-            "danet.models.heads has no class DualAtentionHead; did you mean DualAttentionHead?",
+            ["model.head._target_=danet.models.heads.dual.DualAtentionHead"],
+            "danet.models.heads.dual has no class DualAtentionHead; did you mean DualAttentionHead?",
         ),
         (["model.head._target_=os.system"], "os.system is refused"),
         (["model.backbone.depth=fifty"], "model.backbone.depth=fifty: expected a whole number"),
@@ -167,10 +167,10 @@ def test_a_value_out_of_range_is_refused_by_its_class(overrides, group, message)
         "os.system",
         "builtins.eval",
         "torch.load",
-        "danet.models.weights.torch.load",
+        "danet.checkpoint.weights.torch.load",
         "danet.models.resnet.load_backbone",
         "danet.models.resnet.BasicBlock",
-        "danet.engine.checkpoint.save",
+        "danet.checkpoint.format.save",
         "danet.datasets.base.Path",
         "albumentations.Compose",
         "albumentations.os",
@@ -229,7 +229,7 @@ def test_values_are_held_against_annotations(value, hint, fits):
 
 def test_the_user_may_trust_modules_of_their_own(tmp_path, monkeypatch):
     (tmp_path / "my_parts.py").write_text(
-        "from danet.models.heads import FCNHead\n\n\nclass MyHead(FCNHead):\n    pass\n"
+        "from danet.models.heads.dual import FCNHead\n\n\nclass MyHead(FCNHead):\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     own = ("model/head=fcn", "model.head._target_=my_parts.MyHead")

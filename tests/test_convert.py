@@ -17,11 +17,11 @@ from conftest import ROOT
 from hydra.core.global_hydra import GlobalHydra
 
 import danet
-from danet.assemble import make_model
-from danet.check import check
+from danet.checkpoint.convert import fill_in, network_of, rename
+from danet.checkpoint.weights import initialise, read_state_dict
+from danet.config.build import make_model
+from danet.config.validate import check
 from danet.errors import InputError
-from danet.models.convert import fill_in, network_of, rename
-from danet.models.weights import initialise, read_state_dict
 from danet.tools import convert
 
 PRECISION = 1e-5
@@ -243,7 +243,7 @@ def test_a_backbone_of_torchvision_becomes_a_start(tmp_path, run):
 
 
 def test_a_converted_file_is_no_run_to_go_on_with(tmp_path, run):
-    from danet import resume
+    from danet.config import resume
 
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "r18.pth")
     run(

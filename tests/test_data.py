@@ -17,8 +17,8 @@ from danet.data.loader import collate, collate_by_size, eval_batches, train_batc
 from danet.data.sampler import StepSampler
 from danet.data.transforms import IMAGE_FILL, Pipeline, ScaleCrop
 from danet.datasets.camvid import CamVid
-from danet.datasets.files import read_image, read_labels
 from danet.datasets.folder import Folder
+from danet.datasets.image_io import read_image, read_labels
 from danet.datasets.labels import label_table, voc_palette
 from danet.errors import InputError
 from danet.types import IGNORE, Sample

@@ -23,7 +23,7 @@ from conftest import ROOT, TINY, call
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from danet import config as schema
+from danet.config import schema
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -74,7 +74,7 @@ def words_of(line):
 @pytest.fixture(scope="module")
 def home(tiny_checkpoint, tmp_path_factory):
     """A folder in which the names that documents use exist."""
-    from danet.assemble import checked_config, load_saved, make_dataset
+    from danet.config.build import checked_config, load_saved, make_dataset
 
     place = tmp_path_factory.mktemp("home")
     config = checked_config(load_saved(tiny_checkpoint), tiny_checkpoint)
@@ -147,7 +147,7 @@ def first_of_sweep(word):
 
 
 def check_training(words, home):
-    from danet.check import check
+    from danet.config.validate import check
 
     if "--help" in words or "--cfg" in words:
         call("train", *words)

@@ -7,17 +7,14 @@ import hydra
 import numpy as np
 import pytest
 from conftest import tool, write_pair
+from danet.tools.check import examine
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from danet import config as schema
 from danet.cli import CONFIGS
-from danet.datasets.base import FileDataset, Item
-from danet.datasets.camvid import CamVid
-from danet.datasets.folder import Folder
-from danet.datasets.scenes import Scenes
-from danet.doctor.overlap import same_contents
-from danet.doctor.report import (
+from danet.config import schema
+from danet.data_check.overlap import same_contents
+from danet.data_check.report import (
     as_json,
     class_weights,
     contact_sheet,
@@ -27,10 +24,13 @@ from danet.doctor.report import (
     shared_names,
     weights_setting,
 )
-from danet.doctor.sample import check_sample, choose
-from danet.doctor.scan import SplitReport, count_values, look, scan
+from danet.data_check.sample import check_sample, choose
+from danet.data_check.scan import SplitReport, count_values, look, scan
+from danet.datasets.base import FileDataset, Item
+from danet.datasets.camvid import CamVid
+from danet.datasets.folder import Folder
+from danet.datasets.scenes import Scenes
 from danet.errors import InputError
-from danet.tools.check import examine
 from danet.types import IGNORE
 
 
@@ -296,7 +296,7 @@ def test_the_tool_writes_a_report_and_nothing_into_the_data(camvid_tree, tmp_pat
 
 
 def test_the_printed_weights_are_a_setting_that_a_training_takes(camvid_tree, tmp_path, capsys):
-    from danet.check import check
+    from danet.config.validate import check
 
     settings = ["data=camvid", f"data.root={camvid_tree}"]
     examine(composed("check", *settings, "data.num_workers=0"), [], tmp_path / "out")

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from danet.drawing import attention, overlay, sheets
-from danet.drawing.figure import figure, heatmap, validation_pictures
 from danet.errors import StorageError
 from danet.evaluation.inference import Sliding
-from danet.models.heads import DualAttentionHead, FCNHead, SingleAttentionHead
+from danet.models.heads.dual import DualAttentionHead, FCNHead, SingleAttentionHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
 from danet.types import Sample
+from danet.visualization import attention, overlay, sheets
+from danet.visualization.figure import figure, heatmap, validation_pictures
 
 CLASSES = ("sky", "road", "a class with a long name", "car")
 PALETTE = ((70, 130, 180), (128, 64, 128), (10, 200, 30), (0, 0, 142))
@@ -196,7 +196,7 @@ def test_pictures_of_a_validation_pass_the_network_in_small_parts(scene):
 def test_no_channel_tells_a_class_that_fills_the_picture(scene, monkeypatch):
     image, mask = scene
     model = network(functools.partial(DualAttentionHead, reduction=2))
-    monkeypatch.setattr("danet.drawing.figure.ranked_channels", None)  # not to be called
+    monkeypatch.setattr("danet.visualization.figure.ranked_channels", None)  # not to be called
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
     figure(model, tensor, image, np.full_like(mask, 3), mask, CLASSES, PALETTE)
 

@@ -14,13 +14,14 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from danet.engine import checkpoint, run_folder
+from danet.checkpoint import format as checkpoint_format
+from danet.checkpoint import run_folder
 from danet.engine.log import RunLog, class_table
 from danet.engine.optimizer import SGD, AdamW, parameter_groups
 from danet.engine.schedule import Cosine, Poly
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError, StorageError
-from danet.models.heads import DualAttentionHead, FCNHead
+from danet.models.heads.dual import DualAttentionHead, FCNHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
 
@@ -143,7 +144,7 @@ def test_one_step_of_sgd_is_rate_times_gradient_and_decay_of_a_matrix(decay_norm
 
 
 STATE = {
-    "format": checkpoint.FORMAT,
+    "format": checkpoint_format.FORMAT,
     "config": {"seed": 1, "data": {"crop": None, "size": [32, 64]}},
     "classes": ["a", "b"],
     "model": {"weight": torch.arange(6.0).view(2, 3)},
@@ -161,10 +162,10 @@ def same(a, b):
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path):
-    checkpoint.save(tmp_path / "last.pt", STATE)
-    assert same(checkpoint.load(str(tmp_path / "last.pt")), STATE)
-    checkpoint.save(tmp_path / "last.pt", {**STATE, "step": 8})
-    assert checkpoint.load(tmp_path / "last.pt")["step"] == 8
+    checkpoint_format.save(tmp_path / "last.pt", STATE)
+    assert same(checkpoint_format.load(str(tmp_path / "last.pt")), STATE)
+    checkpoint_format.save(tmp_path / "last.pt", {**STATE, "step": 8})
+    assert checkpoint_format.load(tmp_path / "last.pt")["step"] == 8
     assert os.listdir(tmp_path) == ["last.pt"]
 
 
@@ -173,7 +174,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
 )
 def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch, error):
     path = tmp_path / "last.pt"
-    checkpoint.save(path, STATE)
+    checkpoint_format.save(path, STATE)
     before = path.read_bytes()
 
     def write_half(_, file):
@@ -182,7 +183,7 @@ def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch, er
 
     monkeypatch.setattr(torch, "save", write_half)
     with pytest.raises(StorageError, match=r"last.pt: the checkpoint could not be written") as told:
-        checkpoint.save(path, {**STATE, "step": 8})
+        checkpoint_format.save(path, {**STATE, "step": 8})
     assert str(error) in str(told.value)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["last.pt"]
@@ -190,13 +191,13 @@ def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch, er
 
 def test_a_folder_that_is_not_there_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match=r"none/last.pt: the checkpoint could not be written"):
-        checkpoint.save(tmp_path / "none" / "last.pt", STATE)
+        checkpoint_format.save(tmp_path / "none" / "last.pt", STATE)
 
 
 def test_a_file_in_place_of_the_folder_is_a_storage_error(tmp_path):
     (tmp_path / "run").write_text("not a folder")
     with pytest.raises(StorageError, match=r"run/last.pt: the checkpoint could not be written"):
-        checkpoint.save(tmp_path / "run" / "last.pt", STATE)
+        checkpoint_format.save(tmp_path / "run" / "last.pt", STATE)
 
 
 class Command:
@@ -210,7 +211,7 @@ class Command:
 
 
 def whole(tmp_path):
-    checkpoint.save(tmp_path / "whole.pt", STATE)
+    checkpoint_format.save(tmp_path / "whole.pt", STATE)
     return (tmp_path / "whole.pt").read_bytes()
 
 
@@ -230,22 +231,22 @@ def test_a_file_that_is_not_whole_is_refused_by_name(tmp_path, damage):
     path = tmp_path / "last.pt"
     path.write_bytes(change(whole(tmp_path)))
     with pytest.raises(InputError, match=rf"^checkpoint={path}: .*{message}"):
-        checkpoint.load(path)
+        checkpoint_format.load(path)
 
 
 def test_a_missing_file_is_refused_with_the_names_of_those_there(tmp_path):
     for name in ("last.pt", "best.pt", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(InputError) as told:
-        checkpoint.load(tmp_path / "lost.pt")
+        checkpoint_format.load(tmp_path / "lost.pt")
     assert str(told.value) == (
         f"checkpoint={tmp_path}/lost.pt: there is no such file; "
         f"there are {tmp_path}/best.pt, {tmp_path}/last.pt"
     )
     with pytest.raises(InputError, match=r"nowhere/last.pt: there is no such file, and no folder "):
-        checkpoint.load(tmp_path / "nowhere" / "last.pt")
+        checkpoint_format.load(tmp_path / "nowhere" / "last.pt")
     with pytest.raises(InputError, match="there is no such file"):
-        checkpoint.load(tmp_path)
+        checkpoint_format.load(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["torch", "torch, old", "pickle"])
@@ -260,7 +261,7 @@ def test_a_file_that_would_run_a_command_is_refused_and_runs_nothing(tmp_path, f
         torch.save(state, path, _use_new_zipfile_serialization=zipped)
         message = "it holds Python objects, and those can run code" if zipped else ""
     with pytest.raises(InputError, match=rf"^checkpoint={path}: .*{message}"):
-        checkpoint.load(path)
+        checkpoint_format.load(path)
     assert not made.exists()
     pickle.loads(pickle.dumps(Command(made)))
     assert made.is_dir(), "the file was no danger to begin with"
@@ -270,13 +271,15 @@ def test_a_file_that_would_run_a_command_is_refused_and_runs_nothing(tmp_path, f
 def test_plain_weights_are_refused_with_advice(tmp_path, content):
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(InputError, match=r"w.pt: not a checkpoint of this project .* init_from"):
-        checkpoint.load(tmp_path / "w.pt")
+        checkpoint_format.load(tmp_path / "w.pt")
 
 
 def test_a_newer_format_is_refused(tmp_path):
-    checkpoint.save(tmp_path / "last.pt", {**STATE, "format": checkpoint.FORMAT + 1})
-    with pytest.raises(InputError, match=rf"last.pt: format {checkpoint.FORMAT + 1}, this version"):
-        checkpoint.load(tmp_path / "last.pt")
+    checkpoint_format.save(tmp_path / "last.pt", {**STATE, "format": checkpoint_format.FORMAT + 1})
+    with pytest.raises(
+        InputError, match=rf"last.pt: format {checkpoint_format.FORMAT + 1}, this version"
+    ):
+        checkpoint_format.load(tmp_path / "last.pt")
 
 
 # Log

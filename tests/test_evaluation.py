@@ -9,10 +9,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from danet.data.loader import eval_batches
-from danet.evaluation.confusion import ConfusionMatrix
 from danet.evaluation.evaluate import evaluate
 from danet.evaluation.inference import MultiScale, Sliding, Whole
-from danet.models.heads import DualAttentionHead
+from danet.evaluation.metrics import ConfusionMatrix
+from danet.models.heads.dual import DualAttentionHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
 from danet.ops.resize import resize

@@ -129,12 +129,12 @@ def test_every_tool_takes_an_exported_folder(exported, tiny_checkpoint, tmp_path
 
 
 def test_averaged_weights_are_what_is_exported(tiny_checkpoint, tmp_path):
-    from danet.engine import checkpoint
+    from danet.checkpoint import format as checkpoint_format
 
-    saved = checkpoint.load(tiny_checkpoint)
+    saved = checkpoint_format.load(tiny_checkpoint)
     average = {f"module.{k}": v.clone() for k, v in saved["model"].items()}
     average["module.head.classify.1.bias"] += 1
-    checkpoint.save(tmp_path / "last.pt", {**saved, "ema": average})
+    checkpoint_format.save(tmp_path / "last.pt", {**saved, "ema": average})
     call("export", f"checkpoint={tmp_path / 'last.pt'}", "formats=[]", f"output={tmp_path / 'o'}")
     bias = danet.load_model(tmp_path / "o").head.classify[1].bias
     torch.testing.assert_close(bias.detach(), saved["model"]["head.classify.1.bias"] + 1)

@@ -13,8 +13,8 @@ from danet.data.loader import train_batches
 from danet.data.transforms import Pipeline, ScaleCrop
 from danet.datasets.base import Reading
 from danet.datasets.folder import Folder
+from danet.datasets.formats.color_masks import ColorTable
 from danet.datasets.labels import read_class_names
-from danet.datasets.masks import ColorTable
 from danet.errors import InputError
 from danet.types import IGNORE
 
@@ -312,9 +312,9 @@ def test_the_config_counts_the_names_of_a_file_and_keeps_them(tmp_path):
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    from danet import config as schema
-    from danet.check import check
     from danet.cli import CONFIGS
+    from danet.config import schema
+    from danet.config.validate import check
 
     (tmp_path / "names.txt").write_text("background\ncat\ndog\n")
     schema.register()

@@ -13,9 +13,9 @@ from danet.engine.optimizer import SGD
 from danet.engine.schedule import Poly
 from danet.engine.settings import TrainSettings
 from danet.engine.trainer import Trainer
-from danet.evaluation.confusion import ConfusionMatrix
+from danet.evaluation.metrics import ConfusionMatrix
 from danet.losses import OHEM, CrossEntropy, DeepSupervision, Dice, LovaszSoftmax, WeightedSum
-from danet.models.heads import DualAttentionHead, FCNHead
+from danet.models.heads.dual import DualAttentionHead, FCNHead
 from danet.models.segmentor import Segmentor
 from danet.types import IGNORE, Batch
 

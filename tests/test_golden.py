@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from danet.assemble import make, make_dataset, make_model
+from danet.config.build import make, make_dataset, make_model
 from danet.data.loader import train_batches
 
 STORED = Path(__file__).with_name("golden.json")

@@ -25,20 +25,22 @@ from test_trainer import batch, make, no_waiting
 from torch import nn
 from torch.utils.data import get_worker_info
 
-from danet import resume
-from danet.check import check
-from danet.data import skipping, workers
+from danet.checkpoint import format as checkpoint_format
+from danet.checkpoint import run_folder
+from danet.checkpoint.manager import Saver
+from danet.checkpoint.storage import FAILED, Storage
+from danet.config import resume
+from danet.config.validate import check
+from danet.data import bad_samples, workers
+from danet.data.bad_samples import BadSamples, Replacing
 from danet.data.loader import eval_batches, train_batches
 from danet.data.sampler import StepSampler
-from danet.data.skipping import BadSamples, Replacing
-from danet.engine import checkpoint, distributed, meeting, run_folder
-from danet.engine.health import LossWatch, Pace
+from danet.distributed import collectives, rendezvous
 from danet.engine.log import RunLog
-from danet.engine.saver import Saver
+from danet.engine.nonfinite import LossWatch, Pace
 from danet.engine.settings import TrainSettings
-from danet.engine.storage import FAILED, Storage
 from danet.errors import DivergedError, InputError, ProcessError, StorageError
-from danet.plan import shortage
+from danet.preflight import out_of_memory
 from danet.seeds import mix
 from danet.types import Draw, Sample
 
@@ -127,7 +129,7 @@ def test_each_bad_sample_is_told_once_and_counted_every_time(num_workers):
 def test_three_bad_samples_are_forgiven_and_then_the_share_counts():
     told = []
     bad = BadSamples(1000, 0.01, told.append)
-    one = [skipping.Bad(i, f"file {i}") for i in range(12)]
+    one = [bad_samples.Bad(i, f"file {i}") for i in range(12)]
     bad.note(10, tuple(one[:3]))
     bad.note(10, (one[0],) * 50)  # the same again is no further one
     with pytest.raises(InputError) as error:
@@ -168,8 +170,8 @@ def test_evaluation_never_skips():
 
 
 def test_the_summary_names_each_once():
-    assert skipping.summary([{}, {}]) == []
-    assert skipping.summary([{5: "e", 2: "b"}, {5: "e"}]) == [
+    assert bad_samples.summary([{}, {}]) == []
+    assert bad_samples.summary([{5: "e", 2: "b"}, {5: "e"}]) == [
         "2 sample(s) could not be read and were replaced by others:",
         "  b",
         "  e",
@@ -188,8 +190,8 @@ def test_the_summary_names_each_once():
 )
 def test_a_wrong_setting_of_loading_is_named(change, line):
     good = {"on_bad_sample": "skip", "max_bad_share": 0, "timeout": 0}
-    assert skipping.faults(**good) == []
-    assert skipping.faults(**{**good, **change}) == [line]
+    assert bad_samples.faults(**good) == []
+    assert bad_samples.faults(**{**good, **change}) == [line]
 
 
 # Workers
@@ -317,9 +319,9 @@ def test_no_worker_outlives_its_trainer():
     process.wait()
     process.stdout.close()
     deadline = time.monotonic() + 20
-    while any(map(meeting.runs, readers)) and time.monotonic() < deadline:
+    while any(map(rendezvous.runs, readers)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert [pid for pid in readers if meeting.runs(pid)] == []
+    assert [pid for pid in readers if rendezvous.runs(pid)] == []
 
 
 # Losses and weights
@@ -365,7 +367,7 @@ def test_a_run_that_diverges_between_two_logs_names_the_step_and_saves_nothing(t
     run = poisoned(make(tmp_path, steps=20, log_every=20, save_every=3, eval_every=20), at=3)
     with pytest.raises(DivergedError, match=r"step 4: the loss is not finite \(nan\).*a, b, a, b"):
         run.fit(map(batch, itertools.count()))
-    assert checkpoint.load(tmp_path / "last.pt")["step"] == 3
+    assert checkpoint_format.load(tmp_path / "last.pt")["step"] == 3
     assert run.step == 6, "noticed before the next checkpoint"
     named = f"resume={tmp_path / 'last.pt'} trainer.stop_at=4"
     watch = LossWatch(tmp_path)
@@ -396,14 +398,14 @@ def test_large_weights_are_finite(tmp_path):
 @pytest.fixture
 def full_disk(monkeypatch):
     """Returns the steps whose checkpoints fail."""
-    failing, save = set(), checkpoint.save
+    failing, save = set(), checkpoint_format.save
 
     def fail(path, content):
         if content["step"] in failing:
             raise StorageError(f"{path}: the disk is full")
         save(path, content)
 
-    monkeypatch.setattr(checkpoint, "save", fail)
+    monkeypatch.setattr(checkpoint_format, "save", fail)
     return failing
 
 
@@ -430,7 +432,7 @@ def test_a_failed_checkpoint_may_be_only_told(tmp_path, full_disk, capfd):
     run.fit(map(batch, itertools.count()))
     said = capfd.readouterr().err
     assert said.count("the disk is full; the training goes on") == 2
-    assert checkpoint.load(tmp_path / "last.pt")["step"] == 8
+    assert checkpoint_format.load(tmp_path / "last.pt")["step"] == 8
 
 
 @pytest.mark.parametrize("policy", ["stop", "warn"])
@@ -557,21 +559,21 @@ def test_a_folder_keeps_the_name_of_its_run(tmp_path):
 def test_a_lack_of_memory_is_recognised():
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**52, dtype=torch.uint8)
-    assert shortage.is_shortage(error.value)
-    assert shortage.is_shortage(MemoryError())
-    assert shortage.is_shortage(torch.OutOfMemoryError("CUDA out of memory"))
-    assert not shortage.is_shortage(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert out_of_memory.is_shortage(error.value)
+    assert out_of_memory.is_shortage(MemoryError())
+    assert out_of_memory.is_shortage(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not out_of_memory.is_shortage(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_a_lack_of_memory_is_told_with_sizes_that_would_fit():
     config = check(compose(*TINY))
     device = torch.device("cpu")
-    message = str(shortage.explain(config, device, 2**50, training=True))
+    message = str(out_of_memory.explain(config, device, 2**50, training=True))
     assert "a step of data.batch_size=2 with 48 x 96 needs about" in message
     assert "largest batch of this size that would fit: 1," in message, "however much was free"
-    message = str(shortage.explain(config, device, 2**20, training=True))
+    message = str(out_of_memory.explain(config, device, 2**20, training=True))
     assert "would fit: none, largest crop of this batch: none" in message
-    assert "evaluation=sliding" in str(shortage.explain(config, device, 0, training=False))
+    assert "evaluation=sliding" in str(out_of_memory.explain(config, device, 0, training=False))
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -581,14 +583,14 @@ def test_more_processes_than_devices_are_refused_by_all_of_them(monkeypatch, num
     monkeypatch.setenv("LOCAL_RANK", str(number))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(InputError, match=r"3 processes on a machine with 2 CUDA device"):
-        distributed.choose_device("auto")
+        collectives.choose_device("auto")
     if number < 2:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-        assert distributed.choose_device("auto") == torch.device("cuda", number)
+        assert collectives.choose_device("auto") == torch.device("cuda", number)
 
 
 def test_pace_counts_the_images_of_all_processes_and_the_wait(monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(collectives, "world_size", lambda: 3)
     clock = [10.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     pace = Pace(torch.device("cpu"))
@@ -625,7 +627,7 @@ def join(rank, folder, work):
         **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": (Path(folder) / "port").read_text()},
     }
     try:
-        with distributed.group(torch.device("cpu")):
+        with collectives.group(torch.device("cpu")):
             work(rank, Path(folder))
     except (DivergedError, ProcessError) as error:
         (Path(folder) / f"told {rank}").write_text(str(error))
@@ -669,14 +671,14 @@ def test_a_loss_that_is_not_finite_on_one_process_ends_both_with_one_message(two
 def dawdle(rank, folder):
     if rank == 1:
         time.sleep(8)
-    distributed.wait_patiently("the slow one")
+    collectives.wait_patiently("the slow one")
     counts = torch.ones(2)
-    distributed.sum_in_place(counts)
+    collectives.sum_in_place(counts)
     (folder / f"sum {rank}").write_text(str(counts.tolist()))
 
 
 def dawdle_within_five_seconds(rank, folder):
-    distributed.dist.distributed_c10d._get_default_group()._get_backend(
+    collectives.dist.distributed_c10d._get_default_group()._get_backend(
         torch.device("cpu")
     )._set_default_timeout(timedelta(seconds=5))
     dawdle(rank, folder)
@@ -691,13 +693,13 @@ def test_a_process_may_evaluate_longer_than_an_exchange_waits(two, tmp_path):
 def die_or_sum(rank, folder):
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    distributed.sum_in_place(torch.ones(2))
+    collectives.sum_in_place(torch.ones(2))
 
 
 def die_or_wait(rank, folder):
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    distributed.wait_patiently("the dead one")
+    collectives.wait_patiently("the dead one")
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ FLOORS = {
     "danet.extras": 0,
     "danet.plain": 0,
     "danet.console": 0,
-    "danet.launcher": 1,
-    "danet.disk": 1,
+    "danet.distributed.launcher": 1,
+    "danet.filesystem": 1,
     "danet.seeds": 0,
     "danet.ops": 2,
     "danet.models": 3,
@@ -25,17 +25,17 @@ FLOORS = {
     "danet.evaluation": 3,
     "danet.datasets": 4,
     "danet.engine": 5,
-    "danet.drawing": 5,
+    "danet.visualization": 5,
     "danet.archives": 5,
-    "danet.config": 6,
-    "danet.doctor": 6,
+    "danet.config.schema": 6,
+    "danet.data_check": 6,
     "danet.prediction": 6,
     "danet.export": 6,
-    "danet.check": 7,
-    "danet.assemble": 8,
+    "danet.config.validate": 7,
+    "danet.config.build": 8,
     "danet.cli": 8,
-    "danet.resume": 9,
-    "danet.plan": 9,
+    "danet.config.resume": 9,
+    "danet.preflight": 9,
     "tools": 10,
 }
 """Rooms by floor. Rooms of one floor do not know each other."""
@@ -109,5 +109,5 @@ def test_there_is_no_drawer_for_odds_and_ends():
 
 
 def test_checking_a_config_does_not_wait_for_torch():
-    code = "import sys, danet.check, danet.cli; assert not {'torch', 'cv2'} & set(sys.modules)"
+    code = "import sys, danet.config.validate, danet.cli; assert not {'torch', 'cv2'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from test_config import compose
 
-from danet.assemble import make
-from danet.check import check
+from danet.config.build import make
+from danet.config.validate import check
 from danet.losses import OHEM, CrossEntropy, DeepSupervision, Dice, LovaszSoftmax, WeightedSum
 from danet.ops.resize import resize
 from danet.types import IGNORE, SegmentationOutput

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 import torchvision
 from conftest import ROOT
 
+from danet.checkpoint.weights import initialise, read_state_dict
 from danet.errors import InputError
-from danet.models.heads import DualAttentionHead, FCNHead, SingleAttentionHead
+from danet.models.heads.dual import DualAttentionHead, FCNHead, SingleAttentionHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
-from danet.models.weights import initialise, read_state_dict
 
 HEADS = {
     "dual": functools.partial(DualAttentionHead, num_classes=5, reduction=4),

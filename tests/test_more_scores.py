@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from danet.evaluation.boundary import BoundaryIoU
-from danet.evaluation.confusion import ConfusionMatrix
+from danet.evaluation.metrics import ConfusionMatrix
 from danet.evaluation.per_image import ImageIoU
 from danet.types import IGNORE
 

@@ -10,8 +10,8 @@ from conftest import SAMPLES
 from PIL import Image
 from test_config import compose
 
-from danet.assemble import make_dataset
-from danet.check import check
+from danet.config.build import make_dataset
+from danet.config.validate import check
 from danet.datasets.base import Reading
 from danet.datasets.lists import shipped_list
 from danet.datasets.pascal_voc import PascalVOC, read_sbd

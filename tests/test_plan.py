@@ -8,13 +8,13 @@ import torch
 from conftest import TINY, tool
 from test_config import EXPERIMENTS, compose
 
-from danet.assemble import make, make_model
-from danet.check import check
+from danet.config.build import make, make_model
+from danet.config.validate import check
 from danet.engine.settings import TrainSettings
 from danet.engine.trainer import Trainer
 from danet.errors import InputError
-from danet.plan import report
-from danet.plan.simulator import Ledger, StepSimulator
+from danet.preflight import report
+from danet.preflight.simulator import Ledger, StepSimulator
 from danet.types import Batch
 
 GIB = 2**30

@@ -12,12 +12,12 @@ from conftest import call
 from PIL import Image
 
 import danet
-from danet.drawing.overlay import colorize, overlay
 from danet.errors import InputError
 from danet.evaluation.inference import Sliding, Whole
 from danet.prediction import predict as predict_module
 from danet.prediction.results import shares
 from danet.prediction.sources import find_sources
+from danet.visualization.overlay import colorize, overlay
 
 SIZES = [(48, 96), (48, 96), (7, 300), (1, 1), (33, 20), (300, 7), (48, 96)]
 
@@ -270,8 +270,8 @@ def test_shares_are_exact_for_large_masks():
 
 
 def test_a_wide_image_in_strips_is_what_its_bands_say(model, monkeypatch):
-    monkeypatch.setattr("danet.evaluation.windows.STRIP", 100)
-    monkeypatch.setattr("danet.evaluation.windows.TILE", 32)
+    monkeypatch.setattr("danet.evaluation.sliding_window.STRIP", 100)
+    monkeypatch.setattr("danet.evaluation.sliding_window.TILE", 32)
     image = torch.randint(0, 256, (1, 3, 40, 260), dtype=torch.uint8)
     infer = Whole(max_pixels=1024)
     model = copy.deepcopy(model).double()  # kernels may round otherwise for fewer windows at once

@@ -25,8 +25,8 @@ from danet.archives import unpack as unpacking
 from danet.archives.members import read_listing
 from danet.archives.rules import DEFAULT_LIMITS, Limits
 from danet.archives.unpack import unpack
-from danet.assemble import make_dataset
-from danet.check import check
+from danet.config.build import make_dataset
+from danet.config.validate import check
 from danet.datasets.ade20k import ADE20K
 from danet.datasets.cityscapes import Cityscapes
 from danet.datasets.coco_stuff import CocoStuff10k, CocoStuff164k

@@ -9,7 +9,7 @@ from torch import nn
 
 from danet.errors import InputError
 from danet.evaluation.protocol import described, name_of
-from danet.evaluation.published import AuthorsProtocol, MMSegProtocol
+from danet.evaluation.protocols import AuthorsProtocol, MMSegProtocol
 from danet.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 from danet.types import SegmentationOutput
 
@@ -171,8 +171,8 @@ class Counting(nn.Module):
 def test_a_picture_of_cityscapes_takes_the_published_number_of_passes(choice, passes):
     from test_config import compose
 
-    from danet.assemble import make
-    from danet.check import check
+    from danet.config.build import make
+    from danet.config.validate import check
 
     infer = make(check(compose(f"evaluation={choice}"))["evaluation"], "evaluation")
     model = Counting()
@@ -301,5 +301,5 @@ def test_a_protocol_is_told_with_every_value_that_is_set():
     node = {"_target_": "danet.evaluation.inference.MultiScale", "flip": True, "crop": None}
     assert name_of(node) == "multi_scale"
     assert described(node) == "multi_scale (flip=true)"
-    node = {"_target_": "danet.evaluation.published.AuthorsProtocol", "scales": [0.5, 1.0]}
+    node = {"_target_": "danet.evaluation.protocols.AuthorsProtocol", "scales": [0.5, 1.0]}
     assert described(node, "danet_multi") == "danet_multi (scales=[0.5, 1.0])"

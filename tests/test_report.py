@@ -10,10 +10,10 @@ import torch
 from conftest import call
 
 import danet
-from danet.drawing.attention import Point, position_maps
-from danet.drawing.curves import chart
-from danet.drawing.overlay import predict
-from danet.drawing.viewer import data_uri, look_at
+from danet.visualization.attention import Point, position_maps
+from danet.visualization.curves import chart
+from danet.visualization.overlay import predict
+from danet.visualization.viewer import data_uri, look_at
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_pointing_at_a_pixel_shows_what_it_attends_to(browser, tiny_checkpoint):
     weights = torch.tensor(browser.value("Array.from(viewer.weights)"))
 
     model = danet.load_model(tiny_checkpoint)
-    from danet.assemble import checked_config, load_saved, make_dataset
+    from danet.config.build import checked_config, load_saved, make_dataset
 
     config = checked_config(load_saved(tiny_checkpoint), tiny_checkpoint)
     image = make_dataset(config, "val", training=False)[0].image
@@ -121,7 +121,7 @@ def test_the_page_fits_a_narrow_screen(browser):
 
 
 def test_a_large_picture_is_made_smaller_for_the_viewer(tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr("danet.drawing.viewer._MOST_POSITIONS", 40)
+    monkeypatch.setattr("danet.visualization.viewer._MOST_POSITIONS", 40)
     model = danet.load_model(tiny_checkpoint)
     image = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
     seen = look_at(model, "x", image, torch.device("cpu"))

@@ -9,7 +9,7 @@ import yaml
 from conftest import ROOT
 from test_config import EXPERIMENTS, compose
 
-from danet.check import check
+from danet.config.validate import check
 from danet.errors import InputError, UserError
 
 

@@ -10,18 +10,18 @@ from test_config import compose
 from torch import nn
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-from danet.assemble import make_model
-from danet.check import check
-from danet.engine import distributed
+from danet.config.build import make_model
+from danet.config.validate import check
+from danet.distributed import collectives
 from danet.errors import InputError
-from danet.evaluation.speed import prepared
-from danet.models.deeplab import DeepLabV2Head, DeepLabV3Head
-from danet.models.psanet import PointwiseAttention, PSAHead
-from danet.models.pspnet import PyramidPoolingHead
-from danet.models.serial import CBAMHead, ConvolutionalAttention, SerialAttentionHead
-from danet.plan.advice import refuse_single_values
-from danet.plan.report import LARGEST_BATCH, largest_batch
-from danet.plan.simulator import StepSimulator
+from danet.evaluation.fuse import prepared
+from danet.models.heads.deeplab import DeepLabV2Head, DeepLabV3Head
+from danet.models.heads.psanet import PointwiseAttention, PSAHead
+from danet.models.heads.pspnet import PyramidPoolingHead
+from danet.models.heads.serial import CBAMHead, ConvolutionalAttention, SerialAttentionHead
+from danet.preflight.advice import refuse_single_values
+from danet.preflight.report import LARGEST_BATCH, largest_batch
+from danet.preflight.simulator import StepSimulator
 
 K = 5
 HEADS = {
@@ -269,7 +269,7 @@ def test_batch_norms_of_timm_keep_their_activations_with_several_processes():
     network = nn.Sequential(nn.Conv2d(3, 8, 3), layers.BatchNormAct2d(8), nn.BatchNorm2d(8)).eval()
     x = torch.randn(2, 3, 24, 40)
     expected, weights = network(x), network.state_dict()
-    together = distributed.synchronised(network)
+    together = collectives.synchronised(network)
     assert torch.equal(together(x), expected)
     assert together.state_dict().keys() == weights.keys()
     norms = [m for m in together.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

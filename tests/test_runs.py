@@ -14,8 +14,8 @@ from conftest import ROOT, TINY, call, tool
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_trainer import batch, make, scored
 
-from danet import config as schema
-from danet.engine import writers
+from danet.config import schema
+from danet.engine import trackers
 from danet.engine.log import RunLog, read_metrics
 from danet.tools import compare
 
@@ -60,7 +60,7 @@ def test_the_profile_leaves_a_trace_costs_and_the_share_of_waiting(run):
 
 
 def test_a_run_too_short_for_a_profile_says_so_and_draws_for_nobody(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("danet.drawing.figure.validation_pictures", None)  # not to be called
+    monkeypatch.setattr("danet.visualization.figure.validation_pictures", None)  # not to be called
     settings = [*TINY, "data.num_workers=0", "trainer.profile=true", "run.log_to=[]"]
     call("train", *settings, "trainer.steps=3", f"run.dir={tmp_path / 'short'}")
     assert "begins at step 6 and this had 3" in capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_half_a_line_of_metrics_is_left_out(tmp_path):
 
 
 def test_writers_are_those_that_a_config_may_name():
-    assert tuple(writers.KINDS) == schema.LOG_TO
+    assert tuple(trackers.KINDS) == schema.LOG_TO
     wrong = schema.RunSettings(log_to=["tensorbord"], processes=0).faults()
     assert wrong[0].startswith("run.log_to: there is no tensorbord; did you mean tensorboard?")
     assert wrong[1] == "run.processes=0: expected at least 1, or null"
@@ -116,7 +116,7 @@ class Recorder:
 
 
 def test_every_writer_is_shown_the_same(tmp_path, monkeypatch):
-    monkeypatch.setitem(writers.KINDS, "tensorboard", Recorder)
+    monkeypatch.setitem(trackers.KINDS, "tensorboard", Recorder)
     log = RunLog(tmp_path, step=4, steps=9, run_id="x")
     log.scalars(5, "train", {"loss": 1.5, "bad": float("nan")})
     log.images(5, {"b": np.zeros((2, 2, 3), np.uint8)})
@@ -145,8 +145,8 @@ def test_mlflow_is_shown_a_run_and_goes_on_with_it(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
     mlflow.set_tracking_uri((tmp_path / "store").as_uri())
-    show(writers.Mlflow(tmp_path, step=0, run_id="same"))
-    show(writers.Mlflow(tmp_path, step=0, run_id="same"))
+    show(trackers.Mlflow(tmp_path, step=0, run_id="same"))
+    show(trackers.Mlflow(tmp_path, step=0, run_id="same"))
     client = mlflow.MlflowClient()
     (experiment,) = [e for e in client.search_experiments() if e.name == "danet"]
     (found,) = client.search_runs([experiment.experiment_id])
@@ -164,7 +164,7 @@ def test_wandb_is_shown_a_run(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    show(writers.Wandb(tmp_path, step=0, run_id="x1"))
+    show(trackers.Wandb(tmp_path, step=0, run_id="x1"))
     (folder,) = (tmp_path / "wandb").glob("offline-run-*-x1")
     assert list(folder.glob("*.wandb"))
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from conftest import ROOT
 
-from danet.engine import checkpoint
-from danet.engine.saver import Saver, by_age, path_at, remove_leftovers
+from danet.checkpoint import format as checkpoint_format
+from danet.checkpoint.manager import Saver, by_age, path_at, remove_leftovers
 from danet.errors import InputError, StorageError
 
 
 def state_at(step, size=1000):
     return {
-        "format": checkpoint.FORMAT,
+        "format": checkpoint_format.FORMAT,
         "step": step,
         "model": {"weight": torch.full((size,), float(step))},
         "scores": {"miou": 0.5},
@@ -26,7 +26,7 @@ def state_at(step, size=1000):
 
 
 def steps_in(folder):
-    return [checkpoint.load(p)["step"] for p in sorted(folder.glob("step_*.pt"))]
+    return [checkpoint_format.load(p)["step"] for p in sorted(folder.glob("step_*.pt"))]
 
 
 def test_the_newest_and_the_best_are_kept_and_named(tmp_path):
@@ -34,8 +34,8 @@ def test_the_newest_and_the_best_are_kept_and_named(tmp_path):
     for step, score in ((1, 0.3), (2, 0.9), (3, 0.4), (4, None), (5, 0.2)):
         saver.save(state_at(step), step=step, score=score)
     assert steps_in(tmp_path) == [2, 4, 5]
-    assert checkpoint.load(tmp_path / "last.pt")["step"] == 5
-    assert checkpoint.load(tmp_path / "best.pt")["step"] == 2
+    assert checkpoint_format.load(tmp_path / "last.pt")["step"] == 5
+    assert checkpoint_format.load(tmp_path / "best.pt")["step"] == 2
 
 
 def test_several_best_ones_and_round_steps_are_kept_for_ever(tmp_path):
@@ -43,24 +43,24 @@ def test_several_best_ones_and_round_steps_are_kept_for_ever(tmp_path):
     for step, score in enumerate((0.5, 0.1, 0.7, 0.2, 0.6, 0.3, 0.1, 0.2, 0.1, 0.1), start=1):
         saver.save(state_at(step), step=step, score=score)
     assert steps_in(tmp_path) == [3, 4, 5, 8, 10]
-    assert checkpoint.load(tmp_path / "best.pt")["step"] == 3
+    assert checkpoint_format.load(tmp_path / "best.pt")["step"] == 3
 
 
 def test_equal_scores_leave_the_earlier_one_the_best(tmp_path):
     saver = Saver(tmp_path)
     for step in (1, 2):
         saver.save(state_at(step), step=step, score=0.5)
-    assert checkpoint.load(tmp_path / "best.pt")["step"] == 1
+    assert checkpoint_format.load(tmp_path / "best.pt")["step"] == 1
 
 
 def test_a_resumed_run_remembers_its_best(tmp_path):
     Saver(tmp_path).save(state_at(1), step=1, score=0.8)
-    best = [tuple(pair) for pair in checkpoint.load(tmp_path / "last.pt")["best"]]
+    best = [tuple(pair) for pair in checkpoint_format.load(tmp_path / "last.pt")["best"]]
     second = Saver(tmp_path, keep_last=1, best=best)
     for step in (2, 3):
         second.save(state_at(step), step=step, score=0.5)
     assert steps_in(tmp_path) == [1, 3]
-    assert checkpoint.load(tmp_path / "best.pt")["step"] == 1
+    assert checkpoint_format.load(tmp_path / "best.pt")["step"] == 1
 
 
 def test_a_step_that_is_saved_again_is_one_of_the_best_once(tmp_path):
@@ -69,7 +69,7 @@ def test_a_step_that_is_saved_again_is_one_of_the_best_once(tmp_path):
         saver.save(state_at(step), step=step, score=score)
     assert saver.best == [(0.5, 2), (0.45, 1)]
     assert steps_in(tmp_path) == [1, 2, 3]
-    assert checkpoint.load(tmp_path / "best.pt")["step"] == 2
+    assert checkpoint_format.load(tmp_path / "best.pt")["step"] == 2
 
 
 @pytest.mark.parametrize("has_best", [True, False])
@@ -78,20 +78,20 @@ def test_an_attempt_that_was_given_up_is_set_aside(tmp_path, has_best):
     for step in (1, 2, 3, 4):
         score = step / 10 if has_best or step > 2 else None
         first.save(state_at(step), step=step, score=score)
-    saved = checkpoint.load(path_at(tmp_path, 2))
+    saved = checkpoint_format.load(path_at(tmp_path, 2))
     second = Saver(tmp_path, keep_last=1, best=[tuple(pair) for pair in saved["best"]])
     second.save(state_at(3), step=3, score=0.1 if has_best else None)
     assert steps_in(tmp_path) == ([2, 3] if has_best else [3])
-    assert checkpoint.load(tmp_path / "last.pt")["step"] == 3
+    assert checkpoint_format.load(tmp_path / "last.pt")["step"] == 3
     kept = sorted(path.name for path in (tmp_path / "abandoned").iterdir())
     if has_best:
-        assert checkpoint.load(tmp_path / "best.pt")["step"] == 2
+        assert checkpoint_format.load(tmp_path / "best.pt")["step"] == 2
         assert kept == ["step_000000004.pt"]
     else:
         assert not (tmp_path / "best.pt").exists()
         assert kept == ["best.pt", "step_000000004.pt"]
     second.save(state_at(4), step=4, score=0.9)
-    assert checkpoint.load(tmp_path / "best.pt")["step"] == 4
+    assert checkpoint_format.load(tmp_path / "best.pt")["step"] == 4
 
 
 def test_names_share_one_file_where_links_work_and_copy_it_where_not(tmp_path, monkeypatch):
@@ -105,7 +105,7 @@ def test_names_share_one_file_where_links_work_and_copy_it_where_not(tmp_path, m
     Saver(tmp_path).save(state_at(2), step=2, score=0.6)
     assert not (tmp_path / "last.pt").samefile(path_at(tmp_path, 2))
     for name in ("last.pt", "best.pt"):
-        assert checkpoint.load(tmp_path / name)["step"] == 2
+        assert checkpoint_format.load(tmp_path / name)["step"] == 2
 
 
 def test_the_newest_is_told_by_its_step_and_not_by_the_clock(tmp_path):  # T25
@@ -118,13 +118,13 @@ def test_the_newest_is_told_by_its_step_and_not_by_the_clock(tmp_path):  # T25
 
 
 def test_what_is_written_in_the_background_is_the_state_of_its_step(tmp_path, monkeypatch):  # T26
-    write = checkpoint.save
+    write = checkpoint_format.save
 
     def slow(path, content):
         time.sleep(0.3)
         write(path, content)
 
-    monkeypatch.setattr(checkpoint, "save", slow)
+    monkeypatch.setattr(checkpoint_format, "save", slow)
     saver = Saver(tmp_path, in_background=True)
     weight = torch.ones(10)
     numbers = {"list": [1.0]}
@@ -132,7 +132,7 @@ def test_what_is_written_in_the_background_is_the_state_of_its_step(tmp_path, mo
     weight.zero_()
     numbers["list"][0] = 2.0
     saver.close()
-    saved = checkpoint.load(tmp_path / "last.pt")
+    saved = checkpoint_format.load(tmp_path / "last.pt")
     assert torch.equal(saved["model"]["weight"], torch.ones(10))
     assert saved["x"] == {"list": [1.0]}
 
@@ -142,7 +142,7 @@ def test_a_failure_in_the_background_is_raised_at_the_next_save(tmp_path, monkey
         raise StorageError(f"{path}: the disk is full")
 
     saver = Saver(tmp_path, in_background=True)
-    monkeypatch.setattr(checkpoint, "save", fail)
+    monkeypatch.setattr(checkpoint_format, "save", fail)
     saver.save(state_at(1), step=1, score=None)
     with pytest.raises(StorageError, match="the disk is full"):
         saver.save(state_at(2), step=2, score=None)
@@ -165,7 +165,7 @@ def test_leftovers_of_dead_processes_are_removed_and_others_left(tmp_path):  # T
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "last.pt"
-    checkpoint.save(path, state_at(7))
+    checkpoint_format.save(path, state_at(7))
     return path.read_bytes()
 
 
@@ -177,7 +177,7 @@ def test_any_flipped_bit_is_noticed(written, tmp_path):  # T21
         data[place] ^= 1 << (place % 8)
         path.write_bytes(data)
         with pytest.raises(InputError, match=r"damaged|not a checkpoint"):
-            checkpoint.load(path)
+            checkpoint_format.load(path)
 
 
 def test_any_cut_and_any_addition_is_noticed(written, tmp_path):  # T20, T21
@@ -186,12 +186,12 @@ def test_any_cut_and_any_addition_is_noticed(written, tmp_path):  # T20, T21
     for data in [*(written[:cut] for cut in cuts), written + b"\0", written + written[-40:]]:
         path.write_bytes(data)
         with pytest.raises(InputError, match=r"damaged|not a checkpoint"):
-            checkpoint.load(path)
+            checkpoint_format.load(path)
 
 
 def test_files_of_the_first_format_had_no_checksum_and_are_read(tmp_path):  # T55
     torch.save({**state_at(3), "format": 1}, tmp_path / "old.pt")
-    assert checkpoint.load(tmp_path / "old.pt")["step"] == 3
+    assert checkpoint_format.load(tmp_path / "old.pt")["step"] == 3
 
 
 _LOOP = """
@@ -199,7 +199,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_saver import state_at
-from danet.engine.saver import Saver, remove_leftovers
+from danet.checkpoint.manager import Saver, remove_leftovers
 folder = Path(sys.argv[1])
 remove_leftovers(folder)
 saver = Saver(folder, keep_last=2)
@@ -231,11 +231,11 @@ def test_kills_at_any_moment_leave_a_whole_checkpoint(tmp_path):  # T01
         process.wait()
         process.stdout.close()
         for path in by_age(tmp_path):
-            saved = checkpoint.load(path)  # verifies
+            saved = checkpoint_format.load(path)  # verifies
             assert torch.equal(
                 saved["model"]["weight"], torch.full((200_000,), float(saved["step"]))
             )
-        newest = checkpoint.load(tmp_path / "last.pt")["step"]
+        newest = checkpoint_format.load(tmp_path / "last.pt")["step"]
         assert newest >= step  # equal where a disk takes longer for one than the pause
         step = newest
     assert step >= 1

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from danet.engine.hardware import choose_memory_format
-from danet.evaluation.speed import prepared
+from danet.engine.precision import choose_memory_format
+from danet.evaluation.fuse import prepared
 from danet.evaluation.winograd import WinogradConv2d
-from danet.models.heads import DualAttentionHead
+from danet.models.heads.dual import DualAttentionHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
 

@@ -8,7 +8,7 @@ from conftest import ROOT
 from test_config import compose
 from test_reproduce import script
 
-from danet.check import check
+from danet.config.validate import check
 from danet.errors import InputError
 
 study, results = script("study"), script("results")

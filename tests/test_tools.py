@@ -12,12 +12,12 @@ from conftest import ROOT, TINY, tool
 from PIL import Image
 
 import danet
-from danet.engine import checkpoint
+from danet.checkpoint import format as checkpoint_format
 
 
 def fingerprint(path):
     """SHA-256 over weights and optimizer, tensor by tensor."""
-    saved, digest = checkpoint.load(path), hashlib.sha256()
+    saved, digest = checkpoint_format.load(path), hashlib.sha256()
 
     def feed(node):
         if isinstance(node, dict):
@@ -80,7 +80,7 @@ def test_a_run_cut_short_ends_like_a_whole_one(tmp_path, extra):
     settings = [*TINY, "trainer.steps=8", "data.num_workers=1", "loss=ohem", *extra]
     tool("train", *settings, "run.dir=whole", cwd=tmp_path)
     tool("train", *settings, "run.dir=cut", "trainer.stop_at=5", cwd=tmp_path)
-    assert checkpoint.load(tmp_path / "cut/last.pt")["step"] == 5
+    assert checkpoint_format.load(tmp_path / "cut/last.pt")["step"] == 5
     tool("train", "resume=cut/last.pt", cwd=tmp_path)
     assert fingerprint(tmp_path / "cut/last.pt") == fingerprint(tmp_path / "whole/last.pt")
     assert losses(tmp_path / "cut")[8] == losses(tmp_path / "whole")[8]
@@ -184,9 +184,9 @@ def test_load_model_gives_the_network_of_a_checkpoint(run):
 
 
 def test_a_hostile_config_in_a_checkpoint_is_refused(run, tmp_path):
-    saved = checkpoint.load(run[0] / "last.pt")
+    saved = checkpoint_format.load(run[0] / "last.pt")
     saved["config"]["model"]["head"] = {"_target_": "os.system", "command": "touch hit"}
-    checkpoint.save(tmp_path / "bad.pt", saved)
+    checkpoint_format.save(tmp_path / "bad.pt", saved)
     with pytest.raises(ValueError, match=r"bad.pt: its config is refused: .*os.system"):
         danet.load_model(tmp_path / "bad.pt")
 

@@ -14,18 +14,20 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from danet.engine import checkpoint, distributed, trainer
-from danet.engine.average import MovingAverage
-from danet.engine.hardware import compiled
-from danet.engine.idle import freeze_idle
+from danet.checkpoint import format as checkpoint_format
+from danet.distributed import collectives
+from danet.distributed.unused_parameters import freeze_idle
+from danet.engine import trainer
+from danet.engine.ema import MovingAverage
 from danet.engine.optimizer import SGD, AdamW
+from danet.engine.precision import compiled
 from danet.engine.schedule import Poly
 from danet.engine.settings import TrainSettings
 from danet.engine.trainer import Trainer
 from danet.errors import DivergedError, InputError
-from danet.evaluation.confusion import ConfusionMatrix
+from danet.evaluation.metrics import ConfusionMatrix
 from danet.losses import OHEM, CrossEntropy, DeepSupervision
-from danet.models.heads import DualAttentionHead, FCNHead
+from danet.models.heads.dual import DualAttentionHead, FCNHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
 from danet.types import IGNORE, Batch
@@ -256,7 +258,7 @@ def test_a_rate_follows_the_steps_that_were_taken(tmp_path):
     assert seen == pytest.approx([base * run.schedule(step, 20) for step in taken])
     run.save()
     run.saver.wait()
-    saved = checkpoint.load(tmp_path / "last.pt")
+    saved = checkpoint_format.load(tmp_path / "last.pt")
     assert saved["skipped"] == 3
     again = make(tmp_path / "again", steps=20, clip_norm=None)
     again._restore(saved)
@@ -320,13 +322,13 @@ def test_a_step_is_saved_before_it_is_evaluated(tmp_path):
     run.evaluate = fail
     with pytest.raises(InputError, match="a mask is damaged"):
         run.fit(map(batch, itertools.count()))
-    saved = checkpoint.load(tmp_path / "last.pt")
+    saved = checkpoint_format.load(tmp_path / "last.pt")
     assert (saved["step"], saved["evaluated_at"], saved["scores"]) == (2, 0, None)
     again = make(tmp_path, steps=4, eval_every=2, resume=saved)
     again.fit(map(batch, itertools.count(4)))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "val"] == [2, 4]
-    assert checkpoint.load(tmp_path / "last.pt")["evaluated_at"] == 4
+    assert checkpoint_format.load(tmp_path / "last.pt")["evaluated_at"] == 4
 
 
 @pytest.mark.parametrize(("minutes", "steps"), [(0.0, [0, 1, 2, 3, 4]), (60.0, [4]), (None, [4])])
@@ -351,7 +353,7 @@ def test_a_checkpoint_goes_on_in_another_memory_order(tmp_path, recipe, channels
             tmp_path / str(order),
             danet(),
             recipe=recipe,
-            resume=checkpoint.load(tmp_path / "last.pt"),
+            resume=checkpoint_format.load(tmp_path / "last.pt"),
             channels_last=order,
         )
         for order in (channels_last, not channels_last)
@@ -373,7 +375,7 @@ def test_a_checkpoint_without_scaling_of_the_loss_goes_on_with_it(tmp_path):
     first.saver.wait()
     second = make(tmp_path / "second")
     second.scaler = torch.amp.GradScaler("cpu", enabled=True)
-    second._restore(checkpoint.load(tmp_path / "last.pt"))
+    second._restore(checkpoint_format.load(tmp_path / "last.pt"))
     assert second.step == 1
     assert second.scaler.get_scale() > 1
 
@@ -411,7 +413,9 @@ def test_a_compiled_run_resumes_exactly(tmp_path, tracing):
     first.save()
     first.saver.wait()
     torch._dynamo.reset()
-    second = make(tmp_path / "b", compile=True, resume=checkpoint.load(tmp_path / "b/last.pt"))
+    second = make(
+        tmp_path / "b", compile=True, resume=checkpoint_format.load(tmp_path / "b/last.pt")
+    )
     train(second, 2)
     assert_equal(state(second), state(whole))
 
@@ -458,7 +462,9 @@ def test_the_inductor_trains_as_eager_and_resumes_exactly(tmp_path):
     first.save()
     first.saver.wait()
     torch._dynamo.reset()
-    second = make(tmp_path / "d", compile=True, resume=checkpoint.load(tmp_path / "d/last.pt"))
+    second = make(
+        tmp_path / "d", compile=True, resume=checkpoint_format.load(tmp_path / "d/last.pt")
+    )
     train(second, 2)
     assert_equal(state(second), state(whole))
 
@@ -563,7 +569,7 @@ def work(rank, folder):
             run.step += 1
         if rank == 0:
             torch.save(state(run), Path(folder) / f"{name}.pt")
-        distributed.share_buffers(run.model)
+        collectives.share_buffers(run.model)
         run.log.close()
         torch.save(run.model.state_dict(), Path(folder) / f"{name} {rank}.pt")
     torch.distributed.destroy_process_group()

@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from danet.evaluation import windows as evaluation_windows
-from danet.evaluation.windows import Band, Windows, classes, joined, resized, starts
+from danet.evaluation import sliding_window as evaluation_windows
+from danet.evaluation.sliding_window import Band, Windows, classes, joined, resized, starts
 from danet.ops.resize import resize
 
 

@@ -16,12 +16,12 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
 import yaml
 
 from danet import console
-from danet.disk import explain_storage
-from danet.drawing.curves import chart
 from danet.engine.log import read_metrics
-from danet.engine.writers import plain_settings
+from danet.engine.trackers import plain_settings
 from danet.errors import InputError, StorageError, UserError
+from danet.filesystem import explain_storage
 from danet.plain import problem_with
+from danet.visualization.curves import chart
 
 _NOT_COMPARED = ("run.", "resume", "hydra.", "defaults")
 _SCORES = ("step", "best mIoU", "mIoU", "pixel accuracy", "loss", "images/s")

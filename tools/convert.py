@@ -24,16 +24,16 @@ from omegaconf import DictConfig, OmegaConf
 
 import danet
 from danet import cli
-from danet.assemble import make_model
-from danet.check import check, locate
-from danet.config import ConvertConfig, did_you_mean
+from danet.checkpoint import format as checkpoint_format
+from danet.checkpoint import reading
+from danet.checkpoint.convert import PROGRAMS, Network, Renamed, fill_in, network_of, rename
+from danet.checkpoint.weights import read_state_dict
+from danet.config.build import make_model
+from danet.config.schema import ConvertConfig, did_you_mean
+from danet.config.validate import check, locate
 from danet.datasets.labels import voc_palette
-from danet.disk import require_writable
-from danet.engine import checkpoint
 from danet.errors import InputError
-from danet.models import files
-from danet.models.convert import PROGRAMS, Network, Renamed, fill_in, network_of, rename
-from danet.models.weights import read_state_dict
+from danet.filesystem import require_writable
 
 FOREIGN = ("numpy", "mmengine", "mmcv")
 """Packages whose objects such files hold beside the tensors: scores, records of a training."""
@@ -85,10 +85,10 @@ def work(config: DictConfig, *, further: list[str]) -> None:
     state, fresh = fill_in(renamed.tensors, make_model(train).state_dict(), source, f"input={path}")
     classes, palette = classes_of(train)
     output.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(
+    checkpoint_format.save(
         output,
         {
-            "format": checkpoint.FORMAT,
+            "format": checkpoint_format.FORMAT,
             "version": danet.__version__,
             "config": train,
             "classes": list(classes),
@@ -118,7 +118,7 @@ def work(config: DictConfig, *, further: list[str]) -> None:
 
 def refuse_output(output: Path) -> None:
     """Refuses a name that would overwrite a file, or that no tool would take for a checkpoint."""
-    if output.suffix not in files.SUFFIXES:
+    if output.suffix not in reading.SUFFIXES:
         raise InputError(f"output={output}: expected a name that ends in .pt")
     if output.exists():
         raise InputError(f"output={output}: there is such a file already; give another name")

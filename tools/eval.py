@@ -22,23 +22,23 @@ from torch import nn
 from tqdm import tqdm
 
 from danet import cli
-from danet.assemble import checked_config, load_saved, make, make_dataset, model_of
-from danet.check import check_node
-from danet.config import EvalConfig
+from danet.config.build import checked_config, load_saved, make, make_dataset, model_of
+from danet.config.schema import EvalConfig
+from danet.config.validate import check_node
 from danet.data.loader import eval_batches
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.submission import SubmissionWriter, demand_labels, is_labelled
-from danet.disk import folder_of, require_writable
-from danet.engine import distributed, signals
+from danet.distributed import collectives, signals
 from danet.engine.log import class_table
 from danet.errors import InputError, StorageError
 from danet.evaluation.boundary import BoundaryIoU, BoundaryScores
-from danet.evaluation.confusion import ConfusionMatrix, Scores, warn_of_single_class
 from danet.evaluation.evaluate import Prediction, predict
 from danet.evaluation.inference import Inference
+from danet.evaluation.metrics import ConfusionMatrix, Scores, warn_of_single_class
 from danet.evaluation.official import OfficialScores, ScoredOfficially
 from danet.evaluation.per_image import ImageIoU
 from danet.evaluation.protocol import described, name_of
+from danet.filesystem import folder_of, require_writable
 from danet.prediction.results import digest_of
 
 
@@ -64,7 +64,7 @@ def work(config: DictConfig) -> None:
         )
     model = model_of(saved, trained, settings.checkpoint)
 
-    device = distributed.choose_device(settings.device)
+    device = collectives.choose_device(settings.device)
     mode = cli.chosen("evaluation") or name_of(protocol)
     facts = {
         "checkpoint": settings.checkpoint,
@@ -83,12 +83,12 @@ def work(config: DictConfig) -> None:
     output = folder_of(default, "metrics.json", {key: facts[key] for key in same})
     if settings.output:
         output = Path(settings.output).expanduser()
-    with distributed.group(device):
-        if distributed.is_first() and is_labelled(dataset):
+    with collectives.group(device):
+        if collectives.is_first() and is_labelled(dataset):
             require_writable(output)
         predictions = run(model.to(device), dataset, infer, settings, trained, device)
         counted = count(predictions, dataset, writer, device, boundary_ratio=ratio)
-        if not distributed.is_first():
+        if not collectives.is_first():
             return
     if writer:
         print("\n".join(f"  {line}" for line in writer.finish()))
@@ -112,12 +112,12 @@ def run(
     batches = eval_batches(
         dataset,
         batch_size=settings.batch_size,
-        rank=distributed.rank(),
-        world=distributed.world_size(),
+        rank=collectives.rank(),
+        world=collectives.world_size(),
         num_workers=trained["data"]["num_workers"],
         pin_memory=device.type == "cuda",
     )
-    shown = tqdm(batches, desc=dataset.split, unit="batch", disable=not distributed.is_first())
+    shown = tqdm(batches, desc=dataset.split, unit="batch", disable=not collectives.is_first())
     return predict(model, shown, infer, device=device)
 
 
@@ -155,9 +155,9 @@ def count(
     if has_labels and isinstance(dataset, ScoredOfficially):
         counter = dataset.official_counter()
     if writer:
-        if distributed.is_first():
+        if collectives.is_first():
             writer.begin()
-        distributed.wait()
+        collectives.wait()
     for prediction in predictions:
         if has_labels:
             one = ConfusionMatrix(len(dataset.classes), device)
@@ -173,12 +173,12 @@ def count(
             if counter:
                 counter.update(classes, prediction.name)
     # Shares of many scales last very differently; the first goes on to look at the files of all.
-    distributed.wait_patiently("the predictions")
+    collectives.wait_patiently("the predictions")
     if not has_labels:
         return None
     for counts in (confusion.counts, images.counts, *(c.counts for c in (boundary, counter) if c)):
         totals = counts.to(device)
-        distributed.sum_in_place(totals)
+        collectives.sum_in_place(totals)
         counts.copy_(totals)
     matrix = confusion.matrix.cpu().numpy()
     return Counted(

@@ -16,10 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from danet import cli
-from danet.assemble import checked_config, load_saved, model_of
-from danet.check import did_you_mean
-from danet.config import ExportConfig
-from danet.disk import folder_of, require_writable
+from danet.config.build import checked_config, load_saved, model_of
+from danet.config.schema import ExportConfig
+from danet.config.validate import did_you_mean
 from danet.errors import InputError, StorageError
 from danet.export import folder, hub
 from danet.export.card import card
@@ -32,6 +31,7 @@ from danet.export.programs import (
     refuse_difference,
     require,
 )
+from danet.filesystem import folder_of, require_writable
 from danet.plain import problem_with
 from danet.prediction.results import digest_of
 

@@ -17,15 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from danet import cli
-from danet.assemble import checked_config, load_saved, make, model_of
-from danet.check import check_node, did_you_mean
-from danet.config import PredictConfig
-from danet.datasets.files import Levels
-from danet.disk import folder_of
-from danet.doctor.sample import dropped_notes
-from danet.engine import distributed
+from danet.config.build import checked_config, load_saved, make, model_of
+from danet.config.schema import PredictConfig
+from danet.config.validate import check_node, did_you_mean
+from danet.data_check.sample import dropped_notes
+from danet.datasets.image_io import Levels
+from danet.distributed import collectives
 from danet.errors import InputError
-from danet.evaluation.speed import prepared
+from danet.evaluation.fuse import prepared
+from danet.filesystem import folder_of
 from danet.prediction.predict import predictions
 from danet.prediction.results import KINDS, Results, digest_of
 from danet.prediction.sources import (
@@ -53,7 +53,7 @@ def work(config: DictConfig) -> None:
     check_node(protocol, "evaluation")
     infer = make(protocol, "evaluation")
     model = model_of(saved, trained, settings.checkpoint)
-    device = distributed.choose_device(settings.device)
+    device = collectives.choose_device(settings.device)
     origin = {
         "network": digest_of(model),
         "evaluation": protocol,

@@ -17,19 +17,19 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
 from omegaconf import DictConfig, OmegaConf
 
 from danet import cli
-from danet.check import check
-from danet.engine import signals
+from danet.config.validate import check
+from danet.distributed import signals
 from danet.errors import InputError, ProcessError, UserError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from danet.checkpoint.format import Checkpoint
     from danet.data.loader import TrainBatches
     from danet.datasets.base import SegmentationDataset
-    from danet.engine.checkpoint import Checkpoint
     from danet.engine.trainer import Trainer
-    from danet.evaluation.confusion import ConfusionMatrix
+    from danet.evaluation.metrics import ConfusionMatrix
 
 # The imports that bring in torch stand inside the functions: a misspelt setting is told before.
 
@@ -43,19 +43,19 @@ def work(config: DictConfig) -> None:
     if processes and "WORLD_SIZE" not in os.environ and not config.dry_run:
         start_processes(processes)
         return
-    from danet import resume
-    from danet.data import skipping
-    from danet.engine import distributed
-    from danet.plan import advice
-    from danet.plan.report import describe, refuse_the_impossible
+    from danet.config import resume
+    from danet.data import bad_samples
+    from danet.distributed import collectives
+    from danet.preflight import advice
+    from danet.preflight.report import describe, refuse_the_impossible
 
     if config.dry_run:
-        device = distributed.choose_device(checked["trainer"]["device"], key="trainer.device")
+        device = collectives.choose_device(checked["trainer"]["device"], key="trainer.device")
         advice.refuse_single_values(checked, device)
         cli.say(describe(checked, device))
         return
 
-    wrong = skipping.faults(**loading_of(checked))
+    wrong = bad_samples.faults(**loading_of(checked))
     if wrong:
         raise InputError("\n".join(wrong))
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -63,13 +63,13 @@ def work(config: DictConfig) -> None:
     for note in notes:
         cli.say(note)
     settled["run"]["name"] = settled["run"]["name"] or cli.choice()
-    device = distributed.choose_device(settled["trainer"]["device"], key="trainer.device")
+    device = collectives.choose_device(settled["trainer"]["device"], key="trainer.device")
     advice.refuse_folder(settled)
     refuse_the_impossible(settled, device)
     advice.refuse_single_values(settled, device)
     for note in advice.notes(settled, device, typed=cli.overrides()):
         cli.say(note)
-    with distributed.group(device):
+    with collectives.group(device):
         train(settled, saved, device)
 
 
@@ -108,27 +108,28 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
     """Makes the parts of a run and hands them to the trainer."""
     import torch
 
-    from danet import resume
-    from danet.assemble import make, make_dataset, make_model, untrained
+    from danet.checkpoint import manager, run_folder
+    from danet.checkpoint.weights import initialise
+    from danet.config import resume
+    from danet.config.build import make, make_dataset, make_model, untrained
     from danet.data.loader import eval_batches, train_batches
-    from danet.drawing.figure import validation_pictures
-    from danet.engine import distributed, identity, run_folder, saver
+    from danet.distributed import collectives, consistency
     from danet.engine.settings import TrainSettings
     from danet.engine.trainer import Trainer
     from danet.evaluation.evaluate import evaluate
-    from danet.models.weights import initialise
-    from danet.plan import shortage
+    from danet.preflight import out_of_memory
+    from danet.visualization.figure import validation_pictures
 
-    memory = shortage.free_memory(device)
+    memory = out_of_memory.free_memory(device)
     settings, data, seed = TrainSettings(**config["trainer"]), config["data"], config["seed"]
     parts = {key: make(config[key], key) for key in ("loss", "optimizer", "schedule", "evaluation")}
     train_set = make_dataset(config, data["train_split"], training=True)
     val_set = make_dataset(config, data["val_split"], training=False)
     done = saved["step"] if saved else 0
-    identity.require_same(
+    consistency.require_same(
         {
-            "config": identity.digest_of({**config, "run": None, "resume": None}),
-            "code": identity.code(),
+            "config": consistency.digest_of({**config, "run": None, "resume": None}),
+            "code": consistency.code(),
             "training set": train_set.fingerprint(),
             "validation set": val_set.fingerprint(),
         }
@@ -139,10 +140,10 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
     look_at_data(config, saved, train_set, val_set)
 
     meeting = loading_of(config)
-    batch_size, world = data["batch_size"], distributed.world_size()
+    batch_size, world = data["batch_size"], collectives.world_size()
     loading = {
         "batch_size": batch_size,
-        "rank": distributed.rank(),
+        "rank": collectives.rank(),
         "world": world,
         "num_workers": data["num_workers"],
         "pin_memory": device.type == "cuda",
@@ -173,8 +174,8 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
         resuming=config["resume"] is not None,
         saved=saved,
     )
-    if saved and resume.is_best_forgotten(saved) and distributed.is_first():
-        aside = saver.set_aside_best(folder, done)
+    if saved and resume.is_best_forgotten(saved) and collectives.is_first():
+        aside = manager.set_aside_best(folder, done)
         if aside:
             cli.say(f"resume: the best checkpoint so far is now {aside}")
     trainer = Trainer(
@@ -231,10 +232,10 @@ def look_at_data(
     val_set: "SegmentationDataset",
 ) -> None:
     """Reads some samples, and compares the data with those of the checkpoint."""
-    from danet import resume
+    from danet.config import resume
+    from danet.data_check.overlap import refuse_overlap
+    from danet.data_check.sample import check_sample
     from danet.datasets.folder import Folder
-    from danet.doctor.overlap import refuse_overlap
-    from danet.doctor.sample import check_sample
 
     overlap = refuse_overlap(train_set, val_set, allowed=bool(config["data"].get("allow_overlap")))
     if overlap:
@@ -252,9 +253,9 @@ def look_at_data(
 
 def fit(trainer: "Trainer", batches: "TrainBatches", config: dict[str, Any], memory: int) -> None:
     """Trains; says what became of readers and memory, and which samples were skipped."""
-    from danet.data import skipping
-    from danet.engine import distributed
-    from danet.plan import shortage
+    from danet.data import bad_samples
+    from danet.distributed import collectives
+    from danet.preflight import out_of_memory
 
     try:
         trainer.fit(batches)
@@ -262,12 +263,14 @@ def fit(trainer: "Trainer", batches: "TrainBatches", config: dict[str, Any], mem
         told: UserError | None = None
         if isinstance(error, RuntimeError):
             told = batches.explain(error)
-        if told is None and shortage.is_shortage(error):
-            told = shortage.explain(config, trainer.device, memory, training=trainer.model.training)
+        if told is None and out_of_memory.is_shortage(error):
+            told = out_of_memory.explain(
+                config, trainer.device, memory, training=trainer.model.training
+            )
         if told is None:
             raise
         raise told from error
-    for line in skipping.summary(distributed.gather(batches.bad.reasons)):
+    for line in bad_samples.summary(collectives.gather(batches.bad.reasons)):
         cli.say(line)
 
 

@@ -19,26 +19,26 @@ from torch import nn
 from tqdm import tqdm
 
 from danet import cli
-from danet.assemble import checked_config, load_saved, make, make_dataset, model_of
-from danet.check import did_you_mean
-from danet.config import VisualizeConfig
+from danet.config.build import checked_config, load_saved, make, make_dataset, model_of
+from danet.config.schema import VisualizeConfig
+from danet.config.validate import did_you_mean
 from danet.datasets.base import IMAGE_SUFFIXES, SegmentationDataset
-from danet.datasets.files import read_image
+from danet.datasets.image_io import read_image
 from danet.datasets.submission import demand_labels
-from danet.disk import folder_of, require_writable
-from danet.drawing import report, viewer
-from danet.drawing.attention import Point, has_attention
-from danet.drawing.figure import figure
-from danet.drawing.overlay import Palette, predict, save_image, sheet
-from danet.drawing.sheets import Seen, contact_sheet, side_by_side, small
-from danet.engine import distributed
+from danet.distributed import collectives
 from danet.engine.log import read_metrics
 from danet.errors import InputError, StorageError
-from danet.evaluation.confusion import ConfusionMatrix, warn_of_single_class
+from danet.evaluation.fuse import prepared
 from danet.evaluation.inference import Inference
+from danet.evaluation.metrics import ConfusionMatrix, warn_of_single_class
 from danet.evaluation.protocol import described
-from danet.evaluation.speed import prepared
+from danet.filesystem import folder_of, require_writable
 from danet.prediction.results import digest_of
+from danet.visualization import report, viewer
+from danet.visualization.attention import Point, has_attention
+from danet.visualization.figure import figure
+from danet.visualization.overlay import Palette, predict, save_image, sheet
+from danet.visualization.sheets import Seen, contact_sheet, side_by_side, small
 
 Picture = tuple[str, np.ndarray, np.ndarray | None]
 """A name, an image, and its true classes where they are known."""
@@ -66,7 +66,7 @@ def work(config: DictConfig) -> None:
     """Loads the checkpoint, writes pictures of the chosen images, and a report if asked for."""
     settings: VisualizeConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     refuse_settings(settings)
-    device = distributed.choose_device(settings.device)
+    device = collectives.choose_device(settings.device)
     network = load_network(settings.checkpoint, settings, device)
     other = load_network(settings.other, settings, device) if settings.other else None
     if other and other.classes != network.classes:

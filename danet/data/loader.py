@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from danet.data import workers
+from danet.data.bad_samples import Bad, BadSamples, Read, Replacing
 from danet.data.sampler import StepSampler
-from danet.data.skipping import Bad, BadSamples, Read, Replacing
 from danet.errors import InputError, ProcessError, StorageError
 from danet.types import Batch, Sample
 

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from danet import console
-from danet.engine.writers import KINDS, Writer, finite, plain_settings
+from danet.engine.trackers import KINDS, Writer, finite, plain_settings
 
 
 class RunLog:
@@ -22,7 +22,7 @@ class RunLog:
         folder: Of the run; None for a log that does nothing.
         step: Where the run starts or goes on; later lines of an earlier attempt are dropped.
         steps: Where it ends.
-        log_to: Names of writers, see danet.engine.writers.
+        log_to: Names of writers, see danet.engine.trackers.
         run_id: Of the run, the same after resuming.
 
     Raises:

@@ -13,22 +13,24 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import danet
-from danet.engine import checkpoint, distributed, run_folder
-from danet.engine.average import MovingAverage
-from danet.engine.checkpoint import Checkpoint
-from danet.engine.hardware import choose_memory_format, choose_precision, compiled
-from danet.engine.health import LossWatch, Overflows, Pace
-from danet.engine.idle import freeze_idle
+from danet.checkpoint import format as checkpoint_format
+from danet.checkpoint import run_folder
+from danet.checkpoint.format import Checkpoint
+from danet.checkpoint.manager import Saver
+from danet.checkpoint.storage import FAILED, Storage
+from danet.distributed import collectives
+from danet.distributed.signals import SAVE, STOP, Signals, Stop
+from danet.distributed.unused_parameters import freeze_idle
+from danet.engine.ema import MovingAverage
 from danet.engine.log import RunLog, class_table
+from danet.engine.nonfinite import LossWatch, Overflows, Pace
 from danet.engine.optimizer import Recipe, restore, state_of
+from danet.engine.precision import choose_memory_format, choose_precision, compiled
 from danet.engine.profile import StepProfile
-from danet.engine.saver import Saver
 from danet.engine.schedule import Schedule
 from danet.engine.settings import TrainSettings
-from danet.engine.signals import SAVE, STOP, Signals, Stop
-from danet.engine.storage import FAILED, Storage
 from danet.errors import Interrupted, StorageError
-from danet.evaluation.confusion import ConfusionMatrix, warn_of_single_class
+from danet.evaluation.metrics import ConfusionMatrix, warn_of_single_class
 from danet.evaluation.protocol import described
 from danet.losses import DeepSupervision, Part, mean_of
 from danet.seeds import mix
@@ -61,7 +63,7 @@ class Trainer:
         header: ``config``, ``classes`` and ``palette`` for the checkpoints.
         resume: A checkpoint to go on from.
         count: Further numbers for the log, the same names on all processes.
-        log_to: Where the log is shown, see danet.engine.writers.
+        log_to: Where the log is shown, see danet.engine.trackers.
     """
 
     def __init__(
@@ -99,14 +101,14 @@ class Trainer:
         self.scores: dict[str, float] | None = None
         self.last = min(settings.stop_at or settings.steps, settings.steps)
 
-        if distributed.world_size() > 1:
+        if collectives.world_size() > 1:
             freeze_idle(model)
         if settings.deterministic:
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
-        distinct = distributed.world_size() > 1 and device.type == "cuda"
+        distinct = collectives.world_size() > 1 and device.type == "cuda"
         if settings.sync_batchnorm and distinct:
-            model = distributed.synchronised(model)
+            model = collectives.synchronised(model)
         self.dtype = choose_precision(settings.precision, device)
         self.memory_format = choose_memory_format(settings.channels_last, device, self.dtype)
         self.model = model.to(device).to(memory_format=self.memory_format)
@@ -118,7 +120,7 @@ class Trainer:
         if resume is not None:
             self._restore(resume)
         self.parallel: nn.Module = model
-        if distributed.world_size() > 1:
+        if collectives.world_size() > 1:
             self.parallel = DistributedDataParallel(
                 model,
                 device_ids=[device.index] if device.type == "cuda" else None,
@@ -129,7 +131,7 @@ class Trainer:
             self.parallel.broadcast_buffers = False
         # A second way to call the network; states keep the names of the first.
         self.network = compiled(self.parallel, device) if settings.compile else self.parallel
-        self.agreement = distributed.Agreement()
+        self.agreement = collectives.Agreement()
         self.saver = Saver(
             folder,
             keep_last=settings.keep_last,
@@ -139,13 +141,13 @@ class Trainer:
             best=[(pair[0], pair[1]) for pair in resume.get("best", ())] if resume else None,
         )
         self.log = RunLog(
-            folder if distributed.is_first() else None,
+            folder if collectives.is_first() else None,
             step=self.step,
             steps=settings.steps,
             log_to=log_to,
             run_id=str(self.header.get("run_id", "")),
         )
-        is_profiled = settings.profile and distributed.is_first()
+        is_profiled = settings.profile and collectives.is_first()
         self.profile = StepProfile(folder / "profile" if is_profiled else None, device, self.log)
         self.storage = Storage(self.saver, settings.on_storage_error, self.log.warn)
         self.watch = LossWatch(folder)
@@ -171,7 +173,7 @@ class Trainer:
                 self.agreement.close()
                 # All processes end alike, and only the first knows what it wrote. The last
                 # checkpoint may still be under way, so a signal waits for it.
-                if error := distributed.from_first(self.storage.finish()):
+                if error := collectives.from_first(self.storage.finish()):
                     raise error
             if self.step == self.settings.steps and self.scores:
                 settings = {k: v for k, v in self.header["config"].items() if k != "run"}
@@ -199,11 +201,11 @@ class Trainer:
             if self.step >= self.last:
                 return
             flags = signals.take() | self.storage.flags()
-            if distributed.is_first() and self.storage.falls_due(settings.save_minutes):
+            if collectives.is_first() and self.storage.falls_due(settings.save_minutes):
                 flags |= SAVE
             requests = self.agreement.exchange(flags)
             if requests & FAILED:
-                raise distributed.from_first(self.storage.finish()) or StorageError("no checkpoint")
+                raise collectives.from_first(self.storage.finish()) or StorageError("no checkpoint")
             if requests & STOP:
                 raise Stop
             if requests & SAVE:
@@ -214,7 +216,7 @@ class Trainer:
             group = [next(batches) for _ in range(settings.accumulate)]
             waited = time.perf_counter() - start
             self.pace.note(waited, sum(len(batch.name) for batch in group))
-            with distributed.gradients(self.step + 1):
+            with collectives.gradients(self.step + 1):
                 terms = self.train_step(group)
             self.profile.end(waited)
             self.step += 1
@@ -241,7 +243,7 @@ class Trainer:
         What asks to be started again is left only if all processes live: after a death this is the
         launcher cleaning up, and the run has failed.
         """
-        farewell = distributed.Farewell()
+        farewell = collectives.Farewell()
         try:
             self.save(together=False)  # it may have come within an evaluation
             error = self.storage.finish()
@@ -249,7 +251,7 @@ class Trainer:
             all_came = farewell.all_came()
         if error:
             raise error
-        if distributed.is_first() and all_came:
+        if collectives.is_first() and all_came:
             (self.folder / run_folder.STOPPED).touch()
         raise Interrupted(
             f"stopped by {by} at step {self.step} of {self.settings.steps}; go on with "
@@ -298,7 +300,7 @@ class Trainer:
 
     def _seed(self) -> None:
         """Makes dropout depend on the step alone: a resumed run draws what the whole run would."""
-        torch.manual_seed(mix(self.seed, self.step, distributed.rank()))
+        torch.manual_seed(mix(self.seed, self.step, collectives.rank()))
 
     def _divisors(self, group: list[Batch]) -> Divisors:
         """Returns what the loss of several micro-batches is divided by, before the first backward.
@@ -344,17 +346,17 @@ class Trainer:
             values["skipped"] = self.overflows.total()
         if counts := self.count():
             numbers = torch.tensor(list(counts.values()), dtype=torch.float64, device=self.device)
-            values |= zip(counts, distributed.sum_of(numbers, "sum of counters"), strict=True)
+            values |= zip(counts, collectives.sum_of(numbers, "sum of counters"), strict=True)
         self.log.status(loss=f"{total:.3f}", waiting=f"{values['data_waiting']:.0%}")
         self.log.scalars(self.step, "train", values)
 
     def _evaluate(self) -> None:
         """Scores the network, or its average where there is one."""
         model = self.ema.module if self.ema is not None else self.model
-        distributed.share_buffers(model)
+        collectives.share_buffers(model)
         confusion = self.evaluate(model)
-        distributed.wait_patiently(f"the evaluation at step {self.step}")
-        distributed.sum_in_place(confusion.counts)
+        collectives.wait_patiently(f"the evaluation at step {self.step}")
+        collectives.sum_in_place(confusion.counts)
         scores = confusion.scores()
         classes = self.header["classes"]
         protocol = self.header.get("config", {}).get("evaluation", {})
@@ -370,7 +372,7 @@ class Trainer:
         }
         per_class = {f"iou/{name}": v for name, v in zip(classes, scores.iou, strict=True)}
         self.log.scalars(self.step, "val", {**self.scores, **per_class})
-        if distributed.is_first() and self.log.takes_images():
+        if collectives.is_first() and self.log.takes_images():
             self.log.images(self.step, self.draw(model))
         self.best_miou = max(scores.miou, self.best_miou or 0.0)
         self.evaluated_at = self.step
@@ -385,18 +387,18 @@ class Trainer:
         ``together``: whether all processes come here at this step. Raises DivergedError.
         """
         self.watch.require_finite(self.model, self.step, together=together)
-        if not distributed.is_first():
+        if not collectives.is_first():
             return
         is_scored = self.scores is not None and self.evaluated_at == self.step
         state = {
-            "format": checkpoint.FORMAT,
+            "format": checkpoint_format.FORMAT,
             "version": danet.__version__,
             **self.header,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "optimizer": state_of(self.optimizer, self.model),
             "scaler": self.scaler.state_dict(),
-            "processes": distributed.world_size(),
+            "processes": collectives.world_size(),
             "threads": torch.get_num_threads(),
             "step": self.step,
             "skipped": self.overflows.total(),
@@ -428,10 +430,10 @@ def _divisors_of(parts: Mapping[str, Sequence[Part]]) -> Divisors:
 
 def _shared(divisors: Divisors) -> Divisors:
     """Returns the means of divisors over the processes: DDP averages the gradients, too."""
-    world = distributed.world_size()
+    world = collectives.world_size()
     if world == 1:
         return divisors
     flat = torch.stack([divisor for found in divisors.values() for divisor in found]) / world
-    distributed.sum_in_place(flat)
+    collectives.sum_in_place(flat)
     shared = iter(flat.unbind())
     return {name: [next(shared) for _ in found] for name, found in divisors.items()}

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from danet.evaluation.confusion import ConfusionMatrix
+from danet.evaluation.fuse import prepared
 from danet.evaluation.inference import Inference
-from danet.evaluation.speed import prepared
+from danet.evaluation.metrics import ConfusionMatrix
 from danet.types import Batch
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from danet.evaluation.windows import (
+from danet.evaluation.sliding_window import (
     PIXELS_PER_PASS,
     Band,
     PixelBudget,

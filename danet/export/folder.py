@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from danet.engine import checkpoint
+from danet.checkpoint import format as checkpoint_format
+from danet.checkpoint import reading
 from danet.errors import InputError, StorageError
 from danet.export.programs import require
-from danet.models import files
 from danet.plain import printable
 
 WEIGHTS = "model.safetensors"
@@ -93,12 +93,12 @@ def load(folder: Path, *, key: str = "checkpoint") -> dict[str, Any]:
             raise
         told = printable(str(error)[:300])
         raise InputError(f"{key}={folder}: damaged or incomplete ({told})") from error
-    problem = files.unsound(weights)
+    problem = reading.unsound(weights)
     if problem:
         raise InputError(f"{key}={folder}: {problem}")
     saved = {name: facts[name] for name in ("config", *_KEPT) if name in facts}
     saved |= {"model": weights, "ema": None}
-    checkpoint.require_sound(saved, f"{key}={folder}")
+    checkpoint_format.require_sound(saved, f"{key}={folder}")
     return saved
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from danet.models.weights import load_backbone
+from danet.checkpoint.weights import load_backbone
 
 Stem = Literal["7x7", "64-64-128", "32-32-64"]
 

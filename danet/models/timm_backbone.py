@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from danet.checkpoint.weights import explain_mismatch, read_state_dict
 from danet.errors import InputError
 from danet.extras import how_to_install
-from danet.models.weights import explain_mismatch, read_state_dict
 
 _REFUSALS = (NotImplementedError, TypeError, RuntimeError, AssertionError)
 """What timm raises for a network that it cannot take to pieces or dilate."""

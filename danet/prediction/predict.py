@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from danet.datasets.files import read_image, to_rgb
+from danet.datasets.image_io import read_image, to_rgb
 from danet.errors import InputError
 from danet.evaluation.inference import Inference, Whole
-from danet.evaluation.windows import PIXELS_PER_PASS
+from danet.evaluation.sliding_window import PIXELS_PER_PASS
 
 AnyImage = str | Path | np.ndarray | Tensor | Image.Image
 """A path; uint8 (H, W, 3) RGB or (H, W) grey; a uint8 tensor (3, H, W) RGB; a Pillow image."""

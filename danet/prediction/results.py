@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 from torch import nn
 
-from danet.drawing.overlay import Palette, colorize, overlay, row_blocks, save_image
 from danet.errors import InputError, StorageError
 from danet.prediction.sources import VIDEO_SUFFIXES, Picture, Source
+from danet.visualization.overlay import Palette, colorize, overlay, row_blocks, save_image
 
 KINDS = ("index", "color", "overlay")
 _JOURNAL = "predictions.jsonl"

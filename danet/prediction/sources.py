@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from danet.datasets.base import IMAGE_SUFFIXES
-from danet.datasets.files import Levels, left_out, read_image
+from danet.datasets.image_io import Levels, left_out, read_image
 from danet.errors import InputError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})

@@ -24,13 +24,13 @@ import torch
 from PIL import Image
 
 from bench.measure import Options, Row, seconds
-from danet import config as schema
-from danet.assemble import make_dataset
-from danet.check import check
 from danet.cli import CONFIGS
+from danet.config import schema
+from danet.config.build import make_dataset
+from danet.config.validate import check
 from danet.data.loader import collate, train_batches
 from danet.datasets.base import SegmentationDataset
-from danet.datasets.files import read_image, read_labels
+from danet.datasets.image_io import read_image, read_labels
 from danet.types import IGNORE, Draw, Sample
 
 NUM_CLASSES = 19

@@ -21,8 +21,8 @@ from bench.measure import (
     status,
 )
 from bench.step import make_network, make_reference
+from danet.evaluation.fuse import prepared
 from danet.evaluation.inference import MultiScale, Whole
-from danet.evaluation.speed import prepared
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.2)
 """Of the released code's multi-scale test."""

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from bench import reference
 from bench.measure import GIB, Options, Row, agree, peak_memory, relative_error, seconds
-from danet.engine.hardware import choose_memory_format, choose_precision
 from danet.engine.optimizer import SGD
+from danet.engine.precision import choose_memory_format, choose_precision
 from danet.losses import CrossEntropy, DeepSupervision
-from danet.models.heads import DualAttentionHead
+from danet.models.heads.dual import DualAttentionHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
 from danet.ops.convolution import WideConv2d

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from hydra.core.global_hydra import GlobalHydra
 
-import danet.assemble
+import danet.config.build
 from danet import cli
 from danet.tools import eval as evaluation
 from danet.tools import train
@@ -66,8 +66,8 @@ def _start(*_, **__):
 
 
 def train_command(*arguments, monkeypatch, capsys, until="make_dataset"):
-    """Runs ``train.py`` until it calls a function of danet.assemble, the first after the parts."""
-    monkeypatch.setattr(danet.assemble, until, _start)
+    """Runs ``train.py`` until it calls a function of danet.config.build, the first after the parts."""
+    monkeypatch.setattr(danet.config.build, until, _start)
     return _run(train.work, "train", arguments, monkeypatch, capsys)
 
 

@@ -10,15 +10,15 @@ import torch
 from starts import composed
 
 import danet
-from danet import resume
-from danet.assemble import make, make_model, untrained
-from danet.check import check
-from danet.engine import checkpoint
+from danet.checkpoint import format as checkpoint_format
+from danet.checkpoint import reading
+from danet.checkpoint.weights import initialise
+from danet.config import resume
+from danet.config.build import make, make_model, untrained
+from danet.config.validate import check
 from danet.engine.optimizer import state_of
 from danet.errors import UserError
 from danet.export import folder
-from danet.models import files
-from danet.models.weights import initialise
 
 SECRET = "s3cr3t-of-the-reader"
 SETTINGS = [
@@ -69,7 +69,7 @@ def saved():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     return {
-        "format": checkpoint.FORMAT,
+        "format": checkpoint_format.FORMAT,
         "version": "0.2",
         "config": config,
         "classes": [f"class {i}" for i in range(16)],
@@ -105,7 +105,7 @@ def use(way, saved, root):
     torch.save(saved if way == "resume" else {**saved, "optimizer": None}, path)
     seal = hashlib.sha256(path.read_bytes()).digest()
     with open(path, "ab") as file:
-        file.write(files.MARK + seal)
+        file.write(reading.MARK + seal)
     if way == "checkpoint":
         danet.load_model(path)
     elif way == "init_from":

@@ -9,16 +9,16 @@ import pytest
 import torch
 import yaml
 from conftest import write_pair
+from danet.tools.check import examine
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-import danet.assemble
-from danet import config as schema
-from danet.check import check
+import danet.config.build
 from danet.cli import CONFIGS
+from danet.config import schema
+from danet.config.validate import check
 from danet.errors import InputError
 from danet.tools import train
-from danet.tools.check import examine
 
 CLASSES = "data.classes=[a,b,c,d,e,f,g,h,i,j,k]"
 KINDS = {
@@ -69,7 +69,7 @@ def start_training(settings, monkeypatch):
     def started(_):
         raise Started
 
-    monkeypatch.setattr(danet.assemble, "make_model", started)
+    monkeypatch.setattr(danet.config.build, "make_model", started)
     settings = [*settings, "run.name=x", "data.crop=[32,32]", "data.num_workers=0"]
     if not any(setting.startswith("data.batch_size") for setting in settings):
         settings.append("data.batch_size=2")

@@ -16,11 +16,11 @@ from commands import eval_command, train_command
 from conftest import TINY
 from starts import composed
 
-from danet.assemble import make, make_model
-from danet.check import check
-from danet.engine import checkpoint
+from danet.checkpoint import format as checkpoint_format
+from danet.checkpoint.weights import initialise, load_backbone
+from danet.config.build import make, make_model
+from danet.config.validate import check
 from danet.models.resnet import ResNet
-from danet.models.weights import initialise, load_backbone
 
 SETTINGS = [
     *("data=scenes", *TINY, "trainer.steps=6", "data.num_workers=0"),
@@ -34,7 +34,7 @@ def whole():
     config = check(composed("train", SETTINGS))
     model = make_model(config)
     return {
-        "format": checkpoint.FORMAT,
+        "format": checkpoint_format.FORMAT,
         "version": "0.2",
         "config": config,
         "classes": [f"class {i}" for i in range(16)],
@@ -53,7 +53,7 @@ def whole():
 
 def saved(path, **changes):
     """Writes a checkpoint with other parts; returns its path."""
-    checkpoint.save(path, {**copy.deepcopy(whole()), **changes})
+    checkpoint_format.save(path, {**copy.deepcopy(whole()), **changes})
     return path
 
 
@@ -90,8 +90,8 @@ def test_K02_file_that_is_cut(rest, tmp_path):
     content = path.read_bytes()
     kept = {"nothing": 0, "one byte": 1, "half": len(content) // 2, "all but one byte": -1}[rest]
     path.write_bytes(content[:kept])
-    with pytest.raises(checkpoint.InputError) as error:
-        checkpoint.load(path)
+    with pytest.raises(checkpoint_format.InputError) as error:
+        checkpoint_format.load(path)
     text = str(error.value)
     assert text.startswith(f"checkpoint={path}: ")
     assert "damaged or incomplete" in text or "not a checkpoint: 1 bytes that begin" in text
@@ -105,7 +105,7 @@ def test_K03_flipped_byte(evaluated, trained, tmp_path):
     path.write_bytes(content)
     evaluated(f"checkpoint={path}").refused(f"checkpoint={path}: damaged", "the checksum at its")
     trained(f"resume={path}").refused(f"resume={path}: damaged", "the checksum at its end")
-    with pytest.raises(checkpoint.InputError, match=r"init_from=.*: damaged: .* checksum"):
+    with pytest.raises(checkpoint_format.InputError, match=r"init_from=.*: damaged: .* checksum"):
         initialise(torch.nn.Linear(1, 1), path)
 
 
@@ -116,7 +116,9 @@ def test_K04_text_saved_as_checkpoint(evaluated, content, tmp_path):
     evaluated(f"checkpoint={path}").refused(
         f"checkpoint={path}: not a checkpoint: {len(content)} bytes that begin with {content!r}"
     )
-    with pytest.raises(checkpoint.InputError, match=r"not a checkpoint: .* bytes that begin with"):
+    with pytest.raises(
+        checkpoint_format.InputError, match=r"not a checkpoint: .* bytes that begin with"
+    ):
         initialise(torch.nn.Linear(1, 1), path)
 
 
@@ -141,7 +143,7 @@ def test_K05_pickle_that_would_run_a_command(evaluated, trained, protocol, tmp_p
     parts = ("it asks to call posix.system", "nothing of it was run")
     evaluated(f"checkpoint={path}").refused(f"checkpoint={path}", *parts)
     trained(f"resume={path}").refused(f"resume={path}", *parts)
-    with pytest.raises(checkpoint.InputError, match=r"it asks to call posix\.system"):
+    with pytest.raises(checkpoint_format.InputError, match=r"it asks to call posix\.system"):
         initialise(torch.nn.Linear(1, 1), path)
     assert not (tmp_path / "ran").exists()
 
@@ -182,12 +184,14 @@ def test_K08_backbone_of_another_depth(tmp_path):
     torch.save({name: torch.zeros(1) for name in names}, path)
     with torch.device("meta"):
         backbone = ResNet(depth=101)
-    with pytest.raises(checkpoint.InputError) as error:
+    with pytest.raises(checkpoint_format.InputError) as error:
         load_backbone(backbone, 101, str(path))
     assert "the weights of a ResNet-50, and model.backbone.depth=101" in str(error.value)
     own = saved(tmp_path / "last.pt")
     deeper = make_model(check(composed("train", [*SETTINGS, "model.backbone.depth=34"])))
-    with pytest.raises(checkpoint.InputError, match="has a ResNet-18 and this network a ResNet-34"):
+    with pytest.raises(
+        checkpoint_format.InputError, match="has a ResNet-18 and this network a ResNet-34"
+    ):
         initialise(deeper, own)
 
 
@@ -212,12 +216,12 @@ def test_K11_weights_that_are_no_numbers(evaluated, tmp_path):
     path = saved(tmp_path / "last.pt", model=weights(**{"backbone.conv1.weight": bad}))
     text = f"3 of {bad.numel()} values of backbone.conv1.weight are NaN or infinite"
     evaluated(f"checkpoint={path}").refused(f"checkpoint={path}: {text}")
-    with pytest.raises(checkpoint.InputError, match=text):
+    with pytest.raises(checkpoint_format.InputError, match=text):
         initialise(torch.nn.Linear(1, 1), path)
 
 
 def test_K12_newer_format(evaluated, tmp_path):
-    path = saved(tmp_path / "last.pt", format=checkpoint.FORMAT + 1, version="9.0")
+    path = saved(tmp_path / "last.pt", format=checkpoint_format.FORMAT + 1, version="9.0")
     evaluated(f"checkpoint={path}").refused("format 3, this version reads 1 and 2", "danet 9.0")
 
 

@@ -13,10 +13,10 @@ import torch
 from commands import train_command
 from conftest import TINY, tool
 
-from danet.assemble import make_model
-from danet.check import check
-from danet.plan.advice import notes
-from danet.resume import differences
+from danet.config.build import make_model
+from danet.config.resume import differences
+from danet.config.validate import check
+from danet.preflight.advice import notes
 
 CPU = torch.device("cpu")
 
@@ -205,7 +205,7 @@ def test_C26_batch_norm_over_processes_where_there_is_one(given):
 
 
 def test_C27_half_precision_without_hardware(given, monkeypatch):
-    monkeypatch.setattr("danet.engine.hardware._has_bfloat16", lambda device: False)
+    monkeypatch.setattr("danet.engine.precision._has_bfloat16", lambda device: False)
     on_cpu = "trainer.device=cpu"
     given("trainer.precision=bfloat16", on_cpu).accepted("trainer.precision=bfloat16: cpu does not")
     given("trainer.precision=float16", on_cpu).refused("trainer.precision=float16 needs CUDA")

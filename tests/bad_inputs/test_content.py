@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, call
+from danet.tools.check import examine
 from PIL import Image
 from starts import accepted, composed, plant, refused
 
-from danet.datasets.files import left_out, read_image, read_labels
+from danet.data_check.sample import check_sample, choose
 from danet.datasets.folder import Folder
-from danet.doctor.sample import check_sample, choose
+from danet.datasets.image_io import left_out, read_image, read_labels
 from danet.errors import InputError
-from danet.tools.check import examine
 
 SIZE = (44, 60)
 RNG = np.random.default_rng(0)

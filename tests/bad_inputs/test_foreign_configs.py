@@ -18,8 +18,8 @@ from commands import train_command
 from foreign import HEARD, SECRET, SETTINGS, WAYS, outcome, place, saved  # noqa: F401
 
 from danet import cli
-from danet.assemble import make
-from danet.engine import checkpoint
+from danet.checkpoint import format as checkpoint_format
+from danet.config.build import make
 from danet.errors import InputError
 from danet.plain import DEEPEST, MOST_VALUES, printable, problem_with
 
@@ -56,7 +56,7 @@ def nodes():
         {"_target_": "os.system", "_args_": ["true"]},
         {"_target_": "os.system", "command": "true"},
         {"_target_": "builtins.eval", "_args_": ["1"], "_convert_": "all"},
-        {"_target_": "danet.models.files.read", "path": "secret.txt", "key": "x"},
+        {"_target_": "danet.checkpoint.reading.read", "path": "secret.txt", "key": "x"},
         {"_target_": "danet.datasets.submission.SubmissionWriter", "_recursive_": False},
         {"_target_": "danet.models.resnet.load_backbone"},
         {"_target_": "danet.models.resnet.ResNet", "depth": 18, "_args_": [1]},
@@ -187,7 +187,7 @@ def test_a_class_is_held_against_the_list_when_it_is_called(saved, place):
     ("key", "path"),
     [
         ("model", "danet.losses.OHEM"),
-        ("model", "danet.models.files.Content"),
+        ("model", "danet.checkpoint.reading.Content"),
         ("loss", "danet.models.resnet.ResNet"),
         ("optimizer", "danet.datasets.folder.Folder"),
         ("data", "danet.datasets.submission.SubmissionWriter"),
@@ -281,7 +281,7 @@ def test_K20_numbers_of_another_kind_and_files_that_are_gone_are_taken(saved, pl
 
 
 @pytest.mark.bad_input("K20")
-@pytest.mark.parametrize("field", checkpoint.FOR_RESUME)
+@pytest.mark.parametrize("field", checkpoint_format.FOR_RESUME)
 def test_K20_fields_that_a_file_lacks(saved, place, field):
     told = outcome("resume", {k: v for k, v in saved.items() if k != field}, place)
     assert f"there is no {field} in it" in told

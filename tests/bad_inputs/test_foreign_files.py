@@ -19,13 +19,13 @@ import torch
 from foreign import outcome, place, saved  # noqa: F401
 from torch import nn
 
-from danet.assemble import load_model, make
+from danet.checkpoint import reading
+from danet.checkpoint.pickle_scan import scan
+from danet.config.build import load_model, make
 from danet.engine.optimizer import SGD, AdamW, misfit, restore, state_of
 from danet.errors import InputError
 from danet.export import folder
 from danet.export.card import card
-from danet.models import files
-from danet.models.pickle_scan import scan
 
 SMALL = {"a": torch.arange(16.0)}
 
@@ -34,14 +34,14 @@ SMALL = {"a": torch.arange(16.0)}
 def never_read(monkeypatch):
     """Fails a test in which torch is asked to read the file."""
     read = []
-    monkeypatch.setattr(files.torch, "load", lambda *_, **__: read.append(1))
+    monkeypatch.setattr(reading.torch, "load", lambda *_, **__: read.append(1))
     yield
     assert not read
 
 
 def refused(path, *parts):
     with pytest.raises(InputError) as error:
-        files.read(path, "checkpoint")
+        reading.read(path, "checkpoint")
     text = str(error.value)
     assert text.startswith(f"checkpoint={path}: ")
     assert len(text.splitlines()) == 1
@@ -71,7 +71,7 @@ def small(tmp_path):
 
 
 def test_an_archive_that_was_written_anew_without_a_change_is_read(small):
-    assert torch.equal(files.read(rewritten(small), "x").value["a"], SMALL["a"])
+    assert torch.equal(reading.read(rewritten(small), "x").value["a"], SMALL["a"])
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "before zip"])
@@ -94,7 +94,7 @@ def test_what_torch_writes_is_read(tmp_path, old):
     path = tmp_path / "x.pt"
     torch.save(content, path, _use_new_zipfile_serialization=not old)
     assert scan(path, path.stat().st_size) == ([], [], "")
-    value = files.read(path, "x").value
+    value = reading.read(path, "x").value
     assert torch.equal(value["strided"], content["strided"])
     assert list(value["state"]) == list(content["state"])
 
@@ -154,7 +154,7 @@ def test_sizes_that_a_file_does_not_have_are_refused(small, change, text, monkey
     rewritten(small, pickled(change))
     assert small.read_bytes() != before
     if "damaged" not in text:
-        monkeypatch.setattr(files.torch, "load", lambda *_, **__: pytest.fail("it was read"))
+        monkeypatch.setattr(reading.torch, "load", lambda *_, **__: pytest.fail("it was read"))
     refused(small, text)
 
 
@@ -162,7 +162,7 @@ def test_sizes_that_a_file_does_not_have_are_refused(small, change, text, monkey
 def test_a_high_place_in_the_memo_takes_no_memory(small):
     """Python's fast reader of pickles would take 64 GiB for it."""
     change = pickled(lambda d: d.replace(b"q\x00", b"r\xff\xff\xff\xff", 1))
-    assert torch.equal(files.read(rewritten(small, change), "x").value["a"], SMALL["a"])
+    assert torch.equal(reading.read(rewritten(small, change), "x").value["a"], SMALL["a"])
 
 
 @pytest.mark.bad_input("K21")
@@ -246,7 +246,7 @@ def test_many_views_of_one_storage_are_refused(tmp_path, never_read):
 
 @pytest.mark.bad_input("K21")
 def test_a_pickle_of_many_values_is_refused(tmp_path, never_read, monkeypatch):
-    monkeypatch.setattr("danet.models.pickle_scan._MOST_PICKLED", 1000)
+    monkeypatch.setattr("danet.checkpoint.pickle_scan._MOST_PICKLED", 1000)
     torch.save({"a": torch.zeros(1), "b": list(range(1000))}, tmp_path / "x.pt")
     refused(tmp_path / "x.pt", "its pickle has more than 0 MiB beside the tensors")
 
@@ -303,21 +303,21 @@ def test_widths_that_no_machine_holds_are_refused_on_the_meta_device(
         ({"_target_": "danet.evaluation.inference.MultiScale", "scales": [1, 1000]}, "up to 16"),
         (
             {
-                "_target_": "danet.evaluation.published.AuthorsProtocol",
+                "_target_": "danet.evaluation.protocols.AuthorsProtocol",
                 **{"base_size": 2048, "crop": 1024, "scales": [100.0], "stride_rate": 0.5},
             },
             "up to 16, by which base_size=2048",
         ),
         (
             {
-                "_target_": "danet.evaluation.published.AuthorsProtocol",
+                "_target_": "danet.evaluation.protocols.AuthorsProtocol",
                 **{"base_size": 520, "crop": 10**6, "scales": [1.0], "stride_rate": 0.5},
             },
             "must be at most 32768",
         ),
         (
             {
-                "_target_": "danet.evaluation.published.MMSegProtocol",
+                "_target_": "danet.evaluation.protocols.MMSegProtocol",
                 **{"scale": [2048, 1024], "ratios": [1000.0], "flip": False},
             },
             "up to 16",
@@ -338,9 +338,9 @@ def test_drawn_pictures_of_any_size_are_refused():
 
 @pytest.mark.bad_input("K23")
 def test_lines_and_scores_beside_a_file_are_numbers_or_left_out(tmp_path):
-    from danet.drawing.report import named_curves
     from danet.engine.log import read_metrics
     from danet.tools.export import are_scores
+    from danet.visualization.report import named_curves
 
     good = {"step": 1, "kind": "train", "loss": 0.5, "lr": None}
     odd = ["[1]", '"x"', "[" * 100_000, '{"step": "<b>"}', '{"step": 1e999, "kind": "train"}', "{"]
@@ -512,10 +512,10 @@ EVIL = (
 
 @pytest.mark.bad_input("K23")
 def test_names_of_classes_are_escaped_wherever_they_are_shown(saved, tmp_path):
-    from danet.drawing.report import Findings, page
     from danet.engine.log import class_table
-    from danet.evaluation.confusion import ConfusionMatrix
+    from danet.evaluation.metrics import ConfusionMatrix
     from danet.tools.eval import Counted, write
+    from danet.visualization.report import Findings, page
 
     names = [*EVIL, *(f"class {i}" for i in range(16 - len(EVIL)))]
     folder.save(tmp_path / "e", {**saved, "classes": names, "version": "<b>|"}, saved["model"])

@@ -16,16 +16,16 @@ from PIL import Image
 from starts import plant
 
 import danet
-from danet.disk import folder_of
-from danet.drawing.attention import queries_and_keys
-from danet.drawing.overlay import as_tensor
-from danet.drawing.viewer import look_at
-from danet.engine import checkpoint
+from danet.checkpoint import format as checkpoint_format
+from danet.checkpoint.weights import without_wrappers
 from danet.errors import InputError
 from danet.evaluation.inference import Sliding
-from danet.models.weights import without_wrappers
+from danet.filesystem import folder_of
 from danet.prediction.predict import predict
 from danet.prediction.sources import find_sources
+from danet.visualization.attention import queries_and_keys
+from danet.visualization.overlay import as_tensor
+from danet.visualization.viewer import look_at
 
 
 @pytest.fixture
@@ -119,11 +119,11 @@ def test_R02_a_picture_that_changed_under_its_name(two, network, change, capsys)
 
 def test_R03_another_checkpoint_gets_a_folder_of_its_own(two, network, capsys):
     predicted(network, two / "x/images")
-    saved = checkpoint.load(network)
+    saved = checkpoint_format.load(network)
     for value in saved["model"].values():
         if value.is_floating_point():
             value.mul_(1.5)
-    checkpoint.save(network, saved)
+    checkpoint_format.save(network, saved)
     predicted(network, two / "x/images")
     assert "written to " + str(network.parent / "predict_images-2") in capsys.readouterr().out
     call(
@@ -179,13 +179,15 @@ def test_R05_scores_of_another_step_or_other_data_are_not_replaced(network, caps
     call("eval", *settings)
     first = network.parent / "eval_val_whole"
     before = (first / "metrics.json").read_bytes()
-    saved = checkpoint.load(network)
-    checkpoint.save(network, {**saved, "step": 9})
+    saved = checkpoint_format.load(network)
+    checkpoint_format.save(network, {**saved, "step": 9})
     call("eval", *settings)
     for value in saved["model"].values():
         if value.is_floating_point():
             value.mul_(1.5)
-    checkpoint.save(network, {**saved, "step": 9})  # of the same step, and still another network
+    checkpoint_format.save(
+        network, {**saved, "step": 9}
+    )  # of the same step, and still another network
     call("eval", *settings)
     assert (first / "metrics.json").read_bytes() == before
     folders = sorted(p.name for p in network.parent.glob("eval_*"))
@@ -215,8 +217,8 @@ def test_R05_an_export_keeps_no_program_of_another_step(network, capsys):
     output = network.parent / "exported"
     call("export", f"checkpoint={network}", "formats=[]")
     (output / "model.pt2").write_bytes(b"a program of this step")
-    saved = checkpoint.load(network)
-    checkpoint.save(network, {**saved, "step": 9})
+    saved = checkpoint_format.load(network)
+    checkpoint_format.save(network, {**saved, "step": 9})
     capsys.readouterr()
     call("export", f"checkpoint={network}", "formats=[]", f"output={output}", code=2)
     assert "model.pt2 of another step is there and would stay" in capsys.readouterr().err
@@ -231,9 +233,9 @@ RUN = [*TINY, "data.num_workers=0", "trainer.eval_every=2"]
 def test_R06_the_best_score_is_not_that_of_other_pictures(tmp_path, capsys):
     run = tmp_path / "run"
     call("train", *RUN, "trainer.steps=4", "trainer.stop_at=2", f"run.dir={run}")
-    saved = checkpoint.load(run / "last.pt")
+    saved = checkpoint_format.load(run / "last.pt")
     assert saved["validation_set"] == "Scenes val, 5 samples"
-    checkpoint.save(run / "last.pt", {**saved, "best_miou": 0.99, "best": [[0.99, 2]]})
+    checkpoint_format.save(run / "last.pt", {**saved, "best_miou": 0.99, "best": [[0.99, 2]]})
     shutil.copy(run / "last.pt", run / "best.pt")
     again = [*RUN, "trainer.steps=4", f"run.dir={run}", "resume=auto", "data.val_split=test"]
     capsys.readouterr()
@@ -243,9 +245,9 @@ def test_R06_the_best_score_is_not_that_of_other_pictures(tmp_path, capsys):
     told = capsys.readouterr().out
     aside = run / "abandoned/best_before_step_000000002.pt"
     assert f"the best checkpoint so far is now {aside}" in told
-    assert checkpoint.load(aside)["best_miou"] == 0.99, "nothing is lost"
-    ended = checkpoint.load(run / "last.pt")
-    assert ended["best_miou"] == checkpoint.load(run / "best.pt")["best_miou"] < 0.99
+    assert checkpoint_format.load(aside)["best_miou"] == 0.99, "nothing is lost"
+    ended = checkpoint_format.load(run / "last.pt")
+    assert ended["best_miou"] == checkpoint_format.load(run / "best.pt")["best_miou"] < 0.99
     assert ended["validation_set"] == "Scenes test, 5 samples"
 
 
@@ -280,9 +282,9 @@ SLIDING = {
 
 
 def test_R07_pictures_and_viewer_are_of_the_protocol_that_scores(network, tmp_path):
-    saved = checkpoint.load(network)
+    saved = checkpoint_format.load(network)
     saved["config"]["evaluation"] = SLIDING
-    checkpoint.save(network, saved)
+    checkpoint_format.save(network, saved)
     model = danet.load_model(network)
     infer = Sliding(crop=[32, 32], stride=[16, 16], flip=True)
     rng = np.random.default_rng(0)
@@ -296,7 +298,7 @@ def test_R07_pictures_and_viewer_are_of_the_protocol_that_scores(network, tmp_pa
     Image.fromarray(image).save(tmp_path / "p.png")
     call("visualize", f"checkpoint={network}", f"images={tmp_path / 'p.png'}", "attention=false")
     drawn = mask_of(network.parent / "pictures_own/p.png")[18 : 18 + 48, 100 : 100 + 96]
-    from danet.drawing.overlay import overlay
+    from danet.visualization.overlay import overlay
 
     assert np.array_equal(drawn, overlay(image, expected, model.palette))
     # Another file gets a folder of its own, so that no picture stands for another.
@@ -307,9 +309,9 @@ def test_R07_pictures_and_viewer_are_of_the_protocol_that_scores(network, tmp_pa
 
 @pytest.mark.slow
 def test_R07_the_report_says_by_which_protocol_it_was_made(network, capsys):
-    saved = checkpoint.load(network)
+    saved = checkpoint_format.load(network)
     saved["config"]["evaluation"] = SLIDING
-    checkpoint.save(network, saved)
+    checkpoint_format.save(network, saved)
     call("visualize", f"checkpoint={network}", "report=true", "count=1", "device=cpu")
     page = (network.parent / "pictures_val/report.html").read_text()
     assert "Scored and drawn by sliding (crop=[32, 32], stride=[16, 16], flip=true)" in page
@@ -384,11 +386,11 @@ def test_R08_data_that_is_drawn_is_held_to_the_same(capsys):
 
 
 def test_R09_a_network_that_says_one_class_of_all_is_told(network, two, tmp_path, capsys):
-    saved = checkpoint.load(network)
+    saved = checkpoint_format.load(network)
     for name, value in saved["model"].items():
         if name.startswith("head.classify") and name.endswith("bias"):
             value[3] += 1e6
-    checkpoint.save(network, saved)
+    checkpoint_format.save(network, saved)
     said = f"every pixel was predicted as class 3 ({saved['classes'][3]})"
     call("eval", f"checkpoint={network}", "device=cpu")
     assert f"warning: {said}" in capsys.readouterr().err
@@ -426,11 +428,11 @@ WRAPPED = {
 
 @pytest.mark.parametrize("kind", WRAPPED)
 def test_R10_names_of_wrappers_are_taken_off(network, tmp_path, kind, capsys):
-    saved = checkpoint.load(network)
+    saved = checkpoint_format.load(network)
     wrapped = {WRAPPED[kind](name): value for name, value in saved["model"].items()}
     assert wrapped.keys() != saved["model"].keys()
-    checkpoint.save(network, {**saved, "model": wrapped, "ema": wrapped})
-    loaded = checkpoint.load(network)
+    checkpoint_format.save(network, {**saved, "model": wrapped, "ema": wrapped})
+    loaded = checkpoint_format.load(network)
     assert list(loaded["model"]) == list(saved["model"])
     assert list(loaded["ema"]) == [f"module.{name}" for name in saved["model"]]
     assert "was taken off" in capsys.readouterr().out

@@ -88,7 +88,7 @@ def hold_evaluation(path, seconds=60.0, times=1):
 
 def hold_save(path, seconds=3.0, step=None):
     """Says that it is here when half of a checkpoint is written, and goes on later."""
-    from danet.engine import checkpoint
+    from danet.checkpoint import format as checkpoint_format
 
     fsync = os.fsync
 
@@ -99,7 +99,7 @@ def hold_save(path, seconds=3.0, step=None):
             time.sleep(seconds)
         fsync(handle)
 
-    checkpoint.os = _Replaced(os, fsync=slow)
+    checkpoint_format.os = _Replaced(os, fsync=slow)
 
 
 class _Replaced:
@@ -200,16 +200,16 @@ def other_code():
 
 def time_out(seconds):
     """Makes waiting for other processes short."""
-    from danet.engine import distributed
+    from danet.distributed import collectives
 
-    distributed.TIMEOUT = timedelta(seconds=seconds)
+    collectives.TIMEOUT = timedelta(seconds=seconds)
 
 
 def skip_mean(step, pause=0.0):
     """Leaves out the exchange of losses from a step on, and perhaps does something else."""
-    from danet.engine import distributed
+    from danet.distributed import collectives
 
-    exchange, now = distributed.sum_of, [0]
+    exchange, now = collectives.sum_of, [0]
 
     def skipping(values, name):
         if name == "mean of losses" and now[0] >= step:
@@ -218,7 +218,7 @@ def skip_mean(step, pause=0.0):
         return exchange(values, name)
 
     _after_step(lambda done: now.__setitem__(0, done))
-    distributed.sum_of = skipping
+    collectives.sum_of = skipping
 
 
 def no_network():
@@ -260,7 +260,7 @@ def ignore_labels(step):
 
 def full_disk(step, number=28, count=10**9):
     """Makes writing checkpoints fail from a step on, as a full (28) or read-only (30) disk does."""
-    from danet.engine import checkpoint
+    from danet.checkpoint import format as checkpoint_format
 
     left = [count]
 
@@ -270,7 +270,7 @@ def full_disk(step, number=28, count=10**9):
             raise OSError(number, os.strerror(number), str(path))
         return open(path, mode, *arguments, **values)
 
-    checkpoint.open = opened
+    checkpoint_format.open = opened
 
 
 def limit_files(step, size):

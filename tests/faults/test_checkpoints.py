@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import danet
-from danet.engine import checkpoint
-from danet.engine.saver import path_at
+from danet.checkpoint import format as checkpoint_format
+from danet.checkpoint.manager import path_at
 from danet.errors import InputError
 from faults.toy import TOY, fingerprint, lines, step_of
 
@@ -54,7 +54,7 @@ CUTS = [0, 1, 10, 0.5, -1]
 def test_a_cut_checkpoint_is_refused(run, cut):
     damage(run / "last.pt", cut)
     with pytest.raises(InputError, match=r"last.pt: .*(damaged|not a checkpoint|empty)") as caught:
-        checkpoint.load(run / "last.pt", key="resume")
+        checkpoint_format.load(run / "last.pt", key="resume")
     assert "weights_only" not in str(caught.value)
 
 
@@ -74,7 +74,7 @@ def test_the_run_goes_on_from_the_one_before_to_the_same_end(start, straight, ru
 def test_a_changed_byte_is_noticed(run, kind):
     damage(run / "last.pt", kind)
     with pytest.raises(InputError, match=r"last.pt: .*damaged"):
-        checkpoint.load(run / "last.pt", key="resume")
+        checkpoint_format.load(run / "last.pt", key="resume")
 
 
 class Command:
@@ -91,7 +91,7 @@ class Command:
 @pytest.mark.fault("T22", "a checkpoint that would run a command when it is read")
 def test_no_command_in_a_checkpoint_is_run(start, stopped, tmp_path, figure):
     hit = tmp_path / "hit"
-    saved = checkpoint.load(stopped / "last.pt")
+    saved = checkpoint_format.load(stopped / "last.pt")
     whole = {
         "at the top": Command(hit),
         "among the weights": {**saved, "model": {**saved["model"], "x": Command(hit)}},
@@ -100,7 +100,7 @@ def test_no_command_in_a_checkpoint_is_run(start, stopped, tmp_path, figure):
     bad = tmp_path / "bad.pt"
     for content in whole.values():
         for settings in (["resume=bad.pt"], [*TOY, "init_from=bad.pt"]):
-            checkpoint.save(bad, content)  # with a checksum that is right
+            checkpoint_format.save(bad, content)  # with a checksum that is right
             refused = start.train(*settings, code=2)
             assert "bad.pt" in refused.stderr()
             assert "weights_only" not in refused.stderr()
@@ -166,7 +166,7 @@ def test_a_failure_in_the_background_ends_the_run(start, tmp_path, processes):
     for run in runs:
         run.ends(4)
     assert "No space left on device" in "".join(run.stderr() for run in runs)
-    assert checkpoint.load(tmp_path / "run/last.pt")["step"] >= 3
+    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] >= 3
     assert step_of(tmp_path / "run") < 100
 
 
@@ -176,7 +176,7 @@ def test_a_full_disk_ends_the_run_with_its_last_checkpoint_whole(start, tmp_path
     plants = {"limit_files": {"step": 5, "size": 100_000}}
     run = start.train(*TOY, *OFTEN, "run.dir=run", plants=plants, code=4)
     assert "step_000000006.pt: the checkpoint could not be written" in run.stderr()
-    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == 3
+    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == 3
     assert not list((tmp_path / "run").glob(".*.tmp"))
 
 
@@ -197,7 +197,7 @@ def test_a_folder_that_may_not_be_written_any_more_ends_the_run(start, tmp_path)
     plants = {"full_disk": {"step": 6, "number": 30}}
     run = start.train(*TOY, *OFTEN, "run.dir=run", plants=plants, code=4)
     assert "Read-only file system" in run.stderr()
-    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == 3
+    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == 3
 
 
 @pytest.mark.slow
@@ -207,12 +207,12 @@ def test_a_file_of_the_first_format_is_read_evaluated_and_gone_on_with(start, tm
     (tmp_path / "run").mkdir()
     path = tmp_path / "run" / "last.pt"
     path.write_bytes(lzma.decompress(FORMAT_1.read_bytes()))
-    assert checkpoint.load(path)["format"] == 1
+    assert checkpoint_format.load(path)["format"] == 1
     logits = danet.load_model(path)(torch.zeros(1, 3, 48, 48, dtype=torch.uint8)).logits
     assert logits.shape == (1, 16, 48, 48)
     assert torch.isfinite(logits).all()
     start.train("checkpoint=run/last.pt", "device=cpu", "output=e", tool="eval")
     start.train("resume=run/last.pt")
-    saved = checkpoint.load(path)
-    assert (saved["step"], saved["format"]) == (6, checkpoint.FORMAT)
+    saved = checkpoint_format.load(path)
+    assert (saved["step"], saved["format"]) == (6, checkpoint_format.FORMAT)
     assert lines(tmp_path / "run", "val")[-1]["step"] == 6

@@ -13,9 +13,9 @@ import pytest
 from conftest import ROOT, call, tool
 
 from danet import console
-from danet.disk import explain_storage, require_writable
-from danet.engine import signals
+from danet.distributed import signals
 from danet.errors import StorageError
+from danet.filesystem import explain_storage, require_writable
 from danet.tools import eval as evaluation
 from faults.toy import PATIENCE, TOY, fingerprint, pictures, until
 
@@ -282,11 +282,11 @@ def _interrupted(folder, command):
 @pytest.mark.parametrize(
     "place",
     [
-        "danet.resume.settle",
-        "danet.assemble.make_dataset",
-        "danet.assemble.make_model",
-        "danet.doctor.sample.check_sample",
-        "danet.engine.run_folder.prepare",
+        "danet.config.resume.settle",
+        "danet.config.build.make_dataset",
+        "danet.config.build.make_model",
+        "danet.data_check.sample.check_sample",
+        "danet.checkpoint.run_folder.prepare",
     ],
 )
 @pytest.mark.parametrize("processes", [1, 2])

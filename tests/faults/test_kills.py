@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from danet.engine import checkpoint
-from danet.engine.saver import by_age, path_at
+from danet.checkpoint import format as checkpoint_format
+from danet.checkpoint.manager import by_age, path_at
 from faults.toy import TOY, fingerprint, forking, is_alive, samples, step_of, until
 
 STEPS = 12
@@ -20,7 +20,7 @@ OFTEN = ["trainer.save_every=3"]
 
 def save_for_ever(folder, first):
     """Saves step after step; the target of the processes that are killed."""
-    from danet.engine.saver import Saver, remove_leftovers
+    from danet.checkpoint.manager import Saver, remove_leftovers
 
     folder = Path(folder)
     remove_leftovers(folder)
@@ -29,7 +29,7 @@ def save_for_ever(folder, first):
     while True:
         step += 1
         state = {
-            "format": checkpoint.FORMAT,
+            "format": checkpoint_format.FORMAT,
             "step": step,
             "model": {"weight": torch.full((200_000,), float(step))},
         }
@@ -55,9 +55,9 @@ def test_200_kills_leave_a_whole_newest_checkpoint(tmp_path, figure):
         found = by_age(tmp_path)
         assert found[0].name == "last.pt"
         for path in found:
-            saved = checkpoint.load(path)  # refuses what is not whole
+            saved = checkpoint_format.load(path)  # refuses what is not whole
             assert bool((saved["model"]["weight"] == saved["step"]).all())
-        newest = checkpoint.load(tmp_path / "last.pt")["step"]
+        newest = checkpoint_format.load(tmp_path / "last.pt")["step"]
         assert newest >= step
         step = newest
     assert torn > 0, "no kill fell into a write"
@@ -72,7 +72,7 @@ def test_a_checkpoint_that_was_not_renamed_is_not_used_and_removed(start, straig
     folder = tmp_path / "run"
     (leftover,) = folder.glob(".*.tmp")
     assert leftover.name.startswith(".step_000000006.pt.")
-    assert checkpoint.load(folder / "last.pt")["step"] == 3
+    assert checkpoint_format.load(folder / "last.pt")["step"] == 3
     start.train(*TOY, *OFTEN, "run.dir=run", "resume=auto")
     assert not leftover.exists()
     assert fingerprint(folder / "last.pt") == straight(*OFTEN)[0]
@@ -159,7 +159,7 @@ def test_processes_do_not_outlive_their_launcher(start, tmp_path, figure):
     since = time.monotonic()
     until(lambda: not any(map(is_alive, workers)), within=10, what="the end of the workers")
     figure(f"workers gone after {time.monotonic() - since:.1f} s")
-    saved = checkpoint.load(tmp_path / "run/last.pt")  # they had the time to write one
+    saved = checkpoint_format.load(tmp_path / "run/last.pt")  # they had the time to write one
     assert saved["step"] >= 3
     assert path_at(tmp_path / "run", saved["step"]).exists()
 

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from danet.archives.members import read_listing
-from danet.datasets.files import read_image
-from danet.engine import checkpoint
+from danet.checkpoint import format as checkpoint_format
+from danet.datasets.image_io import read_image
 from danet.errors import InputError
 from danet.seeds import mix
 from faults.toy import TOY, is_alive, lines, members, pictures, samples, step_of, until
@@ -124,7 +124,7 @@ def test_an_ignored_batch_has_the_loss_zero_and_harms_nothing(start, tmp_path, w
     assert len(found) == 12
     assert all(map(math.isfinite, found.values()))
     assert found[5] == 0 if not where else 0 < found[5] < found[4]
-    saved = checkpoint.load(tmp_path / "run/last.pt")
+    saved = checkpoint_format.load(tmp_path / "run/last.pt")
     assert all(bool(torch.isfinite(v).all()) for v in saved["model"].values())
 
 
@@ -148,7 +148,7 @@ def test_all_processes_end_at_one_step_and_name_the_samples(start, tmp_path, pla
     assert first == second
     told = "".join(run.stderr() for run in runs)
     assert "its samples: train_0" in told
-    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == 3
+    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == 3
 
 
 @pytest.mark.slow

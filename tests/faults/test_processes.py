@@ -7,7 +7,7 @@ import socket
 import pytest
 import torch
 
-from danet.engine import checkpoint
+from danet.checkpoint import format as checkpoint_format
 from faults.toy import TOY, fingerprint, lines, losses, step_of, until
 
 LIMIT = 30
@@ -195,9 +195,9 @@ def test_a_folder_belongs_to_one_job_until_that_ends_in_any_way(start, tmp_path)
     assert first.code() is None
     first.kill()
     until(lambda: first.code() is not None, what="the end")
-    step = checkpoint.load(tmp_path / "run/last.pt")["step"]
+    step = checkpoint_format.load(tmp_path / "run/last.pt")["step"]
     start.train("run.dir=run", "resume=auto", f"trainer.stop_at={step + 2}")
-    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == step + 2
+    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == step + 2
 
 
 @pytest.mark.slow
@@ -214,7 +214,7 @@ def test_all_processes_evaluate_the_network_that_is_saved(start, tmp_path, figur
     assert differing
     # They are shared for the evaluation, after which nothing is trained.
     first, second = statistics("end")
-    saved = checkpoint.load(tmp_path / "run/last.pt")["model"]
+    saved = checkpoint_format.load(tmp_path / "run/last.pt")["model"]
     for name in first:
         assert torch.equal(saved[name], first[name])
         assert torch.equal(second[name], first[name])

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from danet.engine import checkpoint, signals
+from danet.checkpoint import format as checkpoint_format
+from danet.distributed import signals
 from faults.toy import (
     PATIENCE,
     TOY,
@@ -39,7 +40,7 @@ def test_sigterm_to_torchrun_ends_all_processes_at_one_step(start, tmp_path, fig
     seconds = launcher.ends(1, within=LIMIT)  # torchrun says 1 whatever its workers said
     first, second = ended(tmp_path)
     assert first == second
-    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == first
+    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == first
     assert (tmp_path / "run/stopped").exists()
     assert not any(map(is_alive, start.workers()))
     figure(f"{seconds:.1f} s")
@@ -51,7 +52,7 @@ def test_a_run_ended_by_sigterm_goes_on_bit_equal(start, straight, tmp_path):
     plants = {"signal_after": {"step": 5, "name": "SIGTERM"}}
     run = start.train(*TOY, "run.dir=run", plants=plants, code=STOPPED)
     assert "stopped by SIGTERM at step 5 of 12; go on with resume=run/last.pt" in run.stderr()
-    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == 5
+    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == 5
     start.train("resume=run/last.pt")
     assert fingerprint(tmp_path / "run/last.pt") == straight()[0]
     assert not (tmp_path / "run/stopped").exists()
@@ -70,7 +71,7 @@ def test_sigterm_to_one_process_ends_both_at_one_step(start, straight, tmp_path,
     first, second = ended(tmp_path)
     assert first == second
     assert 5 <= first <= 6  # what one raises, all know one step later
-    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == first
+    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == first
     start.train_group("resume=run/last.pt")
     assert fingerprint(tmp_path / "run/last.pt") == straight(processes=2)[0]
     figure(f"{seconds:.1f} s with the start")
@@ -93,7 +94,7 @@ def test_sigterm_during_validation_leaves_it_and_loses_no_step(start, tmp_path, 
         run.kill(signal.SIGTERM)
     for run in runs:
         run.ends(STOPPED, within=LIMIT)
-    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == 6
+    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == 6
     # What was left out is made up for.
     start.train_group("resume=run/last.pt", processes=processes)
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
@@ -115,7 +116,7 @@ def test_sigterm_to_one_process_during_validation_hangs_nobody(start, tmp_path, 
     for run in runs:
         until(lambda run=run: run.code() is not None, within=LIMIT, what="the end")
         assert run.code() != 0
-    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == 6
+    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == 6
 
 
 @pytest.mark.slow
@@ -130,7 +131,7 @@ def test_sigterm_during_a_save_lets_it_end(start, tmp_path, in_background):
     run.ends(STOPPED, within=LIMIT)
     folder = tmp_path / "run"
     assert is_whole(folder / "step_000000003.pt")
-    assert checkpoint.load(folder / "last.pt")["step"] >= 3
+    assert checkpoint_format.load(folder / "last.pt")["step"] >= 3
     assert not list(folder.glob(".*.tmp"))
 
 
@@ -145,7 +146,7 @@ def test_sigterm_during_the_last_save_lets_it_end(start, tmp_path):
     time.sleep(0.5)  # by now the run waits for it
     run.kill(signal.SIGTERM)
     run.ends(0, within=LIMIT)
-    saved = checkpoint.load(tmp_path / "run/last.pt")
+    saved = checkpoint_format.load(tmp_path / "run/last.pt")
     assert (saved["step"], saved["evaluated_at"]) == (4, 4)
 
 
@@ -171,7 +172,7 @@ def test_the_same_signal_again_ends_at_once(start, tmp_path, name, pause):
     run = start.fork(*TOY, "run.dir=run", "trainer.save_every=3", plants=plants)
     run.ends(number)
     assert "stopped by" not in run.stderr()
-    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == 3
+    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == 3
     assert not (tmp_path / "run/stopped").exists()
 
 
@@ -204,7 +205,7 @@ def test_ctrl_c_leaves_no_processes_and_no_lock(start, tmp_path, to_group):
     until(lambda: not any(map(is_alive, group)), within=10, what="the end of the loader")
     assert "stopped by SIGINT at step" in run.stderr()
     assert "Traceback" not in run.stderr()
-    step = checkpoint.load(tmp_path / "run/last.pt")["step"]
+    step = checkpoint_format.load(tmp_path / "run/last.pt")["step"]
     start.train("resume=auto", "run.dir=run", f"trainer.stop_at={step + 1}")
 
 
@@ -226,6 +227,6 @@ def test_sigterm_to_loader_processes_too_still_ends_with_a_checkpoint(start, tmp
     for pid in [*members(run.pid), run.pid]:  # torchrun sends it to the run a second time
         os.kill(pid, signal.SIGTERM)
     run.ends(STOPPED, within=LIMIT)
-    assert checkpoint.load(tmp_path / "run/last.pt")["step"] >= 3
+    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] >= 3
     until(lambda: not members(run.pid), within=LIMIT, what="the end of the loader")
     assert time.monotonic() - since < LIMIT * PATIENCE

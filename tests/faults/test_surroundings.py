@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from danet.engine import checkpoint
+from danet.checkpoint import format as checkpoint_format
 from faults.toy import TOY, fingerprint, lines, pictures, step_of
 
 EMPTY = {"PYTHONDONTWRITEBYTECODE": "1"}
@@ -73,7 +73,7 @@ LANG_C = {**EMPTY, "LANG": "C", "LC_ALL": "C", "OMP_NUM_THREADS": "1"}
 def test_any_path_serves_in_any_language(start, tmp_path):
     data = pictures(tmp_path / "图 片", train=4, val=2)
     start.start(*data, "run.dir=运 行", "trainer.steps=2", only=LANG_C).ends(0)
-    assert checkpoint.load(tmp_path / "运 行/last.pt")["step"] == 2
+    assert checkpoint_format.load(tmp_path / "运 行/last.pt")["step"] == 2
     start.start("resume=运 行/last.pt", only=LANG_C).ends(0)
 
 
@@ -104,8 +104,8 @@ def test_another_number_of_threads_is_told_and_changes_little(start, straight, t
     done = start.train("resume=auto", "run.dir=run", plants={"threads": {"count": 2}})
     assert "resume: 2 thread(s) instead of 1" in done.stdout()
     _, whole = straight()
-    one = checkpoint.load(whole / "run/last.pt")["model"]
-    two = checkpoint.load(tmp_path / "run/last.pt")["model"]
+    one = checkpoint_format.load(whole / "run/last.pt")["model"]
+    two = checkpoint_format.load(tmp_path / "run/last.pt")["model"]
     for name, value in one.items():
         # Of a tensor as a whole: where a gradient is nothing but rounding, AdamW moves a weight
         # by its full rate, up or down.

@@ -301,7 +301,7 @@ class Starter:
 
 def is_whole(path):
     """Tells whether a checkpoint can be read and has its checksum."""
-    from danet.engine import checkpoint
+    from danet.checkpoint import format as checkpoint_format
 
-    checkpoint.load(path)
+    checkpoint_format.load(path)
     return True

@@ -1,0 +1,1 @@
+"""Files of weights: reading them safely, and writing those of a run."""

@@ -1,0 +1,235 @@
+"""Checkpoint files: what is in one, how it is written, how it is read.
+
+A checkpoint is one dictionary of tensors, numbers, strings, lists and dictionaries, so that it can
+be read without running anything that lies in it::
+
+    format      2
+    version     of this package
+    config      the run's whole config, resolved
+    classes     names            palette   RGB colours
+    model       state dict       ema       state dict of averaged weights, or None
+    optimizer   state dict, in which every state has the name and the shape of its parameter
+    scaler      state dict of the loss scaler
+    processes   how many trained
+    step        batches trained  skipped   those of them whose gradients overflowed float16
+    best_miou   so far, or None
+    scores      of the last evaluation, or None
+
+The file is torch's zip archive with 40 bytes behind it: eight that say so and the SHA-256 of all
+before, so that a flipped bit is noticed. Format 1, of versions before 0.2, had no checksum.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+import danet
+from danet.checkpoint import reading
+from danet.checkpoint.weights import without_wrappers
+from danet.distributed import collectives
+from danet.errors import InputError, StorageError
+from danet.plain import printable
+
+FORMAT = 2
+READABLE = (1, FORMAT)
+Checkpoint = dict[str, Any]
+
+
+class _Hashing:
+    """A file that knows the SHA-256 of what was written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes a file that is there whole or not at all, even when the machine stops meanwhile.
+
+    Raises:
+        StorageError: The disk is full, or the folder may not be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            hashing = _Hashing(file)
+            torch.save(checkpoint, hashing)  # type: ignore[arg-type]
+            file.write(reading.MARK + hashing.digest.digest())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        with suppress(OSError):
+            temporary.unlink()
+        raise StorageError(f"{path}: the checkpoint could not be written ({error})") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the renaming itself durable, where the system lets folders be opened."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _is_count(value: Any, low: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**53
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or _is_count(abs(value) if isinstance(value, int) else None)
+
+
+def _are_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(k, str) and printable(k) == k and isinstance(v, Tensor) for k, v in value.items()
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 1000 and printable(value) == value
+
+
+def _are_scores(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        _is_text(name) and (score is None or _is_number(score)) for name, score in value.items()
+    )
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(name, str) and len(name) <= 1000 for name in value
+    )
+
+
+def _are_best(value: Any) -> bool:
+    pairs = value if isinstance(value, (list, tuple)) else [None]
+    return all(
+        isinstance(pair, (list, tuple))
+        and len(pair) == 2
+        and _is_number(pair[0])
+        and _is_count(pair[1])
+        for pair in pairs
+    )
+
+
+_SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "classes": (_are_names, "a list of names"),
+    "palette": (lambda v: isinstance(v, (list, tuple)), "a list of RGB colours"),
+    "model": (_are_tensors, "tensors by name"),
+    "ema": (lambda v: v is None or _are_tensors(v), "tensors by name, or null"),
+    "optimizer": (lambda v: v is None or isinstance(v, dict), "a state, or null"),
+    "scaler": (lambda v: not v or (_are_scores(v) and set(v) == _SCALER), "of a loss scaler"),
+    "step": (_is_count, "a whole number of at least 0"),
+    "evaluated_at": (_is_count, "a whole number of at least 0"),
+    "skipped": (_is_count, "a whole number of at least 0"),
+    "processes": (lambda v: _is_count(v, 1), "a whole number of at least 1"),
+    "threads": (lambda v: _is_count(v, 1), "a whole number of at least 1"),
+    "best_miou": (lambda v: v is None or _is_number(v), "a number, or null"),
+    "scores": (lambda v: v is None or _are_scores(v), "numbers by name, or null"),
+    "best": (_are_best, "pairs of a score and a step"),
+    "training_set": (lambda v: v is None or _is_text(v), "a text of printable letters"),
+    "validation_set": (lambda v: v is None or _is_text(v), "a text of printable letters"),
+    "version": (_is_text, "a text of printable letters"),
+    "run_id": (lambda v: v == "" or (isinstance(v, str) and v.isalnum()), "letters and digits"),
+}
+"""Field of a checkpoint -> what it must be; not all formats and folders have all of them."""
+
+
+FOR_USE = ("config", "classes", "palette", "model", "step")
+FOR_RESUME = (*FOR_USE, "ema", "optimizer", "scaler", "processes", "best_miou", "scores")
+
+
+def require_fields(saved: Checkpoint, names: Sequence[str], source: str) -> None:
+    """Raise InputError if a file lacks a field."""
+    if lost := [name for name in names if name not in saved]:
+        raise InputError(f"{source}: there is no {lost[0]} in it; it was not written by a run")
+
+
+def require_sound(saved: Checkpoint, source: str) -> None:
+    r"""Hold the fields of a foreign file against their types; escape the names of its classes.
+
+    Names go into reports, tables and the terminal: control characters in them become ``\x1b``.
+
+    Args:
+        saved: The fields that it has; ``classes`` is replaced by printable names.
+        source: Setting and path, for messages.
+
+    Raises:
+        InputError: A field is of another type.
+    """
+    for name, (is_right, expected) in _FIELDS.items():
+        if name in saved and not is_right(saved[name]):
+            raise InputError(f"{source}: its {name} is not what it must be: {expected}")
+    for color in saved.get("palette", ()):
+        is_color = isinstance(color, (list, tuple)) and len(color) == 3
+        if not is_color or not all(_is_count(part) and part < 256 for part in color):
+            raise InputError(f"{source}: its palette is not RGB colours of 0 to 255")
+    if "classes" in saved:
+        saved["classes"] = [printable(name) for name in saved["classes"]]
+
+
+def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
+    """Reads a checkpoint to the CPU without running code from it.
+
+    Args:
+        path: Of the file.
+        key: The setting that named it, for messages.
+
+    Raises:
+        InputError: The file is missing, damaged, foreign, of another format, or has weights that
+            are no numbers.
+    """
+    path = Path(path).expanduser()
+    checkpoint, is_sealed = reading.read(path, key)
+    if not isinstance(checkpoint, dict) or "format" not in checkpoint:
+        raise InputError(
+            f"{key}={path}: not a checkpoint of this project (no 'format' in it): it has no "
+            "config and no state of an optimizer; plain weights go to init_from"
+        )
+    version = checkpoint["format"]
+    if not (isinstance(version, int) and version in READABLE):
+        raise InputError(
+            f"{key}={path}: format {printable(str(version)[:20])}, this version reads "
+            f"{' and '.join(map(str, READABLE))}; it was written by danet "
+            f"{printable(str(checkpoint.get('version'))[:20])}, and this is {danet.__version__}"
+        )
+    if version > 1 and not is_sealed:
+        raise InputError(
+            f"{key}={path}: damaged or incomplete: the checksum at its end is missing"
+            + reading.another_whole(path)
+        )
+    require_sound(checkpoint, f"{key}={path}")
+    require_fields(checkpoint, ("model",), f"{key}={path}")
+    checkpoint["model"], notes = without_wrappers(checkpoint["model"], f"{key}={path}")
+    if average := checkpoint.get("ema"):
+        count = {name: value for name, value in average.items() if name == "n_averaged"}
+        inner = {n.removeprefix("module."): v for n, v in average.items() if n not in count}
+        tensors = without_wrappers(inner, f"{key}={path}").tensors
+        checkpoint["ema"] = {**count, **{f"module.{n}": v for n, v in tensors.items()}}
+    if collectives.is_first():
+        print("".join(f"{note}\n" for note in notes), end="", flush=True)
+    for part in ("model", "ema"):
+        problem = reading.unsound(checkpoint.get(part) or {})
+        if problem:
+            raise InputError(
+                f"{key}={path}: {problem}; take a checkpoint from before the run diverged"
+            )
+    return checkpoint

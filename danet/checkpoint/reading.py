@@ -1,0 +1,175 @@
+"""Files of tensors: read without running what lies in them, held against their checksum.
+
+torch.save writes a zip archive. This project's own files have 40 bytes behind it: eight that say so
+and the SHA-256 of all before, so that a flipped bit is noticed.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.serialization import safe_globals
+
+from danet.checkpoint.pickle_scan import Scan, scan
+from danet.errors import InputError
+from danet.plain import printable
+
+MARK = b"danetsum"
+TAIL = len(MARK) + hashlib.sha256().digest_size
+SUFFIXES = (".pt", ".pth")
+
+_DTYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+)
+
+
+class Content(NamedTuple):
+    """What was in a file."""
+
+    value: Any
+    is_sealed: bool
+    """Whether a checksum stood at its end; it was right then."""
+
+
+class _Nothing:
+    """Stands for an object of another program: takes what its class would take, does nothing."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def read(path: Path, key: str, *, foreign: Sequence[str] = ()) -> Content:
+    """Reads a file of torch.save to the CPU.
+
+    Args:
+        path: Of the file.
+        key: The setting that named it, for messages.
+        foreign: Packages whose objects a file may hold beside its tensors. Nothing of these
+            packages is imported or called: an empty object takes the place of each.
+
+    Raises:
+        InputError: The file is missing, damaged, no such file, or would run code.
+    """
+    if not path.is_file():
+        raise InputError(f"{key}={path}: there is no such file{_instead(path)}")
+    try:
+        is_sealed = has_checksum(path)
+    except OSError as error:
+        raise InputError(f"{key}={path}: cannot be read ({error.strerror or error})") from error
+    if is_sealed is False:
+        raise InputError(
+            f"{key}={path}: damaged: its content does not have the checksum at its end"
+            + another_whole(path)
+        )
+    end = path.stat().st_size - (TAIL if is_sealed else 0)
+    found = scan(path, end, foreign=foreign)
+    if found.forbidden or found.problem:
+        raise InputError(f"{key}={path}: {_what_is_wrong(path, found)}")
+    stand_ins: list[Any] = [(type(n.rpartition(".")[2], (_Nothing,), {}), n) for n in found.foreign]
+    try:
+        with warnings.catch_warnings(), safe_globals(stand_ins):
+            warnings.simplefilter("ignore")  # torch warns of foreign pickles that it then refuses
+            value = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a file that is not its own
+        raise InputError(f"{key}={path}: {_what_is_wrong(path, found)}") from error
+    return Content(value, is_sealed is True)
+
+
+def has_checksum(path: Path) -> bool | None:
+    """Tells whether the checksum at a file's end is right; None where there is none."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        rest = max(path.stat().st_size - TAIL, 0)
+        file.seek(rest)
+        tail = file.read()
+        if not tail.startswith(MARK) or len(tail) != TAIL:
+            return None
+        file.seek(0)
+        while rest:
+            block = file.read(min(rest, 1 << 22))
+            digest.update(block)
+            rest -= len(block)
+    return digest.digest() == tail[len(MARK) :]
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Returns the files of tensors in a folder: numbered steps first, the newest foremost."""
+    if not folder.is_dir():
+        return []
+    found = (p for p in folder.iterdir() if p.suffix in SUFFIXES and not p.name.startswith("."))
+    return sorted(found, key=lambda path: path.name, reverse=True)
+
+
+def another_whole(path: Path) -> str:
+    """Names the newest file beside a damaged one whose checksum is right, as a part of a message.
+
+    Of numbered steps none that is newer than the damaged one.
+    """
+    for other in files_in(path.parent):
+        is_newer = path.name.startswith("step_") and other.name > path.name
+        if other == path or is_newer or not other.is_file():
+            continue
+        if has_checksum(other):
+            return f"; {other} is whole"
+    return ""
+
+
+def unsound(tensors: Mapping[str, Tensor]) -> str:
+    """Return what is wrong with the first tensor that cannot be used; empty if all can.
+
+    Its type is not that of weights, or some of its values are not finite, which are counted.
+    """
+    for name, value in tensors.items():
+        if isinstance(value, Tensor) and value.dtype not in _DTYPES:
+            return f"{name} is of type {value.dtype}; expected {', '.join(map(str, _DTYPES))}"
+    found = [
+        (name, int((~value.isfinite()).sum()))
+        for name, value in tensors.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    ]
+    bad = [(name, count) for name, count in found if count]
+    if not bad:
+        return ""
+    name, count = bad[0]
+    more = f"; {len(bad)} tensors of {len(found)} have such" if len(bad) > 1 else ""
+    return f"{count} of {tensors[name].numel()} values of {name} are NaN or infinite{more}"
+
+
+def _instead(path: Path) -> str:
+    """Names the files that do exist where one was looked for."""
+    folder = path if path.is_dir() else path.parent
+    found = files_in(folder)[::-1]
+    if not found:
+        return "" if folder.is_dir() else f", and no folder {folder.absolute()}"
+    shown = ", ".join(map(str, found[:8]))
+    return f"; there are {shown}{f' and {len(found) - 8} more' if len(found) > 8 else ''}"
+
+
+def _what_is_wrong(path: Path, found: Scan) -> str:
+    """Say why a file is refused; never how to make torch take it."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(24)
+    if size == 0:
+        return "not a checkpoint: 0 bytes, so damaged or incomplete" + another_whole(path)
+    if found.forbidden:
+        names = printable(", ".join(name[:200] for name in found.forbidden))
+        if all(name.startswith("torch.") for name in found.forbidden):
+            return f"refused: it names {names}; only dense tensors of usual types are read"
+        return (
+            "not a checkpoint, and refused, since it holds Python objects, and those can run code: "
+            f"it asks to call {names}; nothing of it was run"
+        )
+    if found.problem not in ("", "damaged"):
+        return f"refused: {found.problem}"
+    if head[:2] == b"PK":  # a zip archive, as torch writes them
+        return f"damaged or incomplete ({size} bytes)" + another_whole(path)
+    return f"not a checkpoint: {size} bytes that begin with {head!r}"

@@ -1,0 +1,194 @@
+"""The folder of a run: made once, by one process, never shared by two runs."""
+
+import os
+import shlex
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import yaml
+
+from danet.checkpoint import manager
+from danet.distributed import collectives
+from danet.errors import InputError, StorageError, UserError
+
+STOPPED = "stopped"
+"""File in the folder of a run that a signal ended before its last step."""
+
+_ID = ".run_id"
+"""File with a name of the run that no other has; its checkpoints carry it, too."""
+
+_HEADER = """\
+# The whole config of this run. To repeat it in a new folder:
+#   python tools/train.py --config-dir {folder} --config-name config run.dir=null resume=null
+defaults:
+  - train_schema
+  - _self_
+  - override hydra/job_logging: none
+  - override hydra/hydra_logging: none
+hydra:
+  run: {{dir: .}}
+  output_subdir: null
+"""
+
+_OF_A_START = ("run", "resume", "init_from", "allow_changes", "dry_run")
+"""Keys of a config that say how a run was started."""
+
+
+def prepare(
+    wanted: str | None,
+    fallback: Path,
+    *,
+    config: Mapping[str, Any],
+    resuming: bool,
+    saved: Mapping[str, Any] | None = None,
+) -> Path:
+    """Makes the folder and writes config.yaml, by the first process; returns the folder on all.
+
+    Args:
+        wanted: ``run.dir``; None for a fresh folder named after ``fallback``.
+        fallback: Used with a number behind it where it exists already.
+        config: Of the run. Where the file has another one, that of the steps before, it is kept as
+            config_until_<step>.yaml.
+        resuming: Whether the folder may hold an earlier part of the run.
+        saved: The checkpoint to go on from.
+
+    Raises:
+        InputError: Another run is in the folder, or a process that still lives trains in it.
+        StorageError: It cannot be made or written.
+    """
+    outcome: Path | UserError | None = None
+    if collectives.is_first():
+        try:
+            outcome = _make(wanted, fallback, resuming)
+            _lock(outcome)
+            _describe(outcome, config, resuming, saved)
+            manager.remove_leftovers(outcome)
+            (outcome / STOPPED).unlink(missing_ok=True)
+        except UserError as error:
+            outcome = error
+    outcome = collectives.from_first(outcome)
+    if isinstance(outcome, UserError):
+        raise outcome
+    assert outcome is not None
+    return outcome
+
+
+def id_of(folder: Path) -> str:
+    """Returns the name of the run in a folder; empty for one of a version that had none."""
+    try:
+        return (folder / _ID).read_text().strip()
+    except OSError:
+        return ""
+
+
+def refuse_foreign(folder: Path, path: Path, saved: Mapping[str, Any]) -> None:
+    """Refuses to go on in the folder of one run from the checkpoint of another.
+
+    Raises:
+        InputError: With both names.
+    """
+    here, there = id_of(folder), saved.get("run_id") or ""
+    if here and there and here != there:
+        raise InputError(
+            f"resume={path}: a checkpoint of run {there}, but run.dir={folder} is of run {here}; "
+            "it was copied here by mistake, or name a new folder with run.dir"
+        )
+
+
+def _make(wanted: str | None, fallback: Path, resuming: bool) -> Path:
+    folder = Path(wanted).expanduser() if wanted else fallback
+    if (folder / "config.yaml").exists() and wanted and not resuming:
+        raise InputError(
+            f"run.dir={folder}: another run is there; give resume=auto to go on with it, or "
+            "another run.dir"
+        )
+    number = 2
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=wanted is not None)
+        except FileExistsError as error:
+            if wanted:
+                raise _unwritable(folder, error) from error
+            folder = fallback.with_name(f"{fallback.name}-{number}")  # of a run of this second
+            number += 1
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        else:
+            return folder
+
+
+def _unwritable(folder: Path, error: OSError) -> StorageError:
+    return StorageError(f"run.dir={folder}: not a writable folder ({error.strerror})")
+
+
+def _describe(
+    folder: Path, config: Mapping[str, Any], resuming: bool, saved: Mapping[str, Any] | None
+) -> None:
+    file = folder / "config.yaml"
+    try:
+        if file.exists() and not _is_described(file, config):
+            step = saved["step"] if saved is not None else 0
+            file.replace(folder / f"config_until_{step:09d}.yaml")
+        if not file.exists():
+            body = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+            file.write_text(
+                _HEADER.format(folder=shlex.quote(str(folder.absolute()))) + body, encoding="utf-8"
+            )
+        if not (resuming and id_of(folder)):
+            # What goes on elsewhere is another run; an old checkpoint gives its folder no name.
+            is_its_own = saved is not None and manager.path_at(folder, saved["step"]).exists()
+            known = saved.get("run_id") if saved is not None and is_its_own else None
+            (folder / _ID).write_text(f"{known or uuid4().hex}\n")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _is_described(file: Path, config: Mapping[str, Any]) -> bool:
+    """Tells whether a config.yaml says what a run is made of; how it was started does not count."""
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False
+    kept = {key: value for key, value in config.items() if key not in _OF_A_START}
+    plain = yaml.safe_load(yaml.safe_dump(kept))
+    return isinstance(found, dict) and plain == {key: found.get(key) for key in plain}
+
+
+_locks: dict[Path, int] = {}
+"""Folders that this process has, with open handles; the system unlocks them when it ends."""
+
+
+def _lock(folder: Path) -> None:
+    """Keeps other processes from training in a folder, until this one ends in whatever way.
+
+    Raises:
+        InputError: A process that is alive has it.
+    """
+    if os.name != "posix" or folder.absolute() in _locks:
+        return
+    import fcntl  # not on Windows
+
+    path = folder / ".lock"
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(handle, 100).decode(errors="replace").strip()
+        os.close(handle)
+        raise InputError(
+            f"run.dir={folder}: another process trains here ({owner}); wait for its end, or give "
+            "another run.dir"
+        ) from None
+    except OSError:  # a network file system without locks
+        os.close(handle)
+        return
+    with suppress(OSError):
+        os.truncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
+    _locks[folder.absolute()] = handle

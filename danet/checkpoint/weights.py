@@ -1,0 +1,263 @@
+"""Reading weights that others made: torchvision's by name, or a local state dict."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from danet.checkpoint import reading
+from danet.errors import InputError
+from danet.plain import printable
+
+_CLASSIFIER = ("fc.weight", "fc.bias")
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Parts that torch.compile, FSDP and recomputation put anywhere into names."""
+_PREFIXES = ("module.", "model.")
+"""What DataParallel and moving averages, and classes that hold a model, put before every name."""
+_COUNTER = "n_averaged"
+"""Of torch's moving average, beside the tensors of its module."""
+_NAMED = 40
+"""How many tensors a message names at most."""
+_DEPTHS = {
+    (False, (2, 2, 2, 2)): 18,
+    (False, (3, 4, 6, 3)): 34,
+    (True, (3, 4, 6, 3)): 50,
+    (True, (3, 4, 23, 3)): 101,
+    (True, (3, 8, 36, 3)): 152,
+}
+"""Whether blocks have three convolutions, and blocks of the four stages -> depth of a ResNet."""
+
+
+class Weights(NamedTuple):
+    """The tensors of a file by name, and what to tell of how they were named."""
+
+    tensors: dict[str, Tensor]
+    notes: list[str]
+
+
+def read_state_dict(path: Path, key: str = "init_from", *, foreign: Sequence[str] = ()) -> Weights:
+    """Reads a file of named tensors without running anything that lies in it.
+
+    Accepts a plain state dict, or one below ``state_dict`` or ``model``; what wrappers add to names
+    is taken off.
+
+    Args:
+        path: Of the file.
+        key: The setting that named it, for messages.
+        foreign: As in ``files.read``.
+
+    Raises:
+        InputError: The file is missing, damaged, holds anything but tensors and plain values, or a
+            tensor has values that are not finite.
+    """
+    content = reading.read(path, key, foreign=foreign).value
+    for part in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(part), dict):
+            content = content[part]
+    if not isinstance(content, dict) or not content:
+        raise InputError(
+            f"{key}={path}: expected a dictionary of tensors, found {type(content).__name__}"
+        )
+    wrong = [k for k, v in content.items() if not isinstance(v, Tensor)]
+    if wrong:
+        raise InputError(
+            f"{key}={path}: expected a dictionary of tensors, but {str(wrong[0])[:99]!r} is not one"
+        )
+    odd = [k for k in content if not isinstance(k, str) or printable(k) != k]
+    if odd:
+        raise InputError(f"{key}={path}: {str(odd[0])[:200]!r} is no name of a tensor")
+    problem = reading.unsound(content)
+    if problem:
+        raise InputError(f"{key}={path}: {problem}; take weights from before the run diverged")
+    return without_wrappers(content, f"{key}={path}")
+
+
+def without_wrappers(tensors: Mapping[str, Tensor], source: str) -> Weights:
+    """Takes off names what wrappers of the network added, in whatever order they were nested.
+
+    Raises:
+        InputError: Two names would become one.
+    """
+    names = {old: old for old in tensors}
+    notes = []
+    for part in _WRAPPERS:
+        if any(part in name.split(".") for name in names.values()):
+            names = {old: _without_part(name, part) for old, name in names.items()}
+            notes.append(f"{source}: the {part + '.'!r} in names was taken off")
+    own = [old for old in names if old != _COUNTER]
+    while own and (found := [p for p in _PREFIXES if all(names[o].startswith(p) for o in own)]):
+        names = {old: names[old].removeprefix(found[0]) for old in own}
+        notes.append(f"{source}: the {found[0]!r} in front of every name was taken off")
+    old_of: dict[str, str] = {}
+    for old, name in names.items():
+        if old_of.setdefault(name, old) != old:
+            raise InputError(f"{source}: {old} and {old_of[name]} both stand for the tensor {name}")
+    return Weights({name: tensors[old] for old, name in names.items()}, notes)
+
+
+def _without_part(name: str, part: str) -> str:
+    return ".".join(piece for piece in name.split(".") if piece != part)
+
+
+def load_backbone(backbone: nn.Module, depth: int, weights: str) -> None:
+    """Fills a ResNet from a torchvision weight entry or a local file; all but ``fc`` must fit.
+
+    Raises:
+        InputError: No such entry or file, or tensors are missing, left over or of another shape.
+    """
+    from torchvision.models import get_model_weights  # takes seconds, and is seldom needed
+
+    key = "model.backbone.weights"
+    entries = get_model_weights(f"resnet{depth}")
+    if weights in entries.__members__:
+        try:
+            state = dict(entries[weights].get_state_dict(check_hash=True))
+        except (OSError, RuntimeError) as error:  # no network, or another file than expected
+            raise InputError(
+                f"{key}={weights}: {entries[weights].url} could not be downloaded ({error}); fetch "
+                f"it on another machine and set {key}=FILE"
+            ) from error
+    elif Path(weights).expanduser().exists():
+        state = read_state_dict(Path(weights).expanduser(), key).tensors
+    else:
+        raise InputError(
+            f"{key}={weights}: neither a file nor a weight entry of torchvision's resnet{depth} "
+            f"({', '.join(entries.__members__)})"
+        )
+    for name in _CLASSIFIER:
+        state.pop(name, None)
+    found = depth_of(state)
+    if found not in (None, depth):
+        raise InputError(
+            f"{key}={weights}: the weights of a ResNet-{found}, and model.backbone.depth={depth}; "
+            f"set model/backbone=resnet{found}, or give weights of a ResNet-{depth}"
+        )
+    expected = backbone.state_dict()
+    for name, value in expected.items():
+        # Counters of batch norm are missing in files written before PyTorch 1.0.
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, value)
+    problems = explain_mismatch(expected, state)
+    if problems:
+        raise InputError(f"{key}={weights} does not fit: {problems}")
+    backbone.load_state_dict(state)
+
+
+def depth_of(names: Iterable[str], prefix: str = "") -> int | None:
+    """Returns the depth of the ResNet whose tensors have these names; None where it is unclear."""
+    blocks = [0, 0, 0, 0]
+    has_bottlenecks = False
+    pattern = re.compile(re.escape(prefix) + r"layer([1-4])\.(\d+)\.(\w+)")
+    for name in names:
+        match = pattern.match(name)
+        if match:
+            stage = int(match[1]) - 1
+            blocks[stage] = max(blocks[stage], int(match[2]) + 1)
+            has_bottlenecks = has_bottlenecks or match[3] == "conv3"
+    a, b, c, d = blocks
+    return _DEPTHS.get((has_bottlenecks, (a, b, c, d)))
+
+
+def explain_mismatch(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    """Says in one line what keeps ``found`` from filling ``expected``; empty when nothing does."""
+    missing = [key for key in expected if key not in found]
+    unexpected = [key for key in found if key not in expected]
+    shapes = _other_shapes(expected, found)
+    parts = [text for text in (_depths(expected, found), _class_counts(expected, found)) if text]
+    for label, names in (("missing", missing), ("unexpected", unexpected), ("shape", shapes)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            parts.append(f"{label}: {', '.join(names[:3])}{more}")
+    return "; ".join(parts)
+
+
+def initialise(model: nn.Module, path: Path) -> list[str]:
+    """Fills what fits of a network from a checkpoint or state dict; says in lines what did not.
+
+    Raises:
+        InputError: The file is not readable, its backbone has another depth, or nothing fits.
+    """
+    found, notes = read_state_dict(path.expanduser(), "init_from")
+    expected = model.state_dict()
+    depths = _depths(expected, found)
+    if depths:
+        raise InputError(
+            f"init_from={path}: {depths}; set model/backbone to the one of the file, or take "
+            "another file"
+        )
+    # The config says how images are normalised.
+    normalising = {name: found.pop(name) for name in ("mean", "std") if name in found}
+    expected = {name: v for name, v in expected.items() if name not in ("mean", "std")}
+    fits = {k: v for k, v in found.items() if k in expected and v.shape == expected[k].shape}
+    if not fits:
+        hint = "; weights of a backbone alone go to model.backbone.weights" * bool(depth_of(found))
+        raise InputError(
+            f"init_from={path}: none of its {len(found)} tensors fits this network{hint}"
+        )
+    model.load_state_dict(fits, strict=False)
+    backbone = [name for name in expected if name.startswith("backbone.")]
+    filled = sum(name in fits for name in backbone)
+    lines = [
+        f"{len(fits)} of {len(expected)} tensors taken; of the backbone "
+        + (f"all {filled}" if filled == len(backbone) else f"{filled} of {len(backbone)}")
+    ]
+    for name, value in normalising.items():
+        used = getattr(model, name, None)
+        if isinstance(used, Tensor) and not torch.allclose(used.flatten(), value.flatten()):
+            lines.append(
+                f"its images were normalised with {name}={_rounded(value)}, these will be with "
+                f"{_rounded(used)}; +model.{name}=[...] sets it"
+            )
+    rest = (
+        (f"left out, since {_class_counts(expected, found)}", _other_shapes(expected, found)),
+        ("not in the file, so random as before", [k for k in expected if k not in found]),
+        ("in the file and not in this network", [k for k in found if k not in expected]),
+    )
+    lines += [
+        f"{label.removesuffix(', since ')}: {_named(names)}" for label, names in rest if names
+    ]
+    return [*notes, *(f"init_from={path}: {line}" for line in lines)]
+
+
+def _rounded(values: Tensor) -> str:
+    return f"[{','.join(f'{value:g}' for value in values.flatten().tolist())}]"
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
+
+
+def _other_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    return [
+        f"{key} is {tuple(found[key].shape)} in the file and {tuple(expected[key].shape)} here"
+        for key in expected
+        if key in found and found[key].shape != expected[key].shape
+    ]
+
+
+def _depths(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Says which depth was found and which is asked for; empty where they are one."""
+    for prefix in ("", "backbone."):
+        old, new = depth_of(found, prefix), depth_of(expected, prefix)
+        if old and new and old != new:
+            return f"the file has a ResNet-{old} and this network a ResNet-{new}"
+    return ""
+
+
+def _class_counts(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Says how many classes either has where they differ: the outputs of the head's classifier."""
+    counts = [
+        {
+            value.shape[0]
+            for key, value in of.items()
+            if re.fullmatch(r"head\.classify\.\d+\.bias", key)
+        }
+        for of in (found, expected)
+    ]
+    if counts[0] == counts[1] or not all(len(count) == 1 for count in counts):
+        return ""
+    return f"it has {counts[0].pop()} classes and this network {counts[1].pop()}"

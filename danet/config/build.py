@@ -1,0 +1,239 @@
+"""From a checked config to objects: data sets, a network, the network of a checkpoint."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+
+from danet.checkpoint import format as checkpoint_format
+from danet.checkpoint.format import Checkpoint
+from danet.checkpoint.weights import explain_mismatch
+from danet.config.schema import DataFolder, DataOverrides, TrainConfig
+from danet.config.validate import TRUSTED, check_plain, first_line, locate
+from danet.datasets.base import Reading, SegmentationDataset
+from danet.errors import InputError, UserError
+from danet.export import folder, hub
+from danet.plain import printable, problem_with
+
+Config = Mapping[str, Any]
+"""A train config as ``check`` returns it: plain values, nothing to resolve."""
+
+
+_ODD = (OmegaConfBaseException, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+"""What OmegaConf and the check raise for a config that is none."""
+
+
+def make(node: Any, key: str, **arguments: Any) -> Any:
+    """Builds what a checked node describes; a partial one is called with ``arguments``.
+
+    Nothing is resolved or interpreted: a node is plain data, and every class that is called is
+    held against the trusted ones at that moment.
+
+    Raises:
+        InputError: A constructor refuses a value; the message starts with the key.
+    """
+    made = _built(node, key)
+    if not arguments:
+        return made
+    with _named(key):
+        return made(**arguments)
+
+
+def _built(value: Any, key: str) -> Any:
+    if isinstance(value, list):
+        return [_built(item, f"{key}.{i}") for i, item in enumerate(value)]
+    if not isinstance(value, Mapping):
+        return value
+    inside = {
+        name: _built(item, f"{key}.{name}")
+        for name, item in value.items()
+        if name not in ("_target_", "_partial_")
+    }
+    if "_target_" not in value:
+        return inside
+    target = locate(value["_target_"], key.split(".")[0])
+    if value.get("_partial_", False):
+        return partial(target, **inside)
+    with _named(key):
+        return target(**inside)
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Turn whatever a constructor raises into one line that begins with the key."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{key}: {first_line(error)}") from error
+    except Exception as error:  # values of a file may make torch raise anything
+        raise InputError(f"{key}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def make_dataset(config: Config, split: str, *, training: bool) -> SegmentationDataset:
+    """Makes the data set of one split, with the transforms of training or of evaluation.
+
+    Raises:
+        InputError: Files are missing, or the class count of the config is not the data set's.
+    """
+    data = config["data"]
+    transforms = data["transforms"]["train" if training else "eval"]
+    transform = make(transforms, "data.transforms") if transforms else None
+    arguments: dict[str, Any] = {"split": split, "transform": transform}
+    reading = {f.name: data[f.name] for f in fields(Reading) if f.name in data}
+    if reading:  # a data set that draws its pictures has no such keys
+        arguments["reading"] = Reading(**reading)
+    dataset: SegmentationDataset = make(data["dataset"], "data", **arguments)
+    if len(dataset.classes) != data["num_classes"]:
+        raise InputError(
+            f"data.num_classes={data['num_classes']}, but {type(dataset).__name__} has "
+            f"{len(dataset.classes)} class names: leave data.num_classes as the data set has it"
+        )
+    return dataset
+
+
+def make_model(config: Config) -> nn.Module:
+    """Makes the network of a config; raises InputError."""
+    model: nn.Module = make(config["model"], "model")
+    return model
+
+
+def checked_config(
+    saved: Checkpoint, path: str | Path, data: DataFolder | None = None
+) -> dict[str, Any]:
+    """Returns the config inside a checkpoint after the same check that a new one gets.
+
+    Args:
+        saved: The checkpoint.
+        path: Of the checkpoint, for messages.
+        data: What replaces the data settings inside.
+    """
+    try:
+        stored = saved["config"]
+        if problem := problem_with(stored, "config"):
+            raise InputError(problem)
+        typed = OmegaConf.merge(OmegaConf.structured(TrainConfig), stored)
+        config: Any = OmegaConf.to_container(typed, resolve=False)
+        if missing := [group for group in TRUSTED if not config[group]]:
+            raise InputError(f"config.{missing[0]}: there is nothing; the file was changed")
+        if data is not None:
+            _replace_data(config["data"], data)
+        checked = check_plain(config)
+        count = checked["data"]["num_classes"]
+        for name in ("classes", "palette"):
+            if len(saved.get(name, range(count))) != count:
+                raise InputError(f"data.num_classes={count} and {len(saved[name])} {name}")
+        return checked
+    except _ODD as error:
+        told = str(error) if isinstance(error, InputError) else first_line(error)
+        raise InputError(
+            f"checkpoint={path}: its config is refused: {printable(told, chr(10))}"
+        ) from error
+
+
+def _replace_data(node: dict[str, Any], data: DataFolder) -> None:
+    """Put settings of the command line in the place of those in a file."""
+    if data.root is not None:
+        # The config is resolved: the root stands there twice.
+        root = str(Path(os.path.expanduser(data.root)).absolute())
+        node["root"] = node["dataset"]["root"] = root
+    if isinstance(data, DataOverrides) and data.num_workers is not None:
+        node["num_workers"] = data.num_workers
+    if "cache" in node:
+        node["cache"] = "none"  # its folder is one of the machine that trained
+
+
+def misfit(saved: Checkpoint, config: Config) -> str:
+    """Return what keeps the weights of a checkpoint from filling the network of its config.
+
+    The network is made on the meta device, so a config may ask for any width and takes no memory.
+
+    Raises:
+        InputError: There is no such network.
+    """
+    with torch.device("meta"):
+        expected = untrained(config).state_dict()
+    problems = explain_mismatch(expected, saved["model"])
+    if not problems and saved.get("ema") is not None:
+        expected = {f"module.{name}": value for name, value in expected.items()}
+        count = {"n_averaged": torch.tensor(0)}
+        problems = explain_mismatch({**expected, **count}, {**count, **saved["ema"]})
+    return problems
+
+
+def averaged(saved: Checkpoint) -> dict[str, Tensor]:
+    """Return the averaged weights of a checkpoint by the names of the network."""
+    prefix = "module."
+    return {k[len(prefix) :]: v for k, v in saved["ema"].items() if k.startswith(prefix)}
+
+
+def untrained(config: Config) -> nn.Module:
+    """Make the network of a config with random weights, whatever files it once started from.
+
+    For a checkpoint, which has its weights: the files need not exist any more.
+    """
+    node, backbone = config["model"], config["model"].get("backbone")
+    if isinstance(backbone, Mapping) and "weights" in backbone:
+        node = {**node, "backbone": {**backbone, "weights": None}}
+    model: nn.Module = make(node, "model")
+    return model
+
+
+def model_of(saved: Checkpoint, config: Config, path: str | Path) -> nn.Module:
+    """Returns the network of a checkpoint in eval mode, with averaged weights where it has them."""
+    if problems := misfit(saved, config):
+        raise InputError(
+            f"checkpoint={path}: the weights do not fit its own config: {problems}; one of the two "
+            "was changed after the training"
+        )
+    model = untrained(config)
+    model.load_state_dict(saved["model"] if saved.get("ema") is None else averaged(saved))
+    return model.eval()
+
+
+def load_saved(path: str | Path) -> Checkpoint:
+    """Reads the network of a checkpoint, of an exported folder, or of a hub; runs no code of it.
+
+    Args:
+        path: A file; a folder as ``tools/export.py`` writes it, which has no state of an optimizer;
+            or ``hf://owner/name[@revision]``, which is downloaded once.
+
+    Raises:
+        InputError: It is missing, damaged or foreign.
+    """
+    if str(path).startswith(hub.SCHEME):
+        saved = folder.load(hub.fetch(str(path)))
+    else:
+        place = Path(path).expanduser()
+        saved = folder.load(place) if folder.is_exported(place) else checkpoint_format.load(path)
+    checkpoint_format.require_fields(saved, checkpoint_format.FOR_USE, f"checkpoint={path}")
+    return saved
+
+
+def load_model(path: str | Path) -> nn.Module:
+    """Returns a trained network, on the CPU and in eval mode.
+
+    It maps RGB images (B, 3, H, W), uint8 or float in 0..255, to a SegmentationOutput whose
+    ``logits`` are (B, K, H, W). ``classes`` and ``palette`` of the network name and colour the K
+    classes.
+
+    Args:
+        path: A checkpoint, an exported folder, or ``hf://owner/name``; see ``load_saved``.
+
+    Raises:
+        InputError: The file is missing, damaged, foreign, or its config is refused.
+    """
+    saved = load_saved(path)
+    model = model_of(saved, checked_config(saved, path), path)
+    model.classes = tuple(saved["classes"])  # type: ignore[assignment]
+    model.palette = tuple(tuple(color) for color in saved["palette"])  # type: ignore[assignment]
+    return model

@@ -1,0 +1,312 @@
+"""Going on with a run: which checkpoint, and with which config."""
+
+import os
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from danet.checkpoint import format as checkpoint_format
+from danet.checkpoint import manager, run_folder
+from danet.checkpoint.format import Checkpoint
+from danet.config.build import checked_config, misfit
+from danet.engine.optimizer import Recipe
+from danet.engine.optimizer import misfit as optimizer_misfit
+from danet.errors import InputError
+
+FREE = (
+    "resume",
+    "init_from",
+    "allow_changes",
+    "dry_run",
+    "device_memory",
+    "run.dir",
+    "run.name",
+    "run.log_to",
+    "run.processes",
+    "trainer.profile",
+    "data.root",
+    "data.dataset.root",
+    "data.num_workers",
+    "data.allow_overlap",
+    "data.cache",
+    "data.cache_dir",
+    "data.cache_gib",
+    "data.max_pixels",
+    "data.on_bad_sample",
+    "data.max_bad_share",
+    "data.timeout",
+    "data.batch_size",
+    "trainer.accumulate",
+    "trainer.stop_at",
+    "trainer.eval_every",
+    "trainer.log_every",
+    "trainer.save_every",
+    "trainer.save_minutes",
+    "trainer.keep_last",
+    "trainer.keep_best",
+    "trainer.keep_every",
+    "trainer.save_in_background",
+    "trainer.on_storage_error",
+    "trainer.device",
+)
+"""Keys that do not change what a step computes, and so may differ in a resumed run; the two that
+make up the global batch only together with the number of processes."""
+
+CHANGEABLE = ("data.", "evaluation.", "loss.", "schedule.", "seed", "trainer.")
+NEVER = ("data.num_classes", "trainer.ema_decay")
+"""With ``allow_changes`` what begins with the former may differ, too. Network and optimizer may
+not: their states are in the checkpoint."""
+
+
+def settle(
+    config: dict[str, Any], overrides: Iterable[str], *, world: int
+) -> tuple[dict[str, Any], Checkpoint | None, list[str]]:
+    """Settles on the config to train with and the checkpoint to go on from.
+
+    With nothing but free keys on the command line the config is the checkpoint's, with those keys
+    from the command line. With other settings the whole config must be the checkpoint's.
+
+    Args:
+        config: Checked, from the command line.
+        overrides: The settings of the command line as typed.
+        world: The number of processes.
+
+    Returns:
+        The config; the checkpoint, None for a fresh start; lines to tell the user.
+
+    Raises:
+        InputError: No such checkpoint, or settings that differ; each is named with both values.
+    """
+    if config["resume"] is None:
+        return config, None, []
+    path = Path(config["resume"])
+    notes: list[str] = []
+    if config["resume"] == "auto":
+        if config["run"]["dir"] is None:
+            raise InputError("resume=auto: say which run with run.dir=<folder>")
+        folder = Path(config["run"]["dir"]).expanduser()
+        if not manager.by_age(folder):
+            return config, None, [f"resume=auto: nothing in {folder} yet, starting from step 0"]
+        path, saved, notes = _newest_good(folder)
+    else:
+        saved = checkpoint_format.load(path, key="resume")
+    checkpoint_format.require_fields(saved, checkpoint_format.FOR_RESUME, f"resume={path}")
+    if saved["optimizer"] is None:  # made by tools/convert.py
+        raise InputError(
+            f"resume={path}: it has weights and no state of an optimizer, so there is no run to go "
+            "on with; start one from these weights with init_from"
+        )
+    stored = checked_config(saved, path)
+    if problems := misfit(saved, stored):
+        raise InputError(f"resume={path}: the weights do not fit its own config: {problems}")
+    typed = {override.lstrip("+~").split("=")[0] for override in overrides}
+    if typed <= set(FREE):
+        settled = deepcopy(stored)
+        settled["trainer"]["stop_at"] = None  # it stopped there; now it goes on
+        for key in typed:
+            _put(settled, key, _get(config, key))
+        if "data.root" in typed and "root" in settled["data"]["dataset"]:
+            settled["data"]["dataset"]["root"] = config["data"]["root"]
+    else:
+        notes += _compare_settings(path, stored, config)
+        if any(_is_measure(line.split(":")[0].strip()) for line in differences(stored, config)):
+            forget_best(saved)
+            notes.append("resume: scores are measured otherwise, so the best score begins anew")
+        settled = deepcopy(config)
+    settled["resume"], settled["init_from"] = str(path), None
+    if config["run"]["dir"] is None:
+        settled["run"]["dir"] = str(path.parent)
+    run_folder.refuse_foreign(Path(settled["run"]["dir"]).expanduser(), path, saved)
+    notes += _compare_batches(saved, stored, settled, world) + _compare_threads(saved, settled)
+    before, now = (of["data"].get("root") for of in (stored, settled))
+    if before and now and os.path.realpath(before) != os.path.realpath(now):
+        notes.append(
+            f"resume: data.root={now} instead of {before}: the pictures there are taken for the "
+            "same if they have the same names, so check that they are a copy"
+        )
+    return settled, saved, notes
+
+
+def refuse_other_states(
+    saved: Checkpoint, model: nn.Module, recipe: Recipe, path: str | None
+) -> None:
+    """Refuse states of another optimizer or of other parameters; raises InputError."""
+    if problem := optimizer_misfit(recipe(model), model, saved["optimizer"]):
+        raise InputError(
+            f"resume={path}: the state of the optimizer does not fit: {problem}; to start a new "
+            "run from the weights use init_from"
+        )
+
+
+def _newest_good(folder: Path) -> tuple[Path, Checkpoint, list[str]]:
+    """Returns the newest checkpoint of a run that is whole, and what to say about newer ones.
+
+    Raises:
+        InputError: None is; a run never starts from zero over what is left of it.
+    """
+    damaged = []
+    for path in manager.by_age(folder):
+        try:
+            saved = checkpoint_format.load(path, key="resume")
+        except InputError as error:
+            damaged.append(str(error))
+            continue
+        if damaged:
+            damaged.append(
+                f"resume=auto: going on from {path} instead, at step {saved['step']}; the steps "
+                "after it are done again"
+            )
+        return path, saved, damaged
+    raise InputError(
+        "\n".join(damaged) + f"\nresume=auto: no checkpoint in {folder} is whole; to start anew "
+        "give another run.dir"
+    )
+
+
+def _compare_settings(
+    path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]
+) -> list[str]:
+    """Refuses other settings, or says which they are where they are allowed."""
+    different = differences(stored, config)
+    if not different:
+        return []
+    keys = [line.split(":")[0].strip() for line in different]
+    fixed = [key for key in keys if key in NEVER or not key.startswith(CHANGEABLE)]
+    text = "\n".join(different)
+    if fixed:
+        raise InputError(
+            f"resume={path}: the run had other settings:\n{text}\n"
+            "to start a new run from these weights use init_from"
+        )
+    if not config["allow_changes"]:
+        raise InputError(
+            f"resume={path}: the run had other settings:\n{text}\n"
+            "allow_changes=true goes on with the new ones; init_from starts a new run"
+        )
+    return [f"resume={path}: allow_changes=true, from here on with other settings:\n{text}"]
+
+
+def _is_measure(key: str) -> bool:
+    """Tells whether scores before and after a change of a key do not compare."""
+    is_of_training = key.startswith(("data.crop", "data.transforms.train", "data.train_split"))
+    return key.startswith(("evaluation.", "data.")) and not is_of_training
+
+
+def compare_data(saved: Checkpoint, found: Mapping[str, str], *, allowed: bool) -> list[str]:
+    """Refuses other data than the checkpoint's, or says so where it is allowed.
+
+    Scores on another validation set do not compare with those before: the best is forgotten.
+
+    Args:
+        saved: The checkpoint; old ones do not know their data.
+        found: Fingerprints now, by the keys "training_set" and "validation_set".
+        allowed: The setting ``allow_changes``.
+
+    Raises:
+        InputError: Another one; with both.
+    """
+    lines = []
+    for key, effect in (
+        ("training_set", "in another order"),
+        ("validation_set", "and the best score begins anew"),
+    ):
+        before, now = saved.get(key), found[key]
+        if before is None or before == now:
+            continue
+        text = f"the {key.replace('_', ' ')} was {before}, now it is {now}"
+        if not allowed:
+            raise InputError(
+                f"resume: {text}; allow_changes=true goes on with the new one, {effect}"
+            )
+        lines.append(f"resume: allow_changes=true, {text}; it goes on {effect}")
+        if key == "validation_set":
+            forget_best(saved)
+    return lines
+
+
+def forget_best(saved: Checkpoint) -> None:
+    """Leaves no score in a checkpoint: later ones are measured otherwise."""
+    saved["best_miou"], saved["scores"], saved["best"] = None, None, []
+
+
+def is_best_forgotten(saved: Checkpoint) -> bool:
+    """Tells whether ``forget_best`` was called on a checkpoint that had a score."""
+    return saved["best_miou"] is None and saved.get("evaluated_at", 0) > 0
+
+
+def _compare_threads(saved: Checkpoint, config: Mapping[str, Any]) -> list[str]:
+    """Says what another number of threads means, where the CPU computes."""
+    now, before = torch.get_num_threads(), saved.get("threads")
+    is_cpu = config["trainer"]["device"] == "cpu" or not torch.cuda.is_available()
+    if not is_cpu or before is None or before == now:
+        return []
+    return [
+        f"resume: {now} thread(s) instead of {before}: sums are added in another order, so weights "
+        f"are not bit-equal; OMP_NUM_THREADS={before} makes them so"
+    ]
+
+
+def _compare_batches(
+    saved: Checkpoint, stored: Mapping[str, Any], config: Mapping[str, Any], world: int
+) -> list[str]:
+    """Refuses another global batch; says what another number of processes means."""
+
+    def describe(of: Mapping[str, Any], processes: int) -> tuple[int, str]:
+        size, times = of["data"]["batch_size"], of["trainer"]["accumulate"]
+        text = f"data.batch_size={size} x trainer.accumulate={times} x {processes} process(es)"
+        return size * times * processes, text
+
+    old, old_text = describe(stored, saved["processes"])
+    new, new_text = describe(config, world)
+    if old != new:
+        text = f"the run had {old} images a step ({old_text}), now it would have {new} ({new_text})"
+        if not config["allow_changes"]:
+            raise InputError(
+                f"resume: {text}; choose the two settings so that the product is the same, or go "
+                "on in another order of samples with allow_changes=true"
+            )
+        return [f"resume: allow_changes=true, {text}; samples come in another order"]
+    if saved["processes"] == world:
+        return []
+    return [
+        f"resume: {world} process(es) instead of {saved['processes']}: every step has the same "
+        "samples as before, but sums are added in another order, so weights are not bit-equal"
+    ]
+
+
+def differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Returns a line for every key that differs and is not free."""
+    old, new = _flat(stored), _flat(config)
+    return [
+        f"  {key}: {old.get(key, 'not set')} in the checkpoint, {new.get(key, 'not set')} now"
+        for key in sorted(old.keys() | new.keys())
+        if key not in FREE and old.get(key) != new.get(key)
+    ]
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, Mapping):
+        return {prefix.rstrip("."): node}
+    flat: dict[str, Any] = {}
+    for name, value in node.items():
+        flat |= _flat(value, f"{prefix}{name}.")
+    return flat
+
+
+def _get(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _put(config: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        config = config[part]
+    if value is not None or last in config:
+        config[last] = value

@@ -1,0 +1,405 @@
+"""The check that finds every fault of a composed config before anything is built.
+
+It looks at what the schema cannot: missing values, interpolations, and every ``_target_`` node,
+whose arguments are held against the signature of what it names.
+"""
+
+import importlib
+import inspect
+import math
+import os
+import re
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from danet.config.schema import RunSettings, TrainConfig, instead, is_int, is_number
+from danet.config.schema import did_you_mean as did_you_mean
+from danet.config.schema import first_line as first_line
+from danet.config.schema import mismatch as mismatch
+from danet.engine.settings import TrainSettings
+from danet.errors import InputError
+from danet.plain import printable, problem_with
+from danet.types import MAX_CLASSES
+
+TRUSTED: Mapping[str, Mapping[str, str]] = {
+    "data": {"danet.datasets.": "fingerprint", "danet.data.transforms": "__call__"},
+    "model": {"danet.models.": "forward"},
+    "loss": {"danet.losses": "forward"},
+    "optimizer": {"danet.engine.optimizer": "__call__"},
+    "schedule": {"danet.engine.schedule": "__call__"},
+    "evaluation": {
+        "danet.evaluation.inference": "predict",
+        "danet.evaluation.protocols": "predict",
+    },
+}
+"""Group of a config -> the modules whose own classes it may name, with what such a class defines.
+
+A config comes with a checkpoint, and that is somebody else's file: whatever it names is called with
+arguments it chooses. Nodes of ``data`` may name transforms of albumentations, too."""
+
+_ROOTS = {
+    "data.dataset": True,
+    "model": False,
+    "loss": False,
+    "optimizer": False,
+    "schedule": False,
+    "evaluation": False,
+}
+"""Nodes that name a class, and whether they are partial: called later, with more arguments."""
+
+_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
+_MOST_FAULTS = 20
+
+
+def check(
+    config: DictConfig, added: Iterable[str] = (), *, needs_data: bool = False
+) -> dict[str, Any]:
+    """Returns a composed train config as plain values, or names every fault in it.
+
+    Args:
+        config: As Hydra composed it.
+        added: Keys that were appended on the command line with ``+``.
+        needs_data: Whether ``data.root`` must be a folder, which is looked at before all else.
+
+    Raises:
+        InputError: One line per fault, with the key.
+    """
+    _refuse_missing(OmegaConf.to_container(config, resolve=False))
+    root = config.data.get("root")
+    if root is not None:  # a checkpoint must find its data from wherever it is used
+        folder = Path(os.path.expanduser(str(root))).absolute()
+        if needs_data and not folder.is_dir():
+            raise InputError(f"data.root={folder}: there is no such folder; set data.root=<folder>")
+        config.data.root = str(folder)
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        # A resolver of ours speaks for itself; OmegaConf puts its own words in front.
+        told = first_line(error).partition("InputError raised while resolving interpolation: ")[2]
+        raise InputError(told or first_line(error, getattr(error, "full_key", None))) from error
+    return check_plain(typing.cast(dict[str, Any], plain), added)
+
+
+def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> dict[str, Any]:
+    """Return a train config of plain values, or raise with every fault in it.
+
+    Nothing in it is resolved, here or later: text that looks like an interpolation is a fault.
+
+    Args:
+        plain: All keys of TrainConfig.
+        added: As in ``check``.
+
+    Raises:
+        InputError: One line per fault, with the key.
+    """
+    if problem := problem_with(plain, ""):
+        raise InputError(problem)
+    _refuse_missing(plain)
+    faults = _unknown_keys(plain, TrainConfig, "")
+    faults += _unknown_keys(plain["trainer"], TrainSettings, "trainer.")
+    faults += _unknown_keys(plain["run"], RunSettings, "run.")
+    # Each data set has keys of its own, so there the choice says which keys exist.
+    made_up = [key for key in added if re.fullmatch(r"data\.\w+", key)]
+    faults += [f"{key}: there is no such key{instead(key, ())}" for key in made_up]
+    faults += _data_faults(plain["data"])
+    faults += _weight_faults(plain["loss"], "loss", plain["data"].get("num_classes"))
+    faults += [fault for key in _ROOTS for fault in _root_faults(plain, key)]
+    for group in TRUSTED:
+        faults += _node_faults(plain[group], group)
+    faults += [f"{key}={value}: expected a finite number" for key, value in _not_finite(plain)]
+    if plain["seed"] < 0:
+        faults.append(f"seed={plain['seed']}: expected a whole number of at least 0")
+    memory = plain["device_memory"]
+    if memory is not None and not memory > 0:
+        faults.append(f"device_memory={memory}: expected GiB above 0, or null to ask the device")
+    known = {f.name for f in fields(TrainSettings)}
+    faults += TrainSettings(**{k: v for k, v in plain["trainer"].items() if k in known}).faults()
+    run = {f.name: plain["run"][f.name] for f in fields(RunSettings) if f.name in plain["run"]}
+    faults += RunSettings(**run).faults()
+    if faults:
+        _refuse(faults)
+    return plain
+
+
+def _refuse(faults: Iterable[str]) -> None:
+    """Raise InputError with the first faults."""
+    lines = list(dict.fromkeys(faults))
+    rest = len(lines) - _MOST_FAULTS
+    raise InputError("\n".join(lines[:_MOST_FAULTS] + [f"and {rest} more"] * (rest > 0)))
+
+
+def _refuse_missing(plain: Any) -> None:
+    """Raise InputError with the keys whose value is still "???"."""
+    missing = _missing_keys(plain)
+    if missing:
+        _refuse(f"{key}: no value is given; set {key}={_hint(key)}" for key in missing)
+
+
+def _root_faults(plain: Mapping[str, Any], key: str) -> list[str]:
+    """Check that a node which must name a class does, and is called when it is meant to be."""
+    node: Any = plain
+    if not plain[key.split(".")[0]]:  # tools/check.py looks at data alone
+        return []
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return [f"{key}: names no class; expected _target_ and its arguments"]
+    if node.get("_partial_", False) is not _ROOTS[key]:
+        return [f"{key}._partial_={node.get('_partial_')}: expected {str(_ROOTS[key]).lower()}"]
+    return _loss_faults(node["_target_"]) if key == "loss" else []
+
+
+def _loss_faults(path: Any) -> list[str]:
+    """Check that the root of the loss makes the named terms that a trainer sums."""
+    try:
+        target = locate(path, "loss")
+    except InputError:
+        return []  # told where all nodes are looked at
+    from danet.losses import DeepSupervision
+
+    if issubclass(target, DeepSupervision):
+        return []
+    return [
+        f"loss._target_={path}: expected danet.losses.DeepSupervision; a loss is its argument: "
+        f"loss.main._target_={path}"
+    ]
+
+
+def _weight_faults(node: Any, key: str, num_classes: Any) -> list[str]:
+    """Finds class weights that are not one per class."""
+    if isinstance(node, list):
+        nodes = [(f"{key}.{i}", item) for i, item in enumerate(node)]
+    elif isinstance(node, dict):
+        nodes = [(f"{key}.{name}", value) for name, value in node.items()]
+    else:
+        return []
+    faults = []
+    for name, value in nodes:
+        if name.endswith(".class_weights") and isinstance(value, list):
+            if len(value) != num_classes:
+                faults.append(f"{name}: {len(value)} weights for data.num_classes={num_classes}")
+            faults += [
+                f"{name}[{position}]={weight}: expected a number of at least 0"
+                for position, weight in enumerate(value)
+                if is_number(weight) and weight < 0
+            ]
+        else:
+            faults += _weight_faults(value, name, num_classes)
+    return faults
+
+
+def _hint(key: str) -> str:
+    """Returns what a missing value looks like."""
+    return {"data.root": "<folder>", "data.classes": "[name,name]"}.get(key, "<value>")
+
+
+def _unknown_keys(node: Mapping[str, Any], schema: type, prefix: str) -> list[str]:
+    """Finds keys that were forced into a typed node with ``+``."""
+    known = [f.name for f in fields(schema)]
+    return [
+        f"{prefix}{key}: there is no such key"
+        + instead(f"{prefix}{key}", [prefix + k for k in known])
+        for key in node
+        if key not in known
+    ]
+
+
+def _missing_keys(node: Any, prefix: str = "") -> list[str]:
+    """Returns the keys whose value is still "???"."""
+    if node == MISSING:
+        return [prefix.rstrip(".")]
+    if not isinstance(node, dict):
+        return []
+    return [key for name, value in node.items() for key in _missing_keys(value, f"{prefix}{name}.")]
+
+
+def check_node(node: dict[str, Any], key: str) -> None:
+    """Checks one group of a config; raises InputError with a line per fault."""
+    faults = [problem] if (problem := problem_with(node, key)) else _node_faults(node, key)
+    if faults:
+        _refuse(faults)
+
+
+def _data_faults(data: Mapping[str, Any]) -> list[str]:
+    """Checks the values that every data set has."""
+    faults = []
+    for key, low, why in (
+        ("batch_size", 1, ""),
+        ("num_workers", 0, ""),
+        (
+            *("num_classes", 2),
+            "; for one kind of object these are background and object, "
+            "data.classes=[background,object]",
+        ),
+    ):
+        value = data.get(key)
+        if not is_int(value) or value < low:
+            faults.append(f"data.{key}={value}: expected a whole number of at least {low}{why}")
+    faults += _class_faults(data)
+    for key, low, example in (("crop", 32, "[512,512]"), ("size", 1, "[64,384]")):
+        size = data.get(key)
+        is_pair = isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2
+        if size is not None and not (is_pair and all(is_int(n) and n >= low for n in size)):
+            faults.append(
+                f"data.{key}={size}: expected two whole numbers of at least {low}, "
+                f"data.{key}={example}"
+            )
+    return faults
+
+
+def _class_faults(data: Mapping[str, Any]) -> list[str]:
+    """Holds the number of classes against the names, where a data set has them early."""
+    node, count = data.get("dataset"), data.get("num_classes")
+    if not is_int(count) or not isinstance(node, dict):
+        return []
+    faults = []
+    if count > MAX_CLASSES:
+        faults = [f"data.num_classes={count}: expected at most {MAX_CLASSES}; 255 is no class"]
+    try:
+        target = locate(node.get("_target_"), "data")
+    except InputError:  # told with all other targets
+        return faults
+    names = node.get("classes")
+    if not isinstance(names, list):
+        names = getattr(target, "classes", None)
+    if not isinstance(names, (list, tuple)) or len(names) == count:
+        return faults
+    return [
+        *faults,
+        f"data.num_classes={count}, but {target.__name__} has {len(names)} class names "
+        f"({names[0]} to {names[-1]}): leave data.num_classes out",
+    ]
+
+
+def _not_finite(node: Any, prefix: str = "") -> list[tuple[str, float]]:
+    """Returns the numbers that are none, with their keys; lists count from 0."""
+    if isinstance(node, float):
+        return [] if math.isfinite(node) else [(prefix.rstrip("."), node)]
+    inside: list[tuple[str, Any]] = []
+    if isinstance(node, list):
+        inside = [(f"{prefix.rstrip('.')}[{i}].", value) for i, value in enumerate(node)]
+    elif isinstance(node, dict):
+        inside = [(f"{prefix}{name}.", value) for name, value in node.items()]
+    return [found for key, value in inside for found in _not_finite(value, key)]
+
+
+def _node_faults(node: Any, key: str) -> list[str]:
+    """Checks a node and all below it; ``key`` is where it stands."""
+    if isinstance(node, list):
+        return [f for i, item in enumerate(node) for f in _node_faults(item, f"{key}.{i}")]
+    if not isinstance(node, dict):
+        return []
+    faults = []
+    if "_target_" in node:
+        faults += _target_faults(node, key)
+    for name, value in node.items():
+        faults += _node_faults(value, f"{key}.{name}")
+    return faults
+
+
+def _target_faults(node: dict[str, Any], key: str) -> list[str]:
+    """Holds the arguments of a node against the signature of its target."""
+    try:
+        target = locate(node["_target_"], key.split(".")[0])
+    except InputError as error:
+        return [f"{key}._target_: {error}"]
+    if not isinstance(node.get("_partial_", False), bool):
+        return [f"{key}._partial_={node['_partial_']}: expected true or false"]
+    parameters = inspect.signature(target).parameters
+    hints = _hints(target)
+    arguments = {k: v for k, v in node.items() if k not in ("_target_", "_partial_")}
+    faults = []
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name, value in arguments.items():
+        is_unknown = name not in parameters and not open_ended
+        if is_unknown or not isinstance(name, str) or name.startswith("_"):
+            faults.append(
+                f"{key}.{name}: {target.__name__} takes no such argument"
+                + did_you_mean(name, parameters)
+            )
+        elif name in hints and not (isinstance(value, dict) and "_target_" in value):
+            problem = mismatch(value, hints[name])
+            if problem:
+                faults.append(f"{key}.{name}={value}: {problem}")
+    if not node.get("_partial_"):
+        faults += [
+            f"{key}.{name}: {target.__name__} needs this argument"
+            for name, p in parameters.items()
+            if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+            if name not in arguments
+        ]
+    return faults
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    """Returns the annotations of what is called."""
+    function = target.__init__ if inspect.isclass(target) else target
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError):  # a foreign class with annotations that cannot be resolved
+        return {}
+
+
+def _trusted(group: str | None) -> dict[str, str]:
+    """Return the modules that a group may name; "" for what their classes must define, if any."""
+    groups = TRUSTED if group is None else {group: TRUSTED.get(group, {})}
+    found = {module: needed for of in groups.values() for module, needed in of.items()}
+    own = (name.strip() for name in os.environ.get("DANET_TRUST", "").split(","))
+    return {**found, **{name: "" for name in own if name}}
+
+
+def locate(path: Any, group: str | None = None) -> Any:
+    """Returns the class that a ``_target_`` names, if configs may name it.
+
+    Args:
+        path: Module and class, as in ``danet.losses.OHEM``.
+        group: First part of the key where it stands, such as ``loss``; None for any.
+
+    Raises:
+        InputError: It is not among the trusted ones, or does not exist.
+    """
+    if not isinstance(path, str) or not _PATH.fullmatch(path):
+        raise InputError(
+            f"{printable(str(path)[:60])} is no path of a class, as in danet.losses.OHEM"
+        )
+    module_name, _, name = path.rpartition(".")
+    trusted = _trusted(group)
+    needed = next(
+        (trusted[m] for m in trusted if f"{module_name}.".startswith(m.rstrip(".") + ".")), None
+    )
+    is_transform = module_name == "albumentations" and group in (None, "data")
+    if needed is None and not is_transform:
+        raise InputError(
+            f"{path} is refused: {group or 'a config'} may name classes of "
+            f"{', '.join(prefix.rstrip('.') for prefix in trusted)}"
+            f"{' and transforms of albumentations' * (group in (None, 'data'))} only; "
+            "name modules of your own in the environment variable DANET_TRUST"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"there is no module {module_name}") from error
+    target = getattr(module, name, None)
+    # Only what the module itself defines: not what it imports from elsewhere.
+    defined = [
+        n
+        for n, v in vars(module).items()
+        if inspect.isclass(v)
+        and not n.startswith("_")
+        and (is_transform or v.__module__ == module_name)
+        and (not needed or needed in dir(v))
+    ]
+    if name not in defined:
+        raise InputError(f"{module_name} has no class {name}{did_you_mean(name, defined)}")
+    if is_transform:
+        import albumentations
+
+        if not issubclass(target, albumentations.BasicTransform):  # type: ignore[arg-type]
+            raise InputError(f"{path} is refused: it is not a transform")
+    return target

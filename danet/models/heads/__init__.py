@@ -1,0 +1,1 @@
+"""Heads: feature map -> logits by name."""

@@ -1,0 +1,84 @@
+"""The heads of DeepLab: context from convolutions with holes, at several rates side by side."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from danet.models.heads.layers import classifier, conv_norm_relu
+
+
+class DeepLabV2Head(nn.Module):
+    """Atrous spatial pyramid pooling: the sum of dilated classifiers.
+
+    Chen, Papandreou, Kokkinos, Murphy, Yuille, "DeepLab", TPAMI 2018, section 3.2 and the
+    ResNet-101 of section 4.1: each rate has a 3x3 convolution straight to the classes, and the
+    logits are added. ``rates=[6, 12, 18, 24]`` is ASPP-L, a single rate of 12 is LargeFOV.
+
+    Args:
+        in_channels: Of the feature map.
+        num_classes: K.
+        rates: Dilations of the convolutions.
+    """
+
+    def __init__(
+        self, in_channels: int, num_classes: int, *, rates: Sequence[int] = (6, 12, 18, 24)
+    ) -> None:
+        super().__init__()
+        _check(rates)
+        self.classify = nn.ModuleList(
+            nn.Conv2d(in_channels, num_classes, 3, padding=rate, dilation=rate) for rate in rates
+        )
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
+        first, *others = self.classify
+        logits = first(x)
+        for classify in others:
+            logits = logits + classify(x)
+        return {"main": logits}
+
+
+class DeepLabV3Head(nn.Module):
+    """ASPP with batch norm and a pooled image, torchvision's, then a 3x3 convolution.
+
+    Chen, Papandreou, Schroff, Adam, "Rethinking Atrous Convolution for Semantic Image
+    Segmentation", 2017, section 3.3. torchvision has the 3x3 convolution after it, which the paper
+    does not; it is followed, and its trained heads have the same shapes. The pooled image is one
+    value per channel, so a batch norm needs two images in training.
+
+    Args:
+        in_channels: Of the feature map.
+        num_classes: K.
+        rates: Dilations; (12, 24, 36) at output stride 8, half of it at 16.
+        channels: Of every branch; ``in_channels // 8`` when None (256 behind a ResNet-50).
+        dropout: Of whole channels, before the classifier. ASPP has one of 0.5 inside.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        rates: Sequence[int] = (12, 24, 36),
+        channels: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check(rates)
+        # Imported here, since it takes seconds and checking a config needs this module only.
+        from torchvision.models.segmentation.deeplabv3 import ASPP
+
+        channels = channels or in_channels // 8
+        self.pyramid = ASPP(in_channels, list(rates), channels)
+        self.refine = conv_norm_relu(channels, channels, 3)
+        self.classify = classifier(channels, num_classes, dropout)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
+        logits: Tensor = self.classify(self.refine(self.pyramid(x)))
+        return {"main": logits}
+
+
+def _check(rates: Sequence[int]) -> None:
+    if not rates or min(rates) < 1:
+        raise ValueError(f"rates={list(rates)} must hold dilations of at least 1")

@@ -1,0 +1,177 @@
+"""Heads: the dual attention head, its two halves alone, and the plain FCN head.
+
+A head maps the last feature map to named logits at the resolution of that map. ``main`` is the
+prediction; the others exist in training only, for deep supervision.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from danet.models.heads.layers import classifier, conv_norm_relu
+from danet.ops.attention import ChannelAttention, PositionAttention
+
+Energy = Literal["distance", "similarity"]
+
+
+def key_reduction(channels: int) -> int:
+    """Returns the largest divisor of ``channels`` up to 8 that leaves 24 channels or more."""
+    return max(r for r in range(1, 9) if r == 1 or (channels % r == 0 and channels // r >= 24))
+
+
+class AttentionBranch(nn.Module):
+    """One half of the head: ``reduce`` by a 3x3 convolution, then attend, then refine by another.
+
+    Args:
+        in_channels: Of the input; 0 when the input is already reduced (a shared one).
+        channels: Within the branch and of its output.
+        attention: Maps (B, channels, H, W) to the same shape.
+    """
+
+    def __init__(self, in_channels: int, channels: int, attention: nn.Module) -> None:
+        super().__init__()
+        self.reduce = conv_norm_relu(in_channels, channels, 3) if in_channels else nn.Identity()
+        self.attention = attention
+        self.refine = conv_norm_relu(channels, channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps what ``reduce`` gave, (B, channels, H, W), to the same shape."""
+        return self.refine(self.attention(x))
+
+
+class DualAttentionHead(nn.Module):
+    """Position and channel attention side by side, fused (section 3.4, figure 2).
+
+    The defaults are the released code. ``shared_input=True`` with ``fusion="concat"`` is the other
+    published reading: both modules see one reduced map, their outputs are concatenated, joined by
+    a 1x1 convolution, and the input of the modules is added to the result.
+
+    Args:
+        in_channels: Of the feature map.
+        num_classes: K.
+        channels: Within the branches; ``in_channels // 4`` when None (512 behind a ResNet-50).
+        reduction: Keys and queries of the position attention have ``channels // reduction``; None
+            is 8, as in the released code, or less where they would get under 24 channels.
+        energy: Of the channel attention, see ChannelAttention.
+        fusion: ``sum`` of the two branches, or ``concat``.
+        shared_input: One reduction for both branches instead of one for each.
+        dropout: Of whole channels, before each classifier.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        channels: int | None = None,
+        reduction: int | None = None,
+        energy: Energy = "distance",
+        fusion: Literal["sum", "concat"] = "sum",
+        shared_input: bool = False,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        channels = channels or in_channels // 4
+        self.shared = conv_norm_relu(in_channels, channels, 3) if shared_input else nn.Identity()
+        branch_input = 0 if shared_input else in_channels
+        self.position = AttentionBranch(
+            branch_input,
+            channels,
+            PositionAttention(channels, reduction or key_reduction(channels)),
+        )
+        self.channel = AttentionBranch(branch_input, channels, ChannelAttention(energy))
+        self.join = conv_norm_relu(2 * channels, channels, 1) if fusion == "concat" else None
+        self.classify = classifier(channels, num_classes, dropout)
+        self.classify_position = classifier(channels, num_classes, dropout)
+        self.classify_channel = classifier(channels, num_classes, dropout)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps (B, in_channels, H, W) to "main" and, in training, "position" and "channel"."""
+        x = self.shared(x)
+        position_input, channel_input = self.position.reduce(x), self.channel.reduce(x)
+        position = self.position(position_input)
+        channel = self.channel(channel_input)
+        if self.join is None:
+            fused = position + channel
+        else:
+            # The outer residual is what went into the modules: one map when it is shared.
+            shared = isinstance(self.position.reduce, nn.Identity)
+            outer = position_input if shared else position_input + channel_input
+            fused = self.join(torch.cat((position, channel), dim=1)) + outer
+        logits = {"main": self.classify(fused)}
+        if self.training:
+            logits["position"] = self.classify_position(position)
+            logits["channel"] = self.classify_channel(channel)
+        return logits
+
+
+class SingleAttentionHead(nn.Module):
+    """One of the two modules alone: the rows "PAM" and "CAM" of the paper's table 1.
+
+    Args:
+        in_channels: Of the feature map.
+        num_classes: K.
+        attention: Which module.
+        channels, reduction, energy, dropout: As in DualAttentionHead.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        attention: Literal["position", "channel"],
+        channels: int | None = None,
+        reduction: int | None = None,
+        energy: Energy = "distance",
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        channels = channels or in_channels // 4
+        if attention not in ("position", "channel"):
+            raise ValueError(f"attention={attention!r} is neither 'position' nor 'channel'")
+        module: nn.Module
+        if attention == "position":
+            module = PositionAttention(channels, reduction or key_reduction(channels))
+        else:
+            module = ChannelAttention(energy)
+        branch = AttentionBranch(in_channels, channels, module)
+        # Named as in the dual head, so that drawings and weights find it.
+        self.position = branch if attention == "position" else None
+        self.channel = branch if attention == "channel" else None
+        self.classify = classifier(channels, num_classes, dropout)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
+        branch = self.position or self.channel
+        assert branch is not None
+        return {"main": self.classify(branch(branch.reduce(x)))}
+
+
+class FCNHead(nn.Module):
+    """A 3x3 convolution and a classifier: the paper's baseline, and the auxiliary head.
+
+    Args:
+        in_channels: Of the feature map.
+        num_classes: K.
+        channels: Between the two; ``in_channels // 4`` when None.
+        dropout: Of whole channels, before the classifier.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        channels: int | None = None,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        channels = channels or in_channels // 4
+        self.reduce = conv_norm_relu(in_channels, channels, 3)
+        self.classify = classifier(channels, num_classes, dropout)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
+        return {"main": self.classify(self.reduce(x))}

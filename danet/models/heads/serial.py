@@ -1,0 +1,102 @@
+"""Attention in a row instead of side by side: CBAM, and DANet's own two modules so."""
+
+import torch
+from torch import Tensor, nn
+
+from danet.models.heads.dual import AttentionBranch, Energy, key_reduction
+from danet.models.heads.layers import classifier
+from danet.ops.attention import ChannelAttention, PositionAttention
+
+
+class ConvolutionalAttention(nn.Module):
+    """Weighs channels, then positions, by what pooling says of them; no position sees another.
+
+    Woo, Park, Lee, Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018, equations 1 to
+    3: ``x' = s(M(avg x) + M(max x)) x`` with pooling over positions and one shared perceptron M,
+    then ``x'' = s(f([mean x'; max x'])) x'`` with pooling over channels and a 7x7 convolution f.
+
+    Args:
+        channels: C.
+        reduction: The perceptron has ``channels // reduction`` hidden units, at least one.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        if reduction < 1:
+            raise ValueError(f"reduction={reduction} is not at least 1")
+        hidden = max(1, channels // reduction)
+        self.perceptron = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1)
+        )
+        self.locate = nn.Conv2d(2, 1, 7, padding=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, C, H, W)."""
+        mean, largest = x.mean(dim=(2, 3), keepdim=True), x.amax(dim=(2, 3), keepdim=True)
+        x = torch.sigmoid(self.perceptron(mean) + self.perceptron(largest)) * x
+        pooled = torch.cat((x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)), dim=1)
+        return torch.sigmoid(self.locate(pooled)) * x
+
+
+class CBAMHead(nn.Module):
+    """A branch of DANet's head with CBAM in the place of its attention.
+
+    Args:
+        in_channels: Of the feature map.
+        num_classes: K.
+        channels: Of the branch; ``in_channels // 4`` when None.
+        reduction: As in ConvolutionalAttention.
+        dropout: Of whole channels, before the classifier.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        channels: int | None = None,
+        reduction: int = 16,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        channels = channels or in_channels // 4
+        attention = ConvolutionalAttention(channels, reduction)
+        self.branch = AttentionBranch(in_channels, channels, attention)
+        self.classify = classifier(channels, num_classes, dropout)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
+        return {"main": self.classify(self.branch(self.branch.reduce(x)))}
+
+
+class SerialAttentionHead(nn.Module):
+    """DANet's channel attention, then its position attention on the result, in CBAM's order.
+
+    The question is whether DANet's parallel arrangement matters; its paper does not ask it.
+
+    Args:
+        in_channels: Of the feature map.
+        num_classes: K.
+        channels, reduction, energy, dropout: As in DualAttentionHead.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        channels: int | None = None,
+        reduction: int | None = None,
+        energy: Energy = "distance",
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        channels = channels or in_channels // 4
+        position = PositionAttention(channels, reduction or key_reduction(channels))
+        in_a_row = nn.Sequential(ChannelAttention(energy), position)
+        self.branch = AttentionBranch(in_channels, channels, in_a_row)
+        self.classify = classifier(channels, num_classes, dropout)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
+        return {"main": self.classify(self.branch(self.branch.reduce(x)))}

@@ -1,0 +1,197 @@
+"""What a config may say but seldom means, a line each; and what is refused before a run starts."""
+
+import math
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from danet.config.build import make_model
+from danet.engine.precision import choose_precision
+from danet.errors import InputError, StorageError
+
+_RECIPES = Path(__file__).resolve().parents[1] / "configs" / "optimizer"
+_FAR = 10
+"""A learning rate that is this many times the recipe's, or one part of it, is told."""
+
+
+def notes(
+    config: Mapping[str, Any], device: torch.device, *, typed: Collection[str] = ()
+) -> list[str]:
+    """Returns what to tell before a training starts, a line each.
+
+    Args:
+        config: Checked.
+        device: Where it is going to train.
+        typed: The settings of the command line, as typed.
+
+    Raises:
+        InputError: The device does not have ``trainer.precision``.
+    """
+    data, trainer = config["data"], config["trainer"]
+    lines = []
+    if any(setting.lstrip("+").startswith("data.root=") for setting in typed):
+        lines.append(f"data.root={data['root']}")
+    lines += _rate_notes(config["optimizer"])
+    lines += _loss_notes(config["loss"], "loss", data)
+    if trainer["accumulate"] > 1:
+        lines += _passes_notes(config["loss"], "loss")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if cores and data["num_workers"] > cores:
+        lines.append(
+            f"data.num_workers={data['num_workers']}: this process may use {cores} core(s), so "
+            "more workers than that wait for one another"
+        )
+    precision = choose_precision(trainer["precision"], device)
+    if trainer["precision"] == "bfloat16" and choose_precision("auto", device) != torch.bfloat16:
+        lines.append(
+            f"trainer.precision=bfloat16: {device} does not compute in it, so it is emulated: "
+            "slower than float32 here"
+        )
+    if device.type == "cuda" and precision == torch.float32 and trainer["precision"] == "auto":
+        lines.append(
+            f"trainer.precision=auto: {device} has no bfloat16, so it is float32; float16 is "
+            "faster and takes less memory where there are tensor cores"
+        )
+    if "trainer.sync_batchnorm=true" in [setting.lower() for setting in typed]:
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        if alone or device.type == "cpu":
+            why = "there is one process" if alone else "there is none on the CPU"
+            lines.append(f"trainer.sync_batchnorm=true: {why}, so plain batch norm is used")
+    return lines
+
+
+def _rate_notes(optimizer: Mapping[str, Any]) -> list[str]:
+    """Tells of a learning rate that is far from the one of the optimizer's own config."""
+    for path in sorted(_RECIPES.glob("*.yaml")):
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if recipe["_target_"] != optimizer["_target_"] or not optimizer["lr"] > 0:
+            continue
+        ratio = optimizer["lr"] / recipe["lr"]
+        if ratio > _FAR or ratio < 1 / _FAR:
+            return [
+                f"optimizer.lr={optimizer['lr']:g}: {ratio:.3g} times the {recipe['lr']:g} of "
+                f"optimizer={path.stem}; the head gets {optimizer['head_multiplier']:g} times that"
+            ]
+    return []
+
+
+def _loss_notes(node: Any, key: str, data: Mapping[str, Any]) -> list[str]:
+    """Tells of an OHEM that keeps every pixel."""
+    if isinstance(node, list):
+        return [
+            line for i, part in enumerate(node) for line in _loss_notes(part, f"{key}[{i}]", data)
+        ]
+    if not isinstance(node, Mapping):
+        return []
+    lines = []
+    size, kept = data.get("crop") or data.get("size"), node.get("min_kept")
+    if size and isinstance(kept, int):
+        pixels = data["batch_size"] * math.prod(size)
+        if kept >= pixels:
+            lines.append(
+                f"{key}.min_kept={kept}: a batch of a process has {pixels} pixels "
+                f"({data['batch_size']} x {size[0]} x {size[1]}), so every pixel is kept and OHEM "
+                "does nothing"
+            )
+    for name, part in node.items():
+        lines += _loss_notes(part, f"{key}.{name}", data)
+    return lines
+
+
+def _passes_notes(node: Any, key: str) -> list[str]:
+    """Tells of an OHEM whose divisor costs passes of the network where batches are accumulated."""
+    if isinstance(node, list):
+        return [line for i, part in enumerate(node) for line in _passes_notes(part, f"{key}.{i}")]
+    if not isinstance(node, Mapping):
+        return []
+    lines = [line for name, part in node.items() for line in _passes_notes(part, f"{key}.{name}")]
+    if node.get("_target_") == "danet.losses.OHEM" and node.get("normalise", "kept") == "kept":
+        lines.append(
+            f"{key}.normalise=kept with trainer.accumulate: the kept pixels of a step are counted "
+            f"by passes without gradients, a third more work; {key}.normalise=labelled needs none"
+        )
+    return lines
+
+
+def refuse_folder(config: Mapping[str, Any]) -> None:
+    """Refuses a ``run.dir`` before anything is loaded; it is not made, which happens last.
+
+    Raises:
+        InputError: Another run is there, and it is not to be gone on with.
+        StorageError: It cannot be made or written.
+    """
+    if config["run"]["dir"] is None:
+        return
+    folder = Path(config["run"]["dir"]).expanduser()
+    if (folder / "config.yaml").exists() and config["resume"] is None:
+        raise InputError(
+            f"run.dir={folder}: another run is there; give resume=auto to go on with it, or "
+            "another run.dir"
+        )
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise StorageError(f"run.dir={folder}: {there} is a file; give the name of a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StorageError(f"run.dir={folder}: {there} may not be written by you; give another")
+
+
+def refuse_single_values(config: Mapping[str, Any], device: torch.device) -> None:
+    """Refuses a batch that leaves a batch norm one value per channel, of which it makes zeros.
+
+    A pass of the network without data tells where; it takes no memory.
+
+    Raises:
+        InputError: With the layer, and the ways out.
+    """
+    size = config["data"].get("crop") or config["data"].get("size")
+    batch_size = config["data"]["batch_size"]
+    is_shared = config["trainer"]["sync_batchnorm"] and device.type == "cuda"
+    processes = int(os.environ.get("WORLD_SIZE", "1")) if is_shared else 1
+    if size is None or batch_size * processes > 1:
+        return
+    single = _single_values(config, batch_size, size)
+    if single:
+        key = "crop" if config["data"].get("crop") else "size"
+        larger = (2 * size[0], 2 * size[1])
+        ways = f", or a larger data.{key}, or a smaller model.backbone.output_stride"
+        if _single_values(config, batch_size, larger):  # behind a mean of all positions
+            ways = ""
+        raise InputError(
+            f"data.{key}={list(size)} with data.batch_size=1: the batch norm {single} gets one "
+            f"value per channel, which is its own mean; give data.batch_size=2 or more{ways}"
+        )
+
+
+def _single_values(config: Mapping[str, Any], batch_size: int, size: Sequence[int]) -> str:
+    """Returns the name of the first batch norm that gets one value per channel; empty if none."""
+    single: list[str] = []
+
+    def look(name: str, module: nn.Module) -> None:
+        def see(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            if inputs[0].numel() == inputs[0].shape[1]:
+                single.append(name)
+
+        module.register_forward_pre_hook(see)
+
+    with torch.device("meta"):
+        model = make_model({**config, "model": _without_files(config["model"])}).train()
+        for name, module in model.named_modules():
+            if isinstance(module, nn.BatchNorm2d):
+                look(name, module)
+        try:
+            model(torch.empty(batch_size, 3, *size, dtype=torch.uint8))
+        except ValueError as error:
+            if not single:
+                raise InputError(f"data.crop={list(size)}: {error}") from error
+    return single[0] if single else ""
+
+
+def _without_files(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {**model, "backbone": {**model["backbone"], "weights": None}}

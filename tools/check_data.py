@@ -1,0 +1,202 @@
+"""Looks at all files of a data set: ``python tools/check.py data=NAME data.root=DIR``."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if not __package__:  # started as a file of a checkout: the checkout is what is meant
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from danet.interpreter import require_packages
+
+    require_packages(__file__)
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from danet import cli
+from danet.config.schema import CheckConfig, TrainConfig
+from danet.config.validate import check
+from danet.engine.settings import TrainSettings
+from danet.errors import InputError, StorageError
+from danet.filesystem import folder_of, require_writable
+from danet.plain import quoted
+
+if TYPE_CHECKING:
+    from danet.data_check.scan import SplitReport
+    from danet.datasets.base import FileDataset
+
+_TOLD = 3
+"""How many problems the last message holds."""
+
+
+def work(config: DictConfig) -> None:
+    """Scans the splits, prints what is there, writes the report, and refuses where it must."""
+    output = Path(config.output).expanduser().absolute() if config.output else None
+    examine(config, cli.added_keys(), output)
+
+
+def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> None:
+    """Does the work on a composed config; without ``output`` in a folder for this data alone.
+
+    Raises:
+        InputError: There are problems; the report is written nevertheless.
+    """
+    # A training's config with nothing but data: what a training would refuse is refused here.
+    train = OmegaConf.structured(TrainConfig(trainer=TrainSettings(steps=1)))
+    train.data = config.data
+    checked = check(train, added, needs_data=True)
+    plain: Any = OmegaConf.to_container(config)
+    settings = CheckConfig(**{**plain, "data": checked["data"]})
+    facts = {"root": checked["data"].get("root")}
+    if output is None:
+        output = folder_of(Path("runs/check", cli.choice()).absolute(), "report.json", facts)
+    _check_settings(settings, output)
+    require_writable(output)
+    from danet.data_check.report import as_json, contact_sheet, describe, notes_of, weights_setting
+    from danet.data_check.sample import choose, one_class
+    from danet.datasets.base import FileDataset
+    from danet.visualization.overlay import save_image
+
+    reports, datasets, refused = scan_splits(checked, settings)
+    warnings = 0
+    found: dict[str, Any] = {**facts, "refused": refused, "splits": {}}
+    for report, dataset in zip(reports, datasets, strict=True):
+        assert isinstance(dataset, FileDataset)
+        is_training = report.split == settings.data["train_split"]
+        if is_training and not report.num_problems:
+            lonely = one_class(dataset, np.flatnonzero(report.pixels).tolist())
+            if lonely:
+                report.complain(lonely)
+        notes = notes_of(report, is_training=is_training)
+        print(describe(report, notes))
+        if is_training and report.pixels.any():
+            print(f"  balanced by median frequency: {weights_setting(report)}")
+        found["splits"][report.split] = as_json(report, notes)
+        warnings += sum(note.startswith("warning: ") for note in notes)
+        sheet = contact_sheet(dataset, choose(len(dataset), settings.samples))
+        if sheet is not None:
+            save_image(output / f"{report.split}.png", sheet)
+            print(f"  {output / f'{report.split}.png'}")
+    images = "decoded" if settings.full else "structure and checksums (full=true decodes them)"
+    print(f"looked at every pair; labels: decoded; images: {images}")
+    setting = write_lists(datasets, output)
+    if setting:
+        print(f"these lists freeze it: {setting}")
+    _save_json(output / "report.json", found)
+    count = sum(report.num_problems for report in reports)
+    problems = [*refused, *(text for report in reports for text in report.problems)]
+    if refused or count:
+        told = problems[:_TOLD]
+        if count + len(refused) > _TOLD:
+            told.append(f"{count + len(refused)} problems in all; see {output / 'report.json'}")
+        raise InputError("\n".join(told))
+    warned = f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""
+    print(f"no problems{warned}; {output / 'report.json'}")
+
+
+def scan_splits(
+    config: Mapping[str, Any], settings: CheckConfig
+) -> tuple[list["SplitReport"], list["FileDataset"], list[str]]:
+    """Scans the splits one after another; those that are refused as a whole are told last."""
+    from tqdm import tqdm
+
+    from danet.config.build import make_dataset
+    from danet.data_check.overlap import refuse_overlap
+    from danet.data_check.report import find_copies, shared_names
+    from danet.data_check.sample import mistaken_values
+    from danet.data_check.scan import scan
+    from danet.datasets.base import FileDataset
+
+    data = config["data"]
+    if "cache" in data:
+        data["cache"] = "none"  # the files are meant, not what was kept of them
+    reports, datasets, refused = [], [], []
+    for split in settings.splits or dict.fromkeys((data["train_split"], data["val_split"])):
+        try:
+            dataset = make_dataset(config, split, training=False)
+        except InputError as error:
+            refused.append(str(error))
+            continue
+        if not isinstance(dataset, FileDataset):
+            raise InputError(f"{type(dataset).__name__} has no files to look at: set data=NAME")
+        with tqdm(total=len(dataset), desc=split, unit="pair", dynamic_ncols=True) as bar:
+            report = scan(
+                dataset,
+                full=settings.full,
+                keep=settings.show,
+                num_workers=data["num_workers"],
+                progress=bar.update,
+            )
+        reports.append(report)
+        datasets.append(dataset)
+    allowed = bool(data.get("allow_overlap"))
+    find_copies(reports, allow_overlap=allowed)
+    by_split = {dataset.split: dataset for dataset in datasets}
+    if data["train_split"] == data["val_split"] in by_split:
+        dataset = by_split[data["val_split"]]
+        try:
+            reports[0].notes.append(refuse_overlap(dataset, dataset, allowed=allowed))
+        except InputError as error:
+            refused.append(str(error))
+    if reports:
+        reports[0].notes += shared_names(reports)
+        wrong = mistaken_values(datasets[0], set().union(*(report.values for report in reports)))
+        if wrong:
+            reports[0].complain(wrong, first=True)
+    return reports, datasets, list(dict.fromkeys(refused))
+
+
+def write_lists(datasets: Iterable["FileDataset"], output: Path) -> str:
+    """Writes which images belong to splits that a hash divided; returns the setting, or nothing."""
+    from danet.datasets.folder import Folder
+
+    divided = [d for d in datasets if isinstance(d, Folder) and d.division]
+    files = {dataset.split: output / f"{dataset.split}.txt" for dataset in divided}
+    if set(files) != {"train", "val"}:
+        return ""
+    for dataset in divided:
+        lines = [
+            f"{os.path.relpath(item.image, dataset.root)}\t"
+            f"{os.path.relpath(item.mask or '', dataset.root)}\n"
+            for item in dataset.items
+        ]
+        _save(files[dataset.split], "".join(lines))
+    print(divided[0].division)
+    lists = ", ".join(f"{split}: {quoted(str(path))}" for split, path in files.items())
+    return shlex.quote(f"data.lists={{{lists}}}")
+
+
+def _check_settings(settings: CheckConfig, output: Path) -> None:
+    """Refuses settings that cannot be meant; raises InputError."""
+    for name, low in (("show", 1), ("samples", 0)):
+        if getattr(settings, name) < low:
+            raise InputError(f"{name}={getattr(settings, name)}: expected at least {low}")
+    root = settings.data.get("root")
+    if root is not None and output.is_relative_to(root):
+        raise InputError(f"output={output} lies in data.root, where nothing is ever written")
+
+
+def _save_json(path: Path, found: dict[str, Any]) -> None:
+    _save(path, json.dumps(found, indent=1) + "\n")
+
+
+def _save(path: Path, text: str) -> None:
+    """Writes a part of the report; raises StorageError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise StorageError(f"{path}: the report could not be written ({error.strerror})") from error
+
+
+def main() -> None:
+    """Is the command ``danet-check``."""
+    cli.run(work, "check")
+
+
+if __name__ == "__main__":
+    main()
