@@ -26,9 +26,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from danet import console
 from danet.config import schema
-from danet.config.schema import did_you_mean, first_line, instead
+from danet.config.schema import did_you_mean, instead
 from danet.distributed import launcher
-from danet.errors import InputError, UserError
+from danet.errors import InputError, UserError, first_line
 from danet.filesystem import explain_storage, refuse_name
 from danet.plain import printable, quoted
 

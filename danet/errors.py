@@ -38,3 +38,9 @@ class Interrupted(UserError):
     """A signal ended the run after a checkpoint was written."""
 
     exit_code = 143
+
+
+def first_line(error: BaseException, key: str | None = None) -> str:
+    """Returns the first line of an error's text, with the key in front where it is known."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+    return f"{key}: {text}" if key else text

@@ -1,11 +1,14 @@
 """How an optional part of the package is added, for the way the package was installed."""
 
+import importlib
 import importlib.metadata
 import json
 import os
 import shlex
 from pathlib import Path
 from urllib.parse import unquote, urlparse
+
+from danet.errors import InputError
 
 
 def how_to_install(extra: str) -> str:
@@ -38,3 +41,12 @@ def _checkout() -> "Path | None":
     origin = json.loads(text or "{}")
     is_editable = origin.get("dir_info", {}).get("editable", False)
     return Path(unquote(urlparse(origin["url"]).path)) if is_editable else None
+
+
+def require(module: str) -> None:
+    """Raises InputError where an optional package is missing."""
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        extra = "hub" if module == "huggingface_hub" else "export"
+        raise InputError(f"{module} is not installed: {how_to_install(extra)}") from error

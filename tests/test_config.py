@@ -10,7 +10,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from danet.config import schema
 from danet.config.build import make, make_model
-from danet.config.validate import check, locate, mismatch
+from danet.config.schema import mismatch
+from danet.config.validate import check, locate
 from danet.errors import InputError
 from danet.types import SegmentationOutput
 

@@ -9,8 +9,9 @@ import torch
 from conftest import call
 
 import danet
+from danet.checkpoint.exported import CONFIG, WEIGHTS, fetch
 from danet.errors import InputError, UserError
-from danet.export import folder, hub, programs
+from danet.export import folder, programs
 from danet.export.network import SMALLEST, Exportable, attend_by_scan
 
 pytest.importorskip("safetensors")
@@ -143,7 +144,7 @@ def test_averaged_weights_are_what_is_exported(tiny_checkpoint, tmp_path):
 def test_no_path_of_this_machine_leaves_it(exported):
     plain = {"root": "/data/x", "a": ["~/y", r"C:\z", "data/x"], "n": 3}
     assert folder.without_paths(plain) == {"root": ".", "a": [".", ".", "data/x"], "n": 3}
-    assert '"/' not in (exported / folder.CONFIG).read_text()
+    assert '"/' not in (exported / CONFIG).read_text()
 
 
 def test_the_card_tells_scores_of_this_checkpoint_and_no_other(exported):
@@ -160,21 +161,21 @@ def test_the_card_tells_scores_of_this_checkpoint_and_no_other(exported):
 def test_damaged_and_foreign_folders_are_refused(exported, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(exported, broken)
-    weights = broken / folder.WEIGHTS
+    weights = broken / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"broken: damaged or incomplete"):
         danet.load_model(broken)
     weights.unlink()
     with pytest.raises(InputError, match=r"broken: damaged or incomplete"):
         danet.load_model(broken)
-    (broken / folder.CONFIG).write_text('{"architectures": ["Other"]}')
+    (broken / CONFIG).write_text('{"architectures": ["Other"]}')
     with pytest.raises(InputError, match=r"config.json is not of an exported network"):
         danet.load_model(broken)
-    config = json.loads((exported / folder.CONFIG).read_text())
+    config = json.loads((exported / CONFIG).read_text())
     config["config"]["model"]["head"]["_target_"] = "os.system"
     hostile = tmp_path / "hostile"
     shutil.copytree(exported, hostile)
-    (hostile / folder.CONFIG).write_text(json.dumps(config))
+    (hostile / CONFIG).write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"its config is refused: .*os.system"):
         danet.load_model(hostile)
 
@@ -243,4 +244,4 @@ def test_a_network_goes_to_a_hub_and_comes_back(
     output = f"output={tmp_path / 'p'}"
     call("visualize", "checkpoint=hf://owner/name", "count=1", output, "device=cpu")
     with pytest.raises(InputError, match="hf://owner/other: no owner/other"):
-        hub.fetch("hf://owner/other")
+        fetch("hf://owner/other")

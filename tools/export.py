@@ -16,21 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from danet import cli
+from danet.checkpoint import exported
 from danet.config.build import checked_config, load_saved, model_of
-from danet.config.schema import ExportConfig
-from danet.config.validate import did_you_mean
+from danet.config.schema import ExportConfig, did_you_mean
 from danet.errors import InputError, StorageError
 from danet.export import folder, hub
 from danet.export.card import card
 from danet.export.network import SMALLEST
-from danet.export.programs import (
-    Parity,
-    compare,
-    export_onnx,
-    export_torch,
-    refuse_difference,
-    require,
-)
+from danet.export.programs import Parity, compare, export_onnx, export_torch, refuse_difference
+from danet.extras import require
 from danet.filesystem import folder_of, require_writable
 from danet.plain import problem_with
 from danet.prediction.results import digest_of
@@ -47,14 +41,14 @@ def work(config: DictConfig) -> None:
     model = model_of(saved, trained, settings.checkpoint)
     path = Path(settings.checkpoint).expanduser()
     beside = path if path.is_dir() else path.parent
-    default = folder_of(beside / "exported", folder.CONFIG, {"step": saved["step"]})
+    default = folder_of(beside / "exported", exported.CONFIG, {"step": saved["step"]})
     output = Path(settings.output).expanduser() if settings.output else default
     found = find_metrics(settings.metrics, beside, saved["step"], digest_of(model))
     require_writable(output)
     refuse_leftovers(output, settings.formats, saved["step"])
 
     folder.save(output, saved, model.state_dict())
-    say(output / folder.WEIGHTS)
+    say(output / exported.WEIGHTS)
     programs: dict[str, Sequence[Parity]] = {}
     for name in settings.formats:
         programs[FORMATS[name]] = write_program(model, name, output, settings)
@@ -79,7 +73,7 @@ def refuse_leftovers(output: Path, formats: Sequence[str], step: int) -> None:
     """Refuses a folder where programs of another step would stay beside the new weights."""
     stale = [output / FORMATS[name] for name in FORMATS if name not in formats]
     stale = [path for path in stale if path.exists()]
-    if stale and folder_of(output, folder.CONFIG, {"step": step}) != output:
+    if stale and folder_of(output, exported.CONFIG, {"step": step}) != output:
         raise InputError(
             f"output={output}: {stale[0].name} of another step is there and would stay; name "
             "another folder, or remove it"

@@ -20,8 +20,7 @@ from tqdm import tqdm
 
 from danet import cli
 from danet.config.build import checked_config, load_saved, make, make_dataset, model_of
-from danet.config.schema import VisualizeConfig
-from danet.config.validate import did_you_mean
+from danet.config.schema import VisualizeConfig, did_you_mean
 from danet.datasets.base import IMAGE_SUFFIXES, SegmentationDataset
 from danet.datasets.image_io import read_image
 from danet.datasets.submission import demand_labels

@@ -13,14 +13,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
+from danet.checkpoint import exported
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint.format import Checkpoint
 from danet.checkpoint.weights import explain_mismatch
 from danet.config.schema import DataFolder, DataOverrides, TrainConfig
-from danet.config.validate import TRUSTED, check_plain, first_line, locate
+from danet.config.validate import TRUSTED, check_plain, locate
 from danet.datasets.base import Reading, SegmentationDataset
-from danet.errors import InputError, UserError
-from danet.export import folder, hub
+from danet.errors import InputError, UserError, first_line
 from danet.plain import printable, problem_with
 
 Config = Mapping[str, Any]
@@ -210,11 +210,13 @@ def load_saved(path: str | Path) -> Checkpoint:
     Raises:
         InputError: It is missing, damaged or foreign.
     """
-    if str(path).startswith(hub.SCHEME):
-        saved = folder.load(hub.fetch(str(path)))
+    if str(path).startswith(exported.SCHEME):
+        saved = exported.load(exported.fetch(str(path)))
     else:
         place = Path(path).expanduser()
-        saved = folder.load(place) if folder.is_exported(place) else checkpoint_format.load(path)
+        saved = (
+            exported.load(place) if exported.is_exported(place) else checkpoint_format.load(path)
+        )
     checkpoint_format.require_fields(saved, checkpoint_format.FOR_USE, f"checkpoint={path}")
     return saved
 

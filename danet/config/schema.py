@@ -275,12 +275,6 @@ def instead(key: str, options: Iterable[str]) -> str:
     return f"; {hint}" if hint else did_you_mean(key, options)
 
 
-def first_line(error: BaseException, key: str | None = None) -> str:
-    """Returns the first line of an error's text, with the key in front where it is known."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
-    return f"{key}: {text}" if key else text
-
-
 def is_int(value: Any) -> TypeGuard[int]:
     """Tells whether a plain value is a whole number; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -18,12 +18,17 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from danet.config.schema import RunSettings, TrainConfig, instead, is_int, is_number
-from danet.config.schema import did_you_mean as did_you_mean
-from danet.config.schema import first_line as first_line
-from danet.config.schema import mismatch as mismatch
+from danet.config.schema import (
+    RunSettings,
+    TrainConfig,
+    did_you_mean,
+    instead,
+    is_int,
+    is_number,
+    mismatch,
+)
 from danet.engine.settings import TrainSettings
-from danet.errors import InputError
+from danet.errors import InputError, first_line
 from danet.plain import printable, problem_with
 from danet.types import MAX_CLASSES
 

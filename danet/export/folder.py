@@ -12,24 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from danet.checkpoint import format as checkpoint_format
-from danet.checkpoint import reading
-from danet.errors import InputError, StorageError
-from danet.export.programs import require
-from danet.plain import printable
-
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-FORMAT = 1
-
-_MOST = 1 << 24
-"""Bytes of config.json; those of this project have some kB."""
-_KEPT = ("version", "classes", "palette", "step", "scores", "best_miou", "training_set", "run_id")
-
-
-def is_exported(path: Path) -> bool:
-    """Tells whether a path is a folder as ``save`` writes it."""
-    return path.is_dir() and (path / CONFIG).is_file()
+from danet.checkpoint.exported import CONFIG, FIELDS, FORMAT, WEIGHTS
+from danet.errors import StorageError
+from danet.extras import require
 
 
 def save(folder: Path, saved: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -47,7 +32,7 @@ def save(folder: Path, saved: Mapping[str, Any], weights: Mapping[str, Tensor]) 
     require("safetensors")
     from safetensors.torch import save_file
 
-    facts = {"format": FORMAT, **{key: saved[key] for key in _KEPT if key in saved}}
+    facts = {"format": FORMAT, **{key: saved[key] for key in FIELDS if key in saved}}
     facts["config"] = without_paths(dict(saved["config"]))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,46 +45,6 @@ def save(folder: Path, saved: Mapping[str, Any], weights: Mapping[str, Tensor]) 
         temporary.replace(folder / CONFIG)
     except OSError as error:
         raise StorageError(f"output={folder}: cannot be written ({error.strerror})") from error
-
-
-def load(folder: Path, *, key: str = "checkpoint") -> dict[str, Any]:
-    """Returns what a checkpoint would hold for the use of a network; there is no optimizer.
-
-    Args:
-        folder: As ``save`` wrote it.
-        key: The setting that named it, for messages.
-
-    Raises:
-        InputError: It is damaged, incomplete, or of another format.
-    """
-    require("safetensors")
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if (size := (folder / CONFIG).stat().st_size) > _MOST:
-            raise InputError(
-                f"{key}={folder}: {CONFIG} has {size >> 20} MiB; expected at most {_MOST >> 20}"
-            )
-        facts = json.loads((folder / CONFIG).read_text("utf-8"))
-        if not isinstance(facts, dict) or facts.get("format") != FORMAT or "config" not in facts:
-            raise InputError(
-                f"{key}={folder}: {CONFIG} is not of an exported network of this project "
-                f"(format {FORMAT})"
-            )
-        weights = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        if isinstance(error, InputError):
-            raise
-        told = printable(str(error)[:300])
-        raise InputError(f"{key}={folder}: damaged or incomplete ({told})") from error
-    problem = reading.unsound(weights)
-    if problem:
-        raise InputError(f"{key}={folder}: {problem}")
-    saved = {name: facts[name] for name in ("config", *_KEPT) if name in facts}
-    saved |= {"model": weights, "ema": None}
-    checkpoint_format.require_sound(saved, f"{key}={folder}")
-    return saved
 
 
 def without_paths(node: Any) -> Any:

@@ -1,6 +1,5 @@
 """Programs that run without this project, and how far they are from the network."""
 
-import importlib
 import io
 import os
 import warnings
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from danet.errors import InputError, UserError
+from danet.errors import UserError
 from danet.export.network import Exportable
-from danet.extras import how_to_install
+from danet.extras import require
 
 OPSET = 20
 """Of ONNX: from 2023, which all runtimes of the last years know."""
@@ -36,15 +35,6 @@ class Parity(NamedTuple):
     """The largest absolute logit of the network."""
     agreement: float
     """Part of the pixels with the same class."""
-
-
-def require(module: str) -> None:
-    """Raises InputError where an optional package is missing."""
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        extra = "hub" if module == "huggingface_hub" else "export"
-        raise InputError(f"{module} is not installed: {how_to_install(extra)}") from error
 
 
 def export_onnx(model: nn.Module, path: Path, *, opset: int = OPSET) -> Program:

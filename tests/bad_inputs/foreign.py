@@ -10,8 +10,8 @@ import torch
 from starts import composed
 
 import danet
+from danet.checkpoint import exported, reading
 from danet.checkpoint import format as checkpoint_format
-from danet.checkpoint import reading
 from danet.checkpoint.weights import initialise
 from danet.config import resume
 from danet.config.build import make, make_model, untrained
@@ -96,10 +96,10 @@ def use(way, saved, root):
     path = root / "foreign.pt"
     if way == "folder":
         target = root / "exported"
-        if not (target / folder.WEIGHTS).exists():
+        if not (target / exported.WEIGHTS).exists():
             folder.save(target, saved, saved["model"])
-        facts = json.loads((target / folder.CONFIG).read_text())
-        (target / folder.CONFIG).write_text(json.dumps({**facts, "config": saved["config"]}))
+        facts = json.loads((target / exported.CONFIG).read_text())
+        (target / exported.CONFIG).write_text(json.dumps({**facts, "config": saved["config"]}))
         danet.load_model(target)
         return
     torch.save(saved if way == "resume" else {**saved, "optimizer": None}, path)

@@ -19,7 +19,7 @@ import torch
 from foreign import outcome, place, saved  # noqa: F401
 from torch import nn
 
-from danet.checkpoint import reading
+from danet.checkpoint import exported, reading
 from danet.checkpoint.pickle_scan import scan
 from danet.config.build import load_model, make
 from danet.engine.optimizer import SGD, AdamW, misfit, restore, state_of
@@ -363,7 +363,7 @@ def test_lines_and_scores_beside_a_file_are_numbers_or_left_out(tmp_path):
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a": ' * 5000, "1" * 5000, "\xff", ""])
 def test_a_config_json_that_is_none_is_refused_in_one_line(saved, tmp_path, content):
     folder.save(tmp_path, saved, saved["model"])
-    (tmp_path / folder.CONFIG).write_text(content, "latin1")
+    (tmp_path / exported.CONFIG).write_text(content, "latin1")
     with pytest.raises(InputError) as error:
         load_model(tmp_path)
     assert len(str(error.value).splitlines()) == 1
@@ -373,7 +373,7 @@ def test_a_config_json_that_is_none_is_refused_in_one_line(saved, tmp_path, cont
 @pytest.mark.bad_input("K21")
 def test_a_config_json_of_gigabytes_is_not_read(saved, tmp_path):
     folder.save(tmp_path, saved, saved["model"])
-    with open(tmp_path / folder.CONFIG, "wb") as file:
+    with open(tmp_path / exported.CONFIG, "wb") as file:
         file.truncate(10 << 30)
     with pytest.raises(InputError, match="has 10240 MiB; expected at most 16"):
         load_model(tmp_path)
@@ -519,7 +519,7 @@ def test_names_of_classes_are_escaped_wherever_they_are_shown(saved, tmp_path):
 
     names = [*EVIL, *(f"class {i}" for i in range(16 - len(EVIL)))]
     folder.save(tmp_path / "e", {**saved, "classes": names, "version": "<b>|"}, saved["model"])
-    found = folder.load(tmp_path / "e")
+    found = exported.load(tmp_path / "e")
     classes = found["classes"]
     assert classes[:2] == ["a\\x1b[2J", "b\\nc"]
     assert classes[6] == "\\u202e"

@@ -1,0 +1,95 @@
+"""Reading a network that was exported to share: a folder, or a repository on a Hugging Face hub.
+
+The folder has the weights as safetensors, and all else as JSON; neither can hold code.
+danet.export.folder writes it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from danet.checkpoint import format as checkpoint_format
+from danet.checkpoint import reading
+from danet.errors import InputError, UserError, first_line
+from danet.extras import require
+from danet.plain import printable
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+FORMAT = 1
+FIELDS = ("version", "classes", "palette", "step", "scores", "best_miou", "training_set", "run_id")
+"""Fields of a checkpoint that the folder has, beside the config and the weights."""
+SCHEME = "hf://"
+"""Begins the name of a repository where a path is expected: ``hf://owner/name[@revision]``."""
+_MOST = 1 << 24
+"""Bytes of config.json; those of this project have some kB."""
+
+
+def is_exported(path: Path) -> bool:
+    """Tells whether a path is a folder as ``save`` writes it."""
+    return path.is_dir() and (path / CONFIG).is_file()
+
+
+def load(folder: Path, *, key: str = "checkpoint") -> dict[str, Any]:
+    """Returns what a checkpoint would hold for the use of a network; there is no optimizer.
+
+    Args:
+        folder: As ``save`` wrote it.
+        key: The setting that named it, for messages.
+
+    Raises:
+        InputError: It is damaged, incomplete, or of another format.
+    """
+    require("safetensors")
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if (size := (folder / CONFIG).stat().st_size) > _MOST:
+            raise InputError(
+                f"{key}={folder}: {CONFIG} has {size >> 20} MiB; expected at most {_MOST >> 20}"
+            )
+        facts = json.loads((folder / CONFIG).read_text("utf-8"))
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT or "config" not in facts:
+            raise InputError(
+                f"{key}={folder}: {CONFIG} is not of an exported network of this project "
+                f"(format {FORMAT})"
+            )
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
+        told = printable(str(error)[:300])
+        raise InputError(f"{key}={folder}: damaged or incomplete ({told})") from error
+    problem = reading.unsound(weights)
+    if problem:
+        raise InputError(f"{key}={folder}: {problem}")
+    saved = {name: facts[name] for name in ("config", *FIELDS) if name in facts}
+    saved |= {"model": weights, "ema": None}
+    checkpoint_format.require_sound(saved, f"{key}={folder}")
+    return saved
+
+
+def fetch(name: str) -> Path:
+    """Returns the local copy of a repository, downloaded once.
+
+    Args:
+        name: ``hf://owner/name`` or ``hf://owner/name@revision``.
+
+    Raises:
+        InputError: The package is missing, or there is no such repository or revision.
+    """
+    require("huggingface_hub")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository, _, revision = name.removeprefix(SCHEME).partition("@")
+    try:
+        found = snapshot_download(
+            repository, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS]
+        )
+    except LocalEntryNotFoundError as error:
+        raise UserError(f"{name}: neither reachable nor here already") from error
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise InputError(f"{name}: {first_line(error)}") from error
+    return Path(found)
