@@ -16,8 +16,7 @@ from danet.datasets.layout import elsewhere
 from danet.datasets.listing import find_files
 from danet.datasets.submission import Submission
 from danet.errors import InputError
-from danet.evaluation.cityscapes import Label, OfficialScorer
-from danet.evaluation.official import OfficialScores
+from danet.evaluation.cityscapes import Label, OfficialScorer, OfficialScores
 
 _TABLE = read_class_table("cityscapes")
 _FOLDERS = {"trainval": ("train", "val")}

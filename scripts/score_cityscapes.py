@@ -27,8 +27,7 @@ from danet.datasets.cityscapes import LABELS, Cityscapes
 from danet.datasets.image_io import read_labels
 from danet.engine.log import class_table
 from danet.errors import InputError, StorageError
-from danet.evaluation.cityscapes import OfficialScorer
-from danet.evaluation.official import OfficialScores
+from danet.evaluation.cityscapes import OfficialScorer, OfficialScores
 
 USAGE = "predictions=DIR root=DIR [split=val] [output=FILE.json]"
 

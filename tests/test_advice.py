@@ -72,7 +72,7 @@ from danet.distributed.collectives import choose_device
 from danet.engine.nonfinite import LossWatch, Overflows
 from danet.engine.trainer import Trainer
 from danet.errors import DivergedError, InputError, ProcessError, UserError
-from danet.evaluation.boundary import BoundaryIoU
+from danet.evaluation.metrics import BoundaryIoU
 from danet.losses import OHEM, CrossEntropy, DeepSupervision
 from danet.models.heads.dual import SingleAttentionHead
 from danet.models.resnet import ResNet

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from danet.evaluation.boundary import BoundaryIoU
-from danet.evaluation.metrics import ConfusionMatrix
-from danet.evaluation.per_image import ImageIoU
+from danet.evaluation.metrics import BoundaryIoU, ConfusionMatrix, ImageIoU
 from danet.types import IGNORE
 
 K = 4

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from danet.errors import InputError
-from danet.evaluation.protocol import described, name_of
+from danet.evaluation.inference import described, name_of
 from danet.evaluation.protocols import AuthorsProtocol, MMSegProtocol
 from danet.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 from danet.types import SegmentationOutput

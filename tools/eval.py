@@ -31,13 +31,17 @@ from danet.datasets.submission import SubmissionWriter, demand_labels, is_labell
 from danet.distributed import collectives, signals
 from danet.engine.log import class_table
 from danet.errors import InputError, StorageError
-from danet.evaluation.boundary import BoundaryIoU, BoundaryScores
+from danet.evaluation.cityscapes import OfficialScores, ScoredOfficially
 from danet.evaluation.evaluate import Prediction, predict
-from danet.evaluation.inference import Inference
-from danet.evaluation.metrics import ConfusionMatrix, Scores, warn_of_single_class
-from danet.evaluation.official import OfficialScores, ScoredOfficially
-from danet.evaluation.per_image import ImageIoU
-from danet.evaluation.protocol import described, name_of
+from danet.evaluation.inference import Inference, described, name_of
+from danet.evaluation.metrics import (
+    BoundaryIoU,
+    BoundaryScores,
+    ConfusionMatrix,
+    ImageIoU,
+    Scores,
+    warn_of_single_class,
+)
 from danet.filesystem import folder_of, require_writable
 from danet.prediction.results import digest_of
 

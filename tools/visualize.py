@@ -28,9 +28,8 @@ from danet.distributed import collectives
 from danet.engine.log import read_metrics
 from danet.errors import InputError, StorageError
 from danet.evaluation.fuse import prepared
-from danet.evaluation.inference import Inference
+from danet.evaluation.inference import Inference, described
 from danet.evaluation.metrics import ConfusionMatrix, warn_of_single_class
-from danet.evaluation.protocol import described
 from danet.filesystem import folder_of, require_writable
 from danet.prediction.results import digest_of
 from danet.visualization import report, viewer

@@ -30,8 +30,8 @@ from danet.engine.profile import StepProfile
 from danet.engine.schedule import Schedule
 from danet.engine.settings import TrainSettings
 from danet.errors import Interrupted, StorageError
+from danet.evaluation.inference import described
 from danet.evaluation.metrics import ConfusionMatrix, warn_of_single_class
-from danet.evaluation.protocol import described
 from danet.losses import DeepSupervision, Part, mean_of
 from danet.seeds import mix
 from danet.types import Batch

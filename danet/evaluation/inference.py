@@ -5,9 +5,10 @@ probabilities, float32 (B, K, H, W), non-negative with sum 1 over K, and has ``p
 gives the classes alone and, in windows, never holds more than a band of probabilities.
 """
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -224,3 +225,24 @@ def _probabilities(model: nn.Module, image: Tensor, flip: bool) -> Tensor:
 
 def _softmax(model: nn.Module, image: Tensor) -> Tensor:
     return model(image).logits.float().softmax(dim=1)
+
+
+def name_of(node: Mapping[str, Any]) -> str:
+    """Returns the name of a way to run a network: the class of its config, as words_and_words."""
+    target = str(node.get("_target_", "")).rpartition(".")[2]
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", target).lower()
+
+
+def described(node: Mapping[str, Any], name: str | None = None) -> str:
+    """Returns the name and every value that is set: ``whole (flip=false, max_pixels=4194304)``.
+
+    Args:
+        node: The config group ``evaluation``.
+        name: What it was chosen by; None for the name of its class.
+    """
+    values = [
+        f"{key}={str(value).lower() if isinstance(value, bool) else value}"
+        for key, value in node.items()
+        if not key.startswith("_") and value is not None
+    ]
+    return f"{name or name_of(node)} ({', '.join(values)})"
