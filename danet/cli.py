@@ -4,8 +4,6 @@ import os
 import re
 import signal
 import sys
-import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from danet import console
 from danet.config import schema
 from danet.config.schema import did_you_mean, instead
-from danet.distributed import launcher
+from danet.distributed import launcher, reporting
 from danet.errors import InputError, UserError, first_line
 from danet.filesystem import explain_storage, refuse_name
 from danet.plain import printable, quoted
@@ -62,9 +60,6 @@ _PATHS = (
 )
 """Settings whose value is a path."""
 
-_GRACE = 20.0
-"""Seconds for the first process to tell an error and end, and the launcher to end the others."""
-
 
 def run(work: Callable[[DictConfig], None], config_name: str) -> None:
     """Composes ``config_name`` with the command line, calls ``work``, and ends the process.
@@ -78,7 +73,7 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
         try:
             _run(work, config_name)
         except BaseException as error:
-            _end_within_group(error)
+            reporting.exit_if_in_group(error)
             raise
 
 
@@ -112,7 +107,7 @@ def _run(work: Callable[[DictConfig], None], config_name: str) -> None:
     except (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         if os.environ.get("DANET_TRACEBACK") == "1":
             raise
-        if not _is_told(error):
+        if not reporting.is_reported(error):
             message = str(error) if isinstance(error, UserError) else _explain(error, config_name)
             # It may quote a foreign file, which must not steer the terminal.
             print(f"error: {printable(message, keep=chr(10))}", file=sys.stderr, flush=True)
@@ -123,36 +118,6 @@ def _run(work: Callable[[DictConfig], None], config_name: str) -> None:
         if os.environ.get("RANK", "0") == "0":
             print("stopped by Ctrl-C", file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGINT)
-
-
-def _end_within_group(error: BaseException) -> None:
-    """Ends this process if an error came while it was in a group with others, else returns.
-
-    What Python does at its end takes the group down, which may wait for the other processes.
-    """
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return
-    code = error.code if isinstance(error, SystemExit) else 1
-    if not isinstance(error, SystemExit):
-        traceback.print_exception(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else 1)
-
-
-def _is_told(error: Exception) -> bool:
-    """Tells whether another process shows an error, so that it is read once.
-
-    Before the processes joined, all of a machine meet the same one and the first of them tells; the
-    launcher ends all as soon as one has ended, so the others let it end first. One that is still
-    there afterwards met the error alone.
-    """
-    is_told: bool | None = getattr(error, "is_told", None)
-    number = os.environ.get("LOCAL_RANK") or os.environ.get("RANK", "0")
-    if is_told is None and number != "0":
-        time.sleep(_GRACE)
-    return bool(is_told)
 
 
 def quote_path(argument: str) -> str:

@@ -5,7 +5,7 @@ class UserError(Exception):
     """Base of the errors below. ``str(error)`` is all that the user is shown."""
 
     exit_code = 1
-    is_told: bool | None = None
+    is_reported: bool | None = None
     """Whether another process of the group has shown it; None where there is no group."""
 
 

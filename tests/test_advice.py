@@ -68,7 +68,7 @@ from danet.datasets.pascal_voc import PascalVOC
 from danet.datasets.scenes import Scenes
 from danet.datasets.submission import SubmissionWriter
 from danet.distributed import collectives, consistency, launcher, rendezvous
-from danet.distributed.collectives import choose_device
+from danet.distributed.device import choose_device
 from danet.engine.nonfinite import LossWatch, Overflows
 from danet.engine.trainer import Trainer
 from danet.errors import DivergedError, InputError, ProcessError, UserError
@@ -2627,7 +2627,7 @@ def test_processes_that_did_not_meet_get_another_port(door, monkeypatch):
         raise RuntimeError("address already in use")
 
     monkeypatch.setattr(rendezvous, "rendezvous", taken)
-    message = heard(door, rendezvous.meet, timedelta(seconds=1), kind=ProcessError)
+    message = heard(door, rendezvous.join, timedelta(seconds=1), kind=ProcessError)
     flags = re.search(
         r"torchrun (--\S+) finds a free port, (--\S+) names another", message
     ).groups()

@@ -35,7 +35,11 @@ from danet.data import bad_samples, workers
 from danet.data.bad_samples import BadSamples, Replacing
 from danet.data.loader import eval_batches, train_batches
 from danet.data.sampler import StepSampler
-from danet.distributed import collectives, rendezvous
+from danet.distributed import collectives
+from danet.distributed.agreement import wait_patiently
+from danet.distributed.device import choose_device
+from danet.distributed.failures import is_alive
+from danet.distributed.rendezvous import process_group
 from danet.engine.log import RunLog
 from danet.engine.nonfinite import LossWatch, Pace
 from danet.engine.settings import TrainSettings
@@ -319,9 +323,9 @@ def test_no_worker_outlives_its_trainer():
     process.wait()
     process.stdout.close()
     deadline = time.monotonic() + 20
-    while any(map(rendezvous.runs, readers)) and time.monotonic() < deadline:
+    while any(map(is_alive, readers)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert [pid for pid in readers if rendezvous.runs(pid)] == []
+    assert [pid for pid in readers if is_alive(pid)] == []
 
 
 # Losses and weights
@@ -583,10 +587,10 @@ def test_more_processes_than_devices_are_refused_by_all_of_them(monkeypatch, num
     monkeypatch.setenv("LOCAL_RANK", str(number))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(InputError, match=r"3 processes on a machine with 2 CUDA device"):
-        collectives.choose_device("auto")
+        choose_device("auto")
     if number < 2:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-        assert collectives.choose_device("auto") == torch.device("cuda", number)
+        assert choose_device("auto") == torch.device("cuda", number)
 
 
 def test_pace_counts_the_images_of_all_processes_and_the_wait(monkeypatch):
@@ -627,7 +631,7 @@ def join(rank, folder, work):
         **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": (Path(folder) / "port").read_text()},
     }
     try:
-        with collectives.group(torch.device("cpu")):
+        with process_group(torch.device("cpu")):
             work(rank, Path(folder))
     except (DivergedError, ProcessError) as error:
         (Path(folder) / f"told {rank}").write_text(str(error))
@@ -671,7 +675,7 @@ def test_a_loss_that_is_not_finite_on_one_process_ends_both_with_one_message(two
 def dawdle(rank, folder):
     if rank == 1:
         time.sleep(8)
-    collectives.wait_patiently("the slow one")
+    wait_patiently("the slow one")
     counts = torch.ones(2)
     collectives.sum_in_place(counts)
     (folder / f"sum {rank}").write_text(str(counts.tolist()))
@@ -699,7 +703,7 @@ def die_or_sum(rank, folder):
 def die_or_wait(rank, folder):
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    collectives.wait_patiently("the dead one")
+    wait_patiently("the dead one")
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from danet.config.build import make_model
 from danet.config.validate import check
-from danet.distributed import collectives
+from danet.distributed import data_parallel
 from danet.errors import InputError
 from danet.evaluation.fuse import prepared
 from danet.models.heads.deeplab import DeepLabV2Head, DeepLabV3Head
@@ -269,7 +269,7 @@ def test_batch_norms_of_timm_keep_their_activations_with_several_processes():
     network = nn.Sequential(nn.Conv2d(3, 8, 3), layers.BatchNormAct2d(8), nn.BatchNorm2d(8)).eval()
     x = torch.randn(2, 3, 24, 40)
     expected, weights = network(x), network.state_dict()
-    together = collectives.synchronised(network)
+    together = data_parallel.convert_sync_batchnorm(network)
     assert torch.equal(together(x), expected)
     assert together.state_dict().keys() == weights.keys()
     norms = [m for m in together.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from danet.checkpoint import format as checkpoint_format
 from danet.distributed import collectives
-from danet.distributed.unused_parameters import freeze_idle
+from danet.distributed.data_parallel import freeze_unused_parameters
 from danet.engine import trainer
 from danet.engine.ema import MovingAverage
 from danet.engine.optimizer import SGD, AdamW
@@ -530,11 +530,11 @@ class Idle(Tiny):
 def test_layers_that_no_output_depends_on_are_found(tmp_path):
     run = make(tmp_path, Segmentor(Idle(), functools.partial(FCNHead, num_classes=K, channels=8)))
     before = state(run)
-    names = freeze_idle(run.model)
+    names = freeze_unused_parameters(run.model)
     assert names == ["backbone.third.weight", "backbone.third.bias"]
     assert {n for n, p in run.model.named_parameters() if not p.requires_grad} == set(names)
     assert_equal(state(run), before)
-    assert freeze_idle(danet([1, 2])) == []
+    assert freeze_unused_parameters(danet([1, 2])) == []
 
 
 VARIANTS = {
@@ -569,7 +569,7 @@ def work(rank, folder):
             run.step += 1
         if rank == 0:
             torch.save(state(run), Path(folder) / f"{name}.pt")
-        collectives.share_buffers(run.model)
+        collectives.broadcast_buffers(run.model)
         run.log.close()
         torch.save(run.model.state_dict(), Path(folder) / f"{name} {rank}.pt")
     torch.distributed.destroy_process_group()

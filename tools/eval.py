@@ -29,6 +29,9 @@ from danet.data.loader import eval_batches
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.submission import SubmissionWriter, demand_labels, is_labelled
 from danet.distributed import collectives, signals
+from danet.distributed.agreement import wait_patiently
+from danet.distributed.device import choose_device
+from danet.distributed.rendezvous import process_group
 from danet.engine.log import class_table
 from danet.errors import InputError, StorageError
 from danet.evaluation.cityscapes import OfficialScores, ScoredOfficially
@@ -68,7 +71,7 @@ def work(config: DictConfig) -> None:
         )
     model = model_of(saved, trained, settings.checkpoint)
 
-    device = collectives.choose_device(settings.device)
+    device = choose_device(settings.device)
     mode = cli.chosen("evaluation") or name_of(protocol)
     facts = {
         "checkpoint": settings.checkpoint,
@@ -87,7 +90,7 @@ def work(config: DictConfig) -> None:
     output = folder_of(default, "metrics.json", {key: facts[key] for key in same})
     if settings.output:
         output = Path(settings.output).expanduser()
-    with collectives.group(device):
+    with process_group(device):
         if collectives.is_first() and is_labelled(dataset):
             require_writable(output)
         predictions = run(model.to(device), dataset, infer, settings, trained, device)
@@ -161,7 +164,7 @@ def count(
     if writer:
         if collectives.is_first():
             writer.begin()
-        collectives.wait()
+        collectives.barrier()
     for prediction in predictions:
         if has_labels:
             one = ConfusionMatrix(len(dataset.classes), device)
@@ -177,7 +180,7 @@ def count(
             if counter:
                 counter.update(classes, prediction.name)
     # Shares of many scales last very differently; the first goes on to look at the files of all.
-    collectives.wait_patiently("the predictions")
+    wait_patiently("the predictions")
     if not has_labels:
         return None
     for counts in (confusion.counts, images.counts, *(c.counts for c in (boundary, counter) if c)):

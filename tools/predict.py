@@ -22,7 +22,7 @@ from danet.config.schema import PredictConfig, did_you_mean
 from danet.config.validate import check_node
 from danet.data_check.sample import dropped_notes
 from danet.datasets.image_io import Levels
-from danet.distributed import collectives
+from danet.distributed.device import choose_device
 from danet.errors import InputError
 from danet.evaluation.fuse import prepared
 from danet.filesystem import folder_of
@@ -53,7 +53,7 @@ def work(config: DictConfig) -> None:
     check_node(protocol, "evaluation")
     infer = make(protocol, "evaluation")
     model = model_of(saved, trained, settings.checkpoint)
-    device = collectives.choose_device(settings.device)
+    device = choose_device(settings.device)
     origin = {
         "network": digest_of(model),
         "evaluation": protocol,

@@ -45,12 +45,11 @@ def work(config: DictConfig) -> None:
         return
     from danet.config import resume
     from danet.data import bad_samples
-    from danet.distributed import collectives
     from danet.preflight import advice
     from danet.preflight.report import describe, refuse_the_impossible
 
     if config.dry_run:
-        device = collectives.choose_device(checked["trainer"]["device"], key="trainer.device")
+        device = choose_device(checked["trainer"]["device"], key="trainer.device")
         advice.refuse_single_values(checked, device)
         cli.say(describe(checked, device))
         return
@@ -63,13 +62,13 @@ def work(config: DictConfig) -> None:
     for note in notes:
         cli.say(note)
     settled["run"]["name"] = settled["run"]["name"] or cli.choice()
-    device = collectives.choose_device(settled["trainer"]["device"], key="trainer.device")
+    device = choose_device(settled["trainer"]["device"], key="trainer.device")
     advice.refuse_folder(settled)
     refuse_the_impossible(settled, device)
     advice.refuse_single_values(settled, device)
     for note in advice.notes(settled, device, typed=cli.overrides()):
         cli.say(note)
-    with collectives.group(device):
+    with process_group(device):
         train(settled, saved, device)
 
 
@@ -129,7 +128,7 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
     consistency.require_same(
         {
             "config": consistency.digest_of({**config, "run": None, "resume": None}),
-            "code": consistency.code(),
+            "code": consistency.code_version(),
             "training set": train_set.fingerprint(),
             "validation set": val_set.fingerprint(),
         }

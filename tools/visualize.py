@@ -24,7 +24,7 @@ from danet.config.schema import VisualizeConfig, did_you_mean
 from danet.datasets.base import IMAGE_SUFFIXES, SegmentationDataset
 from danet.datasets.image_io import read_image
 from danet.datasets.submission import demand_labels
-from danet.distributed import collectives
+from danet.distributed.device import choose_device
 from danet.engine.log import read_metrics
 from danet.errors import InputError, StorageError
 from danet.evaluation.fuse import prepared
@@ -64,7 +64,7 @@ def work(config: DictConfig) -> None:
     """Loads the checkpoint, writes pictures of the chosen images, and a report if asked for."""
     settings: VisualizeConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     refuse_settings(settings)
-    device = collectives.choose_device(settings.device)
+    device = choose_device(settings.device)
     network = load_network(settings.checkpoint, settings, device)
     other = load_network(settings.other, settings, device) if settings.other else None
     if other and other.classes != network.classes:

@@ -1,14 +1,13 @@
-"""What a run is: digests of its config, code and data, which all processes must share."""
+"""Refusing a run whose processes were started with different configs, code or data."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 import danet
 from danet.distributed import collectives
@@ -16,25 +15,16 @@ from danet.errors import InputError
 
 
 def digest_of(value: Any) -> str:
-    """Returns 16 hexadecimal digits that depend on a plain value but not on the order of keys."""
+    """Return 16 hex digits of a plain value; the order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def digest_of_names(names: Iterable[str]) -> str:
-    """Returns 16 hexadecimal digits that depend on names and their order."""
-    digest = hashlib.sha256()
-    for name in names:
-        digest.update(name.encode(errors="surrogateescape"))
-        digest.update(b"\0")
-    return digest.hexdigest()[:16]
-
-
-def code() -> str:
-    """Returns the versions of this package and of torch, and a digest of the package's sources."""
+def code_version() -> str:
+    """Return the versions of this package and of torch, and a digest of the package's sources."""
     root = Path(danet.__file__).parent
     digest = hashlib.sha256()
-    # In a checkout danet/datasets is a link, which rglob would not follow.
+    # In a checkout danet/datasets is a symbolic link, which rglob would not follow.
     folders = (Path(folder) for folder, _, _ in os.walk(root, followlinks=True))
     for path in sorted(path for folder in folders for path in folder.glob("*.py")):
         digest.update(str(path.relative_to(root)).encode())
@@ -43,19 +33,15 @@ def code() -> str:
 
 
 def require_same(facts: Mapping[str, str]) -> None:
-    """Compares facts between all processes.
+    """Compare facts between all processes.
 
     Args:
-        facts: What it is -> its value or digest, the same keys on every process.
+        facts: Name -> value or digest; the same names on every process.
 
     Raises:
-        InputError: A fact differs; names it, the values and the processes.
+        InputError: A fact differs.
     """
-    if collectives.world_size() == 1:
-        return
-    everywhere: list[Any] = [None] * collectives.world_size()
-    with collectives.collective("comparison of config, code and data"):
-        dist.all_gather_object(everywhere, dict(facts))
+    everywhere = collectives.gather(dict(facts))
     for name in facts:
         values = [of.get(name) for of in everywhere]
         other = next((r for r, value in enumerate(values) if value != values[0]), None)

@@ -54,5 +54,5 @@ def _number(environment: Mapping[str, str], name: str, low: int) -> int | None:
 
 def _wrong(text: str) -> InputError:
     error = InputError(f"{text}; {_REMEDY}")
-    error.is_told = False  # no process waits for another one to say it
+    error.is_reported = False  # no process waits for another one to say it
     return error

@@ -80,7 +80,7 @@ class LossWatch:
         if found:
             place, where = min(found)
             step = steps[place - 1]
-            told = collectives.from_process(where, (float(step.loss), step.names))
+            told = collectives.from_rank(where, (float(step.loss), step.names))
             raise DivergedError(
                 f"step {step.number}: the loss is not finite ({told[0]}) on process {where} of "
                 f"{world}; its samples: {shorten(told[1])}; {self.replay(step.number)}"

@@ -18,9 +18,11 @@ from danet.checkpoint import run_folder
 from danet.checkpoint.format import Checkpoint
 from danet.checkpoint.manager import Saver
 from danet.checkpoint.storage import FAILED, Storage
-from danet.distributed import collectives
+from danet.distributed import collectives, data_parallel
+from danet.distributed.agreement import Agreement, Farewell, wait_patiently
+from danet.distributed.data_parallel import freeze_unused_parameters
+from danet.distributed.failures import naming_gradient_failures
 from danet.distributed.signals import SAVE, STOP, Signals, Stop
-from danet.distributed.unused_parameters import freeze_idle
 from danet.engine.ema import MovingAverage
 from danet.engine.log import RunLog, class_table
 from danet.engine.nonfinite import LossWatch, Overflows, Pace
@@ -102,13 +104,13 @@ class Trainer:
         self.last = min(settings.stop_at or settings.steps, settings.steps)
 
         if collectives.world_size() > 1:
-            freeze_idle(model)
+            freeze_unused_parameters(model)
         if settings.deterministic:
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
         distinct = collectives.world_size() > 1 and device.type == "cuda"
         if settings.sync_batchnorm and distinct:
-            model = collectives.synchronised(model)
+            model = data_parallel.convert_sync_batchnorm(model)
         self.dtype = choose_precision(settings.precision, device)
         self.memory_format = choose_memory_format(settings.channels_last, device, self.dtype)
         self.model = model.to(device).to(memory_format=self.memory_format)
@@ -131,7 +133,7 @@ class Trainer:
             self.parallel.broadcast_buffers = False
         # A second way to call the network; states keep the names of the first.
         self.network = compiled(self.parallel, device) if settings.compile else self.parallel
-        self.agreement = collectives.Agreement()
+        self.agreement = Agreement()
         self.saver = Saver(
             folder,
             keep_last=settings.keep_last,
@@ -216,7 +218,7 @@ class Trainer:
             group = [next(batches) for _ in range(settings.accumulate)]
             waited = time.perf_counter() - start
             self.pace.note(waited, sum(len(batch.name) for batch in group))
-            with collectives.gradients(self.step + 1):
+            with naming_gradient_failures(self.step + 1):
                 terms = self.train_step(group)
             self.profile.end(waited)
             self.step += 1
@@ -243,12 +245,12 @@ class Trainer:
         What asks to be started again is left only if all processes live: after a death this is the
         launcher cleaning up, and the run has failed.
         """
-        farewell = collectives.Farewell()
+        farewell = Farewell()
         try:
             self.save(together=False)  # it may have come within an evaluation
             error = self.storage.finish()
         finally:
-            all_came = farewell.all_came()
+            all_came = farewell.all_arrived()
         if error:
             raise error
         if collectives.is_first() and all_came:
@@ -353,9 +355,9 @@ class Trainer:
     def _evaluate(self) -> None:
         """Scores the network, or its average where there is one."""
         model = self.ema.module if self.ema is not None else self.model
-        collectives.share_buffers(model)
+        collectives.broadcast_buffers(model)
         confusion = self.evaluate(model)
-        collectives.wait_patiently(f"the evaluation at step {self.step}")
+        wait_patiently(f"the evaluation at step {self.step}")
         collectives.sum_in_place(confusion.counts)
         scores = confusion.scores()
         classes = self.header["classes"]

@@ -200,9 +200,10 @@ def other_code():
 
 def time_out(seconds):
     """Makes waiting for other processes short."""
-    from danet.distributed import collectives
 
-    collectives.TIMEOUT = timedelta(seconds=seconds)
+    from danet.distributed import failures
+
+    failures.TIMEOUT = timedelta(seconds=seconds)
 
 
 def skip_mean(step, pause=0.0):
@@ -372,24 +373,24 @@ def late(seconds):
 
 def late_words(seconds):
     """Lets time pass before an error is printed."""
-    from danet import cli
+    from danet.distributed import reporting
 
-    is_told = cli._is_told
+    is_reported = reporting.is_reported
 
     def slow(error):
-        told = is_told(error)
-        if not told:
+        reported = is_reported(error)
+        if not reported:
             time.sleep(seconds)
-        return told
+        return reported
 
-    cli._is_told = slow
+    reporting.is_reported = slow
 
 
 def short_grace(seconds):
     """Makes a process that met an error not wait long for the first one of its machine."""
-    from danet import cli
+    from danet.distributed import reporting
 
-    cli._GRACE = seconds
+    reporting.REPORT = seconds
 
 
 def stuck_group():

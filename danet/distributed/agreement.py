@@ -1,0 +1,137 @@
+"""What all processes do at the same step: requests, the end of a run, the wait for a slow one."""
+
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from danet.distributed import failures
+from danet.distributed.collectives import is_first, world_size
+from danet.distributed.failures import POLL, dead_ranks, default_store, naming_failures
+
+_LONGEST_EVALUATION = timedelta(hours=24)
+"""How long ``wait_patiently`` waits for a process that is alive."""
+
+_ARRIVAL = 5.0
+"""Seconds for all processes to reach the end of a run once one has."""
+
+_LAUNCHER_NOTICE = 3.0
+"""Seconds for the launcher to notice a dead process and to signal the others."""
+
+
+class Agreement:
+    """Requests that all processes obey at the same step, without waiting for one another.
+
+    Flags raised by any process in one call are returned to all in the next. The exchange runs
+    over gloo beside the step, so the device is never waited for.
+    """
+
+    def __init__(self) -> None:
+        self._flags = torch.zeros(1, dtype=torch.int64)
+        self._group: Any = None
+        self._work: Any = None
+        if world_size() > 1:
+            self._group = dist.new_group(backend="gloo", timeout=failures.TIMEOUT)
+
+    def exchange(self, flags: int) -> int:
+        """Raise flags (bits), and return those that any process raised in the call before.
+
+        A single process gets its own flags back at once.
+        """
+        if self._group is None:
+            return flags
+        raised = self._finish()
+        self._flags = torch.tensor([flags])
+        self._work = dist.all_reduce(
+            self._flags, dist.ReduceOp.BOR, group=self._group, async_op=True
+        )
+        return raised
+
+    def close(self) -> None:
+        """Finish the last exchange, so that no process is left alone in it."""
+        self._finish()
+
+    def _finish(self) -> int:
+        if self._work is None:
+            return 0
+        with naming_failures("agreement between steps"):
+            self._work.wait()
+        self._work = None
+        return int(self._flags.item())
+
+
+class Farewell:
+    """The common end of a run: counts the processes that reach it.
+
+    A launcher sends SIGTERM when one process has died, and a preempted job sends it to all. Only
+    in the second case do all processes arrive here. Constructing a Farewell counts this process.
+    """
+
+    def __init__(self) -> None:
+        self._add("arrived")
+        if is_first():
+            self._add("first arrived")
+
+    def all_arrived(self) -> bool:
+        """Return whether all processes arrived; called when this one has nothing left to write.
+
+        Rank 0 waits some seconds for the others. They wait until it has written the checkpoint,
+        since a launcher ends all processes as soon as one has ended.
+        """
+        if world_size() == 1:
+            return True
+        if is_first():
+            all_arrived = self._wait_for("arrived", world_size(), _ARRIVAL)
+            self._add("first finished")
+            return all_arrived
+        if self._wait_for("first arrived", 1, _ARRIVAL):
+            self._wait_for("first finished", 1, failures.TIMEOUT.total_seconds())
+        return self._add("arrived", 0) == world_size()
+
+    def _add(self, name: str, amount: int = 1) -> int:
+        """Add to a counter of the store and return its value; -1 if the store is gone."""
+        if world_size() == 1:
+            return 1
+        try:
+            return default_store().add(f"farewell/{name}", amount)
+        except (RuntimeError, ValueError):  # it died with the launcher or with rank 0
+            return -1
+
+    def _wait_for(self, name: str, count: int, seconds: float) -> bool:
+        """Wait until a counter reaches ``count``; give up when a process of this host has died."""
+        deadline = time.monotonic() + seconds
+        while 0 <= (value := self._add(name, 0)) < count and time.monotonic() < deadline:
+            if dead_ranks():
+                return False
+            time.sleep(POLL)
+        return value >= count
+
+
+def wait_patiently(name: str) -> None:
+    """Wait for all processes after work that may take each a very different time.
+
+    An exchange fails after TIMEOUT, but an evaluation may take hours longer on one process than on
+    another. This wait polls the store, so signals are handled meanwhile.
+
+    Args:
+        name: Of this place; used once per run, the same on all processes.
+
+    Raises:
+        ProcessError: A process of this host has died, or the launcher has.
+    """
+    if world_size() == 1:
+        return
+    pause, deadline = POLL / 10, time.monotonic() + _LONGEST_EVALUATION.total_seconds()
+    with naming_failures(f"waiting for {name}"):
+        store = default_store()
+        store.add(f"arrived/{name}", 1)
+        while store.add(f"arrived/{name}", 0) < world_size():
+            if dead_ranks():
+                time.sleep(_LAUNCHER_NOTICE)  # its SIGTERM lets this process save a checkpoint
+                raise RuntimeError("a process died before it arrived")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"others did not arrive within {_LONGEST_EVALUATION}")
+            time.sleep(pause)
+            pause = min(2 * pause, 20 * POLL)

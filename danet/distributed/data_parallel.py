@@ -1,0 +1,62 @@
+"""Preparing a network for training on several processes."""
+
+from copy import deepcopy
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+_SIZE = 64
+"""Height and width of the probe image, in pixels."""
+
+
+def freeze_unused_parameters(model: nn.Module) -> list[str]:
+    """Set ``requires_grad`` to False for parameters no output depends on; return their names.
+
+    Some networks of timm have layers behind their last feature map. DistributedDataParallel would
+    wait for their gradients, which never come. The search runs on the meta device, without memory;
+    a network that cannot run there is left as it is.
+
+    Args:
+        model: Maps images to a SegmentationOutput, all of which enters the loss.
+    """
+    network = deepcopy(model).to("meta").train()
+    image = torch.empty(2, 3, _SIZE, _SIZE, dtype=torch.uint8, device="meta")
+    try:
+        output = network(image)
+    except (RuntimeError, NotImplementedError, ValueError):
+        return []
+    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    parameters = [network.get_parameter(name) for name in names]
+    total = torch.stack([o.sum() for o in (output.logits, *output.auxiliary.values())]).sum()
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    unused = [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
+    for name in unused:
+        model.get_parameter(name).requires_grad_(False)
+    return unused
+
+
+def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
+    """Return the network with batch norms that compute statistics over all processes."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    # timm's batch norms include an activation, which torch's conversion would drop.
+    if any(type(norm).__module__.startswith("timm.") for norm in norms):
+        from timm.layers.norm_act import convert_sync_batchnorm as convert_timm
+
+        converted: nn.Module = convert_timm(model)
+        return converted
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the network inside DistributedDataParallel, which averages the gradients."""
+    wrapped = DistributedDataParallel(
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+    )
+    # Batch statistics of rank 0 are the ones that count: it saves them, and evaluation broadcasts
+    # them. An attribute, since releases of torch differ in the name of the argument.
+    wrapped.broadcast_buffers = False
+    return wrapped

@@ -1,0 +1,71 @@
+"""Each error is reported exactly once, by a process that is not killed before it has done so.
+
+Two facts make this harder than a print. The same bad file or setting usually fails on all ranks at
+once, which would print one error many times. And torchrun sends SIGTERM to all ranks as soon as one
+has exited, so a rank that exits early can silence the rank that was about to report.
+
+Before the process group exists, all ranks of a host fail alike: LOCAL_RANK 0 reports, and the
+others sleep until the launcher ends them. A rank that is still alive after that failed alone, and
+reports. Inside the group, the first rank that claims the error in the store reports, and the others
+exit only after that rank has. The store must be the one of this attempt (see rendezvous.py): after
+a restart by torchrun a claim of the failed attempt would still be there, and nobody would report.
+"""
+
+import os
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a misspelt setting is reported before torch is imported
+    from torch._C._distributed_c10d import Store
+
+REPORT = 20.0
+"""Seconds for a rank to report an error and exit, and for the launcher to end the others."""
+
+CLAIM = REPORT / 10
+"""Seconds for other ranks to claim the same error while rank 0, which hosts the store, is alive."""
+
+
+def claim(store: "Store", rank: int, world_size: int) -> int:
+    """Claim an error for this rank; return the rank that claimed first and reports.
+
+    Args:
+        store: Of this attempt.
+        rank: Of this process.
+        world_size: Number of processes.
+    """
+    reporter = int(store.compare_set("reporter", "", str(rank)))
+    claims = store.add("claims", 1)
+    deadline = time.monotonic() + CLAIM
+    # Without torchrun rank 0 hosts the store: it stays until the others have asked.
+    hosts_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    while hosts_store and claims < world_size and time.monotonic() < deadline:
+        time.sleep(0.05)
+        claims = store.add("claims", 0)
+    return reporter
+
+
+def is_reported(error: BaseException) -> bool:
+    """Return whether another process reports an error; wait for it where that is not known yet."""
+    reported: bool | None = getattr(error, "is_reported", None)
+    local_rank = os.environ.get("LOCAL_RANK") or os.environ.get("RANK", "0")
+    if reported is None and local_rank != "0":
+        time.sleep(REPORT)
+    return bool(reported)
+
+
+def exit_if_in_group(error: BaseException) -> None:
+    """End this process at once if it is in a process group; else return.
+
+    Python's normal exit destroys the group, which may wait for the other processes for ever.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return
+    code = error.code if isinstance(error, SystemExit) else 1
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
