@@ -17,7 +17,12 @@ VERSION = next(
 )
 # These folders stand at the top level and are imported as danet.<name>: danet/<name> is a link to
 # them for a checkout, and this map is for what gets built.
-LINKED = {"danet.datasets": "datasets", "danet.configs": "configs", "danet.tools": "tools"}
+LINKED = {
+    "danet.datasets": "datasets",
+    "danet.datasets.formats": "datasets/formats",
+    "danet.configs": "configs",
+    "danet.tools": "tools",
+}
 TIMM = ["timm>=1.0,<2"]
 """For model/backbone=timm."""
 RESULTS = ["matplotlib>=3.8"]
@@ -66,7 +71,7 @@ setup(
         "console_scripts": [
             "danet-train = danet.tools.train:main",
             "danet-eval = danet.tools.eval:main",
-            "danet-check = danet.tools.check:main",
+            "danet-check-data = danet.tools.check_data:main",
             "danet-convert = danet.tools.convert:main",
             "danet-compare = danet.tools.compare:main",
             "danet-export = danet.tools.export:main",

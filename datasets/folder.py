@@ -190,7 +190,7 @@ class Folder(FileDataset):
             self.division = (
                 f"{len(items)} images and no folders for splits: by a hash of their names "
                 f"{len(chosen)} are val and {len(items) - len(chosen)} train; images that are "
-                "added may move some, and lists freeze them: tools/check.py writes both"
+                "added may move some, and lists freeze them: tools/check_data.py writes both"
             )
         return [item for item in items if (item.name in chosen) == (self.split == "val")]
 

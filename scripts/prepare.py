@@ -323,7 +323,7 @@ def main(arguments: Sequence[str]) -> None:
         count = sum(1 for _ in root.glob(part.pattern))
         of = f"of {part.expected:>7,}" if part.expected else ""
         print(f"  {count:>8,} {of:10}  {part.pattern}")
-    print(f"next: python tools/check.py data={data} {shlex.quote(f'data.root={root}')}")
+    print(f"next: python tools/check_data.py data={data} {shlex.quote(f'data.root={root}')}")
 
 
 if __name__ == "__main__":

@@ -272,7 +272,7 @@ ADVICE = {
     "is not a whole number of at least 1": "sampler",
     "samples do not fill one batch: data.batch_size=": "a_smaller_batch_is_filled",
     # danet/data/bad_samples.py
-    "; mend or remove them (tools/check.py full=true": "bad_samples_are_mended_or_removed",
+    "; mend or remove them (tools/check_data.py full=true": "bad_samples_are_mended_or_removed",
     "data.on_bad_sample=": "pictures",
     ": expected a share between 0 and 1": "pictures",
     ": expected seconds, or 0 to wait for ever": "parts",
@@ -289,9 +289,9 @@ ADVICE = {
     # danet/data_check/overlap.py
     "what is trained on must not be scored;": "pictures_of_two_splits_are_allowed_on_purpose",
     # danet/data_check/sample.py
-    "; tools/check.py looks at all pairs": "the_check_looks_at_all_pairs",
+    "; tools/check_data.py looks at all pairs": "the_check_looks_at_all_pairs",
     "; save all images with 8 bits first, stretched": "pictures_that_keep_few_values_are_stretched",
-    "; tools/check.py counts all labels": "the_check_counts_all_labels",
+    "; tools/check_data.py counts all labels": "the_check_counts_all_labels",
     "and nothing else, so there is nothing to learn;": "one_class_alone_can_be_looked_at",
     "would never be learnt; set data.values={0:0,255:1}": "0 and 255; 0 and 255 of four",
     "classes: set data.labels_start_at=1": "from 1",
@@ -582,7 +582,7 @@ ADVICE = {
     "is there from an earlier submission; remove it or": "a_split_without_labels_is_submitted",
     "; expected one channel of 8 bits": "mode",
     ": the prediction is": "shape",
-    # tools/check.py
+    # tools/check_data.py
     "balanced by median frequency:": "class_weights_are_a_setting",
     "structure and checksums (full=true decodes them)": "the_check_can_decode_images",
     "these lists freeze it:": "lists_freeze_what_a_hash_divided",
@@ -3500,5 +3500,5 @@ def test_the_next_command_is_the_check(door, tmp_path, capsys):
     assert prepared(door, pack(tmp_path / "ade.zip", "zip"), tmp_path / "a root") is None
     line = re.search(r"^next: (.*)$", capsys.readouterr().out, re.MULTILINE)[1]
     program, name, *typed = shlex.split(line)
-    assert (program, name) == ("python", "tools/check.py")
+    assert (program, name) == ("python", "tools/check_data.py")
     door.follow("check", *typed)

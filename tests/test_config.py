@@ -110,7 +110,8 @@ def test_the_ablation_of_the_paper_is_one_override_each():
         (["~optimizer.lr"], "optimizer.lr: AdamW needs this argument"),
         (
             ["model.head._target_=danet.models.heads.dual.DualAtentionHead"],
-            "danet.models.heads.dual has no class DualAtentionHead; did you mean DualAttentionHead?",
+            "danet.models.heads.dual has no class DualAtentionHead; "
+            "did you mean DualAttentionHead?",
         ),
         (["model.head._target_=os.system"], "os.system is refused"),
         (["model.backbone.depth=fifty"], "model.backbone.depth=fifty: expected a whole number"),

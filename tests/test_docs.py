@@ -208,10 +208,10 @@ def compare_tool(words, home):
 
 def check_tool(words, home):
     if not any(word.startswith("data=folder") for word in words):
-        assert "data" in compose("check", words)
+        assert "data" in compose("check_data", words)
         return
     classes = "data.classes=[background,cat,dog]"
-    call("check", *(classes if w.startswith("data.classes") else w for w in words))
+    call("check_data", *(classes if w.startswith("data.classes") else w for w in words))
 
 
 def convert_tool(words, home):
@@ -231,7 +231,7 @@ TOOLS = {
     "predict": predict_tool,
     "export": export_tool,
     "compare": compare_tool,
-    "check": check_tool,
+    "check_data": check_tool,
     "convert": convert_tool,
 }
 

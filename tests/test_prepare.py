@@ -221,7 +221,7 @@ def test_what_is_unpacked_is_where_the_loader_looks(tmp_path, data, capsys):
         assert len(dataset) == 1
         assert dataset.read(0)[1].shape == LABEL.shape
     said = capsys.readouterr().out
-    assert f"next: python tools/check.py data={data} data.root={root}\n" in said
+    assert f"next: python tools/check_data.py data={data} data.root={root}\n" in said
     assert not [name for name in tree(root) if name.startswith((".", "README", "__"))]
     before = tree(root)
     prepare.main(settings)

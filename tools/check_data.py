@@ -1,4 +1,4 @@
-"""Looks at all files of a data set: ``python tools/check.py data=NAME data.root=DIR``."""
+"""Looks at all files of a data set: ``python tools/check_data.py data=NAME data.root=DIR``."""
 
 import json
 import os
@@ -194,8 +194,8 @@ def _save(path: Path, text: str) -> None:
 
 
 def main() -> None:
-    """Is the command ``danet-check``."""
-    cli.run(work, "check")
+    """Is the command ``danet-check-data``."""
+    cli.run(work, "check_data")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ def work(config: DictConfig) -> None:
         return
     from danet.config import resume
     from danet.data import bad_samples
+    from danet.distributed.device import choose_device
+    from danet.distributed.rendezvous import process_group
     from danet.preflight import advice
     from danet.preflight.report import describe, refuse_the_impossible
 

@@ -140,7 +140,7 @@ class ExportConfig:
 
 @dataclass
 class CheckConfig:
-    """The root of ``check.yaml``."""
+    """The root of ``check_data.yaml``."""
 
     data: dict[str, Any] = field(default_factory=dict)
     splits: list[str] | None = None

@@ -149,7 +149,7 @@ def _refuse_missing(plain: Any) -> None:
 def _root_faults(plain: Mapping[str, Any], key: str) -> list[str]:
     """Check that a node which must name a class does, and is called when it is meant to be."""
     node: Any = plain
-    if not plain[key.split(".")[0]]:  # tools/check.py looks at data alone
+    if not plain[key.split(".")[0]]:  # tools/check_data.py looks at data alone
         return []
     for part in key.split("."):
         node = node.get(part) if isinstance(node, Mapping) else None

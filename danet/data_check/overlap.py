@@ -65,7 +65,7 @@ def told(images: Sequence[Sequence[str]], one: str, other: str) -> str:
 
 
 def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, *, allowed: bool) -> str:
-    """Refuses to score what is trained on; ``tools/train.py`` and ``tools/check.py`` ask here.
+    """Refuses to score what is trained on; ``tools/train.py`` and ``tools/check_data.py`` ask here.
 
     Images are the same if they are one file or, where there are few enough to be read at a start,
     have equal bytes; ``find_copies``, which has read all files, holds larger sets to the same.

@@ -88,7 +88,9 @@ def _join(problems: Sequence[str], wrong: str | None, num_looks: int) -> str:
     lines = list(problems[:_SHOWN])
     if len(problems) > 1 or wrong:
         more = f"{len(problems)} of {num_looks} pairs that were looked at have a problem"
-        lines.append("; ".join(filter(None, (more, wrong))) + "; tools/check.py looks at all pairs")
+        lines.append(
+            "; ".join(filter(None, (more, wrong))) + "; tools/check_data.py looks at all pairs"
+        )
     return "\n".join(lines)
 
 
@@ -169,7 +171,7 @@ def absent_classes(dataset: FileDataset, seen: Collection[int], count: int) -> l
         f"{dataset.split}: classes that never occur in "
         + (f"its {count} labels and cannot be learnt" if is_all else f"{count} labels looked at")
         + f": {', '.join(absent[:_NAMED])}{more}"
-        + "; tools/check.py counts all labels" * (not is_all)
+        + "; tools/check_data.py counts all labels" * (not is_all)
     ]
 
 
@@ -205,7 +207,7 @@ def one_class(dataset: FileDataset, seen: Collection[int]) -> str:
     what = ", ".join(f"class {i} ({dataset.classes[i]})" for i in seen) or "ignored pixels"
     return (
         f"{dataset.split}: all {len(dataset)} labels hold {what} and nothing else, so there is "
-        "nothing to learn; see whether these are the right files: tools/check.py with the same "
+        "nothing to learn; see whether these are the right files: tools/check_data.py with the same "
         "settings draws them"
     )
 

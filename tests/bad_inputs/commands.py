@@ -66,7 +66,7 @@ def _start(*_, **__):
 
 
 def train_command(*arguments, monkeypatch, capsys, until="make_dataset"):
-    """Runs ``train.py`` until it calls a function of danet.config.build, the first after the parts."""
+    """Run ``train.py`` until it calls a function of danet.config.build."""
     monkeypatch.setattr(danet.config.build, until, _start)
     return _run(train.work, "train", arguments, monkeypatch, capsys)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import write_pair
-from danet.tools.check import examine
+from danet.tools.check_data import examine
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 

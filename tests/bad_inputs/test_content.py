@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, call
-from danet.tools.check import examine
+from danet.tools.check_data import examine
 from PIL import Image
 from starts import accepted, composed, plant, refused
 
@@ -240,7 +240,7 @@ def test_R14_a_training_tells_of_classes_that_never_occur(tmp_path, monkeypatch,
     fill(large, [0, 1])
     told = accepted("folder", large, tmp_path, monkeypatch, capsys)
     assert "classes that never occur in 32 labels looked at: 2 (c)" in told
-    assert "10 (k); tools/check.py counts all labels" in told
+    assert "10 (k); tools/check_data.py counts all labels" in told
 
 
 @pytest.mark.parametrize("values", [[0], [3], [255], [3, 255]])

@@ -191,7 +191,7 @@ def test_an_error_under_a_closed_console_keeps_its_code(tmp_path):
         ("predict", ["device=cpu", "images=pictures"], "danet.tools.predict.predictions"),
         ("export", ["formats=[]"], "danet.export.folder.save"),
         ("convert", ["source=torchvision", "input=x.pt"], "danet.tools.convert.read_state_dict"),
-        ("check", ["data=folder", "data.classes=[a,b]"], "danet.tools.check.scan_splits"),
+        ("check_data", ["data=folder", "data.classes=[a,b]"], "danet.tools.check_data.scan_splits"),
     ],
 )
 def test_an_output_that_cannot_be_written_is_found_before_the_work(
@@ -203,7 +203,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(
     monkeypatch.setattr(work, lambda *_, **__: pytest.fail("it began to work"))
     output = {"below a file": "file/out", "a file": "file", "a name that is too long": "a" * 300}
     wanted = output[kind] + (".pt" if kind != "a file" else "/x.pt") * (name == "convert")
-    if name == "check":
+    if name == "check_data":
         settings = [*settings, f"data.root={tmp_path}/pictures"]
     elif name != "convert":
         settings = [f"checkpoint={tiny_checkpoint}", *settings]

@@ -7,7 +7,7 @@ import hydra
 import numpy as np
 import pytest
 from conftest import tool, write_pair
-from danet.tools.check import examine
+from danet.tools.check_data import examine
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
@@ -280,7 +280,7 @@ def test_the_tool_writes_a_report_and_nothing_into_the_data(camvid_tree, tmp_pat
     before = state_of(camvid_tree)
     settings = ["data=camvid", f"data.root={camvid_tree}", "data.num_workers=0"]
     output = tmp_path / "out"
-    examine(composed("check", *settings, "splits=[train,val,test]"), [], output)
+    examine(composed("check_data", *settings, "splits=[train,val,test]"), [], output)
     assert state_of(camvid_tree) == before
     assert {path.name for path in output.iterdir()} == {
         *("report.json", "train.png", "val.png", "test.png")
@@ -292,14 +292,14 @@ def test_the_tool_writes_a_report_and_nothing_into_the_data(camvid_tree, tmp_pat
     found = json.loads((output / "report.json").read_text())
     assert set(found["splits"]) == {"train", "val", "test"}
     with pytest.raises(InputError, match=r"lies in data.root, where nothing is ever written"):
-        examine(composed("check", *settings), [], camvid_tree / "out")
+        examine(composed("check_data", *settings), [], camvid_tree / "out")
 
 
 def test_the_printed_weights_are_a_setting_that_a_training_takes(camvid_tree, tmp_path, capsys):
     from danet.config.validate import check
 
     settings = ["data=camvid", f"data.root={camvid_tree}"]
-    examine(composed("check", *settings, "data.num_workers=0"), [], tmp_path / "out")
+    examine(composed("check_data", *settings, "data.num_workers=0"), [], tmp_path / "out")
     (word,) = [w for w in capsys.readouterr().out.split() if w.startswith("loss.main.")]
     checked = check(composed("train", *settings, word))
     assert len(checked["loss"]["main"]["class_weights"]) == 11
@@ -317,14 +317,14 @@ def test_the_printed_weights_are_a_setting_that_a_training_takes(camvid_tree, tm
 )
 def test_settings_of_the_tool_are_checked(tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
-        examine(composed("check", *settings), [], tmp_path / "out")
+        examine(composed("check_data", *settings), [], tmp_path / "out")
 
 
 @pytest.mark.slow
 def test_the_tool_ends_with_code_2_and_the_first_problem_last_on_stderr(camvid_tree, tmp_path):
     (camvid_tree / "images/val/val_1.png").write_bytes(b"<html>")
     settings = ["data=camvid", f"data.root={camvid_tree}", "output=out", "data.num_workers=2"]
-    done = tool("check", *settings, cwd=tmp_path, code=2)
+    done = tool("check_data", *settings, cwd=tmp_path, code=2)
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"error: {camvid_tree}/images/val/val_1.png: not a readable image")
     assert "Traceback" not in done.stderr
