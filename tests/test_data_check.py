@@ -7,7 +7,6 @@ import hydra
 import numpy as np
 import pytest
 from conftest import tool, write_pair
-from danet.tools.check_data import examine
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
@@ -31,6 +30,7 @@ from danet.datasets.camvid import CamVid
 from danet.datasets.folder import Folder
 from danet.datasets.scenes import Scenes
 from danet.errors import InputError
+from danet.tools.check_data import examine
 from danet.types import IGNORE
 
 

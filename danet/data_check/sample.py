@@ -207,8 +207,8 @@ def one_class(dataset: FileDataset, seen: Collection[int]) -> str:
     what = ", ".join(f"class {i} ({dataset.classes[i]})" for i in seen) or "ignored pixels"
     return (
         f"{dataset.split}: all {len(dataset)} labels hold {what} and nothing else, so there is "
-        "nothing to learn; see whether these are the right files: tools/check_data.py with the same "
-        "settings draws them"
+        "nothing to learn; see whether these are the right files: tools/check_data.py with the "
+        "same settings draws them"
     )
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 import yaml
 from conftest import write_pair
-from danet.tools.check_data import examine
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
@@ -19,6 +18,7 @@ from danet.config import schema
 from danet.config.validate import check
 from danet.errors import InputError
 from danet.tools import train
+from danet.tools.check_data import examine
 
 CLASSES = "data.classes=[a,b,c,d,e,f,g,h,i,j,k]"
 KINDS = {

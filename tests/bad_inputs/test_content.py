@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, call
-from danet.tools.check_data import examine
 from PIL import Image
 from starts import accepted, composed, plant, refused
 
@@ -17,6 +16,7 @@ from danet.data_check.sample import check_sample, choose
 from danet.datasets.folder import Folder
 from danet.datasets.image_io import left_out, read_image, read_labels
 from danet.errors import InputError
+from danet.tools.check_data import examine
 
 SIZE = (44, 60)
 RNG = np.random.default_rng(0)
