@@ -5,9 +5,9 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from danet.datasets.base import FileDataset, Item
+from danet.datasets.hints import is_coloured
 from danet.datasets.labels import read_class_table
 from danet.datasets.listing import find_files
 from danet.datasets.submission import Submission
@@ -68,7 +68,7 @@ class ADE20K(FileDataset):
         try:
             return super().decode_labels(path)
         except InputError as error:
-            if _is_coloured(path):
+            if is_coloured(path):
                 raise InputError(f"{path}: a colour picture; {_FULL_RELEASE}") from error
             raise
 
@@ -76,11 +76,3 @@ class ADE20K(FileDataset):
         """Returns the form of the challenge's server: PNGs with 1..150, named as the pictures."""
         values = {index: value for value, index in self.label_map().items() if value}
         return Submission(values=[values[i] for i in range(len(self.classes))])
-
-
-def _is_coloured(path: Path) -> bool:
-    try:
-        with Image.open(path) as picture:
-            return picture.mode in ("RGB", "RGBA")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return False

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from danet.datasets.cache import Cache, digest_of
 from danet.datasets.cache_folder import disk_folder, memory_folder
-from danet.datasets.hints import turn_note
+from danet.datasets.hints import orientation_note
 from danet.datasets.image_io import MAX_PIXELS, read_image, read_labels
 from danet.datasets.items import Item as Item
 from danet.datasets.items import Items
@@ -243,7 +243,8 @@ class FileDataset(SegmentationDataset):
         if image.shape[:2] != labels.shape:
             raise InputError(
                 f"{path}: the label is {_size(labels)} and its image {item.image} is "
-                f"{_size(image)} (width x height); they must be equal{turn_note(Path(item.image))}"
+                f"{_size(image)} (width x height); they must be equal"
+                + orientation_note(Path(item.image))
             )
         return image, self.map_labels(labels, path)
 

@@ -65,7 +65,7 @@ class CocoStuff10k(FileDataset):
         present = {Path(name).stem for name in find_files(images, {".jpg"})}
         if not present:
             return []
-        names.demand(present, tried=str(images / "{name}.jpg"))
+        names.require(present, tried=str(images / "{name}.jpg"))
         return [
             Item(str(images / f"{name}.jpg"), str(labels / f"{name}.mat"), name)
             for name in names.names

@@ -1,4 +1,4 @@
-"""What messages add about a file: its colours, its EXIF turn."""
+"""What messages add about a file: its colours, its EXIF orientation."""
 
 from pathlib import Path
 
@@ -6,11 +6,20 @@ import numpy as np
 from PIL import Image
 
 ORIENTATION = 0x0112
-"""EXIF tag: 1 for a picture that lies as it is to be seen, 2 to 8 for one that is to be turned."""
+"""EXIF tag: 1 for a picture stored upright, 2 to 8 for one that viewers turn or mirror."""
 
 
-def name_colors(pixels: np.ndarray) -> str:
-    """Names the first colours of a label of several channels and what gives them a meaning."""
+def is_coloured(path: Path) -> bool:
+    """Return whether a file is a readable picture with colours, and no palette."""
+    try:
+        with Image.open(path) as picture:
+            return picture.mode in ("RGB", "RGBA", "CMYK", "YCbCr")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def describe_colors(pixels: np.ndarray) -> str:
+    """Name the first colours of a label (H, W, C) and the setting that gives them a meaning."""
     if pixels.shape[2] < 3:
         return "grey and alpha: save it without alpha"
     codes = pixels[..., :3].astype(np.int64) @ (65536, 256, 1)
@@ -22,8 +31,8 @@ def name_colors(pixels: np.ndarray) -> str:
     )
 
 
-def turn_note(path: Path) -> str:
-    """Tells of an EXIF turn of an image, which is not applied; empty where there is none."""
+def orientation_note(path: Path) -> str:
+    """Report an EXIF orientation of an image, which is not applied; empty where there is none."""
     with Image.open(path) as picture:
         width, height = picture.size
         turn = picture.getexif().get(ORIENTATION, 1)

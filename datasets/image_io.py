@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from danet.datasets.hints import name_colors
+from danet.datasets.hints import describe_colors
 from danet.errors import InputError
 
 MAX_PIXELS = 178_956_970
@@ -214,7 +214,7 @@ def read_labels(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     if labels.ndim != 2:
         raise InputError(
             f"{path}: a label must have one channel of class indices, this has {labels.shape[2]} "
-            f"(mode {mode}), {name_colors(labels)}"
+            f"(mode {mode}), {describe_colors(labels)}"
         )
     if labels.dtype == np.bool_:
         labels = labels.astype(np.uint8)

@@ -199,6 +199,13 @@ def check_color(values: Sequence[int], key: str) -> Color:
     return values[0], values[1], values[2]
 
 
+def check_colors(colors: Sequence[Sequence[int]], count: int, key: str) -> tuple[Color, ...]:
+    """Return ``count`` valid colours; raise InputError with the key."""
+    if len(colors) != count:
+        raise InputError(f"{key}: {len(colors)} colours for {count} class names")
+    return tuple(check_color(color, key) for color in colors)
+
+
 def voc_palette(num_classes: int) -> tuple[Color, ...]:
     """Returns the colours of PASCAL VOC's development kit: bits of the index, spread over RGB."""
 

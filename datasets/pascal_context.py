@@ -103,7 +103,7 @@ class PascalContext(FileDataset):
         ]
         found = [path for path in own if path.exists()]
         listed = read_list(found[0]) if found else shipped_list("pascal_context", self.split)
-        listed.demand(present, tried=str(images / "{name}.jpg"))
+        listed.require(present, tried=str(images / "{name}.jpg"))
         return [
             Item(str(images / f"{name}.jpg"), str(labels / f"{name}.{self.labels}"), name)
             for name in listed.names

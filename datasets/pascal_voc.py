@@ -89,7 +89,7 @@ class PascalVOC(FileDataset):
         images = self._find_images(voc)
         lists = self._lists(voc)
         for source in lists:
-            source.demand(images, tried=str(voc / "JPEGImages" / "{name}.jpg"))
+            source.require(images, tried=str(voc / "JPEGImages" / "{name}.jpg"))
             if source.repeated:
                 self.notes.append(
                     f"{source.path}: {len(source.repeated)} names stand there twice and count "

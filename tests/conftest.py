@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import hydra
@@ -20,6 +21,10 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from danet.config import schema
+from danet.datasets.folder import Folder
+from danet.datasets.formats.color_masks import LabelFormat
+from danet.datasets.layout import PairLayout
+from danet.datasets.lists import SplitRule
 
 ROOT = Path(__file__).resolve().parents[1]
 CAMVID = Path(os.environ.get("CAMVID", ROOT.parent / "shared" / "data" / "camvid"))
@@ -144,6 +149,15 @@ def write_pair(root, split, name, image, mask, *, labels="labels"):
         path = root / folder / split / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(array).save(path)
+
+
+def make_folder(**settings):
+    """Makes a Folder from settings as a user writes them; configs/data/folder.yaml groups them."""
+    groups = {"label_format": LabelFormat, "files": PairLayout, "split_rule": SplitRule}
+    for name, kind in groups.items():
+        keys = [f.name for f in fields(kind) if f.name in settings]
+        settings[name] = {key: settings.pop(key) for key in keys}
+    return Folder(**settings)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ import scipy.io
 import torch
 import torchvision
 import yaml
-from conftest import ROOT, TINY, call, tool, write_pair
+from conftest import ROOT, TINY, call, make_folder, tool, write_pair
 from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 from PIL import Image
@@ -1215,7 +1215,7 @@ def test_labels_from_1_in_one_file(door, tmp_path):
         Folder(**made)[0]
     door.told += str(error.value)
     key, value = re.search(r"with data\.(labels_start_at)=(\d) where", str(error.value)).groups()
-    Folder(**made, **{key: int(value)})[0]
+    make_folder(**made, **{key: int(value)})[0]
 
 
 def test_soft_edges_get_a_value_or_become_hard(door, tmp_path):
@@ -2154,12 +2154,12 @@ def refusal(make, **named):
 
 def test_a_label_map_stays_in_its_ranges(door, root):
     given = {"root": root, "split": "train", "classes": ["a", "b"]}
-    message = heard(door, Folder, **given, values={0: 0, 1: 7})
+    message = heard(door, make_folder, **given, values={0: 0, 1: 7})
     low, high = map(int, re.search(r"classes are (\d)\.\.(\d)", message).groups())
-    Folder(**given, values={0: low, 1: high})
-    message = heard(door, Folder, **given, values={0: 0, 70000: 1})
+    make_folder(**given, values={0: low, 1: high})
+    message = heard(door, make_folder, **given, values={0: 0, 70000: 1})
     low, high = map(int, re.search(r"values on disk are (\d)\.\.(\d+)", message).groups())
-    Folder(**given, values={low: 0, high: 1})
+    make_folder(**given, values={low: 0, high: 1})
 
 
 def test_whole_class_indices_are_given_to_a_loss(door):

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, write_pair
+from conftest import ROOT, make_folder, write_pair
 from test_config import compose
 
 from danet.config.build import checked_config, make_dataset
@@ -57,7 +57,9 @@ def tree(tmp_path):
     def make(cache="disk", *, gib=1.0, transform=None, **settings):
         reading = Reading(cache=cache, cache_dir=str(tmp_path / "cache"), cache_gib=gib)
         settings = {"classes": CLASSES, **settings}
-        return Folder(root=root, split="train", transform=transform, reading=reading, **settings)
+        return make_folder(
+            root=root, split="train", transform=transform, reading=reading, **settings
+        )
 
     return root, make
 

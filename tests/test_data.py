@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import write_pair
+from conftest import make_folder, write_pair
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -411,7 +411,7 @@ def folder(tmp_path):
 
     def read(**settings):
         settings = {"classes": ("x", "y", "z"), **settings}
-        return Folder(root=tmp_path, split="train", **settings)[0]
+        return make_folder(root=tmp_path, split="train", **settings)[0]
 
     return tmp_path, read
 
@@ -664,7 +664,7 @@ def write_pictures(root, names, split="."):
 
 
 def own(root, split, **settings):
-    return Folder(root=root, split=split, **{"classes": ("background", "cat"), **settings})
+    return make_folder(root=root, split=split, **{"classes": ("background", "cat"), **settings})
 
 
 def names_of(data):

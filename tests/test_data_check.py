@@ -6,7 +6,7 @@ import os
 import hydra
 import numpy as np
 import pytest
-from conftest import tool, write_pair
+from conftest import make_folder, tool, write_pair
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
@@ -27,7 +27,6 @@ from danet.data_check.sample import check_sample, choose
 from danet.data_check.scan import SplitReport, count_values, look, scan
 from danet.datasets.base import FileDataset, Item
 from danet.datasets.camvid import CamVid
-from danet.datasets.folder import Folder
 from danet.datasets.scenes import Scenes
 from danet.errors import InputError
 from danet.tools.check_data import examine
@@ -345,7 +344,7 @@ def test_a_folder_of_own_pictures_is_looked_at_with_its_settings(tmp_path):
             labels="masks",
         )
     colors = {"classes": ("a", "b"), "colors": ((0, 0, 0), (255, 0, 0))}
-    both = [Folder(root=tmp_path / "own", split=split, **colors) for split in ("train", "val")]
+    both = [make_folder(root=tmp_path / "own", split=split, **colors) for split in ("train", "val")]
     assert check_sample(*both) == []
     assert sum(scan(d).pixels.sum() for d in both) == 20 * 72
     assert os.listdir(tmp_path) == ["own"]

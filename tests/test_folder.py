@@ -6,13 +6,12 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import write_pair
+from conftest import make_folder, write_pair
 from PIL import Image
 
 from danet.data.loader import train_batches
 from danet.data.transforms import Pipeline, ScaleCrop
 from danet.datasets.base import Reading
-from danet.datasets.folder import Folder
 from danet.datasets.formats.color_masks import ColorTable
 from danet.datasets.labels import read_class_names
 from danet.errors import InputError
@@ -25,7 +24,7 @@ NAMES = [f"p{i}" for i in range(6)]
 
 
 def own(root, split="train", **settings):
-    return Folder(root=root, split=split, **{"classes": CLASSES, **settings})
+    return make_folder(root=root, split=split, **{"classes": CLASSES, **settings})
 
 
 def pictures():
@@ -308,7 +307,8 @@ def test_class_names_come_from_a_text_file_too(tmp_path):
         read_class_names("nowhere")
 
 
-def test_the_config_counts_the_names_of_a_file_and_keeps_them(tmp_path):
+def checked(root, classes, *settings):
+    """Returns the config of data=folder after its check, which does not look at files."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
@@ -316,14 +316,42 @@ def test_the_config_counts_the_names_of_a_file_and_keeps_them(tmp_path):
     from danet.config import schema
     from danet.config.validate import check
 
-    (tmp_path / "names.txt").write_text("background\ncat\ndog\n")
     schema.register()
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        settings = [f"data.root={tmp_path}", f"data.classes={tmp_path}/names.txt"]
-        checked = check(hydra.compose("train", ["data=folder", *settings]))
-    assert checked["data"]["num_classes"] == 3
-    assert checked["data"]["dataset"]["classes"] == list(CLASSES), "not the path of the file"
+        data = ["data=folder", f"data.root={root}", f"data.classes={classes}"]
+        return check(hydra.compose("train", [*data, *settings]))
+
+
+def test_the_config_counts_the_names_of_a_file_and_keeps_them(tmp_path):
+    (tmp_path / "names.txt").write_text("background\ncat\ndog\n")
+    config = checked(tmp_path, f"{tmp_path}/names.txt")
+    assert config["data"]["num_classes"] == 3
+    assert config["data"]["dataset"]["classes"] == list(CLASSES), "not the path of the file"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.labels_start_at=one", "labels_start_at=one: expected a whole number, got the text"),
+        ("data.values=[0,255]", "values=[0, 255]: expected a mapping"),
+        ("data.images_dir=3", "images_dir=3: expected a text, got 3"),
+        ("data.val_share=half", "val_share=half: expected a number, got the text 'half'"),
+        ("data.lists=train.txt", "lists=train.txt: expected a mapping"),
+        (
+            "+data.dataset.files.image_dir=x",
+            "image_dir: PairLayout takes no such argument; did you",
+        ),
+        ("+data.dataset.label_format._x=1", "_x: LabelFormat takes no such argument"),
+        ("data.dataset.split_rule=3", "data.dataset.split_rule=3: expected a mapping"),
+    ],
+)
+def test_groups_of_settings_are_checked_like_arguments(tmp_path, setting, message):
+    with pytest.raises(InputError) as error:
+        checked(tmp_path, "[a,b]", setting, "trainer.steps=0")
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2, "together with all other mistakes"
+    assert any(line.startswith("data.dataset.") and message in line for line in lines), lines
 
 
 @pytest.mark.parametrize(

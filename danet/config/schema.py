@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeGuard, Union
 
@@ -244,7 +244,8 @@ def mismatch(value: Any, hint: Any) -> str | None:
             str: isinstance(value, str),
         }[hint]
         return None if fits else f"expected {simple[hint]}, got {_describe(value)}"
-    if inspect.isclass(origin) and issubclass(origin, Mapping) and not isinstance(value, dict):
+    is_mapping = is_dataclass(hint) or (inspect.isclass(origin) and issubclass(origin, Mapping))
+    if is_mapping and not isinstance(value, dict):
         return f"expected a mapping, {{name: value}}, got {_describe(value)}"
     if inspect.isclass(origin) and issubclass(origin, Sequence):
         if isinstance(value, (str, dict)) or not isinstance(value, (list, tuple)):

@@ -11,7 +11,7 @@ import os
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -316,9 +316,22 @@ def _target_faults(node: dict[str, Any], key: str) -> list[str]:
         return [f"{key}._target_: {error}"]
     if not isinstance(node.get("_partial_", False), bool):
         return [f"{key}._partial_={node['_partial_']}: expected true or false"]
-    parameters = inspect.signature(target).parameters
-    hints = _hints(target)
     arguments = {k: v for k, v in node.items() if k not in ("_target_", "_partial_")}
+    faults = _argument_faults(arguments, target, key)
+    parameters = inspect.signature(target).parameters
+    if not node.get("_partial_"):
+        faults += [
+            f"{key}.{name}: {target.__name__} needs this argument"
+            for name, p in parameters.items()
+            if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+            if name not in arguments
+        ]
+    return faults
+
+
+def _argument_faults(arguments: Mapping[str, Any], target: Any, key: str) -> list[str]:
+    """Check names and types of arguments; a mapping for a dataclass is checked like arguments."""
+    parameters, hints = inspect.signature(target).parameters, _hints(target)
     faults = []
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in arguments.items():
@@ -329,16 +342,12 @@ def _target_faults(node: dict[str, Any], key: str) -> list[str]:
                 + did_you_mean(name, parameters)
             )
         elif name in hints and not (isinstance(value, dict) and "_target_" in value):
-            problem = mismatch(value, hints[name])
-            if problem:
+            if problem := mismatch(value, hints[name]):
                 faults.append(f"{key}.{name}={value}: {problem}")
-    if not node.get("_partial_"):
-        faults += [
-            f"{key}.{name}: {target.__name__} needs this argument"
-            for name, p in parameters.items()
-            if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-            if name not in arguments
-        ]
+            elif isinstance(value, dict):
+                groups = (hint for hint in typing.get_args(hints[name]) if is_dataclass(hint))
+                for group in groups:
+                    faults += _argument_faults(value, group, f"{key}.{name}")
     return faults
 
 

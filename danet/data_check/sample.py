@@ -215,10 +215,10 @@ def one_class(dataset: FileDataset, seen: Collection[int]) -> str:
 def mistaken_values(dataset: FileDataset, values: set[int]) -> str | None:
     """Says which setting the values of all labels together ask for; only for own pictures."""
     num_classes = len(dataset.classes)
-    if not isinstance(dataset, Folder) or dataset.colors or not values:
+    if not isinstance(dataset, Folder) or dataset.labels.colors or not values:
         return None
-    label_map = dataset.label_map()
-    is_ignored = label_map.get(IGNORE) == IGNORE and not dataset.labels_start_at
+    labels, label_map = dataset.labels, dataset.label_map()
+    is_ignored = label_map.get(IGNORE) == IGNORE and not labels.labels_start_at
     if values == {0, IGNORE} and is_ignored:
         lost = ", ".join(dataset.classes[1:4]) + ", ..." * (num_classes > 4)
         return (
@@ -226,7 +226,7 @@ def mistaken_values(dataset: FileDataset, values: set[int]) -> str | None:
             "would never be learnt; set data.values={0:0,255:1}"
         )
     counted = values - {IGNORE}
-    if not counted or dataset.values or dataset.labels_start_at or max(counted) != num_classes:
+    if not counted or labels.values or labels.labels_start_at or max(counted) != num_classes:
         return None
     if min(counted) == 1:
         return (
@@ -242,9 +242,12 @@ def mistaken_values(dataset: FileDataset, values: set[int]) -> str | None:
 def hints(dataset: FileDataset, values: set[int]) -> list[str]:
     """Tells of values that are allowed and still look like a mistake."""
     counted = values - {IGNORE}
-    if not isinstance(dataset, Folder) or dataset.colors or dataset.values or not counted:
+    if not isinstance(dataset, Folder) or not counted:
         return []
-    if dataset.labels_start_at == 0 and min(counted) == 1 and max(counted) < len(dataset.classes):
+    labels = dataset.labels
+    if labels.colors or labels.values or labels.labels_start_at:
+        return []
+    if min(counted) == 1 and max(counted) < len(dataset.classes):
         return [
             f"no label that was looked at has the value 0 ({dataset.classes[0]}); if classes count "
             "from 1, set data.labels_start_at=1"

@@ -1,6 +1,7 @@
-"""Masks that are not pictures of indices: colours, arrays."""
+"""Masks of own pictures: class indices, other numbers, colours, arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -8,13 +9,83 @@ import numpy as np
 from PIL import Image
 
 from danet.datasets.image_io import read_labels
-from danet.datasets.labels import Color
+from danet.datasets.labels import ClassFile, Color, check_color, check_colors
 from danet.errors import InputError
 from danet.types import IGNORE
 
 
+@dataclass(frozen=True)
+class LabelFormat:
+    """What the masks of own pictures hold.
+
+    Args:
+        colors: K RGB colours, for masks that are colour pictures; the position is the class index.
+            Without, masks hold numbers, and the colours of a palette image are ignored.
+        ignore_colors: More colours of such masks, for pixels that do not count.
+        values: Value in the masks -> class index, for masks that hold other numbers; a value that
+            is mapped to 255, and 255 itself, is ignored.
+        labels_start_at: The number of the first class; the numbers below it are ignored.
+    """
+
+    colors: Sequence[Sequence[int]] | None = None
+    ignore_colors: Sequence[Sequence[int]] | None = None
+    values: Mapping[int, int] | None = None
+    labels_start_at: int = 0
+
+    def for_classes(self, classes: ClassFile) -> "LabelFormat":
+        """Return the format with valid colours, those of a file of classes where none are set.
+
+        Raises:
+            InputError: Settings exclude each other, are out of range, or do not fit the classes.
+        """
+        meanings = {
+            "colors": self.colors,
+            "values": self.values,
+            "labels_start_at": self.labels_start_at,
+        }
+        given = [f"data.{key}" for key, value in meanings.items() if value]
+        if len(given) > 1:
+            raise InputError(f"{' and '.join(given)} exclude each other: give one of them")
+        if self.labels_start_at < 0:
+            raise InputError(f"data.labels_start_at={self.labels_start_at}: expected 0 or more")
+        colors = self.colors if given else classes.colors
+        if self.ignore_colors and not colors:
+            raise InputError("data.ignore_colors is for masks of colours: give data.colors, too")
+        return LabelFormat(
+            check_colors(colors, len(classes.names), "data.colors") if colors else None,
+            [check_color(color, "data.ignore_colors") for color in self.ignore_colors or ()],
+            dict(self.values) if self.values else None,
+            self.labels_start_at,
+        )
+
+    def label_map(self, num_classes: int) -> dict[int, int]:
+        """Return ``values`` as given, or the classes in order; 255 is IGNORE unless mapped."""
+        if self.values is not None:
+            return {IGNORE: IGNORE, **self.values}
+        first = self.labels_start_at
+        below = dict.fromkeys(range(first), IGNORE)
+        return {IGNORE: IGNORE, **below, **{first + i: i for i in range(num_classes)}}
+
+    @property
+    def hint(self) -> str:
+        """What to do about a value without meaning, VALUE; depends on ``values``."""
+        if self.values is None:
+            return (
+                "; classes count from 0; other values are mapped with data.values={0:0,VALUE:1}, "
+                "or with data.labels_start_at=1 where classes count from 1 and 0 is no class"
+            )
+        hint = "; data.values does not list it: add it there, with a class or 255 to ignore it"
+        if len(self.values) != 2:  # smoothed edges of several values are ambiguous
+            return hint
+        first, last = sorted(self.values)
+        return (
+            f"{hint}; if edges were smoothed, save the masks without, or as "
+            f"numpy.where(mask > {(first + last) // 2}, {last}, {first}).astype('uint8')"
+        )
+
+
 class ColorTable:
-    """Turns masks of colours into masks of numbers; a colour counts only if it is met exactly.
+    """A map from colours to class indices; a pixel must have exactly a known colour.
 
     Args:
         colors: K RGB colours; the position is the class.
@@ -24,37 +95,40 @@ class ColorTable:
         InputError: A colour stands there twice.
     """
 
-    def __init__(self, colors: Sequence[Color], ignored: Sequence[Color] = ()) -> None:
-        self.colors = dict.fromkeys((*colors, *ignored), IGNORE)
-        if len(self.colors) < len(colors) + len(ignored):
-            every = [*colors, *ignored]
-            twice = next(color for i, color in enumerate(every) if color in every[:i])
-            places = [i for i, color in enumerate(every) if color == twice]
+    def __init__(
+        self, colors: Sequence[Sequence[int]], ignored: Sequence[Sequence[int]] = ()
+    ) -> None:
+        every = [(red, green, blue) for red, green, blue in (*colors, *ignored)]
+        self.colors: dict[Color, int] = dict.fromkeys(every, IGNORE)
+        if len(self.colors) < len(every):
+            repeated = next(color for i, color in enumerate(every) if color in every[:i])
+            places = [i for i, color in enumerate(every) if color == repeated]
             raise InputError(
-                f"data.colors: {list(twice)} stands there twice, at positions "
+                f"data.colors: {list(repeated)} stands there twice, at positions "
                 f"{' and '.join(map(str, places))} of data.colors and data.ignore_colors"
             )
-        self.colors.update((color, index) for index, color in enumerate(colors))
+        self.colors.update((color, index) for index, color in enumerate(every[: len(colors)]))
 
     @cached_property
     def _table(self) -> np.ndarray:
-        """Colour -> class + 1, or 0; int16 (2 ** 24,), of which empty pages take no memory."""
+        """Colour -> class + 1, or 0; int16 (2 ** 24,)."""
+        # 32 MiB, but pages that stay zero take no memory.
         table = np.zeros(1 << 24, np.int16)
         for (red, green, blue), index in self.colors.items():
             table[red | green << 8 | blue << 16] = index + 1
         return table
 
     def __getstate__(self) -> dict[str, object]:
-        """Leaves the table out: a worker that is not forked makes its own."""
+        """Return the state without the table: a worker that is not forked makes its own."""
         return {"colors": self.colors}
 
     def decode(self, pixels: np.ndarray, path: Path) -> np.ndarray:
-        """Maps RGBA uint8 (H, W, 4), opaque, to classes or IGNORE, uint8 (H, W).
+        """Map RGBA uint8 (H, W, 4), opaque, to classes or IGNORE, uint8 (H, W).
 
         Raises:
             InputError: A colour is not in the table; with the pixel and the nearest known colour.
         """
-        codes = np.ascontiguousarray(pixels).view("<u4")[..., 0] & 0xFFFFFF
+        codes = np.ascontiguousarray(pixels).view("<u4")[..., 0] & 0xFFFFFF  # (H, W)
         found = self._table.take(codes)
         unknown = found == 0
         if unknown.any():
@@ -73,7 +147,7 @@ class ColorTable:
 
 
 def read_colors(path: Path, *, max_pixels: int) -> np.ndarray:
-    """Reads a label picture as RGBA uint8 (H, W, 4); grey and palette images become colours.
+    """Read a label picture as RGBA uint8 (H, W, 4); grey and palette images become colours.
 
     Raises:
         InputError: Not readable, lossy, too large, or partly transparent.
@@ -91,7 +165,7 @@ def read_colors(path: Path, *, max_pixels: int) -> np.ndarray:
     except InputError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        read_labels(path)  # says what is there instead of a picture
+        read_labels(path)  # raises a more precise error where it can
         raise InputError(f"{path}: not a readable label ({error})") from error
     clear = pixels[..., 3] < 255
     if clear.any():
@@ -104,7 +178,7 @@ def read_colors(path: Path, *, max_pixels: int) -> np.ndarray:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Reads a .npy file of whole numbers (H, W) as uint16; nothing inside it is run."""
+    """Read a .npy file of whole numbers as uint16 (H, W), without unpickling anything."""
     try:
         labels = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
