@@ -39,11 +39,11 @@ class ADE20K(FileDataset):
     )
 
     def label_map(self) -> Mapping[int, int]:
-        """Returns 0 -> IGNORE and 1..150 -> 0..149."""
+        """Return 0 -> IGNORE and 1..150 -> 0..149."""
         return _TABLE.label_map
 
     def find_items(self) -> list[Item]:
-        """Returns every picture of the split; those of the challenge's test set have no label."""
+        """Return every picture of the split; those of the challenge's test set have no label."""
         base = self.root / "ADEChallengeData2016"
         base = base if base.is_dir() else self.root
         images = base / "images" / _FOLDERS[self.split]
@@ -60,7 +60,7 @@ class ADE20K(FileDataset):
         return items
 
     def decode_labels(self, path: Path) -> np.ndarray:
-        """Reads a PNG as uint8 (H, W), 0..150.
+        """Read a PNG as uint8 (H, W), 0..150.
 
         Raises:
             InputError: Not one channel; says so of the files of the full release.
@@ -73,6 +73,6 @@ class ADE20K(FileDataset):
             raise
 
     def submission(self) -> Submission:
-        """Returns the form of the challenge's server: PNGs with 1..150, named as the pictures."""
+        """Return the form of the challenge's server: PNGs with 1..150, named as the pictures."""
         values = {index: value for value, index in self.label_map().items() if value}
         return Submission(values=[values[i] for i in range(len(self.classes))])

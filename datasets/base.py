@@ -1,4 +1,4 @@
-"""What all data sets share: pairs of files, reading them, mapping labels."""
+"""Base classes of data sets: pairs of files, reading them, mapping labels to classes."""
 
 import math
 from abc import ABC, abstractmethod
@@ -26,9 +26,6 @@ from danet.types import IGNORE, Draw, Sample
 Transform = Callable[[Sample, int], Sample]
 """Maps a sample to a sample; the int is the seed of all that is random in it."""
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
-"""Compared in lower case."""
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -38,9 +35,9 @@ class Reading:
         cache: Where decoded pairs are kept: nowhere, in memory that all processes of this machine
             share, or on a disk.
         cache_dir: Folder of the disk cache; None for one in the user's own cache folder.
-        cache_gib: The cache grows no larger; pairs that do not fit are decoded every time.
+        cache_gib: Upper bound of the cache; pairs that do not fit are decoded every time.
         max_pixels: Larger pictures are refused before they are decoded.
-        allow_missing_labels: Whether images without a label file are left out, which is told,
+        allow_missing_labels: Whether images without a label file are left out, with a note,
             rather than refused.
 
     Raises:
@@ -86,18 +83,18 @@ class SegmentationDataset(Dataset[Sample], ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Returns the number of samples of the split."""
+        """Return the number of samples of the split."""
 
     def fingerprint(self) -> str:
-        """Returns a text that differs between splits of other samples, by number and names."""
+        """Return a text that identifies the samples of the split by number and names."""
         return f"{type(self).__name__} {self.split}, {len(self)} samples"
 
     @abstractmethod
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
-        """Returns RGB uint8 (H, W, 3), classes or IGNORE as uint8 (H, W), and a name."""
+        """Return RGB uint8 (H, W, 3), classes or IGNORE as uint8 (H, W), and a name."""
 
     def __getitem__(self, draw: Draw | int) -> Sample:
-        """Reads one sample; a bare index gets the augmentation of seed 0."""
+        """Return one sample; a bare index gets the augmentation of seed 0."""
         index, seed = draw if isinstance(draw, tuple) else (int(draw), 0)
         sample = Sample(*self.read(index))
         return self.transform(sample, seed) if self.transform else sample
@@ -106,8 +103,8 @@ class SegmentationDataset(Dataset[Sample], ABC):
 class FileDataset(SegmentationDataset):
     """Pairs of an image file and a label file below one folder.
 
-    Subclasses give ``classes``, ``palette``, ``find_items`` and, where the files hold other values
-    than class indices, ``label_map``; where labels are not pictures, ``decode_labels``.
+    Subclasses define ``classes``, ``palette``, ``find_items`` and, where the files hold other
+    values than class indices, ``label_map``; where labels are not pictures, ``decode_labels``.
 
     Args:
         root: The folder as the publisher ships it; ``~`` is expanded.
@@ -117,7 +114,7 @@ class FileDataset(SegmentationDataset):
 
     Attributes:
         items: Of the split, sorted by name.
-        notes: What a user should be told, but what stops nothing; one line each.
+        notes: Warnings for the user, one line each.
 
     Raises:
         InputError: No such folder or split, no images, or images without labels.
@@ -125,13 +122,13 @@ class FileDataset(SegmentationDataset):
 
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     expected: ClassVar[Mapping[str, tuple[int, ...]]] = {}
-    """Split -> how many images the publisher counts; several where releases differ."""
+    """Split -> number of images according to the publisher; several where releases differ."""
     label_hint: str = ""
-    """What to do about a label value without meaning, VALUE; ends that message."""
+    """End of the message about an unknown label value, VALUE: what to do."""
     layout: ClassVar[str] = ""
-    """A few lines that show the expected tree; printed when nothing is found."""
+    """The expected tree, a few lines; printed when nothing is found."""
     marker: str = ""
-    """A path that only the right root has; finds it nearby when nothing is found in ``root``."""
+    """A path that only the right root has; searched for nearby when ``root`` has no images."""
 
     def __init__(
         self,
@@ -153,26 +150,26 @@ class FileDataset(SegmentationDataset):
         self.notes: list[str] = []
         self.items = Items(self.find_items())
         if not self.items:
-            where = f"{self.root}{self.nearby()}"
+            where = f"{self.root}{self.explain_no_images()}"
             raise InputError(
                 f"{self}: no images for split {split!r} under {where}; expected\n{self.layout}"
             )
-        lonely = self.items.without_label()
-        if lonely:
-            names = ", ".join(Path(self.items[i].image).name for i in lonely[:5])
+        missing = self.items.without_label()
+        if missing:
+            names = ", ".join(Path(self.items[i].image).name for i in missing[:5])
             found = (
-                f"{len(lonely)} of {len(self.items)} images of split {split!r} have no label file: "
-                f"{names}; the first was looked for at {self.items[lonely[0]].mask}"
-                f"{self.other_labels()}"
+                f"{len(missing)} of {len(self.items)} images of split {split!r} have no label "
+                f"file: {names}; the first was looked for at {self.items[missing[0]].mask}"
+                f"{self.explain_no_label()}"
             )
-            if len(lonely) == len(self.items):
+            if len(missing) == len(self.items):
                 raise InputError(f"{self}: {found}")
             if not self.reading.allow_missing_labels:
                 raise InputError(
                     f"{self}: {found}; data.allow_missing_labels=true leaves such images out"
                 )
             self.notes.append(f"left out: {found}")
-            left_out = set(lonely)
+            left_out = set(missing)
             self.items = Items(item for i, item in enumerate(self.items) if i not in left_out)
         self._table = label_table(self.label_map(), len(self.classes))
         self._byte_table = _byte_table(self._table)
@@ -183,43 +180,43 @@ class FileDataset(SegmentationDataset):
 
     @abstractmethod
     def find_items(self) -> Iterable[Item]:
-        """Returns the pairs of ``self.split``, in any order, without opening files."""
+        """Return the pairs of ``self.split``, in any order, without opening files."""
 
-    def nearby(self) -> str:
-        """Says where the images may be, when none are found; a part of a message, or nothing."""
+    def explain_no_images(self) -> str:
+        """Return the end of the message about a split without images: where they may be."""
         return elsewhere(self.root, self.marker) if self.marker else ""
 
-    def other_labels(self) -> str:
-        """Says what label files there are, when an image has none; a part of a message."""
+    def explain_no_label(self) -> str:
+        """Return the end of the message about an image without a label: what files there are."""
         return ""
 
     def label_map(self) -> Mapping[int, int]:
-        """Returns value on disk -> class or IGNORE; other values are refused."""
+        """Return value on disk -> class or IGNORE; other values are errors."""
         return {**{i: i for i in range(len(self.classes))}, IGNORE: IGNORE}
 
     def decode_labels(self, path: Path) -> np.ndarray:
-        """Reads a label file as whole numbers 0..65535, (H, W), uint8 or uint16."""
+        """Read a label file as whole numbers 0..65535, (H, W), uint8 or uint16."""
         return read_labels(path, max_pixels=self.reading.max_pixels)
 
     def labels_of(self, item: Item) -> np.ndarray:
-        """Reads the label of a pair that has one; overridden where one file holds many labels."""
+        """Read the label of a pair that has one; override where one file holds many labels."""
         assert item.mask is not None
         return self.decode_labels(Path(item.mask))
 
     @property
     def is_labelled(self) -> bool:
-        """Tells whether the split has labels; a test split of a challenge has none."""
+        """Whether the split has labels; a test split of a challenge has none."""
         return self.items[0].mask is not None
 
     def __len__(self) -> int:
         return len(self.items)
 
     def fingerprint(self) -> str:
-        """Returns a text that differs between splits of other samples."""
+        """Return a text that identifies the samples of the split by number and names."""
         return f"{super().fingerprint()}, {self.items.fingerprint()}"
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
-        """Reads one pair; the mask is all IGNORE in a split without labels.
+        """Read one pair; the mask is all IGNORE in a split without labels.
 
         Raises:
             InputError: A file is not usable; with path, value and pixel.
@@ -234,7 +231,6 @@ class FileDataset(SegmentationDataset):
         return image, mask, item.name
 
     def _decode(self, item: Item) -> tuple[np.ndarray, np.ndarray | None]:
-        """Reads a pair from its files."""
         image = read_image(Path(item.image), max_pixels=self.reading.max_pixels)
         if item.mask is None:
             return image, None
@@ -249,12 +245,12 @@ class FileDataset(SegmentationDataset):
         return image, self.map_labels(labels, path)
 
     def _make_cache(self) -> Cache | None:
-        """Makes the cache that ``reading`` asks for; what was decoded otherwise is not its own."""
+        """Return the cache that ``reading`` asks for, keyed by all that decides the decoding."""
         if self.reading.cache == "none":
             return None
-        # Any setting of a data set may change what its labels become; one too many does no harm.
-        aside = ("split", "transform", "reading", "root", "items", "notes")
-        settings = {key: value for key, value in vars(self).items() if key not in aside}
+        # Any other attribute may change how labels are mapped; one too many does no harm.
+        excluded = ("split", "transform", "reading", "root", "items", "notes")
+        settings = {key: value for key, value in vars(self).items() if key not in excluded}
         return Cache(
             memory_folder() if self.reading.cache == "ram" else disk_folder(self.reading.cache_dir),
             root=self.root,
@@ -263,7 +259,7 @@ class FileDataset(SegmentationDataset):
         )
 
     def map_labels(self, labels: np.ndarray, path: Path) -> np.ndarray:
-        """Maps values on disk to class indices; a value without meaning is an error."""
+        """Map values on disk (H, W) to class indices; an unknown value is an error."""
         if labels.dtype == np.uint8 and self._byte_table is not None:
             table, free = self._byte_table
             mapped = cv2.LUT(labels, table)  # five times as fast as numpy
@@ -284,10 +280,10 @@ class FileDataset(SegmentationDataset):
 
 
 def _byte_table(table: np.ndarray) -> tuple[np.ndarray, int] | None:
-    """Makes a table for labels of one byte, where what has no meaning becomes a value no class has.
+    """Return a table for labels of one byte, and the value in it that means unknown.
 
     Returns:
-        The table, uint8 (256,), and that value; None where every byte is a class.
+        The table, uint8 (256,), and a value that no class has; None where every byte is a class.
     """
     first = table[:256]
     free = np.setdiff1d(np.arange(256), table)

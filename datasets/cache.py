@@ -1,18 +1,18 @@
 """Decoded pairs kept in files that are mapped into memory, so that a crop reads only its own rows.
 
-One file per pair: a header of 64 bytes, the image (H, W, 3) and the mapped mask (H, W), both uint8
-and as they are, so nothing is unpacked and the pages are shared by all processes of a machine.
-2048 x 1024 with labels take 8 MiB.
+One file per pair: a header of 64 bytes, the image (H, W, 3) and the mapped mask (H, W), both
+uncompressed uint8, so all processes of a machine share the pages. 2048 x 1024 with labels take
+8 MiB.
 
 Never stale: the name of a file is a digest of the paths and of how labels are decoded, and its
-header holds a digest of size, time of writing and time of change of both sources, which are asked
-for at every read. A pair whose files changed is decoded again and takes the place of its old self.
+header holds a digest of size, mtime and ctime of both sources, which are checked at every read. A
+pair whose files changed is decoded and stored again.
 
-Safe with many writers: a file is written under a name of its own, flushed to the disk, and renamed,
-so whoever finds it finds all of it; two who decode the same pair write the same bytes and the last
-one wins. Bounded: bytes are counted, under a lock, before they are written, so a crash may leave
-the count too high but never too low; it is made anew when the cache seems full. What does not fit
-is decoded every time.
+Safe with many writers: a file is written under a temporary name, flushed to the disk, and renamed,
+so readers never see a part of it; two processes that decode the same pair write the same bytes, and
+the last one wins. Bounded: bytes are counted, under a lock, before they are written, so a crash may
+leave the count too high but never too low; it is recounted when the cache seems full. Pairs that
+do not fit are decoded every time.
 """
 
 import errno
@@ -38,20 +38,20 @@ Pair = tuple[np.ndarray, np.ndarray | None]
 _HEADER = struct.Struct("<8sIIB32s7xI")
 """Magic, height, width, whether there is a mask, digest of the sources, CRC-32 of all before."""
 _START = 64
-"""Where the image begins."""
+"""Offset of the image."""
 _MAGIC = b"DANETpx1"
-"""Of this format and of the decoders: another number when either gives other bytes."""
+"""Version of this format and of the decoders: raised when either gives other bytes."""
 _SPARE = 2**30
 """Bytes that are always left free: a full disk would stop the run at its next checkpoint."""
 _ABANDONED = 3600.0
-"""Seconds after which a file that was never finished is somebody's who died."""
+"""Seconds after which a temporary file belongs to a process that died."""
 
 
 class Cache:
-    """Keeps decoded pairs in a folder; whatever goes wrong with it, pairs are still decoded.
+    """Decoded pairs in a folder; if storing fails, pairs are still decoded.
 
     Args:
-        folder: Of all data sets; ``limit`` holds for it as a whole.
+        folder: Shared by all data sets, as is ``limit``.
         root: Of this data set; names its folder within.
         kind: A digest of all that decides what a pair is decoded to, besides its files.
         limit: Bytes.
@@ -68,30 +68,30 @@ class Cache:
         self.limit = limit
         self._kind = hashlib.sha256(_MAGIC + kind).digest()
         self._is_full = False
-        self._told = mmap.mmap(-1, 1)  # shared with the workers, so that one of them speaks
+        self._warned = mmap.mmap(-1, 1)  # shared with the workers: one warning for all of them
         try:
             self.home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"data.cache_dir={folder}: {error.strerror}") from error
 
     def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in vars(self).items() if key != "_told"}
+        return {key: value for key, value in vars(self).items() if key != "_warned"}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
-        self._told = mmap.mmap(-1, 1)
+        self._warned = mmap.mmap(-1, 1)
 
     def read(self, image: str, mask: str | None, decode: Callable[[], Pair]) -> Pair:
-        """Returns a pair from the cache, or decodes it and keeps it.
+        """Return a pair from the cache, or decode and store it.
 
-        The arrays are views of a mapping that belongs to the caller: writing to them changes
-        neither the file nor what others see.
+        The arrays are views of a private mapping: writing to them changes neither the file nor
+        what other processes see.
         """
         sources = [image] if mask is None else [image, mask]
         try:
             stamp = _stamp(sources)
         except OSError:
-            return decode()  # which says which file and why
+            return decode()  # which raises a better error
         path = self._path(sources)
         found = _load(path, stamp)
         if found is not None:
@@ -114,7 +114,7 @@ class Cache:
         draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
             if not self._reserve(draft, size):
-                self._stop(
+                self._disable(
                     f"the cache in {self.folder} is full ({self.limit / 2**30:g} GiB, or what is "
                     "free there); further images are decoded every time; see data.cache_gib"
                 )
@@ -130,21 +130,21 @@ class Cache:
                 self._discard(draft, size)
                 raise
         except OSError as error:
-            self._stop(
+            self._disable(
                 f"{self.folder}: {os.strerror(error.errno or errno.EIO)}; images are decoded every "
                 "time from here on"
             )
 
-    def _stop(self, why: str) -> None:
-        """Ends writing in this process; one process of the run says why."""
+    def _disable(self, reason: str) -> None:
+        """Store no more pairs in this process; warn once per run."""
         self._is_full = True
-        if not self._told[0] and os.environ.get("LOCAL_RANK", "0") == "0":
-            self._told[0] = 1
-            print(f"warning: {why}", file=sys.stderr, flush=True)
+        if not self._warned[0] and os.environ.get("LOCAL_RANK", "0") == "0":
+            self._warned[0] = 1
+            print(f"warning: {reason}", file=sys.stderr, flush=True)
 
     @contextmanager
     def _counter(self) -> Iterator[int]:
-        """Holds the lock of the folder; yields the file that has the number of bytes."""
+        """Hold the lock of the folder; yield the file with the number of bytes."""
         # Opened anew each time: forked processes share the lock of a file they inherit.
         file = os.open(self.folder / "used", os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -154,7 +154,7 @@ class Cache:
             os.close(file)
 
     def _reserve(self, draft: Path, size: int) -> bool:
-        """Counts ``size`` bytes and makes the draft; tells whether there is room."""
+        """Count ``size`` bytes and create the draft; return whether there is room."""
         draft.parent.mkdir(parents=True, exist_ok=True)
         with self._counter() as file:
             used = _read_count(file)
@@ -166,11 +166,11 @@ class Cache:
                 return False
             _write_count(file, used + size)
             with open(draft, "wb") as made:
-                made.truncate(size)  # a recount by somebody else must find all of it
+                made.truncate(size)  # a recount by another process must find all of it
         return True
 
     def _publish(self, draft: Path, path: Path) -> None:
-        """Gives a draft its name; what stood there before counts no more."""
+        """Rename a draft, and stop counting the file that it replaces."""
         with self._counter() as file:
             try:
                 before = path.stat().st_size
@@ -187,7 +187,7 @@ class Cache:
 
 
 def digest_of(value: object) -> bytes:
-    """Returns a digest of settings that is the same in every process; objects by their state."""
+    """Return a digest of settings, the same in every process; of objects, that of their state."""
     if isinstance(value, bytes):
         return hashlib.sha256(value).digest()
     if value is None or isinstance(value, (str, int, float, Path)):
@@ -208,17 +208,17 @@ def digest_of(value: object) -> bytes:
 
 
 def _state(value: object) -> object:
-    """Returns what an object holds, without what it made for itself where it says so."""
+    """Return the state of an object, as its class pickles it where that is defined."""
     own = getattr(type(value), "__getstate__", None)
     if own is not None and own is not getattr(object, "__getstate__", None):
         return own(value)
     state = getattr(value, "__dict__", None)
-    # What is not known, such as an address in memory, makes a cache of its own, never a wrong one.
+    # An address in memory within repr() makes a cache of its own, never a wrong one.
     return repr(value) if state is None else state
 
 
 def _stamp(sources: list[str]) -> bytes:
-    """Returns a digest of what tells versions of files apart; a copy over them changes it."""
+    """Return a digest of size, mtime and ctime; a copy over the files changes it."""
     states = [os.stat(path) for path in sources]
     return hashlib.sha256(
         repr([(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in states]).encode()
@@ -226,7 +226,7 @@ def _stamp(sources: list[str]) -> bytes:
 
 
 def _load(path: Path, stamp: bytes) -> Pair | None:
-    """Maps a file; None where there is none, or it is of other sources, or damaged."""
+    """Map a file into memory; None if it is missing, damaged, or of other sources."""
     try:
         file = os.open(path, os.O_RDONLY)
     except OSError:
@@ -235,10 +235,10 @@ def _load(path: Path, stamp: bytes) -> Pair | None:
         head = os.pread(file, _HEADER.size, 0)
         if len(head) < _HEADER.size:
             return None
-        magic, height, width, has_mask, of, checksum = _HEADER.unpack(head)
+        magic, height, width, has_mask, stored, checksum = _HEADER.unpack(head)
         size = _START + height * width * (4 if has_mask else 3)
         is_whole = checksum == zlib.crc32(head[:-4]) and os.fstat(file).st_size == size
-        if magic != _MAGIC or of != stamp or not is_whole:
+        if magic != _MAGIC or stored != stamp or not is_whole:
             return None
         pages = mmap.mmap(file, size, access=mmap.ACCESS_COPY)
     except OSError:
@@ -268,7 +268,7 @@ def _write_count(file: int, count: int) -> None:
 
 
 def _recount(folder: Path) -> int:
-    """Adds up what lies in the folder; removes what was never finished."""
+    """Return the bytes of all files in the folder; remove abandoned drafts."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:

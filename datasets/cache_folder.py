@@ -1,8 +1,8 @@
-"""Where the cache of decoded pairs lies: a folder on a disk, or one in memory.
+"""The folder of the cache of decoded pairs: on a disk, or in memory.
 
 ``data.cache=ram`` means files in /dev/shm rather than a dictionary in each process: workers, and
-the ranks of a machine, share one copy. The folder goes when its last process ends; what a killed
-one left is removed by the next that starts.
+the ranks of a machine, share one copy. The last process that ends removes the folder; one that a
+killed process left is removed by the next that starts.
 """
 
 import atexit
@@ -17,29 +17,30 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 
 def disk_folder(name: str | None) -> Path:
-    """Returns the folder of the disk cache, absolute; None is the user's own cache folder."""
+    """Return the absolute path of the disk cache; None is the user's own cache folder."""
     if name is not None:
         return Path(name).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "danet"
 
 
 _held: dict[int, int] = {}
-"""Process -> its hold on the folder in memory."""
+"""Process -> descriptor of the file that it locks while it uses the folder in memory."""
 
 
 def memory_folder() -> Path:
-    """Returns the folder in memory that the processes of a user share; removed with the last one.
+    """Return the folder in memory that the processes of a user share.
 
     Raises:
-        InputError: This system has no memory that is a folder.
+        InputError: This system has no such folder, or it belongs to another user.
     """
     if not _SHARED_MEMORY.is_dir():
         raise InputError(f"data.cache=ram: there is no {_SHARED_MEMORY} here; use data.cache=disk")
     folder = _SHARED_MEMORY / f"danet-cache-{os.getuid()}"
     if os.getpid() not in _held:
-        # The lock stands beside the folder: one that is removed could be held twice.
+        # The lock lies beside the folder: a file inside would be removed with it, and a new one
+        # could be locked at the same time.
         hold = os.open(f"{folder}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        if lock(hold, wait=False):  # nobody has the folder: left by one that was killed
+        if lock(hold, wait=False):  # no process uses the folder: a killed one left it
             shutil.rmtree(folder, ignore_errors=True)
         lock(hold, alone=False)
         _held[os.getpid()] = hold
@@ -51,9 +52,9 @@ def memory_folder() -> Path:
 
 
 def _leave(folder: Path, process: int) -> None:
-    """Removes the folder in memory if this process is its last."""
+    """Remove the folder in memory if no other process uses it."""
     hold = _held.pop(process, None)
-    if process != os.getpid() or hold is None:  # a forked one runs its parent's farewell
+    if process != os.getpid() or hold is None:  # a forked process inherits this atexit handler
         return
     if lock(hold, wait=False):
         shutil.rmtree(folder, ignore_errors=True)
@@ -61,7 +62,7 @@ def _leave(folder: Path, process: int) -> None:
 
 
 def lock(file: int, *, alone: bool = True, wait: bool = True) -> bool:
-    """Locks an open file, against all others or with others; tells whether it got it."""
+    """Lock an open file, exclusively or shared; return whether that succeeded."""
     import fcntl  # not on every system, and without a cache not needed
 
     how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
@@ -73,7 +74,7 @@ def lock(file: int, *, alone: bool = True, wait: bool = True) -> bool:
 
 
 def free(folder: Path) -> int:
-    """Returns how many bytes may still be written: of the disk, and of the memory it may be."""
+    """Return how many bytes may still be written, to the disk or to the memory behind a folder."""
     state = os.statvfs(folder)
     free = state.f_bavail * state.f_frsize
     if not folder.is_relative_to(_SHARED_MEMORY):

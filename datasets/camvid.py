@@ -24,11 +24,11 @@ class CamVid(FileDataset):
     layout = "  images/{train,val,test}/<name>.jpg\n  labels/{train,val,test}/<name>.png"
 
     def label_map(self) -> Mapping[int, int]:
-        """Returns the 11 classes and void -> IGNORE."""
+        """Return the 11 classes and void -> IGNORE."""
         return _TABLE.label_map
 
     def find_items(self) -> list[Item]:
-        """Returns every picture of the split with the label of the same name."""
+        """Return every picture of the split with the label of the same name."""
         images, labels = self.root / "images" / self.split, self.root / "labels" / self.split
         items = [
             Item(f"{images}/{name}", f"{labels}/{Path(name).stem}.png", Path(name).stem)

@@ -35,20 +35,20 @@ class Canvas:
         self.unit = min(height, 0.45 * width)  # a coach must fit in the right 40 %
 
     def box(self, kind: int, color: Color, box: Box) -> None:
-        """Fills a rectangle, of one pixel at least."""
+        """Fill a rectangle, of one pixel at least."""
         x, y = max(round(box[0]), 0), max(round(box[1]), 0)
         end_x, end_y = max(round(box[2]), x + 1), max(round(box[3]), y + 1)
         self.image[y:end_y, x:end_x] = color
         self.mask[y:end_y, x:end_x] = kind
 
     def ellipse(self, kind: int, color: Color, center: tuple[float, float], *radii: float) -> None:
-        """Fills an ellipse of one radius or two, across and down."""
+        """Fill an ellipse of one radius or two, across and down."""
         place = (round(center[0]), round(center[1])), (round(radii[0]), round(radii[-1])), 0, 0, 360
         cv2.ellipse(self.image, *place, color, cv2.FILLED)
         cv2.ellipse(self.mask, *place, kind, cv2.FILLED)
 
     def polygon(self, kind: int, color: Color, corners: Sequence[tuple[float, float]]) -> None:
-        """Fills a polygon with the given (x, y) corners."""
+        """Fill a polygon with the given (x, y) corners."""
         points = np.rint(corners).astype(np.int32)
         cv2.fillPoly(self.image, [points], color)
         cv2.fillPoly(self.mask, [points], kind)
@@ -62,7 +62,7 @@ class Canvas:
         fill: tuple[float, float],
         opacity: float = 1.0,
     ) -> None:
-        """Repeats a small rectangle over a box: windows, stripes, joints. The mask stays.
+        """Repeat a small rectangle over a box: windows, stripes, joints. The mask stays.
 
         It comes every ``pitch`` pixels and takes up the part ``fill`` of them, across and down.
         """
@@ -75,18 +75,18 @@ class Canvas:
 
 
 def shade(color: Sequence[float], factor: float) -> Color:
-    """Returns the colour, darker below 1 and brighter above."""
+    """Return the colour, darker below 1 and brighter above."""
     red, green, blue = (min(max(int(value * factor), 0), 255) for value in color)
     return red, green, blue
 
 
 def pick(rng: random.Random, colors: Sequence[Color]) -> Color:
-    """Draws one of the colours and moves it a little."""
+    """Draw one of the colours and moves it a little."""
     return shade([value + rng.uniform(-12, 12) for value in rng.choice(colors)], 1.0)
 
 
 def spread(rng: random.Random, start: float, stop: float, *, room: float) -> list[float]:
-    """Draws one or more places in start..stop that leave ``room`` to the right of each."""
+    """Draw one or more places in start..stop that leave ``room`` to the right of each."""
     slots = max(int((stop - start) / room), 1)
     pitch = (stop - start) / slots
     chosen = rng.sample(range(slots), rng.randint((slots + 1) // 2, slots))

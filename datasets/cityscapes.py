@@ -100,14 +100,14 @@ class Cityscapes(FileDataset):
         super().__init__(root=root, split=split, transform=transform, reading=reading)
 
     def label_map(self) -> Mapping[int, int]:
-        """Returns label id or train id -> class or IGNORE."""
+        """Return label id or train id -> class or IGNORE."""
         if self.labels == "train_ids":
             return super().label_map()
         # A label with a negative id (license plate) is not drawn: its pixels are the car's.
         return {value: index for value, index in _TABLE.label_map.items() if value >= 0}
 
     def find_items(self) -> list[Item]:
-        """Returns every image of the split's cities with its label file."""
+        """Return every image of the split's cities with its label file."""
         folders = [self.root / "leftImg8bit" / f for f in _FOLDERS.get(self.split, (self.split,))]
         images = [
             folder / name
@@ -135,7 +135,7 @@ class Cityscapes(FileDataset):
         return items
 
     def _label_of(self, image: Path, kind: str | None = None) -> str | None:
-        """Returns the path of the label file, or of another kind of file beside it."""
+        """Return the path of the label file, or of another kind of file beside it."""
         if self.split == "test":
             return None
         truth = "gtFine" if self.annotation == "fine" else "gtCoarse"
@@ -162,15 +162,15 @@ class Cityscapes(FileDataset):
         )
 
     def instance_path(self, item: Item) -> str | None:
-        """Returns where the file of instance ids of an image is; None in the split "test"."""
+        """Return where the file of instance ids of an image is; None in the split "test"."""
         return self._label_of(Path(item.image), "instanceIds")
 
     def submission(self) -> Submission:
-        """Returns the form of the benchmark's server: label ids, not classes, in a zip."""
+        """Return the form of the benchmark's server: label ids, not classes, in a zip."""
         return Submission(values=LABEL_IDS, pattern="{name}_pred_labelIds.png")
 
     def official_counter(self) -> "CityscapesCounter":
-        """Returns what counts the benchmark's further scores."""
+        """Return what counts the benchmark's further scores."""
         return CityscapesCounter(self)
 
 
@@ -192,7 +192,7 @@ class CityscapesCounter:
             self.note = f"iIoU is left out: {missing} of {len(dataset)} images have no instanceIds"
 
     def update(self, prediction: np.ndarray, name: str) -> None:
-        """Counts the instances of an image.
+        """Count the instances of an image.
 
         Args:
             prediction: Class indices, (H, W).
@@ -213,7 +213,7 @@ class CityscapesCounter:
         return torch.from_numpy(self._scorer.weighted)
 
     def scores(self, matrix: np.ndarray) -> OfficialScores:
-        """Computes the scores, given the confusion matrix of the classes, (19, 19)."""
+        """Compute the scores, given the confusion matrix of the classes, (19, 19)."""
         self._scorer.matrix[:] = 0
         self._scorer.update_classes(matrix, LABEL_IDS)
         return self._scorer.scores(with_instances=not self.note)

@@ -29,7 +29,7 @@ Labels = Literal["ids", "train_ids"]
 
 
 def removed_ids() -> dict[int, str]:
-    """Returns id -> name of the 11 things that COCO-Stuff lists and no label has."""
+    """Return id -> name of the 11 things that COCO-Stuff lists and no label has."""
     path = Path(__file__).parent / "tables" / "cocostuff_ids_0_182.json"
     return {row["id"]: row["name"] for row in json.loads(path.read_text()) if row["removed"]}
 
@@ -54,11 +54,11 @@ class CocoStuff10k(FileDataset):
     )
 
     def label_map(self) -> Mapping[int, int]:
-        """Returns 0 -> IGNORE and the 171 ids -> 0..170."""
+        """Return 0 -> IGNORE and the 171 ids -> 0..170."""
         return {0: IGNORE, **_TABLE.label_map}
 
     def find_items(self) -> list[Item]:
-        """Returns the pictures that the list of the split names."""
+        """Return the pictures that the list of the split names."""
         listed = self.root / "imageLists" / f"{self.split}.txt"
         names = read_list(listed) if listed.exists() else shipped_list("cocostuff10k", self.split)
         images, labels = self.root / "images", self.root / "annotations"
@@ -72,7 +72,7 @@ class CocoStuff10k(FileDataset):
         ]
 
     def decode_labels(self, path: Path) -> np.ndarray:
-        """Reads the field S, (H, W), uint8 or uint16.
+        """Read the field S, (H, W), uint8 or uint16.
 
         Raises:
             InputError: Damaged, or a file of version 1.0.
@@ -86,7 +86,7 @@ class CocoStuff10k(FileDataset):
         return read_mat_labels(mat, "S", max_pixels=self.reading.max_pixels)
 
     def map_labels(self, labels: np.ndarray, path: Path) -> np.ndarray:
-        """Maps ids to classes; an id that was removed is named."""
+        """Map ids to classes; an id that was removed is named."""
         try:
             return super().map_labels(labels, path)
         except InputError as error:
@@ -131,13 +131,13 @@ class CocoStuff164k(FileDataset):
         super().__init__(root=root, split=split, transform=transform, reading=reading)
 
     def label_map(self) -> Mapping[int, int]:
-        """Returns id - 1 -> class, or with "train_ids" the classes themselves; 255 -> IGNORE."""
+        """Return id - 1 -> class, or with "train_ids" the classes themselves; 255 -> IGNORE."""
         if self.labels == "train_ids":
             return super().label_map()
         return {IGNORE: IGNORE, **{id_ - 1: train for id_, train in _TABLE.label_map.items()}}
 
     def find_items(self) -> list[Item]:
-        """Returns every picture of the split with the PNG of the same name."""
+        """Return every picture of the split with the PNG of the same name."""
         images = self.root / "images" / f"{self.split}2017"
         labels = self.root / "annotations" / f"{self.split}2017"
         suffix = "_labelTrainIds.png" if self.labels == "train_ids" else ".png"
@@ -147,7 +147,7 @@ class CocoStuff164k(FileDataset):
         ]
 
     def map_labels(self, labels: np.ndarray, path: Path) -> np.ndarray:
-        """Maps values on disk to classes; an id that was removed is named."""
+        """Map values on disk to classes; an id that was removed is named."""
         try:
             return super().map_labels(labels, path)
         except InputError as error:
@@ -157,7 +157,7 @@ class CocoStuff164k(FileDataset):
 
 
 def _refuse_removed(labels: np.ndarray, path: Path, *, first_id: int) -> None:
-    """Raises an InputError that names a removed id in (H, W) labels; value 0 is ``first_id``."""
+    """Raise an InputError that names a removed id in (H, W) labels; value 0 is ``first_id``."""
     for id_, name in removed_ids().items():
         value = id_ - first_id
         rows, columns = np.nonzero(labels == value)

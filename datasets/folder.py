@@ -158,7 +158,7 @@ class Folder(FileDataset):
             )
         return list(items.values())
 
-    def nearby(self) -> str:
+    def explain_no_images(self) -> str:
         """Return why a split has no images, and which setting may be meant."""
         if self.split_rule.lists:
             return ""
@@ -175,9 +175,9 @@ class Folder(FileDataset):
         folder, _ = self.files.folders(self.root)
         if folder.is_dir() and (count := len(find_files(folder))):
             return f": {count} image was found, and two splits need two or more"
-        return self.files.suggest_folders(self.root) or super().nearby()
+        return self.files.suggest_folders(self.root) or super().explain_no_images()
 
-    def other_labels(self) -> str:
+    def explain_no_label(self) -> str:
         """Return the names of label files without an image, or a folder that may have masks."""
         if not self._unused:
             has_images = self.files.folders(self.root)[0].is_dir()

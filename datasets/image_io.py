@@ -1,10 +1,10 @@
-"""Decoding: a picture or label file on disk to an array, or one line that says why not.
+"""Decoding of image and label files to arrays, with errors of one line.
 
 OpenCV decodes the common kinds, 8-bit PNG without a palette and 8-bit JPEG: it takes 15 to 25 %
 less time than Pillow and gives the same values. It returns half of a truncated JPEG without an
-error, so it is handed only files that are proved to be whole: every chunk of a PNG has its
-checksum and the last is there; in a JPEG the marker of the end follows the scans. Pillow decodes
-all other kinds. torchvision's decoders are no faster than OpenCV's and deprecated.
+error, so it gets only files that were verified: every chunk of a PNG has its checksum and the last
+is there; in a JPEG the marker of the end follows the scans. Pillow decodes all other kinds.
+torchvision's decoders are no faster than OpenCV's and deprecated.
 """
 
 import io
@@ -37,12 +37,12 @@ _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 """Markers that hold the size."""
 _FAILURES = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 _pillow_limit = threading.Lock()
-# What it says there of a TIFF that it cannot open is said in the message of the error.
+# It logs why it cannot open a TIFF; our error message has that already.
 logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 
 
 class _Header(NamedTuple):
-    """What the first bytes of a PNG or JPEG say; sizes in pixels."""
+    """The header of a PNG or JPEG; sizes in pixels."""
 
     width: int
     height: int
@@ -52,22 +52,22 @@ class _Header(NamedTuple):
 
 
 def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Reads a picture as uint8 (H, W, 3), RGB; grey, palette, CMYK and alpha are converted.
+    """Read a picture as uint8 (H, W, 3), RGB; grey, palette, CMYK and alpha are converted.
 
-    An EXIF turn is not applied, so the picture lies as its label does.
+    An EXIF orientation is not applied: labels are stored as the pixels are.
 
     Raises:
         InputError: The file is missing, damaged, cut off, no picture, or has too many pixels.
     """
     try:
         data = path.read_bytes()
-        header = _whole(data, path, max_pixels)
+        header = _verify(data, path, max_pixels)
         if header and header.is_common:
             flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-            image = _opencv(data, flags)
+            image = _decode_opencv(data, flags)
             if image is not None and image.shape == (header.height, header.width, 3):
                 return image
-        with _pillow(data, path, max_pixels) as picture:
+        with _open_pillow(data, path, max_pixels) as picture:
             return to_rgb(picture, str(path))
     except InputError:
         raise
@@ -76,17 +76,17 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
-    """Returns a picture of Pillow as uint8 (H, W, 3), RGB; ``name`` is for messages.
+    """Return a picture of Pillow as uint8 (H, W, 3), RGB; ``name`` is for messages.
 
     Grey of 16 bits is divided by 257, where Pillow's ``convert`` would clip; white is the largest
     number of so many bits.
 
     Raises:
-        InputError: It is grey of 32 bits, whose black and white nobody has told.
+        InputError: It is grey of 32 bits, whose range is unknown.
     """
-    is_png = picture.format == "PNG"  # which has 16 bits at most; old releases of Pillow say I
+    is_png = picture.format == "PNG"  # 16 bits at most, though old releases of Pillow open it as I
     if picture.mode.startswith("I;16") or (picture.mode == "I" and is_png):
-        white = 2 ** bits_of(picture) - 1 if picture.format == "TIFF" else 65535
+        white = 2 ** bit_depth(picture) - 1 if picture.format == "TIFF" else 65535
         grey = (np.asarray(picture).astype(np.int64) * 255 // white).astype(np.uint8)
         return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
     if picture.mode in ("I", "F"):
@@ -95,20 +95,20 @@ def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
             f"{name}: grey of 32 bits ({kind}), of which it is not known what is black and what "
             "white; save it with 8 or 16 bits"
         )
-    # Transparency that is stated as bytes must become a channel first.
+    # Pillow warns of transparency given as bytes unless it becomes a channel first.
     has_alpha = "transparency" in picture.info
     return np.array((picture.convert("RGBA") if has_alpha else picture).convert("RGB"))
 
 
-def what_is_dropped(picture: Image.Image, head: bytes) -> tuple[str, ...]:
-    """Returns what reading a picture leaves out: bits above 8, bands beyond three, later pages.
+def _dropped_content(picture: Image.Image, head: bytes) -> tuple[str, ...]:
+    """Return what reading a picture drops: bits above 8, bands beyond three, later pages.
 
     Args:
         picture: As Pillow opens it; its pixels are not decoded.
         head: The first 26 bytes of the file.
     """
     found = []
-    bits, bands = bits_of(picture, head), len(picture.getbands())
+    bits, bands = bit_depth(picture, head), len(picture.getbands())
     if picture.format == "TIFF":
         bands = int(picture.tag_v2.get(_BANDS, bands))  # type: ignore[attr-defined]
     if bits > 8:
@@ -118,19 +118,19 @@ def what_is_dropped(picture: Image.Image, head: bytes) -> tuple[str, ...]:
         extra = f"band {bands} is" if bands == kept + 1 else f"bands {kept + 1} to {bands} are"
         is_alpha = picture.mode in ("RGBA", "LA") and bands == kept + 1
         found.append(f"{extra} dropped" + " (alpha)" * is_alpha)
-    # A JPEG of several, as telephones write them, is one picture with previews of itself.
+    # The further pages of a JPEG, as telephones write them, are previews of the first.
     pages = getattr(picture, "n_frames", 1) if picture.format not in ("JPEG", "MPO") else 1
     if pages > 1:
         found.append("page 2 is dropped" if pages == 2 else f"pages 2 to {pages} are dropped")
     return tuple(found)
 
 
-def bits_of(picture: Image.Image, head: bytes = b"") -> int:
-    """Returns the bits of a channel; Pillow itself says 8 of most that have 16.
+def bit_depth(picture: Image.Image, head: bytes = b"") -> int:
+    """Return the bits per channel, which the modes of Pillow do not distinguish.
 
     Args:
         picture: As Pillow opens it.
-        head: The first 26 bytes of the file, which tell it of a PNG.
+        head: The first 26 bytes of the file, which hold the depth of a PNG.
     """
     if picture.format == "PNG" and len(head) > 24:
         return head[24]
@@ -139,12 +139,12 @@ def bits_of(picture: Image.Image, head: bytes = b"") -> int:
     return 16 if picture.mode.startswith("I;16") else 8
 
 
-def left_out(
+def inspect_dropped(
     path: Path, *, max_pixels: int = MAX_PIXELS
 ) -> "tuple[tuple[str, ...], Levels | None]":
-    """Returns what reading a picture leaves out, and its values if it has more than 8 bits.
+    """Return what reading a picture drops, and its levels if it has more than 8 bits.
 
-    Of other pictures only the head is read.
+    Of other pictures only the header is read.
 
     Raises:
         InputError: As read_image.
@@ -152,33 +152,33 @@ def left_out(
     try:
         with path.open("rb") as file:
             head = file.read(26)
-            with _opened(file) as picture:
-                dropped, bits = what_is_dropped(picture, head), bits_of(picture, head)
+            with _open_unlimited(file) as picture:
+                dropped, bits = _dropped_content(picture, head), bit_depth(picture, head)
     except _FAILURES as error:
         raise InputError(f"{path}: not a readable image ({_reason(error, path)})") from error
-    return dropped, levels_of(path, max_pixels=max_pixels) if bits > 8 else None
+    return dropped, _count_levels(path, max_pixels=max_pixels) if bits > 8 else None
 
 
 class Levels(NamedTuple):
-    """How many values a picture of more than 8 bits has before and after it is read."""
+    """Number of distinct values of a picture of more than 8 bits, on disk and as it is read."""
 
     before: int
     after: int
     low: int
     high: int
-    """The range of the values before."""
+    """The range of the values on disk."""
 
 
-def levels_of(path: Path, *, max_pixels: int = MAX_PIXELS) -> Levels | None:
-    """Counts the values of a picture; None where only Pillow can decode it.
+def _count_levels(path: Path, *, max_pixels: int) -> Levels | None:
+    """Count the values of a picture; None where only Pillow can decode it.
 
     Raises:
         InputError: As read_image.
     """
     after, data = read_image(path, max_pixels=max_pixels), path.read_bytes()
-    with _pillow(data, path, max_pixels) as picture:
+    with _open_pillow(data, path, max_pixels) as picture:
         is_grey = picture.mode.startswith("I")
-        found = np.asarray(picture) if is_grey else _opencv(data, cv2.IMREAD_UNCHANGED)
+        found = np.asarray(picture) if is_grey else _decode_opencv(data, cv2.IMREAD_UNCHANGED)
     if found is None:
         return None
     before = found[..., :3] if found.ndim == 3 else found
@@ -188,25 +188,25 @@ def levels_of(path: Path, *, max_pixels: int = MAX_PIXELS) -> Levels | None:
 
 
 def read_labels(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Reads a label picture as (H, W) indices, uint8 or uint16; a palette is not looked up.
+    """Read a label picture as indices (H, W), uint8 or uint16; a palette is not applied.
 
     Raises:
         InputError: As read_image; or the file is a JPEG, has colours, or no whole numbers.
     """
     try:
         data = path.read_bytes()
-        header = _whole(data, path, max_pixels)
+        header = _verify(data, path, max_pixels)
         if header and header.is_common and header.channels == 1 and data.startswith(_PNG):
-            labels = _opencv(data, cv2.IMREAD_UNCHANGED)
+            labels = _decode_opencv(data, cv2.IMREAD_UNCHANGED)
             if labels is not None and labels.shape == (header.height, header.width):
                 return labels
-        with _pillow(data, path, max_pixels) as picture:
+        with _open_pillow(data, path, max_pixels) as picture:
             mode, kind = picture.mode, picture.format
             if kind in ("JPEG", "MPO"):
                 raise InputError(f"{path}: JPEG is lossy and would change class values; use PNG")
             if (pages := getattr(picture, "n_frames", 1)) > 1:
                 raise InputError(f"{path}: a label must be one picture, and this file has {pages}")
-            labels = np.array(picture)  # (H, W), bool for one bit a pixel
+            labels = np.array(picture)  # (H, W), bool for one bit per pixel
     except InputError:
         raise
     except _FAILURES as error:
@@ -225,22 +225,22 @@ def read_labels(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return labels
 
 
-def prove_whole(path: Path, *, max_pixels: int = MAX_PIXELS) -> bool:
-    """Proves without decoding that a picture is complete; False for kinds where that is not known.
+def verify_complete(path: Path, *, max_pixels: int = MAX_PIXELS) -> bool:
+    """Verify without decoding that a picture is complete; False if its kind does not allow that.
 
     Raises:
         InputError: As read_image, for PNG and JPEG.
     """
     try:
-        return _whole(path.read_bytes(), path, max_pixels) is not None
+        return _verify(path.read_bytes(), path, max_pixels) is not None
     except InputError:
         raise
     except _FAILURES as error:
         raise InputError(f"{path}: not a readable image ({_reason(error, path)})") from error
 
 
-def _whole(data: bytes, path: Path, max_pixels: int) -> _Header | None:
-    """Proves that a PNG or JPEG is complete and not too large; None for other kinds.
+def _verify(data: bytes, path: Path, max_pixels: int) -> _Header | None:
+    """Verify that a PNG or JPEG is complete and not too large; None for other kinds.
 
     Raises:
         ValueError: It is cut off, or a checksum is wrong.
@@ -251,17 +251,17 @@ def _whole(data: bytes, path: Path, max_pixels: int) -> _Header | None:
             raise ValueError("the file is cut off: its first chunk is not whole")
         width, height = struct.unpack_from(">II", data, 16)
         _check_pixels(width, height, path, max_pixels)
-        return _whole_png(data)
+        return _verify_png(data)
     if data.startswith(_JPEG):
-        header = _whole_jpeg(data)
+        header = _verify_jpeg(data)
         if header:
             _check_pixels(header.width, header.height, path, max_pixels)
         return header
     return None
 
 
-def _whole_png(data: bytes) -> _Header:
-    """Walks the chunks: length, type, content, CRC-32 of type and content."""
+def _verify_png(data: bytes) -> _Header:
+    """Check all chunks: length, type, content, CRC-32 of type and content."""
     view, position, kinds = memoryview(data), len(_PNG), set()
     while b"IEND" not in kinds:
         if position + 12 > len(data):
@@ -278,10 +278,10 @@ def _whole_png(data: bytes) -> _Header:
     return _Header(width, height, 3 if color == _RGB else 1, is_common)
 
 
-def _whole_jpeg(data: bytes) -> _Header | None:
-    """Walks the markers to the one that ends the picture; None without a frame of known size.
+def _verify_jpeg(data: bytes) -> _Header | None:
+    """Follow the markers to the end of the picture; return None without a frame of known size.
 
-    In a scan 0xFF is followed by 0x00 or the number of a restart, so a marker that is found there
+    In a scan 0xFF is followed by 0x00 or the number of a restart, so what looks like a marker there
     is one, and a file that was cut anywhere has no end.
     """
     position, header = 2, None
@@ -307,24 +307,24 @@ def _check_pixels(width: int, height: int, path: Path, max_pixels: int) -> None:
         )
 
 
-def _opencv(data: bytes, flags: int) -> np.ndarray | None:
-    """Decodes a whole file; None where Pillow shall tell what is wrong with it."""
+def _decode_opencv(data: bytes, flags: int) -> np.ndarray | None:
+    """Decode a verified file; None if OpenCV fails, since Pillow explains errors better."""
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         return None
 
 
-def _pillow(data: bytes, path: Path, max_pixels: int) -> Image.Image:
-    """Opens a picture of any kind; its pixels are not decoded yet."""
-    picture = _opened(io.BytesIO(data))
+def _open_pillow(data: bytes, path: Path, max_pixels: int) -> Image.Image:
+    """Open a picture of any kind; its pixels are not decoded yet."""
+    picture = _open_unlimited(io.BytesIO(data))
     _check_pixels(*picture.size, path, max_pixels)
     return picture
 
 
-def _opened(file: IO[bytes]) -> Image.Image:
-    """Opens a picture of any size: data.max_pixels stands in for Pillow's limit, which warns."""
-    with _pillow_limit:
+def _open_unlimited(file: IO[bytes]) -> Image.Image:
+    """Open a picture of any size: ``max_pixels`` replaces Pillow's limit, which only warns."""
+    with _pillow_limit:  # the limit is global, and data may be read in several threads
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(file)
@@ -333,7 +333,7 @@ def _opened(file: IO[bytes]) -> Image.Image:
 
 
 def _reason(error: Exception, path: Path) -> str:
-    """Says why a file could not be decoded; looks at its first bytes."""
+    """Return why a file could not be decoded, from the error and its first bytes."""
     if isinstance(error, FileNotFoundError):
         return "the file does not exist"
     if isinstance(error, OSError) and error.errno is not None:

@@ -1,4 +1,4 @@
-"""The pairs of a split, kept small: 600,000 of them are some 25 MB instead of 300."""
+"""The pairs of a split in compact arrays: 600,000 of them take 25 MB instead of 300."""
 
 import hashlib
 import os
@@ -17,19 +17,19 @@ class Item(NamedTuple):
     mask: str | None
     """None in a split whose labels the publisher keeps."""
     name: str
-    """Unique within the split; what predictions and messages call it."""
+    """Unique within the split; used for predictions and in messages."""
 
 
 class Items(Sequence[Item]):
     """A sequence of Item, sorted by name, whose texts lie in one buffer.
 
-    Nearly every path is a folder, the name, and an ending that hundreds share, so an item is its
-    name and the numbers of two such frames; a path without the name in it is a frame of its own.
-    A few large arrays instead of a million small objects: worker processes share them, since
-    nobody counts references inside them, and they are pickled in an instant.
+    Nearly every path is a folder, the name, and an ending that hundreds share, so an item is stored
+    as its name and the numbers of two such frames; a path without the name is a frame of its own.
+    A few large arrays instead of a million small objects: worker processes share their memory,
+    since no reference counts are written inside them, and they are pickled in an instant.
 
     Args:
-        items: In any order; consumed one by one, so a generator needs no list of its own.
+        items: In any order; may be a generator.
     """
 
     def __init__(self, items: Iterable[Item]) -> None:
@@ -43,7 +43,7 @@ class Items(Sequence[Item]):
                 masks.append(-1)
             else:
                 masks.append(frames.setdefault(_frame(item.mask, item.name), len(frames)))
-        order = sorted(range(len(names)), key=names.__getitem__)  # UTF-8 sorts like its letters
+        order = sorted(range(len(names)), key=names.__getitem__)  # UTF-8 sorts like code points
         self._frames = list(frames)
         self._images = np.frombuffer(images, np.int32)[order] if names else np.empty(0, np.int32)
         self._masks = np.frombuffer(masks, np.int32)[order] if names else np.empty(0, np.int32)
@@ -61,7 +61,7 @@ class Items(Sequence[Item]):
     def __getitem__(self, index: int | slice) -> Item | list[Item]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        i = range(len(self))[index]  # counts from the end, and refuses what is out of range
+        i = range(len(self))[index]  # resolves negative indices and raises IndexError
         name = self._name(i)
         mask = int(self._masks[i])
         return Item(
@@ -71,18 +71,18 @@ class Items(Sequence[Item]):
         )
 
     def fingerprint(self) -> str:
-        """Returns 16 hexadecimal digits that depend on the names of the items."""
+        """Return 16 hexadecimal digits that depend on the names of the items."""
         digest = hashlib.sha256(self._names)
         digest.update(self._ends.tobytes())
         return digest.hexdigest()[:16]
 
     def without_label(self) -> list[int]:
-        """Returns the indices of items whose label file does not exist.
+        """Return the indices of items whose label file does not exist.
 
-        Folders are listed: a question for every file would take minutes on a network disk.
+        Folders are listed: one ``stat`` per file would take minutes on a network disk.
         """
         listed: dict[str, set[str]] = {}
-        lonely = []
+        missing = []
         for i, frame in enumerate(self._masks.tolist()):
             if frame < 0:
                 continue
@@ -90,10 +90,10 @@ class Items(Sequence[Item]):
             folder, _, file = path.rpartition(os.sep)
             if folder not in listed:
                 listed[folder] = _files(folder)
-            # Links are looked at one by one; so is a name that differs in its letter case.
+            # Links are checked one by one, as are names that differ in case, which some disks find.
             if file not in listed[folder] and not os.path.exists(path):
-                lonely.append(i)
-        return lonely
+                missing.append(i)
+        return missing
 
     def _name(self, i: int) -> str:
         start = int(self._ends[i - 1]) if i else 0
@@ -109,13 +109,13 @@ def _pack(name: str) -> bytes:
 
 
 def _frame(path: str, name: str) -> tuple[str, str, bool]:
-    """Returns what stands before and after the name in a path, and whether the name is there."""
+    """Return the parts of a path before and after the name, and whether it holds the name."""
     start, found, end = path.rpartition(name) if name else ("", "", path)
     return (start, end, True) if found else (path, "", False)
 
 
 def _files(folder: str) -> set[str]:
-    """Returns the names in a folder that are no links."""
+    """Return the names in a folder, without links."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if not entry.is_symlink()}

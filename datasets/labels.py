@@ -1,4 +1,4 @@
-"""What label values mean: class tables that ship with the package, and value -> class tables."""
+"""Classes and label values: tables that ship with the package, files of names, value -> class."""
 
 import json
 import re
@@ -18,12 +18,12 @@ Color = tuple[int, int, int]
 """RGB, 0..255."""
 
 _PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_][\w-]*", re.ASCII | re.IGNORECASE)
-"""A text that Hydra takes for one without quotes."""
+"""A text that Hydra reads as one without quotes."""
 
 _BESIDE_NUMBER = r" +(?=\d)|(?<=\d) +"
 
 UNKNOWN = 256
-"""In a table: a value on disk that has no meaning."""
+"""Entry of a table for a value on disk without a class."""
 
 
 class ClassTable(NamedTuple):
@@ -35,7 +35,7 @@ class ClassTable(NamedTuple):
 
 
 def read_class_table(name: str) -> ClassTable:
-    """Reads ``tables/<name>.json``: rows of id on disk, train_id (255 is ignore), name, color."""
+    """Read ``tables/<name>.json``: rows of id on disk, train_id (255 is ignore), name, color."""
     rows = json.loads((Path(__file__).parent / "tables" / f"{name}.json").read_text())
     trained = sorted((r for r in rows if 0 <= r["train_id"] < IGNORE), key=lambda r: r["train_id"])
     return ClassTable(
@@ -46,7 +46,7 @@ def read_class_table(name: str) -> ClassTable:
 
 
 def label_table(label_map: Mapping[int, int], num_classes: int) -> np.ndarray:
-    """Makes a table, int16 (65536,), from value on disk to class, IGNORE, or "unknown" (256)."""
+    """Return a table, int16 (65536,), from value on disk to class, IGNORE, or UNKNOWN."""
     table = np.full(65536, UNKNOWN, np.int16)
     for value, index in label_map.items():
         if not (0 <= index < num_classes or index == IGNORE):
@@ -61,20 +61,20 @@ def label_table(label_map: Mapping[int, int], num_classes: int) -> np.ndarray:
 
 
 class ClassFile(NamedTuple):
-    """What a file says of classes, in their order."""
+    """The classes of a file, in order."""
 
     names: list[str]
     colors: list[Color] | None = None
-    """Of the masks, where the file tells them."""
+    """Of the masks, if the file has them."""
 
 
 def read_class_names(source: Sequence[str] | str) -> list[str]:
-    """Returns names of classes: as they are, or those of a file; raises InputError."""
+    """Return names of classes as they are, or read them from a file; raise InputError."""
     return read_class_file(source).names if isinstance(source, str) else list(source)
 
 
 def read_class_file(source: str) -> ClassFile:
-    """Reads names of classes from a text file.
+    """Read names of classes from a text file.
 
     One name a line, without blank lines; or the ``_classes.csv`` of Roboflow (value, name), or the
     ``labelmap.txt`` of CVAT (name, colour).
@@ -102,7 +102,7 @@ def read_class_file(source: str) -> ClassFile:
 
 
 def _labelmap(lines: Sequence[str], source: str) -> ClassFile:
-    """Reads ``name:red,green,blue:parts:actions``."""
+    """Read ``name:red,green,blue:parts:actions``."""
     names, colors = [], []
     for line in lines:
         name, _, rest = line.partition(":")
@@ -121,7 +121,7 @@ def _labelmap(lines: Sequence[str], source: str) -> ClassFile:
 
 
 def _numbered(lines: Sequence[str], source: str) -> ClassFile:
-    """Reads ``value, name``; values must count from 0 in order."""
+    """Read ``value, name``; the values must count from 0 in order."""
     values, names = [], []
     for line in lines:
         value, _, name = line.partition(",")
@@ -139,13 +139,13 @@ def _numbered(lines: Sequence[str], source: str) -> ClassFile:
 
 
 def as_setting(key: str, names: Sequence[str]) -> str:
-    """Writes a list of texts as a setting that a shell and Hydra take, whatever is in them."""
+    """Format a list of texts as a setting, quoted for a shell and for Hydra."""
     shown = (name if _PLAIN.fullmatch(name) else quoted(name) for name in names)
     return shlex.quote(f"{key}=[{','.join(shown)}]")
 
 
 def _refuse_tables(lines: Sequence[str], source: str) -> None:
-    """Refuses a file whose lines have numbers or marks beside the names."""
+    """Raise InputError for a file whose lines have numbers or marks beside the names."""
     mark = next((m for m in ";\t,:" if all(m in line for line in lines)), None)
     rows = [line.split(mark) if mark else re.split(_BESIDE_NUMBER, line) for line in lines]
     cells = [[cell.strip() for cell in row] for row in rows]
@@ -163,7 +163,7 @@ def _refuse_tables(lines: Sequence[str], source: str) -> None:
 
 
 def _names_in(lines: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """Returns the names in JSON, YAML or the rows of a table; none where they cannot be told."""
+    """Return the names in JSON, YAML or the rows of a table; empty if they are ambiguous."""
     try:
         found = yaml.safe_load("\n".join(lines))
     except yaml.YAMLError:
@@ -181,19 +181,19 @@ def _names_in(lines: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 
 
 def check_class_names(names: Sequence[str]) -> None:
-    """Refuses lists that cannot be meant; raises InputError."""
+    """Raise InputError for too few or too many names, or duplicates."""
     if not 2 <= len(names) <= MAX_CLASSES:
         raise InputError(
             f"data.classes: {len(names)} names, expected 2 to {MAX_CLASSES}; for one kind of "
             f"object write [background, object]; found {', '.join(names[:3])}"
         )
-    twice = sorted(name for name in set(names) if list(names).count(name) > 1)
-    if twice:
-        raise InputError(f"data.classes: the name {twice[0]!r} stands there twice")
+    repeated = sorted(name for name in set(names) if list(names).count(name) > 1)
+    if repeated:
+        raise InputError(f"data.classes: the name {repeated[0]!r} stands there twice")
 
 
 def check_color(values: Sequence[int], key: str) -> Color:
-    """Returns three numbers 0..255 as a colour; raises InputError with the key."""
+    """Return three numbers 0..255 as a colour; raise InputError with the key."""
     if len(values) != 3 or not all(0 <= value <= 255 for value in values):
         raise InputError(f"{key}: {list(values)} is not three numbers 0..255")
     return values[0], values[1], values[2]
@@ -207,12 +207,12 @@ def check_colors(colors: Sequence[Sequence[int]], count: int, key: str) -> tuple
 
 
 def voc_palette(num_classes: int) -> tuple[Color, ...]:
-    """Returns the colours of PASCAL VOC's development kit: bits of the index, spread over RGB."""
+    """Return the colours of PASCAL VOC's development kit: bits of the index, spread over RGB."""
 
     def color(index: int) -> Color:
         rgb = [0, 0, 0]
         for bit in range(8):
-            for channel in range(3):
+            for channel in range(3):  # bits 0, 1, 2 of the index are the highest of R, G, B
                 rgb[channel] |= (index >> channel & 1) << (7 - bit)
             index >>= 3
         return rgb[0], rgb[1], rgb[2]
@@ -221,7 +221,7 @@ def voc_palette(num_classes: int) -> tuple[Color, ...]:
 
 
 def ranges(values: list[int]) -> str:
-    """Writes sorted integers as ranges: [0, 1, 2, 255] as 0..2, 255."""
+    """Format sorted integers as ranges: [0, 1, 2, 255] as 0..2, 255."""
     parts, start = [], 0
     for i in range(1, len(values) + 1):
         if i == len(values) or values[i] != values[i - 1] + 1:

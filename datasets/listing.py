@@ -1,4 +1,4 @@
-"""Finding files below a folder, through links; what bars the way is told in one line."""
+"""Finding files below a folder, through links; obstacles are errors of one line."""
 
 import os
 from collections.abc import Collection, Iterator, Sequence
@@ -11,32 +11,32 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".
 
 
 def find_files(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[str]:
-    """Returns paths relative to ``folder``, with forward slashes, of files with these suffixes.
+    """Return paths relative to ``folder``, with forward slashes, of files with these suffixes.
 
     Links are followed, and capitals in suffixes do not matter. A folder that does not exist holds
     no files. Hidden files and folders are left out.
 
     Raises:
-        InputError: A folder may not be read, or a link leads nowhere or back to where it stands.
+        InputError: A folder cannot be read, or a link is broken or leads back to a parent.
     """
     return sorted(_walk(folder, "", suffixes)) if folder.is_dir() else []
 
 
 def unused_labels(folder: Path, suffix: str, used: Collection[str | None]) -> list[str]:
-    """Returns a note on label files without an image, or none.
+    """Return a note on label files without an image, or no note.
 
     Args:
         folder: Of the labels.
-        suffix: What their names end with.
+        suffix: End of their names.
         used: Paths of the labels that have an image.
     """
     found = find_files(folder, (os.path.splitext(suffix)[1].lower() or suffix,))
-    lonely = [n for n in found if n.endswith(suffix) and f"{folder}/{n}" not in used]
-    return [unused_note(folder, lonely)] if lonely else []
+    unused = [n for n in found if n.endswith(suffix) and f"{folder}/{n}" not in used]
+    return [unused_note(folder, unused)] if unused else []
 
 
 def unused_note(folder: Path, names: Sequence[str]) -> str:
-    """Tells of label files without an image."""
+    """Return a note on label files without an image."""
     shown = ", ".join(names[:5])
     return f"{folder}: {len(names)} label files have no image and are not used: {shown}"
 
@@ -60,7 +60,7 @@ def _walk(folder: Path, prefix: str, suffixes: Collection[str]) -> Iterator[str]
 
 
 def _check_link(folder: Path, entry: "os.DirEntry[str]", is_wanted: bool) -> None:
-    """Refuses a link to nowhere, if it is one that matters, and a link to a folder it lies in."""
+    """Raise InputError for a broken link that is wanted, and for a link to one of its parents."""
     target = os.path.realpath(entry.path)
     if not os.path.exists(entry.path):
         if is_wanted:

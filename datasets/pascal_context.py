@@ -75,14 +75,14 @@ class PascalContext(FileDataset):
         super().__init__(root=root, split=split, transform=transform, reading=reading)
 
     def label_map(self) -> Mapping[int, int]:
-        """Returns value on disk -> class or background: 0..59 of a PNG, ids 0..459 otherwise."""
+        """Return value on disk -> class or background: 0..59 of a PNG, ids 0..459 otherwise."""
         ids = self.table.label_map
         if self.labels == "png":
             return dict(enumerate(ids[id_] for id_ in sorted(ids)))
         return {id_: ids.get(id_, ids[0]) for id_ in range(_NUM_IDS + 1)}
 
     def find_items(self) -> list[Item]:
-        """Returns the pictures of the split: of the JSON, of the tree's own lists, or of ours."""
+        """Return the pictures of the split: of the JSON, of the tree's own lists, or of ours."""
         base = self._base()
         self.labels, labels = self._find_labels(base)
         images = base / "JPEGImages"
@@ -110,13 +110,13 @@ class PascalContext(FileDataset):
         ]
 
     def decode_labels(self, path: Path) -> np.ndarray:
-        """Reads LabelMap of a .mat file, or a PNG, (H, W), uint8 or uint16."""
+        """Read LabelMap of a .mat file, or a PNG, (H, W), uint8 or uint16."""
         if self.labels == "mat":
             return read_mat_labels(open_mat(path), "LabelMap", max_pixels=self.reading.max_pixels)
         return super().decode_labels(path)
 
     def labels_of(self, item: Item) -> np.ndarray:
-        """Reads the label of a pair; one of the JSON is painted from its runs."""
+        """Read the label of a pair; one of the JSON is painted from its runs."""
         if self.index is None:
             return super().labels_of(item)
         height, width = self.index.size(item.name)
@@ -128,7 +128,7 @@ class PascalContext(FileDataset):
         return self.index.labels(item.name)
 
     def _base(self) -> Path:
-        """Returns the folder VOC2010, which the root is or contains."""
+        """Return the folder VOC2010, which the root is or contains."""
         for below in ("VOCdevkit/VOC2010", "VOC2010", "."):
             if (self.root / below / "JPEGImages").is_dir():
                 return self.root / below
@@ -138,7 +138,7 @@ class PascalContext(FileDataset):
         )
 
     def _find_labels(self, base: Path) -> tuple[str, Path]:
-        """Returns the form of the labels and their folder or file."""
+        """Return the form of the labels and their folder or file."""
         places = {
             form: [folder / name for folder in (base, base.parent, self.root)]
             for form, name in _PLACES.items()

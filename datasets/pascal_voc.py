@@ -80,11 +80,11 @@ class PascalVOC(FileDataset):
         super().__init__(root=root, split=split, transform=transform, reading=reading)
 
     def label_map(self) -> Mapping[int, int]:
-        """Returns 0..20 as they are and 255 -> IGNORE."""
+        """Return 0..20 as they are and 255 -> IGNORE."""
         return _TABLE.label_map
 
     def find_items(self) -> list[Item]:
-        """Returns the images of the split's list with their masks."""
+        """Return the images of the split's list with their masks."""
         voc = self._find_voc()
         images = self._find_images(voc)
         lists = self._lists(voc)
@@ -106,11 +106,11 @@ class PascalVOC(FileDataset):
         return [Item(images[n], masks.get(n, str(own / f"{n}.png")), n) for n in names]
 
     def decode_labels(self, path: Path) -> np.ndarray:
-        """Reads a PNG, or a .mat file of SBD."""
+        """Read a PNG, or a .mat file of SBD."""
         return read_sbd(path) if path.suffix == ".mat" else super().decode_labels(path)
 
     def submission(self) -> Submission:
-        """Returns the form of the evaluation server: palette PNGs in a .tgz."""
+        """Return the form of the evaluation server: palette PNGs in a .tgz."""
         return Submission(
             values=range(len(self.classes)),
             folder=f"results/VOC2012/Segmentation/{self.competition}_{self.split}_cls",
@@ -129,7 +129,7 @@ class PascalVOC(FileDataset):
         )
 
     def _find_sbd(self) -> Path | None:
-        """Returns the folder of SBD that holds cls/ and img/, if there is one."""
+        """Return the folder of SBD that holds cls/ and img/, if there is one."""
         if self.sbd_root is not None:
             given = self.root / Path(self.sbd_root).expanduser()
             roots = [given]
@@ -147,12 +147,12 @@ class PascalVOC(FileDataset):
         return None
 
     def _find_images(self, voc: Path) -> dict[str, str]:
-        """Returns name -> image; VOC's own before those of SBD, which are the same pictures."""
+        """Return name -> image; VOC's own before those of SBD, which are the same pictures."""
         sbd = self._find_sbd() if self.split == "trainaug" else None
         return (_files(sbd / "img", ".jpg") if sbd else {}) | _files(voc / "JPEGImages", ".jpg")
 
     def _find_masks(self, voc: Path) -> dict[str, str]:
-        """Returns name -> mask. VOC's own go first: they have the border that is ignored."""
+        """Return name -> mask. VOC's own go first: they have the border that is ignored."""
         masks = _files(voc / "SegmentationClass", ".png")
         if self.split == "trainaug":
             sbd = self._find_sbd()
@@ -162,7 +162,7 @@ class PascalVOC(FileDataset):
         return masks
 
     def _lists(self, voc: Path) -> list[SplitList]:
-        """Returns the tree's own list of the split, else those that ship with the package."""
+        """Return the tree's own list of the split, else those that ship with the package."""
         shipped = [shipped_list("voc2012", s) for s in _LISTS.get(self.split, (self.split,))]
         path = voc / "ImageSets" / "Segmentation" / f"{self.split}.txt"
         if not path.exists():
@@ -202,7 +202,7 @@ class PascalVOC(FileDataset):
 
 
 def read_sbd(path: Path) -> np.ndarray:
-    """Reads the classes of a .mat file of SBD, ``GTcls.Segmentation``, as (H, W), uint8 or uint16.
+    """Read the classes of a .mat file of SBD, ``GTcls.Segmentation``, as (H, W), uint8 or uint16.
 
     Raises:
         InputError: The file is damaged, or does not hold that.
@@ -233,7 +233,7 @@ def read_sbd(path: Path) -> np.ndarray:
 
 
 def _files(folder: Path, suffix: str) -> dict[str, str]:
-    """Returns name without suffix -> path of the files of a folder; none where it is not there."""
+    """Return name without suffix -> path of the files of a folder; none where it is not there."""
     try:
         with os.scandir(folder) as entries:
             parts = [os.path.splitext(entry.name) for entry in entries]

@@ -59,7 +59,7 @@ COUNTER, SHELF, CLOTH = (70, 58, 50), (214, 190, 150), (240, 236, 226)
 
 
 def draw_sky(canvas: Canvas, rng: random.Random) -> None:
-    """Fades the sky to haze at the horizon and sets clouds in it."""
+    """Fade the sky to haze at the horizon and sets clouds in it."""
     height, unit = canvas.height, canvas.unit
     depth = np.minimum(np.arange(height) / (HORIZON * height), 1)[:, None]
     fade = (1 - depth) * pick(rng, ZENITHS) + depth * pick(rng, HAZES)  # (H, 3)
@@ -73,7 +73,7 @@ def draw_sky(canvas: Canvas, rng: random.Random) -> None:
 
 
 def draw_buildings(canvas: Canvas, rng: random.Random) -> None:
-    """Lines the street with stone facades, some with a gable, some with a shop."""
+    """Line the street with stone facades, some with a gable, some with a shop."""
     unit, bottom = canvas.unit, HORIZON * canvas.height
     left = -rng.uniform(0, 0.3) * unit
     while left < canvas.width:
@@ -94,7 +94,7 @@ def draw_buildings(canvas: Canvas, rng: random.Random) -> None:
 
 
 def draw_ground(canvas: Canvas, rng: random.Random) -> None:
-    """Lays the far sidewalk, the road with its markings, and the near sidewalk with its kerb."""
+    """Lay the far sidewalk, the road with its markings, and the near sidewalk with its kerb."""
     height, width, unit = canvas.height, canvas.width, canvas.unit
     paving, whole = pick(rng, [PAVING]), float(max(height, width))
     canvas.box(SIDEWALK, shade(paving, 0.92), (0, HORIZON * height, width, height))
@@ -110,7 +110,7 @@ def draw_ground(canvas: Canvas, rng: random.Random) -> None:
 
 
 def draw_texture(canvas: Canvas, landmark: Box) -> None:
-    """Gives the landmark its windows and the near sidewalk its joints; the tints stay visible."""
+    """Give the landmark its windows and the near sidewalk its joints; the tints stay visible."""
     unit, whole = canvas.unit, float(max(canvas.height, canvas.width))
     left, top, right, bottom = landmark
     panes = (left + 0.05 * unit, top + 0.05 * unit, right - 0.03 * unit, bottom - 0.04 * unit)
@@ -126,14 +126,14 @@ Level = Callable[[Canvas, random.Random, Cue, int, Box, float], None]
 
 
 def paint_wide(canvas: Canvas, rng: random.Random, cue: Cue, bit: int, box: Box, _: float) -> None:
-    """Tints the whole box; the tint is the bit."""
+    """Tint the whole box; the tint is the bit."""
     canvas.box(cue[bit], pick(rng, [TINTS[cue[bit]]]), box)
 
 
 def paint_small(
     canvas: Canvas, rng: random.Random, cue: Cue, bit: int, box: Box, radius: float
 ) -> None:
-    """Paints a disc somewhere in the box, lying flat on the ground; its tint is the bit."""
+    """Paint a disc somewhere in the box, lying flat on the ground; its tint is the bit."""
     left, top, right, bottom = box
     across, down = (radius, radius) if cue == LANDMARK else (1.4 * radius, 0.45 * radius)
     canvas.box(BEHIND[cue], pick(rng, STONE), box)
@@ -144,7 +144,7 @@ def paint_small(
 def paint_relation(
     canvas: Canvas, rng: random.Random, cue: Cue, bit: int, box: Box, _: float
 ) -> None:
-    """Paints two patches of one tint (bit 0) or of two (bit 1); each tint alone says nothing."""
+    """Paint two patches of one tint (bit 0) or of two (bit 1); each tint alone says nothing."""
     left, top, right, bottom = box
     canvas.box(BEHIND[cue], pick(rng, STONE), box)
     first, third = rng.getrandbits(1), (right - left) / 3
@@ -160,7 +160,7 @@ LEVELS: dict[str, Level] = {
 
 
 def draw_tree(canvas: Canvas, rng: random.Random, left: float, bottom: float) -> None:
-    """Draws a trunk and a crown of six clumps."""
+    """Draw a trunk and a crown of six clumps."""
     unit, green = canvas.unit, pick(rng, LEAVES)
     x, top = left + 0.1 * unit, bottom - rng.uniform(0.3, 0.36) * unit
     canvas.box(TREE, BARK, (x - 0.015 * unit, top, x + 0.015 * unit, bottom))
@@ -171,7 +171,7 @@ def draw_tree(canvas: Canvas, rng: random.Random, left: float, bottom: float) ->
 
 
 def draw_pole(canvas: Canvas, rng: random.Random, left: float, bottom: float) -> None:
-    """Draws a street lamp."""
+    """Draw a street lamp."""
     unit, metal = canvas.unit, pick(rng, [METAL])
     top, right = bottom - rng.uniform(0.5, 0.6) * unit, left + 0.14 * unit
     canvas.box(POLE, metal, (left, top, left + 0.04 * unit, bottom))
@@ -180,7 +180,7 @@ def draw_pole(canvas: Canvas, rng: random.Random, left: float, bottom: float) ->
 
 
 def draw_person(canvas: Canvas, rng: random.Random, left: float, bottom: float) -> None:
-    """Draws somebody standing."""
+    """Draw somebody standing."""
     tall = rng.uniform(0.2, 0.25) * canvas.unit
     top, right, waist = bottom - tall, left + 0.3 * tall, bottom - 0.4 * tall
     inset = 0.03 * tall
@@ -190,14 +190,14 @@ def draw_person(canvas: Canvas, rng: random.Random, left: float, bottom: float) 
 
 
 def draw_wheels(canvas: Canvas, kind: int, xs: Sequence[float], *, bottom: float, r: float) -> None:
-    """Draws wheels of radius r that stand on ``bottom``."""
+    """Draw wheels of radius r that stand on ``bottom``."""
     for x in xs:
         canvas.ellipse(kind, TYRE, (x, bottom - r), r)
         canvas.ellipse(kind, RIM, (x, bottom - r), 0.4 * r)
 
 
 def draw_car(canvas: Canvas, rng: random.Random, left: float, bottom: float) -> None:
-    """Draws a car from its side."""
+    """Draw a car from its side."""
     unit, paint = canvas.unit, pick(rng, PAINT)
     length, tall = rng.uniform(0.36, 0.42) * unit, rng.uniform(0.15, 0.17) * unit
     top, waist, sill = bottom - tall, bottom - 0.58 * tall, bottom - 0.12 * tall
@@ -213,7 +213,7 @@ def draw_car(canvas: Canvas, rng: random.Random, left: float, bottom: float) -> 
 def draw_coach(
     canvas: Canvas, rng: random.Random, left: float, bottom: float, *, kind: int
 ) -> None:
-    """Draws a bus or a tram: nothing but the class differs."""
+    """Draw a bus or a tram: nothing but the class differs."""
     unit, paint = canvas.unit, pick(rng, PAINT)
     length, tall = rng.uniform(0.75, 0.85) * unit, rng.uniform(0.32, 0.36) * unit
     top, right = bottom - tall, left + length
@@ -229,7 +229,7 @@ def draw_coach(
 def draw_stall(
     canvas: Canvas, rng: random.Random, left: float, bottom: float, *, kind: int
 ) -> None:
-    """Draws a kiosk or a booth: nothing but the class differs."""
+    """Draw a kiosk or a booth: nothing but the class differs."""
     unit, paint = canvas.unit, pick(rng, PAINT)
     wide, tall = rng.uniform(0.36, 0.44) * unit, rng.uniform(0.36, 0.42) * unit
     top, right, inset = bottom - tall, left + wide, 0.1 * wide
@@ -263,7 +263,7 @@ def draw_street(canvas: Canvas, rng: random.Random, *, coach: int, stall: int) -
 
 
 def expose(image: np.ndarray, rng: random.Random) -> np.ndarray:
-    """Returns the (H, W, 3) uint8 picture with a camera's softness, exposure and grain."""
+    """Return the (H, W, 3) uint8 picture with a camera's softness, exposure and grain."""
     soft = cv2.GaussianBlur(image, (3, 3), 0.6)
     numbers = np.random.default_rng(rng.getrandbits(64))
     grain = 5 * numbers.standard_normal(image.shape[:2], np.float32)
@@ -274,7 +274,7 @@ def expose(image: np.ndarray, rng: random.Random) -> np.ndarray:
 def draw_scene(
     rng: random.Random, *, size: tuple[int, int], level: str, cue_radius: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws one picture.
+    """Draw one picture.
 
     Returns:
         The image, (H, W, 3) uint8 RGB, and its mask, (H, W) uint8 class indices.
@@ -369,11 +369,11 @@ class Scenes(SegmentationDataset):
         return self.length
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
-        """Draws RGB uint8 (H, W, 3) and classes uint8 (H, W), and names them: val_000012."""
+        """Draw RGB uint8 (H, W, 3) and classes uint8 (H, W), and names them: val_000012."""
         return *self._draw(index), f"{self.split}_{index:06d}"
 
     def cue(self, index: int) -> dict[str, np.ndarray]:
-        """Returns where the cue of each far pair can be seen: "bus/tram" -> (H, W) bool."""
+        """Return where the cue of each far pair can be seen: "bus/tram" -> (H, W) bool."""
         _, mask = self._draw(index)
         return {
             "/".join(pair): np.isin(mask, cue)

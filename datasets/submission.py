@@ -36,11 +36,11 @@ class Submission:
     archive: Literal["zip", "tgz"] = "zip"
 
     def encode(self, prediction: np.ndarray) -> np.ndarray:
-        """Maps class indices (H, W) to the values of the server, uint8 (H, W)."""
+        """Map class indices (H, W) to the values of the server, uint8 (H, W)."""
         return np.asarray(self.values, np.uint8)[prediction]
 
     def file_name(self, name: str) -> str:
-        """Returns the file name of the prediction for an image."""
+        """Return the file name of the prediction for an image."""
         return self.pattern.format(name=name)
 
 
@@ -49,7 +49,7 @@ class Submits(Protocol):
     """A data set that a test server exists for."""
 
     def submission(self) -> Submission:
-        """Returns the form of the server."""
+        """Return the form of the server."""
 
 
 def is_labelled(dataset: SegmentationDataset) -> bool:
@@ -114,7 +114,7 @@ class SubmissionWriter:
             )
 
     def begin(self) -> None:
-        """Makes the folder; what an interrupted submission left in it is removed."""
+        """Make the folder; what an interrupted submission left in it is removed."""
         try:
             shutil.rmtree(self._unfinished, ignore_errors=True)
             self._files.mkdir(parents=True)
@@ -122,7 +122,7 @@ class SubmissionWriter:
             raise _storage_error(self.folder, error) from error
 
     def write(self, name: str, prediction: np.ndarray) -> None:
-        """Writes the prediction for an image: class indices, (H, W), at the image's size."""
+        """Write the prediction for an image: class indices, (H, W), at the image's size."""
         picture = Image.fromarray(self.form.encode(prediction))
         if self.form.palette is not None:
             picture.putpalette(np.asarray(self.form.palette, np.uint8).tobytes())
@@ -133,7 +133,7 @@ class SubmissionWriter:
             raise _storage_error(path, error) from error
 
     def finish(self) -> list[str]:
-        """Reads all files again, checks them, packs them; returns lines to print.
+        """Read all files again, checks them, packs them; returns lines to print.
 
         Raises:
             InputError: A file is missing, is one too many, or not as the server wants it.
@@ -162,7 +162,7 @@ class SubmissionWriter:
         return lines
 
     def check(self) -> None:
-        """Holds what is on the disk against the images and what the server takes."""
+        """Hold what is on the disk against the images and what the server takes."""
         images = {self.form.file_name(item.name): item.image for item in self.dataset.items}
         found = {path.name for path in self._files.iterdir()}
         for strange, what in ((images.keys() - found, "missing"), (found - images.keys(), "extra")):
@@ -209,7 +209,7 @@ def _tgz(file: IO[bytes], members: Sequence[Path], names: Sequence[str]) -> None
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Leaves out who packed it."""
+    """Leave out who packed it."""
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     return member

@@ -413,9 +413,9 @@ PROGRAM = """
 import sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from danet.datasets import storage
-storage._SHARED_MEMORY = Path({memory!r})
-folder = storage.memory_folder()
+from danet.datasets import cache_folder
+cache_folder._SHARED_MEMORY = Path({memory!r})
+folder = cache_folder.memory_folder()
 print(len(list(folder.iterdir())), flush=True)
 (folder / sys.argv[1]).write_bytes(b"x")
 sys.stdin.readline()

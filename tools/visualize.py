@@ -21,8 +21,9 @@ from tqdm import tqdm
 from danet import cli
 from danet.config.build import checked_config, load_saved, make, make_dataset, model_of
 from danet.config.schema import VisualizeConfig, did_you_mean
-from danet.datasets.base import IMAGE_SUFFIXES, SegmentationDataset
+from danet.datasets.base import SegmentationDataset
 from danet.datasets.image_io import read_image
+from danet.datasets.listing import IMAGE_SUFFIXES
 from danet.datasets.submission import demand_labels
 from danet.distributed.device import choose_device
 from danet.engine.log import read_metrics

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from danet.datasets.base import FileDataset
 from danet.datasets.hints import ORIENTATION
-from danet.datasets.image_io import Levels, left_out, prove_whole
+from danet.datasets.image_io import Levels, inspect_dropped, verify_complete
 from danet.errors import InputError
 from danet.types import IGNORE
 
@@ -91,11 +91,11 @@ def _look_at_image(found: Look, dataset: FileDataset, full: bool) -> Look:
             exif = {} if picture.format == "PNG" else picture.getexif()
             turned = exif.get(ORIENTATION, 1) not in (0, 1)
             found = found._replace(size=(height, width), mode=picture.mode, is_turned=turned)
-        dropped, levels = left_out(path, max_pixels=dataset.reading.max_pixels)
+        dropped, levels = inspect_dropped(path, max_pixels=dataset.reading.max_pixels)
         found = found._replace(dropped=dropped, levels=levels)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         full = True
-    if full or not prove_whole(path, max_pixels=dataset.reading.max_pixels):
+    if full or not verify_complete(path, max_pixels=dataset.reading.max_pixels):
         image = dataset.read(found.place)[0]  # or refuses it, in the words of a training
         found = found._replace(size=image.shape[:2])
     return found

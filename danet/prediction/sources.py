@@ -10,8 +10,8 @@ from typing import NamedTuple, TypeVar
 import cv2
 import numpy as np
 
-from danet.datasets.base import IMAGE_SUFFIXES
-from danet.datasets.image_io import Levels, left_out, read_image
+from danet.datasets.image_io import Levels, inspect_dropped, read_image
+from danet.datasets.listing import IMAGE_SUFFIXES
 from danet.errors import InputError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
@@ -158,7 +158,7 @@ def read_pictures(
         else:
             try:
                 image = read_image(source.path, max_pixels=max_pixels)
-                facts = left_out(source.path, max_pixels=max_pixels)
+                facts = inspect_dropped(source.path, max_pixels=max_pixels)
             except InputError as error:
                 yield Unreadable(source, str(error))
             else:

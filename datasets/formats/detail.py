@@ -40,12 +40,12 @@ class DetailIndex(NamedTuple):
     """uint8: the runs of all annotations as they stand in the file."""
 
     def size(self, name: str) -> tuple[int, int]:
-        """Returns height and width of a picture."""
+        """Return height and width of a picture."""
         height, width = self.sizes[self.position[name]].tolist()
         return height, width
 
     def labels(self, name: str) -> np.ndarray:
-        """Paints the label of a picture: uint16 (H, W) of category ids, 0 where nothing is.
+        """Paint the label of a picture: uint16 (H, W) of category ids, 0 where nothing is.
 
         Annotations are painted in the order of the file, each over those before.
 
@@ -70,7 +70,7 @@ class DetailIndex(NamedTuple):
 
 
 def runs_of_text(text: bytes | np.ndarray) -> np.ndarray:
-    """Decodes COCO's text form of run lengths to int64 (runs), the first of them outside.
+    """Decode COCO's text form of run lengths to int64 (runs), the first of them outside.
 
     A number is a sequence of characters, five bits in each from the low end, two's complement; bit
     5 says that more follow; 48 is added. From the fourth number on the difference to the number two
@@ -99,7 +99,7 @@ def runs_of_text(text: bytes | np.ndarray) -> np.ndarray:
 
 
 def mask_of_runs(runs: np.ndarray, size: int) -> np.ndarray:
-    """Returns bool (size) from lengths of runs that are outside, inside, outside, ...
+    """Return bool (size) from lengths of runs that are outside, inside, outside, ...
 
     Raises:
         ValueError: A run is negative, or the runs do not add up to ``size``.
@@ -112,7 +112,7 @@ def mask_of_runs(runs: np.ndarray, size: int) -> np.ndarray:
 
 
 def detail_index(path: Path) -> DetailIndex:
-    """Reads the file, or returns the index of the last time if the file is still the same.
+    """Read the file, or returns the index of the last time if the file is still the same.
 
     Raises:
         InputError: It cannot be read or is not PASCAL in Detail.
@@ -177,7 +177,7 @@ def _read_index(path: Path, mtime_ns: int, size: int) -> DetailIndex:
 
 
 def _elements(text: str) -> Iterator[tuple[str, Any]]:
-    """Yields (key, element) of every list in a JSON object, without holding what was yielded."""
+    """Yield (key, element) of every list in a JSON object, without holding what was yielded."""
     decode = json.JSONDecoder().raw_decode
     position = _after(text, 0, _SKIP)
     if text[position : position + 1] != "{":
@@ -199,7 +199,7 @@ def _elements(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _after(text: str, position: int, skip: str) -> int:
-    """Returns the place of the next character that is not one of ``skip``."""
+    """Return the place of the next character that is not one of ``skip``."""
     while text[position : position + 1] and text[position] in skip:
         position += 1
     return position

@@ -22,7 +22,7 @@ class MatFile(NamedTuple):
 
 
 def open_mat(path: Path) -> MatFile:
-    """Reads a .mat file of version 4 to 7 and lists its variables.
+    """Read a .mat file of version 4 to 7 and lists its variables.
 
     Raises:
         InputError: It cannot be read, is damaged, or is of version 7.3.
@@ -42,7 +42,7 @@ def open_mat(path: Path) -> MatFile:
 
 
 def read_mat_labels(mat: MatFile, variable: str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Returns a variable as (H, W), uint8 or uint16.
+    """Return a variable as (H, W), uint8 or uint16.
 
     MATLAB writes whole numbers in the smallest type that holds them, so the same variable comes as
     uint8 in one file, as uint16 or float64 in another.

@@ -14,7 +14,7 @@ from starts import accepted, composed, plant, refused
 
 from danet.data_check.sample import check_sample, choose
 from danet.datasets.folder import Folder
-from danet.datasets.image_io import left_out, read_image, read_labels
+from danet.datasets.image_io import inspect_dropped, read_image, read_labels
 from danet.errors import InputError
 from danet.tools.check_data import examine
 
@@ -112,7 +112,7 @@ def test_R12_bands_and_bits_of_tiffs(kind, tmp_path, capfd):
             read_image(path)
     else:
         assert read_image(path).shape == (*SIZE, 3)
-        assert left_out(path)[0] == tuple(dropped)
+        assert inspect_dropped(path)[0] == tuple(dropped)
     assert capfd.readouterr() == ("", "")
 
 
@@ -138,7 +138,7 @@ def with_file(root, kind):
 def test_R12_what_reading_drops_is_told_by_both(kind, tmp_path, monkeypatch, capsys):
     root = plant(tmp_path / "data")
     path, text = with_file(root, kind)
-    assert text in left_out(path)[0]
+    assert text in inspect_dropped(path)[0]
     told = accepted("folder", root, tmp_path, monkeypatch, capsys, text)
     assert f"1 of 4 images: {text}" in told
     assert "warning" not in told
@@ -156,15 +156,19 @@ def test_R12_prediction_tells_it_too(kind, tmp_path, tiny_checkpoint, capsys):
 def test_R12_plain_pictures_drop_nothing(tmp_path):
     for name in ("a.png", "a.jpg", "a.bmp", "a.tif", "a.webp"):
         Image.fromarray(COLOR).save(tmp_path / name)
-        assert left_out(tmp_path / name) == ((), None)
+        assert inspect_dropped(tmp_path / name) == ((), None)
     Image.fromarray(COLOR[..., 0]).save(tmp_path / "grey.png")
     Image.fromarray(COLOR).convert("CMYK").save(tmp_path / "cmyk.jpg")
-    assert left_out(tmp_path / "grey.png") == left_out(tmp_path / "cmyk.jpg") == ((), None)
+    assert (
+        inspect_dropped(tmp_path / "grey.png")
+        == inspect_dropped(tmp_path / "cmyk.jpg")
+        == ((), None)
+    )
 
 
 def test_R12_a_file_that_is_gone_is_told_as_any_other(tmp_path):
     with pytest.raises(InputError, match=r"x.png: not a readable image \(the file does not exist"):
-        left_out(tmp_path / "x.png")
+        inspect_dropped(tmp_path / "x.png")
 
 
 def test_R12_a_label_of_several_pages_is_refused(tmp_path):
