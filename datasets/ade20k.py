@@ -49,7 +49,7 @@ class ADE20K(FileDataset):
         images = base / "images" / _FOLDERS[self.split]
         labels = base / "annotations" / _FOLDERS[self.split]
         names = find_files(images, {".jpg"})
-        # So many, since a root may be anything, and this only makes a message better.
+        # Bounded, since a root may be any folder, and this only improves a message.
         if not names and any(p.match("*_seg.png") for p in islice(self.root.rglob("*"), 20000)):
             raise InputError(f"{self}: {self.root} holds labels named *_seg.png; {_FULL_RELEASE}")
         items = []
@@ -63,7 +63,7 @@ class ADE20K(FileDataset):
         """Read a PNG as uint8 (H, W), 0..150.
 
         Raises:
-            InputError: Not one channel; says so of the files of the full release.
+            InputError: Not one channel; with an explanation for the files of the full release.
         """
         try:
             return super().decode_labels(path)
@@ -73,6 +73,6 @@ class ADE20K(FileDataset):
             raise
 
     def submission(self) -> Submission:
-        """Return the form of the challenge's server: PNGs with 1..150, named as the pictures."""
+        """Return the format of the challenge's server: PNGs with 1..150, named as the pictures."""
         values = {index: value for value, index in self.label_map().items() if value}
         return Submission(values=[values[i] for i in range(len(self.classes))])

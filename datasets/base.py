@@ -265,7 +265,7 @@ class FileDataset(SegmentationDataset):
             mapped = cv2.LUT(labels, table)  # five times as fast as numpy
             if not (mapped == free).any():
                 return mapped
-        mapped = self._table[labels]
+        mapped = self._table[labels]  # (H, W), int16
         unknown = mapped == UNKNOWN
         if unknown.any():
             value = int(labels[unknown][0])

@@ -32,19 +32,16 @@ import numpy as np
 from danet.datasets.cache_folder import free, lock
 from danet.errors import InputError, StorageError
 
+# Image (H, W, 3) and mask (H, W), both uint8; None where a split has no labels.
 Pair = tuple[np.ndarray, np.ndarray | None]
-"""Image (H, W, 3) and mask (H, W), both uint8; None where a split has no labels."""
 
+# Magic, height, width, whether there is a mask, digest of the sources, CRC-32 of all before.
 _HEADER = struct.Struct("<8sIIB32s7xI")
-"""Magic, height, width, whether there is a mask, digest of the sources, CRC-32 of all before."""
-_START = 64
-"""Offset of the image."""
+_START = 64  # offset of the image
+# Version of this format and of the decoders: raised when either gives other bytes.
 _MAGIC = b"DANETpx1"
-"""Version of this format and of the decoders: raised when either gives other bytes."""
-_SPARE = 2**30
-"""Bytes that are always left free: a full disk would stop the run at its next checkpoint."""
-_ABANDONED = 3600.0
-"""Seconds after which a temporary file belongs to a process that died."""
+_SPARE = 2**30  # always left free: a full disk would stop the run at its next checkpoint
+_ABANDONED = 3600.0  # seconds after which a temporary file belongs to a process that died
 
 
 class Cache:
@@ -246,6 +243,7 @@ def _load(path: Path, stamp: bytes) -> Pair | None:
     finally:
         os.close(file)
     area = height * width
+    # The arrays keep the mapping open; ACCESS_COPY makes it writable without touching the file.
     image = np.frombuffer(pages, np.uint8, 3 * area, _START).reshape(height, width, 3)
     if not has_mask:
         return image, None

@@ -23,8 +23,8 @@ def disk_folder(name: str | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "danet"
 
 
+# Process -> descriptor of the file that it locks while it uses the folder in memory.
 _held: dict[int, int] = {}
-"""Process -> descriptor of the file that it locks while it uses the folder in memory."""
 
 
 def memory_folder() -> Path:

@@ -1,4 +1,4 @@
-"""A picture and its mask, drawn together by shapes, and the small draws of chance that shapes need.
+"""A picture and its mask, drawn together by shapes, and the random choices that shapes need.
 
 All coordinates are in pixels, (0, 0) is the top left corner.
 """
@@ -11,21 +11,20 @@ import numpy as np
 
 from danet.datasets.labels import Color
 
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom; the last two are exclusive."""
+Box = tuple[float, float, float, float]  # left, top, right, bottom; the last two are exclusive
 
 
 class Canvas:
-    """A picture in the making; a shape covers what is behind it.
+    """A picture and its mask; each shape is drawn over the earlier ones.
 
     Args:
         height, width: In pixels.
-        background: Class of what no shape covers.
+        background: Class of the pixels that no shape covers.
 
     Attributes:
         image: (H, W, 3) uint8, RGB.
         mask: (H, W) uint8, class indices.
-        unit: Length in pixels in which objects are measured.
+        unit: The unit of length of objects, in pixels.
     """
 
     def __init__(self, height: int, width: int, *, background: int) -> None:
@@ -35,7 +34,7 @@ class Canvas:
         self.unit = min(height, 0.45 * width)  # a coach must fit in the right 40 %
 
     def box(self, kind: int, color: Color, box: Box) -> None:
-        """Fill a rectangle, of one pixel at least."""
+        """Fill a rectangle of at least one pixel."""
         x, y = max(round(box[0]), 0), max(round(box[1]), 0)
         end_x, end_y = max(round(box[2]), x + 1), max(round(box[3]), y + 1)
         self.image[y:end_y, x:end_x] = color
@@ -43,6 +42,7 @@ class Canvas:
 
     def ellipse(self, kind: int, color: Color, center: tuple[float, float], *radii: float) -> None:
         """Fill an ellipse of one radius or two, across and down."""
+        # cv2 takes whole pixels only, as (x, y).
         place = (round(center[0]), round(center[1])), (round(radii[0]), round(radii[-1])), 0, 0, 360
         cv2.ellipse(self.image, *place, color, cv2.FILLED)
         cv2.ellipse(self.mask, *place, kind, cv2.FILLED)
@@ -62,15 +62,16 @@ class Canvas:
         fill: tuple[float, float],
         opacity: float = 1.0,
     ) -> None:
-        """Repeat a small rectangle over a box: windows, stripes, joints. The mask stays.
+        """Repeat a small rectangle over a box: windows, stripes, joints; the mask is unchanged.
 
-        It comes every ``pitch`` pixels and takes up the part ``fill`` of them, across and down.
+        There is one every ``pitch`` pixels, and it covers the fraction ``fill`` of that distance,
+        across and down.
         """
         left, top, right, bottom = (max(round(edge), 0) for edge in box)
-        area = self.image[top:bottom, left:right]
+        area = self.image[top:bottom, left:right]  # (h, w, 3), a view
         across = np.arange(area.shape[1]) / pitch[0] % 1 < fill[0]
         down = np.arange(area.shape[0]) / pitch[1] % 1 < fill[1]
-        chosen = np.ix_(down, across)
+        chosen = np.ix_(down, across)  # the cross product of rows and columns
         area[chosen] = area[chosen] * (1 - opacity) + np.multiply(color, opacity)
 
 
@@ -81,12 +82,12 @@ def shade(color: Sequence[float], factor: float) -> Color:
 
 
 def pick(rng: random.Random, colors: Sequence[Color]) -> Color:
-    """Draw one of the colours and moves it a little."""
+    """Return one of the colours at random, with a little jitter."""
     return shade([value + rng.uniform(-12, 12) for value in rng.choice(colors)], 1.0)
 
 
 def spread(rng: random.Random, start: float, stop: float, *, room: float) -> list[float]:
-    """Draw one or more places in start..stop that leave ``room`` to the right of each."""
+    """Return one or more random places in start..stop, each with ``room`` to its right."""
     slots = max(int((stop - start) / room), 1)
     pitch = (stop - start) / slots
     chosen = rng.sample(range(slots), rng.randint((slots + 1) // 2, slots))

@@ -19,8 +19,7 @@ from danet.errors import InputError
 from danet.evaluation.cityscapes import Label, OfficialScorer, OfficialScores
 
 _TABLE = read_class_table("cityscapes")
-_FOLDERS = {"trainval": ("train", "val")}
-"""Split -> folders, where they are not the split itself."""
+_FOLDERS = {"trainval": ("train", "val")}  # split -> folders, where they are not the split itself
 _SUFFIX = "_leftImg8bit.png"
 _FILES = {"ids": "labelIds", "train_ids": "labelTrainIds"}
 
@@ -31,6 +30,7 @@ def _rows() -> list[dict[str, Any]]:
     return rows
 
 
+# All labels, as the official scores need them.
 LABELS = tuple(
     Label(
         id=row["id"],
@@ -41,10 +41,9 @@ LABELS = tuple(
     )
     for row in _rows()
 )
-"""All labels, as the official scores need them."""
 
+# Class index 0..18 -> label id: the 19 evaluated labels, no others.
 LABEL_IDS = tuple(next(x.id for x in LABELS if x.name == name) for name in _TABLE.classes)
-"""Class index 0..18 -> label id: the 19 evaluated labels, no others."""
 
 
 class Cityscapes(FileDataset):
@@ -103,7 +102,7 @@ class Cityscapes(FileDataset):
         """Return label id or train id -> class or IGNORE."""
         if self.labels == "train_ids":
             return super().label_map()
-        # A label with a negative id (license plate) is not drawn: its pixels are the car's.
+        # A label with a negative id (license plate) is not drawn: its pixels belong to the car.
         return {value: index for value, index in _TABLE.label_map.items() if value >= 0}
 
     def find_items(self) -> list[Item]:
@@ -126,7 +125,7 @@ class Cityscapes(FileDataset):
             for path in images
         ]
         if self.split != "test":
-            self._demand_label_files(items)
+            self._require_label_files(items)
             if self.labels == "ids":
                 self.notes.append(
                     f"{self}: label ids become the {len(self.classes)} classes by a table; files "
@@ -135,7 +134,7 @@ class Cityscapes(FileDataset):
         return items
 
     def _label_of(self, image: Path, kind: str | None = None) -> str | None:
-        """Return the path of the label file, or of another kind of file beside it."""
+        """Return the path of the label file, or of another ``kind`` of file beside it."""
         if self.split == "test":
             return None
         truth = "gtFine" if self.annotation == "fine" else "gtCoarse"
@@ -144,8 +143,8 @@ class Cityscapes(FileDataset):
         kind = kind or _FILES[self.labels]
         return str(self.root / truth / split / city / f"{name}_{truth}_{kind}.png")
 
-    def _demand_label_files(self, items: list[Item]) -> None:
-        """Says what to do where not a single label file of the wanted kind is there."""
+    def _require_label_files(self, items: list[Item]) -> None:
+        """Raise InputError with a remedy if not one label file of the wanted kind exists."""
         if any(item.mask and Path(item.mask).exists() for item in items):
             return
         package = {"fine": "gtFine_trainvaltest.zip", "coarse": "gtCoarse.zip"}[self.annotation]
@@ -162,20 +161,20 @@ class Cityscapes(FileDataset):
         )
 
     def instance_path(self, item: Item) -> str | None:
-        """Return where the file of instance ids of an image is; None in the split "test"."""
+        """Return the path of the file of instance ids of an image; None in the split "test"."""
         return self._label_of(Path(item.image), "instanceIds")
 
     def submission(self) -> Submission:
-        """Return the form of the benchmark's server: label ids, not classes, in a zip."""
+        """Return the format of the benchmark's server: label ids, not classes, in a zip."""
         return Submission(values=LABEL_IDS, pattern="{name}_pred_labelIds.png")
 
     def official_counter(self) -> "CityscapesCounter":
-        """Return what counts the benchmark's further scores."""
+        """Return a counter for the benchmark's further scores."""
         return CityscapesCounter(self)
 
 
 class CityscapesCounter:
-    """Counts, beside the confusion matrix, what the benchmark's own script scores.
+    """Counts for the scores of the benchmark's own script, beyond the confusion matrix.
 
     Args:
         dataset: The split that is scored.
@@ -192,12 +191,7 @@ class CityscapesCounter:
             self.note = f"iIoU is left out: {missing} of {len(dataset)} images have no instanceIds"
 
     def update(self, prediction: np.ndarray, name: str) -> None:
-        """Count the instances of an image.
-
-        Args:
-            prediction: Class indices, (H, W).
-            name: Of the image.
-        """
+        """Count the instances of the image ``name``, given its class indices, (H, W)."""
         path = self._paths[name]
         if self.note or path is None:
             return
@@ -209,11 +203,11 @@ class CityscapesCounter:
 
     @property
     def counts(self) -> Tensor:
-        """What was counted, float64 (3, 34), a view: sums over processes are meaningful."""
+        """The counts, float64 (3, 34), a view: processes may add them up in place."""
         return torch.from_numpy(self._scorer.weighted)
 
     def scores(self, matrix: np.ndarray) -> OfficialScores:
-        """Compute the scores, given the confusion matrix of the classes, (19, 19)."""
+        """Compute the scores from the confusion matrix of the classes, (19, 19)."""
         self._scorer.matrix[:] = 0
         self._scorer.update_classes(matrix, LABEL_IDS)
         return self._scorer.scores(with_instances=not self.note)

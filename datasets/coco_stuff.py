@@ -22,8 +22,8 @@ from danet.errors import InputError
 from danet.types import IGNORE
 
 _TABLE = read_class_table("cocostuff171")
+# Version 1.0 of the 10k has this many names and other ids: 1 is unlabeled, 2..81 are things.
 _NAMES_OF_V1_0 = 172
-"""Version 1.0 of the 10k has this many names and other ids: 1 is unlabeled, 2..81 are things."""
 
 Labels = Literal["ids", "train_ids"]
 
@@ -86,7 +86,7 @@ class CocoStuff10k(FileDataset):
         return read_mat_labels(mat, "S", max_pixels=self.reading.max_pixels)
 
     def map_labels(self, labels: np.ndarray, path: Path) -> np.ndarray:
-        """Map ids to classes; an id that was removed is named."""
+        """Map ids to classes; the error about a removed id names it."""
         try:
             return super().map_labels(labels, path)
         except InputError as error:
@@ -147,7 +147,7 @@ class CocoStuff164k(FileDataset):
         ]
 
     def map_labels(self, labels: np.ndarray, path: Path) -> np.ndarray:
-        """Map values on disk to classes; an id that was removed is named."""
+        """Map values on disk to classes; the error about a removed id names it."""
         try:
             return super().map_labels(labels, path)
         except InputError as error:
@@ -157,7 +157,7 @@ class CocoStuff164k(FileDataset):
 
 
 def _refuse_removed(labels: np.ndarray, path: Path, *, first_id: int) -> None:
-    """Raise an InputError that names a removed id in (H, W) labels; value 0 is ``first_id``."""
+    """Raise InputError for a removed id in labels (H, W), whose value 0 is ``first_id``."""
     for id_, name in removed_ids().items():
         value = id_ - first_id
         rows, columns = np.nonzero(labels == value)

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+# EXIF tag: 1 for a picture stored upright, 2 to 8 for one that viewers turn or mirror.
 ORIENTATION = 0x0112
-"""EXIF tag: 1 for a picture stored upright, 2 to 8 for one that viewers turn or mirror."""
 
 
 def is_coloured(path: Path) -> bool:

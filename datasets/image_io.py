@@ -23,18 +23,15 @@ from PIL import Image, UnidentifiedImageError
 from danet.datasets.hints import describe_colors
 from danet.errors import InputError
 
+# Pillow's own limit: a 12000 x 9000 picture passes, a small file that unpacks to more does not.
 MAX_PIXELS = 178_956_970
-"""Pillow's own limit: a 12000 x 9000 picture passes, a small file that unpacks to more does not."""
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-_BITS, _BANDS = 258, 277
-"""Tags of a TIFF: bits of each band, and how many bands there are."""
-_GREY, _RGB = 0, 2
-"""Color types of a PNG."""
+_BITS, _BANDS = 258, 277  # tags of a TIFF: bits of each band, number of bands
+_GREY, _RGB = 0, 2  # color types of a PNG
+# A JPEG marker that is not a stuffed byte, a restart or padding: never inside a scan.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-"""A JPEG marker that is not a stuffed byte, a restart or padding: never inside a scan."""
-_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-"""Markers that hold the size."""
+_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # markers that hold the size
 _FAILURES = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 _pillow_limit = threading.Lock()
 # It logs why it cannot open a TIFF; our error message has that already.
@@ -47,8 +44,7 @@ class _Header(NamedTuple):
     width: int
     height: int
     channels: int
-    is_common: bool
-    """Whether OpenCV gives the same values as Pillow."""
+    is_common: bool  # whether OpenCV gives the same values as Pillow
 
 
 def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -86,8 +82,8 @@ def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
     """
     is_png = picture.format == "PNG"  # 16 bits at most, though old releases of Pillow open it as I
     if picture.mode.startswith("I;16") or (picture.mode == "I" and is_png):
-        white = 2 ** bit_depth(picture) - 1 if picture.format == "TIFF" else 65535
-        grey = (np.asarray(picture).astype(np.int64) * 255 // white).astype(np.uint8)
+        white = 2 ** _bit_depth(picture) - 1 if picture.format == "TIFF" else 65535
+        grey = (np.asarray(picture).astype(np.int64) * 255 // white).astype(np.uint8)  # (H, W)
         return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
     if picture.mode in ("I", "F"):
         kind = "whole numbers" if picture.mode == "I" else "floating-point numbers"
@@ -101,14 +97,9 @@ def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
 
 
 def _dropped_content(picture: Image.Image, head: bytes) -> tuple[str, ...]:
-    """Return what reading a picture drops: bits above 8, bands beyond three, later pages.
-
-    Args:
-        picture: As Pillow opens it; its pixels are not decoded.
-        head: The first 26 bytes of the file.
-    """
+    """Return what reading a picture drops: bits above 8, bands beyond three, later pages."""
     found = []
-    bits, bands = bit_depth(picture, head), len(picture.getbands())
+    bits, bands = _bit_depth(picture, head), len(picture.getbands())
     if picture.format == "TIFF":
         bands = int(picture.tag_v2.get(_BANDS, bands))  # type: ignore[attr-defined]
     if bits > 8:
@@ -125,15 +116,10 @@ def _dropped_content(picture: Image.Image, head: bytes) -> tuple[str, ...]:
     return tuple(found)
 
 
-def bit_depth(picture: Image.Image, head: bytes = b"") -> int:
-    """Return the bits per channel, which the modes of Pillow do not distinguish.
-
-    Args:
-        picture: As Pillow opens it.
-        head: The first 26 bytes of the file, which hold the depth of a PNG.
-    """
+def _bit_depth(picture: Image.Image, head: bytes = b"") -> int:
+    """Return the bits per channel, of a PNG from ``head``, the first 26 bytes of the file."""
     if picture.format == "PNG" and len(head) > 24:
-        return head[24]
+        return head[24]  # in IHDR; Pillow opens RGB of 16 bits with the mode of 8
     if picture.format == "TIFF":
         return max(picture.tag_v2.get(_BITS, (8,)))  # type: ignore[attr-defined]
     return 16 if picture.mode.startswith("I;16") else 8
@@ -153,7 +139,7 @@ def inspect_dropped(
         with path.open("rb") as file:
             head = file.read(26)
             with _open_unlimited(file) as picture:
-                dropped, bits = _dropped_content(picture, head), bit_depth(picture, head)
+                dropped, bits = _dropped_content(picture, head), _bit_depth(picture, head)
     except _FAILURES as error:
         raise InputError(f"{path}: not a readable image ({_reason(error, path)})") from error
     return dropped, _count_levels(path, max_pixels=max_pixels) if bits > 8 else None
@@ -165,16 +151,11 @@ class Levels(NamedTuple):
     before: int
     after: int
     low: int
-    high: int
-    """The range of the values on disk."""
+    high: int  # the range of the values on disk
 
 
 def _count_levels(path: Path, *, max_pixels: int) -> Levels | None:
-    """Count the values of a picture; None where only Pillow can decode it.
-
-    Raises:
-        InputError: As read_image.
-    """
+    """Count the values of a picture; return None where only Pillow can decode it."""
     after, data = read_image(path, max_pixels=max_pixels), path.read_bytes()
     with _open_pillow(data, path, max_pixels) as picture:
         is_grey = picture.mode.startswith("I")
@@ -240,7 +221,7 @@ def verify_complete(path: Path, *, max_pixels: int = MAX_PIXELS) -> bool:
 
 
 def _verify(data: bytes, path: Path, max_pixels: int) -> _Header | None:
-    """Verify that a PNG or JPEG is complete and not too large; None for other kinds.
+    """Return the header of a complete PNG or JPEG; None for other kinds.
 
     Raises:
         ValueError: It is cut off, or a checksum is wrong.

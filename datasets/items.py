@@ -14,10 +14,8 @@ class Item(NamedTuple):
     """A pair of files, as absolute paths."""
 
     image: str
-    mask: str | None
-    """None in a split whose labels the publisher keeps."""
-    name: str
-    """Unique within the split; used for predictions and in messages."""
+    mask: str | None  # None in a split whose labels the publisher keeps
+    name: str  # unique within the split; used for predictions and in messages
 
 
 class Items(Sequence[Item]):

@@ -14,16 +14,14 @@ from danet.errors import InputError
 from danet.plain import quoted
 from danet.types import IGNORE, MAX_CLASSES
 
-Color = tuple[int, int, int]
-"""RGB, 0..255."""
+Color = tuple[int, int, int]  # RGB, 0..255
 
+# A text that Hydra reads as one without quotes.
 _PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_][\w-]*", re.ASCII | re.IGNORECASE)
-"""A text that Hydra reads as one without quotes."""
 
 _BESIDE_NUMBER = r" +(?=\d)|(?<=\d) +"
 
-UNKNOWN = 256
-"""Entry of a table for a value on disk without a class."""
+UNKNOWN = 256  # entry of a table for a value on disk without a class
 
 
 class ClassTable(NamedTuple):
@@ -37,6 +35,7 @@ class ClassTable(NamedTuple):
 def read_class_table(name: str) -> ClassTable:
     """Read ``tables/<name>.json``: rows of id on disk, train_id (255 is ignore), name, color."""
     rows = json.loads((Path(__file__).parent / "tables" / f"{name}.json").read_text())
+    # -1 is a label without pixels of its own, such as the license plates of Cityscapes.
     trained = sorted((r for r in rows if 0 <= r["train_id"] < IGNORE), key=lambda r: r["train_id"])
     return ClassTable(
         classes=tuple(row["name"] for row in trained),
@@ -64,8 +63,7 @@ class ClassFile(NamedTuple):
     """The classes of a file, in order."""
 
     names: list[str]
-    colors: list[Color] | None = None
-    """Of the masks, if the file has them."""
+    colors: list[Color] | None = None  # of the masks, if the file has them
 
 
 def read_class_names(source: Sequence[str] | str) -> list[str]:

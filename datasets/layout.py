@@ -12,16 +12,15 @@ from danet.datasets.items import Item
 from danet.datasets.listing import find_files
 from danet.errors import InputError
 
+# Split -> accepted names of its folder, in any case.
 _SPLITS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-"""Split -> accepted names of its folder, in any case."""
 _SPLIT_OF = {name: split for split, names in _SPLITS.items() for name in names}
 
-_LIMIT = 2000
-"""Most folders that are searched: this only makes a message better."""
+_LIMIT = 2000  # most folders that are searched: this only makes a message better
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from danet.errors import InputError
 
+# Compared in lower case.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
-"""Compared in lower case."""
 
 
 def find_files(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[str]:

@@ -14,25 +14,24 @@ from danet.datasets.layout import PairLayout, stem_of
 from danet.datasets.listing import IMAGE_SUFFIXES, find_files
 from danet.errors import InputError
 
+# Folder of the lists that ship with the package; its README.md names their sources.
 SHIPPED = Path(__file__).parent / "splits"
-"""Folder of the lists that ship with the package; its README.md names their sources."""
 
+# Start of a path that is absolute, on any system, or goes up.
 _OUTSIDE = re.compile(r"[/\\]|[A-Za-z]:|(.*[/\\])?\.\.([/\\]|$)")
-"""Start of a path that is absolute, on any system, or goes up."""
 
+# A line with the paths of image and mask; both may hold blanks.
 _TWO_PATHS = re.compile(
     rf"(?P<image>.+?({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))}))[\s,;]+(?P<mask>\S.*)",
     re.IGNORECASE,
 )
-"""A line with the paths of image and mask; both may hold blanks."""
 
 
 class Entry(NamedTuple):
     """One name of a list."""
 
     name: str
-    line: int
-    """Counted from 1, for messages."""
+    line: int  # counted from 1, for messages
 
 
 class SplitList(NamedTuple):

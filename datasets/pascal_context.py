@@ -17,15 +17,15 @@ from danet.errors import InputError
 
 Labels = Literal["auto", "mat", "png", "json"]
 
+# Form of the labels -> folder or file; "auto" tries them in this order.
 _PLACES = {
     "mat": "trainval",
     "png": "SegmentationClassContext",
     "json": "trainval_merged.json",
 }
-"""Form of the labels -> folder or file; in the order in which "auto" looks."""
 
+# Kinds of objects in the original labels; those outside the 59 classes are background.
 _NUM_IDS = 459
-"""Kinds of objects in the original labels; those outside the 59 classes are background."""
 
 
 class PascalContext(FileDataset):
@@ -44,7 +44,7 @@ class PascalContext(FileDataset):
             ``trainval_merged.json`` of PASCAL in Detail. "auto" takes the first that is there.
 
     Attributes:
-        labels: The form that is read, never "auto".
+        labels: The form in use, never "auto".
     """
 
     table: ClassTable = read_class_table("context59")
@@ -82,7 +82,7 @@ class PascalContext(FileDataset):
         return {id_: ids.get(id_, ids[0]) for id_ in range(_NUM_IDS + 1)}
 
     def find_items(self) -> list[Item]:
-        """Return the pictures of the split: of the JSON, of the tree's own lists, or of ours."""
+        """Return the pictures of the split: named by the JSON, a list of the tree, or ours."""
         base = self._base()
         self.labels, labels = self._find_labels(base)
         images = base / "JPEGImages"
@@ -116,7 +116,7 @@ class PascalContext(FileDataset):
         return super().decode_labels(path)
 
     def labels_of(self, item: Item) -> np.ndarray:
-        """Read the label of a pair; one of the JSON is painted from its runs."""
+        """Read the label of a pair, or paint it from the run lengths of the JSON."""
         if self.index is None:
             return super().labels_of(item)
         height, width = self.index.size(item.name)
@@ -160,7 +160,7 @@ class PascalContext(FileDataset):
 
 
 class PascalContext60(PascalContext):
-    """The same with background as class 0, as papers that report 60 classes have it."""
+    """PASCAL Context with background as class 0, as in papers that report 60 classes."""
 
     table = read_class_table("context60")
     classes = table.classes

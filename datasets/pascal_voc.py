@@ -18,13 +18,12 @@ from danet.datasets.submission import Submission
 from danet.errors import InputError
 
 _TABLE = read_class_table("voc")
+# Split -> lists that ship with the package, where they are not the split itself.
 _LISTS = {"trainval": ("train", "val"), "seg11valid": ("seg11valid_736",)}
-"""Split -> lists that ship with the package, where they are not the split itself."""
+# Places of VOC below ``data.root``: the folder that holds VOCdevkit, VOCdevkit, or VOC2012.
 _DEVKITS = ("VOCdevkit/VOC2012", "VOC2012", ".")
-"""Where VOC lies below ``data.root``: the folder that holds VOCdevkit, VOCdevkit, or VOC2012."""
 _SBD = ("benchmark_RELEASE", "sbd", "SBD")
-_SBD_PARTS = ("dataset", "benchmark_RELEASE/dataset", ".")
-"""Where cls/ lies below the folder of SBD."""
+_SBD_PARTS = ("dataset", "benchmark_RELEASE/dataset", ".")  # places of cls/ below the folder of SBD
 
 
 class PascalVOC(FileDataset):
@@ -40,9 +39,9 @@ class PascalVOC(FileDataset):
     Args:
         root: The folder that holds VOCdevkit, or VOCdevkit, or VOC2012.
         split, transform, reading: As in FileDataset.
-        sbd_root: Folder of SBD, from root on; None looks for benchmark_RELEASE or sbd in root.
-        competition: Which one a submission is for: comp6, or comp5 for networks that saw nothing
-            but VOC's own train and val, not even ImageNet.
+        sbd_root: Folder of SBD, from root on; None tries benchmark_RELEASE and sbd in root.
+        competition: That of a submission: comp6, or comp5 for networks that saw nothing but VOC's
+            own train and val, not even ImageNet.
     """
 
     classes = _TABLE.classes
@@ -102,7 +101,7 @@ class PascalVOC(FileDataset):
         missing = [name for name in names if name not in masks]
         if missing and self.split == "trainaug" and not self.reading.allow_missing_labels:
             raise InputError(self._explain_missing(missing, len(names), voc, masks))
-        own = voc / "SegmentationClass"  # the base says which files are not there
+        own = voc / "SegmentationClass"  # the base class reports the files that are missing
         return [Item(images[n], masks.get(n, str(own / f"{n}.png")), n) for n in names]
 
     def decode_labels(self, path: Path) -> np.ndarray:
@@ -110,7 +109,7 @@ class PascalVOC(FileDataset):
         return read_sbd(path) if path.suffix == ".mat" else super().decode_labels(path)
 
     def submission(self) -> Submission:
-        """Return the form of the evaluation server: palette PNGs in a .tgz."""
+        """Return the format of the evaluation server: palette PNGs in a .tgz."""
         return Submission(
             values=range(len(self.classes)),
             folder=f"results/VOC2012/Segmentation/{self.competition}_{self.split}_cls",
@@ -147,12 +146,12 @@ class PascalVOC(FileDataset):
         return None
 
     def _find_images(self, voc: Path) -> dict[str, str]:
-        """Return name -> image; VOC's own before those of SBD, which are the same pictures."""
+        """Return name -> image; VOC's own have priority over SBD's, which are the same pictures."""
         sbd = self._find_sbd() if self.split == "trainaug" else None
         return (_files(sbd / "img", ".jpg") if sbd else {}) | _files(voc / "JPEGImages", ".jpg")
 
     def _find_masks(self, voc: Path) -> dict[str, str]:
-        """Return name -> mask. VOC's own go first: they have the border that is ignored."""
+        """Return name -> mask; VOC's own have priority: they have the border that is ignored."""
         masks = _files(voc / "SegmentationClass", ".png")
         if self.split == "trainaug":
             sbd = self._find_sbd()
@@ -162,19 +161,19 @@ class PascalVOC(FileDataset):
         return masks
 
     def _lists(self, voc: Path) -> list[SplitList]:
-        """Return the tree's own list of the split, else those that ship with the package."""
+        """Return the tree's own list of the split, else the shipped ones."""
         shipped = [shipped_list("voc2012", s) for s in _LISTS.get(self.split, (self.split,))]
         path = voc / "ImageSets" / "Segmentation" / f"{self.split}.txt"
         if not path.exists():
             return shipped
         own = read_list(path)
         known = {name for source in shipped for name in source.names}
-        strange = [name for name in own.names if name not in known]
-        if self.split == "trainaug" and strange:
-            leaked = set(shipped_list("voc2012", "val").names).intersection(strange)
+        unknown = [name for name in own.names if name not in known]
+        if self.split == "trainaug" and unknown:
+            leaked = set(shipped_list("voc2012", "val").names).intersection(unknown)
             raise InputError(
-                f"{path}: {len(strange)} of {len(own.names)} names are not among the 10,582 of "
-                f"trainaug, first {strange[0]} in line {own.line_of(strange[0])}"
+                f"{path}: {len(unknown)} of {len(own.names)} names are not among the 10,582 of "
+                f"trainaug, first {unknown[0]} in line {own.line_of(unknown[0])}"
                 + (f"; {len(leaked)} are images of VOC's val, which is scored" if leaked else "")
                 + "; remove this list, and the one that ships with this program is used"
             )
@@ -183,7 +182,7 @@ class PascalVOC(FileDataset):
     def _explain_missing(
         self, missing: list[str], total: int, voc: Path, masks: Mapping[str, str]
     ) -> str:
-        """Says which masks of trainaug are not there, and which split would work."""
+        """Return which masks of trainaug are missing, and which split would work."""
         text = (
             f"{self}: {len(missing)} of {total} images of split {self.split!r} have no label "
             f"file: {', '.join(missing[:5])}"
@@ -202,10 +201,10 @@ class PascalVOC(FileDataset):
 
 
 def read_sbd(path: Path) -> np.ndarray:
-    """Read the classes of a .mat file of SBD, ``GTcls.Segmentation``, as (H, W), uint8 or uint16.
+    """Read the classes of a .mat file of SBD, ``GTcls.Segmentation``, as uint16 (H, W).
 
     Raises:
-        InputError: The file is damaged, or does not hold that.
+        InputError: The file is damaged, or lacks that variable.
     """
     mat = open_mat(path)
     try:
@@ -233,7 +232,7 @@ def read_sbd(path: Path) -> np.ndarray:
 
 
 def _files(folder: Path, suffix: str) -> dict[str, str]:
-    """Return name without suffix -> path of the files of a folder; none where it is not there."""
+    """Return name without suffix -> path of the files of a folder; empty if it does not exist."""
     try:
         with os.scandir(folder) as entries:
             parts = [os.path.splitext(entry.name) for entry in entries]

@@ -1,8 +1,8 @@
 """Street scenes, drawn on the fly from (seed, split, index): the data set that needs no files.
 
-Most classes look like what they are. Two pairs do not: a bus and a tram are drawn by the same
-lines, and so are a kiosk and a booth. They stand in the right 40 % of a picture, and only a cue in
-its left quarter tells which of the two they are:
+Most classes are recognisable by themselves. Two pairs are not: a bus and a tram are drawn by the
+same lines, and so are a kiosk and a booth. They stand in the right 40 % of a picture, and only a
+cue in its left quarter decides between the two:
 
     a landmark, mill or tower (terracotta or cobalt)   decides    bus or tram
     a square, heath or lawn (heather or moss)          decides    kiosk or booth
@@ -29,12 +29,11 @@ from danet.errors import InputError
 SKY, BUILDING, ROAD, SIDEWALK, TREE, POLE, PERSON, CAR = range(8)
 MILL, TOWER, HEATH, LAWN, BUS, TRAM, KIOSK, BOOTH = range(8, 16)
 
-Cue = tuple[int, int]
-"""The classes that show bit 0 and bit 1."""
+Cue = tuple[int, int]  # the classes that show bit 0 and bit 1
 LANDMARK: Cue = (MILL, TOWER)
 SQUARE: Cue = (HEATH, LAWN)
+# Class of the pixels around a cue that does not fill its place.
 BEHIND = {LANDMARK: BUILDING, SQUARE: SIDEWALK}
-"""What is seen where a cue does not fill its place."""
 
 HORIZON, KERB, LANE_LINE, NEAR_KERB = 0.50, 0.56, 0.67, 0.78  # fractions of the height
 CUE_END, PAIR_START = 0.25, 0.60  # fractions of the width
@@ -59,9 +58,9 @@ COUNTER, SHELF, CLOTH = (70, 58, 50), (214, 190, 150), (240, 236, 226)
 
 
 def draw_sky(canvas: Canvas, rng: random.Random) -> None:
-    """Fade the sky to haze at the horizon and sets clouds in it."""
+    """Paint a sky that fades to haze at the horizon, with clouds."""
     height, unit = canvas.height, canvas.unit
-    depth = np.minimum(np.arange(height) / (HORIZON * height), 1)[:, None]
+    depth = np.minimum(np.arange(height) / (HORIZON * height), 1)[:, None]  # (H, 1)
     fade = (1 - depth) * pick(rng, ZENITHS) + depth * pick(rng, HAZES)  # (H, 3)
     canvas.image[:] = fade.astype(np.uint8)[:, None]
     for x in spread(rng, 0, canvas.width, room=unit):
@@ -73,7 +72,7 @@ def draw_sky(canvas: Canvas, rng: random.Random) -> None:
 
 
 def draw_buildings(canvas: Canvas, rng: random.Random) -> None:
-    """Line the street with stone facades, some with a gable, some with a shop."""
+    """Draw a row of stone facades, some with a gable, some with a shop."""
     unit, bottom = canvas.unit, HORIZON * canvas.height
     left = -rng.uniform(0, 0.3) * unit
     while left < canvas.width:
@@ -94,7 +93,7 @@ def draw_buildings(canvas: Canvas, rng: random.Random) -> None:
 
 
 def draw_ground(canvas: Canvas, rng: random.Random) -> None:
-    """Lay the far sidewalk, the road with its markings, and the near sidewalk with its kerb."""
+    """Draw the far sidewalk, the road with its markings, and the near sidewalk with its kerb."""
     height, width, unit = canvas.height, canvas.width, canvas.unit
     paving, whole = pick(rng, [PAVING]), float(max(height, width))
     canvas.box(SIDEWALK, shade(paving, 0.92), (0, HORIZON * height, width, height))
@@ -110,7 +109,7 @@ def draw_ground(canvas: Canvas, rng: random.Random) -> None:
 
 
 def draw_texture(canvas: Canvas, landmark: Box) -> None:
-    """Give the landmark its windows and the near sidewalk its joints; the tints stay visible."""
+    """Draw windows on the landmark and joints on the near sidewalk; the tints stay visible."""
     unit, whole = canvas.unit, float(max(canvas.height, canvas.width))
     left, top, right, bottom = landmark
     panes = (left + 0.05 * unit, top + 0.05 * unit, right - 0.03 * unit, bottom - 0.04 * unit)
@@ -121,8 +120,8 @@ def draw_texture(canvas: Canvas, landmark: Box) -> None:
     canvas.grid(ASPHALT, ground, pitch=columns, fill=(0.12, 1), opacity=0.15)
 
 
+# Paints a cue: canvas, generator, cue, bit to show, box to keep in, radius.
 Level = Callable[[Canvas, random.Random, Cue, int, Box, float], None]
-"""Paints a cue: canvas, generator, cue, bit to show, box to keep in, radius."""
 
 
 def paint_wide(canvas: Canvas, rng: random.Random, cue: Cue, bit: int, box: Box, _: float) -> None:
@@ -144,12 +143,12 @@ def paint_small(
 def paint_relation(
     canvas: Canvas, rng: random.Random, cue: Cue, bit: int, box: Box, _: float
 ) -> None:
-    """Paint two patches of one tint (bit 0) or of two (bit 1); each tint alone says nothing."""
+    """Paint two patches of one tint (bit 0) or of two (bit 1); neither tint alone is a cue."""
     left, top, right, bottom = box
     canvas.box(BEHIND[cue], pick(rng, STONE), box)
     first, third = rng.getrandbits(1), (right - left) / 3
-    for x, look in ((left, cue[first]), (right - third, cue[first ^ bit])):
-        canvas.box(look, pick(rng, [TINTS[look]]), (x, top, x + third, bottom))
+    for x, kind in ((left, cue[first]), (right - third, cue[first ^ bit])):
+        canvas.box(kind, pick(rng, [TINTS[kind]]), (x, top, x + third, bottom))
 
 
 LEVELS: dict[str, Level] = {
@@ -180,7 +179,7 @@ def draw_pole(canvas: Canvas, rng: random.Random, left: float, bottom: float) ->
 
 
 def draw_person(canvas: Canvas, rng: random.Random, left: float, bottom: float) -> None:
-    """Draw somebody standing."""
+    """Draw a standing person."""
     tall = rng.uniform(0.2, 0.25) * canvas.unit
     top, right, waist = bottom - tall, left + 0.3 * tall, bottom - 0.4 * tall
     inset = 0.03 * tall
@@ -242,11 +241,11 @@ def draw_stall(
 
 
 def draw_street(canvas: Canvas, rng: random.Random, *, coach: int, stall: int) -> None:
-    """Peoples the street, from the far sidewalk to the near one."""
+    """Draw trees, poles, people and vehicles, from the far sidewalk to the near one."""
     width, unit = float(canvas.width), canvas.unit
     coaches, stalls = partial(draw_coach, kind=coach), partial(draw_stall, kind=stall)
     past_cue, right = CUE_END * width, PAIR_START * width
-    # What to draw, the stretch to draw it on, the room of one in units, where it meets the ground.
+    # Function, start and stop on x, width of a slot in units, range of the ground line.
     rows: tuple[tuple[Callable[..., None], float, float, float, tuple[float, float]], ...] = (
         (draw_tree, past_cue, width, 0.6, (0.53, 0.55)),
         (draw_pole, past_cue, width, 1.1, (0.54, 0.56)),
@@ -263,12 +262,12 @@ def draw_street(canvas: Canvas, rng: random.Random, *, coach: int, stall: int) -
 
 
 def expose(image: np.ndarray, rng: random.Random) -> np.ndarray:
-    """Return the (H, W, 3) uint8 picture with a camera's softness, exposure and grain."""
+    """Return the picture, (H, W, 3) uint8, with the blur, exposure and grain of a camera."""
     soft = cv2.GaussianBlur(image, (3, 3), 0.6)
-    numbers = np.random.default_rng(rng.getrandbits(64))
-    grain = 5 * numbers.standard_normal(image.shape[:2], np.float32)
+    numbers = np.random.default_rng(rng.getrandbits(64))  # one draw per pixel: slow with random
+    grain = 5 * numbers.standard_normal(image.shape[:2], np.float32)  # (H, W)
     lit = cv2.convertScaleAbs(soft, alpha=rng.uniform(0.85, 1.1))
-    return cv2.add(lit, cv2.merge([grain] * 3), dtype=cv2.CV_8U)
+    return cv2.add(lit, cv2.merge([grain] * 3), dtype=cv2.CV_8U)  # saturates, unlike numpy
 
 
 def draw_scene(
@@ -296,7 +295,7 @@ def draw_scene(
 
 
 class Scenes(SegmentationDataset):
-    """Draws street scenes with two pairs of classes that only a far cue tells apart.
+    """Draws street scenes with two pairs of classes that only a distant cue distinguishes.
 
     A picture is a function of (seed, split, index): nothing is stored, and no two splits share one.
 
@@ -304,7 +303,7 @@ class Scenes(SegmentationDataset):
         split: One of ``splits``.
         lengths: Number of pictures of each split.
         size: Height and width of a picture.
-        level: How a cue shows its bit. "wide": a whole facade, a whole square; "small": a disc on
+        level: How a cue encodes its bit. "wide": a whole facade, a whole square; "small": a disc on
             stone; "relation": two patches on stone, of one class or of both.
         cue_radius: Of the disc, in pixels; the other levels have none.
 
@@ -356,7 +355,7 @@ class Scenes(SegmentationDataset):
             raise InputError(f"Scenes: size={height} x {width} are more than {MAX_PIXELS} pixels")
         if level not in LEVELS:
             raise InputError(f"Scenes: level={level!r} is not one of {', '.join(LEVELS)}")
-        largest = min(0.2 * height, 0.07 * width)  # fits into the narrowest landmark
+        largest = min(0.2 * height, 0.07 * width)  # that fits into the narrowest landmark
         if not 1 <= cue_radius <= largest:
             raise InputError(
                 f"Scenes: cue_radius={cue_radius} must be in 1..{largest:g} for pictures of "
@@ -369,11 +368,11 @@ class Scenes(SegmentationDataset):
         return self.length
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
-        """Draw RGB uint8 (H, W, 3) and classes uint8 (H, W), and names them: val_000012."""
+        """Draw RGB uint8 (H, W, 3) and classes uint8 (H, W); the name is such as val_000012."""
         return *self._draw(index), f"{self.split}_{index:06d}"
 
     def cue(self, index: int) -> dict[str, np.ndarray]:
-        """Return where the cue of each far pair can be seen: "bus/tram" -> (H, W) bool."""
+        """Return the visible pixels of the cue of each far pair: "bus/tram" -> (H, W) bool."""
         _, mask = self._draw(index)
         return {
             "/".join(pair): np.isin(mask, cue)
@@ -383,5 +382,7 @@ class Scenes(SegmentationDataset):
     def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         if not 0 <= index < self.length:
             raise IndexError(f"Scenes: index={index} is not in 0..{self.length - 1}")
-        rng = random.Random(f"{self.seed}/{self.split}/{index}")
+        rng = random.Random(
+            f"{self.seed}/{self.split}/{index}"
+        )  # a str is hashed by SHA-512, not hash()
         return draw_scene(rng, size=self.size, level=self.level, cue_radius=self.cue_radius)

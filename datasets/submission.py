@@ -1,4 +1,4 @@
-"""What test servers take: predictions as label files, checked, packed into one archive."""
+"""Submissions to test servers: predictions as label files, checked, packed into one archive."""
 
 import gzip
 import shutil
@@ -19,7 +19,7 @@ from danet.errors import InputError, StorageError
 
 @dataclass(frozen=True)
 class Submission:
-    """The form in which a test server takes predictions; a data set returns its own.
+    """The format in which a test server takes predictions; a data set returns its own.
 
     Args:
         values: Class index -> value in the files, 0..255; one per class.
@@ -45,28 +45,25 @@ class Submission:
 
 
 @runtime_checkable
-class Submits(Protocol):
-    """A data set that a test server exists for."""
+class SupportsSubmission(Protocol):
+    """A data set with a test server."""
 
     def submission(self) -> Submission:
-        """Return the form of the server."""
+        """Return the format of the server."""
 
 
 def is_labelled(dataset: SegmentationDataset) -> bool:
-    """Tells whether the split has labels; only files can lack them."""
+    """Return whether the split has labels; drawn pictures always have them."""
     return not isinstance(dataset, FileDataset) or dataset.is_labelled
 
 
-def demand_labels(dataset: SegmentationDataset, setting: str, remedy: str) -> None:
-    """Refuses a split whose labels the publisher keeps where labels are needed.
+def require_labels(dataset: SegmentationDataset, setting: str, remedy: str) -> None:
+    """Raise InputError if the publisher keeps the labels of the split.
 
     Args:
         dataset: Of the split.
         setting: The key that chose the split.
         remedy: What to do instead.
-
-    Raises:
-        InputError: The split has no labels.
     """
     if not is_labelled(dataset):
         raise InputError(
@@ -78,8 +75,8 @@ def demand_labels(dataset: SegmentationDataset, setting: str, remedy: str) -> No
 class SubmissionWriter:
     """Writes the predictions of a split below a folder, then checks and packs them.
 
-    While they are written they are below ``folder/.unfinished``, so what lies under its final name
-    is complete. Several processes may write; one of them begins and finishes.
+    Until they are complete they lie in ``folder/.unfinished``. Several processes may write; one of
+    them begins and finishes.
 
     Args:
         folder: ``submission``; nothing is written before ``begin``.
@@ -90,7 +87,7 @@ class SubmissionWriter:
     """
 
     def __init__(self, folder: Path, dataset: SegmentationDataset) -> None:
-        if not isinstance(dataset, FileDataset) or not isinstance(dataset, Submits):
+        if not isinstance(dataset, FileDataset) or not isinstance(dataset, SupportsSubmission):
             raise InputError(
                 f"submission={folder}: {type(dataset).__name__} has no test server whose form is "
                 "known here; leave submission= away to score a split with labels"
@@ -114,7 +111,7 @@ class SubmissionWriter:
             )
 
     def begin(self) -> None:
-        """Make the folder; what an interrupted submission left in it is removed."""
+        """Create the folder, without remains of an interrupted submission."""
         try:
             shutil.rmtree(self._unfinished, ignore_errors=True)
             self._files.mkdir(parents=True)
@@ -133,7 +130,7 @@ class SubmissionWriter:
             raise _storage_error(path, error) from error
 
     def finish(self) -> list[str]:
-        """Read all files again, checks them, packs them; returns lines to print.
+        """Check and pack all files; return lines to print.
 
         Raises:
             InputError: A file is missing, is one too many, or not as the server wants it.
@@ -162,13 +159,13 @@ class SubmissionWriter:
         return lines
 
     def check(self) -> None:
-        """Hold what is on the disk against the images and what the server takes."""
+        """Compare the files on disk with the images and with the format of the server."""
         images = {self.form.file_name(item.name): item.image for item in self.dataset.items}
         found = {path.name for path in self._files.iterdir()}
-        for strange, what in ((images.keys() - found, "missing"), (found - images.keys(), "extra")):
-            if strange:
+        for names, what in ((images.keys() - found, "missing"), (found - images.keys(), "extra")):
+            if names:
                 raise InputError(
-                    f"{self._files}: {len(strange)} files are {what}, first {min(strange)}"
+                    f"{self._files}: {len(names)} files are {what}, first {min(names)}"
                 )
         allowed = np.zeros(256, bool)
         allowed[list(self.form.values)] = True
@@ -187,10 +184,10 @@ class SubmissionWriter:
                 f"{path}: the prediction is {labels.shape[1]} x {labels.shape[0]} and its image "
                 f"{image} is {size[0]} x {size[1]} (width x height); they must be equal"
             )
-        strange = [int(value) for value in np.unique(labels[~allowed[labels]])]
-        if strange:
+        invalid = [int(value) for value in np.unique(labels[~allowed[labels]])]
+        if invalid:
             values = ranges(sorted(self.form.values))
-            raise InputError(f"{path}: values {ranges(strange)}; the server takes {values}")
+            raise InputError(f"{path}: values {ranges(invalid)}; the server takes {values}")
 
 
 def _zip(file: IO[bytes], members: Sequence[Path], names: Sequence[str]) -> None:
@@ -209,7 +206,7 @@ def _tgz(file: IO[bytes], members: Sequence[Path], names: Sequence[str]) -> None
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Leave out who packed it."""
+    """Remove the user from an entry of the archive."""
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     return member

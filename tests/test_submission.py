@@ -16,7 +16,7 @@ from danet.datasets.cityscapes import Cityscapes
 from danet.datasets.labels import voc_palette
 from danet.datasets.pascal_voc import PascalVOC
 from danet.datasets.scenes import Scenes
-from danet.datasets.submission import Submission, SubmissionWriter, demand_labels, is_labelled
+from danet.datasets.submission import Submission, SubmissionWriter, is_labelled, require_labels
 from danet.errors import InputError, StorageError
 
 CITIES = {"berlin_000000_000019": (8, 16), "bonn_000003_000019": (8, 16)}
@@ -189,10 +189,10 @@ def test_a_data_set_without_a_server_is_refused(camvid_tree, tmp_path):
 def test_a_split_without_labels_is_refused_where_labels_are_needed(cityscapes, camvid_tree):
     message = "data.val_split=test: Cityscapes has no labels for this split, its .*; choose val"
     with pytest.raises(InputError, match=message):
-        demand_labels(cityscapes, "data.val_split", "choose val")
+        require_labels(cityscapes, "data.val_split", "choose val")
     labelled = CamVid(root=camvid_tree, split="test")
     assert is_labelled(labelled)
-    demand_labels(labelled, "split", "")
+    require_labels(labelled, "split", "")
 
 
 def test_every_class_has_a_value_of_its_own(cityscapes, voc):

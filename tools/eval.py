@@ -27,7 +27,7 @@ from danet.config.schema import EvalConfig
 from danet.config.validate import check_node
 from danet.data.loader import eval_batches
 from danet.datasets.base import SegmentationDataset
-from danet.datasets.submission import SubmissionWriter, demand_labels, is_labelled
+from danet.datasets.submission import SubmissionWriter, is_labelled, require_labels
 from danet.distributed import collectives, signals
 from danet.distributed.agreement import wait_patiently
 from danet.distributed.device import choose_device
@@ -66,7 +66,7 @@ def work(config: DictConfig) -> None:
     if settings.submission:
         writer = SubmissionWriter(Path(settings.submission), dataset)
     else:
-        demand_labels(
+        require_labels(
             dataset, "split", "submission=<folder> writes predictions for the test server"
         )
     model = model_of(saved, trained, settings.checkpoint)

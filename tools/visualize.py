@@ -24,7 +24,7 @@ from danet.config.schema import VisualizeConfig, did_you_mean
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.image_io import read_image
 from danet.datasets.listing import IMAGE_SUFFIXES
-from danet.datasets.submission import demand_labels
+from danet.datasets.submission import require_labels
 from danet.distributed.device import choose_device
 from danet.engine.log import read_metrics
 from danet.errors import InputError, StorageError
@@ -88,7 +88,7 @@ def work(config: DictConfig) -> None:
     else:
         dataset = make_dataset(network.config, source, training=False)
         if settings.report:
-            demand_labels(dataset, "split", "report=true needs them to score the network")
+            require_labels(dataset, "split", "report=true needs them to score the network")
         pictures = of_split(dataset, settings.count)
         facts["images"] = dataset.fingerprint()
         facts["root"] = network.config["data"].get("root")

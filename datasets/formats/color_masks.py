@@ -38,12 +38,8 @@ class LabelFormat:
         Raises:
             InputError: Settings exclude each other, are out of range, or do not fit the classes.
         """
-        meanings = {
-            "colors": self.colors,
-            "values": self.values,
-            "labels_start_at": self.labels_start_at,
-        }
-        given = [f"data.{key}" for key, value in meanings.items() if value]
+        exclusive = ("colors", "values", "labels_start_at")
+        given = [f"data.{key}" for key in exclusive if getattr(self, key)]
         if len(given) > 1:
             raise InputError(f"{' and '.join(given)} exclude each other: give one of them")
         if self.labels_start_at < 0:
@@ -112,8 +108,7 @@ class ColorTable:
     @cached_property
     def _table(self) -> np.ndarray:
         """Colour -> class + 1, or 0; int16 (2 ** 24,)."""
-        # 32 MiB, but pages that stay zero take no memory.
-        table = np.zeros(1 << 24, np.int16)
+        table = np.zeros(1 << 24, np.int16)  # 32 MiB, but pages that stay zero take no memory
         for (red, green, blue), index in self.colors.items():
             table[red | green << 8 | blue << 16] = index + 1
         return table
@@ -135,7 +130,7 @@ class ColorTable:
             row, column = (int(i[0]) for i in np.nonzero(unknown))
             count = int((codes == codes[row, column]).sum())
             others = len(np.unique(codes[unknown])) - 1
-            color = pixels[row, column, :3].astype(int)
+            color = pixels[row, column, :3].astype(int)  # differences of uint8 would wrap around
             nearest = min(self.colors, key=lambda known: int(((color - known) ** 2).sum()))
             more = f", nor are {others} other colours of this file" if others else ""
             raise InputError(
@@ -143,7 +138,7 @@ class ColorTable:
                 f"column {column}, is not in data.colors{more}; the nearest known one is "
                 f"{list(nearest)}; add it there or to data.ignore_colors"
             )
-        return (found - 1).astype(np.uint8)
+        return (found - 1).astype(np.uint8)  # (H, W)
 
 
 def read_colors(path: Path, *, max_pixels: int) -> np.ndarray:

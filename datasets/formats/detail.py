@@ -1,8 +1,8 @@
 """Labels of PASCAL in Detail: run lengths in one JSON file, ``trainval_merged.json``.
 
-The file has hundreds of megabytes. It is read once: its text is in memory during that time, one
-annotation after another is decoded, and what stays is an index of the runs of all pictures as they
-stand in the file, around a hundred megabytes. A label is painted when it is asked for.
+The file has hundreds of megabytes. It is read once, one annotation after another; the index that
+stays in memory, around a hundred megabytes, holds the runs as they are in the file. A label is
+painted when it is read.
 """
 
 import functools
@@ -22,25 +22,18 @@ class DetailIndex(NamedTuple):
     """All annotations of the file, sorted by picture; arrays, so that processes share memory."""
 
     path: Path
+    # Phase (train, val, test) -> names of its pictures, without suffix, in the file's order.
     phases: dict[str, tuple[str, ...]]
-    """Phase (train, val, test) -> names of its pictures, without suffix, in the file's order."""
-    position: dict[str, int]
-    """Name -> row of ``sizes``."""
-    sizes: np.ndarray
-    """int32 (images, 2): height and width."""
-    first: np.ndarray
-    """int64 (images + 1): the annotations of picture i are first[i] to first[i + 1]."""
-    category: np.ndarray
-    """int32 (annotations)."""
-    span: np.ndarray
-    """int64 (annotations, 2): start and end in ``runs``."""
-    is_text: np.ndarray
-    """bool (annotations): whether the runs are COCO's text or plain numbers."""
-    runs: np.ndarray
-    """uint8: the runs of all annotations as they stand in the file."""
+    position: dict[str, int]  # name -> row of ``sizes``
+    sizes: np.ndarray  # int32 (images, 2): height and width
+    first: np.ndarray  # int64 (images + 1): picture i has the annotations first[i]..first[i + 1]
+    category: np.ndarray  # int32 (annotations)
+    span: np.ndarray  # int64 (annotations, 2): start and end in ``runs``
+    is_text: np.ndarray  # bool (annotations): whether the runs are COCO's text or plain numbers
+    runs: np.ndarray  # uint8: the runs of all annotations as they stand in the file
 
     def size(self, name: str) -> tuple[int, int]:
-        """Return height and width of a picture."""
+        """Return the height and width of a picture."""
         height, width = self.sizes[self.position[name]].tolist()
         return height, width
 
@@ -54,7 +47,7 @@ class DetailIndex(NamedTuple):
         """
         image = self.position[name]
         height, width = self.size(name)
-        canvas = np.zeros(height * width, np.uint16)  # column after column
+        canvas = np.zeros(height * width, np.uint16)  # (W * H,): COCO's runs go down the columns
         for row in range(int(self.first[image]), int(self.first[image + 1])):
             start, end = self.span[row]
             part = self.runs[start:end]
@@ -66,11 +59,11 @@ class DetailIndex(NamedTuple):
                     f"{self.path}: annotation of category {self.category[row]} in picture {name}: "
                     f"{error}"
                 ) from error
-        return canvas.reshape(width, height).T
+        return canvas.reshape(width, height).T  # (H, W)
 
 
 def runs_of_text(text: bytes | np.ndarray) -> np.ndarray:
-    """Decode COCO's text form of run lengths to int64 (runs), the first of them outside.
+    """Decode COCO's text form of run lengths to int64 (runs), the first of them background.
 
     A number is a sequence of characters, five bits in each from the low end, two's complement; bit
     5 says that more follow; 48 is added. From the fourth number on the difference to the number two
@@ -82,24 +75,24 @@ def runs_of_text(text: bytes | np.ndarray) -> np.ndarray:
     codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     if not codes.size:
         return codes
-    goes_on = (codes & 32) != 0
-    if codes.min() < 0 or codes.max() > 63 or goes_on[-1]:
+    continues = (codes & 32) != 0
+    if codes.min() < 0 or codes.max() > 63 or continues[-1]:
         raise ValueError("not a run-length text of COCO")
-    last = np.nonzero(~goes_on)[0]
+    last = np.nonzero(~continues)[0]  # (runs,), position of the last character of each number
     first = np.concatenate(([0], last[:-1] + 1))
     length = last - first + 1
     if length.max() > 8:
         raise ValueError("a run length of more than 40 bits")
-    digit = np.arange(codes.size) - np.repeat(first, length)
+    digit = np.arange(codes.size) - np.repeat(first, length)  # place within its number, from 0
     runs = np.add.reduceat((codes & 31) << (5 * digit), first)
-    runs -= np.where(codes[last] & 16, np.int64(1) << (5 * length), 0)
-    runs[1::2] = runs[1::2].cumsum()
-    runs[2::2] = runs[2::2].cumsum()
+    runs -= np.where(codes[last] & 16, np.int64(1) << (5 * length), 0)  # two's complement
+    runs[1::2] = runs[1::2].cumsum()  # undoes the differences
+    runs[2::2] = runs[2::2].cumsum()  # from 2 on: the first three numbers are plain
     return runs
 
 
 def mask_of_runs(runs: np.ndarray, size: int) -> np.ndarray:
-    """Return bool (size) from lengths of runs that are outside, inside, outside, ...
+    """Return bool (size) from lengths of runs of background, object, background, ...
 
     Raises:
         ValueError: A run is negative, or the runs do not add up to ``size``.
@@ -112,7 +105,7 @@ def mask_of_runs(runs: np.ndarray, size: int) -> np.ndarray:
 
 
 def detail_index(path: Path) -> DetailIndex:
-    """Read the file, or returns the index of the last time if the file is still the same.
+    """Return the index of a file, from memory if the file has not changed.
 
     Raises:
         InputError: It cannot be read or is not PASCAL in Detail.
@@ -177,7 +170,7 @@ def _read_index(path: Path, mtime_ns: int, size: int) -> DetailIndex:
 
 
 def _elements(text: str) -> Iterator[tuple[str, Any]]:
-    """Yield (key, element) of every list in a JSON object, without holding what was yielded."""
+    """Yield (key, element) of every list in a JSON object, one element in memory at a time."""
     decode = json.JSONDecoder().raw_decode
     position = _after(text, 0, _SKIP)
     if text[position : position + 1] != "{":
@@ -199,7 +192,7 @@ def _elements(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _after(text: str, position: int, skip: str) -> int:
-    """Return the place of the next character that is not one of ``skip``."""
+    """Return the position of the next character that is not in ``skip``."""
     while text[position : position + 1] and text[position] in skip:
         position += 1
     return position

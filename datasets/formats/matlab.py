@@ -13,12 +13,11 @@ from danet.errors import InputError
 
 
 class MatFile(NamedTuple):
-    """A .mat file in memory, of which only the table of contents has been read."""
+    """A .mat file in memory, of which only the table of contents is decoded."""
 
     path: Path
     content: bytes
-    shapes: dict[str, tuple[int, ...]]
-    """Variable -> its shape."""
+    shapes: dict[str, tuple[int, ...]]  # variable -> its shape
 
 
 def open_mat(path: Path) -> MatFile:
