@@ -37,8 +37,7 @@ def memory_folder() -> Path:
         raise InputError(f"data.cache=ram: there is no {_SHARED_MEMORY} here; use data.cache=disk")
     folder = _SHARED_MEMORY / f"danet-cache-{os.getuid()}"
     if os.getpid() not in _held:
-        # The lock lies beside the folder: a file inside would be removed with it, and a new one
-        # could be locked at the same time.
+        # Beside the folder: a lock inside would be removed with it while another one is taken.
         hold = os.open(f"{folder}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         if lock(hold, wait=False):  # no process uses the folder: a killed one left it
             shutil.rmtree(folder, ignore_errors=True)

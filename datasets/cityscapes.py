@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,12 +24,6 @@ _SUFFIX = "_leftImg8bit.png"
 _FILES = {"ids": "labelIds", "train_ids": "labelTrainIds"}
 
 
-def _rows() -> list[dict[str, Any]]:
-    path = Path(__file__).parent / "tables" / "cityscapes.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text())
-    return rows
-
-
 # All labels, as the official scores need them.
 LABELS = tuple(
     Label(
@@ -39,7 +33,7 @@ LABELS = tuple(
         is_ignored=row["ignore_in_eval"],
         average_size=row.get("average_instance_size"),
     )
-    for row in _rows()
+    for row in json.loads((Path(__file__).parent / "tables" / "cityscapes.json").read_text())
 )
 
 # Class index 0..18 -> label id: the 19 evaluated labels, no others.

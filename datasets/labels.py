@@ -105,11 +105,7 @@ def _labelmap(lines: Sequence[str], source: str) -> ClassFile:
     for line in lines:
         name, _, rest = line.partition(":")
         numbers = rest.partition(":")[0].split(",")
-        if (
-            not name
-            or len(numbers) != 3
-            or not all(number.strip().isdecimal() for number in numbers)
-        ):
+        if not name or len(numbers) != 3 or not all(n.strip().isdecimal() for n in numbers):
             raise InputError(
                 f"data.classes={source}: {line!r} is not name:red,green,blue:: as CVAT writes it"
             )

@@ -29,7 +29,7 @@ class PairLayout:
 
     Args:
         images_dir, masks_dir: Folders below root.
-        mask_suffix: Ends the names of masks; with .npy they are arrays of whole numbers.
+        mask_suffix: End of the names of masks; with .npy they are arrays of whole numbers.
     """
 
     images_dir: str = "images"
@@ -91,9 +91,7 @@ class PairLayout:
         if len(filled) < 2:
             return ""
         # Masks are PNG, which photographs seldom are, and mostly of one channel.
-        is_png = {
-            name: all(file.lower().endswith(".png") for file in found[name]) for name in filled
-        }
+        is_png = {n: all(file.lower().endswith(".png") for file in found[n]) for n in filled}
         filled.sort(key=lambda name: (is_png[name], not is_coloured(root / name / found[name][0])))
         return (
             f"; the folders with pictures are {', '.join(filled[:6])}: set data.images_dir and "

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -111,7 +111,7 @@ class ListedPair(NamedTuple):
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How the pictures of a folder are divided where no folders do it.
+    """How pictures are divided into splits where no folders do it.
 
     Args:
         lists: Split -> text file, from root on, with a picture a line: its name below images_dir,
@@ -133,6 +133,7 @@ class SplitRule:
 
     def choose_val(self, names: Sequence[str]) -> set[str]:
         """Return the names of val: the first round(n * val_share) by their hash, 1 to n - 1."""
+        # A hash and not a seed: a picture that is added moves few others between the splits.
         ordered = sorted(names, key=lambda name: (hashlib.sha256(os.fsencode(name)).digest(), name))
         count = round(len(ordered) * self.val_share)
         return set(ordered[: max(0, min(max(count, 1), len(ordered) - 1))])
@@ -169,7 +170,7 @@ class SplitRule:
                 if not exists:
                     raise InputError(f"{where} names {line!r}, but there is no image {item.image}")
                 pairs[key].append(ListedPair(item, key, source.path, number))
-        _check_overlap(list(pairs.values()))
+        _check_overlap(pair for listed in pairs.values() for pair in listed)
         return pairs[split]
 
 
@@ -185,15 +186,14 @@ def _two_paths(line: str, root: Path, where: str) -> Item | None:
     return Item(str(root / image), str(root / mask), stem_of(image))
 
 
-def _check_overlap(lists: Sequence[Sequence[ListedPair]]) -> None:
+def _check_overlap(pairs: Iterable[ListedPair]) -> None:
     """Raise InputError if two lists share a picture: training data must not be scored."""
     seen: dict[str, ListedPair] = {}
     shared: dict[str, tuple[ListedPair, ListedPair]] = {}
-    for pairs in lists:
-        for pair in pairs:
-            first = seen.setdefault(pair.item.image, pair)
-            if first.split != pair.split:
-                shared.setdefault(pair.item.image, (first, pair))
+    for pair in pairs:
+        first = seen.setdefault(pair.item.image, pair)
+        if first.split != pair.split:
+            shared.setdefault(pair.item.image, (first, pair))
     if shared:
         one, other = next(iter(shared.values()))
         names = ", ".join(Path(image).name for image in list(shared)[:5])

@@ -21,8 +21,8 @@ from danet.config.schema import DataFolder
 from danet.config.validate import check
 from danet.data.loader import eval_batches, train_batches
 from danet.data.transforms import Pipeline, ScaleCrop
+from danet.datasets import base, cache_folder
 from danet.datasets import cache as module
-from danet.datasets import cache_folder
 from danet.datasets.base import Reading
 from danet.datasets.cache import Cache, digest_of
 from danet.datasets.cache_folder import disk_folder, memory_folder
@@ -44,7 +44,7 @@ def write(root, name, seed, size=(30, 40)):
 @pytest.fixture(autouse=True)
 def _room(monkeypatch):
     """Gives the cache room, however full the disk of this machine is."""
-    monkeypatch.setattr(module, "free", lambda folder: module._SPARE + 2**30)
+    monkeypatch.setattr(module, "free", lambda folder: 2**40)
 
 
 @pytest.fixture
@@ -76,10 +76,13 @@ def same(one, two):
 @pytest.fixture
 def decoded(monkeypatch):
     """Returns a list that grows by a name with every pair that is decoded."""
-    names, decode = [], Folder._decode
-    monkeypatch.setattr(
-        Folder, "_decode", lambda s, item: names.append(item.name) or decode(s, item)
-    )
+    names, read = [], base.read_image
+
+    def read_image(path, **settings):
+        names.append(path.stem)
+        return read(path, **settings)
+
+    monkeypatch.setattr(base, "read_image", read_image)
     return names
 
 
@@ -230,7 +233,7 @@ def test_a_full_disk_warns_once_and_leaves_nothing_behind(tree, tmp_path, monkey
 
 def test_a_run_leaves_room_on_the_disk(tree, tmp_path, monkeypatch, capfd):
     _, make = tree
-    monkeypatch.setattr(module, "free", lambda folder: module._SPARE + 100)
+    monkeypatch.setattr(module, "free", lambda folder: 2**30 + 100)
     make()[0]
     assert kept(tmp_path) == []
     assert "full" in capfd.readouterr().err
@@ -277,7 +280,9 @@ def test_drafts_of_the_dead_go_when_space_is_short(tree, tmp_path):
     for draft in (old, young):
         draft.write_bytes(bytes(100))
     os.utime(old, (0, 0))
-    assert module._recount(tmp_path / "cache") == 64 + 4 * 30 * 40 + 100
+    (tmp_path / "cache" / "used").write_text(f"{2**40:032}")
+    make()[1]
+    assert int((tmp_path / "cache" / "used").read_text()) == 2 * (64 + 4 * 30 * 40) + 100
     assert not old.exists()
     assert young.exists()
 
