@@ -119,7 +119,7 @@ CARRIES_ADVICE = re.compile(
 def sources():
     """Returns the files of the package, each once: three folders in ``danet/`` are links."""
     own = (p for p in (ROOT / "danet").rglob("*.py") if not (p.parents[-8:] and _is_linked(p)))
-    return sorted((*own, *(ROOT / "datasets").glob("*.py"), *(ROOT / "tools").glob("*.py")))
+    return sorted((*own, *(ROOT / "datasets").rglob("*.py"), *(ROOT / "tools").glob("*.py")))
 
 
 def _is_linked(path):
