@@ -2186,10 +2186,10 @@ def test_pictures_of_bytes_are_predicted(door, tiny_checkpoint):
 def test_a_class_count_stays_as_the_data_set_has_it(door):
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = check(hydra.compose("train", TINY))
-    config["data"]["num_classes"] = 3  # as a data set of somebody's own may have it
+    config.data.num_classes = 3  # as a data set of somebody's own may have it
     message = heard(door, make_dataset, config, "val", training=False)
     count = re.search(r"has (\d+) class names: leave data.num_classes as", message)[1]
-    config["data"]["num_classes"] = int(count)
+    config.data.num_classes = int(count)
     make_dataset(config, "val", training=False)
 
 
@@ -2566,7 +2566,7 @@ def test_more_workers_than_cores(door):
     told = "\n".join(advice.notes(config, torch.device("cpu")))
     door.told += told
     cores = re.search(r"data\.num_workers=5000: this process may use (\d+) core", told)[1]
-    config["data"]["num_workers"] = int(cores)
+    config.data.num_workers = int(cores)
     assert not any("core" in note for note in advice.notes(config, torch.device("cpu")))
 
 
