@@ -37,7 +37,7 @@ import scipy.io
 import torch
 import torchvision
 import yaml
-from conftest import ROOT, TINY, call, tool, write_pair
+from conftest import ROOT, TINY, batch, call, make_trainer, tool, write_pair
 from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 from PIL import Image
@@ -68,7 +68,7 @@ from danet.datasets.scenes import Scenes
 from danet.datasets.submission import SubmissionWriter
 from danet.distributed import collectives, consistency, launcher, rendezvous
 from danet.distributed.device import choose_device
-from danet.engine.nonfinite import LossWatch, Overflows
+from danet.engine.nonfinite import NonFiniteGuard
 from danet.engine.trainer import Trainer
 from danet.errors import DivergedError, InputError, ProcessError, UserError
 from danet.evaluation.metrics import BoundaryIoU
@@ -1109,7 +1109,7 @@ def test_a_log_that_is_not_installed_is_installed(door, tmp_path, monkeypatch):
     command = re.search(r"not installed: (pip install (\w+))", door.refused("train", typed))
     (tmp_path / "site" / command[2]).mkdir(parents=True)  # as if the command had been run
     monkeypatch.syspath_prepend(tmp_path / "site")
-    assert not RunSettings(log_to=["mlflow"]).faults()
+    assert not RunSettings(log_to=["mlflow"]).errors()
 
 
 def test_another_log_that_fails_is_left_out(door):
@@ -2038,13 +2038,13 @@ def test_a_step_is_seen_again(door, tmp_path):
 
 
 def test_a_later_step_is_seen_again_from_its_checkpoint(door, run, monkeypatch):
-    replay = LossWatch(run).replay(3)
+    replay = NonFiniteGuard(run).replay(3)
     door.told += replay
     _, name, *typed = shlex.split(replay.partition("again: ")[2])
     assert typed[0] == f"resume={run / 'last.pt'}"
     assert "steps 2 to 4" in door.call(name.removeprefix("tools/")[:-3], *typed)
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
-    replay = LossWatch(run).replay(3)
+    replay = NonFiniteGuard(run).replay(3)
     door.told += replay
     program, flag, count, name, *again = shlex.split(replay.partition("again: ")[2])
     assert (program, count, again) == ("torchrun", "2", typed)
@@ -2602,10 +2602,12 @@ def test_a_network_that_cannot_be_compiled_is_not(door, monkeypatch):
     door.follow("train", setting)
 
 
-def test_gradients_that_are_too_large_for_float16(door):
-    overflows = Overflows(torch.device("cpu"))
-    overflows._counts += 30
-    message = heard(door, overflows.require_updates, 30, 99, "x", kind=DivergedError)
+def test_gradients_that_are_too_large_for_float16(door, tmp_path):
+    step = make_trainer(tmp_path, accumulate=1).train_step
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
+    for number in range(30):
+        step([batch(number)], number)
+    message = heard(door, step.require_updates, 30, 99, "x", kind=DivergedError)
     key, *values = re.search(r"set (\S+)=(\w+) or (\w+), or lower optimizer\.lr;", message).groups()
     for value in values:
         door.follow("train", f"{key}={value}", "optimizer.lr=0.0001")

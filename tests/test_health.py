@@ -1,6 +1,7 @@
 """A training meets what is not healthy by rule: skips it, names it, goes on, or stops."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -27,6 +28,7 @@ from torch.utils.data import get_worker_info
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint import run_folder
 from danet.config import resume
+from danet.config.schema import DataConfig
 from danet.config.validate import check
 from danet.data import bad_samples, workers
 from danet.data.bad_samples import BadSamples, Replacing
@@ -191,9 +193,10 @@ def test_the_summary_names_each_once():
     ],
 )
 def test_a_wrong_setting_of_loading_is_named(change, line):
-    good = {"on_bad_sample": "skip", "max_bad_share": 0, "timeout": 0}
-    assert bad_samples.faults(**good) == []
-    assert bad_samples.faults(**{**good, **change}) == [line]
+    node = {"dataset": {}, "transforms": {}, "num_classes": 2}
+    good = DataConfig(**node, train_split="a", val_split="b", on_bad_sample="skip", timeout=0)
+    assert good.errors() == []
+    assert dataclasses.replace(good, **change).errors() == [line]
 
 
 # Workers
@@ -488,10 +491,9 @@ def test_half_lines_within_a_log_are_dropped_when_it_goes_on(tmp_path):
 
 
 def test_another_number_of_threads_is_told():
-    config = {"trainer": {"device": "cpu"}}
-    assert resume._compare_threads({"threads": torch.get_num_threads()}, config) == []
-    assert resume._compare_threads({}, config) == []
-    (line,) = resume._compare_threads({"threads": 7}, config)
+    assert resume.compare_threads({"threads": torch.get_num_threads()}, "cpu") == []
+    assert resume.compare_threads({}, "cpu") == []
+    (line,) = resume.compare_threads({"threads": 7}, "cpu")
     assert "1 thread(s) instead of 7" in line
 
 
@@ -517,7 +519,7 @@ def test_other_data_are_refused_and_allowed_on_purpose(key):
 def test_changes_are_allowed_but_for_network_and_optimizer():
     old = {"loss": {"a": 1}, "optimizer": {"lr": 1.0}, "trainer": {"ema_decay": None}}
     new = {"loss": {"a": 2}, "optimizer": {"lr": 1.0}, "trainer": {"ema_decay": None}}
-    compare = functools.partial(resume._compare_settings, Path("x.pt"), old)
+    compare = functools.partial(resume.compare_settings, Path("x.pt"), old)
     with pytest.raises(InputError, match=r"loss.a: 1 in the checkpoint, 2 now\nallow_changes=true"):
         compare({**new, "allow_changes": False})
     (line,) = compare({**new, "allow_changes": True})

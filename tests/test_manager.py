@@ -236,8 +236,8 @@ _LOOP = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_manager import state_at
-from danet.checkpoint.manager import Saver, remove_leftovers
+from test_manager import manager_of, state_at
+from danet.checkpoint.manager import remove_leftovers
 folder = Path(sys.argv[1])
 remove_leftovers(folder)
 manager = manager_of(folder, keep_last=2)

@@ -80,7 +80,7 @@ def resolve(
         if "data.root" in typed and "root" in settled["data"]["dataset"]:
             settled["data"]["dataset"]["root"] = config.data.root
     else:
-        notes += _compare_settings(path, stored, wanted)
+        notes += compare_settings(path, stored, wanted)
         if any(_is_measure(line.split(":")[0].strip()) for line in differences(stored, wanted)):
             forget_best(saved)
             notes.append("resume: scores are measured otherwise, so the best score begins anew")
@@ -90,7 +90,7 @@ def resolve(
         settled["run"]["dir"] = str(path.parent)
     run_folder.refuse_foreign(Path(settled["run"]["dir"]).expanduser(), path, saved)
     notes += _compare_batches(saved, stored, settled, world_size)
-    notes += _compare_threads(saved, settled)
+    notes += compare_threads(saved, settled["trainer"]["device"])
     before, now = (of["data"].get("root") for of in (stored, settled))
     if before and now and os.path.realpath(before) != os.path.realpath(now):
         notes.append(
@@ -136,9 +136,7 @@ def _newest_good(folder: Path) -> tuple[Path, Checkpoint, list[str]]:
     )
 
 
-def _compare_settings(
-    path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]
-) -> list[str]:
+def compare_settings(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Refuses other settings, or says which they are where they are allowed."""
     different = differences(stored, config)
     if not different:
@@ -207,10 +205,10 @@ def is_best_forgotten(saved: Checkpoint) -> bool:
     return saved["best_miou"] is None and saved.get("evaluated_at", 0) > 0
 
 
-def _compare_threads(saved: Checkpoint, config: Mapping[str, Any]) -> list[str]:
-    """Says what another number of threads means, where the CPU computes."""
+def compare_threads(saved: Checkpoint, device: str) -> list[str]:
+    """Return a note on another number of threads, where ``trainer.device`` is the CPU."""
     now, before = torch.get_num_threads(), saved.get("threads")
-    is_cpu = config["trainer"]["device"] == "cpu" or not torch.cuda.is_available()
+    is_cpu = device == "cpu" or not torch.cuda.is_available()
     if not is_cpu or before is None or before == now:
         return []
     return [

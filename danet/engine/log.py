@@ -122,9 +122,10 @@ class RunLog:
                 file.write("\n" * was_torn + json.dumps(line) + "\n")
             self._is_torn = False
 
-    def train(self, step: int, values: Mapping[str, float]) -> None:
-        """Log losses, rates and throughput of a step, with the counters of all processes."""
-        values = {**values, **self._count()}
+    def train(self, step: int, losses: Mapping[str, float], figures: Mapping[str, float]) -> None:
+        """Log a step: losses by name, rates and throughput, the counters of all processes."""
+        named = {f"loss_{name}": loss for name, loss in losses.items()}
+        values = {"loss": sum(losses.values()), **named, **figures, **self._count()}
         self.status(loss=f"{values['loss']:.3f}", waiting=f"{values['data_waiting']:.0%}")
         self.scalars(step, "train", values)
 

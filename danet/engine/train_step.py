@@ -136,6 +136,19 @@ class TrainStep:
             # Only torch's fused kernels take a rate that is a tensor on the device.
             group["lr"] = rate if group.get("fused") else float(rate)
 
+    def require_updates(self, step: int, last_step: int, replay: str) -> None:
+        """Raise DivergedError if float16 overflows in every step; see Overflows.check."""
+        if self.scaler.is_enabled():
+            self.overflows.check(step, last_step, replay)
+
+    def figures(self) -> dict[str, float]:
+        """Return the rates of the latest step, lowest and highest; with float16 skipped steps."""
+        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        figures = {"lr": min(rates), "lr_head": max(rates)}
+        if self.scaler.is_enabled():
+            figures["skipped"] = self.overflows.total()
+        return figures
+
     def state(self) -> dict[str, Any]:
         """Return the entries of a checkpoint that updates change; see danet.checkpoint.format."""
         return {

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,20 +58,18 @@ class Trainer:
         evaluate: Evaluate,
     ) -> None:
         self.train_step = TrainStep(model, criterion, optimizer, schedule, settings)
-        self.settings, self.checkpoints, self.log = settings, checkpoints, log
-        self.evaluate = evaluate
-        self.step = 0
+        self.settings, self.checkpoints = settings, checkpoints
+        self.log, self.evaluate = log, evaluate
+        self.step = self.evaluated_at = 0
         self.last_step = min(settings.stop_at or settings.steps, settings.steps)
-        self.evaluated_at = 0
         self.best_miou: float | None = None
         self.scores: dict[str, float] | None = None
         self.agreement = Agreement()
         self.guard = NonFiniteGuard(checkpoints.folder)
-        device = self.train_step.device
-        self.throughput = Throughput(device)
+        self.throughput = Throughput(self.train_step.device)
         is_profiled = settings.profile and collectives.is_first()
         folder = checkpoints.folder / "profile" if is_profiled else None
-        self.profile = StepProfile(folder, device, log)
+        self.profile = StepProfile(folder, self.train_step.device, log)
 
     def fit(self, batches: Iterator[Batch]) -> None:
         """Train from ``step`` to the last step on batches that do not run out.
@@ -79,7 +77,8 @@ class Trainer:
         SIGTERM and SIGINT end the run after a step, with a checkpoint; SIGUSR1 saves one.
 
         Raises:
-            DivergedError: A loss or weight is not finite; the last checkpoint stays as it is.
+            DivergedError: A loss or weight is not finite, or float16 overflows in every step; the
+                last checkpoint stays as it is.
             Interrupted: A signal ended the run, and a checkpoint is written.
             StorageError: A checkpoint could not be written.
         """
@@ -100,9 +99,12 @@ class Trainer:
                 self.log.advance()
                 is_logged = self.log_due()
                 if is_logged or self.checkpoints.due(self.step) or self.guard.is_full:
-                    losses = self.check()
+                    losses = self.guard.check()  # while training, the only wait for the device
+                    replay = self.guard.replay(self.step)
+                    self.train_step.require_updates(self.step, self.last_step, replay)
                     if is_logged:
-                        self.log_train(losses)
+                        figures = {**self.train_step.figures(), **self.throughput.reset()}
+                        self.log.train(self.step, losses, figures)
                 if self.evaluation_due():
                     self.evaluate_and_save(signals)
                 elif self.checkpoints.due(self.step):
@@ -137,27 +139,6 @@ class Trainer:
         if request & SAVE:
             self.save()
 
-    def check(self) -> dict[str, float]:
-        """Return the mean losses of the latest step; the only wait for the device while training.
-
-        Raises:
-            DivergedError: A loss since the last check is not finite, or float16 only overflows.
-        """
-        losses, train_step = self.guard.check(), self.train_step
-        if train_step.scaler.is_enabled():
-            train_step.overflows.check(self.step, self.last_step, self.guard.replay(self.step))
-        return losses
-
-    def log_train(self, losses: Mapping[str, float]) -> None:
-        """Log losses, learning rates and throughput."""
-        rates = [float(group["lr"]) for group in self.train_step.optimizer.param_groups]
-        values = {"loss": sum(losses.values())}
-        values |= {f"loss_{name}": value for name, value in losses.items()}
-        values |= {"lr": min(rates), "lr_head": max(rates), **self.throughput.reset()}
-        if self.train_step.scaler.is_enabled():
-            values["skipped"] = self.train_step.overflows.total()
-        self.log.train(self.step, values)
-
     def evaluate_and_save(self, signals: Signals) -> None:
         """Score the network, or its average, between two checkpoints of the same step."""
         self.save()  # an evaluation that fails must not cost the training before it
@@ -173,18 +154,13 @@ class Trainer:
         self.throughput.reset()
 
     def save(self, *, on_all: bool = True) -> None:
-        """Save a checkpoint of this step, of finite weights only.
+        """Save a checkpoint of this step; raise DivergedError if a weight is not finite.
 
-        Args:
-            on_all: Whether all processes save now, so that all end if one finds a bad weight.
-
-        Raises:
-            DivergedError: A weight is not finite.
+        With ``on_all`` all processes call this now, so that all end if one finds such a weight.
         """
         self.guard.require_finite(self.train_step.model, self.step, on_all=on_all)
-        is_scored = self.scores is not None and self.evaluated_at == self.step
-        score = self.scores["miou"] if self.scores is not None and is_scored else None
-        self.checkpoints.save(self.state(), score=score)
+        scores = self.scores if self.evaluated_at == self.step else None
+        self.checkpoints.save(self.state(), score=scores["miou"] if scores else None)
 
     def state(self) -> dict[str, Any]:
         """Return the entries of a checkpoint that training changes."""
