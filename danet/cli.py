@@ -4,7 +4,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,48 +63,47 @@ _PATHS = (
 
 
 def run(work: Callable[[DictConfig], None], config_name: str) -> None:
-    """Composes ``config_name`` with the command line, calls ``work``, and ends the process.
+    """Compose ``config_name`` with the command line, call ``work``, and end the process.
 
     A UserError is printed as it is, on stderr, by one process, with its exit code; so is a disk
     that is full or may not be written, and a name that the file system refuses. Any other exception
-    is a fault of the program and keeps its traceback; with ``DANET_TRACEBACK=1`` all do. A console
-    that cannot be written ends nothing.
+    is a bug and keeps its traceback; with ``DANET_TRACEBACK=1`` all do. A console that cannot be
+    written ends nothing.
     """
-    with console.unbreakable():
-        try:
-            _run(work, config_name)
-        except BaseException as error:
-            reporting.exit_if_in_group(error)
-            raise
-
-
-def _run(work: Callable[[DictConfig], None], config_name: str) -> None:
     # Hydra would print a short traceback and exit with 1; this lets exceptions through.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     schema.register()
-    refused: list[UserError | OmegaConfBaseException] = []
-
-    def guarded(config: DictConfig) -> None:
-        """Keeps Hydra from adding its own line to an error that speaks for itself."""
-        try:
-            work(config)
-        except (UserError, OmegaConfBaseException) as error:
-            refused.append(error)
-        except OSError as error:
-            explained = explain_storage(error)
-            if explained is None:
-                raise
-            refused.append(explained)
-
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # a tool's file sets it for its imports
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
+    with console.unbreakable(), reporting.leaving_the_group(), _exit_codes(config_name):
         launcher.require_sound(os.environ)
         _check_arguments(sys.argv[1:])
         sys.argv[1:] = [quote_text(quote_path(argument)) for argument in sys.argv[1:]]
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
-        if refused:
-            raise refused[0]
+        errors: list[Exception] = []
+        task = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
+        task(_keeping(errors)(work))()
+        if errors:
+            raise errors[0]
+
+
+@contextmanager
+def _keeping(errors: list[Exception]) -> Iterator[None]:
+    """Keep errors for the user from Hydra, which would add lines of its own."""
+    try:
+        yield
+    except (UserError, OmegaConfBaseException) as error:
+        errors.append(error)
+    except OSError as error:
+        if (explained := explain_storage(error)) is None:
+            raise
+        errors.append(explained)
+
+
+@contextmanager
+def _exit_codes(config_name: str) -> Iterator[None]:
+    """Turn errors for the user into a line on stderr and an exit code."""
+    try:
+        yield
     except (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         if os.environ.get("DANET_TRACEBACK") == "1":
             raise
@@ -229,7 +229,9 @@ def _explain(error: Exception, config_name: str) -> str:
             full_key = re.search(r"full_key: (\S+)", text)
             typed = override.group(1) if override else full_key[1] if full_key else ""
             key = typed.lstrip("+~").split("=")[0].rstrip(".")
-            return f"{key}: there is no such key{instead(key, _keys(config_name))}"
+            known = _keys(config_name)
+            unknown = dict.fromkeys([key, *_unknown_keys(known)])
+            return "\n".join(f"{k}: there is no such key{instead(k, known)}" for k in unknown)
         full_key = getattr(cause, "full_key", None)
         if full_key and not isinstance(cause, ConfigCompositionException):
             return _shorten(first_line(cause), full_key)
@@ -292,6 +294,17 @@ def _keys(config_name: str) -> list[str]:
 
     collect(OmegaConf.to_container(config, resolve=False), "")
     return keys
+
+
+def _unknown_keys(known: Collection[str]) -> list[str]:
+    """Return the keys of the command line that a composed config does not have."""
+    typed = [argument.partition("=")[0] for argument in sys.argv[1:] if "=" in argument]
+    return [
+        key
+        for key in typed
+        if re.fullmatch(r"[\w.]+", key)  # neither a flag nor +, ~ or a choice in a folder
+        if known and key not in known and not key.startswith("hydra.") and not _choices(key)
+    ]
 
 
 def choice() -> str:

@@ -4,12 +4,14 @@ With DANET_ROWS_JSON=FILE the outcome of every test of a fault (mark ``fault``) 
 (mark ``bad_input``, or a number in its name) goes into that file.
 """
 
+import functools
 import importlib
 import json
 import os
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -19,12 +21,28 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from danet.checkpoint.manager import CheckpointManager
 from danet.config import schema
 from danet.datasets.folder import Folder
 from danet.datasets.formats.color_masks import LabelFormat
 from danet.datasets.layout import PairLayout
 from danet.datasets.lists import SplitRule
+from danet.distributed import collectives
+from danet.engine.log import RunLog
+from danet.engine.optimizer import SGD
+from danet.engine.precision import place
+from danet.engine.schedule import Poly
+from danet.engine.settings import TrainSettings
+from danet.engine.trainer import Trainer
+from danet.evaluation.metrics import ConfusionMatrix
+from danet.losses import OHEM, CrossEntropy, DeepSupervision
+from danet.models.heads.dual import FCNHead
+from danet.models.segmentor import Segmentor
+from danet.types import IGNORE, Batch
 
 ROOT = Path(__file__).resolve().parents[1]
 CAMVID = Path(os.environ.get("CAMVID", ROOT.parent / "shared" / "data" / "camvid"))
@@ -126,12 +144,12 @@ def tiny_checkpoint(tmp_path_factory):
     state = {
         "format": checkpoint_format.FORMAT,
         "version": "0.1.0",
-        "config": config,
+        "config": config.plain,
         "classes": list(scenes.classes),
         "palette": [list(color) for color in scenes.palette],
         "model": model.state_dict(),
         "ema": None,
-        "optimizer": make(config["optimizer"], "optimizer")(model).state_dict(),
+        "optimizer": make(config.optimizer, "optimizer")(model).state_dict(),
         "scaler": {},
         "processes": 1,
         "step": 6,
@@ -203,3 +221,114 @@ def pytest_sessionfinish(session):
     known = json.loads(path.read_text()) if path.exists() else []
     merged = {(row["number"], row["test"]): row for row in [*known, *_rows]}
     path.write_text(json.dumps([merged[key] for key in sorted(merged)], indent=1) + "\n")
+
+
+# A trainer of a tiny network
+
+K = 3
+SETTINGS = {"precision": "float32", "accumulate": 2, "clip_norm": 1.0}
+
+
+class Tiny(nn.Module):
+    """A backbone of two convolutions that compiles in a second."""
+
+    channels = (4, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1, bias=False), nn.BatchNorm2d(4))
+        self.second = nn.Conv2d(4, 8, 3, padding=1)
+
+    def forward(self, x):
+        first = self.first(x)
+        return [first, self.second(first.relu())]
+
+
+def tiny(dropout=0.5):
+    head = functools.partial(FCNHead, num_classes=K, channels=8, dropout=dropout)
+    return Segmentor(Tiny(), head, head)
+
+
+def make_trainer(
+    folder, model=None, *, optimizer=None, resume=None, count=dict, evaluate=None, **settings
+):
+    """Return a trainer of a tiny network; ``settings`` are those of the trainer."""
+    settings = TrainSettings(**{"steps": 8, "seed": 5, "device": "cpu", **SETTINGS, **settings})
+    device = torch.device(settings.device)
+    torch.manual_seed(0)
+    model = place(model if model is not None else tiny(), settings, device)
+    log = RunLog(
+        folder if collectives.is_first() else None,
+        step=resume["step"] if resume else 0,
+        steps=settings.steps,
+        classes=["a", "b", "c"],
+        count=count,
+    )
+    checkpoints = CheckpointManager(
+        folder,
+        settings,
+        metadata={"config": {}, "classes": ["a", "b", "c"], "palette": []},
+        best=resume.get("best", ()) if resume else (),
+        warn=log.warn,
+    )
+    weights = dict.fromkeys(("backbone", "position", "channel"), 0.4)
+    trainer = Trainer(
+        model,
+        DeepSupervision(OHEM(0.7, min_kept=50), CrossEntropy(), weights).to(device),
+        (optimizer or SGD(0.1, momentum=0.9))(model),
+        Poly(),
+        settings,
+        checkpoints,
+        log,
+        evaluate or (lambda network, step: scored()),
+    )
+    if resume:
+        trainer.load_state(resume)
+    return trainer
+
+
+def scored():
+    confusion = ConfusionMatrix(K)
+    confusion.update(batch(0).mask, batch(0).mask)
+    return confusion
+
+
+def batch(number, size=(32, 40)):
+    generator = torch.Generator().manual_seed(number)
+    image = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=generator)
+    mask = torch.randint(0, K, (2, *size), dtype=torch.uint8, generator=generator)
+    mask[:, :3] = IGNORE
+    return Batch(image, mask, ("a", "b"))
+
+
+class Kernels(TorchDispatchMode):
+    """Refuses kernels that make a program wait for a CUDA device, whatever the device here."""
+
+    NAMES = {
+        *("_local_scalar_dense", "item", "is_nonzero", "equal", "allclose"),  # a number is read
+        *("nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount"),
+        *("lift_fresh", "lift_fresh_copy"),  # torch.tensor(...): a copy from unpinned memory
+    }
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        chosen = args[1] if name in ("index", "index_put", "index_put_") else ()
+        if name in self.NAMES or any(i is not None and i.dtype == torch.bool for i in chosen):
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+class Methods(TorchFunctionMode):
+    """Refuses methods that copy to the host; on the CPU they need no kernel."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name in ("tolist", "numpy", "cpu"):
+            raise AssertionError(f"{name} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_waiting():
+    with Methods(), Kernels():
+        yield

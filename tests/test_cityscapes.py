@@ -199,7 +199,7 @@ def test_missing_labels_are_told_with_the_package_that_has_them(tree):
 def test_the_config_makes_the_data_set(tree):
     settings = ["data=cityscapes", f"data.root={tree}", "data.annotation=coarse"]
     config = check(compose(*settings))
-    dataset = make_dataset(config, config["data"]["val_split"], training=False)
+    dataset = make_dataset(config, config.data.val_split, training=False)
     assert dataset.annotation == "coarse"
     assert len(dataset) == 3
     with pytest.raises(InputError, match="annotation=rough: expected one of fine, coarse"):

@@ -58,7 +58,7 @@ def test_every_choice_composes_and_can_be_made(override):
         pytest.importorskip("timm", reason="the optional extra danet[timm] is not installed")
     config = check(compose(override))
     for group in ("loss", "optimizer", "schedule", "evaluation"):
-        make(config[group], group)
+        make(getattr(config, group), group)
     with torch.device("meta"):
         make_model(config)
 
@@ -69,17 +69,17 @@ def test_every_choice_composes_and_can_be_made(override):
 )
 def test_every_experiment_runs_a_step_on_the_meta_device(experiment):
     config = check(compose(f"experiment={experiment}", "data.root=/data"))
-    config["model"]["backbone"]["weights"] = None  # values do not matter here
-    height, width = config["data"]["crop"] or config["data"]["size"]
-    if config["data"]["transforms"]["train"]:
-        make(config["data"]["transforms"]["train"], "data.transforms.train")
+    config.model["backbone"]["weights"] = None  # values do not matter here
+    height, width = config.data.crop or config.data.size
+    if config.data.transforms["train"]:
+        make(config.data.transforms["train"], "data.transforms.train")
     with torch.device("meta"):
-        model, criterion = make_model(config), make(config["loss"], "loss")
+        model, criterion = make_model(config), make(config.loss, "loss")
         output = model(torch.empty(2, 3, height, width, dtype=torch.uint8))
         assert isinstance(output, SegmentationOutput)
         terms = criterion(output, torch.empty(2, height, width, dtype=torch.uint8))
     torch.stack(list(terms.values())).sum().backward()
-    assert make(config["optimizer"], "optimizer")(model).param_groups
+    assert make(config.optimizer, "optimizer")(model).param_groups
 
 
 def test_there_are_experiments():
@@ -160,7 +160,7 @@ def test_all_faults_come_at_once():
 def test_a_value_out_of_range_is_refused_by_its_class(overrides, group, message):
     config = check(compose(*overrides))
     with pytest.raises(InputError, match=message):
-        make_model(config) if group == "model" else make(config[group], group)
+        make_model(config) if group == "model" else make(getattr(config, group), group)
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,7 @@ def test_a_converted_file_is_no_run_to_go_on_with(tmp_path, run):
     )
     config = {"resume": str(tmp_path / "start.pt"), "run": {"dir": None}}
     with pytest.raises(InputError, match=r"no state of an optimizer.* with init_from"):
-        resume.settle(config, [], world=1)
+        resume.resolve(config, [], world_size=1)
 
 
 @pytest.mark.parametrize(

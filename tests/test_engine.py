@@ -445,9 +445,9 @@ def test_a_file_in_place_of_the_folder_of_a_run_is_a_storage_error(tmp_path, bel
 
 
 def test_good_settings_have_no_faults():
-    assert TrainSettings(steps=1).faults() == []
-    assert TrainSettings(9, stop_at=1, clip_norm=1.0, ema_decay=0.99, device="cpu").faults() == []
-    assert TrainSettings(9, compile=True).faults() == []
+    assert TrainSettings(steps=1).errors() == []
+    assert TrainSettings(9, stop_at=1, clip_norm=1.0, ema_decay=0.99, device="cpu").errors() == []
+    assert TrainSettings(9, compile=True).errors() == []
 
 
 @pytest.mark.parametrize(
@@ -469,8 +469,8 @@ def test_good_settings_have_no_faults():
     ],
 )
 def test_a_wrong_setting_is_named(change, message):
-    assert TrainSettings(**{"steps": 9, **change}).faults() == [message]
+    assert TrainSettings(**{"steps": 9, **change}).errors() == [message]
 
 
 def test_all_faults_are_told_at_once():
-    assert len(TrainSettings(steps=0, log_every=0, device="x", precision="y").faults()) == 4
+    assert len(TrainSettings(steps=0, log_every=0, device="x", precision="y").errors()) == 4

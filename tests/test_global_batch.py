@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trainer import Tiny
+from conftest import Tiny
 from torch import nn
 
+from danet.checkpoint.manager import CheckpointManager
+from danet.engine.log import RunLog
 from danet.engine.optimizer import SGD
 from danet.engine.schedule import Poly
 from danet.engine.settings import TrainSettings
@@ -72,30 +74,24 @@ def step(folder, loss, group, *, classes=Frozen):
             parameter.data.fill_(0.5)  # else the attention would get no gradient
     main, auxiliary = loss()
     weights = {"position": 1.0, "channel": 0.7, "backbone": 0.4}
+    settings = TrainSettings(steps=4, precision="float32", accumulate=len(group), seed=5)
+    log = RunLog(None, step=0, steps=4)
+    checkpoints = CheckpointManager(folder, settings, warn=log.warn)
+    criterion = DeepSupervision(main, auxiliary, weights)
     run = Trainer(
-        model=model,
-        criterion=DeepSupervision(main, auxiliary, weights),
-        recipe=SGD(0.1),
-        schedule=Poly(),
-        settings=TrainSettings(steps=4, precision="float32", accumulate=len(group)),
-        seed=5,
-        device=torch.device("cpu"),
-        evaluate=lambda network: ConfusionMatrix(K),
-        draw=lambda network: {},
-        folder=folder,
-        header={"config": {}, "classes": list("abcd"), "palette": []},
+        *(model, criterion, SGD(0.1)(model), Poly(), settings, checkpoints, log),
+        lambda network, step: ConfusionMatrix(K),
     )
-    run.parallel.train()
+    run.train_step.ddp_model.train()
     found = []
-    update = run.optimizer.step
+    update = run.train_step.optimizer.step
 
     def note(*arguments, **named):
-        found.extend(p.grad.double().flatten().clone() for p in run.model.parameters())
+        found.extend(p.grad.double().flatten().clone() for p in run.train_step.model.parameters())
         return update(*arguments, **named)
 
-    run.optimizer.step = note
-    terms = run.train_step(group)
-    run.log.close()
+    run.train_step.optimizer.step = note
+    terms = run.train_step(group, 0)
     return torch.cat(found), float(sum(terms.values())), run
 
 
@@ -150,7 +146,7 @@ def test_counting_the_kept_pixels_first_leaves_no_trace(tmp_path):
 
         group = [part(0, 2), part(2, 4)]
         gradients, _, run = step(tmp_path, loss, group, classes=Segmentor)
-        return gradients, run.model.state_dict()
+        return gradients, run.train_step.model.state_dict()
 
     kept, state = trained("kept")
     labelled, other = trained("labelled")  # needs no passes; with threshold 1 all are kept

@@ -27,12 +27,12 @@ def golden_losses() -> list[dict[str, float]]:
     from test_config import check, compose
 
     config = check(compose(*SETTINGS))
-    torch.manual_seed(config["seed"])
+    torch.manual_seed(config.seed)
     dataset = make_dataset(config, "train", training=True)
-    model, criterion = make_model(config).train(), make(config["loss"], "loss")
-    optimizer = make(config["optimizer"], "optimizer")(model)
+    model, criterion = make_model(config).train(), make(config.loss, "loss")
+    optimizer = make(config.optimizer, "optimizer")(model)
     losses = []
-    batches = train_batches(dataset, batch_size=2, seed=config["seed"])
+    batches = train_batches(dataset, batch_size=2, seed=config.seed)
     for _ in range(5):
         batch = next(batches)
         terms = criterion(model(batch.image), batch.mask)

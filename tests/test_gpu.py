@@ -5,9 +5,10 @@ import warnings
 
 import pytest
 import torch
-from conftest import TINY, tool
+from conftest import TINY, batch, tiny, tool
+from conftest import make_trainer as make
 from test_attention import channel_formula, position_formula
-from test_trainer import batch, danet, make, state, tiny
+from test_trainer import danet, state
 
 from danet.engine.optimizer import SGD, AdamW
 from danet.losses import OHEM, CrossEntropy
@@ -79,7 +80,7 @@ def test_a_loss_on_cuda_is_that_on_the_cpu(loss, deterministic):
 @pytest.mark.parametrize("recipe", [SGD(0.01), AdamW(0.01)], ids=lambda r: type(r).__name__)
 def test_a_step_on_cuda_never_waits(tmp_path, recipe, precision):
     settings = {"precision": precision, "ema_decay": 0.9, "device": "cuda"}
-    run = make(tmp_path, danet(recompute=[2]), recipe=recipe, **settings)
+    run = make(tmp_path, danet(recompute=[2]), optimizer=recipe, **settings)
     pinned = [
         b._replace(image=b.image.pin_memory(), mask=b.mask.pin_memory()) for b in map(batch, (0, 1))
     ]
@@ -90,7 +91,7 @@ def test_a_step_on_cuda_never_waits(tmp_path, recipe, precision):
             # The first steps load kernels and make the optimizer's state.
             torch.cuda.set_sync_debug_mode("error" if step >= 2 else "default")
         try:
-            run.train_step(pinned)
+            run.train_step(pinned, run.step)
         finally:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -105,7 +106,8 @@ def test_a_compiled_step_on_cuda_is_the_eager_one(tmp_path):
     for compile_it in (False, True):
         run = make(tmp_path, tiny(dropout=0.0), compile=compile_it, device="cuda")
         for _ in range(2):
-            run.train_step([batch(2 * run.step), batch(2 * run.step + 1)])
+            group = [batch(2 * run.step), batch(2 * run.step + 1)]
+            run.train_step(group, run.step)
             run.step += 1
         ended.append(state(run))
     assert ended[0].keys() == ended[1].keys()

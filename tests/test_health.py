@@ -1,6 +1,7 @@
 """A training meets what is not healthy by rule: skips it, names it, goes on, or stops."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -11,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -19,17 +19,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, batch, no_waiting
+from conftest import make_trainer as make
 from test_config import compose
-from test_trainer import batch, make, no_waiting
 from torch import nn
 from torch.utils.data import get_worker_info
 
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint import run_folder
-from danet.checkpoint.manager import Saver
-from danet.checkpoint.storage import FAILED, Storage
 from danet.config import resume
+from danet.config.schema import DataConfig
 from danet.config.validate import check
 from danet.data import bad_samples, workers
 from danet.data.bad_samples import BadSamples, Replacing
@@ -41,8 +40,9 @@ from danet.distributed.device import choose_device
 from danet.distributed.failures import is_alive
 from danet.distributed.rendezvous import process_group
 from danet.engine.log import RunLog
-from danet.engine.nonfinite import LossWatch, Pace
-from danet.engine.settings import TrainSettings
+from danet.engine.nonfinite import NonFiniteGuard
+from danet.engine.throughput import Throughput
+from danet.engine.train_step import TrainStep
 from danet.errors import DivergedError, InputError, ProcessError, StorageError
 from danet.preflight import out_of_memory
 from danet.seeds import mix
@@ -193,9 +193,10 @@ def test_the_summary_names_each_once():
     ],
 )
 def test_a_wrong_setting_of_loading_is_named(change, line):
-    good = {"on_bad_sample": "skip", "max_bad_share": 0, "timeout": 0}
-    assert bad_samples.faults(**good) == []
-    assert bad_samples.faults(**{**good, **change}) == [line]
+    node = {"dataset": {}, "transforms": {}, "num_classes": 2}
+    good = DataConfig(**node, train_split="a", val_split="b", on_bad_sample="skip", timeout=0)
+    assert good.errors() == []
+    assert dataclasses.replace(good, **change).errors() == [line]
 
 
 # Workers
@@ -332,12 +333,12 @@ def test_no_worker_outlives_its_trainer():
 
 
 def test_the_first_loss_that_is_not_finite_is_named_with_its_samples(tmp_path):
-    watch = LossWatch(tmp_path)
+    guard = NonFiniteGuard(tmp_path)
     for step, value in ((4, 1.0), (5, math.inf), (6, math.nan), (7, 1.0)):
         with no_waiting():
-            watch.note(step, [f"{step}_{i}" for i in range(10)], {"main": torch.full((), value)})
+            guard.append(step, [f"{step}_{i}" for i in range(10)], {"main": torch.full((), value)})
     with pytest.raises(DivergedError) as error:
-        watch.look()
+        guard.check()
     assert str(error.value) == (
         "step 5: the loss is not finite (inf) on process 0 of 1; its samples: 5_0, 5_1, 5_2, 5_3, "
         "5_4, 5_5, 5_6, 5_7 and 2 more; to see it again: python tools/train.py "
@@ -346,24 +347,24 @@ def test_the_first_loss_that_is_not_finite_is_named_with_its_samples(tmp_path):
 
 
 def test_a_look_returns_the_latest_terms_and_forgets(tmp_path):
-    watch = LossWatch(tmp_path)
+    guard = NonFiniteGuard(tmp_path)
     for step in range(3):
-        watch.note(step, ["a"], {"main": torch.tensor(float(step)), "aux": torch.tensor(0.5)})
-    assert watch.look() == {"main": 2.0, "aux": 0.5}
-    watch.note(3, ["a"], {"main": torch.tensor(9.0)})
-    assert watch.look() == {"main": 9.0}
+        guard.append(step, ["a"], {"main": torch.tensor(float(step)), "aux": torch.tensor(0.5)})
+    assert guard.check() == {"main": 2.0, "aux": 0.5}
+    guard.append(3, ["a"], {"main": torch.tensor(9.0)})
+    assert guard.check() == {"main": 9.0}
 
 
 def poisoned(run, at):
     """Lets the loss of a step be NaN."""
-    parts = run.criterion.parts
+    parts = run.train_step.criterion.parts
 
     def poison(output, mask):
         terms = parts(output, mask)
         factor = math.nan if run.step == at else 1.0
         return {k: [p._replace(total=p.total * factor) for p in v] for k, v in terms.items()}
 
-    run.criterion.parts = poison
+    run.train_step.criterion.parts = poison
     return run
 
 
@@ -374,15 +375,15 @@ def test_a_run_that_diverges_between_two_logs_names_the_step_and_saves_nothing(t
     assert checkpoint_format.load(tmp_path / "last.pt")["step"] == 3
     assert run.step == 6, "noticed before the next checkpoint"
     named = f"resume={tmp_path / 'last.pt'} trainer.stop_at=4"
-    watch = LossWatch(tmp_path)
-    assert watch.replay(4).endswith(named)
+    guard = NonFiniteGuard(tmp_path)
+    assert guard.replay(4).endswith(named)
 
 
 @pytest.mark.parametrize("place", ["weight", "running_var"])
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_weights_that_are_not_finite_are_never_saved_nor_scored(tmp_path, place, value):
     run = make(tmp_path)
-    getattr(run.model.backbone.first[1], place).data[1] = value
+    getattr(run.train_step.model.backbone.first[1], place).data[1] = value
     with pytest.raises(DivergedError) as error:
         run.save()
     named = f"step 0: 1 of 4 values of backbone.first.1.{place} are not finite on process 0 of 1"
@@ -393,19 +394,28 @@ def test_weights_that_are_not_finite_are_never_saved_nor_scored(tmp_path, place,
 def test_large_weights_are_finite(tmp_path):
     model = nn.Linear(2, 2)
     model.weight.data.fill_(3e38)
-    LossWatch(tmp_path).require_finite(model, 1, together=True)
+    NonFiniteGuard(tmp_path).require_finite(model, 1, on_all=True)
 
 
 # Storage
 
 
+class Steps(set):
+    """Steps whose checkpoints fail; ``failed`` has those that have failed."""
+
+    def __init__(self):
+        super().__init__()
+        self.failed = []
+
+
 @pytest.fixture
 def full_disk(monkeypatch):
     """Returns the steps whose checkpoints fail."""
-    failing, save = set(), checkpoint_format.save
+    failing, save = Steps(), checkpoint_format.save
 
     def fail(path, content):
         if content["step"] in failing:
+            failing.failed.append(content["step"])
             raise StorageError(f"{path}: the disk is full")
         save(path, content)
 
@@ -414,17 +424,20 @@ def full_disk(monkeypatch):
 
 
 @pytest.mark.parametrize("in_background", [False, True])
-def test_a_failed_checkpoint_stops_the_run_at_the_next_step(tmp_path, full_disk, in_background):
+def test_a_failed_checkpoint_stops_the_run_at_the_next_step(
+    tmp_path, full_disk, in_background, monkeypatch
+):
     full_disk.add(2)
     run = make(tmp_path, steps=30, eval_every=30, save_every=2, save_in_background=in_background)
-    train_step = run.train_step
+    update = TrainStep.__call__
 
-    def slowly(group):
-        if run.saver._pending is not None:
-            run.saver._pending.exception()  # the thread is not slower than a step
-        return train_step(group)
+    def slowly(self, group, step):
+        deadline = time.monotonic() + 60
+        while step == 2 and not full_disk.failed and time.monotonic() < deadline:
+            time.sleep(0.01)  # the thread is not slower than a step
+        return update(self, group, step)
 
-    run.train_step = slowly
+    monkeypatch.setattr(TrainStep, "__call__", slowly)
     with pytest.raises(StorageError, match=r"step_000000002.pt: the disk is full"):
         run.fit(map(batch, itertools.count()))
     assert run.step <= 3
@@ -445,27 +458,6 @@ def test_the_last_checkpoint_must_be_written(tmp_path, full_disk, policy):
     run = make(tmp_path, steps=4, on_storage_error=policy)
     with pytest.raises(StorageError, match=r"step_000000004.pt: the disk is full"):
         run.fit(map(batch, itertools.count()))
-
-
-def test_a_failure_is_noticed_without_waiting(tmp_path, full_disk):
-    full_disk.add(1)
-    saver, told = Saver(tmp_path, in_background=True), []
-    storage = Storage(saver, "stop", told.append)
-    release = threading.Event()
-    saver._thread.submit(release.wait)
-    storage.save({"format": 2, "step": 1}, step=1, score=None)
-    assert storage.flags() == 0
-    release.set()
-    saver._pending.exception()
-    assert storage.flags() == FAILED
-    assert "the disk is full" in str(storage.finish())
-    assert storage.finish() is None
-    saver.close()
-
-
-def test_a_wrong_storage_policy_is_named():
-    wrong = TrainSettings(steps=1, on_storage_error="x").faults()
-    assert wrong == ["trainer.on_storage_error=x: expected stop or warn"]
 
 
 def test_a_log_on_a_full_disk_warns_once_and_goes_on(tmp_path, monkeypatch, capfd):
@@ -499,10 +491,9 @@ def test_half_lines_within_a_log_are_dropped_when_it_goes_on(tmp_path):
 
 
 def test_another_number_of_threads_is_told():
-    config = {"trainer": {"device": "cpu"}}
-    assert resume._compare_threads({"threads": torch.get_num_threads()}, config) == []
-    assert resume._compare_threads({}, config) == []
-    (line,) = resume._compare_threads({"threads": 7}, config)
+    assert resume.compare_threads({"threads": torch.get_num_threads()}, "cpu") == []
+    assert resume.compare_threads({}, "cpu") == []
+    (line,) = resume.compare_threads({"threads": 7}, "cpu")
     assert "1 thread(s) instead of 7" in line
 
 
@@ -528,7 +519,7 @@ def test_other_data_are_refused_and_allowed_on_purpose(key):
 def test_changes_are_allowed_but_for_network_and_optimizer():
     old = {"loss": {"a": 1}, "optimizer": {"lr": 1.0}, "trainer": {"ema_decay": None}}
     new = {"loss": {"a": 2}, "optimizer": {"lr": 1.0}, "trainer": {"ema_decay": None}}
-    compare = functools.partial(resume._compare_settings, Path("x.pt"), old)
+    compare = functools.partial(resume.compare_settings, Path("x.pt"), old)
     with pytest.raises(InputError, match=r"loss.a: 1 in the checkpoint, 2 now\nallow_changes=true"):
         compare({**new, "allow_changes": False})
     (line,) = compare({**new, "allow_changes": True})
@@ -597,21 +588,20 @@ def test_pace_counts_the_images_of_all_processes_and_the_wait(monkeypatch):
     monkeypatch.setattr(collectives, "world_size", lambda: 3)
     clock = [10.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    pace = Pace(torch.device("cpu"))
+    throughput = Throughput(torch.device("cpu"))
     for _ in range(4):
-        pace.note(0.5, 6)
+        throughput.update(0.5, 6)
         clock[0] += 2.0
-    values = pace.take()
+    values = throughput.reset()
     assert values["images_per_second"] == pytest.approx(3 * 24 / 8)
     assert values["data_waiting"] == pytest.approx(0.25)
     assert 0.05 < values["memory_gib"] < 100
     clock[0] += 1.0
-    assert pace.take()["images_per_second"] == 0
+    assert throughput.reset()["images_per_second"] == 0
 
 
 def test_every_line_of_the_log_has_pace_memory_and_counters(tmp_path):
-    run = make(tmp_path, steps=2, log_every=1)
-    run.count = lambda: {"bad_samples": 2}
+    run = make(tmp_path, steps=2, log_every=1, count=lambda: {"bad_samples": 2})
     run.fit(map(batch, itertools.count()))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for line in (line for line in lines if line["kind"] == "train"):

@@ -36,6 +36,7 @@ FLOORS = {
     "danet.data_check": 6,
     "danet.preflight": 6,
     "danet.cli": 6,
+    "danet.engine.run": 7,
     "tools": 8,
 }
 """Rooms by floor. Rooms of one floor do not know each other."""

@@ -256,7 +256,7 @@ def test_deep_supervision_upsamples_every_output_as_it_is_told(mask, align_corne
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_a_configured_loss_upsamples_as_the_network_does(choice, align_corners):
     config = check(compose(f"loss={choice}", f"model.align_corners={align_corners}"))
-    assert make(config["loss"], "loss").align_corners is align_corners
+    assert make(config.loss, "loss").align_corners is align_corners
 
 
 # Hard cases

@@ -162,8 +162,8 @@ def test_a_mask_that_is_missing_is_told(tree):
 
 def test_the_config_makes_the_data_set(tree):
     config = check(compose("data=pascal_voc", f"data.root={tree}", "data.sbd_root=x"))
-    assert config["data"]["train_split"] == "trainaug"
-    dataset = make_dataset(config, config["data"]["val_split"], training=False)
+    assert config.data.train_split == "trainaug"
+    dataset = make_dataset(config, config.data.val_split, training=False)
     assert (len(dataset), dataset.sbd_root, dataset.competition) == (2, "x", "comp6")
 
 

@@ -10,8 +10,8 @@ from test_config import EXPERIMENTS, compose
 
 from danet.config.build import make, make_model
 from danet.config.validate import check
-from danet.engine.settings import TrainSettings
-from danet.engine.trainer import Trainer
+from danet.engine.precision import place
+from danet.engine.train_step import TrainStep
 from danet.errors import InputError
 from danet.preflight import report
 from danet.preflight.simulator import Ledger, StepSimulator
@@ -30,32 +30,26 @@ def simulate(plain, *size, precision=torch.float32):
     return StepSimulator(plain, precision=precision).run(*size)
 
 
-def real_trainer(plain, folder, device="cpu"):
-    """The trainer of a config, after two small steps: states exist, caches are warm."""
-    trainer = Trainer(
-        model=make_model(plain),
-        criterion=make(plain["loss"], "loss"),
-        recipe=make(plain["optimizer"], "optimizer"),
-        schedule=make(plain["schedule"], "schedule"),
-        settings=TrainSettings(**plain["trainer"]),
-        seed=0,
-        device=torch.device(device),
-        evaluate=lambda network: None,
-        draw=lambda network: {},
-        folder=folder,
-        header={},
+def real_step(plain, device="cpu"):
+    """The training step of a config, after two small steps: states exist, caches are warm."""
+    model = place(make_model(plain), plain.trainer, torch.device(device))
+    step = TrainStep(
+        model,
+        make(plain.loss, "loss").to(device),
+        make(plain.optimizer, "optimizer")(model),
+        make(plain.schedule, "schedule"),
+        plain.trainer,
     )
-    trainer.model.train()
-    for _ in range(2):
-        trainer.train_step(group(plain, 2, 32, 32))
-        trainer.step += 1
-    return trainer
+    step.ddp_model.train()
+    for number in range(2):
+        step(group(plain, 2, 32, 32), number)
+    return step
 
 
 def group(plain, batch_size, height, width):
-    count = plain["trainer"]["accumulate"]
+    count = plain.trainer.accumulate
     image = torch.randint(0, 256, (batch_size, 3, height, width), dtype=torch.uint8)
-    mask = torch.randint(0, plain["data"]["num_classes"], image.shape[::2][:1] + image.shape[2:])
+    mask = torch.randint(0, plain.data.num_classes, image.shape[::2][:1] + image.shape[2:])
     return [Batch(image, mask.to(torch.uint8), ("",) * batch_size) for _ in range(count)]
 
 
@@ -86,11 +80,9 @@ def allocated(function, path):
 def test_the_predicted_peak_is_what_the_trainer_allocates(overrides, tmp_path):
     plain = config(*TINY, *overrides)
     size = (2, 96, 160)
-    step = simulate(plain, *size)
-    trainer = real_trainer(plain, tmp_path)
+    step, real = simulate(plain, *size), real_step(plain)
     batches = group(plain, *size)
-    measured = allocated(lambda: trainer.train_step(batches), tmp_path / "trace.json")
-    trainer.log.close()
+    measured = allocated(lambda: real(batches, 2), tmp_path / "trace.json")
     standing = step.parameters + step.optimizer + step.average
     assert step.peak - standing == pytest.approx(measured, rel=0.1)
 
@@ -103,11 +95,9 @@ def test_the_predicted_peak_is_what_the_trainer_allocates(overrides, tmp_path):
 )
 def test_the_prediction_holds_at_real_sizes(overrides, size, tmp_path):
     plain = config("trainer.device=cpu", "trainer.precision=float32", *overrides)
-    step = simulate(plain, *size)
-    trainer = real_trainer(plain, tmp_path)
+    step, real = simulate(plain, *size), real_step(plain)
     batches = group(plain, *size)
-    measured = allocated(lambda: trainer.train_step(batches), tmp_path / "trace.json")
-    trainer.log.close()
+    measured = allocated(lambda: real(batches, 2), tmp_path / "trace.json")
     standing = step.parameters + step.optimizer + step.average
     assert step.peak - standing == pytest.approx(measured, rel=0.25)
 
@@ -122,12 +112,11 @@ def test_the_prediction_holds_on_cuda(precision, tmp_path):
     )
     size = (4, 512, 512)
     simulator = StepSimulator(plain, precision=getattr(torch, precision), on_cuda=True)
-    trainer = real_trainer(plain, tmp_path, "cuda")
+    step = real_step(plain, "cuda")
     batches = group(plain, *size)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    trainer.train_step(batches)
-    trainer.log.close()
+    step(batches, 2)
     assert simulator.run(*size).peak == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.25)
 
 
@@ -218,7 +207,7 @@ def test_nothing_fits_where_there_is_no_room():
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_can_be_planned(experiment):
     plain = config(f"experiment={experiment}", "data.root=/nowhere")
-    plain["device_memory"] = 40.0
+    plain.device_memory = 40.0
     text = report.describe(plain, torch.device("cpu"))
     assert "peak" in text
     assert "40.00 GiB by device_memory" in text
@@ -237,20 +226,20 @@ def test_a_step_of_usual_size_is_let_through_at_once(monkeypatch):
 @pytest.mark.slow
 def test_an_absurd_crop_is_refused_with_one_that_fits():
     plain = config(*TINY, "data.size=[20000,20000]")
-    plain["device_memory"] = 4.0
+    plain.device_memory = 4.0
     with pytest.raises(
         InputError, match=r"data.crop=\[20000, 20000\] with .* about [\d.,]+ GiB"
     ) as e:
         report.refuse_the_impossible(plain, torch.device("cpu"))
     side = int(str(e.value).rsplit("[", 1)[1].split(",")[0])
     assert simulate(plain, 2, side, side).peak <= 4.0 * GIB
-    plain["device_memory"] = 1e9
+    plain.device_memory = 1e9
     report.refuse_the_impossible(plain, torch.device("cpu"))
 
 
 def test_without_a_size_the_plan_says_what_to_set():
     plain = config(*TINY)
-    plain["data"]["size"] = None
+    plain.data.size = None
     with pytest.raises(InputError, match=r"set data.crop=\[512,512\]"):
         report.describe(plain, torch.device("cpu"))
 

@@ -200,13 +200,13 @@ def test_the_config_makes_the_data_set_of_what_is_unpacked(tmp_path, data):
     prepare.main([f"data={data}", f"root={tmp_path}", *archives])
     config = check(compose(f"data={data}", f"data.root={tmp_path}"), needs_data=True)
     if data == "pascal_voc":  # its training needs 10,582 pictures
-        config["data"]["train_split"] = "train"
-    for split in (config["data"]["train_split"], config["data"]["val_split"]):
+        config.data.train_split = "train"
+    for split in (config.data.train_split, config.data.val_split):
         dataset = make_dataset(config, split, training=True)
         sample = dataset[0]
         assert sample.image.shape == (480, 480, 3) or data == "pascal_voc"
         assert sample.mask.max() <= 255
-        assert len(dataset.classes) == config["data"]["num_classes"]
+        assert len(dataset.classes) == config.data.num_classes
 
 
 @pytest.mark.parametrize("data", list(prepare.LAYOUTS))

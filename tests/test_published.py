@@ -174,7 +174,7 @@ def test_a_picture_of_cityscapes_takes_the_published_number_of_passes(choice, pa
     from danet.config.build import make
     from danet.config.validate import check
 
-    infer = make(check(compose(f"evaluation={choice}"))["evaluation"], "evaluation")
+    infer = make(check(compose(f"evaluation={choice}")).evaluation, "evaluation")
     model = Counting()
     if choice.startswith("danet"):  # whose look at the largest value the meta device cannot take
         infer._exp = lambda model, part: (model(part), model(part.flip(-1)))[0].logits

@@ -52,27 +52,27 @@ def test_the_recipe_of_cityscapes_is_the_stated_one():
     """Numbers of the paper and of its authors' answers, written down once more."""
     config = check(compose("experiment=table2_multi_grid", "data.root=/data"))
     steps = 2975 // 8
-    assert config["trainer"]["steps"] == 240 * steps == 89_040
-    assert config["data"]["batch_size"] * 4 == 8
-    crop = config["data"]["transforms"]["train"]["steps"]["scale_crop"]
+    assert config.trainer.steps == 240 * steps == 89_040
+    assert config.data.batch_size * 4 == 8
+    crop = config.data.transforms["train"]["steps"]["scale_crop"]
     assert (crop["size"], crop["base"], crop["scale"]) == ([768, 768], 1024, [0.75, 2.0])
-    optimizer = config["optimizer"]
+    optimizer = config.optimizer
     assert (optimizer["lr"], optimizer["head_multiplier"], optimizer["momentum"]) == (
         0.003,
         10,
         0.9,
     )
     assert (optimizer["weight_decay"], optimizer["decay_norm"]) == (1e-4, True)
-    assert (config["schedule"]["power"], config["schedule"]["warmup_steps"]) == (0.9, 0)
-    assert config["model"]["backbone"]["multi_grid"] == [4, 8, 16]
-    assert config["model"]["auxiliary_head"] is None
-    weights = config["loss"]["weights"]
+    assert (config.schedule["power"], config.schedule["warmup_steps"]) == (0.9, 0)
+    assert config.model["backbone"]["multi_grid"] == [4, 8, 16]
+    assert config.model["auxiliary_head"] is None
+    weights = config.loss["weights"]
     assert weights["position"] == weights["channel"] == 1
     plain = check(compose("experiment=table1_r50_pam", "data.root=/data"))
-    assert plain["trainer"]["steps"] == 180 * steps == 66_780
-    assert plain["optimizer"]["lr"] == 0.01
-    assert plain["data"]["transforms"]["train"]["steps"]["scale_crop"]["scale"] == [1.0, 1.0]
-    assert plain["model"]["backbone"]["multi_grid"] is None
+    assert plain.trainer.steps == 180 * steps == 66_780
+    assert plain.optimizer["lr"] == 0.01
+    assert plain.data.transforms["train"]["steps"]["scale_crop"]["scale"] == [1.0, 1.0]
+    assert plain.model["backbone"]["multi_grid"] is None
 
 
 @pytest.mark.parametrize(

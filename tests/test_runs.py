@@ -90,7 +90,7 @@ def test_half_a_line_of_metrics_is_left_out(tmp_path):
 
 def test_writers_are_those_that_a_config_may_name():
     assert tuple(trackers.KINDS) == schema.LOG_TO
-    wrong = schema.RunSettings(log_to=["tensorbord"], processes=0).faults()
+    wrong = schema.RunSettings(log_to=["tensorbord"], processes=0).errors()
     assert wrong[0].startswith("run.log_to: there is no tensorbord; did you mean tensorboard?")
     assert wrong[1] == "run.processes=0: expected at least 1, or null"
 
@@ -171,7 +171,7 @@ def test_wandb_is_shown_a_run(tmp_path, monkeypatch):
 
 def test_a_missing_package_is_named_before_a_training(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert schema.RunSettings(log_to=["wandb"]).faults() == [
+    assert schema.RunSettings(log_to=["wandb"]).errors() == [
         "run.log_to: wandb is not installed: pip install wandb"
     ]
 

@@ -22,7 +22,7 @@ def runs(*arguments):
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_run_of_a_study_composes_and_only_what_is_meant_differs(name):
     found = {
-        run.variant: check(compose(*run.settings, "data.root=/data"))
+        run.variant: check(compose(*run.settings, "data.root=/data")).plain
         for run in runs(f"study={name}", "seed=1", f"level={next(iter(STUDIES[name]['levels']))}")
     }
     assert len(found) == len(STUDIES[name]["variants"])
@@ -40,7 +40,7 @@ def test_the_last_reading_is_the_second_reading_and_the_others_are_one_change_ea
 
 def test_levels_of_scenes_differ_in_the_cue_alone():
     levels = {
-        run.level: check(compose(*run.settings))["data"]
+        run.level: check(compose(*run.settings)).plain["data"]
         for run in runs("study=scenes", "variant=FCN", "seed=2")
     }
     for data in levels.values():

@@ -4,56 +4,24 @@ import functools
 import itertools
 import json
 import math
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, tool
+from conftest import TINY, K, Tiny, batch, no_waiting, scored, tiny, tool
+from conftest import make_trainer as make
 from torch import nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from danet.checkpoint import format as checkpoint_format
 from danet.distributed import collectives
 from danet.distributed.data_parallel import freeze_unused_parameters
-from danet.engine import trainer
-from danet.engine.ema import MovingAverage
+from danet.engine.ema import ModelEMA
 from danet.engine.optimizer import SGD, AdamW
 from danet.engine.precision import compiled
-from danet.engine.schedule import Poly
-from danet.engine.settings import TrainSettings
-from danet.engine.trainer import Trainer
 from danet.errors import DivergedError, InputError
-from danet.evaluation.metrics import ConfusionMatrix
-from danet.losses import OHEM, CrossEntropy, DeepSupervision
 from danet.models.heads.dual import DualAttentionHead, FCNHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
-from danet.types import IGNORE, Batch
-
-K = 3
-SETTINGS = {"precision": "float32", "accumulate": 2, "clip_norm": 1.0}
-
-
-class Tiny(nn.Module):
-    """A backbone of two convolutions that compiles in a second."""
-
-    channels = (4, 8)
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1, bias=False), nn.BatchNorm2d(4))
-        self.second = nn.Conv2d(4, 8, 3, padding=1)
-
-    def forward(self, x):
-        first = self.first(x)
-        return [first, self.second(first.relu())]
-
-
-def tiny(dropout=0.5):
-    head = functools.partial(FCNHead, num_classes=K, channels=8, dropout=dropout)
-    return Segmentor(Tiny(), head, head)
 
 
 def danet(recompute=()):
@@ -62,58 +30,22 @@ def danet(recompute=()):
     return Segmentor(ResNet(depth=18, width=8, recompute=recompute), head)
 
 
-def make(folder, model=None, *, recipe=None, resume=None, device="cpu", **settings):
-    torch.manual_seed(0)
-    return Trainer(
-        model=model if model is not None else tiny(),
-        criterion=DeepSupervision(
-            OHEM(0.7, min_kept=50),
-            CrossEntropy(),
-            dict.fromkeys(("backbone", "position", "channel"), 0.4),
-        ),
-        recipe=recipe or SGD(0.1, momentum=0.9),
-        schedule=Poly(),
-        settings=TrainSettings(**{"steps": 8, **SETTINGS, **settings}),
-        seed=5,
-        device=torch.device(device),
-        evaluate=lambda network: scored(),
-        draw=lambda network: {},
-        folder=folder,
-        header={"config": {}, "classes": ["a", "b", "c"], "palette": []},
-        resume=resume,
-    )
-
-
-def scored():
-    confusion = ConfusionMatrix(K)
-    confusion.update(batch(0).mask, batch(0).mask)
-    return confusion
-
-
-def batch(number, size=(32, 40)):
-    generator = torch.Generator().manual_seed(number)
-    image = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=generator)
-    mask = torch.randint(0, K, (2, *size), dtype=torch.uint8, generator=generator)
-    mask[:, :3] = IGNORE
-    return Batch(image, mask, ("a", "b"))
-
-
 def train(run, steps):
     """Trains; returns the loss terms of every step."""
-    run.parallel.train()
+    run.train_step.ddp_model.train()
     terms = []
     for _ in range(steps):
-        terms.append(run.train_step([batch(2 * run.step), batch(2 * run.step + 1)]))
+        terms.append(run.train_step([batch(2 * run.step), batch(2 * run.step + 1)], run.step))
         run.step += 1
     return terms
 
 
 def state(run):
     """Returns every number that a checkpoint of the run would hold, by name."""
-    average = run.ema.state_dict() if run.ema is not None else {}
-    moments = run.optimizer.state_dict()["state"]
+    average = run.train_step.ema.state_dict() if run.train_step.ema is not None else {}
+    moments = run.train_step.optimizer.state_dict()["state"]
     return {
-        **{f"model.{k}": v.clone() for k, v in run.model.state_dict().items()},
+        **{f"model.{k}": v.clone() for k, v in run.train_step.model.state_dict().items()},
         **{f"ema.{k}": v.clone() for k, v in average.items()},
         **{f"{i}.{k}": v.clone() for i, s in moments.items() for k, v in s.items()},
     }
@@ -125,39 +57,6 @@ def assert_equal(one, other):
 
 
 # No waiting
-
-
-class Kernels(TorchDispatchMode):
-    """Refuses kernels that make a program wait for a CUDA device, whatever the device here."""
-
-    NAMES = {
-        *("_local_scalar_dense", "item", "is_nonzero", "equal", "allclose"),  # a number is read
-        *("nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount"),
-        *("lift_fresh", "lift_fresh_copy"),  # torch.tensor(...): a copy from unpinned memory
-    }
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        chosen = args[1] if name in ("index", "index_put", "index_put_") else ()
-        if name in self.NAMES or any(i is not None and i.dtype == torch.bool for i in chosen):
-            raise AssertionError(f"{func} waits for the device")
-        return func(*args, **(kwargs or {}))
-
-
-class Methods(TorchFunctionMode):
-    """Refuses methods that copy to the host; on the CPU they need no kernel."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "")
-        if name in ("tolist", "numpy", "cpu"):
-            raise AssertionError(f"{name} waits for the device")
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def no_waiting():
-    with Methods(), Kernels():
-        yield
 
 
 @pytest.mark.parametrize(
@@ -182,12 +81,12 @@ def test_what_waits_is_recognised(wait):
 @pytest.mark.parametrize("recipe", [SGD(0.1), AdamW(0.1)], ids=lambda r: type(r).__name__)
 @pytest.mark.parametrize("scaled", [False, True], ids=["unscaled", "scaled as for float16"])
 def test_a_step_never_waits_for_the_device(tmp_path, recipe, scaled):
-    run = make(tmp_path, danet(recompute=[2]), recipe=recipe, ema_decay=0.9)
-    run.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    run = make(tmp_path, danet(recompute=[2]), optimizer=recipe, ema_decay=0.9)
+    run.train_step.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
     for _ in range(3):
         group = [batch(2 * run.step), batch(2 * run.step + 1)]
         with no_waiting():
-            run.train_step(group)
+            run.train_step(group, run.step)
         run.step += 1
 
 
@@ -196,30 +95,35 @@ def test_a_step_never_waits_for_the_device(tmp_path, recipe, scaled):
 
 @pytest.mark.parametrize("recipe", [SGD(0.1, nesterov=True), AdamW(0.1)], ids=str)
 def test_the_fused_optimizer_takes_the_steps_of_the_plain_one(tmp_path, recipe):
-    fused, plain = make(tmp_path / "a", recipe=recipe), make(tmp_path / "b", recipe=recipe)
-    assert {group["fused"] for group in fused.optimizer.param_groups} == {True}
-    for group in plain.optimizer.param_groups:
+    fused, plain = (
+        make(tmp_path / "a", optimizer=recipe),
+        make(tmp_path / "b", optimizer=recipe),
+    )
+    assert {group["fused"] for group in fused.train_step.optimizer.param_groups} == {True}
+    for group in plain.train_step.optimizer.param_groups:
         group["fused"], group["foreach"] = False, False
     train(fused, 3), train(plain, 3)
-    for a, b in zip(fused.model.parameters(), plain.model.parameters(), strict=True):
+    for a, b in zip(
+        fused.train_step.model.parameters(), plain.train_step.model.parameters(), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 
 def test_a_first_step_that_overflows_changes_nothing(tmp_path):
     """torch's fused SGD would leave unwritten memory as momentum."""
     run = make(tmp_path, clip_norm=None)
-    run.scaler = torch.amp.GradScaler("cpu", init_scale=math.inf)
-    before = {name: p.clone() for name, p in run.model.named_parameters()}
+    run.train_step.scaler = torch.amp.GradScaler("cpu", init_scale=math.inf)
+    before = {name: p.clone() for name, p in run.train_step.model.named_parameters()}
     train(run, 1)
-    for name, parameter in run.model.named_parameters():
+    for name, parameter in run.train_step.model.named_parameters():
         assert torch.equal(parameter, before[name])
-        momentum = run.optimizer.state[parameter]["momentum_buffer"]
+        momentum = run.train_step.optimizer.state[parameter]["momentum_buffer"]
         assert torch.equal(momentum, torch.zeros_like(parameter))
 
 
 def test_steps_that_all_overflow_end_the_run_and_leave_the_rate_where_it_was(tmp_path):
     run = make(tmp_path, steps=200, log_every=7, eval_every=200, clip_norm=None)
-    run.scaler = torch.amp.GradScaler("cpu", init_scale=math.inf)
+    run.train_step.scaler = torch.amp.GradScaler("cpu", init_scale=math.inf)
     before = state(run)
     with pytest.raises(DivergedError, match="the gradients of the last 35 steps were too large"):
         run.fit(batch(number) for number in itertools.count())
@@ -230,7 +134,7 @@ def test_steps_that_all_overflow_end_the_run_and_leave_the_rate_where_it_was(tmp
             assert torch.equal(value, state(run)[name]), name
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rates = [line["lr"] for line in lines]
-    first = run.optimizer.param_groups[0]["base_lr"] * run.schedule(0, 200)
+    first = run.train_step.optimizer.param_groups[0]["base_lr"] * run.train_step.schedule(0, 200)
     assert rates == pytest.approx([first] * len(rates))
     assert [line["skipped"] for line in lines] == [7, 14, 21, 28]
     assert not list(tmp_path.glob("*.pt"))
@@ -238,31 +142,31 @@ def test_steps_that_all_overflow_end_the_run_and_leave_the_rate_where_it_was(tmp
 
 def test_a_short_run_that_never_changed_a_weight_is_not_taken_for_a_training(tmp_path):
     run = make(tmp_path, steps=5, log_every=5, eval_every=5, clip_norm=None)
-    run.scaler = torch.amp.GradScaler("cpu", init_scale=math.inf)
+    run.train_step.scaler = torch.amp.GradScaler("cpu", init_scale=math.inf)
     with pytest.raises(DivergedError, match="step 5: the gradients of the last 5 steps were too"):
         run.fit(batch(number) for number in itertools.count())
 
 
 def test_a_rate_follows_the_steps_that_were_taken(tmp_path):
     run = make(tmp_path, steps=20, clip_norm=None)
-    run.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    run.train_step.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     seen = []
     for step in range(8):
         if step in (2, 3, 5):
-            run.scaler._scale = torch.tensor(math.inf)
+            run.train_step.scaler._scale = torch.tensor(math.inf)
         train(run, 1)
-        seen.append(float(run.optimizer.param_groups[0]["lr"]))
-        run.scaler._scale = torch.tensor(8.0)
-    base = run.optimizer.param_groups[0]["base_lr"]
+        seen.append(float(run.train_step.optimizer.param_groups[0]["lr"]))
+        run.train_step.scaler._scale = torch.tensor(8.0)
+    base = run.train_step.optimizer.param_groups[0]["base_lr"]
     taken = [0, 1, 2, 2, 2, 3, 3, 4]
-    assert seen == pytest.approx([base * run.schedule(step, 20) for step in taken])
+    assert seen == pytest.approx([base * run.train_step.schedule(step, 20) for step in taken])
     run.save()
-    run.saver.wait()
+    assert run.checkpoints.finish() is None
     saved = checkpoint_format.load(tmp_path / "last.pt")
     assert saved["skipped"] == 3
     again = make(tmp_path / "again", steps=20, clip_norm=None)
-    again._restore(saved)
-    assert again.overflows.total() == 3
+    again.load_state(saved)
+    assert again.train_step.overflows.total() == 3
 
 
 # Moving average
@@ -271,7 +175,7 @@ def test_a_rate_follows_the_steps_that_were_taken(tmp_path):
 @pytest.mark.parametrize("decay", [0.5, 0.99])
 def test_the_moving_average_equals_its_formula(decay):
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    average, values = MovingAverage(model, decay), []
+    average, values = ModelEMA(model, decay), []
     for step in range(4):
         model[0].weight.data.normal_()
         model[1].running_mean.normal_()
@@ -292,7 +196,7 @@ def test_the_moving_average_is_that_of_torch_under_the_same_names():
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
     model = nn.Linear(2, 2)
-    ours = MovingAverage(model, 0.9)
+    ours = ModelEMA(model, 0.9)
     theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     for step in range(3):
         model.weight.data.normal_()
@@ -305,7 +209,10 @@ def test_the_moving_average_is_that_of_torch_under_the_same_names():
 
 
 def test_recomputing_trains_to_the_same_bits(tmp_path):
-    plain, recomputing = make(tmp_path / "a", danet()), make(tmp_path / "b", danet([1, 2, 3, 4]))
+    plain, recomputing = (
+        make(tmp_path / "a", danet()),
+        make(tmp_path / "b", danet([1, 2, 3, 4])),
+    )
     train(plain, 2), train(recomputing, 2)
     assert_equal(state(recomputing), state(plain))
 
@@ -316,7 +223,7 @@ def test_recomputing_trains_to_the_same_bits(tmp_path):
 def test_a_step_is_saved_before_it_is_evaluated(tmp_path):
     run = make(tmp_path, steps=4, eval_every=2)
 
-    def fail(network):
+    def fail(network, step):
         raise InputError("a mask is damaged")
 
     run.evaluate = fail
@@ -344,15 +251,15 @@ def test_a_run_is_saved_when_it_was_not_for_long(tmp_path, minutes, steps):
 @pytest.mark.parametrize("recipe", [SGD(0.1, momentum=0.9), AdamW(0.01)], ids=["SGD", "AdamW"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_checkpoint_goes_on_in_another_memory_order(tmp_path, recipe, channels_last):
-    first = make(tmp_path, danet(), recipe=recipe, channels_last=channels_last)
+    first = make(tmp_path, danet(), optimizer=recipe, channels_last=channels_last)
     train(first, 2)
     first.save()
-    first.saver.wait()
+    assert first.checkpoints.finish() is None
     same, other = (
         make(
             tmp_path / str(order),
             danet(),
-            recipe=recipe,
+            optimizer=recipe,
             resume=checkpoint_format.load(tmp_path / "last.pt"),
             channels_last=order,
         )
@@ -360,11 +267,15 @@ def test_a_checkpoint_goes_on_in_another_memory_order(tmp_path, recipe, channels
     )
     for run in (same, other):
         torch.manual_seed(1)
-        for parameter in run.model.parameters():
+        for parameter in run.train_step.model.parameters():
             parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape))
-        run.optimizer.step()
-    assert not torch.equal(same.model.backbone.conv1.weight, first.model.backbone.conv1.weight)
-    for one, two in zip(same.model.parameters(), other.model.parameters(), strict=True):
+        run.train_step.optimizer.step()
+    assert not torch.equal(
+        same.train_step.model.backbone.conv1.weight, first.train_step.model.backbone.conv1.weight
+    )
+    for one, two in zip(
+        same.train_step.model.parameters(), other.train_step.model.parameters(), strict=True
+    ):
         torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
 
 
@@ -372,12 +283,12 @@ def test_a_checkpoint_without_scaling_of_the_loss_goes_on_with_it(tmp_path):
     first = make(tmp_path)
     train(first, 1)
     first.save()
-    first.saver.wait()
+    assert first.checkpoints.finish() is None
     second = make(tmp_path / "second")
-    second.scaler = torch.amp.GradScaler("cpu", enabled=True)
-    second._restore(checkpoint_format.load(tmp_path / "last.pt"))
+    second.train_step.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    second.load_state(checkpoint_format.load(tmp_path / "last.pt"))
     assert second.step == 1
-    assert second.scaler.get_scale() > 1
+    assert second.train_step.scaler.get_scale() > 1
 
 
 # torch.compile. The inductor takes long, so most is shown with the tracers alone.
@@ -388,7 +299,7 @@ def tracing(monkeypatch):
     """Lets ``torch.compile`` trace forward and backward, and run what it traced as it is."""
     torch._dynamo.reset()
     compiling = functools.partial(torch.compile, backend="aot_eager")
-    monkeypatch.setattr(trainer.torch, "compile", compiling)
+    monkeypatch.setattr(torch, "compile", compiling)
     yield
     torch._dynamo.reset()
 
@@ -408,10 +319,13 @@ def test_a_compiled_step_is_the_eager_one(tmp_path, tracing):
 
 
 def test_a_compiled_run_resumes_exactly(tmp_path, tracing):
-    whole, first = make(tmp_path / "a", compile=True), make(tmp_path / "b", compile=True)
+    whole, first = (
+        make(tmp_path / "a", compile=True),
+        make(tmp_path / "b", compile=True),
+    )
     train(whole, 4), train(first, 2)
     first.save()
-    first.saver.wait()
+    assert first.checkpoints.finish() is None
     torch._dynamo.reset()
     second = make(
         tmp_path / "b", compile=True, resume=checkpoint_format.load(tmp_path / "b/last.pt")
@@ -424,7 +338,7 @@ def test_evaluation_is_not_compiled(tmp_path, tracing):
     run = make(tmp_path, compile=True, steps=2, eval_every=1)
     seen = []
 
-    def look(network):
+    def look(network, step):
         with torch.no_grad():
             network.eval()(batch(0).image)
         seen.append((network, torch._dynamo.utils.counters["frames"]["ok"]))
@@ -432,7 +346,7 @@ def test_evaluation_is_not_compiled(tmp_path, tracing):
 
     run.evaluate = look
     run.fit(map(batch, itertools.count()))
-    assert [network for network, _ in seen] == [run.model] * 2
+    assert [network for network, _ in seen] == [run.train_step.model] * 2
     assert seen[0][1] == seen[1][1] > 0, "compiled once, in the first step"
 
 
@@ -443,8 +357,8 @@ def test_the_whole_network_compiles_and_recomputes(tmp_path, tracing):
     for one, other in zip(train(eager, 2), train(fast, 2), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     assert torch._dynamo.utils.counters["graph_break"] == {}
-    assert fast.model.backbone.bn1.num_batches_tracked == 4
-    assert fast.model.backbone.layer1[0].bn1.num_batches_tracked == 4
+    assert fast.train_step.model.backbone.bn1.num_batches_tracked == 4
+    assert fast.train_step.model.backbone.layer1[0].bn1.num_batches_tracked == 4
 
 
 @pytest.mark.slow
@@ -457,10 +371,13 @@ def test_the_inductor_trains_as_eager_and_resumes_exactly(tmp_path):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
     # Dropout is drawn otherwise than in eager mode, but again from seed and step alone.
-    whole, first = make(tmp_path / "c", compile=True), make(tmp_path / "d", compile=True)
+    whole, first = (
+        make(tmp_path / "c", compile=True),
+        make(tmp_path / "d", compile=True),
+    )
     train(whole, 4), train(first, 2)
     first.save()
-    first.saver.wait()
+    assert first.checkpoints.finish() is None
     torch._dynamo.reset()
     second = make(
         tmp_path / "d", compile=True, resume=checkpoint_format.load(tmp_path / "d/last.pt")
@@ -490,7 +407,7 @@ def test_a_machine_that_cannot_compile_is_told_so_in_one_line(monkeypatch, error
     def refuse(*_):
         raise error
 
-    monkeypatch.setattr(trainer.torch, "compile", lambda _: refuse)
+    monkeypatch.setattr(torch, "compile", lambda _: refuse)
     with pytest.raises(InputError) as told:
         compiled(tiny(), torch.device("cpu"))
     message = str(error).strip().splitlines()[0]
@@ -530,9 +447,11 @@ class Idle(Tiny):
 def test_layers_that_no_output_depends_on_are_found(tmp_path):
     run = make(tmp_path, Segmentor(Idle(), functools.partial(FCNHead, num_classes=K, channels=8)))
     before = state(run)
-    names = freeze_unused_parameters(run.model)
+    names = freeze_unused_parameters(run.train_step.model)
     assert names == ["backbone.third.weight", "backbone.third.bias"]
-    assert {n for n, p in run.model.named_parameters() if not p.requires_grad} == set(names)
+    assert {n for n, p in run.train_step.model.named_parameters() if not p.requires_grad} == set(
+        names
+    )
     assert_equal(state(run), before)
     assert freeze_unused_parameters(danet([1, 2])) == []
 
@@ -554,7 +473,7 @@ def work(rank, folder):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
-    trainer.torch.compile = functools.partial(torch.compile, backend="aot_eager")
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
     for name, settings in VARIANTS.items():
         recompute = [1, 2, 3, 4] if "recomputing" in name else []
         model = danet(recompute) if "network" in name else None
@@ -562,16 +481,17 @@ def work(rank, folder):
             head = functools.partial(FCNHead, num_classes=K, channels=8)
             model = Segmentor(Idle(), head, head)
         run = make(Path(folder) / name, model, ema_decay=0.9, **settings)
-        assert not run.parallel.broadcast_buffers
-        run.parallel.broadcast_buffers = name == "broadcasting"
+        assert not run.train_step.ddp_model.broadcast_buffers
+        run.train_step.ddp_model.broadcast_buffers = name == "broadcasting"
         for _ in range(2):
-            run.train_step([batch(10 * run.step + rank), batch(10 * run.step + 2 + rank)])
+            group = [batch(10 * run.step + rank), batch(10 * run.step + 2 + rank)]
+            run.train_step(group, run.step)
             run.step += 1
         if rank == 0:
             torch.save(state(run), Path(folder) / f"{name}.pt")
-        collectives.broadcast_buffers(run.model)
+        collectives.broadcast_buffers(run.train_step.model)
         run.log.close()
-        torch.save(run.model.state_dict(), Path(folder) / f"{name} {rank}.pt")
+        torch.save(run.train_step.model.state_dict(), Path(folder) / f"{name} {rank}.pt")
     torch.distributed.destroy_process_group()
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from danet import cli
-from danet.config.schema import CheckConfig, TrainConfig
+from danet.config.schema import CheckConfig, TrainConfig, TrainSchema
 from danet.config.validate import check
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError, StorageError
@@ -46,12 +46,12 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
         InputError: There are problems; the report is written nevertheless.
     """
     # A training's config with nothing but data: what a training would refuse is refused here.
-    train = OmegaConf.structured(TrainConfig(trainer=TrainSettings(steps=1)))
+    train = OmegaConf.structured(TrainSchema(trainer=TrainSettings(steps=1)))
     train.data = config.data
     checked = check(train, added, needs_data=True)
     plain: Any = OmegaConf.to_container(config)
-    settings = CheckConfig(**{**plain, "data": checked["data"]})
-    facts = {"root": checked["data"].get("root")}
+    settings = CheckConfig(**{**plain, "data": checked.plain["data"]})
+    facts = {"root": checked.data.root}
     if output is None:
         output = folder_of(Path("runs/check", cli.choice()).absolute(), "report.json", facts)
     _check_settings(settings, output)
@@ -99,7 +99,7 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
 
 
 def scan_splits(
-    config: Mapping[str, Any], settings: CheckConfig
+    config: TrainConfig, settings: CheckConfig
 ) -> tuple[list["SplitReport"], list["FileDataset"], list[str]]:
     """Scans the splits one after another; those that are refused as a whole are told last."""
     from tqdm import tqdm
@@ -111,11 +111,11 @@ def scan_splits(
     from danet.data_check.scan import scan
     from danet.datasets.base import FileDataset
 
-    data = config["data"]
-    if "cache" in data:
-        data["cache"] = "none"  # the files are meant, not what was kept of them
+    data = config.data
+    if "cache" in config.plain["data"]:
+        config.plain["data"]["cache"] = "none"  # the files are meant, not what was kept of them
     reports, datasets, refused = [], [], []
-    for split in settings.splits or dict.fromkeys((data["train_split"], data["val_split"])):
+    for split in settings.splits or dict.fromkeys((data.train_split, data.val_split)):
         try:
             dataset = make_dataset(config, split, training=False)
         except InputError as error:
@@ -128,16 +128,16 @@ def scan_splits(
                 dataset,
                 full=settings.full,
                 keep=settings.show,
-                num_workers=data["num_workers"],
+                num_workers=data.num_workers,
                 progress=bar.update,
             )
         reports.append(report)
         datasets.append(dataset)
-    allowed = bool(data.get("allow_overlap"))
+    allowed = data.allow_overlap
     find_copies(reports, allow_overlap=allowed)
     by_split = {dataset.split: dataset for dataset in datasets}
-    if data["train_split"] == data["val_split"] in by_split:
-        dataset = by_split[data["val_split"]]
+    if data.train_split == data.val_split in by_split:
+        dataset = by_split[data.val_split]
         try:
             reports[0].notes.append(refuse_overlap(dataset, dataset, allowed=allowed))
         except InputError as error:

@@ -6,7 +6,6 @@ and trainings start from it with ``init_from``.
 
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from danet.checkpoint import reading
 from danet.checkpoint.convert import PROGRAMS, Network, Renamed, fill_in, network_of, rename
 from danet.checkpoint.weights import read_state_dict
 from danet.config.build import make_model
-from danet.config.schema import ConvertConfig, did_you_mean
+from danet.config.schema import ConvertConfig, TrainConfig, did_you_mean
 from danet.config.validate import check, locate
 from danet.datasets.labels import voc_palette
 from danet.errors import InputError
@@ -81,7 +80,7 @@ def work(config: DictConfig, *, further: list[str]) -> None:
         )
     network = network_of(renamed.tensors, f"input={path}")
     train = train_config(network, source, further, f"input={path}")
-    torch.manual_seed(train["seed"])
+    torch.manual_seed(train.seed)
     state, fresh = fill_in(renamed.tensors, make_model(train).state_dict(), source, f"input={path}")
     classes, palette = classes_of(train)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +89,7 @@ def work(config: DictConfig, *, further: list[str]) -> None:
         {
             "format": checkpoint_format.FORMAT,
             "version": danet.__version__,
-            "config": train,
+            "config": train.plain,
             "classes": list(classes),
             "palette": [list(color) for color in palette],
             "model": state,
@@ -124,7 +123,7 @@ def refuse_output(output: Path) -> None:
         raise InputError(f"output={output}: there is such a file already; give another name")
 
 
-def train_config(network: Network, source: str, settings: list[str], file: str) -> dict[str, Any]:
+def train_config(network: Network, source: str, settings: list[str], file: str) -> TrainConfig:
     """Composes the training config that describes a network.
 
     Raises:
@@ -154,7 +153,7 @@ def train_config(network: Network, source: str, settings: list[str], file: str) 
     if OmegaConf.is_missing(composed.data, "root"):
         composed.data.root = "."  # where the data is, the tools are told when they are used
     checked = check(composed)
-    count, name = checked["data"]["num_classes"], chosen[-1][5:] if chosen else data
+    count, name = checked.data.num_classes, chosen[-1][5:] if chosen else data
     if network.num_classes not in (None, count):
         raise InputError(
             f"{file}: it has {network.num_classes} classes, and data={name} has {count}; leave "
@@ -163,18 +162,18 @@ def train_config(network: Network, source: str, settings: list[str], file: str) 
     return checked
 
 
-def classes_of(train: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
+def classes_of(train: TrainConfig) -> tuple[list[str], list[Any]]:
     """Returns names and colours of the classes; no file of the data set is needed for them."""
-    node = train["data"]["dataset"]
+    node = train.data.dataset
     target = locate(node["_target_"])
     classes = node.get("classes") or target.classes
     palette = node.get("palette") or node.get("colors") or getattr(target, "palette", None)
     return list(classes), list(palette or voc_palette(len(classes)))
 
 
-def train_name(train: Mapping[str, Any]) -> str:
+def train_name(train: TrainConfig) -> str:
     """Returns the name of the data set's class."""
-    return str(train["data"]["dataset"]["_target_"]).rpartition(".")[2]
+    return str(train.data.dataset["_target_"]).rpartition(".")[2]
 
 
 def account(renamed: Renamed, fresh: list[str]) -> list[str]:

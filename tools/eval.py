@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from danet import cli
 from danet.config.build import checked_config, load_saved, make, make_dataset, model_of
-from danet.config.schema import EvalConfig
+from danet.config.schema import EvalConfig, TrainConfig
 from danet.config.validate import check_node
 from danet.data.loader import eval_batches
 from danet.datasets.base import SegmentationDataset
@@ -54,13 +54,13 @@ def work(config: DictConfig) -> None:
     settings: EvalConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     saved = load_saved(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint, settings.data)
-    protocol = settings.evaluation or trained["evaluation"]
+    protocol = settings.evaluation or trained.evaluation
     check_node(protocol, "evaluation")
     infer = make(protocol, "evaluation")
     ratio = settings.boundary_ratio
     if ratio is not None and not 0 < ratio < 1:
         raise InputError(f"boundary_ratio={ratio}: expected a part of the diagonal, as in 0.02")
-    split = settings.split or trained["data"]["val_split"]
+    split = settings.split or trained.data.val_split
     dataset = make_dataset(trained, split, training=False)
     writer = None
     if settings.submission:
@@ -80,7 +80,7 @@ def work(config: DictConfig) -> None:
         "split": split,
         "images": len(dataset),
         "data_set": dataset.fingerprint(),
-        "root": trained["data"].get("root"),
+        "root": trained.data.root,
         "boundary_ratio": ratio,
         "evaluation": protocol,
         "protocol": described(protocol, mode),
@@ -112,7 +112,7 @@ def run(
     dataset: SegmentationDataset,
     infer: Inference,
     settings: EvalConfig,
-    trained: dict[str, Any],
+    trained: TrainConfig,
     device: torch.device,
 ) -> Iterator[Prediction]:
     """Yields the predictions of this process's share of the split."""
@@ -121,7 +121,7 @@ def run(
         batch_size=settings.batch_size,
         rank=collectives.rank(),
         world=collectives.world_size(),
-        num_workers=trained["data"]["num_workers"],
+        num_workers=trained.data.num_workers,
         pin_memory=device.type == "cuda",
     )
     shown = tqdm(batches, desc=dataset.split, unit="batch", disable=not collectives.is_first())

@@ -49,7 +49,7 @@ def work(config: DictConfig) -> None:
     sources = find_sources(settings.images, (sys.stdin or ()) if settings.images == "-" else ())
     saved = load_saved(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint)
-    protocol = settings.evaluation or trained["evaluation"]
+    protocol = settings.evaluation or trained.evaluation
     check_node(protocol, "evaluation")
     infer = make(protocol, "evaluation")
     model = model_of(saved, trained, settings.checkpoint)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from danet import cli
 from danet.config.build import checked_config, load_saved, make, make_dataset, model_of
-from danet.config.schema import VisualizeConfig, did_you_mean
+from danet.config.schema import TrainConfig, VisualizeConfig, did_you_mean
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.image_io import read_image
 from danet.datasets.listing import IMAGE_SUFFIXES
@@ -56,7 +56,7 @@ class Network(NamedTuple):
     classes: list[str]
     palette: Palette
     step: int
-    config: dict[str, Any]
+    config: TrainConfig
     infer: Inference
     """The protocol of its training, by which everything here is drawn and scored."""
 
@@ -76,9 +76,9 @@ def work(config: DictConfig) -> None:
     facts: dict[str, Any] = {
         "network": digest_of(network.model),
         "other": digest_of(other.model) if other else None,
-        "evaluation": network.config["evaluation"],
+        "evaluation": network.config.evaluation,
     }
-    source = settings.split or network.config["data"]["val_split"]
+    source = settings.split or network.config.data.val_split
     place = Path(settings.checkpoint).expanduser()
     beside = place if place.is_dir() else place.parent
     if settings.images:
@@ -91,7 +91,7 @@ def work(config: DictConfig) -> None:
             require_labels(dataset, "split", "report=true needs them to score the network")
         pictures = of_split(dataset, settings.count)
         facts["images"] = dataset.fingerprint()
-        facts["root"] = network.config["data"].get("root")
+        facts["root"] = network.config.data.root
     default = folder_of(beside / f"pictures_{source}", _ORIGIN, facts)
     output = Path(settings.output).expanduser() if settings.output else default
     require_writable(output)
@@ -119,7 +119,7 @@ def load_network(path: str, settings: VisualizeConfig, device: torch.device) -> 
     config = checked_config(saved, path, settings.data)
     model = model_of(saved, config, path).to(device)
     palette = [tuple(color) for color in saved["palette"]]
-    infer = make(config["evaluation"], "evaluation")
+    infer = make(config.evaluation, "evaluation")
     return Network(path, model, saved["classes"], palette, saved["step"], config, infer)
 
 
@@ -234,7 +234,7 @@ def examine(
         facts=[
             f"{type(dataset).__name__}, split {dataset.split}, {len(dataset)} images; step "
             f"{network.step}; {weights:,} weights.",
-            f"Scored and drawn by {described(network.config['evaluation'])}; attention is that of "
+            f"Scored and drawn by {described(network.config.evaluation)}; attention is that of "
             "one pass over the whole picture.",
             *([warning] if warning else []),
         ],

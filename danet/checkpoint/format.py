@@ -3,7 +3,7 @@
 A checkpoint is one dictionary of tensors, numbers, strings, lists and dictionaries, so that it can
 be read without running anything that lies in it::
 
-    format      2
+    format      3
     version     of this package
     config      the run's whole config, resolved
     classes     names            palette   RGB colours
@@ -16,7 +16,8 @@ be read without running anything that lies in it::
     scores      of the last evaluation, or None
 
 The file is torch's zip archive with 40 bytes behind it: eight that say so and the SHA-256 of all
-before, so that a flipped bit is noticed. Format 1, of versions before 0.2, had no checksum.
+before, so that a flipped bit is noticed. Files of formats 1 and 2 name classes in modules that are
+no more; their weights can still start a run, with ``init_from``.
 """
 
 import hashlib
@@ -36,8 +37,7 @@ from danet.distributed import collectives
 from danet.errors import InputError, StorageError
 from danet.plain import printable
 
-FORMAT = 2
-READABLE = (1, FORMAT)
+FORMAT = 3
 Checkpoint = dict[str, Any]
 
 
@@ -205,13 +205,15 @@ def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
             "config and no state of an optimizer; plain weights go to init_from"
         )
     version = checkpoint["format"]
-    if not (isinstance(version, int) and version in READABLE):
+    if version != FORMAT or isinstance(version, bool):
+        is_older = version in (1, 2) and not isinstance(version, bool)
+        advice = "; its weights can start a new run with init_from" if is_older else ""
         raise InputError(
-            f"{key}={path}: format {printable(str(version)[:20])}, this version reads "
-            f"{' and '.join(map(str, READABLE))}; it was written by danet "
-            f"{printable(str(checkpoint.get('version'))[:20])}, and this is {danet.__version__}"
+            f"{key}={path}: format {printable(str(version)[:20])} of danet "
+            f"{printable(str(checkpoint.get('version'))[:20])}; this is danet "
+            f"{danet.__version__}, which reads format {FORMAT}{advice}"
         )
-    if version > 1 and not is_sealed:
+    if not is_sealed:
         raise InputError(
             f"{key}={path}: damaged or incomplete: the checksum at its end is missing"
             + reading.another_whole(path)

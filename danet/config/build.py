@@ -17,15 +17,11 @@ from danet.checkpoint import exported
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint.format import Checkpoint
 from danet.checkpoint.weights import explain_mismatch
-from danet.config.schema import DataFolder, DataOverrides, TrainConfig
+from danet.config.schema import DataFolder, DataOverrides, TrainConfig, TrainSchema
 from danet.config.validate import TRUSTED, check_plain, locate
 from danet.datasets.base import Reading, SegmentationDataset
 from danet.errors import InputError, UserError, first_line
 from danet.plain import printable, problem_with
-
-Config = Mapping[str, Any]
-"""A train config as ``check`` returns it: plain values, nothing to resolve."""
-
 
 _ODD = (OmegaConfBaseException, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 """What OmegaConf and the check raise for a config that is none."""
@@ -79,38 +75,39 @@ def _named(key: str) -> Iterator[None]:
         raise InputError(f"{key}: {type(error).__name__}: {first_line(error)}") from error
 
 
-def make_dataset(config: Config, split: str, *, training: bool) -> SegmentationDataset:
+def make_dataset(config: TrainConfig, split: str, *, training: bool) -> SegmentationDataset:
     """Makes the data set of one split, with the transforms of training or of evaluation.
 
     Raises:
         InputError: Files are missing, or the class count of the config is not the data set's.
     """
-    data = config["data"]
-    transforms = data["transforms"]["train" if training else "eval"]
+    data = config.data
+    transforms = data.transforms["train" if training else "eval"]
     transform = make(transforms, "data.transforms") if transforms else None
     arguments: dict[str, Any] = {"split": split, "transform": transform}
-    reading = {f.name: data[f.name] for f in fields(Reading) if f.name in data}
+    given = config.plain["data"]
+    reading = {f.name: given[f.name] for f in fields(Reading) if f.name in given}
     if reading:  # a data set that draws its pictures has no such keys
         arguments["reading"] = Reading(**reading)
-    dataset: SegmentationDataset = make(data["dataset"], "data", **arguments)
-    if len(dataset.classes) != data["num_classes"]:
+    dataset: SegmentationDataset = make(data.dataset, "data", **arguments)
+    if len(dataset.classes) != data.num_classes:
         raise InputError(
-            f"data.num_classes={data['num_classes']}, but {type(dataset).__name__} has "
+            f"data.num_classes={data.num_classes}, but {type(dataset).__name__} has "
             f"{len(dataset.classes)} class names: leave data.num_classes as the data set has it"
         )
     return dataset
 
 
-def make_model(config: Config) -> nn.Module:
-    """Makes the network of a config; raises InputError."""
-    model: nn.Module = make(config["model"], "model")
+def make_model(config: TrainConfig) -> nn.Module:
+    """Return the network of a config; raise InputError."""
+    model: nn.Module = make(config.model, "model")
     return model
 
 
 def checked_config(
     saved: Checkpoint, path: str | Path, data: DataFolder | None = None
-) -> dict[str, Any]:
-    """Returns the config inside a checkpoint after the same check that a new one gets.
+) -> TrainConfig:
+    """Return the config inside a checkpoint after the same check that a new one gets.
 
     Args:
         saved: The checkpoint.
@@ -121,14 +118,14 @@ def checked_config(
         stored = saved["config"]
         if problem := problem_with(stored, "config"):
             raise InputError(problem)
-        typed = OmegaConf.merge(OmegaConf.structured(TrainConfig), stored)
+        typed = OmegaConf.merge(OmegaConf.structured(TrainSchema), stored)
         config: Any = OmegaConf.to_container(typed, resolve=False)
         if missing := [group for group in TRUSTED if not config[group]]:
             raise InputError(f"config.{missing[0]}: there is nothing; the file was changed")
         if data is not None:
             _replace_data(config["data"], data)
         checked = check_plain(config)
-        count = checked["data"]["num_classes"]
+        count = checked.data.num_classes
         for name in ("classes", "palette"):
             if len(saved.get(name, range(count))) != count:
                 raise InputError(f"data.num_classes={count} and {len(saved[name])} {name}")
@@ -152,7 +149,7 @@ def _replace_data(node: dict[str, Any], data: DataFolder) -> None:
         node["cache"] = "none"  # its folder is one of the machine that trained
 
 
-def misfit(saved: Checkpoint, config: Config) -> str:
+def misfit(saved: Checkpoint, config: TrainConfig) -> str:
     """Return what keeps the weights of a checkpoint from filling the network of its config.
 
     The network is made on the meta device, so a config may ask for any width and takes no memory.
@@ -176,19 +173,19 @@ def averaged(saved: Checkpoint) -> dict[str, Tensor]:
     return {k[len(prefix) :]: v for k, v in saved["ema"].items() if k.startswith(prefix)}
 
 
-def untrained(config: Config) -> nn.Module:
+def untrained(config: TrainConfig) -> nn.Module:
     """Make the network of a config with random weights, whatever files it once started from.
 
     For a checkpoint, which has its weights: the files need not exist any more.
     """
-    node, backbone = config["model"], config["model"].get("backbone")
+    node, backbone = config.model, config.model.get("backbone")
     if isinstance(backbone, Mapping) and "weights" in backbone:
         node = {**node, "backbone": {**backbone, "weights": None}}
     model: nn.Module = make(node, "model")
     return model
 
 
-def model_of(saved: Checkpoint, config: Config, path: str | Path) -> nn.Module:
+def model_of(saved: Checkpoint, config: TrainConfig, path: str | Path) -> nn.Module:
     """Returns the network of a checkpoint in eval mode, with averaged weights where it has them."""
     if problems := misfit(saved, config):
         raise InputError(

@@ -13,48 +13,15 @@ from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint import manager, run_folder
 from danet.checkpoint.format import Checkpoint
 from danet.config.build import checked_config, misfit
+from danet.config.schema import TrainConfig, resumable_keys
+from danet.config.validate import check_plain
 from danet.engine.optimizer import Recipe
 from danet.engine.optimizer import misfit as optimizer_misfit
 from danet.errors import InputError
 
-FREE = (
-    "resume",
-    "init_from",
-    "allow_changes",
-    "dry_run",
-    "device_memory",
-    "run.dir",
-    "run.name",
-    "run.log_to",
-    "run.processes",
-    "trainer.profile",
-    "data.root",
-    "data.dataset.root",
-    "data.num_workers",
-    "data.allow_overlap",
-    "data.cache",
-    "data.cache_dir",
-    "data.cache_gib",
-    "data.max_pixels",
-    "data.on_bad_sample",
-    "data.max_bad_share",
-    "data.timeout",
-    "data.batch_size",
-    "trainer.accumulate",
-    "trainer.stop_at",
-    "trainer.eval_every",
-    "trainer.log_every",
-    "trainer.save_every",
-    "trainer.save_minutes",
-    "trainer.keep_last",
-    "trainer.keep_best",
-    "trainer.keep_every",
-    "trainer.save_in_background",
-    "trainer.on_storage_error",
-    "trainer.device",
-)
-"""Keys that do not change what a step computes, and so may differ in a resumed run; the two that
-make up the global batch only together with the number of processes."""
+FREE = {*resumable_keys(), "data.dataset.root"}
+"""Settings that do not change what a step computes: each says why where it is declared. The last is
+an interpolation of data.root."""
 
 CHANGEABLE = ("data.", "evaluation.", "loss.", "schedule.", "seed", "trainer.")
 NEVER = ("data.num_classes", "trainer.ema_decay")
@@ -62,10 +29,10 @@ NEVER = ("data.num_classes", "trainer.ema_decay")
 not: their states are in the checkpoint."""
 
 
-def settle(
-    config: dict[str, Any], overrides: Iterable[str], *, world: int
-) -> tuple[dict[str, Any], Checkpoint | None, list[str]]:
-    """Settles on the config to train with and the checkpoint to go on from.
+def resolve(
+    config: TrainConfig, overrides: Iterable[str], *, world_size: int
+) -> tuple[TrainConfig, Checkpoint | None, list[str]]:
+    """Return the config to train with and the checkpoint to continue from.
 
     With nothing but free keys on the command line the config is the checkpoint's, with those keys
     from the command line. With other settings the whole config must be the checkpoint's.
@@ -73,22 +40,22 @@ def settle(
     Args:
         config: Checked, from the command line.
         overrides: The settings of the command line as typed.
-        world: The number of processes.
+        world_size: The number of processes.
 
     Returns:
-        The config; the checkpoint, None for a fresh start; lines to tell the user.
+        The config; the checkpoint, None for a fresh start; lines for the user.
 
     Raises:
         InputError: No such checkpoint, or settings that differ; each is named with both values.
     """
-    if config["resume"] is None:
+    if config.resume is None:
         return config, None, []
-    path = Path(config["resume"])
+    path = Path(config.resume)
     notes: list[str] = []
-    if config["resume"] == "auto":
-        if config["run"]["dir"] is None:
+    if config.resume == "auto":
+        if config.run.dir is None:
             raise InputError("resume=auto: say which run with run.dir=<folder>")
-        folder = Path(config["run"]["dir"]).expanduser()
+        folder = Path(config.run.dir).expanduser()
         if not manager.by_age(folder):
             return config, None, [f"resume=auto: nothing in {folder} yet, starting from step 0"]
         path, saved, notes = _newest_good(folder)
@@ -100,35 +67,37 @@ def settle(
             f"resume={path}: it has weights and no state of an optimizer, so there is no run to go "
             "on with; start one from these weights with init_from"
         )
-    stored = checked_config(saved, path)
-    if problems := misfit(saved, stored):
+    stored_config = checked_config(saved, path)
+    stored, wanted = stored_config.plain, config.plain
+    if problems := misfit(saved, stored_config):
         raise InputError(f"resume={path}: the weights do not fit its own config: {problems}")
     typed = {override.lstrip("+~").split("=")[0] for override in overrides}
-    if typed <= set(FREE):
+    if typed <= FREE:
         settled = deepcopy(stored)
         settled["trainer"]["stop_at"] = None  # it stopped there; now it goes on
         for key in typed:
-            _put(settled, key, _get(config, key))
+            _put(settled, key, _get(wanted, key))
         if "data.root" in typed and "root" in settled["data"]["dataset"]:
-            settled["data"]["dataset"]["root"] = config["data"]["root"]
+            settled["data"]["dataset"]["root"] = config.data.root
     else:
-        notes += _compare_settings(path, stored, config)
-        if any(_is_measure(line.split(":")[0].strip()) for line in differences(stored, config)):
+        notes += compare_settings(path, stored, wanted)
+        if any(_is_measure(line.split(":")[0].strip()) for line in differences(stored, wanted)):
             forget_best(saved)
             notes.append("resume: scores are measured otherwise, so the best score begins anew")
-        settled = deepcopy(config)
+        settled = deepcopy(wanted)
     settled["resume"], settled["init_from"] = str(path), None
-    if config["run"]["dir"] is None:
+    if config.run.dir is None:
         settled["run"]["dir"] = str(path.parent)
     run_folder.refuse_foreign(Path(settled["run"]["dir"]).expanduser(), path, saved)
-    notes += _compare_batches(saved, stored, settled, world) + _compare_threads(saved, settled)
+    notes += _compare_batches(saved, stored, settled, world_size)
+    notes += compare_threads(saved, settled["trainer"]["device"])
     before, now = (of["data"].get("root") for of in (stored, settled))
     if before and now and os.path.realpath(before) != os.path.realpath(now):
         notes.append(
             f"resume: data.root={now} instead of {before}: the pictures there are taken for the "
             "same if they have the same names, so check that they are a copy"
         )
-    return settled, saved, notes
+    return check_plain(settled), saved, notes
 
 
 def refuse_other_states(
@@ -167,9 +136,7 @@ def _newest_good(folder: Path) -> tuple[Path, Checkpoint, list[str]]:
     )
 
 
-def _compare_settings(
-    path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]
-) -> list[str]:
+def compare_settings(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Refuses other settings, or says which they are where they are allowed."""
     different = differences(stored, config)
     if not different:
@@ -238,10 +205,10 @@ def is_best_forgotten(saved: Checkpoint) -> bool:
     return saved["best_miou"] is None and saved.get("evaluated_at", 0) > 0
 
 
-def _compare_threads(saved: Checkpoint, config: Mapping[str, Any]) -> list[str]:
-    """Says what another number of threads means, where the CPU computes."""
+def compare_threads(saved: Checkpoint, device: str) -> list[str]:
+    """Return a note on another number of threads, where ``trainer.device`` is the CPU."""
     now, before = torch.get_num_threads(), saved.get("threads")
-    is_cpu = config["trainer"]["device"] == "cpu" or not torch.cuda.is_available()
+    is_cpu = device == "cpu" or not torch.cuda.is_available()
     if not is_cpu or before is None or before == now:
         return []
     return [

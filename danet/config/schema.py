@@ -1,7 +1,8 @@
-"""The schema of the configs: what Hydra holds a composed config against.
+"""The dataclasses of the configs: schemas for Hydra, and what the code receives.
 
-Hydra refuses unknown choices and, with the schema, unknown keys and wrong types of the fixed part.
-``danet.config.validate`` looks at the rest, with what this module says of values and annotations.
+Hydra refuses unknown choices and, with a schema, unknown keys and wrong types of the fixed part;
+``danet.config.validate`` checks the rest. A field that may have another value in a resumed run is
+made by ``resumable``, with the reason.
 """
 
 import difflib
@@ -9,14 +10,17 @@ import importlib.util
 import inspect
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeGuard, Union
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from danet.engine.settings import TrainSettings
+from danet.engine.settings import TrainSettings, resumable
+
+Node = dict[str, Any]
+"""A class, ``_target_``, and its arguments: plain values and further nodes."""
 
 _ELSEWHERE = {
     "ignore_index": "pixels that do not count have the value 255, always, and classes count from "
@@ -33,21 +37,30 @@ _ELSEWHERE = {
 """Last parts of keys that other programs have -> what does it here."""
 
 
+ON_BAD_SAMPLE = ("error", "skip")
+
 LOG_TO = ("tensorboard", "wandb", "mlflow")
 """Where a log can be shown; each is the name of its package, too."""
 
 
+_FILES = "where files go changes no weight"
+_READING = "how files are read changes no sample"
+_START = "says how this start begins"
+
+
 @dataclass
 class RunSettings:
-    """The config group ``run``: where a run keeps its files."""
+    """The config group ``run``: where a run keeps its files, and how it is started."""
 
-    dir: str | None = None
-    name: str | None = None
-    log_to: list[str] = field(default_factory=lambda: ["tensorboard"])
-    processes: int | None = None
+    dir: str | None = resumable(None, _FILES)
+    name: str | None = resumable(None, _FILES)
+    log_to: list[str] = field(
+        default_factory=lambda: ["tensorboard"], metadata={"resumable": _FILES}
+    )
+    processes: int | None = resumable(None, "part of the global batch, compared as a product")
 
-    def faults(self) -> list[str]:
-        """Returns what is wrong with the values, one line each."""
+    def errors(self) -> list[str]:
+        """Return what is wrong with the values, one line each."""
         lines = []
         for name in self.log_to:
             if name not in LOG_TO:
@@ -61,23 +74,104 @@ class RunSettings:
 
 
 @dataclass
-class TrainConfig:
-    """The root of ``train.yaml``."""
+class _TrainRoot:
+    """All keys of the root of ``train.yaml`` but ``data``."""
 
-    data: dict[str, Any] = field(default_factory=dict)
-    model: dict[str, Any] = field(default_factory=dict)
-    loss: dict[str, Any] = field(default_factory=dict)
-    optimizer: dict[str, Any] = field(default_factory=dict)
-    schedule: dict[str, Any] = field(default_factory=dict)
-    evaluation: dict[str, Any] = field(default_factory=dict)
+    model: Node = field(default_factory=dict)
+    loss: Node = field(default_factory=dict)
+    optimizer: Node = field(default_factory=dict)
+    schedule: Node = field(default_factory=dict)
+    evaluation: Node = field(default_factory=dict)
     trainer: TrainSettings = MISSING
     run: RunSettings = field(default_factory=RunSettings)
     seed: int = 1
-    resume: str | None = None
-    allow_changes: bool = False
-    init_from: str | None = None
-    dry_run: bool = False
-    device_memory: float | None = None
+    resume: str | None = resumable(None, _START)
+    allow_changes: bool = resumable(False, _START)
+    init_from: str | None = resumable(None, _START)
+    dry_run: bool = resumable(False, _START)
+    device_memory: float | None = resumable(None, "of a plan, which trains nothing")
+
+
+@dataclass
+class TrainSchema(_TrainRoot):
+    """The root of ``train.yaml`` as Hydra composes it: each data set has keys of its own."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """The config group ``data``: the keys that the code reads, whatever the data set.
+
+    Args:
+        dataset: The class that reads the files; ``make_dataset`` adds split and transform.
+        transforms: By "train" and "eval"; null for none.
+        num_classes: K.
+        train_split, val_split: Names of splits.
+        batch_size: Per process.
+        num_workers: Processes that read; 0 reads in the training process.
+        root: Folder of the files; null for a data set that draws its images.
+        crop, size: Height and width of a training image, if all have one size.
+        allow_overlap: Whether images may be in both splits.
+        on_bad_sample, max_bad_share: See danet.data.bad_samples.
+        timeout: Seconds to wait for a batch of the workers; 0 for ever.
+    """
+
+    dataset: Node
+    transforms: dict[str, Node | None]
+    num_classes: int
+    train_split: str
+    val_split: str
+    batch_size: int = resumable(1, "part of the global batch, compared as a product")
+    num_workers: int = resumable(0, "the order of samples does not depend on it")
+    root: str | None = resumable(None, "data moves; its files are compared by name")
+    crop: list[int] | None = None
+    size: list[int] | None = None
+    allow_overlap: bool = resumable(False, "permits, and changes no sample")
+    on_bad_sample: str = resumable("error", _READING)
+    max_bad_share: float = resumable(0.01, _READING)
+    timeout: float = resumable(300, _READING)
+    cache: str = resumable("none", _READING)
+    cache_dir: str | None = resumable(None, _READING)
+    cache_gib: float | None = resumable(None, _READING)
+    max_pixels: int | None = resumable(None, _READING)
+
+    def errors(self) -> list[str]:
+        """Return what is wrong with the settings of loading, one line each."""
+        lines = []
+        if self.on_bad_sample not in ON_BAD_SAMPLE:
+            choices = " or ".join(ON_BAD_SAMPLE)
+            lines.append(f"data.on_bad_sample={self.on_bad_sample}: expected {choices}")
+        if not is_number(self.max_bad_share) or not 0 <= self.max_bad_share <= 1:
+            share = self.max_bad_share
+            lines.append(f"data.max_bad_share={share}: expected a share between 0 and 1")
+        if not is_number(self.timeout) or not self.timeout >= 0:
+            lines.append(f"data.timeout={self.timeout}: expected seconds, or 0 to wait for ever")
+        return lines
+
+
+@dataclass(kw_only=True)
+class TrainConfig(_TrainRoot):
+    """A checked train config: what ``danet.config.validate.check`` returns.
+
+    Attributes:
+        plain: The same as plain values, with the keys of the data set: what a checkpoint holds.
+    """
+
+    data: DataConfig
+    plain: dict[str, Any] = field(repr=False)
+
+
+def resumable_keys(schema: type = TrainConfig, prefix: str = "") -> dict[str, str]:
+    """Return key -> reason of all settings that may have another value in a resumed run."""
+    found = {}
+    hints = typing.get_type_hints(schema)
+    for one in fields(schema):
+        if reason := one.metadata.get("resumable"):
+            found[f"{prefix}{one.name}"] = reason
+        elif isinstance(hint := hints[one.name], type) and is_dataclass(hint):
+            found |= resumable_keys(hint, f"{prefix}{one.name}.")
+    return found
 
 
 @dataclass
@@ -202,7 +296,7 @@ def register() -> None:
     """Makes the schemas known to Hydra and the resolvers of the configs to OmegaConf."""
     store = ConfigStore.instance()
     for name, schema in (
-        ("train_schema", TrainConfig),
+        ("train_schema", TrainSchema),
         ("eval_schema", EvalConfig),
         ("visualize_schema", VisualizeConfig),
         ("check_schema", CheckConfig),

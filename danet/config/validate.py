@@ -13,14 +13,16 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from danet.config.schema import (
+    DataConfig,
     RunSettings,
     TrainConfig,
+    TrainSchema,
     did_you_mean,
     instead,
     is_int,
@@ -31,6 +33,8 @@ from danet.engine.settings import TrainSettings
 from danet.errors import InputError, first_line
 from danet.plain import printable, problem_with
 from danet.types import MAX_CLASSES
+
+T = TypeVar("T")
 
 TRUSTED: Mapping[str, Mapping[str, str]] = {
     "data": {"danet.datasets.": "fingerprint", "danet.data.transforms": "__call__"},
@@ -64,8 +68,8 @@ _MOST_FAULTS = 20
 
 def check(
     config: DictConfig, added: Iterable[str] = (), *, needs_data: bool = False
-) -> dict[str, Any]:
-    """Returns a composed train config as plain values, or names every fault in it.
+) -> TrainConfig:
+    """Return a composed train config as typed settings, or raise with every error in it.
 
     Args:
         config: As Hydra composed it.
@@ -91,13 +95,13 @@ def check(
     return check_plain(typing.cast(dict[str, Any], plain), added)
 
 
-def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> dict[str, Any]:
-    """Return a train config of plain values, or raise with every fault in it.
+def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> TrainConfig:
+    """Return a train config of plain values as typed settings, or raise with every error in it.
 
-    Nothing in it is resolved, here or later: text that looks like an interpolation is a fault.
+    Nothing in it is resolved, here or later: text that looks like an interpolation is an error.
 
     Args:
-        plain: All keys of TrainConfig.
+        plain: All keys of TrainSchema; becomes the attribute ``plain``.
         added: As in ``check``.
 
     Raises:
@@ -106,7 +110,7 @@ def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> dict[str, A
     if problem := problem_with(plain, ""):
         raise InputError(problem)
     _refuse_missing(plain)
-    faults = _unknown_keys(plain, TrainConfig, "")
+    faults = _unknown_keys(plain, TrainSchema, "")
     faults += _unknown_keys(plain["trainer"], TrainSettings, "trainer.")
     faults += _unknown_keys(plain["run"], RunSettings, "run.")
     # Each data set has keys of its own, so there the choice says which keys exist.
@@ -123,13 +127,21 @@ def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> dict[str, A
     memory = plain["device_memory"]
     if memory is not None and not memory > 0:
         faults.append(f"device_memory={memory}: expected GiB above 0, or null to ask the device")
-    known = {f.name for f in fields(TrainSettings)}
-    faults += TrainSettings(**{k: v for k, v in plain["trainer"].items() if k in known}).faults()
-    run = {f.name: plain["run"][f.name] for f in fields(RunSettings) if f.name in plain["run"]}
-    faults += RunSettings(**run).faults()
+    trainer, run = _typed(TrainSettings, plain["trainer"]), _typed(RunSettings, plain["run"])
+    faults += [*trainer.errors(), *run.errors()]
     if faults:
         _refuse(faults)
-    return plain
+    data = _typed(DataConfig, plain["data"])
+    if errors := data.errors():
+        _refuse(errors)
+    others = {k: v for k, v in plain.items() if k not in ("data", "trainer", "run")}
+    return TrainConfig(data=data, trainer=trainer, run=run, plain=plain, **others)
+
+
+def _typed(schema: type[T], node: Mapping[str, Any]) -> T:
+    """Return a node as a dataclass, without the keys that it does not have."""
+    known: Any = fields(schema)  # type: ignore[arg-type]
+    return schema(**{f.name: node[f.name] for f in known if f.name in node})
 
 
 def _refuse(faults: Iterable[str]) -> None:

@@ -121,19 +121,3 @@ def summary(of_processes: list[dict[int, str]]) -> list[str]:
         return []
     lines = [f"  {together[item]}" for item in sorted(together)]
     return [f"{len(lines)} sample(s) could not be read and were replaced by others:", *lines]
-
-
-def faults(*, on_bad_sample: object, max_bad_share: object, timeout: object) -> list[str]:
-    """Returns what is wrong with the settings of loading, one line each."""
-    lines = []
-    if on_bad_sample not in POLICIES:
-        lines.append(f"data.on_bad_sample={on_bad_sample}: expected {' or '.join(POLICIES)}")
-    if not _is_number(max_bad_share) or not 0 <= max_bad_share <= 1:  # type: ignore[operator]
-        lines.append(f"data.max_bad_share={max_bad_share}: expected a share between 0 and 1")
-    if not _is_number(timeout) or not timeout >= 0:  # type: ignore[operator]
-        lines.append(f"data.timeout={timeout}: expected seconds, or 0 to wait for ever")
-    return lines
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

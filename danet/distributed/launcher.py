@@ -1,11 +1,39 @@
-"""The variables by which a launcher such as torchrun says which process this is."""
+"""Starting processes with torchrun, and the variables by which a launcher numbers them."""
 
-from collections.abc import Mapping
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 
-from danet.errors import InputError
+from danet.distributed import signals
+from danet.errors import InputError, ProcessError
 
 _LOW = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}
 _REMEDY = "start the processes with torchrun, or unset the variable"
+
+
+def start(count: int, command: Sequence[str]) -> None:
+    """Run a Python program in several processes under torchrun, and wait for them.
+
+    Args:
+        count: Of processes, all on this machine.
+        command: File and arguments of the program.
+
+    Raises:
+        ProcessError: A process failed, and has reported why.
+    """
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    with subprocess.Popen([sys.executable, *launcher, *command]) as child:
+
+        def forward(number: int, _: object) -> None:
+            # A terminal sends SIGINT to the child as well.
+            if number == signal.SIGTERM or not signals.is_in_foreground():
+                child.send_signal(number)
+
+        with signals.handled(forward, signals.STOP):
+            code = child.wait()
+    if code:
+        raise ProcessError(f"run.processes={count}: the processes ended with code {code}")
 
 
 def require_sound(environment: Mapping[str, str]) -> None:

@@ -21,7 +21,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     """Join the process group if a launcher started several processes; leave it at the end.
 
     After an error the group is not left, since leaving NCCL waits for processes that may wait for
-    this one; ``reporting.exit_if_in_group`` then ends the process.
+    this one; ``reporting.leaving_the_group`` then ends the process.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield

@@ -15,6 +15,8 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a misspelt setting is reported before torch is imported
@@ -55,17 +57,23 @@ def is_reported(error: BaseException) -> bool:
     return bool(reported)
 
 
-def exit_if_in_group(error: BaseException) -> None:
-    """End this process at once if it is in a process group; else return.
+@contextmanager
+def leaving_the_group() -> Iterator[None]:
+    """End this process at once when an exception passes and it is in a process group.
 
     Python's normal exit destroys the group, which may wait for the other processes for ever.
     """
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return
-    code = error.code if isinstance(error, SystemExit) else 1
-    if not isinstance(error, SystemExit):
-        traceback.print_exception(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else 1)
+    try:
+        yield
+    except BaseException as error:
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is None or not distributed.is_available():
+            raise
+        if not distributed.is_initialized():
+            raise
+        code = error.code if isinstance(error, SystemExit) else 1
+        if not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)

@@ -13,6 +13,8 @@ STOP = 1
 """SIGTERM, SIGINT or SIGHUP: save, then end. Once more ends the process at once."""
 SAVE = 2
 """SIGUSR1: save, and go on."""
+FAIL = 4
+"""No signal, but a flag exchanged beside them: a checkpoint could not be written, so end."""
 
 SAME = 5.0
 """Seconds within which a further SIGTERM or SIGHUP is the same request: Slurm and systemd send it

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,22 @@ from tqdm import tqdm
 
 from danet import console
 from danet.engine.trackers import KINDS, Writer, finite, plain_settings
+from danet.evaluation.inference import described
+from danet.evaluation.metrics import ConfusionMatrix, warn_of_single_class
 
 
 class RunLog:
     """Writes the metrics of a run; on all processes but the first it does nothing.
 
     Args:
-        folder: Of the run; None for a log that does nothing.
-        step: Where the run starts or goes on; later lines of an earlier attempt are dropped.
+        folder: Of the run; None for a log that writes nothing.
+        step: Where the run starts or continues; later lines of an earlier attempt are dropped.
         steps: Where it ends.
-        log_to: Names of writers, see danet.engine.trackers.
+        classes: Names for the tables of scores.
+        config: Of the run.
+        log_to: Names of trackers, see danet.engine.trackers.
         run_id: Of the run, the same after resuming.
+        count: Returns further numbers for the lines of training; called on all processes.
 
     Raises:
         InputError: The package of a writer is not installed.
@@ -35,10 +40,16 @@ class RunLog:
         *,
         step: int,
         steps: int,
+        classes: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
         log_to: Sequence[str] = ("tensorboard",),
         run_id: str = "",
+        count: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self.folder = folder
+        self.classes = classes
+        self.config = config or {}
+        self._count = count
         if folder is None:
             return
         self._is_warned = False
@@ -111,9 +122,51 @@ class RunLog:
                 file.write("\n" * was_torn + json.dumps(line) + "\n")
             self._is_torn = False
 
+    def train(self, step: int, losses: Mapping[str, float], figures: Mapping[str, float]) -> None:
+        """Log a step: losses by name, rates and throughput, the counters of all processes."""
+        named = {f"loss_{name}": loss for name, loss in losses.items()}
+        values = {"loss": sum(losses.values()), **named, **figures, **self._count()}
+        self.status(loss=f"{values['loss']:.3f}", waiting=f"{values['data_waiting']:.0%}")
+        self.scalars(step, "train", values)
+
+    def validation(
+        self, step: int, confusion: ConfusionMatrix, best_miou: float | None
+    ) -> dict[str, float]:
+        """Log the scores of a step, as a table by class and as numbers.
+
+        Args:
+            step: Of the run.
+            confusion: Of the whole validation set, all processes together.
+            best_miou: Of the steps before; None if there is none.
+
+        Returns:
+            The scores over all classes, by name.
+        """
+        scores = confusion.scores()
+        averages = {
+            "miou": scores.miou,
+            "pixel_accuracy": scores.pixel_accuracy,
+            "mean_accuracy": scores.mean_accuracy,
+            "frequency_weighted_iou": scores.frequency_weighted_iou,
+        }
+        if self.folder is None:
+            return averages
+        self.say(f"step {step}: validation, {described(self.config.get('evaluation', {}))}")
+        self.say(class_table(self.classes, {"IoU": scores.iou, "accuracy": scores.accuracy}))
+        if warning := warn_of_single_class(confusion.matrix, self.classes):
+            self.warn(f"step {step}: {warning}")
+        per_class = {f"iou/{name}": v for name, v in zip(self.classes, scores.iou, strict=True)}
+        self.scalars(step, "val", {**averages, **per_class})
+        self.say(
+            f"  mIoU {100 * scores.miou:.2f} (best "
+            f"{100 * max(scores.miou, best_miou or 0.0):.2f}), "
+            f"pixel accuracy {100 * scores.pixel_accuracy:.2f}"
+        )
+        return averages
+
     def takes_images(self) -> bool:
-        """Tells whether anybody would see pictures."""
-        return bool(self._writers)
+        """Return whether a tracker of this process shows pictures."""
+        return self.folder is not None and bool(self._writers)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Shows pictures, uint8 (H, W, 3) RGB."""
@@ -121,10 +174,9 @@ class RunLog:
             with self._forgiving():
                 writer.images(step, images)
 
-    def summary(
-        self, step: int, config: Mapping[str, Any], scores: Mapping[str, float | None]
-    ) -> None:
-        """Shows the settings of the run beside its last scores."""
+    def summary(self, step: int, scores: Mapping[str, float | None]) -> None:
+        """Show the settings of the run beside its last scores."""
+        config = {key: value for key, value in self.config.items() if key != "run"}
         for writer in self._writers if self.folder is not None else ():
             with self._forgiving():
                 writer.summary(step, plain_settings(config), finite(scores))

@@ -1,9 +1,6 @@
-"""Whether a training is healthy: losses and weights are finite, memory and speed are known."""
+"""Ending a run whose loss, weights or gradients are no longer finite."""
 
-import os
 import shlex
-import sys
-import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +13,10 @@ from danet.distributed import collectives
 from danet.errors import DivergedError
 
 MOST_OVERFLOWS = 30
-"""Steps in a row whose gradients may overflow float16; the factor of the loss is halved in each."""
-LONGEST = 1000
-"""So many steps are kept at most."""
-_SHOWN = 8
+"""Overflows in a row after which a float16 run ends; each halves the loss scale."""
+CAPACITY = 1000
+"""Losses kept before they must be checked; each is a few scalars on the device."""
+_SHOWN_NAMES = 8
 
 
 class _Step(NamedTuple):
@@ -31,14 +28,14 @@ class _Step(NamedTuple):
     """float32 scalar on the device."""
 
 
-class LossWatch:
-    """Keeps the losses of the latest steps on the device until somebody looks at them all at once.
+class NonFiniteGuard:
+    """Checks losses and weights, without waiting for the device at every step.
 
-    Nothing is waited for in ``note``. ``look`` waits once, and all processes learn there of the
-    first loss that is not finite anywhere, so that all end at the same step.
+    Losses are kept on the device until ``check``, which waits once. There all processes learn of
+    the first loss that is not finite on any of them, so that all end at the same step.
 
     Args:
-        folder: Of the run, for the command that repeats the step.
+        folder: Of the run, for the command in the message.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,31 +45,32 @@ class LossWatch:
 
     @property
     def is_full(self) -> bool:
-        """Tells whether it is time to look, even when no line of the log is due."""
-        return len(self._steps) >= LONGEST
+        """Whether ``check`` must be called, even if no line of the log is due."""
+        return len(self._steps) >= CAPACITY
 
-    def note(self, step: int, names: Sequence[str], terms: Mapping[str, Tensor]) -> None:
-        """Keeps the loss terms of a step, scalars on the device."""
+    def append(self, step: int, names: Sequence[str], terms: Mapping[str, Tensor]) -> None:
+        """Keep the loss terms of a step, scalars on the device, and the names of its samples."""
         self._names = tuple(names)
         loss = torch.stack([term.detach().float() for term in terms.values()]).sum()
         self._steps.append(_Step(step, self._names, dict(terms), loss))
 
-    def look(self) -> dict[str, float]:
-        """Returns the terms of the latest step, averaged over the processes; waits for the device.
+    def check(self) -> dict[str, float]:
+        """Return the loss terms of the latest step, averaged over processes; wait for the device.
 
         All processes call it after the same steps.
 
         Raises:
-            DivergedError: The loss of a step since the last look was not finite on some process;
-                with the step, the process, its samples and the command that repeats it.
+            DivergedError: A loss since the last check is not finite on some process. The message
+                has the step, the process, its samples, and the command that repeats it.
         """
         steps, self._steps = self._steps, []
         latest = steps[-1].terms
-        bad = ~torch.isfinite(torch.stack([step.loss for step in steps]))
-        # 0 when all are finite, else the place of the first that is not, counted from 1.
-        first = torch.where(bad.any(), bad.int().argmax() + 1, 0).float()
-        rank, world = collectives.rank(), collectives.world_size()
-        firsts = torch.zeros(world, device=first.device)
+        is_bad = ~torch.isfinite(torch.stack([step.loss for step in steps]))
+        # 1-based index of the first bad step, 0 if there is none: one number per process, so that
+        # a single reduction carries the losses and the verdicts of all processes.
+        first = torch.where(is_bad.any(), is_bad.int().argmax() + 1, 0).float()
+        rank, world_size = collectives.rank(), collectives.world_size()
+        firsts = torch.zeros(world_size, device=first.device)
         firsts[rank] = first
         terms = torch.stack([term.detach().float() for term in latest.values()])
         values = collectives.sum_of(torch.cat([terms, firsts]), "mean of losses")
@@ -80,35 +78,36 @@ class LossWatch:
         if found:
             place, where = min(found)
             step = steps[place - 1]
-            told = collectives.from_rank(where, (float(step.loss), step.names))
+            # Only the process where it happened knows the loss and the samples.
+            loss, names = collectives.from_rank(where, (float(step.loss), step.names))
             raise DivergedError(
-                f"step {step.number}: the loss is not finite ({told[0]}) on process {where} of "
-                f"{world}; its samples: {shorten(told[1])}; {self.replay(step.number)}"
+                f"step {step.number}: the loss is not finite ({loss}) on process {where} of "
+                f"{world_size}; its samples: {shorten(names)}; {self.replay(step.number)}"
             )
-        return {name: value / world for name, value in zip(latest, values, strict=False)}
+        return {name: value / world_size for name, value in zip(latest, values, strict=False)}
 
-    def require_finite(self, model: nn.Module, step: int, *, together: bool) -> None:
-        """Looks at all weights and statistics in one reduction; waits for the device.
+    def require_finite(self, model: nn.Module, step: int, *, on_all: bool) -> None:
+        """Check all weights and statistics in one reduction; wait for the device.
 
         Args:
             model: The network.
             step: Updates done.
-            together: Whether all processes look now, so that all end when one finds something.
+            on_all: Whether all processes call this now, so that all end if one finds something.
 
         Raises:
-            DivergedError: With the first tensor that is not finite, and how many of its values.
+            DivergedError: With the first tensor that is not finite.
         """
-        fault = self._fault_of(model, step)
-        faults = collectives.gather(fault) if together else [fault]
-        for found in faults:
+        problem = self._problem_of(model, step)
+        for found in collectives.gather(problem) if on_all else [problem]:
             if found:
                 raise DivergedError(found)
 
-    def _fault_of(self, model: nn.Module, step: int) -> str:
+    def _problem_of(self, model: nn.Module, step: int) -> str:
         named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         named = {k: v.detach() for k, v in named.items() if v.is_floating_point() and v.numel()}
         if not named:
             return ""
+        # The largest absolute value is NaN or inf exactly if one of the values is.
         largest = torch._foreach_norm(list(named.values()), ord=float("inf"))
         if bool(torch.isfinite(torch.stack([value.float() for value in largest])).all()):
             return ""
@@ -121,54 +120,54 @@ class LossWatch:
         )
 
     def replay(self, step: int) -> str:
-        """Says with which command the step comes again."""
+        """Return the command that runs up to a step again, as part of a message."""
         last = self.folder / "last.pt"
         if last.exists():
             source = shlex.quote(f"resume={last}")
         else:
             folder = shlex.quote(str(self.folder))
             source = f"--config-dir {folder} --config-name config run.dir=null"
-        world = collectives.world_size()
-        start = "python" if world == 1 else f"torchrun --nproc-per-node {world}"
+        world_size = collectives.world_size()
+        start = "python" if world_size == 1 else f"torchrun --nproc-per-node {world_size}"
         return f"to see it again: {start} tools/train.py {source} trainer.stop_at={step}"
 
 
 def shorten(names: Sequence[str]) -> str:
-    """Returns names as one text, the first few of many."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    """Join names; of many, the first few and a count."""
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return ", ".join(names[:_SHOWN_NAMES]) + more
 
 
 class Overflows:
-    """Counts the steps whose gradients overflowed float16, which changed no weight.
+    """Counts float16 steps whose gradients overflowed, which the scaler skips.
 
-    The counts are on the device, and nothing is waited for but where it is said.
+    The counts live on the device; only ``total`` and ``check`` wait for it.
 
     Args:
-        device: Of the training.
+        device: That trains.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        # All of the run, and the latest in a row.
-        self._counts = torch.zeros(2, dtype=torch.int64, device=device)
+        self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # (in all, in a row)
         self._factors: Tensor | None = None
 
     def resume(self, total: int) -> None:
-        """Goes on from the count of a checkpoint."""
+        """Continue from the count of a checkpoint."""
         self._counts[0] = total
 
-    def note(self, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
-        """Counts a step; between the scaler's ``step`` and ``update``, which forgets."""
+    def update(self, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
+        """Count a step; call between the scaler's ``step`` and ``update``, which forgets."""
         found = scaler._found_inf_per_device(optimizer).values()
         is_skipped = (torch.stack([value.to(self.device) for value in found]).sum() > 0).long()
         total, in_a_row = self._counts
         self._counts = torch.stack([total + is_skipped, (in_a_row + 1) * is_skipped])
 
     def factor(self, schedule: Callable[[int, int], float], step: int, steps: int) -> Tensor:
-        """Returns the schedule's factor at a step, which moves only with steps that were taken.
+        """Return the schedule's factor for a step; skipped steps do not advance the schedule.
 
-        It is looked up on the device, in a table of all steps, since only that knows how many were.
+        Only the device knows how many were skipped, so the factor is looked up there, in a table
+        of all steps.
         """
         if self._factors is None:
             factors = array("f", (schedule(step, steps) for step in range(steps)))
@@ -178,71 +177,24 @@ class Overflows:
         return self._factors.take(step - self._counts[0])
 
     def total(self) -> int:
-        """Returns how many steps of the run overflowed; waits for the device."""
+        """Return how many steps of the run were skipped; wait for the device."""
         return int(self._counts[0])
 
-    def require_updates(self, step: int, last: int, replay: str) -> None:
-        """Ends a run in which nothing is trained; waits for the device.
+    def check(self, step: int, last_step: int, replay: str) -> None:
+        """End a run that no longer trains; wait for the device.
 
         Args:
-            step: Done so far.
-            last: Of the run.
+            step: Updates done.
+            last_step: Of the run.
             replay: The command that repeats the step, for the message.
 
         Raises:
-            DivergedError: MOST_OVERFLOWS steps in a row overflowed, or all of a run that is over.
+            DivergedError: MOST_OVERFLOWS steps in a row were skipped, or all steps of the run.
         """
         total, in_a_row = self._counts.tolist()
-        if in_a_row >= MOST_OVERFLOWS or (step == last and total == step):
+        if in_a_row >= MOST_OVERFLOWS or (step == last_step and total == step):
             raise DivergedError(
                 f"step {step}: the gradients of the last {in_a_row} steps were too large for "
                 "float16, so no weight has changed; set trainer.precision=bfloat16 or float32, or "
                 f"lower optimizer.lr; {replay}"
             )
-
-
-class Pace:
-    """Measures a training between two lines of its log."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.restart()
-
-    def restart(self) -> None:
-        """Forgets what was measured; after an evaluation, which is no training."""
-        self._since = time.perf_counter()
-        self._waited = 0.0
-        self._images = 0
-
-    def note(self, waited: float, images: int) -> None:
-        """Takes in a step: seconds spent waiting for its data, and its images on this process."""
-        self._waited += waited
-        self._images += images
-
-    def take(self) -> dict[str, float]:
-        """Returns numbers by name since the last call, and starts anew.
-
-        ``data_waiting`` is a share of the time, ``images_per_second`` counts all processes (each
-        has as many), ``memory_gib`` is the peak of this process so far.
-        """
-        seconds = max(time.perf_counter() - self._since, 1e-9)
-        images = self._images * collectives.world_size()
-        values = {
-            "data_waiting": self._waited / seconds,
-            "images_per_second": images / seconds,
-            "memory_gib": peak_memory(self.device) / 2**30,
-        }
-        self.restart()
-        return values
-
-
-def peak_memory(device: torch.device) -> int:
-    """Returns the most bytes this process had: of tensors on CUDA, else of main memory (or 0)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if os.name != "posix":
-        return 0
-    import resource  # not on Windows
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

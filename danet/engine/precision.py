@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from danet.distributed import collectives, data_parallel
+from danet.engine.settings import TrainSettings
 from danet.errors import InputError
 
 
@@ -43,6 +45,23 @@ def choose_memory_format(
         else:
             channels_last = dtype == torch.bfloat16
     return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def place(model: nn.Module, settings: TrainSettings, device: torch.device) -> nn.Module:
+    """Move a network to the device that trains it, ready for several processes.
+
+    Sets torch's process-wide determinism if ``settings.deterministic``.
+    """
+    if settings.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    if collectives.world_size() > 1:
+        data_parallel.freeze_unused_parameters(model)
+        if settings.sync_batchnorm and device.type == "cuda":
+            model = data_parallel.convert_sync_batchnorm(model)
+    dtype = choose_precision(settings.precision, device)
+    order = choose_memory_format(settings.channels_last, device, dtype)
+    return model.to(device).to(memory_format=order)
 
 
 def compiled(network: nn.Module, device: torch.device) -> nn.Module:

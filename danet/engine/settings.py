@@ -1,6 +1,9 @@
 """The settings of the trainer; free of torch, which the command line need not wait for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _COUNTS = (
     "steps",
@@ -13,8 +16,20 @@ _COUNTS = (
     "keep_best",
     "keep_every",
 )
+_SAVING = "saving changes no weight"
 ON_STORAGE_ERROR = ("stop", "warn")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+
+def resumable(default: T, reason: str) -> T:
+    """Return a dataclass field that may have another value in a resumed run.
+
+    Args:
+        default: Of the field.
+        reason: Why the value does not change what a training step computes.
+    """
+    made: Any = field(default=default, metadata={"resumable": reason})
+    return made
 
 
 @dataclass
@@ -44,34 +59,36 @@ class TrainSettings:
         sync_batchnorm: Batch statistics over all processes, on CUDA with more than one.
         device: auto, cpu or cuda.
         deterministic: Ask torch for deterministic kernels (CUDA; slower).
+        seed: Of dropout, together with the step and the process.
         profile: Record steps 6 to 10 of this start: a trace, the top costs, the share of waiting
             for data; in ``profile/`` of the run's folder.
     """
 
     steps: int
-    stop_at: int | None = None
-    eval_every: int = 1000
-    log_every: int = 20
-    accumulate: int = 1
+    stop_at: int | None = resumable(None, "says where this start ends")
+    eval_every: int = resumable(1000, "evaluation changes no weight")
+    log_every: int = resumable(20, "logging changes no weight")
+    accumulate: int = resumable(1, "part of the global batch, which is compared as a product")
     clip_norm: float | None = None
     precision: str = "auto"
-    save_every: int | None = None
-    save_minutes: float | None = 10.0
-    keep_last: int = 2
-    keep_best: int = 1
-    keep_every: int | None = None
-    save_in_background: bool = True
-    on_storage_error: str = "stop"
+    save_every: int | None = resumable(None, _SAVING)
+    save_minutes: float | None = resumable(10.0, _SAVING)
+    keep_last: int = resumable(2, _SAVING)
+    keep_best: int = resumable(1, _SAVING)
+    keep_every: int | None = resumable(None, _SAVING)
+    save_in_background: bool = resumable(True, _SAVING)
+    on_storage_error: str = resumable("stop", _SAVING)
     channels_last: bool | None = None
     compile: bool = False
     ema_decay: float | None = None
     sync_batchnorm: bool = True
-    device: str = "auto"
+    device: str = resumable("auto", "runs move between machines")
     deterministic: bool = False
-    profile: bool = False
+    profile: bool = resumable(False, "profiling changes no weight")
+    seed: int = 1
 
-    def faults(self) -> list[str]:
-        """Returns what is wrong with the values, one line each."""
+    def errors(self) -> list[str]:
+        """Return what is wrong with the values, one line each."""
         lines = [
             f"trainer.{name}={getattr(self, name)}: expected a whole number of at least 1"
             for name in _COUNTS

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from torch import nn
 
 from danet.config.build import make_model
+from danet.config.schema import DataConfig, TrainConfig
 from danet.engine.precision import choose_precision
 from danet.errors import InputError, StorageError
 
@@ -19,9 +21,7 @@ _FAR = 10
 """A learning rate that is this many times the recipe's, or one part of it, is told."""
 
 
-def notes(
-    config: Mapping[str, Any], device: torch.device, *, typed: Collection[str] = ()
-) -> list[str]:
+def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] = ()) -> list[str]:
     """Returns what to tell before a training starts, a line each.
 
     Args:
@@ -32,27 +32,27 @@ def notes(
     Raises:
         InputError: The device does not have ``trainer.precision``.
     """
-    data, trainer = config["data"], config["trainer"]
+    data, trainer = config.data, config.trainer
     lines = []
     if any(setting.lstrip("+").startswith("data.root=") for setting in typed):
-        lines.append(f"data.root={data['root']}")
-    lines += _rate_notes(config["optimizer"])
-    lines += _loss_notes(config["loss"], "loss", data)
-    if trainer["accumulate"] > 1:
-        lines += _passes_notes(config["loss"], "loss")
+        lines.append(f"data.root={data.root}")
+    lines += _rate_notes(config.optimizer)
+    lines += _loss_notes(config.loss, "loss", data)
+    if trainer.accumulate > 1:
+        lines += _passes_notes(config.loss, "loss")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if cores and data["num_workers"] > cores:
+    if cores and data.num_workers > cores:
         lines.append(
-            f"data.num_workers={data['num_workers']}: this process may use {cores} core(s), so "
+            f"data.num_workers={data.num_workers}: this process may use {cores} core(s), so "
             "more workers than that wait for one another"
         )
-    precision = choose_precision(trainer["precision"], device)
-    if trainer["precision"] == "bfloat16" and choose_precision("auto", device) != torch.bfloat16:
+    precision = choose_precision(trainer.precision, device)
+    if trainer.precision == "bfloat16" and choose_precision("auto", device) != torch.bfloat16:
         lines.append(
             f"trainer.precision=bfloat16: {device} does not compute in it, so it is emulated: "
             "slower than float32 here"
         )
-    if device.type == "cuda" and precision == torch.float32 and trainer["precision"] == "auto":
+    if device.type == "cuda" and precision == torch.float32 and trainer.precision == "auto":
         lines.append(
             f"trainer.precision=auto: {device} has no bfloat16, so it is float32; float16 is "
             "faster and takes less memory where there are tensor cores"
@@ -80,7 +80,7 @@ def _rate_notes(optimizer: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _loss_notes(node: Any, key: str, data: Mapping[str, Any]) -> list[str]:
+def _loss_notes(node: Any, key: str, data: DataConfig) -> list[str]:
     """Tells of an OHEM that keeps every pixel."""
     if isinstance(node, list):
         return [
@@ -89,13 +89,13 @@ def _loss_notes(node: Any, key: str, data: Mapping[str, Any]) -> list[str]:
     if not isinstance(node, Mapping):
         return []
     lines = []
-    size, kept = data.get("crop") or data.get("size"), node.get("min_kept")
+    size, kept = data.crop or data.size, node.get("min_kept")
     if size and isinstance(kept, int):
-        pixels = data["batch_size"] * math.prod(size)
+        pixels = data.batch_size * math.prod(size)
         if kept >= pixels:
             lines.append(
                 f"{key}.min_kept={kept}: a batch of a process has {pixels} pixels "
-                f"({data['batch_size']} x {size[0]} x {size[1]}), so every pixel is kept and OHEM "
+                f"({data.batch_size} x {size[0]} x {size[1]}), so every pixel is kept and OHEM "
                 "does nothing"
             )
     for name, part in node.items():
@@ -118,17 +118,17 @@ def _passes_notes(node: Any, key: str) -> list[str]:
     return lines
 
 
-def refuse_folder(config: Mapping[str, Any]) -> None:
+def refuse_folder(config: TrainConfig) -> None:
     """Refuses a ``run.dir`` before anything is loaded; it is not made, which happens last.
 
     Raises:
         InputError: Another run is there, and it is not to be gone on with.
         StorageError: It cannot be made or written.
     """
-    if config["run"]["dir"] is None:
+    if config.run.dir is None:
         return
-    folder = Path(config["run"]["dir"]).expanduser()
-    if (folder / "config.yaml").exists() and config["resume"] is None:
+    folder = Path(config.run.dir).expanduser()
+    if (folder / "config.yaml").exists() and config.resume is None:
         raise InputError(
             f"run.dir={folder}: another run is there; give resume=auto to go on with it, or "
             "another run.dir"
@@ -142,7 +142,7 @@ def refuse_folder(config: Mapping[str, Any]) -> None:
         raise StorageError(f"run.dir={folder}: {there} may not be written by you; give another")
 
 
-def refuse_single_values(config: Mapping[str, Any], device: torch.device) -> None:
+def refuse_single_values(config: TrainConfig, device: torch.device) -> None:
     """Refuses a batch that leaves a batch norm one value per channel, of which it makes zeros.
 
     A pass of the network without data tells where; it takes no memory.
@@ -150,15 +150,15 @@ def refuse_single_values(config: Mapping[str, Any], device: torch.device) -> Non
     Raises:
         InputError: With the layer, and the ways out.
     """
-    size = config["data"].get("crop") or config["data"].get("size")
-    batch_size = config["data"]["batch_size"]
-    is_shared = config["trainer"]["sync_batchnorm"] and device.type == "cuda"
+    size = config.data.crop or config.data.size
+    batch_size = config.data.batch_size
+    is_shared = config.trainer.sync_batchnorm and device.type == "cuda"
     processes = int(os.environ.get("WORLD_SIZE", "1")) if is_shared else 1
     if size is None or batch_size * processes > 1:
         return
     single = _single_values(config, batch_size, size)
     if single:
-        key = "crop" if config["data"].get("crop") else "size"
+        key = "crop" if config.data.crop else "size"
         larger = (2 * size[0], 2 * size[1])
         ways = f", or a larger data.{key}, or a smaller model.backbone.output_stride"
         if _single_values(config, batch_size, larger):  # behind a mean of all positions
@@ -169,7 +169,7 @@ def refuse_single_values(config: Mapping[str, Any], device: torch.device) -> Non
         )
 
 
-def _single_values(config: Mapping[str, Any], batch_size: int, size: Sequence[int]) -> str:
+def _single_values(config: TrainConfig, batch_size: int, size: Sequence[int]) -> str:
     """Returns the name of the first batch norm that gets one value per channel; empty if none."""
     single: list[str] = []
 
@@ -181,7 +181,7 @@ def _single_values(config: Mapping[str, Any], batch_size: int, size: Sequence[in
         module.register_forward_pre_hook(see)
 
     with torch.device("meta"):
-        model = make_model({**config, "model": _without_files(config["model"])}).train()
+        model = make_model(replace(config, model=_without_files(config.model))).train()
         for name, module in model.named_modules():
             if isinstance(module, nn.BatchNorm2d):
                 look(name, module)

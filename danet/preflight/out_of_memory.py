@@ -1,10 +1,8 @@
 """What to say when the memory was not enough: the sizes that would have fitted."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
+from danet.config.schema import TrainConfig
 from danet.engine.precision import choose_precision
 from danet.errors import InputError
 from danet.preflight.report import GIB, RESERVE, crop_of, device_memory, largest_batch, largest_crop
@@ -39,7 +37,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def explain(
-    config: Mapping[str, Any], device: torch.device, memory: int, *, training: bool
+    config: TrainConfig, device: torch.device, memory: int, *, training: bool
 ) -> InputError:
     """Names the largest batch and crop that fit, always smaller than what did not.
 
@@ -49,7 +47,7 @@ def explain(
         memory: Bytes that were free before.
         training: Whether it was in a step, and not in an evaluation.
     """
-    batch_size = config["data"]["batch_size"]
+    batch_size = config.data.batch_size
     start = f"out of memory: {memory / GIB:.2f} GiB of {device} were free"
     if not training:
         return InputError(
@@ -60,7 +58,7 @@ def explain(
         height, width = crop_of(config)
     except InputError as error:
         return InputError(f"{start}, data.batch_size={batch_size}; {error}")
-    precision = choose_precision(config["trainer"]["precision"], device)
+    precision = choose_precision(config.trainer.precision, device)
     simulator = StepSimulator(config, precision=precision, on_cuda=device.type == "cuda")
     needed = simulator.run(batch_size, height, width).peak
     limit = min(int(memory * (1 - RESERVE)), needed - 1)

@@ -1,14 +1,13 @@
 """The plan of a run as text, the sizes that fit a device, and the refusal of what cannot fit."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from danet.config.schema import TrainConfig
 from danet.engine.precision import choose_precision
-from danet.engine.settings import TrainSettings
 from danet.errors import InputError
 from danet.preflight.simulator import StepSimulator
 
@@ -148,13 +147,13 @@ def _two_points(
     return list(points.items())
 
 
-def crop_of(config: Mapping[str, Any]) -> tuple[int, int]:
+def crop_of(config: TrainConfig) -> tuple[int, int]:
     """Returns height and width of the training images of a config.
 
     Raises:
         InputError: Without a crop the images have the sizes of the files.
     """
-    size = config["data"].get("crop") or config["data"].get("size")
+    size = config.data.crop or config.data.size
     if size is None:
         raise InputError(
             "data.crop=null: the size of a batch is not known; set data.crop=[512,512]"
@@ -162,14 +161,14 @@ def crop_of(config: Mapping[str, Any]) -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
-def describe(config: Mapping[str, Any], device: torch.device) -> str:
+def describe(config: TrainConfig, device: torch.device) -> str:
     """Returns the plan of a run as text; nothing is read but the config, nothing is written.
 
     Args:
         config: As ``danet.config.validate.check`` returns it.
         device: Of the run; ``device_memory`` of the config, in GiB, stands in for its memory.
     """
-    settings, batch_size = TrainSettings(**config["trainer"]), config["data"]["batch_size"]
+    settings, batch_size = config.trainer, config.data.batch_size
     (height, width), precision = crop_of(config), choose_precision(settings.precision, device)
     simulator = StepSimulator(config, precision=precision, on_cuda=device.type == "cuda")
     step = simulator.run(batch_size, height, width)
@@ -201,17 +200,17 @@ def describe(config: Mapping[str, Any], device: torch.device) -> str:
     return "\n".join(f"{label:<14} {text}" for label, text in rows)
 
 
-def refuse_the_impossible(config: Mapping[str, Any], device: torch.device) -> None:
+def refuse_the_impossible(config: TrainConfig, device: torch.device) -> None:
     """Refuses a step of very many pixels that cannot fit; costs nothing at usual sizes.
 
     Raises:
         InputError: With the predicted memory and the largest crop that fits.
     """
-    size = config["data"].get("crop") or config["data"].get("size")
-    batch_size = config["data"]["batch_size"]
+    size = config.data.crop or config.data.size
+    batch_size = config.data.batch_size
     if size is None or batch_size * size[0] * size[1] <= PIXELS_A_STEP:
         return
-    precision = choose_precision(config["trainer"]["precision"], device)
+    precision = choose_precision(config.trainer.precision, device)
     simulator = StepSimulator(config, precision=precision, on_cuda=device.type == "cuda")
     # On a line through two small crops: blocks of attention make a large one slow to simulate.
     small, large = (simulator.run(batch_size, side, side).peak for side in PROBES)
@@ -227,9 +226,9 @@ def refuse_the_impossible(config: Mapping[str, Any], device: torch.device) -> No
         )
 
 
-def _memory(config: Mapping[str, Any], device: torch.device) -> tuple[int, str]:
+def _memory(config: TrainConfig, device: torch.device) -> tuple[int, str]:
     """Returns bytes, and where they come from."""
-    given = config.get("device_memory")
+    given = config.device_memory
     if given is not None:
         return int(given * GIB), "by device_memory"
     return device_memory(device), f"free on {device}"

@@ -7,7 +7,7 @@ above all), what the allocator keeps in reserve, the context of CUDA, batches wa
 """
 
 import weakref
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from danet.config.build import make, make_model
-from danet.engine.settings import TrainSettings
+from danet.config.schema import TrainConfig
 
 
 class Ledger(TorchDispatchMode):
@@ -92,18 +92,18 @@ class StepSimulator:
     """
 
     def __init__(
-        self, config: Mapping[str, Any], *, precision: torch.dtype, on_cuda: bool = False
+        self, config: TrainConfig, *, precision: torch.dtype, on_cuda: bool = False
     ) -> None:
-        self._settings = TrainSettings(**config["trainer"])
+        self._settings = config.trainer
         self._precision = precision
         self._fake = FakeTensorMode()
         self._ledger = Ledger()
-        backbone = dict(config["model"]["backbone"])
+        backbone = dict(config.model["backbone"])
         if "weights" in backbone:
             backbone["weights"] = None  # values do not matter here, so nothing is read
         with torch.device("meta"):
-            model = make_model({**config, "model": {**config["model"], "backbone": backbone}})
-            criterion = make(config["loss"], "loss")
+            model = make_model(replace(config, model={**config.model, "backbone": backbone}))
+            criterion = make(config.loss, "loss")
         self.model = model.train()
         self._criterion = criterion
         self.parameters = sum(p.numel() for p in model.parameters())
@@ -120,7 +120,7 @@ class StepSimulator:
             has_average = self._settings.ema_decay is not None
             self._average = [torch.empty_like(t) for t in _tensors(model)] if has_average else []
             self._averages = ledger.now - self._weights
-            self._optimizer = make(config["optimizer"], "optimizer")(model)
+            self._optimizer = make(config.optimizer, "optimizer")(model)
             for group in self._optimizer.param_groups:
                 group["foreach"] = on_cuda
             self._update()

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from hydra.core.global_hydra import GlobalHydra
 
-import danet.config.build
+import danet.engine.run
 from danet import cli
 from danet.tools import eval as evaluation
 from danet.tools import train
@@ -66,8 +66,8 @@ def _start(*_, **__):
 
 
 def train_command(*arguments, monkeypatch, capsys, until="make_dataset"):
-    """Run ``train.py`` until it calls a function of danet.config.build."""
-    monkeypatch.setattr(danet.config.build, until, _start)
+    """Run ``train.py`` until it calls a function that danet.engine.run names."""
+    monkeypatch.setattr(danet.engine.run, until, _start)
     return _run(train.work, "train", arguments, monkeypatch, capsys)
 
 

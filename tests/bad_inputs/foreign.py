@@ -64,14 +64,14 @@ def saved():
     config = check(composed("train", SETTINGS))
     torch.manual_seed(0)
     model = make_model(config)
-    optimizer = make(config["optimizer"], "optimizer")(model)
+    optimizer = make(config.optimizer, "optimizer")(model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     return {
         "format": checkpoint_format.FORMAT,
         "version": "0.2",
-        "config": config,
+        "config": config.plain,
         "classes": [f"class {i}" for i in range(16)],
         "palette": [[0, 0, i] for i in range(16)],
         "model": model.state_dict(),
@@ -112,8 +112,10 @@ def use(way, saved, root):
         assert "of the backbone all" in initialise(network(), path)[0]
     else:
         typed = check(composed("train", [*SETTINGS, f"resume={path}"]))
-        settled, found, _ = resume.settle(typed, [f"resume={path}"], world=1)
-        parts = {k: make(settled[k], k) for k in ("loss", "optimizer", "schedule", "evaluation")}
+        settled, found, _ = resume.resolve(typed, [f"resume={path}"], world_size=1)
+        parts = {
+            k: make(getattr(settled, k), k) for k in ("loss", "optimizer", "schedule", "evaluation")
+        }
         resume.refuse_other_states(found, untrained(settled), parts["optimizer"], str(path))
 
 

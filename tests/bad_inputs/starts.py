@@ -6,18 +6,16 @@ import functools
 import hydra
 import numpy as np
 import pytest
-import torch
 import yaml
 from conftest import write_pair
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-import danet.config.build
 from danet.cli import CONFIGS
 from danet.config import schema
 from danet.config.validate import check
+from danet.engine import run
 from danet.errors import InputError
-from danet.tools import train
 from danet.tools.check_data import examine
 
 CLASSES = "data.classes=[a,b,c,d,e,f,g,h,i,j,k]"
@@ -69,12 +67,12 @@ def start_training(settings, monkeypatch):
     def started(_):
         raise Started
 
-    monkeypatch.setattr(danet.config.build, "make_model", started)
+    monkeypatch.setattr(run, "make_model", started)
     settings = [*settings, "run.name=x", "data.crop=[32,32]", "data.num_workers=0"]
     if not any(setting.startswith("data.batch_size") for setting in settings):
         settings.append("data.batch_size=2")
     config = check(composed("train", settings), needs_data=True)
-    train.train(config, None, torch.device("cpu"))
+    run.train(config)
 
 
 def refused(kind, root, tmp_path, monkeypatch, *parts, settings=()):
@@ -85,8 +83,8 @@ def refused(kind, root, tmp_path, monkeypatch, *parts, settings=()):
         start_training(every, monkeypatch)
     told["train"] = str(error.value)
     with pytest.raises(InputError) as error:
-        examine(composed("check", [*every, "data.num_workers=0"]), [], tmp_path / "report")
-    told["check"] = str(error.value)
+        examine(composed("check_data", [*every, "data.num_workers=0"]), [], tmp_path / "report")
+    told["check_data"] = str(error.value)
     for tool, message in told.items():
         for part in parts:
             assert str(part) in message, f"{tool}: {part!r} is not in\n{message}"
@@ -101,8 +99,8 @@ def accepted(kind, root, tmp_path, monkeypatch, capsys, *parts, settings=()):
     with pytest.raises(Started):
         start_training(every, monkeypatch)
     told = {"train": capsys.readouterr().out}
-    examine(composed("check", [*every, "data.num_workers=0"]), [], tmp_path / "report")
-    told["check"] = capsys.readouterr().out
+    examine(composed("check_data", [*every, "data.num_workers=0"]), [], tmp_path / "report")
+    told["check_data"] = capsys.readouterr().out
     for tool, text in told.items():
         for part in parts:
             assert str(part) in text, f"{tool}: {part!r} is not in\n{text}"

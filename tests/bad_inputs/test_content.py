@@ -216,7 +216,9 @@ def test_R13_pictures_that_keep_few_values_are_warned_of(
 def test_R13_check_counts_its_warnings(tmp_path, capsys):
     root = plant(tmp_path / "data")
     deep(root / "images/train/train_1.png", SQUEEZED["thermal"](SIZE).astype(np.uint16))
-    examine(composed("check", ["data=folder", CLASSES, f"data.root={root}"]), [], tmp_path / "o")
+    examine(
+        composed("check_data", ["data=folder", CLASSES, f"data.root={root}"]), [], tmp_path / "o"
+    )
     out = capsys.readouterr().out
     assert "  warning: 1 of 4 images keep 16 values or fewer" in out
     assert "no problems, 1 warning; " in out
@@ -311,7 +313,7 @@ def test_R17_small_sets_always_have_both_splits(count, tmp_path, capsys):
     for seed in range(5):
         root = undivided(tmp_path / str(seed), f"s{seed}", count)
         settings = ["data=folder", CLASSES, f"data.root={root}"]
-        examine(composed("check", settings), [], tmp_path / "o")
+        examine(composed("check_data", settings), [], tmp_path / "o")
         out = capsys.readouterr().out
         val = max(1, round(count * 0.2))
         told = f"{count} images and no folders for splits: by a hash of their names {val} are val"
@@ -322,7 +324,7 @@ def test_R17_the_lists_that_the_check_writes_freeze_the_division(tmp_path, capsy
     root = undivided(tmp_path / "data", "p", 10)
     output = tmp_path / "a check's folder"
     settings = ["data=folder", CLASSES, f"data.root={root}"]
-    call("check", *settings, f"output={output}")
+    call("check_data", *settings, f"output={output}")
     told = capsys.readouterr().out
     (setting,) = shlex.split(told.partition("these lists freeze it: ")[2].splitlines()[0])
     small = [s for s in TINY if not s.startswith(("data.size", "data.lengths", "data.cue"))]

@@ -3,6 +3,7 @@
 An argument ``once`` is a file: the fault happens only where it is not there yet, and makes it.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -23,18 +24,27 @@ def _is_due(once):
     return True
 
 
+def _around_step(change):
+    """Put ``change(update, train_step, group, step)`` in the place of the update of a step."""
+    from danet.engine.train_step import TrainStep
+
+    update = TrainStep.__call__
+
+    def changed(self, group, step):
+        return change(functools.partial(update, self), self, group, step)
+
+    TrainStep.__call__ = changed
+
+
 def _after_step(action):
-    """Calls ``action(step)`` when the updates of a step are done."""
-    from danet.engine.trainer import Trainer
+    """Call ``action(step)`` when the updates of a step are done."""
 
-    original = Trainer.train_step
+    def change(update, _, group, step):
+        terms = update(group, step)
+        action(step + 1)
+        return terms
 
-    def train_step(self, *arguments, **values):
-        result = original(self, *arguments, **values)
-        action(self.step + 1)
-        return result
-
-    Trainer.train_step = train_step
+    _around_step(change)
 
 
 def kill_after(step, once=None):
@@ -128,16 +138,15 @@ def record(folder):
 
     rank = os.environ.get("RANK", "0")
     path = Path(folder) / f"samples-{rank}.jsonl"
-    original, fit = Trainer.train_step, Trainer.fit
+    fit = Trainer.fit
 
-    def train_step(self, group):
-        step = self.step
-        result = original(self, group)
+    def change(update, _, group, step):
+        terms = update(group, step)
         names = [name for batch in group for name in batch.name]
         sums = [int(image.sum()) for batch in group for image in batch.image]
         with open(path, "a") as file:
             file.write(json.dumps({"step": step, "names": names, "sums": sums}) + "\n")
-        return result
+        return terms
 
     def recorded_fit(self, batches):
         try:
@@ -145,7 +154,8 @@ def record(folder):
         finally:
             (Path(folder) / f"ended-{rank}").write_text(str(self.step))
 
-    Trainer.train_step, Trainer.fit = train_step, recorded_fit
+    _around_step(change)
+    Trainer.fit = recorded_fit
 
 
 def record_buffers(folder, at):
@@ -154,25 +164,26 @@ def record_buffers(folder, at):
 
     from danet.engine.trainer import Trainer
 
-    fit, original = Trainer.fit, Trainer.train_step
+    fit = Trainer.fit
 
-    def leave(trainer, moment):
-        buffers = trainer.model.named_buffers()
+    def leave(model, moment):
+        buffers = model.named_buffers()
         means = {name: value.clone() for name, value in buffers if name.endswith("running_mean")}
         rank = os.environ.get("RANK", "0")
         torch.save(means, Path(folder) / f"means-{moment}-{rank}.pt")
 
     def recorded(self, batches):
         fit(self, batches)
-        leave(self, "end")
+        leave(self.train_step.model, "end")
 
-    def train_step(self, *arguments, **values):
-        result = original(self, *arguments, **values)
-        if self.step + 1 == at:
-            leave(self, "training")
-        return result
+    def change(update, train_step, group, step):
+        terms = update(group, step)
+        if step + 1 == at:
+            leave(train_step.model, "training")
+        return terms
 
-    Trainer.fit, Trainer.train_step = recorded, train_step
+    Trainer.fit = recorded
+    _around_step(change)
 
 
 def extra(settings):
@@ -200,7 +211,6 @@ def other_code():
 
 def time_out(seconds):
     """Makes waiting for other processes short."""
-
     from danet.distributed import failures
 
     failures.TIMEOUT = timedelta(seconds=seconds)
@@ -246,17 +256,14 @@ def weigh(path, steps):
 
 def ignore_labels(step):
     """Makes all labels of a step ignored, on the processes where it is planted."""
-    from danet.engine.trainer import Trainer
 
-    original = Trainer.train_step
-
-    def train_step(self, group):
-        if self.step + 1 == step:
+    def change(update, _, group, now):
+        if now + 1 == step:
             for batch in group:
                 batch.mask.fill_(255)
-        return original(self, group)
+        return update(group, now)
 
-    Trainer.train_step = train_step
+    _around_step(change)
 
 
 def full_disk(step, number=28, count=10**9):
@@ -297,35 +304,28 @@ def replace_after(step, path, source):
 
 def spoil_weight(step, value):
     """Makes one weight no number, as a fault of memory or of an optimizer would."""
-    from danet.engine.trainer import Trainer
 
-    original = Trainer.train_step
-
-    def train_step(self, *arguments, **values):
-        result = original(self, *arguments, **values)
-        if self.step + 1 == step:
-            weight = next(self.model.parameters()).data
+    def change(update, train_step, group, now):
+        terms = update(group, now)
+        if now + 1 == step:
+            weight = next(train_step.model.parameters()).data
             weight[(0,) * weight.dim()] = float(value)
-        return result
+        return terms
 
-    Trainer.train_step = train_step
+    _around_step(change)
 
 
 def spoil_loss(step, value):
     """Makes the loss of one step no number."""
     import torch
 
-    from danet.engine.trainer import Trainer
-
-    original = Trainer.train_step
-
-    def train_step(self, *arguments, **values):
-        terms = original(self, *arguments, **values)
-        if self.step + 1 == step:
+    def change(update, _, group, now):
+        terms = update(group, now)
+        if now + 1 == step:
             terms = {name: torch.full_like(term, float(value)) for name, term in terms.items()}
         return terms
 
-    Trainer.train_step = train_step
+    _around_step(change)
 
 
 def hang_on(name, seconds=1000.0):
@@ -452,7 +452,7 @@ def overflow():
     fit = Trainer.fit
 
     def overflowing(self, batches):
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
+        self.train_step.scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
         fit(self, batches)
 
     Trainer.fit = overflowing

@@ -7,13 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 import danet
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint.manager import path_at
 from danet.errors import InputError
-from faults.toy import TOY, fingerprint, lines, step_of
+from faults.toy import TOY, fingerprint, step_of
 
 OFTEN = ["trainer.save_every=3"]
 FORMAT_1 = Path(__file__).parent / "data" / "format1.pt.xz"
@@ -202,17 +201,19 @@ def test_a_folder_that_may_not_be_written_any_more_ends_the_run(start, tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.fault("T55", "a checkpoint of the first format")
-def test_a_file_of_the_first_format_is_read_evaluated_and_gone_on_with(start, tmp_path):
+def test_a_file_of_the_first_format_is_refused_as_a_run_and_starts_another(start, tmp_path):
     """Written by version 0.1.0, weights rounded afterwards to make it small."""
-    (tmp_path / "run").mkdir()
-    path = tmp_path / "run" / "last.pt"
+    path = tmp_path / "old.pt"
     path.write_bytes(lzma.decompress(FORMAT_1.read_bytes()))
-    assert checkpoint_format.load(path)["format"] == 1
-    logits = danet.load_model(path)(torch.zeros(1, 3, 48, 48, dtype=torch.uint8)).logits
-    assert logits.shape == (1, 16, 48, 48)
-    assert torch.isfinite(logits).all()
-    start.train("checkpoint=run/last.pt", "device=cpu", "output=e", tool="eval")
-    start.train("resume=run/last.pt")
-    saved = checkpoint_format.load(path)
-    assert (saved["step"], saved["format"]) == (6, checkpoint_format.FORMAT)
-    assert lines(tmp_path / "run", "val")[-1]["step"] == 6
+    for settings, tool, key in (
+        (["checkpoint=old.pt", "device=cpu", "output=e"], "eval", "checkpoint"),
+        (["resume=old.pt"], "train", "resume"),
+    ):
+        (line,) = start.train(*settings, tool=tool, code=2).stderr().splitlines()
+        assert line.startswith(f"error: {key}=old.pt: format 1 of danet 0.1.0; this is danet ")
+        assert line.endswith("reads format 3; its weights can start a new run with init_from")
+    with pytest.raises(InputError, match="format 1 of danet"):
+        danet.load_model(path)
+    run = start.train(*TOY, "init_from=old.pt", "run.dir=run")
+    assert "of the backbone all" in run.stdout()
+    assert checkpoint_format.load(tmp_path / "run/last.pt")["format"] == checkpoint_format.FORMAT

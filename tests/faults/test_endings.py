@@ -282,7 +282,7 @@ def _interrupted(folder, command):
 @pytest.mark.parametrize(
     "place",
     [
-        "danet.config.resume.settle",
+        "danet.config.resume.resolve",
         "danet.config.build.make_dataset",
         "danet.config.build.make_model",
         "danet.data_check.sample.check_sample",

@@ -20,11 +20,13 @@ OFTEN = ["trainer.save_every=3"]
 
 def save_for_ever(folder, first):
     """Saves step after step; the target of the processes that are killed."""
-    from danet.checkpoint.manager import Saver, remove_leftovers
+    from danet.checkpoint.manager import CheckpointManager, remove_leftovers
+    from danet.engine.settings import TrainSettings
 
     folder = Path(folder)
     remove_leftovers(folder)
-    saver, step = Saver(folder, keep_last=2), first
+    settings = TrainSettings(steps=1, keep_last=2, save_in_background=False)
+    manager, step = CheckpointManager(folder, settings), first
     (folder / "ready").touch()
     while True:
         step += 1
@@ -33,7 +35,7 @@ def save_for_ever(folder, first):
             "step": step,
             "model": {"weight": torch.full((200_000,), float(step))},
         }
-        saver.save(state, step=step, score=step / 1e9)
+        manager.save(state, score=step / 1e9)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -12,7 +13,10 @@ import torch
 from conftest import ROOT
 
 from danet.checkpoint import format as checkpoint_format
-from danet.checkpoint.manager import Saver, by_age, path_at, remove_leftovers
+from danet.checkpoint.manager import CheckpointManager, by_age, path_at, remove_leftovers
+from danet.checkpoint.weights import initialise
+from danet.distributed.signals import FAIL
+from danet.engine.settings import TrainSettings
 from danet.errors import InputError, StorageError
 
 
@@ -25,62 +29,68 @@ def state_at(step, size=1000):
     }
 
 
+def manager_of(folder, best=(), **settings):
+    """Return a manager that writes at once, unless the settings say otherwise."""
+    policy = TrainSettings(**{"steps": 1, "save_in_background": False, **settings})
+    return CheckpointManager(folder, policy, best=best)
+
+
 def steps_in(folder):
     return [checkpoint_format.load(p)["step"] for p in sorted(folder.glob("step_*.pt"))]
 
 
 def test_the_newest_and_the_best_are_kept_and_named(tmp_path):
-    saver = Saver(tmp_path, keep_last=2)
+    manager = manager_of(tmp_path, keep_last=2)
     for step, score in ((1, 0.3), (2, 0.9), (3, 0.4), (4, None), (5, 0.2)):
-        saver.save(state_at(step), step=step, score=score)
+        manager.save(state_at(step), score=score)
     assert steps_in(tmp_path) == [2, 4, 5]
     assert checkpoint_format.load(tmp_path / "last.pt")["step"] == 5
     assert checkpoint_format.load(tmp_path / "best.pt")["step"] == 2
 
 
 def test_several_best_ones_and_round_steps_are_kept_for_ever(tmp_path):
-    saver = Saver(tmp_path, keep_last=1, keep_best=2, keep_every=4)
+    manager = manager_of(tmp_path, keep_last=1, keep_best=2, keep_every=4)
     for step, score in enumerate((0.5, 0.1, 0.7, 0.2, 0.6, 0.3, 0.1, 0.2, 0.1, 0.1), start=1):
-        saver.save(state_at(step), step=step, score=score)
+        manager.save(state_at(step), score=score)
     assert steps_in(tmp_path) == [3, 4, 5, 8, 10]
     assert checkpoint_format.load(tmp_path / "best.pt")["step"] == 3
 
 
 def test_equal_scores_leave_the_earlier_one_the_best(tmp_path):
-    saver = Saver(tmp_path)
+    manager = manager_of(tmp_path)
     for step in (1, 2):
-        saver.save(state_at(step), step=step, score=0.5)
+        manager.save(state_at(step), score=0.5)
     assert checkpoint_format.load(tmp_path / "best.pt")["step"] == 1
 
 
 def test_a_resumed_run_remembers_its_best(tmp_path):
-    Saver(tmp_path).save(state_at(1), step=1, score=0.8)
+    manager_of(tmp_path).save(state_at(1), score=0.8)
     best = [tuple(pair) for pair in checkpoint_format.load(tmp_path / "last.pt")["best"]]
-    second = Saver(tmp_path, keep_last=1, best=best)
+    second = manager_of(tmp_path, keep_last=1, best=best)
     for step in (2, 3):
-        second.save(state_at(step), step=step, score=0.5)
+        second.save(state_at(step), score=0.5)
     assert steps_in(tmp_path) == [1, 3]
     assert checkpoint_format.load(tmp_path / "best.pt")["step"] == 1
 
 
 def test_a_step_that_is_saved_again_is_one_of_the_best_once(tmp_path):
-    saver = Saver(tmp_path, keep_last=1, keep_best=2)
+    manager = manager_of(tmp_path, keep_last=1, keep_best=2)
     for step, score in ((1, 0.45), (2, 0.5), (2, 0.5), (3, 0.1)):
-        saver.save(state_at(step), step=step, score=score)
-    assert saver.best == [(0.5, 2), (0.45, 1)]
+        manager.save(state_at(step), score=score)
+    assert manager.best == [(0.5, 2), (0.45, 1)]
     assert steps_in(tmp_path) == [1, 2, 3]
     assert checkpoint_format.load(tmp_path / "best.pt")["step"] == 2
 
 
 @pytest.mark.parametrize("has_best", [True, False])
 def test_an_attempt_that_was_given_up_is_set_aside(tmp_path, has_best):
-    first = Saver(tmp_path, keep_last=9, keep_best=2)
+    first = manager_of(tmp_path, keep_last=9, keep_best=2)
     for step in (1, 2, 3, 4):
         score = step / 10 if has_best or step > 2 else None
-        first.save(state_at(step), step=step, score=score)
+        first.save(state_at(step), score=score)
     saved = checkpoint_format.load(path_at(tmp_path, 2))
-    second = Saver(tmp_path, keep_last=1, best=[tuple(pair) for pair in saved["best"]])
-    second.save(state_at(3), step=3, score=0.1 if has_best else None)
+    second = manager_of(tmp_path, keep_last=1, best=[tuple(pair) for pair in saved["best"]])
+    second.save(state_at(3), score=0.1 if has_best else None)
     assert steps_in(tmp_path) == ([2, 3] if has_best else [3])
     assert checkpoint_format.load(tmp_path / "last.pt")["step"] == 3
     kept = sorted(path.name for path in (tmp_path / "abandoned").iterdir())
@@ -90,28 +100,28 @@ def test_an_attempt_that_was_given_up_is_set_aside(tmp_path, has_best):
     else:
         assert not (tmp_path / "best.pt").exists()
         assert kept == ["best.pt", "step_000000004.pt"]
-    second.save(state_at(4), step=4, score=0.9)
+    second.save(state_at(4), score=0.9)
     assert checkpoint_format.load(tmp_path / "best.pt")["step"] == 4
 
 
 def test_names_share_one_file_where_links_work_and_copy_it_where_not(tmp_path, monkeypatch):
-    Saver(tmp_path).save(state_at(1), step=1, score=0.5)
+    manager_of(tmp_path).save(state_at(1), score=0.5)
     assert (tmp_path / "last.pt").samefile(path_at(tmp_path, 1))
 
     def refuse(*_):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    Saver(tmp_path).save(state_at(2), step=2, score=0.6)
+    manager_of(tmp_path).save(state_at(2), score=0.6)
     assert not (tmp_path / "last.pt").samefile(path_at(tmp_path, 2))
     for name in ("last.pt", "best.pt"):
         assert checkpoint_format.load(tmp_path / name)["step"] == 2
 
 
 def test_the_newest_is_told_by_its_step_and_not_by_the_clock(tmp_path):  # T25
-    saver = Saver(tmp_path, keep_last=3)
+    manager = manager_of(tmp_path, keep_last=3)
     for step in (1, 2, 3):
-        saver.save(state_at(step), step=step, score=None)
+        manager.save(state_at(step))
         os.utime(path_at(tmp_path, step), (1000 - step, 1000 - step))
     (tmp_path / "last.pt").unlink()
     assert by_age(tmp_path) == [path_at(tmp_path, step) for step in (3, 2, 1)]
@@ -125,28 +135,44 @@ def test_what_is_written_in_the_background_is_the_state_of_its_step(tmp_path, mo
         write(path, content)
 
     monkeypatch.setattr(checkpoint_format, "save", slow)
-    saver = Saver(tmp_path, in_background=True)
+    manager = manager_of(tmp_path, save_in_background=True)
     weight = torch.ones(10)
     numbers = {"list": [1.0]}
-    saver.save({**state_at(1), "model": {"weight": weight}, "x": numbers}, step=1, score=None)
+    manager.save({**state_at(1), "model": {"weight": weight}, "x": numbers})
     weight.zero_()
     numbers["list"][0] = 2.0
-    saver.close()
+    manager.close()
     saved = checkpoint_format.load(tmp_path / "last.pt")
     assert torch.equal(saved["model"]["weight"], torch.ones(10))
     assert saved["x"] == {"list": [1.0]}
 
 
-def test_a_failure_in_the_background_is_raised_at_the_next_save(tmp_path, monkeypatch):  # T27
+def test_a_failure_is_noticed_without_waiting(tmp_path, monkeypatch):  # T27
+    started, release = threading.Event(), threading.Event()
+
     def fail(path, content):
+        started.set()
+        release.wait(60)
         raise StorageError(f"{path}: the disk is full")
 
-    saver = Saver(tmp_path, in_background=True)
     monkeypatch.setattr(checkpoint_format, "save", fail)
-    saver.save(state_at(1), step=1, score=None)
-    with pytest.raises(StorageError, match="the disk is full"):
-        saver.save(state_at(2), step=2, score=None)
-    saver.close()
+    manager = manager_of(tmp_path, save_in_background=True)
+    manager.save(state_at(1))
+    assert started.wait(60)
+    assert manager.status() == 0
+    release.set()
+    deadline = time.monotonic() + 60
+    while not (status := manager.status()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert status == FAIL
+    assert "the disk is full" in str(manager.finish())
+    assert manager.finish() is None
+    manager.close()
+
+
+def test_a_wrong_storage_policy_is_named():
+    wrong = TrainSettings(steps=1, on_storage_error="x").errors()
+    assert wrong == ["trainer.on_storage_error=x: expected stop or warn"]
 
 
 def test_leftovers_of_dead_processes_are_removed_and_others_left(tmp_path):  # T02
@@ -189,25 +215,37 @@ def test_any_cut_and_any_addition_is_noticed(written, tmp_path):  # T20, T21
             checkpoint_format.load(path)
 
 
-def test_files_of_the_first_format_had_no_checksum_and_are_read(tmp_path):  # T55
-    torch.save({**state_at(3), "format": 1}, tmp_path / "old.pt")
-    assert checkpoint_format.load(tmp_path / "old.pt")["step"] == 3
+@pytest.mark.parametrize("number", [1, 2])
+def test_files_of_older_formats_are_refused_and_still_start_a_run(tmp_path, number):  # T55
+    path = tmp_path / "old.pt"
+    checkpoint_format.save(path, {**state_at(3), "format": number})
+    with pytest.raises(InputError) as error:
+        checkpoint_format.load(path)
+    assert "\n" not in str(error.value)
+    assert f"format {number} of danet" in str(error.value)
+    assert "which reads format 3; its weights can start a new run with init_from" in str(
+        error.value
+    )
+    network = torch.nn.Linear(1, 1)
+    network.weight = torch.nn.Parameter(torch.zeros(1000))
+    assert "1 of 2 tensors" in initialise(network, path)[0]
+    assert torch.equal(network.weight, torch.full((1000,), 3.0))
 
 
 _LOOP = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_saver import state_at
-from danet.checkpoint.manager import Saver, remove_leftovers
+from test_manager import manager_of, state_at
+from danet.checkpoint.manager import remove_leftovers
 folder = Path(sys.argv[1])
 remove_leftovers(folder)
-saver = Saver(folder, keep_last=2)
+manager = manager_of(folder, keep_last=2)
 step = int(sys.argv[3])
 print("ready", flush=True)
 while True:
     step += 1
-    saver.save(state_at(step, 200_000), step=step, score=step / 1e9)
+    manager.save(state_at(step, 200_000), score=step / 1e9)
 """
 
 

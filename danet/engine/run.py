@@ -1,0 +1,316 @@
+"""One training, from a checked config to its last checkpoint: builds the parts, runs the loop."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from danet import cli
+from danet.checkpoint import manager, run_folder
+from danet.checkpoint.format import Checkpoint
+from danet.checkpoint.manager import CheckpointManager
+from danet.checkpoint.weights import initialise
+from danet.config import resume
+from danet.config.build import make, make_dataset, make_model, untrained
+from danet.config.schema import TrainConfig
+from danet.data import bad_samples
+from danet.data.loader import TrainBatches, eval_batches, train_batches
+from danet.data_check.overlap import refuse_overlap
+from danet.data_check.sample import check_sample
+from danet.datasets.base import SegmentationDataset
+from danet.datasets.folder import Folder
+from danet.distributed import collectives, consistency
+from danet.distributed.agreement import wait_patiently
+from danet.distributed.device import choose_device
+from danet.distributed.rendezvous import process_group
+from danet.engine.log import RunLog
+from danet.engine.precision import place
+from danet.engine.trainer import Evaluate, Trainer
+from danet.errors import UserError
+from danet.evaluation.evaluate import evaluate
+from danet.evaluation.metrics import ConfusionMatrix
+from danet.preflight import advice, out_of_memory
+from danet.preflight.report import describe, refuse_the_impossible
+from danet.visualization.figure import validation_pictures
+
+
+def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
+    """Train, or with ``dry_run`` print the plan of the run.
+
+    Args:
+        config: As danet.config.validate.check returned it.
+        overrides: Settings of the command line as typed; a resumed run keeps all others.
+
+    Raises:
+        UserError: Whatever the user can mend: settings, files, memory, a full disk.
+    """
+    if config.dry_run:
+        device = choose_device(config.trainer.device, key="trainer.device")
+        advice.refuse_single_values(config, device)
+        cli.say(describe(config, device))
+        return
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    config, saved, notes = resume.resolve(config, overrides, world_size=world_size)
+    device = choose_device(config.trainer.device, key="trainer.device")
+    advice.refuse_folder(config)
+    refuse_the_impossible(config, device)
+    advice.refuse_single_values(config, device)
+    for note in (*notes, *advice.notes(config, device, typed=overrides)):
+        cli.say(note)
+    with process_group(device):
+        memory = out_of_memory.free_memory(device)
+        train_set = make_dataset(config, config.data.train_split, training=True)
+        val_set = make_dataset(config, config.data.val_split, training=False)
+        require_same_start(config, train_set, val_set)
+        if saved and is_finished(saved, config.trainer.steps):
+            done = f"at step {saved['step']} of {config.trainer.steps}"
+            cli.say(f"{config.resume}: this run is finished, {done}")
+            return
+        validate_data(config, saved, train_set, val_set)
+        batches = make_batches(config, train_set, device, done=saved["step"] if saved else 0)
+        trainer = make_trainer(config, saved, device, train_set, val_set, batches)
+        with explaining_failures(config, device, memory, batches, trainer):
+            trainer.fit(batches)
+        for line in bad_samples.summary(collectives.gather(batches.bad.reasons)):
+            cli.say(line)
+        cli.say(f"checkpoint={trainer.checkpoints.folder / 'last.pt'}")
+
+
+def make_trainer(
+    config: TrainConfig,
+    saved: Checkpoint | None,
+    device: torch.device,
+    train_set: SegmentationDataset,
+    val_set: SegmentationDataset,
+    batches: TrainBatches,
+) -> Trainer:
+    """Build network, loss, optimizer, run folder and log; continue from ``saved`` if there is one.
+
+    Raises:
+        UserError: The weights or the state of the optimizer do not fit, or the folder is another
+            run's.
+    """
+    settings = config.trainer
+    loss, optimizer, schedule = (
+        make(getattr(config, key), key) for key in ("loss", "optimizer", "schedule")
+    )
+    torch.manual_seed(config.seed)  # every process starts from the same random weights
+    model = untrained(config) if saved else make_model(config)
+    if saved:
+        resume.refuse_other_states(saved, model, optimizer, config.resume)
+    elif config.init_from:
+        for line in initialise(model, Path(config.init_from)):
+            cli.say(line)
+    if collectives.world_size() > 1 and device.type == "cpu" and settings.sync_batchnorm:
+        cli.say("trainer.sync_batchnorm: there is none on the CPU, so each process has its own")
+    done = saved["step"] if saved else 0
+    folder = make_folder(config, saved)
+    log = RunLog(
+        folder if collectives.is_first() else None,
+        step=done,
+        steps=settings.steps,
+        classes=val_set.classes,
+        config=config.plain,
+        log_to=config.run.log_to,
+        run_id=run_folder.id_of(folder),
+        count=lambda: sum_over_processes(batches.count(), device),
+    )
+    checkpoints = CheckpointManager(
+        folder,
+        settings,
+        metadata={
+            "config": config.plain,
+            "classes": list(val_set.classes),
+            "palette": [list(color) for color in val_set.palette],
+            "training_set": train_set.fingerprint(),
+            "validation_set": val_set.fingerprint(),
+            "run_id": run_folder.id_of(folder),
+        },
+        best=[(score, step) for score, step in saved.get("best", ())] if saved else (),
+        warn=log.warn,
+    )
+    model = place(model, settings, device)
+    trainer = Trainer(
+        model,
+        loss.to(device),
+        optimizer(model),
+        schedule,
+        settings,
+        checkpoints,
+        log,
+        make_evaluate(config, val_set, device, log),
+    )
+    if saved:
+        trainer.load_state(saved)
+    images = config.data.batch_size * settings.accumulate * collectives.world_size()
+    cli.say(
+        f"{folder}: {type(train_set).__name__}, {len(train_set)} training and {len(val_set)} "
+        f"validation images; {sum(p.numel() for p in model.parameters()):,} parameters; steps "
+        f"{done} to {settings.steps} of {images} images; "
+        f"{device}, {str(trainer.train_step.dtype).removeprefix('torch.')}"
+    )
+    return trainer
+
+
+def make_folder(config: TrainConfig, saved: Checkpoint | None) -> Path:
+    """Make the folder of the run, or enter it again; see danet.checkpoint.run_folder."""
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder = run_folder.prepare(
+        config.run.dir,
+        Path("runs", config.run.name or "run", now),
+        config=config.plain,
+        resuming=config.resume is not None,
+        saved=saved,
+    )
+    if saved and resume.is_best_forgotten(saved) and collectives.is_first():
+        aside = manager.set_aside_best(folder, saved["step"])
+        if aside:
+            cli.say(f"resume: the best checkpoint so far is now {aside}")
+    return folder
+
+
+def make_batches(
+    config: TrainConfig, dataset: SegmentationDataset, device: torch.device, *, done: int
+) -> TrainBatches:
+    """Return the batches of this process from a step on; they do not run out."""
+    return train_batches(
+        dataset,
+        seed=config.seed,
+        start=done * config.trainer.accumulate,
+        tell=warn,
+        on_bad_sample=config.data.on_bad_sample,
+        max_bad_share=config.data.max_bad_share,
+        **loader_settings(config, device),
+    )
+
+
+def loader_settings(config: TrainConfig, device: torch.device) -> dict[str, Any]:
+    """Return what the loaders of training and of evaluation share."""
+    return {
+        "batch_size": config.data.batch_size,
+        "rank": collectives.rank(),
+        "world": collectives.world_size(),
+        "num_workers": config.data.num_workers,
+        "pin_memory": device.type == "cuda",
+        "timeout": config.data.timeout,
+    }
+
+
+def make_evaluate(
+    config: TrainConfig, val_set: SegmentationDataset, device: torch.device, log: RunLog
+) -> Evaluate:
+    """Return the function that scores a network on the whole validation set."""
+    infer = make(config.evaluation, "evaluation")
+    height, width = config.data.crop or config.data.size or (512, 512)
+    # A training batch of so many pixels fits the device; attention maps are drawn of as many.
+    pixels = config.data.batch_size * height * width
+
+    def score(model: nn.Module, step: int) -> ConfusionMatrix:
+        collectives.broadcast_buffers(model)
+        batches = eval_batches(val_set, **loader_settings(config, device))
+        num_classes = config.data.num_classes
+        confusion = evaluate(model, batches, infer, num_classes=num_classes, device=device)
+        # Shares of different images take different times, more than a collective would wait.
+        wait_patiently(f"the evaluation at step {step}")
+        collectives.sum_in_place(confusion.counts)
+        if log.takes_images():
+            log.images(
+                step,
+                validation_pictures(model, val_set, infer, device=device, max_pixels=pixels),
+            )
+        return confusion
+
+    return score
+
+
+def require_same_start(
+    config: TrainConfig, train_set: SegmentationDataset, val_set: SegmentationDataset
+) -> None:
+    """Raise InputError if the processes have different configs, code or data."""
+    consistency.require_same(
+        {
+            "config": consistency.digest_of({**config.plain, "run": None, "resume": None}),
+            "code": consistency.code_version(),
+            "training set": train_set.fingerprint(),
+            "validation set": val_set.fingerprint(),
+        }
+    )
+
+
+def is_finished(saved: Checkpoint, steps: int) -> bool:
+    """Return whether a run has done its steps and evaluated the last one."""
+    return bool(saved["step"] >= steps and saved["evaluated_at"] >= saved["step"])
+
+
+def validate_data(
+    config: TrainConfig,
+    saved: Checkpoint | None,
+    train_set: SegmentationDataset,
+    val_set: SegmentationDataset,
+) -> None:
+    """Check the splits and some samples, and compare the data with those of the checkpoint.
+
+    Raises:
+        InputError: The splits overlap, a sample is bad, or a resumed run had other data.
+    """
+    overlap = refuse_overlap(train_set, val_set, allowed=config.data.allow_overlap)
+    if overlap:
+        cli.say(overlap)
+    if isinstance(train_set, Folder) and train_set.division:
+        cli.say(train_set.division)
+    skipped = train_set if config.data.on_bad_sample == "skip" else None
+    for note in check_sample(train_set, val_set, training=train_set, skipping=skipped):
+        cli.say(note)
+    found = {"training_set": train_set.fingerprint(), "validation_set": val_set.fingerprint()}
+    for note in resume.compare_data(saved or {}, found, allowed=config.allow_changes):
+        cli.say(note)
+
+
+@contextmanager
+def explaining_failures(
+    config: TrainConfig,
+    device: torch.device,
+    memory: int,
+    batches: TrainBatches,
+    trainer: Trainer,
+) -> Iterator[None]:
+    """Raise a UserError in the place of what torch raises for dead workers and lack of memory.
+
+    Args:
+        config: Of the run.
+        device: That trains.
+        memory: Bytes that were free before the start.
+        batches: Which know what became of their workers.
+        trainer: Whose network is in training mode except in an evaluation.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        explained: UserError | None = None
+        if isinstance(error, RuntimeError):
+            explained = batches.explain(error)
+        if explained is None and out_of_memory.is_shortage(error):
+            is_training = trainer.train_step.model.training
+            explained = out_of_memory.explain(config, device, memory, training=is_training)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def sum_over_processes(counts: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Return the sums of named counts; the same names on all processes."""
+    if not counts:
+        return {}
+    numbers = torch.tensor(list(counts.values()), dtype=torch.float64, device=device)
+    return dict(zip(counts, collectives.sum_of(numbers, "sum of counters"), strict=True))
+
+
+def warn(text: str) -> None:
+    """Print a warning of this process alone."""
+    print(f"warning: process {os.environ.get('RANK', '0')}: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,64 @@
+"""Images per second, time spent waiting for data, and memory, between two lines of the log."""
+
+import os
+import sys
+import time
+
+import torch
+
+from danet.distributed import collectives
+
+
+class Throughput:
+    """Measures a training between two calls of ``reset``.
+
+    Args:
+        device: That trains.
+
+    Attributes:
+        last_wait: Seconds the latest step waited for its data.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.last_wait = 0.0
+        self._since, self._waited, self._images = time.perf_counter(), 0.0, 0
+
+    def update(self, waited: float, images: int) -> None:
+        """Count a step.
+
+        Args:
+            waited: Seconds spent waiting for its data.
+            images: On this process.
+        """
+        self.last_wait = waited
+        self._waited += waited
+        self._images += images
+
+    def reset(self) -> dict[str, float]:
+        """Return the figures since the last call, and start anew.
+
+        ``data_waiting`` is a share of the time, ``images_per_second`` is that of all processes
+        together, ``memory_gib`` the peak of this process since it started.
+        """
+        now = time.perf_counter()
+        seconds = max(now - self._since, 1e-9)
+        figures = {
+            "data_waiting": self._waited / seconds,
+            "images_per_second": self._images * collectives.world_size() / seconds,
+            "memory_gib": peak_memory(self.device) / 2**30,
+        }
+        self._since, self._waited, self._images = now, 0.0, 0
+        return figures
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the peak in bytes: of tensors on CUDA, else of the process (0 where unknown)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if os.name != "posix":
+        return 0
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
