@@ -34,7 +34,7 @@ def faults(*overrides, added=()):
 
 
 def test_the_default_config_has_no_fault():
-    assert check(compose())["trainer"]["steps"] == 350
+    assert check(compose()).trainer.steps == 350
 
 
 def choices(group):

@@ -253,7 +253,7 @@ def test_a_converted_file_is_no_run_to_go_on_with(tmp_path, run):
         "data=camvid",
         "model/head=fcn",
     )
-    config = {"resume": str(tmp_path / "start.pt"), "run": {"dir": None}}
+    config = compose(f"resume={tmp_path / 'start.pt'}")
     with pytest.raises(InputError, match=r"no state of an optimizer.* with init_from"):
         resume.resolve(config, [], world_size=1)
 

@@ -276,9 +276,7 @@ def test_plain_weights_are_refused_with_advice(tmp_path, content):
 
 def test_a_newer_format_is_refused(tmp_path):
     checkpoint_format.save(tmp_path / "last.pt", {**STATE, "format": checkpoint_format.FORMAT + 1})
-    with pytest.raises(
-        InputError, match=rf"last.pt: format {checkpoint_format.FORMAT + 1}, this version"
-    ):
+    with pytest.raises(InputError, match=r"last.pt: format 4 of danet .*reads format 3$"):
         checkpoint_format.load(tmp_path / "last.pt")
 
 

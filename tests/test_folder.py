@@ -326,8 +326,8 @@ def checked(root, classes, *settings):
 def test_the_config_counts_the_names_of_a_file_and_keeps_them(tmp_path):
     (tmp_path / "names.txt").write_text("background\ncat\ndog\n")
     config = checked(tmp_path, f"{tmp_path}/names.txt")
-    assert config["data"]["num_classes"] == 3
-    assert config["data"]["dataset"]["classes"] == list(CLASSES), "not the path of the file"
+    assert config.data.num_classes == 3
+    assert config.data.dataset["classes"] == list(CLASSES), "not the path of the file"
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_a_run_too_short_for_a_profile_says_so_and_draws_for_nobody(tmp_path, ca
 
 
 def test_a_profile_does_not_count_evaluations(tmp_path):
-    def look(network):
+    def look(network, step):
         time.sleep(3)
         return scored()
 
@@ -117,10 +117,11 @@ class Recorder:
 
 def test_every_writer_is_shown_the_same(tmp_path, monkeypatch):
     monkeypatch.setitem(trackers.KINDS, "tensorboard", Recorder)
-    log = RunLog(tmp_path, step=4, steps=9, run_id="x")
+    config = {"a": {"b": [1, 2], "c": None}, "d": 1.5, "run": {"dir": None}}
+    log = RunLog(tmp_path, step=4, steps=9, config=config, run_id="x")
     log.scalars(5, "train", {"loss": 1.5, "bad": float("nan")})
     log.images(5, {"b": np.zeros((2, 2, 3), np.uint8)})
-    log.summary(9, {"a": {"b": [1, 2], "c": None}, "d": 1.5}, {"miou": 0.5, "none": None})
+    log.summary(9, {"miou": 0.5, "none": None})
     log.close()
     assert Recorder.last.seen == [
         ("made", tmp_path.name, 4, "x"),

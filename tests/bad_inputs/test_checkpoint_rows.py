@@ -222,7 +222,7 @@ def test_K11_weights_that_are_no_numbers(evaluated, tmp_path):
 
 def test_K12_newer_format(evaluated, tmp_path):
     path = saved(tmp_path / "last.pt", format=checkpoint_format.FORMAT + 1, version="9.0")
-    evaluated(f"checkpoint={path}").refused("format 3, this version reads 1 and 2", "danet 9.0")
+    evaluated(f"checkpoint={path}").refused("format 4 of danet 9.0", "which reads format 3")
 
 
 def test_K13_another_number_of_processes(trained, tmp_path):
