@@ -56,7 +56,7 @@ def work(config: DictConfig) -> None:
         cli.say(describe(checked, device))
         return
 
-    wrong = bad_samples.faults(**loading_of(checked))
+    wrong = bad_samples.errors(**loading_of(checked))
     if wrong:
         raise InputError("\n".join(wrong))
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -151,7 +151,7 @@ def train(config: dict[str, Any], saved: "Checkpoint | None", device: "torch.dev
         "timeout": meeting.pop("timeout"),
     }
     start = done * settings.accumulate
-    batches = train_batches(train_set, seed=seed, start=start, tell=warn, **loading, **meeting)
+    batches = train_batches(train_set, seed=seed, start=start, warn=warn, **loading, **meeting)
     torch.manual_seed(seed)  # every process starts from the same random weights
     model = untrained(config) if saved else make_model(config)
     if saved:
