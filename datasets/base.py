@@ -21,7 +21,7 @@ from danet.datasets.items import Items
 from danet.datasets.labels import UNKNOWN, Color, label_table, ranges
 from danet.datasets.layout import elsewhere
 from danet.errors import InputError
-from danet.types import IGNORE, Draw, Sample
+from danet.types import IGNORE, Sample, SampleKey
 
 Transform = Callable[[Sample, int], Sample]
 """Maps a sample to a sample; the int is the seed of all that is random in it."""
@@ -93,9 +93,9 @@ class SegmentationDataset(Dataset[Sample], ABC):
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
         """Return RGB uint8 (H, W, 3), classes or IGNORE as uint8 (H, W), and a name."""
 
-    def __getitem__(self, draw: Draw | int) -> Sample:
+    def __getitem__(self, key: SampleKey | int) -> Sample:
         """Return one sample; a bare index gets the augmentation of seed 0."""
-        index, seed = draw if isinstance(draw, tuple) else (int(draw), 0)
+        index, seed = key if isinstance(key, tuple) else (int(key), 0)
         sample = Sample(*self.read(index))
         return self.transform(sample, seed) if self.transform else sample
 

@@ -2541,7 +2541,7 @@ def test_bad_samples_are_mended_or_removed(door, tmp_path):
 
 
 def test_workers_without_room_or_memory(door):
-    message = str(workers.no_room())
+    message = str(workers.shared_memory_error())
     killed = str(
         workers.explain(
             RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed."), ["x"], 0

@@ -31,7 +31,7 @@ from danet.config.validate import check
 from danet.data.loader import collate, train_batches
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.image_io import read_image, read_labels
-from danet.types import IGNORE, Draw, Sample
+from danet.types import IGNORE, Sample, SampleKey
 
 NUM_CLASSES = 19
 MEAN, DEVIATION = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
@@ -125,7 +125,7 @@ def _ours(dataset: SegmentationDataset) -> Callable[[], object]:
 
     def step() -> object:
         number = next(numbers)
-        return collate([dataset[Draw(number % len(dataset), number)]])
+        return collate([dataset[SampleKey(number % len(dataset), number)]])
 
     return step
 
