@@ -36,7 +36,7 @@ from danet.engine.log import class_table
 from danet.errors import InputError, StorageError
 from danet.evaluation.cityscapes import OfficialScores, ScoredOfficially
 from danet.evaluation.evaluate import Prediction, predict
-from danet.evaluation.inference import Inference, described, name_of
+from danet.evaluation.inference import Inference, describe, mode_name
 from danet.evaluation.metrics import (
     BoundaryIoU,
     BoundaryScores,
@@ -72,7 +72,7 @@ def work(config: DictConfig) -> None:
     model = model_of(saved, trained, settings.checkpoint)
 
     device = choose_device(settings.device)
-    mode = cli.chosen("evaluation") or name_of(protocol)
+    mode = cli.chosen("evaluation") or mode_name(protocol)
     facts = {
         "checkpoint": settings.checkpoint,
         "step": saved["step"],
@@ -83,7 +83,7 @@ def work(config: DictConfig) -> None:
         "root": trained["data"].get("root"),
         "boundary_ratio": ratio,
         "evaluation": protocol,
-        "protocol": described(protocol, mode),
+        "protocol": describe(protocol, mode),
     }
     default = Path(settings.checkpoint).expanduser().parent / f"eval_{split}_{mode}"
     same = ("network", "step", "data_set", "root", "evaluation", "boundary_ratio")
@@ -103,7 +103,7 @@ def work(config: DictConfig) -> None:
         return
     write(output, facts, counted, dataset.classes)
     what = f"{split}, {len(dataset)} images"
-    report(counted, dataset.classes, what, described(protocol, mode))
+    report(counted, dataset.classes, what, describe(protocol, mode))
     print(f"  miou={counted.scores.miou}\n  written to {output}")
 
 

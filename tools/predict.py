@@ -24,7 +24,7 @@ from danet.data_check.sample import dropped_notes
 from danet.datasets.image_io import Levels
 from danet.distributed.device import choose_device
 from danet.errors import InputError
-from danet.evaluation.fuse import prepared
+from danet.evaluation.fuse import fuse_for_inference
 from danet.filesystem import folder_of
 from danet.prediction.predict import predictions
 from danet.prediction.results import KINDS, Results, digest_of
@@ -70,7 +70,7 @@ def work(config: DictConfig) -> None:
         palette=[tuple(color) for color in saved["palette"]],
         opacity=settings.opacity,
     )
-    quick = prepared(model.to(device), device)
+    quick = fuse_for_inference(model.to(device), device)
 
     start, unreadable = time.perf_counter(), list[str]()
     total = sum(count_frames(source) if source.is_video else 1 for source in sources)

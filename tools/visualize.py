@@ -27,8 +27,8 @@ from danet.datasets.submission import demand_labels
 from danet.distributed.device import choose_device
 from danet.engine.log import read_metrics
 from danet.errors import InputError, StorageError
-from danet.evaluation.fuse import prepared
-from danet.evaluation.inference import Inference, described
+from danet.evaluation.fuse import fuse_for_inference
+from danet.evaluation.inference import Inference, describe
 from danet.evaluation.metrics import ConfusionMatrix, warn_of_single_class
 from danet.filesystem import folder_of, require_writable
 from danet.prediction.results import digest_of
@@ -195,7 +195,7 @@ def examine(
 ) -> report.Findings:
     """Scores a split by the protocol of the training, and chooses pictures for the report."""
     infer = network.infer
-    quick = prepared(network.model, device)
+    quick = fuse_for_inference(network.model, device)
     confusion, by_image = ConfusionMatrix(len(network.classes), device), list[float]()
 
     def classes_of(image: np.ndarray) -> torch.Tensor:
@@ -233,7 +233,7 @@ def examine(
         facts=[
             f"{type(dataset).__name__}, split {dataset.split}, {len(dataset)} images; step "
             f"{network.step}; {weights:,} weights.",
-            f"Scored and drawn by {described(network.config['evaluation'])}; attention is that of "
+            f"Scored and drawn by {describe(network.config['evaluation'])}; attention is that of "
             "one pass over the whole picture.",
             *([warning] if warning else []),
         ],

@@ -32,7 +32,7 @@ from danet.engine.profile import StepProfile
 from danet.engine.schedule import Schedule
 from danet.engine.settings import TrainSettings
 from danet.errors import Interrupted, StorageError
-from danet.evaluation.inference import described
+from danet.evaluation.inference import describe
 from danet.evaluation.metrics import ConfusionMatrix, warn_of_single_class
 from danet.losses import DeepSupervision, Part, mean_of
 from danet.seeds import mix
@@ -362,7 +362,7 @@ class Trainer:
         scores = confusion.scores()
         classes = self.header["classes"]
         protocol = self.header.get("config", {}).get("evaluation", {})
-        self.log.say(f"step {self.step}: validation, {described(protocol)}")
+        self.log.say(f"step {self.step}: validation, {describe(protocol)}")
         self.log.say(class_table(classes, {"IoU": scores.iou, "accuracy": scores.accuracy}))
         if warning := warn_of_single_class(confusion.matrix, classes):
             self.log.warn(f"step {self.step}: {warning}")

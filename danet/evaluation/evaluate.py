@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from danet.evaluation.fuse import prepared
+from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.inference import Inference
 from danet.evaluation.metrics import ConfusionMatrix
 from danet.types import Batch
@@ -34,7 +34,7 @@ def predict(
     during training and afterwards, to the last digit.
     """
     model.eval()
-    quick = prepared(model, device)
+    quick = fuse_for_inference(model, device)
     for group in batches:
         for batch in group:
             images = batch.image.to(device, non_blocking=True).split(1)

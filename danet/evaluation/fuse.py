@@ -15,7 +15,7 @@ _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 """What is replaced; subclasses may compute more, as timm's standardise weights or activate."""
 
 
-def prepared(model: nn.Module, device: torch.device) -> nn.Module:
+def fuse_for_inference(model: nn.Module, device: torch.device) -> nn.Module:
     """Returns a copy, in eval mode, that computes what the network does up to rounding.
 
     Batch norms are folded into the convolutions before them, and on a CPU 3x3 convolutions are
