@@ -58,7 +58,7 @@ def test_winograd_is_done_where_it_pays():
     ids=str,
 )
 def test_winograd_leaves_other_convolutions_alone(conv):
-    assert not WinogradConv2d.takes(conv)
+    assert not WinogradConv2d.supports(conv)
 
 
 @pytest.fixture(params=[18, pytest.param(50, marks=pytest.mark.slow)])

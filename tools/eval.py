@@ -43,7 +43,7 @@ from danet.evaluation.metrics import (
     ConfusionMatrix,
     ImageIoU,
     Scores,
-    warn_of_single_class,
+    single_class_warning,
 )
 from danet.filesystem import folder_of, require_writable
 from danet.prediction.results import digest_of
@@ -228,7 +228,7 @@ def report(counted: Counted, classes: tuple[str, ...], what: str, protocol: str)
         print("  official: " + ", ".join(f"{k} {100 * v:.2f}" for k, v in shown.items()))
     if counted.note:
         print(f"  {counted.note}")
-    warning = warn_of_single_class(torch.from_numpy(counted.matrix), classes)
+    warning = single_class_warning(torch.from_numpy(counted.matrix), classes)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
 

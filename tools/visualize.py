@@ -29,7 +29,7 @@ from danet.engine.log import read_metrics
 from danet.errors import InputError, StorageError
 from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.inference import Inference, describe
-from danet.evaluation.metrics import ConfusionMatrix, warn_of_single_class
+from danet.evaluation.metrics import ConfusionMatrix, single_class_warning
 from danet.filesystem import folder_of, require_writable
 from danet.prediction.results import digest_of
 from danet.visualization import report, viewer
@@ -223,7 +223,7 @@ def examine(
     if viewer.has_positions(network.model):
         chosen = (dataset[i] for i in spread(len(dataset), count))
         viewed = [viewer.look_at(network.model, s.name, s.image, device, infer) for s in chosen]
-    warning = warn_of_single_class(confusion.matrix, network.classes)
+    warning = single_class_warning(confusion.matrix, network.classes)
     if warning:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     log = folder / "metrics.jsonl"

@@ -33,7 +33,7 @@ from danet.engine.schedule import Schedule
 from danet.engine.settings import TrainSettings
 from danet.errors import Interrupted, StorageError
 from danet.evaluation.inference import describe
-from danet.evaluation.metrics import ConfusionMatrix, warn_of_single_class
+from danet.evaluation.metrics import ConfusionMatrix, single_class_warning
 from danet.losses import DeepSupervision, Part, mean_of
 from danet.seeds import mix
 from danet.types import Batch
@@ -364,7 +364,7 @@ class Trainer:
         protocol = self.header.get("config", {}).get("evaluation", {})
         self.log.say(f"step {self.step}: validation, {describe(protocol)}")
         self.log.say(class_table(classes, {"IoU": scores.iou, "accuracy": scores.accuracy}))
-        if warning := warn_of_single_class(confusion.matrix, classes):
+        if warning := single_class_warning(confusion.matrix, classes):
             self.log.warn(f"step {self.step}: {warning}")
         self.scores = {
             "miou": scores.miou,

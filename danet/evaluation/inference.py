@@ -170,8 +170,8 @@ class MultiScale(WindowInference):
         total: Tensor | None = None
         for size, times in sizes.items():
             scaled = image if size == (height, width) else resize(image.float(), size)
-            bands = self._infer.bands(model, scaled)
-            # Band by band, so that the sum is the only map of all classes at the image's size.
+            bands = self._infer.bands(model, scaled)  # (B, K, rows, size[1]) each
+            # Added band by band: only the sum has all classes at the size of the image.
             for top, part in resize_bands(bands, size[0], (height, width)):
                 if total is None:
                     total = empty_map(part, height, width).zero_()  # (B, K, h, w)

@@ -94,7 +94,7 @@ class AuthorsProtocol(BandInference):
     def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
         """Maps (B, 3, H, W) to probabilities (B, K, H, W): the sums, divided by their total."""
         scores = super().__call__(model, image)
-        return scores / scores.sum(dim=1, keepdim=True)
+        return scores / scores.sum(dim=1, keepdim=True)  # (B, K, H, W)
 
     def _scores(self, model: nn.Module, image: Tensor, scale: float) -> tuple[Iterator[Band], int]:
         """Return the scores of the image at one scale, and how many rows they have."""
@@ -124,7 +124,8 @@ class AuthorsProtocol(BandInference):
         """
         logits = _logits(model, image)
         if self.flip:
-            logits = logits + _logits(model, image.flip(-1)).flip(-1)
+            # Summed before exp: the product of both scores, not their mean.
+            logits = logits + _logits(model, image.flip(-1)).flip(-1)  # (B, K, h, w)
         # The largest logit is read at every pass, at the cost of a wait for the device.
         if (largest := float(logits.max())) > self.largest:
             raise InputError(
@@ -230,7 +231,7 @@ def _logits(model: nn.Module, image: Tensor) -> Tensor:
     # One by one where they have too many pixels for a pass together.
     pixels = image.shape[0] * image.shape[2] * image.shape[3]
     if image.shape[0] > 1 and pixels > PIXELS_PER_PASS:
-        return torch.cat([_logits(model, one) for one in image.split(1)])
+        return torch.cat([_logits(model, one) for one in image.split(1)])  # (B, K, h, w)
     logits: Tensor = model(image).logits.float()
     return logits
 
@@ -241,7 +242,7 @@ def _sum_bands(maps: Iterator[Iterator[Band]], height: int) -> Tensor:
     for bands in maps:
         for top, part in bands:
             if total is None:
-                total = empty_map(part, height, part.shape[3]).zero_()
+                total = empty_map(part, height, part.shape[3]).zero_()  # (B, K, H, W)
             total[:, :, top : top + part.shape[2]] += part
     assert total is not None
     return total

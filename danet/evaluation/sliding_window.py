@@ -70,7 +70,7 @@ class Windows:
         tops = window_starts(height, tall, self.stride[0])
         lefts = window_starts(width, wide, self.stride[1])
         if len(tops) == len(lefts) == 1:
-            yield Band(0, infer(image))
+            yield Band(0, infer(image))  # (B, K, H, W)
             return
         row_counts = _coverage(tops, tall, height, image)[:, None]  # (H, 1)
         column_counts = _coverage(lefts, wide, width, image)  # (W,)
@@ -79,11 +79,12 @@ class Windows:
         corners, sums, top = list(product(tops, lefts)), torch.empty(0), 0
         for first in range(0, len(corners), per_batch):
             group = corners[first : first + per_batch]
-            windows = torch.cat([image[:, :, t : t + tall, x : x + wide] for t, x in group])
+            crops = [image[:, :, t : t + tall, x : x + wide] for t, x in group]
+            windows = torch.cat(crops)  # (len(group) * B, 3, tall, wide)
             # The windows of the batch follow each other, so a split by B gives one per corner.
             for (row, left), part in zip(group, infer(windows).split(batch), strict=True):
                 if not sums.numel():
-                    sums = empty_map(part, tall, width).zero_()
+                    sums = empty_map(part, tall, width).zero_()  # (B, K, tall, W)
                 if row > top:  # no later window starts above this one
                     done = row - top
                     yield Band(top, sums[:, :, :done].div_(row_counts[top:row] * column_counts))
@@ -128,7 +129,7 @@ class Strip(NamedTuple):
     seen: slice
     """Input columns, cut into windows."""
     kept: slice
-    """Output columns: those of ``seen`` that no window of another strip covers."""
+    """Output columns: those of ``seen`` whose windows are all in the strip."""
 
 
 class PixelBudget:
@@ -156,6 +157,7 @@ class PixelBudget:
                 file=sys.stderr,
                 flush=True,
             )
+        # One window per pass: memory is short for an image this large.
         return Windows((side, side), (stride, stride), per_batch=1)
 
 
@@ -310,7 +312,7 @@ def _row_weights(
 
     All but the last are tensors (wanted,).
     """
-    # In float32 throughout, since torch's kernels round so.
+    # In float32 throughout, the precision in which torch's kernels compute coordinates.
     place = torch.arange(wanted, dtype=torch.float32)
     if align_corners:
         place = place * (torch.tensor(height - 1.0) / max(wanted - 1, 1))
