@@ -15,7 +15,7 @@ import danet
 from danet.errors import InputError
 from danet.evaluation.inference import Sliding, Whole
 from danet.prediction import predict as predict_module
-from danet.prediction.results import shares
+from danet.prediction.results import class_shares
 from danet.prediction.sources import find_sources
 from danet.visualization.overlay import colorize, overlay
 
@@ -266,7 +266,7 @@ def test_mistakes_are_told_in_one_line(tiny_checkpoint, folder, capsys, settings
 def test_shares_are_exact_for_large_masks():
     classes = np.zeros((3000, 1000), np.uint8)
     classes[1234, 567] = 2
-    assert shares(classes, 3) == [1 - 1 / 3e6, 0, 1 / 3e6]
+    assert class_shares(classes, 3) == [1 - 1 / 3e6, 0, 1 / 3e6]
 
 
 def test_a_wide_image_in_strips_is_what_its_bands_say(model, monkeypatch):
