@@ -98,12 +98,19 @@ def test_predict_refuses_what_is_no_image(model, wrong, message):
         danet.predict(model, wrong)
 
 
-def test_batches_hold_neighbours_of_one_size_and_no_more_than_fit(monkeypatch, images):
-    arrays = [predict_module._Array(image) for image in images]
-    sizes = [len(group) for group in predict_module._groups(iter(arrays), 8)]
+def test_batches_hold_neighbours_of_one_size_and_no_more_than_fit(model, monkeypatch, images):
+    class Recorder:
+        def predict(self, model, image):
+            sizes.append(len(image))
+            return torch.zeros(len(image), *image.shape[2:], dtype=torch.uint8)
+
+    sizes = []
+    danet.predict(model, images, infer=Recorder(), batch_size=8)
     assert sizes == [2, 1, 1, 1, 1, 1]
+    sizes.clear()
     monkeypatch.setattr(predict_module, "PIXELS_PER_PASS", 48 * 96)
-    assert [len(g) for g in predict_module._groups(iter(arrays), 8)] == [1] * 7
+    danet.predict(model, images, infer=Recorder(), batch_size=8)
+    assert sizes == [1] * 7
 
 
 def test_a_batch_gives_what_single_images_give(model, images):

@@ -121,7 +121,7 @@ def test_the_page_fits_a_narrow_screen(browser):
 
 
 def test_a_large_picture_is_made_smaller_for_the_viewer(tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr("danet.visualization.viewer._MAX_POSITIONS", 40)
+    monkeypatch.setattr("danet.visualization.viewer.MAX_POSITIONS", 40)
     model = danet.load_model(tiny_checkpoint)
     image = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
     seen = compute_view(model, "x", image, torch.device("cpu"))

@@ -37,7 +37,7 @@ class Inference(Protocol):
         ...
 
     def predict(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) to the most probable classes, uint8 (B, H, W)."""
+        """Predict the most probable classes, uint8 (B, H, W), of images (B, 3, H, W)."""
         ...
 
 
@@ -59,12 +59,12 @@ class Whole(WindowInference):
         return self._budget.windows(image)
 
     def probabilities(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps (B, 3, h, w) to (B, K, h, w)."""
+        """Compute the probabilities (B, K, h, w) of images or windows (B, 3, h, w)."""
         return _probabilities(model, image, self.flip)
 
     @torch.no_grad()
     def predict(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) to the most probable classes, uint8 (B, H, W)."""
+        """Predict the most probable classes, uint8 (B, H, W), of images (B, 3, H, W)."""
         if self.flip or self.windows(image) is not None:
             return super().predict(model, image)
         # Softmax is monotonic, so there is nothing to compute it for.
@@ -116,7 +116,7 @@ class Sliding(WindowInference):
         return self._windows
 
     def probabilities(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps windows (B, 3, h, w) to (B, K, h, w)."""
+        """Compute the probabilities (B, K, h, w) of windows (B, 3, h, w)."""
         return _probabilities(model, image, self.flip)
 
 
@@ -161,7 +161,7 @@ class MultiScale(WindowInference):
         return self._budget.windows(image)
 
     def probabilities(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps (B, 3, h, w) to the mean over the scales, (B, K, h, w)."""
+        """Compute the mean over the scales, (B, K, h, w), of images or windows (B, 3, h, w)."""
         height, width = image.shape[-2:]
         # Scales that round to one size give one result, which counts as often.
         sizes = Counter(
@@ -181,7 +181,7 @@ class MultiScale(WindowInference):
 
 
 def _probabilities(model: nn.Module, image: Tensor, flip: bool) -> Tensor:
-    """Maps (B, 3, h, w) to (B, K, h, w), with mirror images in the same pass where they fit."""
+    """Compute (B, K, h, w) of (B, 3, h, w), with mirror images in the same pass where they fit."""
     if not flip:
         return _softmax(model, image)
     mirrored = image.flip(-1)

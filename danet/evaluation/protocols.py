@@ -117,7 +117,7 @@ class AuthorsProtocol(BandInference):
         return self.crop + math.ceil(beyond / self.stride) * self.stride
 
     def _exp_logits(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps windows (B, 3, h, w) to exp(logits), (B, K, h, w).
+        """Compute exp(logits), (B, K, h, w), of windows (B, 3, h, w).
 
         Raises:
             InputError: They or their sums could be infinite, which the script does not check.

@@ -178,7 +178,7 @@ class BandInference:
 
     @torch.no_grad()
     def predict(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) to the most probable classes, uint8 (B, H, W)."""
+        """Predict the most probable classes, uint8 (B, H, W), of images (B, 3, H, W)."""
         return argmax(self.bands(model, image), image.shape[2])
 
 
@@ -190,7 +190,7 @@ class WindowInference(BandInference):
         raise NotImplementedError
 
     def probabilities(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps windows or images (B, 3, h, w) to probabilities (B, K, h, w)."""
+        """Compute the probabilities (B, K, h, w) of windows or images (B, 3, h, w)."""
         raise NotImplementedError
 
     def bands(self, model: nn.Module, image: Tensor) -> Iterator[Band]:
@@ -202,7 +202,7 @@ class WindowInference(BandInference):
 
     @torch.no_grad()
     def predict(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) to the most probable classes, uint8 (B, H, W)."""
+        """Predict the most probable classes, uint8 (B, H, W), of images (B, 3, H, W)."""
         windows = self.windows(image)
         if windows is None:
             return super().predict(model, image)

@@ -117,6 +117,7 @@ def rank_channels(maps: Tensor, prediction: np.ndarray, index: int) -> list[tupl
     mean_inside = (maps * inside).sum(dim=(1, 2)) / inside.sum().clamp(min=1e-6)
     mean_outside = (maps * (1 - inside)).sum(dim=(1, 2)) / (1 - inside).sum().clamp(min=1e-6)
     spread = maps.flatten(1).std(dim=1).clamp(min=1e-6)
+    # Stable, so that equal channels keep their order from run to run.
     values, order = ((mean_inside - mean_outside) / spread).sort(descending=True, stable=True)
     return list(zip(order.tolist(), values.tolist(), strict=True))
 

@@ -43,6 +43,7 @@ def heatmap(values: Tensor, size: Sequence[int], *, color: bool) -> np.ndarray:
     small = values.float().cpu().numpy()
     array = cv2.resize(small, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
     array = array - array.min()
+    # A constant map has the maximum 0 here and is drawn black.
     shown = np.rint(255 * array / max(float(array.max()), 1e-12)).astype(np.uint8)
     if color:
         return cv2.cvtColor(cv2.applyColorMap(shown, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
@@ -181,5 +182,6 @@ def _downscale(arrays: Sequence[np.ndarray], max_pixels: int) -> list[np.ndarray
     if factor == 1.0:
         return list(arrays)
     size = max(1, int(width * factor)), max(1, int(height * factor))
+    # Class indices must not be averaged.
     ways = [cv2.INTER_AREA if array.ndim == 3 else cv2.INTER_NEAREST for array in arrays]
     return [cv2.resize(a, size, interpolation=w) for a, w in zip(arrays, ways, strict=True)]

@@ -47,8 +47,8 @@ def classes_in(*masks: np.ndarray | None) -> set[int]:
 
 
 def colorize(mask: np.ndarray, palette: Palette) -> np.ndarray:
-    """Maps classes (H, W) to their colours; IGNORE becomes black."""
-    table = np.zeros((256, 3), np.uint8)
+    """Return the colours (H, W, 3) of classes (H, W); IGNORE becomes black."""
+    table = np.zeros((256, 3), np.uint8)  # one row per byte, so that any mask can index it
     table[: len(palette)] = palette
     return table[mask]
 
@@ -157,7 +157,7 @@ def with_legend(
 
 @torch.inference_mode()
 def as_tensor(image: np.ndarray, device: torch.device) -> Tensor:
-    """Maps uint8 (H, W, 3) to (1, 3, H, W) on a device."""
+    """Return an image, uint8 (H, W, 3), as uint8 (1, 3, H, W) on a device."""
     return torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
 
 

@@ -138,7 +138,7 @@ def _class_table(report: Report) -> str:
 
 def _confusion(report: Report) -> str:
     totals = report.matrix.sum(axis=1, keepdims=True)
-    shares = report.matrix / np.maximum(totals, 1)
+    shares = report.matrix / np.maximum(totals, 1)  # zeros for classes without a true pixel
     head = "".join(f"<th class='column'>{escape(name)}</th>" for name in report.classes)
     rows = [f"<tr><th></th>{head}</tr>"]
     for i, name in enumerate(report.classes):

@@ -16,7 +16,7 @@ from danet.evaluation.inference import Inference
 from danet.visualization.attention import Point, attention_branch, choose_points, queries_and_keys
 from danet.visualization.overlay import Palette, as_tensor, predict
 
-_MAX_POSITIONS = 8192
+MAX_POSITIONS = 8192
 """Of a picture in the viewer; queries and keys of so many take some 5 MB of the page."""
 _SCRIPT = Path(__file__).with_name("report.js")
 
@@ -51,9 +51,9 @@ def compute_view(
     # The stride of the network is not known here, so the size is found by trying.
     while True:
         queries, keys = queries_and_keys(model, as_tensor(image, device))
-        if queries[0].numel() <= _MAX_POSITIONS:
+        if queries[0].numel() <= MAX_POSITIONS:
             break
-        factor = (_MAX_POSITIONS / queries[0].numel()) ** 0.5 * 0.98
+        factor = (MAX_POSITIONS / queries[0].numel()) ** 0.5 * 0.98
         size = int(image.shape[1] * factor), int(image.shape[0] * factor)
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     size = image.shape[1], image.shape[0]
@@ -80,6 +80,7 @@ def viewer_section(views: Sequence[AttentionView], classes: Sequence[str], palet
                 "depth": depth,
                 "image": data_uri(view.image),
                 "start": list(start),
+                # Little-endian, as Float32Array reads it on all common machines.
                 "queries": _base64(view.queries.astype("<f4")),
                 "keys": _base64(view.keys.astype("<f4")),
                 "cells": _base64(cells),
