@@ -13,7 +13,7 @@ from danet.data_check.scan import SplitReport
 from danet.datasets.base import SegmentationDataset
 from danet.errors import InputError
 from danet.types import IGNORE
-from danet.visualization.overlay import arrange, legend, overlay, titled
+from danet.visualization.overlay import add_title, arrange, legend, overlay
 
 _TILE = (240, 320)
 """Height and width of a picture of the sheet, in pixels."""
@@ -173,7 +173,7 @@ def contact_sheet(dataset: SegmentationDataset, indices: Iterable[int]) -> np.nd
         except InputError:
             continue  # told among the problems
         present |= set(np.unique(mask).tolist()) - {IGNORE}
-        tiles.append(titled(_tile(image, mask, dataset), name))
+        tiles.append(add_title(_tile(image, mask, dataset), name))
     if not tiles:
         return None
     body = arrange(tiles)

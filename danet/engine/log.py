@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from danet import console
 from danet.engine.trackers import KINDS, Writer, finite, plain_settings
-from danet.evaluation.inference import described
-from danet.evaluation.metrics import ConfusionMatrix, warn_of_single_class
+from danet.evaluation.inference import describe
+from danet.evaluation.metrics import ConfusionMatrix, single_class_warning
 
 
 class RunLog:
@@ -151,9 +151,9 @@ class RunLog:
         }
         if self.folder is None:
             return averages
-        self.say(f"step {step}: validation, {described(self.config.get('evaluation', {}))}")
+        self.say(f"step {step}: validation, {describe(self.config.get('evaluation', {}))}")
         self.say(class_table(self.classes, {"IoU": scores.iou, "accuracy": scores.accuracy}))
-        if warning := warn_of_single_class(confusion.matrix, self.classes):
+        if warning := single_class_warning(confusion.matrix, self.classes):
             self.warn(f"step {step}: {warning}")
         per_class = {f"iou/{name}": v for name, v in zip(self.classes, scores.iou, strict=True)}
         self.scalars(step, "val", {**averages, **per_class})

@@ -18,12 +18,12 @@ from danet.extras import require
 
 
 def save(folder: Path, saved: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Writes the folder.
+    """Write the folder.
 
     Args:
-        folder: Made where it does not exist.
+        folder: Created where it does not exist.
         saved: A checkpoint. Paths of this machine in its config are left out.
-        weights: State of the network that is meant, the averaged one where there is one.
+        weights: State dict of the network, the averaged one where there is one.
 
     Raises:
         InputError: safetensors is missing.
@@ -37,6 +37,7 @@ def save(folder: Path, saved: Mapping[str, Any], weights: Mapping[str, Tensor]) 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".{WEIGHTS}"
+        # safetensors refuses tensors that share memory or are not contiguous.
         whole = {name: tensor.contiguous().clone() for name, tensor in weights.items()}
         save_file(whole, temporary, metadata={"format": "pt"})
         temporary.replace(folder / WEIGHTS)
@@ -48,7 +49,7 @@ def save(folder: Path, saved: Mapping[str, Any], weights: Mapping[str, Tensor]) 
 
 
 def without_paths(node: Any) -> Any:
-    """Returns plain values with ``.`` in place of every path that only this machine knows."""
+    """Return plain values with ``.`` in place of every absolute path."""
     if isinstance(node, dict):
         return {name: without_paths(value) for name, value in node.items()}
     if isinstance(node, list):

@@ -21,7 +21,7 @@ from bench.measure import (
     status,
 )
 from bench.step import make_network, make_reference
-from danet.evaluation.fuse import prepared
+from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.inference import MultiScale, Whole
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.2)
@@ -87,7 +87,7 @@ def whole_in_this_process(which: str, height: int, width: int, device: torch.dev
         def infer(image: Tensor) -> Tensor:
             return model(image)[0].softmax(dim=1).argmax(dim=1)
     else:
-        model = prepared(model.eval().to(device), device)
+        model = fuse_for_inference(model.eval().to(device), device)
 
         def infer(image: Tensor) -> Tensor:
             return Whole().predict(model, image)
@@ -119,7 +119,9 @@ def _scale_rows(options: Options) -> list[Row]:
     stride = crop * 2 // 3
     network = make_network(50)
     plain = make_reference(50, network).eval().to(device)
-    model = prepared(network.eval().to(device), device)  # as danet.evaluation.evaluate does it
+    model = fuse_for_inference(
+        network.eval().to(device), device
+    )  # as danet.evaluation.evaluate does it
     image = picture(*size, device)
     infer = MultiScale(scales=scales, flip=True, crop=[crop, crop], stride=[stride, stride])
 

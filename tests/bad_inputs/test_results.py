@@ -25,7 +25,7 @@ from danet.prediction.predict import predict
 from danet.prediction.sources import find_sources
 from danet.visualization.attention import queries_and_keys
 from danet.visualization.overlay import as_tensor
-from danet.visualization.viewer import look_at
+from danet.visualization.viewer import compute_view
 
 
 @pytest.fixture
@@ -291,7 +291,7 @@ def test_R07_pictures_and_viewer_are_of_the_protocol_that_scores(network, tmp_pa
     image = rng.integers(0, 256, (48, 96, 3), dtype=np.uint8)
     expected, whole = predict(model, image, infer=infer), predict(model, image)
     assert (expected != whole).any(), "else this test could not fail"
-    seen = look_at(model, "x", image, torch.device("cpu"), infer)
+    seen = compute_view(model, "x", image, torch.device("cpu"), infer)
     assert np.array_equal(seen.prediction, expected)
     keys = queries_and_keys(model, as_tensor(image, torch.device("cpu")))[1]
     assert np.allclose(seen.keys, keys, atol=1e-5 * float(keys.abs().max())), "of the whole picture"
