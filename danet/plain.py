@@ -1,8 +1,8 @@
-"""Plain data: what the config and the records of a foreign file may consist of."""
+"""Plain data: the values that a config or a record of a foreign file may consist of."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 MOST_VALUES = 100_000
 """Values in one config; class lists and tables of label values have thousands."""
@@ -31,6 +31,16 @@ def printable(text: str, keep: str = "") -> str:
         return letter if letter in keep else letter.encode("unicode_escape").decode("ascii")
 
     return _UNPRINTABLE.sub(escaped, text)
+
+
+def is_int(value: Any) -> TypeGuard[int]:
+    """Return whether a value is an integer; ``True`` and ``False`` are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Return whether a value is an integer or a float, infinity and NaN included."""
+    return is_int(value) or isinstance(value, float)
 
 
 def problem_with(value: Any, key: str) -> str:
@@ -103,5 +113,5 @@ def _shown(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Writes a text as Hydra takes it whatever is in it: backslashes count before a quote only."""
+    """Return a text quoted for Hydra, in which a backslash escapes only before a quote."""
     return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + "\\'" * bool(m[2]), text) + "'"

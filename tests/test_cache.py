@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT, write_pair
 from test_config import compose
 
+from danet import memory
 from danet.config.build import checked_config, make_dataset
 from danet.config.resume import FREE
 from danet.config.schema import DataFolder
@@ -247,7 +248,7 @@ def system(tmp_path, monkeypatch, *, available_kib, limit, used):
         file = tmp_path / name.replace("/", "_")
         file.write_text(text)
         texts[name] = file
-    monkeypatch.setattr(cache_folder, "Path", lambda name: texts.get(name, name))
+    monkeypatch.setattr(memory, "Path", lambda name: texts.get(name, name))
     monkeypatch.setattr(cache_folder, "_SHARED_MEMORY", tmp_path / "memory")
 
 
@@ -411,9 +412,9 @@ PROGRAM = """
 import sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from danet.datasets import storage
-storage._SHARED_MEMORY = Path({memory!r})
-folder = storage.memory_folder()
+from danet.datasets import cache_folder
+cache_folder._SHARED_MEMORY = Path({memory!r})
+folder = cache_folder.memory_folder()
 print(len(list(folder.iterdir())), flush=True)
 (folder / sys.argv[1]).write_bytes(b"x")
 sys.stdin.readline()

@@ -17,11 +17,7 @@ from typing import IO, Any, NamedTuple
 from danet.archives.members import Listing, read_contents, readable
 from danet.archives.rules import Member
 from danet.errors import InputError, StorageError
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs at once are not noticed
-    fcntl = None  # type: ignore[assignment]
+from danet.filesystem import file_lock
 
 _BLOCK = 2**20
 _OVERHEAD = 4096
@@ -215,12 +211,11 @@ def _place(source: Path, target: Path) -> None:
 
 
 def _lock(journal: IO[bytes], stage: Path) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise InputError(f"{stage}: another process unpacks this archive just now") from error
+    is_free = False
+    with contextlib.suppress(OSError):
+        is_free = file_lock(journal, wait=False)
+    if not is_free:
+        raise InputError(f"{stage}: another process unpacks this archive just now")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch.utils.data import Dataset
 
 from danet.errors import InputError
+from danet.plain import is_number
 from danet.seeds import mix
 from danet.types import Draw, Sample
 
@@ -128,12 +129,8 @@ def faults(*, on_bad_sample: object, max_bad_share: object, timeout: object) -> 
     lines = []
     if on_bad_sample not in POLICIES:
         lines.append(f"data.on_bad_sample={on_bad_sample}: expected {' or '.join(POLICIES)}")
-    if not _is_number(max_bad_share) or not 0 <= max_bad_share <= 1:  # type: ignore[operator]
+    if not is_number(max_bad_share) or not 0 <= max_bad_share <= 1:
         lines.append(f"data.max_bad_share={max_bad_share}: expected a share between 0 and 1")
-    if not _is_number(timeout) or not timeout >= 0:  # type: ignore[operator]
+    if not is_number(timeout) or not timeout >= 0:
         lines.append(f"data.timeout={timeout}: expected seconds, or 0 to wait for ever")
     return lines
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from danet.engine.precision import choose_precision
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError
+from danet.memory import available_memory
 from danet.preflight.simulator import StepSimulator
 
 PROBES = (128, 256)
@@ -30,27 +30,10 @@ def device_memory(device: torch.device) -> int:
     """Returns the bytes that are free on a device; on the CPU also below a container's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min(_free_ram(), _container_rest())
-
-
-def _free_ram() -> int:
-    table = Path("/proc/meminfo")
-    if table.is_file():
-        for line in table.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _container_rest() -> int:
-    """Returns what the process's control group (version 2) may still take."""
-    root = Path("/sys/fs/cgroup")
-    try:
-        limit = (root / "memory.max").read_text().strip()
-        used = int((root / "memory.current").read_text())
-    except (OSError, ValueError):
-        return 2**62
-    return 2**62 if limit == "max" else max(0, int(limit) - used)
+    available = available_memory()
+    if available is None:  # not Linux: all that there is
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return available
 
 
 def _largest(
