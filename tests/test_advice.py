@@ -711,7 +711,7 @@ class Door:
         settings = list(map(str, settings))
         keys = {setting.lstrip("+~").partition("=")[0] for setting in settings}
         self._runs += 1
-        if name == "check":
+        if name == "check_data":
             own = [f"output={self.folder / f'check{self._runs}'}", "data.num_workers=0"]
             return [*(s for s in own if s.partition("=")[0] not in keys), *settings]
         if name != "train":
@@ -1063,21 +1063,21 @@ def test_names_of_any_kind_are_taken(names, door, root):
 def test_a_backslash_belongs_to_the_name(door, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     wrong = r"data.root=x\y"
-    message = door.refused("check", "data=camvid", wrong)
+    message = door.refused("check_data", "data=camvid", wrong)
     assert message == f"data.root={tmp_path}/x\\y: there is no such folder; set data.root=<folder>"
     plant(tmp_path / r"x\y", folder="labels")
-    door.follow("check", "data=camvid", wrong)
+    door.follow("check_data", "data=camvid", wrong)
 
 
 def test_a_value_that_is_missing_is_given(door, root):
     for name, key, value in (
-        ("check", "data.root", root),
-        ("check", "data.classes", "[a,b]"),
+        ("check_data", "data.root", root),
+        ("check_data", "data.classes", "[a,b]"),
         ("predict", "images", root / "images"),
     ):
-        given = {"data.root": root, "data.classes": "[a,b]"} if name == "check" else {}
+        given = {"data.root": root, "data.classes": "[a,b]"} if name == "check_data" else {}
         settings = [f"{k}={v}" for k, v in given.items() if k != key]
-        if name == "check":
+        if name == "check_data":
             settings.append("data=folder")
         else:
             settings.append("checkpoint=x")
@@ -1157,10 +1157,10 @@ def test_a_name_that_is_refused_gets_other_letters(door, tmp_path, monkeypatch):
 def test_bytes_that_are_no_letters_are_told_how_to_pass(door, tmp_path):
     typed = ("data=camvid", f"data.root={tmp_path / 'ä'}")
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    done = tool("check", *typed, cwd=tmp_path, env=plain, code=2)
+    done = tool("check_data", *typed, cwd=tmp_path, env=plain, code=2)
     door.told += done.stderr
     name, value = re.search(r"set (\w+)=(\S+) in the environment, or rename", done.stderr).groups()
-    done = tool("check", *typed, cwd=tmp_path, env={**plain, name: value}, code=2)
+    done = tool("check_data", *typed, cwd=tmp_path, env={**plain, name: value}, code=2)
     assert "there is no such folder" in done.stderr, "the name is read"
 
 
@@ -1191,14 +1191,14 @@ VALUES = {
 def test_a_setting_for_the_values_of_masks_is_right(name, door, tmp_path):
     values, classes, pattern = VALUES[name]
     data = own(plant(tmp_path / "data", values=values), classes)
-    found = re.search(pattern, door.refused("check", *data), re.MULTILINE)
+    found = re.search(pattern, door.refused("check_data", *data), re.MULTILINE)
     door.follow("train", *data, found[1])
 
 
 def test_a_missing_class_is_added(door, tmp_path):
     root = plant(tmp_path / "data", values=(0, 2))
-    assert "add the missing class" in door.refused("check", *own(root))
-    door.follow("check", *own(root, "[a,b,c]"))
+    assert "add the missing class" in door.refused("check_data", *own(root))
+    door.follow("check_data", *own(root, "[a,b,c]"))
 
 
 def test_labels_that_perhaps_count_from_1(door, tmp_path):
@@ -1221,20 +1221,20 @@ def test_labels_from_1_in_one_file(door, tmp_path):
 def test_soft_edges_get_a_value_or_become_hard(door, tmp_path):
     root = plant(tmp_path / "data", values=(0, 128, 255))
     data = own(root)
-    message = door.refused("check", *data, "data.values={0:0,255:1}")
+    message = door.refused("check_data", *data, "data.values={0:0,255:1}")
     value = re.search(r"label value (\d+)", message)[1]
     ignored = re.search(r"add it there, with a class or (\d+) to ignore it", message)[1]
-    door.follow("check", *data, f"data.values={{0:0,255:1,{value}:{ignored}}}")
-    door.follow("check", *data, f"data.values={{0:0,255:1,{value}:1}}")
+    door.follow("check_data", *data, f"data.values={{0:0,255:1,{value}:{ignored}}}")
+    door.follow("check_data", *data, f"data.values={{0:0,255:1,{value}:1}}")
     numbers = re.search(r"numpy\.where\(mask > (\d+), (\d+), (\d+)\)\.astype\('uint8'\)", message)
     limit, high, low = map(int, numbers.groups())
     change(root / "masks", lambda mask: np.where(mask > limit, high, low).astype("uint8"))
-    door.follow("check", *data, "data.values={0:0,255:1}")
+    door.follow("check_data", *data, "data.values={0:0,255:1}")
 
 
 def test_soft_edges_of_three_values_are_not_told_apart(door, tmp_path):
     data = own(plant(tmp_path / "data", values=(0, 50, 100, 200)), "[a,b,c]")
-    message = door.refused("check", *data, "data.values={0:0,100:1,200:2}")
+    message = door.refused("check_data", *data, "data.values={0:0,100:1,200:2}")
     assert "numpy.where" not in message, "it would lose the class in the middle"
 
 
@@ -1243,13 +1243,13 @@ def test_pictures_that_keep_few_values_are_stretched(door, tmp_path):
     for i, path in enumerate(sorted((root / "images").rglob("*.png"))):
         dark = np.random.default_rng(i).integers(100, 1000, (44, 60)).astype(np.uint16)
         Image.fromarray(dark).save(path)
-    told = door.follow("check", *own(root))
+    told = door.follow("check_data", *own(root))
     form = r"numpy\.interp\(image, (\[\d+, \d+\]), (\[\d+, \d+\])\)\.astype\('uint8'\)"
     source, target = map(json.loads, re.search(form, told).groups())
     for path in sorted((root / "images").rglob("*.png")):
         image = np.array(Image.open(path))
         Image.fromarray(np.interp(image, source, target).astype("uint8")).save(path)
-    assert "values or fewer" not in door.follow("check", *own(root))
+    assert "values or fewer" not in door.follow("check_data", *own(root))
 
 
 def test_one_class_alone_can_be_looked_at(door, tmp_path):
@@ -1296,20 +1296,20 @@ def test_lists_freeze_what_a_hash_divided(door, tmp_path, monkeypatch):
 
 
 def test_class_weights_are_a_setting(door, root):
-    told = door.follow("check", *own(root))
+    told = door.follow("check_data", *own(root))
     setting = re.search(r"balanced by median frequency: (\S+)$", told, re.MULTILINE)[1]
     door.follow("train", *own(root), setting)
 
 
 def test_the_check_can_decode_images(door, root):
-    told = door.follow("check", *own(root))
+    told = door.follow("check_data", *own(root))
     setting = re.search(r"checksums \((\S+) decodes them\)", told)[1]
-    assert "images: decoded" in door.follow("check", *own(root), setting)
+    assert "images: decoded" in door.follow("check_data", *own(root), setting)
 
 
 @pytest.mark.parametrize(("samples", "drawn"), [("0", False), ("1", True)])
 def test_so_many_samples_are_drawn(samples, drawn, door, root, tmp_path):
-    door.follow("check", *own(root), f"samples={samples}", f"output={tmp_path / 'o'}")
+    door.follow("check_data", *own(root), f"samples={samples}", f"output={tmp_path / 'o'}")
     assert (tmp_path / "o/train.png").exists() == drawn
 
 
@@ -1321,14 +1321,14 @@ CHECKS = {
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_settings_of_the_check_at_their_ends(name, door, root):
-    message = door.refused("check", *own(root), CHECKS[name])
-    door.follow("check", *own(root), f"{name}={ends_of(message)[0]}")
+    message = door.refused("check_data", *own(root), CHECKS[name])
+    door.follow("check_data", *own(root), f"{name}={ends_of(message)[0]}")
 
 
 def test_a_data_set_with_files_is_named(door, root):
-    message = door.refused("check", "data=scenes")
+    message = door.refused("check_data", "data=scenes")
     key = re.search(r"set (data)=NAME", message)[1]
-    door.follow("check", f"{key}=folder", *own(root)[1:])
+    door.follow("check_data", f"{key}=folder", *own(root)[1:])
 
 
 # Where files lie
@@ -1394,7 +1394,7 @@ TREES = {
 def test_settings_find_the_files(name, door, root):
     move, pattern = TREES[name]
     move(root)
-    found = re.search(pattern, door.refused("check", *own(root)), re.MULTILINE)
+    found = re.search(pattern, door.refused("check_data", *own(root)), re.MULTILINE)
     settings = shlex.split(found[1])
     assert len(settings) >= 2
     door.follow("train", *own(root), *settings)
@@ -1403,27 +1403,29 @@ def test_settings_find_the_files(name, door, root):
 def test_a_split_is_added(door, root):
     for folder in ("images", "masks"):
         (root / folder / "val").rename(root / folder / "aside")
-    message = door.refused("check", *own(root))
+    message = door.refused("check_data", *own(root))
     there, split = re.search(r"which has (\S+): add one for (\w+)", message).groups()
     for folder in ("images", "masks"):
         (root / folder / "aside").rename((root / folder / Path(there).name).with_name(split))
-    door.follow("check", *own(root))
+    door.follow("check_data", *own(root))
 
 
 def test_a_second_picture_is_added(door, tmp_path):
     root = plant(tmp_path / "data", splits=((".", 1),))
-    assert "1 image was found, and two splits need two or more" in door.refused("check", *own(root))
+    assert "1 image was found, and two splits need two or more" in door.refused(
+        "check_data", *own(root)
+    )
     plant(root, splits=((".", 2),))
-    door.follow("check", *own(root))
+    door.follow("check_data", *own(root))
 
 
 def test_the_root_that_is_meant_is_named(door, root, tmp_path):
     (tmp_path / "up").mkdir()
     root.rename(tmp_path / "up/data")
     kind, _, classes = own(root)
-    message = door.refused("check", kind, f"data.root={tmp_path / 'up'}", classes)
+    message = door.refused("check_data", kind, f"data.root={tmp_path / 'up'}", classes)
     setting = re.search(r"set (data.root=\S+); expected", message)[1]
-    door.follow("check", kind, *shlex.split(setting), classes)
+    door.follow("check_data", kind, *shlex.split(setting), classes)
 
 
 def test_one_of_several_roots_is_named(door, tmp_path):
@@ -1448,7 +1450,7 @@ def test_a_folder_that_exists_is_given(door, root, tmp_path):
 def test_masks_get_the_names_of_their_images_or_stand_in_lists(door, root):
     for path in sorted((root / "masks").rglob("*.png")):
         path.rename(path.with_name(f"gt_{path.name.rpartition('_')[2]}"))
-    message = door.refused("check", *own(root))
+    message = door.refused("check_data", *own(root))
     assert "give them the names of their images, or name pairs in data.lists" in message
     pair = re.search(r"a line each: (\S+) (\S+)$", message, re.MULTILINE)
     assert pair.groups() == ("images/train/train_0.png", "masks/train/gt_0.png")
@@ -1461,52 +1463,54 @@ def test_masks_get_the_names_of_their_images_or_stand_in_lists(door, root):
         (root / f"{split}.txt").write_text("\n".join(lines))
         lists[split] = f"{split}.txt"
     shown = ", ".join(f"{split}: {path}" for split, path in lists.items())
-    door.follow("check", *own(root), f"data.lists={{{shown}}}")
+    door.follow("check_data", *own(root), f"data.lists={{{shown}}}")
     for path in sorted((root / "masks").rglob("*.png")):
         path.rename(path.with_name(path.name.replace("gt", path.parent.name)))
-    door.follow("check", *own(root))
+    door.follow("check_data", *own(root))
 
 
 def test_images_without_labels_are_left_out(door, root):
     (root / "masks/train/train_0.png").unlink()
-    message = door.refused("check", *own(root))
+    message = door.refused("check_data", *own(root))
     setting = re.search(r"; (\S+) leaves such images out", message)[1]
-    assert "left out" in door.follow("check", *own(root), setting)
+    assert "left out" in door.follow("check_data", *own(root), setting)
 
 
 def test_no_label_at_all_is_not_left_out(door, root):
     for path in (root / "masks/train").iterdir():
         path.unlink()
-    assert "leaves such images out" not in door.refused("check", *own(root)), "it would not help"
+    assert "leaves such images out" not in door.refused("check_data", *own(root)), (
+        "it would not help"
+    )
 
 
 def test_a_split_that_is_known_is_named(door, root):
-    message = door.refused("check", *own(root), "splits=[train,dev]")
+    message = door.refused("check_data", *own(root), "splits=[train,dev]")
     splits = ends_of(message)
     assert splits == ["train", "val", "test"]
-    door.follow("check", *own(root), f"splits=[{splits[0]},{splits[1]}]")
+    door.follow("check_data", *own(root), f"splits=[{splits[0]},{splits[1]}]")
 
 
 def test_lists_name_the_splits_that_are_known(door, root):
     for split in ("train", "val"):
         (root / f"{split}.txt").write_text(f"{split}/{split}_0\n{split}/{split}_1\n")
     lists = "data.lists={{train: train.txt, {}: val.txt}}"
-    message = door.refused("check", *own(root), lists.format("vall"))
+    message = door.refused("check_data", *own(root), lists.format("vall"))
     known = re.search(r"expected some of ([\w, ]+), and '(\w+)' is needed now", message)
     assert "val" in known[1].split(", ")
-    door.follow("check", *own(root), lists.format("val"))
+    door.follow("check_data", *own(root), lists.format("val"))
 
 
 def test_pictures_in_two_lists_are_allowed_on_purpose(door, root):
     (root / "train.txt").write_text("train/train_0\ntrain/train_1\n")
     (root / "val.txt").write_text("train/train_1\nval/val_0\n")
     lists = "data.lists={train: train.txt, val: val.txt}"
-    message = door.refused("check", *own(root), lists)
+    message = door.refused("check_data", *own(root), lists)
     assert "take them out of one list" in message
     setting = re.search(r"set (data\.\S+) to allow it on purpose", message)[1]
-    door.follow("check", *own(root), lists, setting)
+    door.follow("check_data", *own(root), lists, setting)
     (root / "val.txt").write_text("val/val_0\n")
-    door.follow("check", *own(root), lists)
+    door.follow("check_data", *own(root), lists)
 
 
 def test_pictures_of_two_splits_are_allowed_on_purpose(door, root):
@@ -1514,13 +1518,13 @@ def test_pictures_of_two_splits_are_allowed_on_purpose(door, root):
     message = door.refused("train", *own(root), "data.train_split=val")
     door.follow("train", *own(root), "data.train_split=val", re.search(advised, message)[1])
     shutil.copy(root / "images/train/train_0.png", root / "images/val/val_0.png")
-    for name in ("check", "train"):
+    for name in ("check_data", "train"):
         message = door.refused(name, *own(root))
         door.follow(name, *own(root), re.search(advised, message)[1])
     assert "take it out of one split" in message
     for folder in ("images", "masks"):
         (root / folder / "val/val_0.png").unlink()
-    for name in ("check", "train"):
+    for name in ("check_data", "train"):
         door.follow(name, *own(root))
 
 
@@ -1528,45 +1532,45 @@ def test_pictures_of_two_splits_are_allowed_on_purpose(door, root):
 def test_two_folders_of_one_split(way, door, root):
     for folder in ("images", "masks"):
         shutil.copytree(root / folder / "val", root / folder / "valid")
-    message = door.refused("check", *own(root))
+    message = door.refused("check_data", *own(root))
     assert "rename or move one, or give data.lists" in message
     if way == "renamed":
         while message is not None:
             one = Path(message.split(" and ")[0])
             one.rename(one.with_name("other"))
-            message = door.attempt("check", *own(root))
+            message = door.attempt("check_data", *own(root))
         return
     for split in ("train", "val"):
         (root / f"{split}.txt").write_text(f"{split}/{split}_0\n{split}/{split}_1\n")
-    door.follow("check", *own(root), "data.lists={train: train.txt, val: val.txt}")
+    door.follow("check_data", *own(root), "data.lists={train: train.txt, val: val.txt}")
 
 
 def test_names_differ_in_more_than_their_suffix(door, root):
     image = Image.open(root / "images/train/train_0.png")
     image.save(root / "images/train/train_0.jpg")
-    message = door.refused("check", *own(root))
+    message = door.refused("check_data", *own(root))
     assert "names must differ in more than their suffix" in message
     (root / "images/train/train_0.jpg").rename(root / "images/train/train_9.jpg")
     shutil.copy(root / "masks/train/train_0.png", root / "masks/train/train_9.png")
-    door.follow("check", *own(root))
+    door.follow("check_data", *own(root))
 
 
 def test_an_empty_list_gets_a_name_a_line(door, root):
     (root / "train.txt").write_text("\n\n")
     (root / "val.txt").write_text("val/val_0\n")
     lists = "data.lists={train: train.txt, val: val.txt}"
-    assert "expected one name a line" in door.refused("check", *own(root), lists)
+    assert "expected one name a line" in door.refused("check_data", *own(root), lists)
     (root / "train.txt").write_text("train/train_0\ntrain/train_1\n")
-    door.follow("check", *own(root), lists)
+    door.follow("check_data", *own(root), lists)
 
 
 def test_two_data_sets_are_not_taken_for_images_and_masks(door, tmp_path):
     roots = [plant(tmp_path / "up" / name) for name in ("one", "two")]
-    message = door.refused("check", *own(tmp_path / "up"))
+    message = door.refused("check_data", *own(tmp_path / "up"))
     found = re.search(r"several folders have \S+: (.*?); set data.root to one of them", message)
     assert found[1].split(", ") == list(map(str, roots))
     for root in roots:
-        door.follow("check", *own(root))
+        door.follow("check_data", *own(root))
 
 
 # Names of classes
@@ -1592,47 +1596,47 @@ NAMES = {
 def test_a_table_of_names_becomes_a_list(name, door, root, tmp_path):
     path = tmp_path / "names"
     path.write_text(NAMES[name])
-    message = door.refused("check", *own(root, path))
+    message = door.refused("check_data", *own(root, path))
     assert "expected one name a line and nothing else" in message
     (setting,) = shlex.split(re.search(r"as in (.*)$", message, re.MULTILINE)[1])
     names = {"marks": ["it's [a]", "b, or c"], "markup": ["background", "cat"]}.get(
         name, ["a", "b"]
     )
-    told = door.follow("check", *own(root)[:2], setting)
+    told = door.follow("check_data", *own(root)[:2], setting)
     for word in names:
         assert f" {word} " in told
     if name == "marks":
         path.write_text("".join(f"{word}\n" for word in names))
-        door.follow("check", *own(root, path))
+        door.follow("check_data", *own(root, path))
 
 
 def test_the_list_has_all_names_of_a_table(door, tmp_path):
     root = plant(tmp_path / "data", values=range(7))
     path = tmp_path / "names.csv"
     path.write_text("".join(f"{name},{i},0,0\n" for i, name in enumerate("abcdefg")))
-    message = door.refused("check", *own(root, path))
+    message = door.refused("check_data", *own(root, path))
     (setting,) = shlex.split(re.search(r"as in (.*)$", message, re.MULTILINE)[1])
-    door.follow("check", *own(root)[:2], setting)
+    door.follow("check_data", *own(root)[:2], setting)
 
 
 def test_values_of_roboflow_become_settings(door, tmp_path):
     root = plant(tmp_path / "data", values=(1, 2))
     path = tmp_path / "_classes.csv"
     path.write_text("Pixel Value, Class\n1, a\n2, b or c\n")
-    message = door.refused("check", *own(root, path))
+    message = door.refused("check_data", *own(root, path))
     settings = shlex.split(re.search(r"in order; set (.*)$", message, re.MULTILINE)[1])
     assert len(settings) == 2
-    assert "b or c" in door.follow("check", *own(root)[:2], *settings)
+    assert "b or c" in door.follow("check_data", *own(root)[:2], *settings)
     door.follow("train", *own(root)[:2], *settings)
 
 
 def test_a_row_of_roboflow_is_mended(door, root, tmp_path):
     path = tmp_path / "_classes.csv"
     path.write_text("Pixel Value, Class\n0, a\none, b\n")
-    message = door.refused("check", *own(root, path))
+    message = door.refused("check_data", *own(root, path))
     assert "'one, b' is not a number, a comma and a name" in message
     path.write_text(path.read_text().replace("one", "1"))
-    door.follow("check", *own(root, path))
+    door.follow("check_data", *own(root, path))
 
 
 def test_a_row_of_cvat_is_mended(door, root, tmp_path):
@@ -1640,19 +1644,19 @@ def test_a_row_of_cvat_is_mended(door, root, tmp_path):
     change(root / "masks", lambda mask: colors[mask])
     path = tmp_path / "labelmap.txt"
     path.write_text("# label:color_rgb:parts:actions\na:0,0,0::\nb:128,0::\n")
-    message = door.refused("check", *own(root, path))
+    message = door.refused("check_data", *own(root, path))
     form = re.search(r"'b:128,0::' is not name:red,green,blue(\S*) as CVAT writes it", message)[1]
     path.write_text(path.read_text().replace("b:128,0::", f"b:128,0,0{form}"))
-    door.follow("check", *own(root, path))
+    door.follow("check_data", *own(root, path))
 
 
 def test_a_file_of_names_or_a_list(door, root, tmp_path):
     path = tmp_path / "names.txt"
-    message = door.refused("check", *own(root, path))
+    message = door.refused("check_data", *own(root, path))
     setting = re.search(r"neither a list, (data\.classes=\S+), nor a text file", message)[1]
-    door.follow("check", *own(root)[:2], setting)
+    door.follow("check_data", *own(root)[:2], setting)
     path.write_text("a\nb\n")
-    door.follow("check", *own(root, path))
+    door.follow("check_data", *own(root, path))
 
 
 def test_one_kind_of_object_is_two_classes(door, root):
@@ -1680,43 +1684,43 @@ COLORS = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0]], np.uint8)
 
 def test_colours_are_listed_as_the_message_shows(door, root):
     change(root / "masks", lambda mask: COLORS[mask])
-    message = door.refused("check", *own(root))
+    message = door.refused("check_data", *own(root))
     colors = re.search(r"with 2 colours: (\[.*?\]); data=folder", message)[1]
     form = re.search(r"reads colours with (data\.colors)=\[\[red,green,blue\],\.\.\.\]", message)[1]
-    door.follow("check", *own(root), f"{form}=[{colors.replace(' ', '')}]")
+    door.follow("check_data", *own(root), f"{form}=[{colors.replace(' ', '')}]")
 
 
 def test_an_unknown_colour_is_listed(door, tmp_path):
     root = plant(tmp_path / "data", values=(0, 1, 2))
     change(root / "masks", lambda mask: COLORS[mask])
     known = "[0,0,0],[128,0,0]"
-    message = door.refused("check", *own(root), f"data.colors=[{known}]")
+    message = door.refused("check_data", *own(root), f"data.colors=[{known}]")
     color = re.search(r"the colour (\[\d+, \d+, \d+\])", message)[1].replace(" ", "")
     other = re.search(r"add it there or to (data\.\w+)", message)[1]
-    door.follow("check", *own(root), f"data.colors=[{known}]", f"{other}=[{color}]")
-    door.follow("check", *own(root, "[a,b,c]"), f"data.colors=[{known},{color}]")
+    door.follow("check_data", *own(root), f"data.colors=[{known}]", f"{other}=[{color}]")
+    door.follow("check_data", *own(root, "[a,b,c]"), f"data.colors=[{known},{color}]")
 
 
 def test_ignored_colours_go_with_colours(door, root):
     change(root / "masks", lambda mask: COLORS[mask])
-    message = door.refused("check", *own(root), "data.ignore_colors=[[0,128,0]]")
+    message = door.refused("check_data", *own(root), "data.ignore_colors=[[0,128,0]]")
     key = re.search(r"give (data\.colors), too", message)[1]
     colors = f"{key}=[[0,0,0],[128,0,0]]"
-    door.follow("check", *own(root), "data.ignore_colors=[[0,128,0]]", colors)
+    door.follow("check_data", *own(root), "data.ignore_colors=[[0,128,0]]", colors)
 
 
 def test_a_colour_has_three_numbers(door, root):
     change(root / "masks", lambda mask: COLORS[mask])
-    message = door.refused("check", *own(root), "data.colors=[[0,0,0],[128,0,300]]")
+    message = door.refused("check_data", *own(root), "data.colors=[[0,0,0],[128,0,300]]")
     most = re.search(r"is not three numbers 0\.\.(\d+)", message)[1]
     assert int(most) == 255
-    door.follow("check", *own(root), "data.colors=[[0,0,0],[128,0,0]]")
+    door.follow("check_data", *own(root), "data.colors=[[0,0,0],[128,0,0]]")
 
 
 def test_settings_that_exclude_each_other(door, root):
     both = ("data.values={0:0,1:1}", "data.labels_start_at=1")
-    assert "give one of them" in door.refused("check", *own(root), *both)
-    door.follow("check", *own(root), both[0])
+    assert "give one of them" in door.refused("check_data", *own(root), *both)
+    door.follow("check_data", *own(root), both[0])
 
 
 def save_all(folder, turn, **how):
@@ -1733,19 +1737,19 @@ def with_alpha(picture):
 
 def test_a_mask_is_saved_without_alpha(door, root):
     save_all(root / "masks", with_alpha)
-    assert "grey and alpha: save it without alpha" in door.refused("check", *own(root))
+    assert "grey and alpha: save it without alpha" in door.refused("check_data", *own(root))
     save_all(root / "masks", lambda picture: picture.convert("L"))
-    door.follow("check", *own(root))
+    door.follow("check_data", *own(root))
 
 
 def test_a_mask_of_colours_is_saved_without_alpha(door, root):
     colors = "data.colors=[[0,0,0],[1,1,1]]"
     save_all(root / "masks", with_alpha)
-    message = door.refused("check", *own(root), colors)
+    message = door.refused("check_data", *own(root), colors)
     assert "a mask of colours must be opaque" in message
     assert "save it without alpha" in message
     save_all(root / "masks", lambda picture: picture.convert("RGB"))
-    door.follow("check", *own(root), colors)
+    door.follow("check_data", *own(root), colors)
 
 
 @pytest.mark.parametrize("name", ["values of jpeg", "colours of jpeg"])
@@ -1754,12 +1758,12 @@ def test_masks_are_png(name, door, root):
     suffix = "data.mask_suffix=.jpg"
     for path in sorted((root / "masks").rglob("*.png")):
         Image.open(path).save(path.with_suffix(".jpg"))
-    message = door.refused("check", *own(root), suffix, *colors)
+    message = door.refused("check_data", *own(root), suffix, *colors)
     kind = re.search(r"JPEG is lossy .*; use (PNG)$", message, re.MULTILINE)[1]
     for path in sorted((root / "masks").rglob("*.jpg")):
         path.unlink()
     assert all(p.suffix == f".{kind.lower()}" for p in (root / "masks").rglob("*.*"))
-    door.follow("check", *own(root), *colors)
+    door.follow("check_data", *own(root), *colors)
 
 
 FILES = {
@@ -1805,16 +1809,16 @@ def test_a_file_is_saved_as_asked_for(name, door, root):
     for path, picture in pictures.items():
         path.unlink()
         refused(picture, path.with_suffix(suffix))
-    assert said in door.refused("check", *own(root), *settings)
+    assert said in door.refused("check_data", *own(root), *settings)
     for path, picture in pictures.items():
         taken(picture, path.with_suffix(suffix))
-    door.follow("check", *own(root), *settings)
+    door.follow("check_data", *own(root), *settings)
 
 
 def test_the_limit_of_pixels_is_raised(door, root):
-    message = door.refused("check", *own(root), "data.max_pixels=100")
+    message = door.refused("check_data", *own(root), "data.max_pixels=100")
     count, key = re.search(r"are (\d+) pixels, .*; raise (\S+) if it is meant", message).groups()
-    door.follow("check", *own(root), f"{key}={count}")
+    door.follow("check_data", *own(root), f"{key}={count}")
 
 
 def test_a_turned_picture_or_its_label_is_turned(door, root):
@@ -1822,13 +1826,13 @@ def test_a_turned_picture_or_its_label_is_turned(door, root):
     exif = Image.Exif()
     exif[0x0112] = 6
     save_all(root / "images", lambda image: image, exif=exif)
-    message = door.refused("check", *own(root))
+    message = door.refused("check_data", *own(root))
     assert "they must be equal" in message
     assert "so turn the image file or its label" in message
     other = shutil.copytree(root, root.with_name("other"))
     for folder, turn in ((root / "images", "ROTATE_90"), (other / "masks", "ROTATE_270")):
         save_all(folder, lambda picture, to=turn: picture.transpose(Image.Transpose[to]))
-        door.follow("check", *own(folder.parent))
+        door.follow("check_data", *own(folder.parent))
 
 
 # --- Runs ---------------------------------------------------------------------------------------
@@ -2275,7 +2279,7 @@ def test_files_that_lie_as_the_layout_shows_are_found(name, door, tmp_path):
     root = tmp_path / "data"
     root.mkdir()
     data = (f"data={kind}", f"data.root={root}", *settings, "data.allow_overlap=true")
-    message = door.refused("check", *data)
+    message = door.refused("check_data", *data)
     layout = re.search(r"expected(?: below data.root)?\n((?:  .*\n?)+)", message)[1]
     for path in paths_of(layout):
         place = root / path
@@ -2299,7 +2303,7 @@ def test_files_that_lie_as_the_layout_shows_are_found(name, door, tmp_path):
         for split in ("train", "val"):
             (root / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
             (root / f"ImageSets/Main/{split}.txt").write_text("one\n")
-    door.follow("check", *data)
+    door.follow("check_data", *data)
 
 
 def test_labels_of_context_lie_as_the_layout_shows(door, tmp_path):
@@ -2333,13 +2337,13 @@ def test_files_of_train_ids_are_chosen(door, tmp_path):
     root = grow(tmp_path / "data", "streets")
     for path in (root / "gtFine").rglob("*.png"):
         save_label(path, (40, 41))
-    message = door.refused("check", "data=cityscapes", f"data.root={root}")
+    message = door.refused("check_data", "data=cityscapes", f"data.root={root}")
     key, kind, suffix = re.search(
         r"; (data\.labels) says which .*, or (\w+), \*(_\w+\.png) with 0\.\.18", message
     ).groups()
     for path in (root / "gtFine").rglob("*_labelIds.png"):
         save_label(path.with_name(path.name.replace("_labelIds.png", suffix)), (0, 18))
-    door.follow("check", "data=cityscapes", f"data.root={root}", f"{key}={kind}")
+    door.follow("check_data", "data=cityscapes", f"data.root={root}", f"{key}={kind}")
 
 
 @pytest.fixture
@@ -3501,4 +3505,4 @@ def test_the_next_command_is_the_check(door, tmp_path, capsys):
     line = re.search(r"^next: (.*)$", capsys.readouterr().out, re.MULTILINE)[1]
     program, name, *typed = shlex.split(line)
     assert (program, name) == ("python", "tools/check_data.py")
-    door.follow("check", *typed)
+    door.follow("check_data", *typed)

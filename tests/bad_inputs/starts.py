@@ -85,7 +85,7 @@ def refused(kind, root, tmp_path, monkeypatch, *parts, settings=()):
         start_training(every, monkeypatch)
     told["train"] = str(error.value)
     with pytest.raises(InputError) as error:
-        examine(composed("check", [*every, "data.num_workers=0"]), [], tmp_path / "report")
+        examine(composed("check_data", [*every, "data.num_workers=0"]), [], tmp_path / "report")
     told["check"] = str(error.value)
     for tool, message in told.items():
         for part in parts:
@@ -101,7 +101,7 @@ def accepted(kind, root, tmp_path, monkeypatch, capsys, *parts, settings=()):
     with pytest.raises(Started):
         start_training(every, monkeypatch)
     told = {"train": capsys.readouterr().out}
-    examine(composed("check", [*every, "data.num_workers=0"]), [], tmp_path / "report")
+    examine(composed("check_data", [*every, "data.num_workers=0"]), [], tmp_path / "report")
     told["check"] = capsys.readouterr().out
     for tool, text in told.items():
         for part in parts:

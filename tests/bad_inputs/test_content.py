@@ -12,7 +12,7 @@ from conftest import TINY, call
 from PIL import Image
 from starts import accepted, composed, plant, refused
 
-from danet.data_check.sample import check_sample, choose
+from danet.data_check.sample import check_sample, sample_indices
 from danet.datasets.folder import Folder
 from danet.datasets.image_io import left_out, read_image, read_labels
 from danet.errors import InputError
@@ -212,7 +212,9 @@ def test_R13_pictures_that_keep_few_values_are_warned_of(
 def test_R13_check_counts_its_warnings(tmp_path, capsys):
     root = plant(tmp_path / "data")
     deep(root / "images/train/train_1.png", SQUEEZED["thermal"](SIZE).astype(np.uint16))
-    examine(composed("check", ["data=folder", CLASSES, f"data.root={root}"]), [], tmp_path / "o")
+    examine(
+        composed("check_data", ["data=folder", CLASSES, f"data.root={root}"]), [], tmp_path / "o"
+    )
     out = capsys.readouterr().out
     assert "  warning: 1 of 4 images keep 16 values or fewer" in out
     assert "no problems, 1 warning; " in out
@@ -264,7 +266,7 @@ def test_R15_a_rare_second_class_outside_of_the_sample_is_enough(tmp_path):
     data = Folder(root=root, split="train", classes=tuple("abcdefghijk"))
     with pytest.raises(InputError, match=r"all 80 labels hold class 0 \(a\) and nothing else"):
         check_sample(data, training=data)
-    place = next(i for i in range(80) if i not in choose(80, 32))
+    place = next(i for i in range(80) if i not in sample_indices(80, 32))
     mask = np.zeros(SIZE, np.uint8)
     mask[3, 4] = 7
     Image.fromarray(mask).save(data.items[place].mask)
@@ -307,7 +309,7 @@ def test_R17_small_sets_always_have_both_splits(count, tmp_path, capsys):
     for seed in range(5):
         root = undivided(tmp_path / str(seed), f"s{seed}", count)
         settings = ["data=folder", CLASSES, f"data.root={root}"]
-        examine(composed("check", settings), [], tmp_path / "o")
+        examine(composed("check_data", settings), [], tmp_path / "o")
         out = capsys.readouterr().out
         val = max(1, round(count * 0.2))
         told = f"{count} images and no folders for splits: by a hash of their names {val} are val"
@@ -318,7 +320,7 @@ def test_R17_the_lists_that_the_check_writes_freeze_the_division(tmp_path, capsy
     root = undivided(tmp_path / "data", "p", 10)
     output = tmp_path / "a check's folder"
     settings = ["data=folder", CLASSES, f"data.root={root}"]
-    call("check", *settings, f"output={output}")
+    call("check_data", *settings, f"output={output}")
     told = capsys.readouterr().out
     (setting,) = shlex.split(told.partition("these lists freeze it: ")[2].splitlines()[0])
     small = [s for s in TINY if not s.startswith(("data.size", "data.lengths", "data.cue"))]

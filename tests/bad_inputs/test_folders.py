@@ -154,7 +154,7 @@ def test_F09_same_picture_in_two_splits_is_found_by_the_check(kind, tmp_path):
     with pytest.raises(
         InputError, match=r"train_2.png and .*val_0.png: the same image in train and"
     ):
-        examine(composed("check", settings), [], tmp_path / "report")
+        examine(composed("check_data", settings), [], tmp_path / "report")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_F20_fewer_training_images_than_a_batch(kind, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize("name", ["train", "check"])
+@pytest.mark.parametrize("name", ["train", "check_data"])
 def test_F01_to_F03_as_processes(kind, name, tmp_path):
     empty, lonely = tmp_path / "empty", plant(tmp_path / "lonely", kind)
     empty.mkdir()
@@ -248,7 +248,7 @@ def test_F01_to_F03_as_processes(kind, name, tmp_path):
         assert text in done.stderr.split("error: ")[-1]
         assert "Traceback" not in done.stderr
         assert not list(tmp_path.glob("runs/*/*/*.pt"))
-        assert name == "check" or not (tmp_path / "runs").exists()
+        assert name == "check_data" or not (tmp_path / "runs").exists()
 
 
 def test_folders_with_classes_from_a_file_start(tmp_path, monkeypatch, capsys):

@@ -168,7 +168,7 @@ def test_I11_file_that_vanishes_or_appears_during_training(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["train", "check"])
+@pytest.mark.parametrize("name", ["train", "check_data"])
 def test_I01_and_I09_as_processes(name, tmp_path):
     root = plant(tmp_path / "My Bilder 图")
     path = image(root)

@@ -235,7 +235,7 @@ def test_L17_class_that_never_occurs(kind, tmp_path, monkeypatch, capsys):
     with pytest.raises(Started):
         start_training(settings, monkeypatch)
     capsys.readouterr()
-    examine(composed("check", [*settings, "data.num_workers=0"]), [], tmp_path / "report")
+    examine(composed("check_data", [*settings, "data.num_workers=0"]), [], tmp_path / "report")
     names = "9 (j), 10 (k)" if kind == "folder" else "9 (Pedestrian), 10 (Bicyclist)"
     assert f"classes that never occur and cannot be learnt: {names}" in capsys.readouterr().out
 
@@ -259,7 +259,7 @@ def test_L18_doubled_names_and_colours_and_lost_commas(settings, part, tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["train", "check"])
+@pytest.mark.parametrize("name", ["train", "check_data"])
 def test_L03_and_L09_as_processes(name, tmp_path):
     root = plant(tmp_path / "two", top=2)
     relabel(root, lambda mask: mask * np.uint8(255))

@@ -348,7 +348,7 @@ def command(name, root, *settings, code):
     call(name, *arguments, code=code)
 
 
-@pytest.mark.parametrize("name", ["train", "check"])
+@pytest.mark.parametrize("name", ["train", "check_data"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -366,7 +366,7 @@ def test_R08_training_on_what_is_scored_is_refused_by_both(pictures, name, setti
     command(name, pictures, *settings, "data.allow_overlap=true", code=0)  # as it says
 
 
-@pytest.mark.parametrize("name", ["train", "check"])
+@pytest.mark.parametrize("name", ["train", "check_data"])
 def test_R08_copies_under_other_names_are_refused_by_both(pictures, name, capsys):
     (pictures / "train.txt").write_text("p0\np1\np2\n")
     (pictures / "val.txt").write_text("p3\np4\n")
@@ -467,7 +467,7 @@ def test_R05_reports_of_two_trees_lie_apart(tmp_path, monkeypatch):
     for name in "ab":
         plant(tmp_path / name, "camvid")
     for name in "aab":
-        call("check", "data=camvid", f"data.root={tmp_path / name}", "samples=2")
+        call("check_data", "data=camvid", f"data.root={tmp_path / name}", "samples=2")
     for name, folder in (("a", "camvid"), ("b", "camvid-2")):
         found = json.loads((tmp_path / "runs/check" / folder / "report.json").read_text())
         assert found["root"] == str(tmp_path / name)
