@@ -7,7 +7,6 @@ case has printed must contain the message it stands for.
 """
 
 import ast
-import contextlib
 import errno
 import fcntl
 import functools
@@ -120,7 +119,7 @@ CARRIES_ADVICE = re.compile(
 def sources():
     """Returns the files of the package, each once: three folders in ``danet/`` are links."""
     own = (p for p in (ROOT / "danet").rglob("*.py") if not (p.parents[-8:] and _is_linked(p)))
-    return sorted((*own, *(ROOT / "datasets").glob("*.py"), *(ROOT / "tools").glob("*.py")))
+    return sorted((*own, *(ROOT / "datasets").rglob("*.py"), *(ROOT / "tools").glob("*.py")))
 
 
 def _is_linked(path):
@@ -2619,8 +2618,7 @@ def test_processes_start_with_the_same(door, monkeypatch):
     def gather(everywhere, facts):
         everywhere[:] = [facts, others]
 
-    monkeypatch.setattr(consistency.dist, "all_gather_object", gather)
-    monkeypatch.setattr(collectives, "collective", lambda name: contextlib.nullcontext())
+    monkeypatch.setattr(collectives.dist, "all_gather_object", gather)
     message = heard(door, consistency.require_same, {"config": "a"})
     assert "all processes of a run must start with the same" in message
     consistency.require_same(others)
