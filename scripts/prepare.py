@@ -255,7 +255,7 @@ def inspect(path: Path, data: str, limits: Limits) -> Listing:
     if digest:
         algorithm, _, expected = digest.partition(":")
         with bar(f"{path.name}: {algorithm}", path.stat().st_size) as progress:
-            check_digest(path, algorithm, expected, seen=progress.update)
+            check_digest(path, algorithm, expected, progress=progress.update)
     listing = read_listing(path, limits)
     shown = digest.partition(":")[0] + " as published" if digest else "no published checksum"
     print(f"{path.name}: {len(listing.members):,} files, {listing.size / 2**30:.2f} GiB, {shown}")

@@ -39,6 +39,7 @@ from provenance import commit, processor
 import danet
 from danet.config.schema import did_you_mean
 from danet.errors import InputError, UserError
+from danet.filesystem import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "scripts" / "studies.yaml"
@@ -251,9 +252,8 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{number} of {len(runs)}: {run.study} {run.name}", flush=True)
         found = do(run, base / run.study / run.name, settings.places)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with atomic_write(path, shared=True) as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print("\n".join(status(runs, results)))
 
 

@@ -15,6 +15,7 @@ from danet import console
 from danet.engine.trackers import KINDS, Writer, finite, plain_settings
 from danet.evaluation.inference import describe
 from danet.evaluation.metrics import ConfusionMatrix, single_class_warning
+from danet.filesystem import atomic_write
 
 
 class RunLog:
@@ -73,9 +74,8 @@ class RunLog:
         """
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            temporary.replace(path)
+            with atomic_write(path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept))
 
     def advance(self) -> None:
         """Moves the progress bar by one step."""

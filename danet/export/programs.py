@@ -1,7 +1,6 @@
 """Programs that run without this project, and their deviation from the network."""
 
 import io
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -16,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from danet.errors import UserError
 from danet.export.network import Exportable
 from danet.extras import require
+from danet.filesystem import atomic_write
 
 OPSET = 20
 """Of ONNX: from 2023, which current runtimes support."""
@@ -60,9 +60,8 @@ def export_onnx(model: nn.Module, path: Path, *, opset: int = OPSET) -> Program:
         )
     assert program is not None
     passes.RemoveUnusedNodesPass()(program.model)
-    temporary = path.with_name(f".{path.name}")
-    program.save(temporary, external_data=False)
-    os.replace(temporary, path)
+    with atomic_write(path) as temporary:
+        program.save(temporary, external_data=False)
     return load_onnx(path)
 
 
@@ -82,15 +81,13 @@ def load_onnx(path: Path) -> Program:
 
 def export_torch(model: nn.Module, path: Path) -> Program:
     """Write a program of torch.export (.pt2) with free batch, height and width, and return it."""
-    with _quiet():
+    with _quiet(), atomic_write(path) as temporary:
         program = torch.export.export(
             Exportable(model),
             (_example(),),
             dynamic_shapes={"image": dict.fromkeys((0, 2, 3), Dim.AUTO)},
         )
-        temporary = path.with_name(f".{path.name}")
         torch.export.save(program, temporary)
-    os.replace(temporary, path)
     return load_torch(path)
 
 

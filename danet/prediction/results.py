@@ -17,6 +17,7 @@ import numpy as np
 from torch import nn
 
 from danet.errors import InputError, StorageError
+from danet.filesystem import atomic_write
 from danet.prediction.sources import VIDEO_SUFFIXES, Picture, Source
 from danet.visualization.overlay import Palette, colorize, overlay, row_blocks, save_image
 
@@ -119,9 +120,8 @@ class Results:
                 line["name"]: _Input(line["source"], tuple(line.get(key) for key in _VERSION))
                 for line in whole
             }
-            temporary = self.folder / f".{_JOURNAL}"
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in whole))
-            temporary.replace(journal)
+            with atomic_write(journal) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in whole))
             self._journal = journal.open("a")
         except InputError:
             raise
@@ -193,9 +193,8 @@ class Results:
                 self._video = self._video or _VideoFile(path, picture)
                 self._video.write(drawn)
             else:
-                temporary = path.with_name(f".{path.name}")
-                save_image(temporary, drawn)
-                temporary.replace(path)
+                with atomic_write(path) as temporary:
+                    save_image(temporary, drawn)
         found = class_shares(classes, len(self.classes))
         self.found.update(index for index, share in enumerate(found) if share > 0)
         line = {

@@ -23,6 +23,7 @@ from bench.measure import (
 from bench.step import make_network, make_reference
 from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.inference import MultiScale, Whole
+from danet.memory import available_memory
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.2)
 """Of the released code's multi-scale test."""
@@ -48,7 +49,11 @@ def _whole_rows(options: Options) -> list[Row]:
     size = (128, 256) if options.quick else (1024, 2048)
     ours = _child("ours", size, options.device)
     theirs = None
-    if options.quick or options.device.type == "cuda" or _free() > ROOM_FOR_THE_MAP:
+    if (
+        options.quick
+        or options.device.type == "cuda"
+        or (available_memory() or 0) > ROOM_FOR_THE_MAP
+    ):
         theirs = _child("reference", size, options.device)
     case = f"whole {size[0]}x{size[1]} R50 float32"
     note = "" if theirs else "too little memory here for the reference"
@@ -57,11 +62,6 @@ def _whole_rows(options: Options) -> list[Row]:
         Row("eval", case, "time", "s", ours["s"], theirs and theirs["s"], note),
         Row("eval", case, "memory", "GiB", ours["GiB"], theirs and theirs["GiB"], kind),
     ]
-
-
-def _free() -> int:
-    with open("/proc/meminfo") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvail"))
 
 
 def _child(which: str, size: tuple[int, int], device: torch.device) -> dict[str, float]:

@@ -12,7 +12,7 @@ from conftest import TINY, call
 from PIL import Image
 from starts import accepted, composed, plant, refused
 
-from danet.data_check.sample import check_sample, choose
+from danet.data_check.sample import check_sample, sample_indices
 from danet.datasets.folder import Folder
 from danet.datasets.image_io import inspect_dropped, read_image, read_labels
 from danet.errors import InputError
@@ -270,7 +270,7 @@ def test_R15_a_rare_second_class_outside_of_the_sample_is_enough(tmp_path):
     data = Folder(root=root, split="train", classes=tuple("abcdefghijk"))
     with pytest.raises(InputError, match=r"all 80 labels hold class 0 \(a\) and nothing else"):
         check_sample(data, training=data)
-    place = next(i for i in range(80) if i not in choose(80, 32))
+    place = next(i for i in range(80) if i not in sample_indices(80, 32))
     mask = np.zeros(SIZE, np.uint8)
     mask[3, 4] = 7
     Image.fromarray(mask).save(data.items[place].mask)
