@@ -1,8 +1,8 @@
-"""Measures ours beside a plain reference, in one process and by turns; docs/benchmarks.md.
+"""Measure ours against a plain reference, in one process and by turns; docs/benchmarks.md.
 
 python scripts/benchmark.py                                all parts
 python scripts/benchmark.py attention step --json out.jsonl
-python scripts/benchmark.py --quick                        whether the parts run and results agree
+python scripts/benchmark.py --quick                        check that the parts run and agree
 """
 
 import argparse
@@ -38,7 +38,7 @@ PARTS = {
 
 
 def circumstances(options: Options) -> dict[str, Any]:
-    """Returns what figures must not be read without."""
+    """Return what identifies a measurement: device, versions, threads, commit and command."""
     device = options.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
@@ -52,7 +52,7 @@ def circumstances(options: Options) -> dict[str, Any]:
 
 
 def arguments() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; or all")
     auto = "cuda" if torch.cuda.is_available() else "cpu"
@@ -69,7 +69,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Runs one part, or each of several in a process of its own, one after another."""
+    """Run one part, or each of several in a process of its own, one after another."""
     chosen = arguments()
     if len(chosen.parts) == 1:
         run_part(chosen.parts[0], chosen)
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def run_part(part: str, chosen: argparse.Namespace) -> None:
-    """Prints a table, and appends to the JSON file."""
+    """Run a part, print its table, and append the figures to the JSON file."""
     options = Options(
         torch.device(chosen.device), chosen.quick, chosen.precision, profile=chosen.profile
     )
