@@ -23,7 +23,7 @@ if __name__ == "__main__":
     require_packages(__file__)
 
 import torch
-from bench.measure import Options, Row, give_back_freed_memory, table
+from bench.measure import Options, Row, return_freed_memory, table
 from provenance import commit, processor
 
 PARTS = {
@@ -89,7 +89,7 @@ def run_part(part: str, chosen: argparse.Namespace) -> None:
     around = circumstances(options)
     for key, value in around.items():
         print(f"{key:<8} {value}", flush=True)
-    give_back_freed_memory()
+    return_freed_memory()
     torch.manual_seed(0)
     rows: list[Row] = importlib.import_module(PARTS[part]).run(options)
     print(f"\n{table(rows)}\n", flush=True)

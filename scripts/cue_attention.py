@@ -49,7 +49,7 @@ def share_on_cue(
 
 
 def main(path: str, count: int = 60) -> None:
-    """Print the share for each class of the pairs, and the part of a picture that the cue covers."""
+    """Print the share for each class of the pairs, and the part of a picture under its cue."""
     saved = checkpoint_format.load(path)
     config = checked_config(saved, path)
     model, scenes = model_of(saved, config, path), make_dataset(config, "test", training=False)

@@ -24,7 +24,7 @@ def table(rows: "list[dict[str, str]]", columns: str) -> str:
 
     Args:
         rows: number, fault, test, outcome (passed, failed, skipped) and figure of each test.
-        columns: The head of the table; its last two columns are count and figures, or count and names.
+        columns: The head of the table; the last column is of figures, or of the tests' names.
     """
     lines = [columns, "|---" * (columns.count("|") - 1) + "|"]
     for number in sorted({row["number"] for row in rows}):

@@ -89,12 +89,12 @@ def failures(study: Mapping[str, Any], runs: Runs) -> Iterator[str]:
         means = {level: sum(values) / len(values) for level, values in found.items() if values}
         lost = [level for level, mean in means.items() if mean <= guess]
         held = [level for level in means if level not in lost]
-        said = [
+        parts = [
             f"better than a guess at {', '.join(held)}" if held else "",
             f"no better at {', '.join(lost)}" if lost else "",
         ]
         if means:
-            yield f"- {variant}: {'; '.join(filter(None, said))}"
+            yield f"- {variant}: {'; '.join(filter(None, parts))}"
 
 
 def text(name: str, study: Mapping[str, Any], runs: Runs) -> str:
