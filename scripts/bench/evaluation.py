@@ -1,4 +1,4 @@
-"""Evaluation: a whole picture in a process of its own, and several scales in windows."""
+"""Benchmark evaluation: a whole picture in its own process, and several scales in windows."""
 
 import json
 import os
@@ -26,19 +26,19 @@ from danet.evaluation.inference import MultiScale, Whole
 from danet.memory import available_memory
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.2)
-"""Of the released code's multi-scale test."""
+"""The scales of the released code's multi-scale test."""
 AGREEMENT = 1e-4
 ROOM_FOR_THE_MAP = 14 * GIB
-"""What the reference needs for a whole 1024 x 2048 picture: two N x N maps of 4 GiB, and more."""
+"""Memory of the reference for a whole 1024 x 2048 picture: two N x N maps of 4 GiB, and more."""
 
 
 def run(options: Options) -> list[Row]:
-    """A whole picture, then the scales."""
+    """Measure a whole picture, then the scales."""
     return [*_whole_rows(options), *_scale_rows(options)]
 
 
 def picture(height: int, width: int, device: torch.device) -> Tensor:
-    """Returns smooth noise, uint8 (1, 3, H, W), the same on every call."""
+    """Return smooth noise, uint8 (1, 3, H, W), the same on every call."""
     generator = torch.Generator().manual_seed(2)
     coarse = torch.rand(1, 3, height // 16, width // 16, generator=generator)
     fine = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
@@ -65,7 +65,7 @@ def _whole_rows(options: Options) -> list[Row]:
 
 
 def _child(which: str, size: tuple[int, int], device: torch.device) -> dict[str, float]:
-    """Runs this file in a process of its own; returns its seconds and GiB."""
+    """Run this file in a process of its own; return its seconds and GiB."""
     threads = str(torch.get_num_threads())
     command = [sys.executable, __file__, which, *map(str, size), str(device), threads]
     scripts = Path(__file__).resolve().parents[1]
@@ -78,7 +78,7 @@ def _child(which: str, size: tuple[int, int], device: torch.device) -> dict[str,
 
 @torch.inference_mode()
 def whole_in_this_process(which: str, height: int, width: int, device: torch.device) -> None:
-    """Prints seconds and GiB of one pass; the network has seen a small picture before."""
+    """Print seconds and GiB of one pass, after a warm-up on a small picture."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model: torch.nn.Module = make_network(50)
     if which == "reference":
@@ -108,7 +108,7 @@ def whole_in_this_process(which: str, height: int, width: int, device: torch.dev
 
 
 def _scale_rows(options: Options) -> list[Row]:
-    """Compares probabilities, time and memory of multi-scale sliding windows with mirroring."""
+    """Compare probabilities, time and memory of multi-scale sliding windows with mirroring."""
     device, scales = options.device, SCALES
     if options.quick:
         size, crop, scales = (64, 128), 64, (0.5, 1.0, 1.5)

@@ -135,7 +135,7 @@ def with_file(root, kind):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_R12_what_reading_drops_is_told_by_both(kind, tmp_path, monkeypatch, capsys):
+def test_R12_what_reading_drops_is_reported_by_both(kind, tmp_path, monkeypatch, capsys):
     root = plant(tmp_path / "data")
     path, text = with_file(root, kind)
     assert text in inspect_dropped(path)[0]
@@ -166,7 +166,7 @@ def test_R12_plain_pictures_drop_nothing(tmp_path):
     )
 
 
-def test_R12_a_file_that_is_gone_is_told_as_any_other(tmp_path):
+def test_R12_a_file_that_is_gone_is_reported_as_any_other(tmp_path):
     with pytest.raises(InputError, match=r"x.png: not a readable image \(the file does not exist"):
         inspect_dropped(tmp_path / "x.png")
 

@@ -144,7 +144,7 @@ def write_video(path, count, code="MJPG"):
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
-def test_R04_a_video_that_was_cut_is_told_and_what_was_read_is_kept(
+def test_R04_a_video_that_was_cut_is_reported_and_what_was_read_is_kept(
     network, tmp_path, share, capsys
 ):
     path = tmp_path / "clip.avi"
@@ -385,7 +385,7 @@ def test_R08_data_that_is_drawn_is_held_to_the_same(capsys):
     assert "data.train_split=val and data.val_split=val are the same images" in told
 
 
-def test_R09_a_network_that_says_one_class_of_all_is_told(network, two, tmp_path, capsys):
+def test_R09_a_network_that_predicts_one_class_for_all_is_reported(network, two, tmp_path, capsys):
     saved = checkpoint_format.load(network)
     for name, value in saved["model"].items():
         if name.startswith("head.classify") and name.endswith("bias"):
