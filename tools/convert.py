@@ -164,7 +164,7 @@ def train_config(network: Network, source: str, settings: list[str], file: str) 
 
 def classes_of(train: TrainConfig) -> tuple[list[str], list[Any]]:
     """Return names and colours of the classes, without reading files of the data set."""
-    node = train["data"]["dataset"]
+    node = train.data.dataset
     target = locate(node["_target_"])
     classes = node.get("classes") or target.classes
     palette = node.get("palette") or node.get("colors") or getattr(target, "palette", None)
@@ -173,7 +173,7 @@ def classes_of(train: TrainConfig) -> tuple[list[str], list[Any]]:
 
 def train_name(train: TrainConfig) -> str:
     """Return the class name of the data set."""
-    return str(train["data"]["dataset"]["_target_"]).rpartition(".")[2]
+    return str(train.data.dataset["_target_"]).rpartition(".")[2]
 
 
 def account(renamed: Renamed, fresh: list[str]) -> list[str]:
