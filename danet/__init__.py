@@ -9,7 +9,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# albumentations asks the package index for a newer version when it is imported, unless told not to.
+# Otherwise albumentations asks the package index for a newer version when it is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 __version__ = "0.1.0"
@@ -23,7 +23,7 @@ _PLACES = {"load_model": "danet.config.build", "predict": "danet.prediction.pred
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a function on first use, so that ``import danet`` stays cheap."""
+    """Import a function on first use, so that ``import danet`` stays cheap."""
     if name in _PLACES:
         return getattr(importlib.import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'danet' has no attribute {name!r}")

@@ -1,8 +1,8 @@
-"""The console as something that may fail: a closed pipe or a full disk ends no work.
+"""Console output whose failures do not end the program.
 
-What a program prints is for people; what it makes is in files. So a reader that goes away, as in
-``| head``, a log on a full disk, a terminal that was closed or a stream that was never open cost
-the printed lines and nothing else.
+Results are in files; what is printed is only for people. So a closed pipe, as of ``| head``, a log
+on a full disk, a closed terminal or a stream that was never open cost the printed lines and nothing
+else.
 """
 
 import errno
@@ -13,18 +13,18 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)
-"""Errors after which a stream will never be written again; a full disk may have room later."""
+"""Permanent errors of a stream; a full disk is not among them, it may have room later."""
 
 
 class Console:
-    """A text stream whose failures raise nothing.
+    """A text stream that never raises when it is written.
 
     Args:
-        stream: What is written to, such as ``sys.stdout``.
+        stream: The stream behind it, such as ``sys.stdout``.
         name: Of the stream, for messages.
 
     Attributes:
-        failure: Why something could not be written, for a log; empty while all could.
+        failure: Why a write failed first, for a log; empty if none did.
     """
 
     def __init__(self, stream: TextIO, name: str) -> None:
@@ -33,7 +33,7 @@ class Console:
         self.failure = ""
 
     def write(self, text: str) -> int:
-        """Write text; letters that the encoding does not have are escaped."""
+        """Write text; characters that the encoding lacks are escaped."""
         try:
             self._stream.write(text)
         except UnicodeEncodeError:
@@ -44,14 +44,14 @@ class Console:
         return len(text)
 
     def flush(self) -> None:
-        """Write what is pending."""
+        """Flush the stream."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:
             self._fail(error)
 
     def close_quietly(self) -> None:
-        """Write what is pending or drop it, so that Python does not fail over it at its end."""
+        """Flush the stream or drop its buffer, so that Python does not fail over it at exit."""
         self.flush()
         if self.failure:
             self._drop()
@@ -65,11 +65,11 @@ class Console:
             self._drop()
 
     def _drop(self) -> None:
-        """Send all that is written from now on to nowhere, by libraries and children, too."""
+        """Redirect the descriptor to the null device, for libraries and child processes, too."""
         with suppress(OSError, ValueError, AttributeError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -77,8 +77,8 @@ class Console:
 
 @contextmanager
 def unbreakable() -> Iterator[None]:
-    """Let nothing inside fail for the sake of ``sys.stdout`` and ``sys.stderr``."""
-    for number in range(3):  # else the next file opened gets the number, and what libraries print
+    """Replace ``sys.stdout`` and ``sys.stderr`` by streams that never raise."""
+    for number in range(3):  # else the next file opened gets the number and output of libraries
         try:
             os.fstat(number)
         except OSError:
@@ -87,8 +87,8 @@ def unbreakable() -> Iterator[None]:
     streams = []
     for stream, name in zip(before, ("standard output", "standard error"), strict=True):
         is_open = stream is not None
-        nowhere = None if is_open else open(os.devnull, "w")  # noqa: SIM115 - as long as the process
-        streams.append(Console(nowhere or stream, name))
+        null = None if is_open else open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
+        streams.append(Console(null or stream, name))
         if not is_open:
             streams[-1].failure = f"{name} was closed at the start"
     sys.stdout, sys.stderr = streams
@@ -101,6 +101,6 @@ def unbreakable() -> Iterator[None]:
 
 
 def failure() -> str:
-    """Return why the console could not be written; empty while it could."""
+    """Return why the console could not be written; empty if it could."""
     found = (getattr(stream, "failure", "") for stream in (sys.stdout, sys.stderr))
     return "; ".join(text for text in found if text)

@@ -1,28 +1,28 @@
-"""Errors that are the user's to mend: one plain line and an exit code, no traceback."""
+"""Errors that users can correct: a one-line message and an exit code, no traceback."""
 
 
 class UserError(Exception):
-    """Base of the errors below. ``str(error)`` is all that the user is shown."""
+    """Base of the errors below; users see ``str(error)`` only."""
 
     exit_code = 1
     is_reported: bool | None = None
-    """Whether another process of the group has shown it; None where there is no group."""
+    """Whether another process of the group has printed it; None without a process group."""
 
 
 class InputError(UserError, ValueError):
-    """A config, a data set, an image or a checkpoint is not as it must be."""
+    """A config, a data set, an image or a checkpoint is not valid."""
 
     exit_code = 2
 
 
 class DivergedError(UserError, FloatingPointError):
-    """Training met a loss that is not finite."""
+    """The loss of a training is not finite."""
 
     exit_code = 3
 
 
 class StorageError(UserError, OSError):
-    """Something could not be written: disk full, no permission, not a folder."""
+    """A file or folder cannot be written: disk full, no permission, not a folder."""
 
     exit_code = 4
 
@@ -31,16 +31,16 @@ class StorageError(UserError, OSError):
 
 
 class ProcessError(UserError, RuntimeError):
-    """An exchange between processes failed: one of them died, hangs, or took another path."""
+    """Communication failed: a process died, hangs, or executes other code than the rest."""
 
 
 class Interrupted(UserError):
-    """A signal ended the run after a checkpoint was written."""
+    """A signal ended the run, after a checkpoint was written."""
 
     exit_code = 143
 
 
 def first_line(error: BaseException, key: str | None = None) -> str:
-    """Returns the first line of an error's text, with the key in front where it is known."""
+    """Return the first line of an error's message, prefixed with the key if there is one."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
     return f"{key}: {text}" if key else text

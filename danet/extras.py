@@ -1,4 +1,4 @@
-"""How an optional part of the package is added, for the way the package was installed."""
+"""Optional dependencies: how to install them, for the way the package was installed."""
 
 import importlib
 import importlib.metadata
@@ -12,25 +12,25 @@ from danet.errors import InputError
 
 
 def how_to_install(extra: str) -> str:
-    """Return the command that installs the packages of an extra of setup.py.
+    """Return the command that installs the dependencies of an extra of setup.py.
 
-    No index has this package, so a checkout is named, or the packages themselves.
+    This package is on no index, so the command names the checkout or the dependencies themselves.
     """
     root = _checkout()
     if root is not None:
         path = "." if os.path.realpath(root) == os.path.realpath(".") else str(root)
         return f"pip install -e {shlex.quote(f'{path}[{extra}]')}"
-    marks = f'extra == "{extra}"', f"extra == '{extra}'"
+    markers = f'extra == "{extra}"', f"extra == '{extra}'"
     packages = [
         needed.partition(";")[0].strip()
         for needed in importlib.metadata.requires("danet") or ()
-        if needed.endswith(marks)
+        if needed.endswith(markers)
     ]
     return f"pip install {' '.join(map(shlex.quote, packages))}"
 
 
 def _checkout() -> "Path | None":
-    """Return the checkout that runs; None where a built package was installed."""
+    """Return the root of the checkout that runs; None if a built package is installed."""
     here = Path(__file__).resolve().parents[1]
     if (here / "setup.py").is_file():
         return here
@@ -44,7 +44,7 @@ def _checkout() -> "Path | None":
 
 
 def require(module: str) -> None:
-    """Raises InputError where an optional package is missing."""
+    """Raise InputError if an optional module cannot be imported."""
     try:
         importlib.import_module(module)
     except ImportError as error:

@@ -1,22 +1,82 @@
-"""Where results go, and what a file system refuses: no room, no permission, a name."""
+"""Atomic writes, file locks, folders of results, and errors of the file system."""
 
 import errno
 import itertools
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from danet.errors import StorageError
 
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-"""What the system says when something cannot be written."""
+"""Errors of a disk that is full or may not be written."""
+
+
+@contextmanager
+def atomic_write(path: Path, *, shared: bool = False, durable: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it on success, remove it on failure.
+
+    Args:
+        path: Replaced as a whole; a reader never finds half a file.
+        shared: Whether other processes may write it, too. The temporary name is then
+            ``.NAME.PID.tmp``; else ``.NAME``, whose suffix libraries recognise and whose leftover,
+            of a process that was killed, the next write replaces.
+        durable: Whether file and folder are flushed to the disk, to survive a power cut.
+    """
+    ending = f".{os.getpid()}.tmp" if shared else ""
+    temporary = path.with_name(f".{path.name}{ending}")
+    try:
+        yield temporary
+        if durable:
+            with open(temporary, "r+b") as file:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+        if durable:
+            sync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the entries of a folder to the disk, where the system allows folders to be opened."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def file_lock(handle: int | IO[Any], *, exclusive: bool = True, wait: bool = True) -> bool:
+    """Lock an open file until it is closed; return False if another process holds the lock.
+
+    Args:
+        handle: File or its descriptor; forked processes share the lock of one they inherit.
+        exclusive: Against all others, or only against exclusive locks.
+        wait: Whether to wait until the lock is free.
+
+    Raises:
+        OSError: The file system has no locks. On Windows nothing is locked and all succeed.
+    """
+    if os.name != "posix":
+        return True
+    import fcntl  # not on Windows
+
+    operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    try:
+        fcntl.flock(handle, operation if wait else operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def explain_storage(error: OSError) -> StorageError | None:
-    """Return in one line what the file system refused; None for an error of another kind."""
+    """Return a one-line error for what the file system refused; None for any other error."""
     name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
     if error.errno == errno.ENAMETOOLONG:
         longest = max((len(os.fsencode(part)) for part in name.split(os.sep)), default=0)
@@ -36,37 +96,37 @@ def explain_storage(error: OSError) -> StorageError | None:
 
 
 def folder_of(wanted: Path, file: str, facts: Mapping[str, Any]) -> Path:
-    """Return a folder in which no results of anything else lie.
+    """Return the first of ``wanted``, ``wanted-2``, ... that holds no results of other inputs.
 
     Args:
-        wanted: The folder; ``wanted-2``, ``wanted-3``, ... are tried where others are there.
-        file: JSON in such a folder that states what its results are of. A fact that it does not
-            know is no other one; nor is anything stated by a file that cannot be read.
-        facts: What the new results are of.
+        wanted: The preferred folder.
+        file: Name of a JSON file in such a folder with the facts of its results. Missing facts
+            match, and so does a file that cannot be read.
+        facts: Of the new results, such as their checkpoint.
     """
-    told = json.loads(json.dumps(facts))
+    plain = json.loads(json.dumps(facts))
     for number in itertools.count(1):
         folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
         try:
             found = json.loads((folder / file).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # none is there, or half a file
             return folder
-        if isinstance(found, dict) and all(found.get(k) in (None, told[k]) for k in told):
+        if isinstance(found, dict) and all(found.get(k) in (None, plain[k]) for k in plain):
             return folder
     raise AssertionError
 
 
 def require_writable(folder: Path, key: str = "output") -> None:
-    """Refuse a folder that could not be written, before hours of work and not after them.
+    """Refuse a folder that cannot be written, before hours of work rather than after them.
 
-    It is made, a file is written in it and removed, and so is what was made.
+    The folder and a file in it are created and removed again.
 
     Args:
-        folder: Where results are going to be.
+        folder: Of the results.
         key: The setting that named it, for messages.
 
     Raises:
-        StorageError: It cannot be made or written.
+        StorageError: It cannot be created or written.
     """
     made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     probe = folder / f".probe-{os.getpid()}"
@@ -88,10 +148,10 @@ def require_writable(folder: Path, key: str = "output") -> None:
 
 
 def refuse_name(key: str, value: str) -> None:
-    """Refuse a path that the file system takes for no name.
+    """Refuse a path that the file system does not accept as a name.
 
     Raises:
-        StorageError: With the lengths that it has and may have.
+        StorageError: The name is too long, with its length and the limit, or has bad characters.
     """
     try:
         os.lstat(os.path.expanduser(value.strip("'\"")))

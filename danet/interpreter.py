@@ -1,7 +1,7 @@
-"""Whether this Python can run the project; where it cannot, one line says which one can.
+"""Check of the Python version and its packages, before anything else is imported.
 
-It is asked before anything is imported that it may lack. So this file, ``danet/__init__.py`` and
-the head of every tool and script run on Python 3.7, and tools and scripts are readable to it.
+This file, ``danet/__init__.py`` and the head of every tool and script therefore run on Python 3.7,
+and the rest of tools and scripts compiles on it.
 """
 
 import importlib.util
@@ -13,22 +13,22 @@ import sys
 from pathlib import Path
 
 _OLDEST, _NEWEST = (3, 10), (3, 13)
-"""As in setup.py."""
+"""The versions of setup.py."""
 _MODULES = {
     "hydra-core": "hydra",
     "opencv-python-headless": "cv2",
     "pillow": "PIL",
     "pyyaml": "yaml",
 }
-"""What is imported of a package, where that is not its name."""
+"""Package -> module, where the names differ."""
 _NAMED = 3
-"""How many missing packages are named where another Python has them."""
+"""How many missing packages are listed where another Python has them."""
 
 
 def require_packages(file: str) -> None:
-    """End the process with one line and code 2 if this Python lacks what the project needs.
+    """Exit with one line and code 2 if this Python is of another version or lacks packages.
 
-    From here on Ctrl-C leaves no traceback of the imports that follow; ``cli.run`` takes over.
+    Also disables the traceback of Ctrl-C during the imports that follow, until ``cli.run``.
 
     Args:
         file: The tool or script that was started, in a folder of a checkout.
@@ -42,25 +42,26 @@ def require_packages(file: str) -> None:
         if not missing:
             return
         if _is_meant(root, missing):
-            fault = "has no " + ", ".join(missing)
-            remedy = f"{_told(sys.executable)} -m pip install -r {_told(root / 'requirements.txt')}"
-        else:  # another Python has them all, so there is no need to name them all
+            problem = "has no " + ", ".join(missing)
+            requirements = shell_path(root / "requirements.txt")
+            remedy = f"{shell_path(sys.executable)} -m pip install -r {requirements}"
+        else:  # another Python has them all, so some names are enough
             further = len(missing) - _NAMED
-            fault = "has no " + ", ".join(missing[:_NAMED])
-            fault += f" and {further} more" if further > 0 else ""
+            problem = "has no " + ", ".join(missing[:_NAMED])
+            problem += f" and {further} more" if further > 0 else ""
             remedy = _way_to_environment(root)
     else:
-        fault = "is {}.{}, and {}.{} to {}.{} work".format(*version, *_OLDEST, *_NEWEST)
+        problem = "is {}.{}, and {}.{} to {}.{} work".format(*version, *_OLDEST, *_NEWEST)
         remedy = _way_to_environment(root, "PYTHON=python3.12 ")
     name = path.relative_to(root).as_posix()
-    print(f"error: {name}: this Python ({sys.executable}) {fault}; {remedy}", file=sys.stderr)
+    print(f"error: {name}: this Python ({sys.executable}) {problem}; {remedy}", file=sys.stderr)
     sys.exit(2)
 
 
 def _missing(root: Path) -> "list[str]":
-    """Return the packages of requirements.txt that cannot be imported; imports none of them."""
+    """Return the packages of requirements.txt that are not installed, without importing any."""
     path = root / "requirements.txt"
-    if not path.is_file():  # installed from a wheel, whose installer saw to them
+    if not path.is_file():  # installed from a wheel, whose installer checked them
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
     names = [re.split(r"[^\w.-]", line)[0] for line in lines if line and not line.startswith("#")]
@@ -68,7 +69,7 @@ def _missing(root: Path) -> "list[str]":
 
 
 def _is_meant(root: Path, missing: "list[str]") -> bool:
-    """Return whether this is the Python to use: the environment's, or one that somebody fitted."""
+    """Return whether packages belong into this Python: that of .venv, or else one with torch."""
     if _has_environment(root):
         return os.path.realpath(sys.prefix) == os.path.realpath(root / ".venv")
     return "torch" not in missing
@@ -80,23 +81,23 @@ def _has_environment(root: Path) -> bool:
 
 
 def _way_to_environment(root: Path, choice: str = "") -> str:
-    """Return what to type, from the current folder, for a Python that has the packages."""
-    activate = f"source {_told(root / '.venv' / 'bin' / 'activate')}"
+    """Return the command that leads to a Python with the packages, from the current folder."""
+    activate = f"source {shell_path(root / '.venv' / 'bin' / 'activate')}"
     if not _has_environment(root):
-        return f"{choice}bash {_told(root / 'scripts' / 'install.sh')} && {activate}"
+        return f"{choice}bash {shell_path(root / 'scripts' / 'install.sh')} && {activate}"
     active = os.environ.get("VIRTUAL_ENV")
     if active and os.path.realpath(active) == os.path.realpath(root / ".venv"):
-        return f"start it with {_told(root / '.venv' / 'bin' / 'python')}"
+        return f"start it with {shell_path(root / '.venv' / 'bin' / 'python')}"
     return activate
 
 
-def _told(path: "str | Path") -> str:
-    """Return a path as one word of a shell: from the current folder, unless that is longer."""
+def shell_path(path: "str | Path") -> str:
+    """Return a path quoted for a shell, relative to the current folder unless that is longer."""
     absolute = str(path)
     try:
         relative = os.path.relpath(absolute)
     except (OSError, ValueError):  # the current folder was deleted; another drive
         return shlex.quote(absolute)
-    if os.sep not in relative:  # such a name is looked up in PATH
+    if os.sep not in relative:  # a shell would search PATH for it
         relative = os.path.join(".", relative)
     return shlex.quote(min(absolute, relative, key=lambda text: (len(text), text == absolute)))

@@ -1,15 +1,14 @@
-"""Losses: each maps logits and a mask to one number; DeepSupervision makes named terms of them.
+"""Losses: each maps logits and a mask to a scalar; DeepSupervision applies them to all outputs.
 
 All accept logits (B, K, h, w) and a mask (B, H, W) of class indices or IGNORE, upsample logits that
-are coarser than the mask, compute in float32, and give exactly 0 with finite gradients where every
-pixel is IGNORE. Cross entropy and OHEM never hold the upsampled logits of a whole batch; Dice and
-Lovasz need all pixels of a class at once and do.
+are coarser than the mask, compute in float32, and return exactly 0 with finite gradients where
+every pixel is IGNORE. Cross entropy and OHEM never hold the upsampled logits of a whole batch; Dice
+and Lovasz need all pixels of a class at once and do.
 
 A batch may be spread over micro-batches and processes. Means over pixels are then sums over all of
-them, divided by one divisor of all (``Part``), so that the same pictures give the same loss
-however they are spread. What is no mean over pixels is computed by each micro-batch alone and
-averaged over those that have a labelled pixel: Dice and Lovasz, and the choice of OHEM by
-``min_kept``.
+them, divided by one common divisor (``Part``), so that the same images give the same loss however
+they are spread. What is not a mean over pixels is computed per micro-batch and averaged over those
+with a labelled pixel: Dice and Lovasz, and the selection of OHEM by ``min_kept``.
 """
 
 import math
@@ -27,7 +26,7 @@ from danet.types import IGNORE, SegmentationOutput
 
 
 class Part(NamedTuple):
-    """A mean before its division; a loss is a sum of such means.
+    """A mean before the division; a loss is a sum of such means.
 
     Totals and divisors of several micro-batches may be added up before the division.
     """
@@ -39,28 +38,29 @@ class Part(NamedTuple):
     factor: float = 1.0
 
     def mean(self, divisor: Tensor | None = None) -> Tensor:
-        """Divides by ``divisor``, else by its own; 0 where that is 0, as the total is then."""
+        """Divide by ``divisor``, by its own if None."""
         divisor = self.divisor if divisor is None else divisor
+        # A divisor of 0 means no labelled pixel: the total is 0, too, and 0 / 1e-12 is exactly 0.
         return self.factor * (self.total / divisor.clamp(min=1e-12))
 
 
 def mean_of(parts: Sequence[Part], divisors: Sequence[Tensor] | None = None) -> Tensor:
-    """Returns the sum of the means, each divided by its own divisor, or by the one given for it."""
+    """Return the sum of the means, each divided by its own divisor or by that in ``divisors``."""
     shared: Sequence[Tensor | None] = divisors or [None] * len(parts)
     means = [part.mean(divisor) for part, divisor in zip(parts, shared, strict=True)]
     return torch.stack(means).sum() if len(means) > 1 else means[0]
 
 
 class Loss(nn.Module, ABC):
-    """A loss that can be added up over micro-batches: see ``Part``."""
+    """A loss that can be accumulated over micro-batches, see ``Part``."""
 
     @abstractmethod
     def parts(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> list[Part]:
-        """Maps (B, K, h, w) and (B, H, W) to the means that the loss is the sum of."""
+        """Maps (B, K, h, w) and (B, H, W) to the means whose sum is the loss."""
 
     @abstractmethod
     def divisors(self, mask: Tensor) -> list[Tensor] | None:
-        """Returns the divisors of ``parts`` from the mask alone; None where logits decide them."""
+        """Return the divisors of ``parts`` from the mask; None if they depend on the logits."""
 
     def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
         """Maps (B, K, h, w) and (B, H, W) to a scalar."""
@@ -68,7 +68,7 @@ class Loss(nn.Module, ABC):
 
 
 def _parts(loss: nn.Module, logits: Tensor, mask: Tensor, *, align_corners: bool) -> list[Part]:
-    """Returns the parts of any loss; one that is no Loss is averaged over micro-batches."""
+    """Return the parts of any loss; one that is no Loss is averaged over micro-batches."""
     if isinstance(loss, Loss):
         return loss.parts(logits, mask, align_corners=align_corners)
     value = loss(logits, mask, align_corners=align_corners)
@@ -81,22 +81,23 @@ def _divisors(loss: nn.Module, mask: Tensor) -> list[Tensor] | None:
     return [torch.ones((), device=mask.device)]
 
 
-def _is_labelled(mask: Tensor) -> Tensor:
-    """Returns 1.0 where any pixel is labelled, else 0.0: the divisor of a loss of whole regions."""
+def _has_labels(mask: Tensor) -> Tensor:
+    """Return 1.0 if any pixel is labelled, else 0.0: the divisor of a region loss."""
     return (mask != IGNORE).any().float()
 
 
 def _pixel_weights(target: Tensor, class_weights: Tensor | None) -> Tensor:
-    """Returns the weight of every pixel, float32 (B, H, W); 0 where the target is IGNORE."""
-    valid = target != IGNORE
+    """Return the weight of every pixel, float32 (B, H, W); 0 where the target is IGNORE."""
+    valid = target != IGNORE  # (B, H, W)
     if class_weights is None:
         return valid.float()
-    # A class without a weight is refused where the logits are known; here it must not crash.
+    # 255 would be out of range. A class without a weight is refused by ``parts``; ``divisors`` may
+    # come first and must not crash (on CUDA that would be a device-side assertion).
     return class_weights[target.masked_fill(~valid, 0).clamp(max=class_weights.numel() - 1)] * valid
 
 
 def _require_weights(class_weights: Tensor | None, num_classes: int) -> None:
-    """Refuses weights of another number of classes."""
+    """Raise ValueError unless there is one weight per class."""
     if class_weights is not None and class_weights.numel() != num_classes:
         raise ValueError(f"{class_weights.numel()} class_weights for {num_classes} classes")
 
@@ -113,56 +114,58 @@ def _class_weights(values: Sequence[float] | None) -> Tensor | None:
 
 
 def _target(logits: Tensor, mask: Tensor) -> Tensor:
-    """Widens the mask to int64 after checking that the two belong together."""
+    """Return the mask as int64, (B, H, W); raise ValueError unless it fits the logits."""
+    # Converted silently, the fractions of a resized float mask would become other classes.
     if mask.dtype.is_floating_point:
         raise ValueError(f"the mask is {mask.dtype}; it must hold whole class indices")
     fits = mask.ndim == 3 and mask.shape[0] == logits.shape[0]
     if not fits or mask.shape[1] < logits.shape[2] or mask.shape[2] < logits.shape[3]:
         raise ValueError(f"mask {tuple(mask.shape)} does not fit logits {tuple(logits.shape)}")
-    return mask.long()
+    return mask.long()  # uint8 until here: an eighth of the bytes on the way to the device
 
 
 class CrossEntropy(Loss):
     """Mean of -log p[y] over the labelled pixels of the batch.
 
     Args:
-        class_weights: K factors; the mean is then divided by the weights of the pixels, as
-            torch does.
+        class_weights: K factors; the mean is then divided by the sum of the pixels' weights, as in
+            torch.
     """
 
     class_weights: Tensor | None
 
     def __init__(self, class_weights: Sequence[float] | None = None) -> None:
         super().__init__()
+        # A buffer, to follow the loss to its device; not persistent, as a setting is no state.
         self.register_buffer("class_weights", _class_weights(class_weights), persistent=False)
 
     def parts(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> list[Part]:
-        """Returns the sum over the labelled pixels, and the sum of their weights."""
+        """Return the sum over the labelled pixels, and the sum of their weights."""
         target = _target(logits, mask)
         _require_weights(self.class_weights, logits.shape[1])
-        weights = _pixel_weights(target, self.class_weights)
+        weights = _pixel_weights(target, self.class_weights)  # (B, H, W)
         total = cross_entropy_sum(logits, target, weights, align_corners=align_corners)
         return [Part(total, weights.sum())]
 
     def divisors(self, mask: Tensor) -> list[Tensor]:
-        """Returns the sum of the weights of the labelled pixels."""
+        """Return the sum of the weights of the labelled pixels."""
         return [_pixel_weights(mask.long(), self.class_weights).sum()]
 
 
 class OHEM(Loss):
-    """Cross entropy over the hard pixels only (online hard example mining).
+    """Cross entropy over hard pixels only (online hard example mining).
 
-    A labelled pixel is kept when the probability of its true class is at most
+    A labelled pixel is kept if the probability of its true class is at most
     ``max(threshold, k-th smallest such probability)`` with k = ``min_kept``, counted over one
-    micro-batch of one process: all pixels the network is unsure of, and never fewer than
-    ``min_kept`` (or all there are). Ties are kept together. This is the rule of PyTorch-Encoding's
-    history, from which DANet's repository stems; DANet itself was trained without.
+    micro-batch of one process: all pixels below the threshold, and never fewer than ``min_kept``
+    (or all there are). Ties are kept together. This is the rule in the history of PyTorch-Encoding,
+    from which DANet's repository stems; DANet itself was trained without OHEM.
 
     Args:
         threshold: Probability, 0..1.
         min_kept: Pixels.
         normalise: Divide the sum over kept pixels by the ``kept`` ones or by all ``labelled`` ones.
-        class_weights: As in CrossEntropy; they do not influence the choice.
+        class_weights: As in CrossEntropy; they do not influence the selection.
     """
 
     class_weights: Tensor | None
@@ -188,29 +191,29 @@ class OHEM(Loss):
         self.register_buffer("class_weights", _class_weights(class_weights), persistent=False)
 
     def parts(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> list[Part]:
-        """Returns the sum over the kept pixels, and the sum of the weights it is divided by."""
+        """Return the sum over the kept pixels, and the sum of the weights to divide it by."""
         target = _target(logits, mask)
         _require_weights(self.class_weights, logits.shape[1])
-        weights = _pixel_weights(target, self.class_weights)
-        # The choice needs all losses before any gradient, so logits are upsampled twice.
-        losses = pixel_losses(logits, target, align_corners=align_corners)
+        weights = _pixel_weights(target, self.class_weights)  # (B, H, W)
+        # The selection needs all losses before any gradient, so logits are upsampled twice.
+        losses = pixel_losses(logits, target, align_corners=align_corners)  # (B, H, W)
         kept = weights * self.hard_pixels(losses, target)
         total = cross_entropy_sum(logits, target, kept, align_corners=align_corners)
         return [Part(total, (kept if self.normalise == "kept" else weights).sum())]
 
     def divisors(self, mask: Tensor) -> list[Tensor] | None:
-        """Returns the sum of the weights of all labelled pixels; None where kept ones are meant."""
+        """Return the sum of the weights of all labelled pixels; None with normalise="kept"."""
         if self.normalise == "kept":
             return None
         return [_pixel_weights(mask.long(), self.class_weights).sum()]
 
     def hard_pixels(self, losses: Tensor, target: Tensor) -> Tensor:
-        """Returns which pixels are kept, bool (B, H, W), from -log p[y] of the same shape."""
+        """Return which pixels are kept, bool (B, H, W), from -log p[y] of the same shape."""
         valid = target != IGNORE
-        # Compared as log p: where probabilities saturate at 1, logarithms still tell them apart.
+        # Compared as log p: where probabilities saturate at 1, logarithms still differ.
         ease = (-losses).masked_fill(~valid, torch.inf)
         k = min(self.min_kept, ease.numel())
-        if ease.is_cuda:  # whose kthvalue is not deterministic, and has one block per row
+        if ease.is_cuda:  # where kthvalue is not deterministic and uses one block per row
             kth = ease.flatten().sort().values[k - 1]
         else:
             kth = ease.flatten().kthvalue(k).values  # linear time; +inf when fewer are labelled
@@ -218,19 +221,19 @@ class OHEM(Loss):
 
 
 class _RegionLoss(Loss):
-    """A loss of whole regions: several micro-batches give the mean of those with labels."""
+    """A loss of whole regions, averaged over the micro-batches with labelled pixels."""
 
     @abstractmethod
     def value(self, logits: Tensor, mask: Tensor, align_corners: bool) -> Tensor:
         """Maps (B, K, h, w) and (B, H, W) to a scalar."""
 
     def parts(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> list[Part]:
-        """Returns the loss as one part with the divisor 1; 0 without any labelled pixel."""
-        return [Part(self.value(logits, mask, align_corners), _is_labelled(mask))]
+        """Return the loss as one part with divisor 1, or 0 without any labelled pixel."""
+        return [Part(self.value(logits, mask, align_corners), _has_labels(mask))]
 
     def divisors(self, mask: Tensor) -> list[Tensor]:
-        """Returns 1, or 0 without any labelled pixel."""
-        return [_is_labelled(mask)]
+        """Return 1, or 0 without any labelled pixel."""
+        return [_has_labels(mask)]
 
 
 class Dice(_RegionLoss):
@@ -239,7 +242,7 @@ class Dice(_RegionLoss):
     Milletari et al., V-Net, 2016, for several classes, with linear (not squared) denominators.
 
     Args:
-        smooth: Added above and below, in pixels.
+        smooth: Added to numerator and denominator, in pixels.
     """
 
     def __init__(self, smooth: float = 1.0) -> None:
@@ -254,15 +257,17 @@ class Dice(_RegionLoss):
         probabilities, truth = _probabilities_and_truth(logits, target, align_corners)
         overlap = (probabilities * truth).sum(dim=1)  # (K,)
         total = probabilities.sum(dim=1) + truth.sum(dim=1)  # (K,)
+        # With smooth=0 this would be 0 / 0 where every pixel is ignored.
         dice = (2 * overlap + self.smooth) / (total + self.smooth).clamp(min=1e-12)
-        present = truth.sum(dim=1) > 0
+        present = truth.sum(dim=1) > 0  # (K,)
         return ((1 - dice) * present).sum() / present.sum().clamp(min=1)
 
 
 class LovaszSoftmax(_RegionLoss):
     """Convex surrogate of 1 - mean IoU over the classes that occur in the micro-batch.
 
-    Berman et al., The Lovasz-Softmax loss, CVPR 2018, algorithm 1. Sorts the pixels once a class.
+    Berman et al., The Lovasz-Softmax loss, CVPR 2018, algorithm 1. The cost is one sort of the
+    pixels per class.
     """
 
     def value(self, logits: Tensor, mask: Tensor, align_corners: bool) -> Tensor:
@@ -272,15 +277,16 @@ class LovaszSoftmax(_RegionLoss):
         # Ignored pixels have error 0 and truth 0: sorted last, they add nothing.
         errors = (truth - probabilities).abs()  # (K, P)
         errors, order = errors.sort(dim=1, descending=True)
-        gradient = _lovasz_gradient(truth.gather(1, order))
-        per_class = (errors * gradient).sum(dim=1)
+        # A factor without gradient: it depends on the truth in the order of the errors.
+        gradient = _lovasz_gradient(truth.gather(1, order))  # (K, P)
+        per_class = (errors * gradient).sum(dim=1)  # (K,)
         present = truth.sum(dim=1) > 0
         return (per_class * present).sum() / present.sum().clamp(min=1)
 
 
 def _lovasz_gradient(truth: Tensor) -> Tensor:
-    """Returns the increase of the Jaccard loss per sorted pixel, (K, P) to (K, P)."""
-    total = truth.sum(dim=1, keepdim=True)
+    """Return the increase of the Jaccard loss per sorted pixel, (K, P) to (K, P)."""
+    total = truth.sum(dim=1, keepdim=True)  # (K, 1)
     intersection = total - truth.cumsum(dim=1)
     union = total + (1 - truth).cumsum(dim=1)
     jaccard = 1 - intersection / union.clamp(min=1)
@@ -290,18 +296,18 @@ def _lovasz_gradient(truth: Tensor) -> Tensor:
 def _probabilities_and_truth(
     logits: Tensor, target: Tensor, align_corners: bool
 ) -> tuple[Tensor, Tensor]:
-    """Returns softmax and one-hot truth, both float32 (K, P) with zeros where ignored."""
+    """Return softmax and one-hot truth, both float32 (K, P) with zeros where ignored."""
     num_classes = logits.shape[1]
     size = (target.shape[1], target.shape[2])
     logits = resize(logits.float(), size, align_corners=align_corners)
     valid = target != IGNORE
     truth = F.one_hot(target.masked_fill(~valid, 0), num_classes).movedim(-1, 0)  # (K, B, H, W)
     probabilities = logits.softmax(dim=1).movedim(1, 0)  # (K, B, H, W)
-    return (probabilities * valid).flatten(1), (truth * valid).flatten(1).float()
+    return (probabilities * valid).flatten(1), (truth * valid).flatten(1).float()  # P = B * H * W
 
 
 class WeightedSum(Loss):
-    """Adds losses: ``sum_i weights[i] * losses[i](logits, mask)``."""
+    """Weighted sum of losses: ``sum_i weights[i] * losses[i](logits, mask)``."""
 
     def __init__(self, losses: Sequence[nn.Module], weights: Sequence[float]) -> None:
         super().__init__()
@@ -311,7 +317,7 @@ class WeightedSum(Loss):
         self.weights = tuple(weights)
 
     def parts(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> list[Part]:
-        """Returns the parts of all losses, weighted."""
+        """Return the weighted parts of all losses."""
         return [
             part._replace(factor=weight * part.factor)
             for weight, loss in zip(self.weights, self.losses, strict=True)
@@ -319,7 +325,7 @@ class WeightedSum(Loss):
         ]
 
     def divisors(self, mask: Tensor) -> list[Tensor] | None:
-        """Returns the divisors of all losses; None where the logits decide one of them."""
+        """Return the divisors of all losses; None if one of them depends on the logits."""
         found = [_divisors(loss, mask) for loss in self.losses]
         if any(divisors is None for divisors in found):
             return None
@@ -327,14 +333,14 @@ class WeightedSum(Loss):
 
 
 class DeepSupervision(nn.Module):
-    """Applies losses to all outputs of a network (section 3.4; equal weights in the paper's code).
+    """Losses of all outputs of a network (section 3.4; equal weights in the authors' code).
 
     Args:
         main: The loss of the prediction, with weight 1.
-        auxiliary: The loss of the other outputs; ``main`` again when None.
-        weights: Of the other outputs by name. A name the network does not give is not used; an
-            output without a weight is an error.
-        align_corners: How logits are upsampled to the mask; as the network does it in evaluation.
+        auxiliary: The loss of the other outputs; ``main`` again if None.
+        weights: Of the other outputs by name. A name without an output is ignored; an output
+            without a weight is an error.
+        align_corners: How logits are upsampled to the mask; the same as in evaluation.
     """
 
     def __init__(
@@ -355,11 +361,11 @@ class DeepSupervision(nn.Module):
                 raise ValueError(f"weights.{name}={weight} is not a finite number >= 0")
 
     def forward(self, output: SegmentationOutput, mask: Tensor) -> dict[str, Tensor]:
-        """Returns weighted scalars by output name; their sum is the loss."""
+        """Return weighted scalars by output name; their sum is the loss."""
         return {name: mean_of(parts) for name, parts in self.parts(output, mask).items()}
 
     def parts(self, output: SegmentationOutput, mask: Tensor) -> dict[str, list[Part]]:
-        """Returns the weighted parts of each output by its name."""
+        """Return the weighted parts of each output by name."""
         resizing = {"align_corners": self.align_corners}
         terms = {"main": _parts(self.main, output.logits, mask, **resizing)}
         for name, logits in output.auxiliary.items():
@@ -376,9 +382,9 @@ class DeepSupervision(nn.Module):
         return terms
 
     def divisors(self, mask: Tensor) -> dict[str, list[Tensor]] | None:
-        """Returns the divisors of ``parts`` from the mask alone; None where logits decide one.
+        """Return the divisors of ``parts`` from the mask; None if one depends on the logits.
 
-        Of every output that has a weight, whether or not the network gives it.
+        There are divisors for every output with a weight, whether or not the network has it.
         """
         main, others = _divisors(self.main, mask), _divisors(self.auxiliary, mask)
         if main is None or others is None:

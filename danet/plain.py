@@ -1,25 +1,25 @@
-"""Plain data: what the config and the records of a foreign file may consist of."""
+"""Plain data: the values that a config or a record of a foreign file may consist of."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 MOST_VALUES = 100_000
 """Values in one config; class lists and tables of label values have thousands."""
 DEEPEST = 32
-"""Levels of a config; those of this project have 8."""
+"""Levels of nesting of a config; those of this project have 8."""
 LONGEST = 10_000
 """Characters of one text."""
 
 _UNPRINTABLE = re.compile(
-    # Control characters, line and paragraph separators, marks that reverse the direction of the
-    # text around them, and halves of characters (bytes of a file name that are no text).
+    # Control characters, line and paragraph separators, marks that change the direction of text,
+    # and surrogates (undecodable bytes of a file name).
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Return text that cannot steer a terminal or start a line of its own.
+    r"""Return text with control characters escaped, for terminals and one-line messages.
 
     Args:
         text: Any text, perhaps of a foreign file.
@@ -33,16 +33,26 @@ def printable(text: str, keep: str = "") -> str:
     return _UNPRINTABLE.sub(escaped, text)
 
 
+def is_int(value: Any) -> TypeGuard[int]:
+    """Return whether a value is an integer; ``True`` and ``False`` are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Return whether a value is an integer or a float, infinity and NaN included."""
+    return is_int(value) or isinstance(value, float)
+
+
 def problem_with(value: Any, key: str) -> str:
     """Return why a value is not plain data, in one line that begins with its key; "" if it is.
 
-    Plain data are texts, numbers, true, false and null in lists and mappings. Nothing in it is
-    interpreted later: an interpolation of OmegaConf (``${...}``, escaped or not) is refused, since
-    resolving it could read files and variables of the reader, or build any object.
+    Plain data are strings, numbers, booleans and null in lists and mappings. Interpolations of
+    OmegaConf (``${...}``, escaped or not) are refused, since resolving them could read files and
+    environment variables, or build any object.
 
     Args:
-        value: Of a file or a composed config.
-        key: Where it stands, such as ``config``; empty for the root.
+        value: From a file or a composed config.
+        key: Its key, such as ``config``; empty for the root.
     """
     for count, (place, item, depth) in enumerate(_walk(value, key)):
         if count >= MOST_VALUES:
@@ -66,7 +76,7 @@ def problem_with(value: Any, key: str) -> str:
 
 
 def _walk(value: Any, key: str) -> Iterator[tuple[str, Any, int]]:
-    """Yield every value with its key and depth, without recursion: a file may hold any depth."""
+    """Yield every value with its key and depth; iterative, since a file may nest to any depth."""
     waiting = [(key, value, 0)]
     while waiting:
         place, item, depth = waiting.pop()
@@ -103,5 +113,5 @@ def _shown(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Writes a text as Hydra takes it whatever is in it: backslashes count before a quote only."""
+    """Return a text quoted for Hydra, in which a backslash escapes only before a quote."""
     return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + "\\'" * bool(m[2]), text) + "'"

@@ -13,28 +13,28 @@ if TYPE_CHECKING:  # torch takes seconds, which a misspelt setting need not wait
     from torch import Tensor
 
 IGNORE = 255
-"""Value of a mask for pixels that count neither in a loss nor in a score."""
+"""Mask value of pixels that count neither in a loss nor in a score."""
 
 MAX_CLASSES = 255
 """Masks are uint8 and one value is IGNORE."""
 
 
-class Draw(NamedTuple):
-    """One request to a data set: which sample, and the seed of its augmentation."""
+class SampleKey(NamedTuple):
+    """Key of one training sample: its index in the data set and the seed of its augmentation."""
 
-    item: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     seed: int
 
 
 class Sample(NamedTuple):
-    """One image as it lies on disk or leaves the augmentation."""
+    """One image with its mask, as read from disk or after augmentation."""
 
     image: np.ndarray
     """uint8 (H, W, 3), RGB."""
     mask: np.ndarray
     """uint8 (H, W), class indices 0..K-1 or IGNORE."""
     name: str
-    """What messages and file names call it; unique within its split."""
+    """Name in messages and file names; unique within its split."""
 
 
 class Batch(NamedTuple):
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
 
 
 class SegmentationOutput(NamedTuple):
-    """What a network says about a batch."""
+    """Output of a network for a batch."""
 
     logits: Tensor
     """(B, K, H, W), before softmax: at the size of the image in eval mode; in training at the

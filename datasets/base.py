@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import cv2
 import numpy as np
@@ -21,7 +21,8 @@ from danet.datasets.items import Items
 from danet.datasets.labels import UNKNOWN, Color, label_table, ranges
 from danet.datasets.layout import elsewhere
 from danet.errors import InputError
-from danet.types import IGNORE, Draw, Sample
+from danet.plain import is_int, is_number
+from danet.types import IGNORE, Sample, SampleKey
 
 Transform = Callable[[Sample, int], Sample]
 """Maps a sample to a sample; the int is the seed of all that is random in it."""
@@ -55,9 +56,9 @@ class Reading:
             raise InputError(f"data.cache={self.cache}: expected one of none, ram, disk")
         if self.cache_dir is not None and not isinstance(self.cache_dir, str):
             raise InputError(f"data.cache_dir={self.cache_dir}: expected a folder or null")
-        if not _is_number(self.cache_gib) or not 0 < self.cache_gib < math.inf:
+        if not is_number(self.cache_gib) or not 0 < self.cache_gib < math.inf:
             raise InputError(f"data.cache_gib={self.cache_gib}: expected a number above 0")
-        if not isinstance(self.max_pixels, int) or not _is_number(self.max_pixels):
+        if not is_int(self.max_pixels):
             raise InputError(f"data.max_pixels={self.max_pixels}: expected a whole number")
         if self.max_pixels < 1:
             raise InputError(f"data.max_pixels={self.max_pixels}: expected at least 1")
@@ -93,9 +94,9 @@ class SegmentationDataset(Dataset[Sample], ABC):
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
         """Return RGB uint8 (H, W, 3), classes or IGNORE as uint8 (H, W), and a name."""
 
-    def __getitem__(self, draw: Draw | int) -> Sample:
+    def __getitem__(self, key: SampleKey | int) -> Sample:
         """Return one sample; a bare index gets the augmentation of seed 0."""
-        index, seed = draw if isinstance(draw, tuple) else (int(draw), 0)
+        index, seed = key if isinstance(key, tuple) else (int(key), 0)
         sample = Sample(*self.read(index))
         return self.transform(sample, seed) if self.transform else sample
 
@@ -290,10 +291,6 @@ def _byte_table(table: np.ndarray) -> tuple[np.ndarray, int] | None:
     if not free.size:
         return None
     return np.where(first == UNKNOWN, free[0], first).astype(np.uint8), int(free[0])
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _size(array: np.ndarray) -> str:

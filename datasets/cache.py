@@ -29,8 +29,9 @@ from pathlib import Path
 
 import numpy as np
 
-from danet.datasets.cache_folder import free, lock
+from danet.datasets.cache_folder import free
 from danet.errors import InputError, StorageError
+from danet.filesystem import file_lock
 
 # Image (H, W, 3) and mask (H, W), both uint8; None where a split has no labels.
 Pair = tuple[np.ndarray, np.ndarray | None]
@@ -145,7 +146,7 @@ class Cache:
         # Opened anew each time: forked processes share the lock of a file they inherit.
         file = os.open(self.folder / "used", os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            lock(file)
+            file_lock(file)
             yield file
         finally:
             os.close(file)

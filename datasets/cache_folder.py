@@ -8,10 +8,11 @@ killed process left is removed by the next that starts.
 import atexit
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 from danet.errors import InputError
+from danet.filesystem import file_lock
+from danet.memory import available_memory
 
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -39,9 +40,9 @@ def memory_folder() -> Path:
     if os.getpid() not in _held:
         # Beside the folder: a lock inside would be removed with it while another one is taken.
         hold = os.open(f"{folder}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        if lock(hold, wait=False):  # no process uses the folder: a killed one left it
+        if file_lock(hold, wait=False):  # nobody has the folder: left by one that was killed
             shutil.rmtree(folder, ignore_errors=True)
-        lock(hold, alone=False)
+        file_lock(hold, exclusive=False)
         _held[os.getpid()] = hold
         atexit.register(_leave, folder, os.getpid())
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -55,21 +56,9 @@ def _leave(folder: Path, process: int) -> None:
     hold = _held.pop(process, None)
     if process != os.getpid() or hold is None:  # a forked process inherits this atexit handler
         return
-    if lock(hold, wait=False):
+    if file_lock(hold, wait=False):
         shutil.rmtree(folder, ignore_errors=True)
     os.close(hold)
-
-
-def lock(file: int, *, alone: bool = True, wait: bool = True) -> bool:
-    """Lock an open file, exclusively or shared; return whether that succeeded."""
-    import fcntl  # not on every system, and without a cache not needed
-
-    how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
-    try:
-        fcntl.flock(file, how if wait else how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def free(folder: Path) -> int:
@@ -80,11 +69,5 @@ def free(folder: Path) -> int:
         return free
     # Batches travel through the same place, and the network needs memory, too: an eighth stays.
     free -= state.f_blocks * state.f_frsize // 8
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kib = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-        free = min(free, int(kib) * 1024)
-    with suppress(OSError, ValueError):  # of a container; "max" where there is no limit
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    return free
+    available = available_memory()
+    return free if available is None else min(free, available)

@@ -1,8 +1,8 @@
-"""Measures ours beside a plain reference, in one process and by turns; docs/benchmarks.md.
+"""Measure ours against a plain reference, in one process and by turns; docs/benchmarks.md.
 
 python scripts/benchmark.py                                all parts
 python scripts/benchmark.py attention step --json out.jsonl
-python scripts/benchmark.py --quick                        whether the parts run and results agree
+python scripts/benchmark.py --quick                        check that the parts run and agree
 """
 
 import argparse
@@ -23,7 +23,7 @@ if __name__ == "__main__":
     require_packages(__file__)
 
 import torch
-from bench.measure import Options, Row, give_back_freed_memory, table
+from bench.measure import Options, Row, return_freed_memory, table
 from provenance import commit, processor
 
 PARTS = {
@@ -38,7 +38,7 @@ PARTS = {
 
 
 def circumstances(options: Options) -> dict[str, Any]:
-    """Returns what figures must not be read without."""
+    """Return what identifies a measurement: device, versions, threads, commit and command."""
     device = options.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
@@ -52,7 +52,7 @@ def circumstances(options: Options) -> dict[str, Any]:
 
 
 def arguments() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; or all")
     auto = "cuda" if torch.cuda.is_available() else "cpu"
@@ -69,7 +69,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Runs one part, or each of several in a process of its own, one after another."""
+    """Run one part, or each of several in a process of its own, one after another."""
     chosen = arguments()
     if len(chosen.parts) == 1:
         run_part(chosen.parts[0], chosen)
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def run_part(part: str, chosen: argparse.Namespace) -> None:
-    """Prints a table, and appends to the JSON file."""
+    """Run a part, print its table, and append the figures to the JSON file."""
     options = Options(
         torch.device(chosen.device), chosen.quick, chosen.precision, profile=chosen.profile
     )
@@ -89,7 +89,7 @@ def run_part(part: str, chosen: argparse.Namespace) -> None:
     around = circumstances(options)
     for key, value in around.items():
         print(f"{key:<8} {value}", flush=True)
-    give_back_freed_memory()
+    return_freed_memory()
     torch.manual_seed(0)
     rows: list[Row] = importlib.import_module(PARTS[part]).run(options)
     print(f"\n{table(rows)}\n", flush=True)

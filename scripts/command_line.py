@@ -1,4 +1,4 @@
-"""What scripts with settings of their own share: ``key=value``, and errors of one line."""
+"""Settings ``key=value`` and one-line errors, for scripts with settings of their own."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from danet.errors import InputError, UserError
 
 
 def split(arguments: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Parts the command line into a script's own settings and those that it hands on.
+    """Split the command line into a script's own settings and those that it passes on.
 
     Raises:
         InputError: An argument is not of the form key=value.
@@ -27,7 +27,7 @@ def split(arguments: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str],
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Calls ``main`` with the command line; errors end the process as those of the tools do."""
+    """Call ``main`` with the command line; errors end the process as those of the tools do."""
     with console.unbreakable():
         try:
             main(sys.argv[1:])

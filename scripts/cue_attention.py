@@ -1,4 +1,4 @@
-"""How much of the position attention of far-pair pixels lies on the cue that decides their class.
+"""Print how much of the position attention of far-pair pixels lies on the cue of their class.
 
 python scripts/cue_attention.py RUN/last.pt [NUM_PICTURES]     for a network trained on scenes
 """
@@ -24,13 +24,13 @@ from danet.datasets.scenes import Scenes
 from danet.visualization.attention import Point, position_maps
 
 POINTS = 50
-"""Pixels that are asked in a picture, at most about."""
+"""Approximate maximum of pixels per picture whose attention is measured."""
 
 
 def share_on_cue(
     model: nn.Module, image: np.ndarray, object_: np.ndarray, cue: np.ndarray
 ) -> float:
-    """Returns the mean share, 0..1, of the attention of an object's pixels that lies on the cue.
+    """Return the mean share, 0..1, of the attention of an object's pixels that lies on the cue.
 
     Args:
         model: With position attention, in eval mode.
@@ -49,7 +49,7 @@ def share_on_cue(
 
 
 def main(path: str, count: int = 60) -> None:
-    """Prints the share for each class of the pairs, and what part of a picture the cue covers."""
+    """Print the share for each class of the pairs, and the part of a picture under its cue."""
     saved = checkpoint_format.load(path)
     config = checked_config(saved, path)
     model, scenes = model_of(saved, config, path), make_dataset(config, "test", training=False)

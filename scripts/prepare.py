@@ -1,10 +1,10 @@
-"""Unpacks the official archives of a data set to where its loader looks for them.
+"""Unpack the official archives of a data set to where its loader expects them.
 
 python scripts/prepare.py data=NAME                                       what to download
 python scripts/prepare.py data=NAME root=DIR archive=FILE [archive=FILE ...]
 
 Nothing is downloaded. Every archive is checked before the first byte is written; a run that was
-stopped or killed goes on when the same command is given again. With max_gib=N and max_ratio=N
+stopped or killed is resumed by the same command. With max_gib=N and max_ratio=N
 archives may unpack to more than 200 GiB, or than 200 times their size.
 """
 
@@ -57,7 +57,7 @@ class Layout(NamedTuple):
 
     sources: tuple[Source, ...]
     places: tuple[tuple[str, str], ...]
-    """Regular expression of member paths -> path below root; the first that matches counts."""
+    """Regular expression of member paths -> path below root; the first match applies."""
     parts: tuple[Part, ...]
     note: str = ""
 
@@ -187,7 +187,7 @@ class Settings(NamedTuple):
 
 
 def parse(arguments: Sequence[str]) -> Settings:
-    """Reads key=value settings; ``archive`` may be given several times."""
+    """Read key=value settings; ``archive`` may be given several times."""
     known = ("data", "archive", "root", "max_gib", "max_ratio")
     given: dict[str, list[str]] = {key: [] for key in known}
     for argument in arguments:
@@ -237,7 +237,7 @@ def _number(key: str, given: list[str], default: float) -> float:
 
 
 def downloads(data: str) -> str:
-    """Lists what the publisher of a data set offers."""
+    """List the files that the publisher of a data set offers."""
     layout = LAYOUTS[data]
     lines = [
         f"  {source.file:32}{source.digest or 'no checksum is published'}\n    {source.url}"
@@ -247,7 +247,7 @@ def downloads(data: str) -> str:
 
 
 def inspect(path: Path, data: str, limits: Limits) -> Listing:
-    """Proves the checksum where one is published, and judges every member."""
+    """Verify the checksum, if one is published, and check every member."""
     if path.is_dir() or not path.exists():
         what = "is a folder, not an archive" if path.is_dir() else "there is no such file"
         raise InputError(f"archive={path}: {what}")
@@ -255,7 +255,7 @@ def inspect(path: Path, data: str, limits: Limits) -> Listing:
     if digest:
         algorithm, _, expected = digest.partition(":")
         with bar(f"{path.name}: {algorithm}", path.stat().st_size) as progress:
-            check_digest(path, algorithm, expected, seen=progress.update)
+            check_digest(path, algorithm, expected, progress=progress.update)
     listing = read_listing(path, limits)
     shown = digest.partition(":")[0] + " as published" if digest else "no published checksum"
     print(f"{path.name}: {len(listing.members):,} files, {listing.size / 2**30:.2f} GiB, {shown}")
@@ -263,7 +263,7 @@ def inspect(path: Path, data: str, limits: Limits) -> Listing:
 
 
 def targets(listing: Listing, data: str) -> dict[str, str]:
-    """Returns member path -> path below root, for members that belong to the data set."""
+    """Return member path -> path below root, for members that belong to the data set."""
     found: dict[str, str] = {}
     for member in listing.members:
         target = place(member.path, data)
@@ -284,7 +284,7 @@ def targets(listing: Listing, data: str) -> dict[str, str]:
 
 
 def place(path: str, data: str) -> str:
-    """Returns where a member belongs below root; empty if it is not of the data set."""
+    """Return where a member belongs below root; empty if it is not of the data set."""
     if _JUNK.fullmatch(path):
         return ""
     for pattern, target in LAYOUTS[data].places:
@@ -295,12 +295,12 @@ def place(path: str, data: str) -> str:
 
 
 def bar(text: str, size: int) -> "tqdm[Any]":
-    """Returns a progress bar over bytes; none where nobody looks."""
+    """Return a progress bar over bytes, disabled if the output is not a terminal."""
     return tqdm(desc=text, total=size, unit="B", unit_scale=True, disable=None, leave=False)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Checks all archives, unpacks them, counts what is there."""
+    """Check all archives, unpack them, and count the files of the data set."""
     settings = parse(arguments)
     data, root = settings.data, settings.root
     if root.exists() and not root.is_dir():

@@ -1,4 +1,4 @@
-"""What a stored figure must name: the processor, and the commit of this checkout."""
+"""The origin of a stored figure: the processor, and the commit of this checkout."""
 
 import platform
 import subprocess
@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def processor() -> str:
-    """Returns the name of the CPU; what Python knows of it where there is no /proc/cpuinfo."""
+    """Return the name of the CPU, from ``platform`` if there is no /proc/cpuinfo."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -16,10 +16,10 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """Returns the commit, with a + where tracked files differ from it; ``unknown`` without git."""
+    """Return the commit, with a + if tracked files differ from it; ``unknown`` without git."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):  # an installed package, or no git
         return "unknown"
-    return told.stdout.strip()
+    return done.stdout.strip()

@@ -1,11 +1,10 @@
-"""Writes the tables of docs/reliability.md from a run of the tests.
+"""Write the tables of docs/reliability.md from a run of the tests.
 
-    DANET_ROWS_JSON=rows.json python -m pytest tests/faults tests/bad_inputs
     python scripts/reliability.py rows.json
 
-Rows of the file are tests; those of one number become one line, which has passed when all of them
-have. A second run adds to the file, so that a number may be repeated alone. Any Python from 3.7 on
-will do, without packages.
+The page gives the command that makes the file. Its rows are tests; those of one number become one
+line. A second run adds to the file, so a number may be repeated alone. Any Python from 3.7 on
+suffices, without packages.
 """
 
 import json
@@ -17,15 +16,15 @@ BEGIN = "<!-- tables: python scripts/reliability.py FILE -->"
 BETWEEN = "Bad inputs: C config, F folders, L labels, I images, K checkpoints, R results."
 END = "<!-- end of tables -->"
 MOST = 40
-"""Tests of a bad input that are named one by one."""
+"""Maximum number of tests of a bad input that are listed by name."""
 
 
 def table(rows: "list[dict[str, str]]", columns: str) -> str:
-    """Returns a table, a line per number.
+    """Return a table, a line per number.
 
     Args:
         rows: number, fault, test, outcome (passed, failed, skipped) and figure of each test.
-        columns: The head of the table; the last two columns are of faults, or the tests' names.
+        columns: The head of the table; the last column is of figures, or of the tests' names.
     """
     lines = [columns, "|---" * (columns.count("|") - 1) + "|"]
     for number in sorted({row["number"] for row in rows}):
@@ -33,9 +32,9 @@ def table(rows: "list[dict[str, str]]", columns: str) -> str:
         passed = sum(row["outcome"] == "passed" for row in mine)
         count = f"{passed} of {len(mine)}"
         if mine[0]["fault"]:
-            faults = "; ".join(dict.fromkeys(row["fault"] for row in mine))
+            what = "; ".join(dict.fromkeys(row["fault"] for row in mine))
             figures = "; ".join(dict.fromkeys(row["figure"] for row in mine if row["figure"]))
-            lines.append(f"| {number} | {faults} | {count} | {figures} |")
+            lines.append(f"| {number} | {what} | {count} | {figures} |")
         else:
             tests = dict.fromkeys(row["test"].split("[")[0] for row in mine)
             names = ", ".join(f"`{test.partition('::')[2]}`" for test in tests)
@@ -46,7 +45,7 @@ def table(rows: "list[dict[str, str]]", columns: str) -> str:
 
 
 def main() -> None:
-    """Reads the file that is named and replaces the table of the page."""
+    """Read the given file and replace the tables of the page."""
     if len(sys.argv) != 2:
         sys.exit("usage: python scripts/reliability.py FILE.json")
     rows = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
@@ -55,9 +54,9 @@ def main() -> None:
     _, found, after = rest.partition(END)
     if not found:
         sys.exit(f"{PAGE}: the lines around the table are missing")
-    faults = table([row for row in rows if row["fault"]], "| | fault | tests passed | figures |")
+    failures = table([row for row in rows if row["fault"]], "| | fault | tests passed | figures |")
     inputs = table([row for row in rows if not row["fault"]], "| | tests passed | tests |")
-    text = f"{BEGIN}\n\n{faults}\n\n{BETWEEN}\n\n{inputs}\n\n{END}"
+    text = f"{BEGIN}\n\n{failures}\n\n{BETWEEN}\n\n{inputs}\n\n{END}"
     PAGE.write_text(f"{before}{text}{after}", encoding="utf-8")
 
 

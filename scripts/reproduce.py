@@ -1,13 +1,13 @@
-"""The tables of the paper as commands: lists them, launches them, fills in what was measured.
+"""List and launch the commands for the tables of the paper, and fill in what was measured.
 
 python scripts/reproduce.py table=1 [row=r50_pam]                  published, measured, commands
-python scripts/reproduce.py table=1 launch=torchrun data.root=DIR  trains and scores here
-python scripts/reproduce.py table=1 launch=slurm data.root=DIR     submits the trainings
-python scripts/reproduce.py table=1 launch=score data.root=DIR     scores what is trained
+python scripts/reproduce.py table=1 launch=torchrun data.root=DIR  train and score here
+python scripts/reproduce.py table=1 launch=slurm data.root=DIR     submit the trainings
+python scripts/reproduce.py table=1 launch=score data.root=DIR     score what is trained
 
-Runs are kept below ``runs`` (runs=DIR); a command that is given again goes on where it stands, and
-what is scored is not scored again. With output=FILE the table is written there, too. Further
-settings are those of the training. Tables: 1, 2, 4, 6, 7; the numbers stand in tables.yaml.
+Runs are kept below ``runs`` (runs=DIR); the same command again resumes them, and does not score
+twice. With output=FILE the table is written there, too. Further settings are those of the
+training. Tables: 1, 2, 4, 6, 7; the numbers are in tables.yaml.
 """
 
 import json
@@ -49,7 +49,7 @@ class Row(NamedTuple):
     name: str
     published: float
     experiment: str
-    """Whose training it is; several rows may share one."""
+    """The training to score; several rows may share one."""
     split: str
     scoring: tuple[str, ...]
     """The protocols to score with."""
@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
 
 def rows_of(own: Mapping[str, str]) -> tuple[str, list[Row]]:
-    """Returns what a table is about, and its rows, or the one that is asked for.
+    """Return the subject of a table, and its rows, or the requested one.
 
     Raises:
         InputError: There is no such table or row.
@@ -92,13 +92,13 @@ def _row(number: str, name: str, table: Mapping[str, Any]) -> Row:
 
 
 def train_command(row: Row, launcher: str, runs: Path, settings: Sequence[str]) -> list[str]:
-    """Returns what trains a row, from the start or from where it stands."""
+    """Return the command that trains a row, or resumes its training."""
     folder = str(runs / row.experiment)
     return [*LAUNCHERS[launcher], folder, f"experiment={row.experiment}", *settings]
 
 
 def score_commands(row: Row, runs: Path, settings: Sequence[str]) -> Iterator[list[str]]:
-    """Yields what scores a row, once per protocol that it has no score of yet."""
+    """Yield the commands that score a row, one per protocol without a score."""
     root = [text for text in settings if text.startswith("data.root=")]
     for protocol in row.scoring:
         if measured(row, protocol, runs) is None:
@@ -109,9 +109,9 @@ def score_commands(row: Row, runs: Path, settings: Sequence[str]) -> Iterator[li
 
 
 def measured(row: Row, protocol: str, runs: Path) -> dict[str, Any] | None:
-    """Returns the metrics that a row was scored with; None where its last checkpoint was not.
+    """Return the metrics of a row's last checkpoint; None if it was not scored.
 
-    Scores of an earlier step stay beside those of a later one, in folders with numbers.
+    Scores of an earlier step are kept beside those of a later one, in numbered folders.
 
     Raises:
         InputError: They are of another split than the paper's.
@@ -135,7 +135,7 @@ def measured(row: Row, protocol: str, runs: Path) -> dict[str, Any] | None:
 
 
 def table_text(about: str, rows: Sequence[Row], runs: Path) -> str:
-    """Returns published against measured, as a table of Markdown; a dash where nothing is."""
+    """Return published and measured numbers as a Markdown table; a dash for those missing."""
     protocols = list(dict.fromkeys(p for row in rows for p in row.scoring))
     lines = [
         f"{about}; mIoU in percent",
@@ -157,7 +157,7 @@ def table_text(about: str, rows: Sequence[Row], runs: Path) -> str:
 
 
 def launch(row: Row, launcher: str, runs: Path, settings: Sequence[str]) -> None:
-    """Trains, submits or scores a row; raises UserError where a command fails."""
+    """Train, submit or score a row; raise UserError if a command fails."""
     todo = list(score_commands(row, runs, settings))
     if not todo:
         return
@@ -176,7 +176,7 @@ def launch(row: Row, launcher: str, runs: Path, settings: Sequence[str]) -> None
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Does what the command line asks for."""
+    """Launch the requested rows, if asked to, and print the table."""
     own, settings = command_line.split(arguments, OWN)
     about, rows = rows_of(own)
     runs = Path(own.get("runs", "runs")).expanduser()  # commands start in this checkout

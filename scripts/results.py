@@ -1,9 +1,9 @@
-"""Makes the tables and plots of docs/results.md from the small metrics files of the studies.
+"""Make the tables and plots of docs/results.md from the small metrics files of the studies.
 
-python scripts/results.py               writes both; plots need pip install -e '.[results]'
-python scripts/results.py check=true    says whether the tables are those of the files
+python scripts/results.py               write both; plots need pip install -e '.[results]'
+python scripts/results.py check=true    check that the tables match the files
 
-A table stands between two comments that name its study; what is around them is written by hand.
+A table is between two comments that name its study; the text around them is written by hand.
 The files come from scripts/study.py: one per run, in docs/results/<study>/.
 """
 
@@ -40,7 +40,7 @@ Runs = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
 
 
 def read(study: str, results: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Returns the runs of a study that there are."""
+    """Return the stored runs of a study, by level and variant."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for path in sorted((results / study).glob("*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
@@ -49,18 +49,18 @@ def read(study: str, results: Path) -> dict[tuple[str, str], list[dict[str, Any]
 
 
 def score(run: Mapping[str, Any], classes: Sequence[str]) -> float:
-    """Returns the mean IoU of some classes; those that did not occur are left out."""
+    """Return the mean IoU of some classes; those that did not occur are left out."""
     values = [run["iou"][name] for name in classes if run["iou"][name] is not None]
     return sum(values) / len(values) if values else math.nan
 
 
 def scores(runs: Sequence[Mapping[str, Any]], classes: Sequence[str] | None) -> list[float]:
-    """Returns one score per seed in percent: of some classes, or the mean IoU of all."""
+    """Return one score per seed in percent: of some classes, or the mean IoU of all."""
     return [100 * (run["miou"] if classes is None else score(run, classes)) for run in runs]
 
 
 def cell(values: Sequence[float]) -> str:
-    """Writes the mean over seeds, with the lowest and the highest where there are several."""
+    """Format the mean over seeds, with the lowest and the highest if there are several."""
     if not values:
         return "-"
     mean = f"{sum(values) / len(values):.1f}"
@@ -68,7 +68,7 @@ def cell(values: Sequence[float]) -> str:
 
 
 def table(study: Mapping[str, Any], runs: Runs, classes: Sequence[str] | None) -> Iterator[str]:
-    """Yields a table of Markdown: a row per variant, a column per level."""
+    """Yield a Markdown table: a row per variant, a column per level."""
     levels = [level for level in study["levels"] if any(key[0] == level for key in runs)]
     yield "| | " + " | ".join(levels) + " |"
     yield "| --- |" + " --- |" * len(levels)
@@ -79,7 +79,7 @@ def table(study: Mapping[str, Any], runs: Runs, classes: Sequence[str] | None) -
 
 
 def failures(study: Mapping[str, Any], runs: Runs) -> Iterator[str]:
-    """Yields, for every variant, the levels at which it is no better than a guess."""
+    """Yield, for every variant, the levels at which it is better than a guess, and the others."""
     group, guess = study["guess"]["scores"], study["guess"]["iou"]
     for variant in study["variants"]:
         found = {
@@ -89,16 +89,16 @@ def failures(study: Mapping[str, Any], runs: Runs) -> Iterator[str]:
         means = {level: sum(values) / len(values) for level, values in found.items() if values}
         lost = [level for level, mean in means.items() if mean <= guess]
         held = [level for level in means if level not in lost]
-        said = [
+        parts = [
             f"better than a guess at {', '.join(held)}" if held else "",
             f"no better at {', '.join(lost)}" if lost else "",
         ]
         if means:
-            yield f"- {variant}: {'; '.join(filter(None, said))}"
+            yield f"- {variant}: {'; '.join(filter(None, parts))}"
 
 
 def text(name: str, study: Mapping[str, Any], runs: Runs) -> str:
-    """Returns the section of a study, tables and facts."""
+    """Return the section of a study: tables and facts."""
     flat = [run for group in runs.values() for run in group]
     if not flat:
         return f"No run is stored yet: `python scripts/study.py study={name}`.\n"
@@ -129,10 +129,10 @@ def text(name: str, study: Mapping[str, Any], runs: Runs) -> str:
 
 
 def insert(page: str, name: str, section: str) -> str:
-    """Returns the page with the section of a study between its two comments.
+    """Return the page with the section of a study between its two comments.
 
     Raises:
-        InputError: They are not there.
+        InputError: The comments are missing.
     """
     begin, end = f"<!-- study {name}: made by scripts/results.py -->", f"<!-- end of {name} -->"
     pattern = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.DOTALL)
@@ -142,7 +142,7 @@ def insert(page: str, name: str, section: str) -> str:
 
 
 def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
-    """Draws the scores by level, every seed a dot, and the losses of the first level there is.
+    """Plot the scores by level, every seed a dot, and the losses of the first level with runs.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -190,7 +190,7 @@ def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Writes page and plots, or compares the page."""
+    """Write page and plots, or compare the page."""
     own, unknown = command_line.split(arguments, ("check", "results", "page", "images"))
     if unknown:
         raise InputError(f"{unknown[0]}: expected check, results, page or images")

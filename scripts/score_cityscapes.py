@@ -1,9 +1,9 @@
-"""The official scores of Cityscapes for a folder of predictions, whoever made them.
+"""Compute the official scores of Cityscapes for a folder of predictions of any origin.
 
 python scripts/score_cityscapes.py predictions=DIR root=DIR [split=val] [output=FILE.json]
 
 Predictions are PNGs of label ids (0..33), one per image, named <city>_<seq>_<frame>*.png, in any
-folders below DIR: what the benchmark's server takes.
+folders below DIR: the format of the benchmark's server.
 """
 
 import json
@@ -33,7 +33,7 @@ USAGE = "predictions=DIR root=DIR [split=val] [output=FILE.json]"
 
 
 def find_predictions(folder: Path) -> dict[str, Path]:
-    """Returns <city>_<seq>_<frame> -> file of all PNGs below a folder; raises InputError."""
+    """Return <city>_<seq>_<frame> -> file of all PNGs below a folder; raise InputError."""
     if not folder.is_dir():
         raise InputError(f"predictions={folder}: there is no such folder")
     found: dict[str, Path] = {}
@@ -48,10 +48,10 @@ def find_predictions(folder: Path) -> dict[str, Path]:
 
 
 def score(predictions: Path, root: Path, split: str) -> tuple[OfficialScores, str]:
-    """Returns the scores, and a note on what is left out.
+    """Return the scores, and a note on what is left out.
 
     Raises:
-        InputError: Files are missing or not as they must be.
+        InputError: Files are missing or invalid.
     """
     dataset = Cityscapes(root=root, split=split)
     if not dataset.is_labelled:
@@ -84,7 +84,7 @@ def score(predictions: Path, root: Path, split: str) -> tuple[OfficialScores, st
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Prints the tables; writes them to ``output``, with null for a class that is absent."""
+    """Print the tables; write them to ``output``, with null for absent classes."""
     given, unknown = command_line.split(arguments, ("predictions", "root", "split", "output"))
     if unknown or not {"predictions", "root"} <= set(given):
         raise InputError(f"{' '.join(arguments)}: expected {USAGE}")

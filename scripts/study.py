@@ -1,14 +1,14 @@
-"""Runs a study: variants of a network at several levels, equal in everything else.
+"""Run a study: variants of a network at several levels, equal in everything else.
 
 python scripts/study.py study=scenes [level=NAME] [variant=NAME] [seed=N] [runs=DIR] [results=DIR]
 python scripts/study.py study=camvid data.root=<camvid>
-python scripts/study.py study=scenes list=true          what is done, and how long it took
+python scripts/study.py study=scenes list=true          list what is done, and how long it took
 python scripts/study.py study=scenes results=DIR trainer.steps=9     other settings, elsewhere
 
-What to run stands in studies.yaml beside this file. Every run is trained, scored once, and leaves
-a small file of metrics in ``results`` (docs/results); a run that has one is not done again, and one
-that was stopped goes on. Further settings are those of the training; since they change the study,
-they need ``results=DIR``. ``python scripts/results.py`` makes tables and plots of the files.
+The studies are defined in studies.yaml beside this file. Every run is trained, scored once, and
+leaves a small file of metrics in ``results`` (docs/results); a run that has one is not repeated,
+and an interrupted one is resumed. Further settings are those of the training; since they change the
+study, they need ``results=DIR``. ``python scripts/results.py`` makes tables and plots of the files.
 """
 
 import json
@@ -39,15 +39,16 @@ from provenance import commit, processor
 import danet
 from danet.config.schema import did_you_mean
 from danet.errors import InputError, UserError
+from danet.filesystem import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "scripts" / "studies.yaml"
 RESULTS = ROOT / "docs" / "results"
 OWN = ("study", "level", "variant", "seed", "runs", "results", "list")
 PLACES = ("data.root", "data.num_workers", "data.cache", "trainer.device")
-"""Settings of the training that change nothing of a result."""
+"""Settings of the training that do not influence a result."""
 _POINTS = 60
-"""Of a curve of the loss that are kept."""
+"""Number of points of a loss curve that are kept."""
 
 
 class Run(NamedTuple):
@@ -58,11 +59,11 @@ class Run(NamedTuple):
     variant: str
     seed: int
     settings: tuple[str, ...]
-    """Of the training; where the files are is not among them."""
+    """Of the training, without the paths of the data."""
 
     @property
     def name(self) -> str:
-        """What its files are called."""
+        """The stem of its files."""
         parts = (self.level, self.variant, str(self.seed))
         return "_".join(re.sub(r"\W+", "-", part).lower() for part in parts)
 
@@ -72,13 +73,13 @@ class Settings(NamedTuple):
 
     own: dict[str, str]
     places: list[str]
-    """Settings that say where data is: they change nothing of a result."""
+    """Settings among PLACES."""
     changes: list[str]
     """Further settings of the training."""
 
 
 def parse(arguments: Sequence[str]) -> Settings:
-    """Sorts the command line; raises InputError."""
+    """Read the command line; raise InputError."""
     own, others = command_line.split(arguments, OWN)
     places = [text for text in others if text.partition("=")[0] in PLACES]
     changes = [text for text in others if text not in places]
@@ -90,12 +91,12 @@ def parse(arguments: Sequence[str]) -> Settings:
 
 
 def studies() -> dict[str, Any]:
-    """Returns the definitions."""
+    """Return the definitions of all studies."""
     return dict(yaml.safe_load(STUDIES.read_text(encoding="utf-8")))
 
 
 def runs_of(settings: Settings) -> list[Run]:
-    """Returns the runs that are asked for, all levels and variants of a seed before the next.
+    """Return the requested runs, all levels and variants of a seed before the next.
 
     Raises:
         InputError: There is no such study, level, variant or seed.
@@ -137,10 +138,10 @@ def _pick(key: str, value: str, values: Mapping[str, Any] | Sequence[str]) -> st
 
 
 def do(run: Run, folder: Path, places: Sequence[str]) -> dict[str, Any]:
-    """Trains and scores a run, or goes on with it; returns what there is to keep.
+    """Train and score a run, or resume it; return the result to store.
 
     Raises:
-        UserError: A tool ended with an error, which stands above.
+        UserError: A tool ended with an error, which it has printed.
     """
     definition = studies()[run.study]
     clock = folder.with_suffix(".seconds")
@@ -148,7 +149,7 @@ def do(run: Run, folder: Path, places: Sequence[str]) -> dict[str, Any]:
     started = time.monotonic()
     try:
         _call(train)
-    finally:  # a run that is stopped goes on later, and its time counts
+    finally:  # a stopped run is resumed later, and its time counts
         seconds = time.monotonic() - started
         clock.parent.mkdir(parents=True, exist_ok=True)
         before = float(clock.read_text()) if clock.is_file() else 0.0
@@ -183,7 +184,7 @@ def do(run: Run, folder: Path, places: Sequence[str]) -> dict[str, Any]:
 
 
 def curve(folder: Path) -> list[list[float]]:
-    """Returns step and loss of the prediction alone, which every head has, at some of the steps."""
+    """Return step and loss of the prediction alone, which every head has, at some of the steps."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     points = [[x["step"], round(x["loss_main"], 4)] for x in lines if x["kind"] == "train"]
     return points[:: max(1, len(points) // _POINTS)]
@@ -196,17 +197,17 @@ def _call(command: Sequence[str]) -> None:
 
 
 def machine(places: Sequence[str]) -> str:
-    """Returns what computed, in words."""
+    """Describe the device that computes."""
     if torch.cuda.is_available() and "trainer.device=cpu" not in places:
         return torch.cuda.get_device_name()
     return f"{processor()}, {torch.get_num_threads()} thread(s) of {os.cpu_count()} cores"
 
 
 def stored(run: Run, path: Path) -> dict[str, Any]:
-    """Returns the stored result of a run.
+    """Return the stored result of a run.
 
     Raises:
-        InputError: It is of another command, since the study was changed.
+        InputError: It is from another command, since the study was changed.
     """
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     command = command_of(run)
@@ -219,12 +220,12 @@ def stored(run: Run, path: Path) -> dict[str, Any]:
 
 
 def command_of(run: Run) -> str:
-    """Returns what trains a run."""
+    """Return the command that trains a run."""
     return " ".join(["python tools/train.py", *run.settings])
 
 
 def status(runs: Sequence[Run], results: Path) -> Iterator[str]:
-    """Yields a line for every run: done in how long, or what would do it."""
+    """Yield a line for every run: its score and duration, or the command that is left to do."""
     for run in runs:
         path = results / run.study / f"{run.name}.json"
         if path.is_file():
@@ -235,7 +236,7 @@ def status(runs: Sequence[Run], results: Path) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Does what the command line asks for."""
+    """Run or list what the command line asks for."""
     settings = parse(arguments)
     runs = runs_of(settings)
     results = Path(settings.own.get("results", RESULTS)).expanduser().absolute()
@@ -251,9 +252,8 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{number} of {len(runs)}: {run.study} {run.name}", flush=True)
         found = do(run, base / run.study / run.name, settings.places)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with atomic_write(path, shared=True) as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print("\n".join(status(runs, results)))
 
 

@@ -1,10 +1,10 @@
-"""Searches settings with Optuna: every trial is a training of its own, in a process of its own.
+"""Search settings with Optuna: every trial is a training in a process of its own.
 
 python scripts/sweep.py FOLDER TRIALS SETTING=VALUE ... KEY=SPACE ...
 
-A SPACE is log(LOW,HIGH), uniform(LOW,HIGH), int(LOW,HIGH) or choice(A,B,...); everything else goes
-to each training as it is, also run.processes=N for several processes. The study lies in FOLDER, so
-the same command again goes on: trials that were finished count, one that was cut off is resumed.
+A SPACE is log(LOW,HIGH), uniform(LOW,HIGH), int(LOW,HIGH) or choice(A,B,...); everything else is
+passed to each training, also run.processes=N for several processes. The study is stored in FOLDER,
+so the same command again resumes it: finished trials count, interrupted ones are resumed.
 Needs `pip install -e '.[sweep]'`.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-if __name__ == "__main__":  # what it starts has the same Python
+if __name__ == "__main__":  # trainings are started with the same Python
     sys.path.insert(0, str(ROOT))
     from danet.interpreter import require_packages
 
@@ -31,7 +31,7 @@ _SPACE = re.compile(r"(log|uniform|int|choice)\((.*)\)")
 
 
 def suggest(trial: Any, key: str, space: str) -> str:
-    """Draws a value of a setting for a trial, as text."""
+    """Draw a value of a setting for a trial, as text."""
     found = _SPACE.fullmatch(space)
     assert found is not None
     kind, values = found[1], [value.strip() for value in found[2].split(",")]
@@ -46,13 +46,13 @@ def suggest(trial: Any, key: str, space: str) -> str:
 
 
 def best_miou(folder: Path) -> float:
-    """Returns the best mean IoU of a run's validations."""
+    """Return the best mean IoU of a run's validations."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return float(max(line["miou"] for line in lines if line["kind"] == "val"))
 
 
 def train(folder: Path, settings: Sequence[str]) -> None:
-    """Runs one training, or goes on with it; raises CalledProcessError."""
+    """Run one training, or resume it; raise CalledProcessError."""
     command = [sys.executable, str(TRAIN), f"run.dir={folder}", "resume=auto", *settings]
     subprocess.run(command, check=True)
 
@@ -63,11 +63,11 @@ def search(
     arguments: Sequence[str],
     start: Callable[[Path, Sequence[str]], None] = train,
 ) -> Any:
-    """Runs trials until there are so many; returns the study.
+    """Run trials up to the given number; return the study.
 
     Args:
         folder: Of the study; trial N is the run ``trial_N`` in it.
-        trials: In all, those of earlier calls included.
+        trials: Total number, those of earlier calls included.
         arguments: Settings and spaces.
         start: Runs one training.
     """
@@ -91,8 +91,8 @@ def search(
     asked = sorted([*fixed, *(f"{key}={space}" for key, space in spaces.items())])
     before = study.user_attrs.get("settings", asked)
     if before != asked:
-        told = " ".join(sorted({*before} ^ {*asked}))
-        sys.exit(f"error: {folder}: its trials had other settings ({told}); name another folder")
+        changed = " ".join(sorted({*before} ^ {*asked}))
+        sys.exit(f"error: {folder}: its trials had other settings ({changed}); name another folder")
     study.set_user_attr("settings", asked)
     # A later start must not draw what an earlier one has drawn.
     study.sampler = optuna.samplers.TPESampler(seed=1 + len(study.trials))
@@ -128,7 +128,7 @@ def _folder_of(trial: Any) -> str:
 
 
 def main() -> None:
-    """Searches and prints the trials, the best first."""
+    """Search, and print the trials, the best first."""
     if len(sys.argv) < 4 or not sys.argv[2].isdigit():
         sys.exit(str(__doc__))
     folder = Path(sys.argv[1])

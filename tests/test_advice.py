@@ -2541,7 +2541,7 @@ def test_bad_samples_are_mended_or_removed(door, tmp_path):
 
 
 def test_workers_without_room_or_memory(door):
-    message = str(workers.no_room())
+    message = str(workers.shared_memory_error())
     killed = str(
         workers.explain(
             RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed."), ["x"], 0
@@ -3468,14 +3468,12 @@ def test_a_file_in_the_way_is_moved(way, door, tmp_path):
 
 def test_what_comes_in_the_way_is_moved(door, tmp_path, monkeypatch):
     path = pack(tmp_path / "ade.zip", "zip")
-    place = unpacking._place
 
-    def late(source, target):
+    def late():  # called when all is unpacked and nothing is in its place
         (tmp_path / "root/ADEChallengeData2016").write_text("came meanwhile")
-        return place(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(unpacking, "_place", late)
+        patch.setattr(os, "sync", late)
         message = prepared(door, path, tmp_path / "root")
     goal = re.search(r"^(\S+): is in the way of what was unpacked; move it away$", message)[1]
     Path(goal).rename(tmp_path / "away")

@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT, make_folder, write_pair
 from test_config import compose
 
+from danet import memory
 from danet.config.build import checked_config, make_dataset
 from danet.config.resume import FREE
 from danet.config.schema import DataFolder
@@ -252,7 +253,7 @@ def system(tmp_path, monkeypatch, *, available_kib, limit, used):
         file = tmp_path / name.replace("/", "_")
         file.write_text(text)
         texts[name] = file
-    monkeypatch.setattr(cache_folder, "Path", lambda name: texts.get(name, name))
+    monkeypatch.setattr(memory, "Path", lambda name: texts.get(name, name))
     monkeypatch.setattr(cache_folder, "_SHARED_MEMORY", tmp_path / "memory")
 
 

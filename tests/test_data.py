@@ -41,9 +41,9 @@ def test_every_sample_comes_once_an_epoch(num_samples, batch_size):
     draws = joined(stream(3 * num_samples, num_samples, batch_size))
     epochs = [draws[i : i + num_samples] for i in range(0, 3 * num_samples, num_samples)]
     for epoch in epochs:
-        assert sorted(draw.item for draw in epoch) == list(range(num_samples))
+        assert sorted(draw.index for draw in epoch) == list(range(num_samples))
     if num_samples > 5:
-        assert len({tuple(draw.item for draw in epoch) for epoch in epochs}) == 3
+        assert len({tuple(draw.index for draw in epoch) for epoch in epochs}) == 3
 
 
 @pytest.mark.parametrize("start", [1, 2, 5, 13])
@@ -120,7 +120,7 @@ class Noise(Dataset):
         return self.length
 
     def __getitem__(self, draw):
-        return self.transform(self.sample, draw.seed)._replace(name=str(draw.item))
+        return self.transform(self.sample, draw.seed)._replace(name=str(draw.index))
 
 
 def equal(a, b):

@@ -12,19 +12,19 @@ from PIL import Image
 
 from danet.cli import CONFIGS
 from danet.config import schema
-from danet.data_check.overlap import same_contents
+from danet.data_check.overlap import identical_files
 from danet.data_check.report import (
     as_json,
     class_weights,
     contact_sheet,
     describe,
-    find_copies,
     notes_of,
+    report_duplicates,
     shared_names,
     weights_setting,
 )
-from danet.data_check.sample import check_sample, choose
-from danet.data_check.scan import SplitReport, count_values, look, scan
+from danet.data_check.sample import check_sample, sample_indices
+from danet.data_check.scan import SplitReport, count_values, inspect_pair, scan
 from danet.datasets.base import FileDataset, Item
 from danet.datasets.camvid import CamVid
 from danet.datasets.scenes import Scenes
@@ -80,13 +80,13 @@ def test_a_scan_adds_up_what_a_slow_count_adds_up(camvid_tree, num_workers, full
 
 
 def test_weights_are_those_of_the_paper():
-    report = SplitReport("train", ("a", "b", "c", "d"), 3, (), keep=1)
+    report = SplitReport("train", ("a", "b", "c", "d"), 3, (), max_problems=1)
     report.pixels[:] = 600, 100, 50, 0
     report.pixels_with[:] = 1000, 1000, 250, 0
     # freq: 0.6, 0.1, 0.2; their median is 0.2
     assert class_weights(report) == pytest.approx([1 / 3, 2, 1, 0])
     assert weights_setting(report) == "loss.main.class_weights=[0.3333,2,1,0]"
-    assert class_weights(SplitReport("x", ("a", "b"), 0, (), keep=1)).tolist() == [0, 0]
+    assert class_weights(SplitReport("x", ("a", "b"), 0, (), max_problems=1)).tolist() == [0, 0]
 
 
 def test_the_quick_look_finds_every_cut_file_that_full_decoding_finds(camvid_tree, tmp_path):
@@ -104,11 +104,11 @@ def test_the_quick_look_finds_every_cut_file_that_full_decoding_finds(camvid_tre
         whole = path.read_bytes()
         dataset = CamVid(root=camvid_tree, split="train")
         dataset.items = [dataset.items[0]._replace(image=str(path))]
-        assert look(dataset, 0).problem is None
-        assert look(dataset, 0).size == (44, 60)
+        assert inspect_pair(dataset, 0).problem is None
+        assert inspect_pair(dataset, 0).size == (44, 60)
         for share in (0.03, 0.5, 0.9, 0.995):
             path.write_bytes(whole[: int(len(whole) * share)])
-            quick, full = look(dataset, 0), look(dataset, 0, full=True)
+            quick, full = inspect_pair(dataset, 0), inspect_pair(dataset, 0, full=True)
             assert (quick.problem is None) == (full.problem is None), (suffix, share)
             if suffix in ("png", "jpg"):
                 assert quick.problem == full.problem
@@ -120,7 +120,7 @@ def test_a_scan_goes_on_after_a_problem_and_counts_them_all(camvid_tree):
         mask = np.zeros((44, 60), np.uint8)
         mask[i + 1, i + 2] = value
         Image.fromarray(mask).save(camvid_tree / f"labels/train/train_{i}.png")
-    report = scan(CamVid(root=camvid_tree, split="train"), keep=2)
+    report = scan(CamVid(root=camvid_tree, split="train"), max_problems=2)
     assert report.num_problems == 3
     assert len(report.problems) == 2
     assert "train_1.png: label value 40 on 1 pixels, first at row 2, column 3" in report.problems[1]
@@ -135,17 +135,17 @@ def test_copies_are_found_within_and_between_splits_whatever_they_are_called(cam
     (images / "val/val_1.png").write_bytes(copied)
     same_size = bytearray(copied)
     same_size[-1] ^= 1
-    assert same_contents({str(p): p.stat().st_size for p in sorted(images.rglob("train_*"))}) == [
+    assert identical_files({str(p): p.stat().st_size for p in sorted(images.rglob("train_*"))}) == [
         [str(images / "train/train_0.png"), str(images / "train/train_2.png")]
     ]
-    assert same_contents({str(images / "gone.png"): 5, str(images / "also gone.png"): 5}) == []
+    assert identical_files({str(images / "gone.png"): 5, str(images / "also gone.png"): 5}) == []
     reports = [scan(CamVid(root=camvid_tree, split=s)) for s in ("train", "val")]
-    find_copies(reports, allow_overlap=False)
+    report_duplicates(reports, allow_overlap=False)
     assert "1 images are there more than once: train_0.png = train_2.png" in reports[0].notes
     assert reports[0].num_problems == 1
     assert "the same image in train and val" in reports[0].problems[0]
     reports = [scan(CamVid(root=camvid_tree, split=s)) for s in ("train", "val")]
-    find_copies(reports, allow_overlap=True)
+    report_duplicates(reports, allow_overlap=True)
     assert reports[0].num_problems == 0
     assert shared_names(reports) == []
 
@@ -192,14 +192,14 @@ def test_the_sheet_shows_every_pair_that_can_be_read(camvid_tree):
 
 
 def test_the_sample_is_the_first_the_last_and_thirty_others_always_the_same():
-    assert choose(5, 32) == [0, 1, 2, 3, 4]
-    chosen = choose(1000, 32)
-    assert chosen == choose(1000, 32)
+    assert sample_indices(5, 32) == [0, 1, 2, 3, 4]
+    chosen = sample_indices(1000, 32)
+    assert chosen == sample_indices(1000, 32)
     assert len(set(chosen)) == 32
     assert chosen[0] == 0
     assert chosen[-1] == 999
     assert chosen == sorted(chosen)
-    assert len(choose(33, 32)) == 32
+    assert len(sample_indices(33, 32)) == 32
 
 
 def test_the_sample_passes_a_good_set_and_looks_at_no_scenes(camvid_tree):

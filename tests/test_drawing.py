@@ -13,7 +13,8 @@ from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
 from danet.types import Sample
 from danet.visualization import attention, overlay, sheets
-from danet.visualization.figure import figure, heatmap, validation_pictures
+from danet.visualization.figure import FigureOptions, figure, heatmap, validation_pictures
+from danet.visualization.overlay import SegmentedImage
 
 CLASSES = ("sky", "road", "a class with a long name", "car")
 PALETTE = ((70, 130, 180), (128, 64, 128), (10, 200, 30), (0, 0, 142))
@@ -47,7 +48,7 @@ def test_errors_are_red_and_ignored_pixels_black(scene):
     prediction = truth.copy()
     prediction[20, 100] = 3
     prediction[0, 0] = 1
-    drawn = overlay.errors(image, prediction, truth)
+    drawn = overlay.error_map(image, prediction, truth)
     assert drawn[20, 100].tolist() == [220, 40, 40]
     assert drawn[0, 0].tolist() == [0, 0, 0]
     assert (drawn == (220, 40, 40)).all(axis=2).sum() == 1
@@ -65,8 +66,8 @@ def test_the_legend_shows_every_present_class_and_no_other(width):
 def test_a_sheet_has_truth_only_where_there_is_one(scene):
     image, mask = scene
     prediction = np.where(mask == 255, 0, mask).astype(np.uint8)
-    with_truth = overlay.sheet(image, prediction, mask, CLASSES, PALETTE)
-    without = overlay.sheet(image, prediction, None, CLASSES, PALETTE)
+    with_truth = overlay.sheet(SegmentedImage("x", image, prediction, mask), CLASSES, PALETTE)
+    without = overlay.sheet(SegmentedImage("x", image, prediction), CLASSES, PALETTE)
     assert with_truth.shape[0] > without.shape[0]
     assert with_truth.shape[1] == without.shape[1] == 200
 
@@ -102,7 +103,7 @@ def test_channels_are_ranked_by_how_well_they_tell_a_class():
     maps[3] = 0
     maps[3, 2:4, 2:4] = 7
     maps[1] = maps[3] * 0.1 + torch.rand(8, 8) * 0.2
-    ranked = attention.ranked_channels(maps, prediction, 2)
+    ranked = attention.rank_channels(maps, prediction, 2)
     assert [channel for channel, _ in ranked[:2]] == [3, 1]
     assert sorted(channel for channel, _ in ranked) == list(range(5))
     by_hand = 7 / maps[3].std()
@@ -153,9 +154,9 @@ def test_points_lie_inside_wanted_or_rare_classes(scene):
 def test_figure_6_has_a_panel_for_all_there_is(scene, head, panels):
     image, mask = scene
     model, prediction = network(head), np.where(mask == 255, 0, mask).astype(np.uint8)
-    tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
     points = [attention.Point(30, 45), attention.Point(100, 10)]
-    drawn = figure(model, tensor, image, prediction, mask, CLASSES, PALETTE, points=points)
+    picture = SegmentedImage("x", image, prediction, mask)
+    drawn = figure(model, picture, CLASSES, PALETTE, FigureOptions(points=points))
     one = image.shape[0] + 18
     rows = (drawn.shape[0] - panels * one - (panels - 1) * 4) / 18
     assert rows == int(rows) >= 1
@@ -165,11 +166,9 @@ def test_figure_6_shows_means_of_classes_and_several_channels(scene):
     image, mask = scene
     model = network(functools.partial(DualAttentionHead, reduction=2))
     prediction = np.where(mask == 255, 0, mask).astype(np.uint8)
-    tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
-    drawn = figure(
-        *(model, tensor, image, prediction, mask, CLASSES, PALETTE),
-        **{"wanted": [1, 3], "by_class": True, "channels": 2},
-    )
+    picture = SegmentedImage("x", image, prediction, mask)
+    options = FigureOptions(wanted=[1, 3], by_class=True, channels=2)
+    drawn = figure(model, picture, CLASSES, PALETTE, options)
     panels = 1 + 2 + 2 * 2 + 2
     rows = (drawn.shape[0] - panels * (60 + 18) - (panels - 1) * 4) / 18
     assert rows == int(rows) >= 1
@@ -196,9 +195,9 @@ def test_pictures_of_a_validation_pass_the_network_in_small_parts(scene):
 def test_no_channel_tells_a_class_that_fills_the_picture(scene, monkeypatch):
     image, mask = scene
     model = network(functools.partial(DualAttentionHead, reduction=2))
-    monkeypatch.setattr("danet.visualization.figure.ranked_channels", None)  # not to be called
-    tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
-    figure(model, tensor, image, np.full_like(mask, 3), mask, CLASSES, PALETTE)
+    monkeypatch.setattr("danet.visualization.figure.rank_channels", None)  # not to be called
+    picture = SegmentedImage("x", image, np.full_like(mask, 3), mask)
+    figure(model, picture, CLASSES, PALETTE)
 
 
 def test_a_contact_sheet_has_a_line_for_each_picture_whatever_its_size(scene):
@@ -206,9 +205,9 @@ def test_a_contact_sheet_has_a_line_for_each_picture_whatever_its_size(scene):
     prediction = np.where(mask == 255, 0, mask).astype(np.uint8)
     tall = np.rot90(image).copy(), np.rot90(prediction).copy(), np.rot90(mask).copy()
     lines = [
-        sheets.Seen("wide", image, prediction, mask),
-        sheets.Seen("tall", *tall),
-        sheets.Seen("own", image, prediction, None),
+        SegmentedImage("wide", image, prediction, mask),
+        SegmentedImage("tall", *tall),
+        SegmentedImage("own", image, prediction),
     ]
     drawn = sheets.contact_sheet(lines, CLASSES, PALETTE)
     assert drawn.shape[1] == 4 * 292
@@ -222,9 +221,9 @@ def test_side_by_side_shows_where_only_one_is_right(scene, is_known):
     second = first.copy()
     second[50:55, 100:110] = 3
     first[10:12, 50:60] = 3
-    names = ["1st: a", "2nd: b"]
-    known = truth if is_known else None
-    drawn = sheets.side_by_side(image, (first, second), names, known, CLASSES, PALETTE)
+    titles = ("1st: a", "2nd: b")
+    picture = SegmentedImage("x", image, first, truth if is_known else None)
+    drawn = sheets.side_by_side(picture, second, titles, CLASSES, PALETTE)
     pixels = drawn.reshape(-1, 3)
 
     def count(color):

@@ -1,6 +1,8 @@
 """Scores are what counting by hand gives; windows and scales are what a slow loop gives."""
 
+import importlib
 import math
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -8,7 +10,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from danet.config.validate import TRUSTED, locate
 from danet.data.loader import eval_batches
+from danet.errors import InputError
 from danet.evaluation.evaluate import evaluate
 from danet.evaluation.inference import MultiScale, Sliding, Whole
 from danet.evaluation.metrics import ConfusionMatrix
@@ -555,3 +559,18 @@ def test_evaluation_leaves_eval_mode_and_statistics_as_they_should_be(danet):
     assert not danet.training
     for name, value in danet.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_configs_may_name_the_modes_but_not_the_classes_they_inherit_from():
+    modules = [*TRUSTED["evaluation"], "danet.evaluation.sliding_window", "danet.evaluation.fuse"]
+    paths = {f"{name}.{item}" for name in modules for item in dir(importlib.import_module(name))}
+
+    def is_accepted(path):
+        with suppress(InputError):
+            return locate(path, "evaluation") is not None
+
+    prefix = "danet.evaluation."
+    assert {path.removeprefix(prefix) for path in paths if is_accepted(path)} == {
+        *(f"inference.{name}" for name in ("Inference", "Whole", "Sliding", "MultiScale")),
+        *(f"protocols.{name}" for name in ("AuthorsProtocol", "MMSegProtocol")),
+    }

@@ -31,7 +31,7 @@ from danet.config import resume
 from danet.config.schema import DataConfig
 from danet.config.validate import check
 from danet.data import bad_samples, workers
-from danet.data.bad_samples import BadSamples, Replacing
+from danet.data.bad_samples import BadSamples, SkipBadSamples
 from danet.data.loader import eval_batches, train_batches
 from danet.data.sampler import StepSampler
 from danet.distributed import collectives
@@ -46,13 +46,13 @@ from danet.engine.train_step import TrainStep
 from danet.errors import DivergedError, InputError, ProcessError, StorageError
 from danet.preflight import out_of_memory
 from danet.seeds import mix
-from danet.types import Draw, Sample
+from danet.types import Sample, SampleKey
 
 # Bad samples
 
 
 class Pictures:
-    """Samples that know their draw; some cannot be read."""
+    """Samples that show their key; some cannot be read."""
 
     def __init__(self, length=40, bad=()):
         self.length = length
@@ -77,7 +77,7 @@ def skipped(bad, *, length=40, told=None, **settings):
     settings = {"batch_size": 4, "seed": 7, "max_bad_share": 1.0, **settings}
     told = [] if told is None else told
     data = Pictures(length, bad)
-    return train_batches(data, on_bad_sample="skip", tell=told.append, **settings)
+    return train_batches(data, on_bad_sample="skip", warn=told.append, **settings)
 
 
 def literally(bad, length, count):
@@ -133,20 +133,20 @@ def test_each_bad_sample_is_told_once_and_counted_every_time(num_workers):
 def test_three_bad_samples_are_forgiven_and_then_the_share_counts():
     told = []
     bad = BadSamples(1000, 0.01, told.append)
-    one = [bad_samples.Bad(i, f"file {i}") for i in range(12)]
-    bad.note(10, tuple(one[:3]))
-    bad.note(10, (one[0],) * 50)  # the same again is no further one
+    one = [bad_samples.BadSample(i, f"file {i}") for i in range(12)]
+    bad.record(10, tuple(one[:3]))
+    bad.record(10, (one[0],) * 50)  # the same again is no further one
     with pytest.raises(InputError) as error:
-        bad.note(10, (one[3],))
+        bad.record(10, (one[3],))
     assert "4 of 30 samples seen cannot be read, more than data.max_bad_share=0.01" in str(
         error.value
     )
     assert str(error.value).endswith("file 0\n  file 1\n  file 2\n  file 3")
     many = BadSamples(1000, 0.01, told.append)
-    many.note(900, tuple(one[:9]))
-    many.note(100, (one[9],))
+    many.record(900, tuple(one[:9]))
+    many.record(100, (one[9],))
     with pytest.raises(InputError):
-        many.note(5000, (one[10],))  # epochs do not make the data set larger
+        many.record(5000, (one[10],))  # epochs do not make the data set larger
 
 
 def test_too_many_bad_samples_stop_a_loader():
@@ -157,7 +157,7 @@ def test_too_many_bad_samples_stop_a_loader():
 
 def test_storage_that_is_gone_stops_at_once_and_says_so():
     with pytest.raises(InputError, match="21 samples in a row cannot be read; is the storage"):
-        Replacing(Pictures(bad=range(40)))[Draw(0, 1)]
+        SkipBadSamples(Pictures(bad=range(40)))[SampleKey(0, 1)]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -247,9 +247,10 @@ def test_a_worker_that_is_killed_is_told_with_what_it_read(kind):
 
 def test_a_worker_that_died_unheard_is_noticed_at_the_next_batch():
     """What torch raises may be lost, in a destructor or where errors of others are forgiven."""
+    others = set(multiprocessing.active_children())
     batches = train_batches(Pictures(8), batch_size=2, seed=0, num_workers=1, timeout=100)
     next(batches)
-    (reader,) = batches.loader._readers
+    (reader,) = set(multiprocessing.active_children()) - others
     with contextlib.suppress(RuntimeError):
         os.kill(reader.pid, signal.SIGKILL)
         reader.join()

@@ -220,5 +220,5 @@ def test_another_python_beside_an_active_environment_is_told_which_to_start(chec
 def test_a_path_is_one_word_of_a_shell(tmp_path, monkeypatch, path, told):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert interpreter._told(tmp_path / path) == told
-    assert interpreter._told("/b") == "/b"  # shorter than the way up to it
+    assert interpreter.shell_path(tmp_path / path) == told
+    assert interpreter.shell_path("/b") == "/b"  # shorter than the way up to it

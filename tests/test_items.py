@@ -153,7 +153,7 @@ def test_20000_labels_are_looked_for_as_fast_as_each_can_be_asked_for(tmp_path):
 def test_the_order_of_600000_samples_is_drawn_in_no_time():
     def draw():
         batches = iter(StepSampler(600_000, 16, seed=0))
-        assert len({draw.item for _ in range(100) for draw in next(batches)}) == 1600
+        assert len({draw.index for _ in range(100) for draw in next(batches)}) == 1600
 
     plain = seconds(lambda: random.Random(0).shuffle(list(range(600_000))))
     assert seconds(draw) < 4 * plain, "usually a sixth of it"

@@ -14,6 +14,7 @@ FLOORS = {
     "danet.errors": 0,
     "danet.seeds": 0,
     "danet.plain": 0,
+    "danet.memory": 0,
     "danet.console": 0,
     "danet.interpreter": 0,
     # single concerns

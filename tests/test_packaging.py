@@ -47,7 +47,7 @@ def test_an_installed_wheel_trains_evaluates_and_draws(tmp_path):
     assert "viewer" in (away / "r" / "pictures_val" / "report.html").read_text()
     assert (away / "r" / "pictures_val" / "val_000000.png").exists()
     scripts = {path.name for path in (site / "bin").iterdir()}
-    tools = {"train", "eval", "visualize", "predict", "export", "check"}
+    tools = {"train", "eval", "visualize", "predict", "export", "check-data"}
     assert {f"danet-{tool}" for tool in tools} <= scripts
 
 

@@ -15,7 +15,7 @@ import danet
 from danet.errors import InputError
 from danet.evaluation.inference import Sliding, Whole
 from danet.prediction import predict as predict_module
-from danet.prediction.results import shares
+from danet.prediction.results import class_shares
 from danet.prediction.sources import find_sources
 from danet.visualization.overlay import colorize, overlay
 
@@ -98,12 +98,19 @@ def test_predict_refuses_what_is_no_image(model, wrong, message):
         danet.predict(model, wrong)
 
 
-def test_batches_hold_neighbours_of_one_size_and_no_more_than_fit(monkeypatch, images):
-    arrays = [predict_module._Array(image) for image in images]
-    sizes = [len(group) for group in predict_module._groups(iter(arrays), 8)]
+def test_batches_hold_neighbours_of_one_size_and_no_more_than_fit(model, monkeypatch, images):
+    class Recorder:
+        def predict(self, model, image):
+            sizes.append(len(image))
+            return torch.zeros(len(image), *image.shape[2:], dtype=torch.uint8)
+
+    sizes = []
+    danet.predict(model, images, infer=Recorder(), batch_size=8)
     assert sizes == [2, 1, 1, 1, 1, 1]
+    sizes.clear()
     monkeypatch.setattr(predict_module, "PIXELS_PER_PASS", 48 * 96)
-    assert [len(g) for g in predict_module._groups(iter(arrays), 8)] == [1] * 7
+    danet.predict(model, images, infer=Recorder(), batch_size=8)
+    assert sizes == [1] * 7
 
 
 def test_a_batch_gives_what_single_images_give(model, images):
@@ -266,7 +273,7 @@ def test_mistakes_are_told_in_one_line(tiny_checkpoint, folder, capsys, settings
 def test_shares_are_exact_for_large_masks():
     classes = np.zeros((3000, 1000), np.uint8)
     classes[1234, 567] = 2
-    assert shares(classes, 3) == [1 - 1 / 3e6, 0, 1 / 3e6]
+    assert class_shares(classes, 3) == [1 - 1 / 3e6, 0, 1 / 3e6]
 
 
 def test_a_wide_image_in_strips_is_what_its_bands_say(model, monkeypatch):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from danet.errors import InputError
-from danet.evaluation.inference import described, name_of
+from danet.evaluation.inference import describe, mode_name
 from danet.evaluation.protocols import AuthorsProtocol, MMSegProtocol
 from danet.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 from danet.types import SegmentationOutput
@@ -177,7 +177,7 @@ def test_a_picture_of_cityscapes_takes_the_published_number_of_passes(choice, pa
     infer = make(check(compose(f"evaluation={choice}")).evaluation, "evaluation")
     model = Counting()
     if choice.startswith("danet"):  # whose look at the largest value the meta device cannot take
-        infer._exp = lambda model, part: (model(part), model(part.flip(-1)))[0].logits
+        infer._exp_logits = lambda model, part: (model(part), model(part.flip(-1)))[0].logits
     infer.predict(model, torch.empty(1, 3, 1024, 2048, dtype=torch.uint8, device="meta"))
     assert model.images == passes
 
@@ -299,7 +299,7 @@ def test_a_value_out_of_range_is_refused(made, settings, message):
 
 def test_a_protocol_is_told_with_every_value_that_is_set():
     node = {"_target_": "danet.evaluation.inference.MultiScale", "flip": True, "crop": None}
-    assert name_of(node) == "multi_scale"
-    assert described(node) == "multi_scale (flip=true)"
+    assert mode_name(node) == "multi_scale"
+    assert describe(node) == "multi_scale (flip=true)"
     node = {"_target_": "danet.evaluation.protocols.AuthorsProtocol", "scales": [0.5, 1.0]}
-    assert described(node, "danet_multi") == "danet_multi (scales=[0.5, 1.0])"
+    assert describe(node, "danet_multi") == "danet_multi (scales=[0.5, 1.0])"

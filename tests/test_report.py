@@ -13,7 +13,7 @@ import danet
 from danet.visualization.attention import Point, position_maps
 from danet.visualization.curves import chart
 from danet.visualization.overlay import predict
-from danet.visualization.viewer import data_uri, look_at
+from danet.visualization.viewer import compute_view, data_uri
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +90,10 @@ def test_pointing_at_a_pixel_shows_what_it_attends_to(browser, tiny_checkpoint):
     expected = position_maps(model, tensor, [Point(x, y)])[0].flatten()
     torch.testing.assert_close(weights.float(), expected, atol=1e-6, rtol=1e-4)
 
-    told = browser.value("told.innerText")
+    readout = browser.value("readout.innerText")
     seen = predict(model, image, torch.device("cpu"))
     middle = model.classes[seen[y // 8 * 8 + 4, x // 8 * 8 + 4]]  # of the cell of eight pixels
-    assert f"Pixel ({x}, {y}), predicted as {middle}, attends to" in told
+    assert f"Pixel ({x}, {y}), predicted as {middle}, attends to" in readout
     assert browser.value("attention.toDataURL()") != before
     assert browser.problems() == []
 
@@ -121,10 +121,10 @@ def test_the_page_fits_a_narrow_screen(browser):
 
 
 def test_a_large_picture_is_made_smaller_for_the_viewer(tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr("danet.visualization.viewer._MOST_POSITIONS", 40)
+    monkeypatch.setattr("danet.visualization.viewer.MAX_POSITIONS", 40)
     model = danet.load_model(tiny_checkpoint)
     image = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
-    seen = look_at(model, "x", image, torch.device("cpu"))
+    seen = compute_view(model, "x", image, torch.device("cpu"))
     assert seen.queries[0].size <= 40
     assert seen.image.shape[:2] == seen.prediction.shape
     assert seen.image.shape[1] / seen.image.shape[0] == pytest.approx(2, rel=0.1)

@@ -14,7 +14,7 @@ from danet.config.build import make_model
 from danet.config.validate import check
 from danet.distributed import data_parallel
 from danet.errors import InputError
-from danet.evaluation.fuse import prepared
+from danet.evaluation.fuse import fuse_for_inference
 from danet.models.heads.deeplab import DeepLabV2Head, DeepLabV3Head
 from danet.models.heads.psanet import PointwiseAttention, PSAHead
 from danet.models.heads.pspnet import PyramidPoolingHead
@@ -260,7 +260,7 @@ def test_evaluation_leaves_layers_of_timm_that_compute_more_as_they_are():
         nn.Conv2d(16, 16, 3, padding=1),
     ).eval()
     x = torch.randn(2, 3, 24, 40)
-    torch.testing.assert_close(prepared(network, torch.device("cpu"))(x), network(x))
+    torch.testing.assert_close(fuse_for_inference(network, torch.device("cpu"))(x), network(x))
 
 
 def test_batch_norms_of_timm_keep_their_activations_with_several_processes():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from danet.engine.precision import choose_memory_format
-from danet.evaluation.fuse import prepared
+from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.winograd import WinogradConv2d
 from danet.models.heads.dual import DualAttentionHead
 from danet.models.resnet import ResNet
@@ -58,7 +58,7 @@ def test_winograd_is_done_where_it_pays():
     ids=str,
 )
 def test_winograd_leaves_other_convolutions_alone(conv):
-    assert not WinogradConv2d.takes(conv)
+    assert not WinogradConv2d.supports(conv)
 
 
 @pytest.fixture(params=[18, pytest.param(50, marks=pytest.mark.slow)])
@@ -82,7 +82,7 @@ def test_the_prepared_network_says_the_same(danet):
     image = image.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
     danet.head.classify[-1].bias.zero_()
     danet.head.classify[-1].weight.mul_(3 / danet(image).logits.std())
-    quick = prepared(danet, CPU)
+    quick = fuse_for_inference(danet, CPU)
     kinds = [type(module) for module in quick.modules()]
     assert kinds.count(nn.BatchNorm2d) == 1, "the stem's, whose place no rule knows"
     assert kinds.count(WinogradConv2d) > 5
@@ -97,7 +97,7 @@ def test_preparing_changes_nothing_and_copies_little(danet):
     danet.train()
     before = {name: value.clone() for name, value in danet.state_dict().items()}
     addresses = {name: value.data_ptr() for name, value in danet.state_dict().items()}
-    quick = prepared(danet, CPU)
+    quick = fuse_for_inference(danet, CPU)
     assert danet.training
     assert not any(module.training for module in quick.modules())
     assert [type(module) for module in danet.modules()].count(WinogradConv2d) == 0
@@ -110,9 +110,9 @@ def test_preparing_changes_nothing_and_copies_little(danet):
 
 def test_the_memory_order_of_a_training_leaves_no_trace_in_the_scores(danet):
     image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
-    plain = prepared(danet, CPU)(image).logits
+    plain = fuse_for_inference(danet, CPU)(image).logits
     turned = danet.to(memory_format=torch.channels_last)
-    assert torch.equal(prepared(turned, CPU)(image).logits, plain)
+    assert torch.equal(fuse_for_inference(turned, CPU)(image).logits, plain)
     assert turned.backbone.conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -157,7 +157,7 @@ def test_only_what_surely_follows_a_convolution_is_folded():
     for norm in (unknown.bn1, stray[2], known[1]):
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.5, 2)
-    quick = prepared(network, CPU)
+    quick = fuse_for_inference(network, CPU)
     left = [name for name, m in quick.named_modules() if isinstance(m, nn.BatchNorm2d)]
     assert left == ["0.bn1", "1.2", "2.1"]
     x = torch.randn(2, 4, 5, 5)

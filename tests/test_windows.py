@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from danet.evaluation import sliding_window as evaluation_windows
-from danet.evaluation.sliding_window import Band, Windows, classes, joined, resized, starts
+from danet.evaluation.sliding_window import (
+    Band,
+    Windows,
+    argmax,
+    concat_bands,
+    resize_bands,
+    window_starts,
+)
 from danet.ops.resize import resize
 
 
@@ -14,7 +21,7 @@ def test_windows_are_full_inside_and_cover_every_pixel():
     for size in range(1, 60):
         for crop in (1, 2, 7, 32):
             for stride in range(1, crop + 1):
-                begins = starts(size, crop, stride)
+                begins = window_starts(size, crop, stride)
                 assert begins == sorted(set(begins))
                 assert begins[0] == 0
                 assert begins[-1] == max(size - crop, 0)
@@ -40,8 +47,10 @@ def test_bands_follow_each_other_and_hold_the_mean_of_all_windows(size, crop, st
     assert [b.top - a.top for a, b in pairwise(bands)] == [
         band.probabilities.shape[2] for band in bands[:-1]
     ]
-    torch.testing.assert_close(joined(iter(bands), size[0]), image * 2)
-    assert torch.equal(classes(iter(bands), size[0]), joined(bands, size[0]).argmax(dim=1).byte())
+    torch.testing.assert_close(concat_bands(iter(bands), size[0]), image * 2)
+    assert torch.equal(
+        argmax(iter(bands), size[0]), concat_bands(bands, size[0]).argmax(dim=1).byte()
+    )
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
@@ -53,14 +62,14 @@ def test_bands_are_resized_as_the_whole_map_is(size, cuts, last):
         whole = whole.contiguous(memory_format=torch.channels_last)
     edges = [0, *cuts, 30]
     bands = (Band(a, whole[:, :, a:b]) for a, b in pairwise(edges))
-    got = joined(resized(bands, 30, size), size[0])
+    got = concat_bands(resize_bands(bands, 30, size), size[0])
     torch.testing.assert_close(got, resize(whole, size), atol=1e-6, rtol=1e-6)
 
 
 def test_bands_of_a_tall_map_are_resized_as_precisely():
     whole = torch.rand(1, 2, 4506, 3)
     bands = (Band(top, whole[:, :, top : top + 500]) for top in range(0, 4506, 500))
-    got = joined(resized(bands, 4506, (2048, 3)), 2048)
+    got = concat_bands(resize_bands(bands, 4506, (2048, 3)), 2048)
     torch.testing.assert_close(got, resize(whole, (2048, 3)), atol=1e-6, rtol=1e-6)
 
 
@@ -75,7 +84,7 @@ def test_strips_of_a_wide_image_give_the_classes_of_its_bands(monkeypatch, width
         return (part - part.mean(dim=(2, 3), keepdim=True)).softmax(dim=1)
 
     windows = Windows((16, crop), (12, stride))
-    expected = classes(windows.bands(infer, image), 40)
-    assert torch.equal(windows.classes(infer, image), expected)
+    expected = argmax(windows.bands(infer, image), 40)
+    assert torch.equal(windows.argmax(infer, image), expected)
     if width > 100:
         assert len(windows.strips(width)) > 2

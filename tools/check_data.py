@@ -1,4 +1,4 @@
-"""Looks at all files of a data set: ``python tools/check_data.py data=NAME data.root=DIR``."""
+"""Check all files of a data set: ``python tools/check_data.py data=NAME data.root=DIR``."""
 
 import json
 import os
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
     from danet.data_check.scan import SplitReport
     from danet.datasets.base import FileDataset
 
-_TOLD = 3
+_MAX_PROBLEMS = 3
 """How many problems the last message holds."""
 
 
 def work(config: DictConfig) -> None:
-    """Scans the splits, prints what is there, writes the report, and refuses where it must."""
+    """Scan the splits, print and write the report; raise InputError if there are problems."""
     output = Path(config.output).expanduser().absolute() if config.output else None
     examine(config, cli.added_keys(), output)
 
 
 def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> None:
-    """Does the work on a composed config; without ``output`` in a folder for this data alone.
+    """Check the data of a composed config; without ``output`` the report gets a folder of its own.
 
     Raises:
-        InputError: There are problems; the report is written nevertheless.
+        InputError: There are problems; raised after the report is written.
     """
-    # A training's config with nothing but data: what a training would refuse is refused here.
+    # A training config that is complete but for the data: whatever training refuses is refused.
     train = OmegaConf.structured(TrainSchema(trainer=TrainSettings(steps=1)))
     train.data = config.data
     checked = check(train, added, needs_data=True)
@@ -57,7 +57,7 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
     _check_settings(settings, output)
     require_writable(output)
     from danet.data_check.report import as_json, contact_sheet, describe, notes_of, weights_setting
-    from danet.data_check.sample import choose, one_class
+    from danet.data_check.sample import describe_single_class, sample_indices
     from danet.datasets.base import FileDataset
     from danet.visualization.overlay import save_image
 
@@ -68,16 +68,16 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
         assert isinstance(dataset, FileDataset)
         is_training = report.split == settings.data["train_split"]
         if is_training and not report.num_problems:
-            lonely = one_class(dataset, np.flatnonzero(report.pixels).tolist())
-            if lonely:
-                report.complain(lonely)
+            problem = describe_single_class(dataset, np.flatnonzero(report.pixels).tolist())
+            if problem:
+                report.add_problem(problem)
         notes = notes_of(report, is_training=is_training)
         print(describe(report, notes))
         if is_training and report.pixels.any():
             print(f"  balanced by median frequency: {weights_setting(report)}")
         found["splits"][report.split] = as_json(report, notes)
         warnings += sum(note.startswith("warning: ") for note in notes)
-        sheet = contact_sheet(dataset, choose(len(dataset), settings.samples))
+        sheet = contact_sheet(dataset, sample_indices(len(dataset), settings.samples))
         if sheet is not None:
             save_image(output / f"{report.split}.png", sheet)
             print(f"  {output / f'{report.split}.png'}")
@@ -90,10 +90,10 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
     count = sum(report.num_problems for report in reports)
     problems = [*refused, *(text for report in reports for text in report.problems)]
     if refused or count:
-        told = problems[:_TOLD]
-        if count + len(refused) > _TOLD:
-            told.append(f"{count + len(refused)} problems in all; see {output / 'report.json'}")
-        raise InputError("\n".join(told))
+        shown = problems[:_MAX_PROBLEMS]
+        if count + len(refused) > _MAX_PROBLEMS:
+            shown.append(f"{count + len(refused)} problems in all; see {output / 'report.json'}")
+        raise InputError("\n".join(shown))
     warned = f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""
     print(f"no problems{warned}; {output / 'report.json'}")
 
@@ -101,19 +101,19 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
 def scan_splits(
     config: TrainConfig, settings: CheckConfig
 ) -> tuple[list["SplitReport"], list["FileDataset"], list[str]]:
-    """Scans the splits one after another; those that are refused as a whole are told last."""
+    """Scan the splits; return reports, data sets, and why other splits were refused as a whole."""
     from tqdm import tqdm
 
     from danet.config.build import make_dataset
     from danet.data_check.overlap import refuse_overlap
-    from danet.data_check.report import find_copies, shared_names
-    from danet.data_check.sample import mistaken_values
+    from danet.data_check.report import report_duplicates, shared_names
+    from danet.data_check.sample import suggest_setting
     from danet.data_check.scan import scan
     from danet.datasets.base import FileDataset
 
     data = config.data
     if "cache" in config.plain["data"]:
-        config.plain["data"]["cache"] = "none"  # the files are meant, not what was kept of them
+        config.plain["data"]["cache"] = "none"  # check the files, not copies of them
     reports, datasets, refused = [], [], []
     for split in settings.splits or dict.fromkeys((data.train_split, data.val_split)):
         try:
@@ -127,14 +127,14 @@ def scan_splits(
             report = scan(
                 dataset,
                 full=settings.full,
-                keep=settings.show,
+                max_problems=settings.show,
                 num_workers=data.num_workers,
                 progress=bar.update,
             )
         reports.append(report)
         datasets.append(dataset)
     allowed = data.allow_overlap
-    find_copies(reports, allow_overlap=allowed)
+    report_duplicates(reports, allow_overlap=allowed)
     by_split = {dataset.split: dataset for dataset in datasets}
     if data.train_split == data.val_split in by_split:
         dataset = by_split[data.val_split]
@@ -144,14 +144,15 @@ def scan_splits(
             refused.append(str(error))
     if reports:
         reports[0].notes += shared_names(reports)
-        wrong = mistaken_values(datasets[0], set().union(*(report.values for report in reports)))
-        if wrong:
-            reports[0].complain(wrong, first=True)
+        values = set().union(*(report.values for report in reports))
+        suggestion = suggest_setting(datasets[0], values)
+        if suggestion:
+            reports[0].add_problem(suggestion, first=True)
     return reports, datasets, list(dict.fromkeys(refused))
 
 
 def write_lists(datasets: Iterable["FileDataset"], output: Path) -> str:
-    """Writes which images belong to splits that a hash divided; returns the setting, or nothing."""
+    """Write lists of splits that a hash divided; return the setting that uses them, or nothing."""
     from danet.datasets.folder import Folder
 
     divided = [d for d in datasets if isinstance(d, Folder) and d.division]
@@ -171,7 +172,7 @@ def write_lists(datasets: Iterable["FileDataset"], output: Path) -> str:
 
 
 def _check_settings(settings: CheckConfig, output: Path) -> None:
-    """Refuses settings that cannot be meant; raises InputError."""
+    """Raise InputError for numbers out of range and an output within the data set."""
     for name, low in (("show", 1), ("samples", 0)):
         if getattr(settings, name) < low:
             raise InputError(f"{name}={getattr(settings, name)}: expected at least {low}")
@@ -185,7 +186,7 @@ def _save_json(path: Path, found: dict[str, Any]) -> None:
 
 
 def _save(path: Path, text: str) -> None:
-    """Writes a part of the report; raises StorageError."""
+    """Write a part of the report; raise StorageError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", errors="surrogateescape")
@@ -194,7 +195,7 @@ def _save(path: Path, text: str) -> None:
 
 
 def main() -> None:
-    """Is the command ``danet-check-data``."""
+    """Run the command ``danet-check-data``."""
     cli.run(work, "check_data")
 
 

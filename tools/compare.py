@@ -1,4 +1,4 @@
-"""Lays runs side by side: ``python tools/compare.py RUN RUN ...``, where a RUN is a folder."""
+"""Compare runs: ``python tools/compare.py RUN RUN ...``, where a RUN is a folder."""
 
 import argparse
 import sys
@@ -28,16 +28,16 @@ _SCORES = ("step", "best mIoU", "mIoU", "pixel accuracy", "loss", "images/s")
 
 
 class Run(NamedTuple):
-    """What a folder of a run says."""
+    """Settings and metrics of a run."""
 
     name: str
     config: dict[str, Any]
     lines: list[dict[str, Any]]
-    """Of metrics.jsonl."""
+    """Records of metrics.jsonl."""
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """Reads config.yaml and metrics.jsonl; raises InputError."""
+    """Read config.yaml and metrics.jsonl; raise InputError."""
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
         problem = problem_with(config, "config")
@@ -53,14 +53,14 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Returns the keys whose values are not all equal, each with the value of every run."""
+    """Return the settings whose values differ, each with the value of every run."""
     keys = dict.fromkeys(key for run in runs for key in run.config)
     rows = {key: [run.config.get(key, "-") for run in runs] for key in keys}
     return {key: values for key, values in rows.items() if len(set(map(str, values))) > 1}
 
 
 def scores_of(run: Run) -> dict[str, str]:
-    """Returns the scores of a run as text; a dash for what it does not have."""
+    """Return the scores of a run as text; a dash where it has none."""
     train = [line for line in run.lines if line.get("kind") == "train"]
     val = [line for line in run.lines if line.get("kind") == "val"]
     mious = [line["miou"] for line in val if line.get("miou") is not None]
@@ -77,7 +77,7 @@ def scores_of(run: Run) -> dict[str, str]:
 
 
 def table(runs: Sequence[Run]) -> list[list[str]]:
-    """Returns the comparison, a line per run: its name, its scores, its values of what differs."""
+    """Return a head and one row per run: its name, scores, and values of differing settings."""
     keys = differing(runs)
     head = ["run", *_SCORES, *keys]
     return [head] + [
@@ -87,7 +87,7 @@ def table(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def as_text(rows: Sequence[Sequence[str]], *, width: int = 100) -> str:
-    """Lays a table out in columns; where it is too wide, with a line per value instead."""
+    """Return a table as text; if it is wider than ``width``, transposed."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if sum(widths) + 2 * len(widths) > width:
         rows = list(zip(*rows, strict=True))
@@ -99,7 +99,7 @@ def as_text(rows: Sequence[Sequence[str]], *, width: int = 100) -> str:
 
 
 def as_page(runs: Sequence[Run]) -> str:
-    """Returns an HTML page with the table and the curves of all runs."""
+    """Return an HTML page with the table and the curves of all runs."""
     head, *rows = table(runs)
     cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join(
@@ -135,7 +135,7 @@ def _curve(run: Run, kind: str, key: str) -> list[tuple[float, float]]:
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """Names runs by their folder, with as many of its parents as make the names differ."""
+    """Return the shortest ends of the paths that differ, as names of the runs."""
     parts = [folder.absolute().parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-count:]) for p in parts]
@@ -145,7 +145,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Writes the page; raises StorageError."""
+    """Write the page; raise StorageError."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -153,7 +153,7 @@ def write_page(path: Path, text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Is the command ``danet-compare``."""
+    """Run the command ``danet-compare``."""
     parser = argparse.ArgumentParser(
         description="Prints scores and differing settings of runs, and draws their curves."
     )
@@ -171,11 +171,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if options.page:
                 print(options.page)
         except (UserError, OSError) as error:
-            told = explain_storage(error) if isinstance(error, OSError) else None
-            if told is None and not isinstance(error, UserError):
+            explained = explain_storage(error) if isinstance(error, OSError) else None
+            if explained is None and not isinstance(error, UserError):
                 raise
             code = error.exit_code if isinstance(error, UserError) else StorageError.exit_code
-            print(f"error: {told or error}", file=sys.stderr)
+            print(f"error: {explained or error}", file=sys.stderr)
             sys.exit(code)
 
 

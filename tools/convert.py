@@ -1,7 +1,7 @@
-"""Makes a checkpoint of other programs' weights: ``python tools/convert.py source=... input=...``.
+"""Convert foreign weights to a checkpoint: ``python tools/convert.py source=... input=...``.
 
-The result holds a whole training config, so ``tools/eval.py`` and ``tools/visualize.py`` take it,
-and trainings start from it with ``init_from``.
+The checkpoint contains a complete training config, so ``tools/eval.py`` and ``tools/visualize.py``
+accept it, and a training can start from it with ``init_from``.
 """
 
 import shlex
@@ -35,7 +35,7 @@ from danet.errors import InputError
 from danet.filesystem import require_writable
 
 FOREIGN = ("numpy", "mmengine", "mmcv")
-"""Packages whose objects such files hold beside the tensors: scores, records of a training."""
+"""Packages whose objects such files contain beside tensors: scores, logs of a training."""
 DATA = {
     11: "camvid",
     19: "cityscapes",
@@ -45,9 +45,9 @@ DATA = {
     150: "ade20k",
     171: "coco_stuff_10k",
 }
-"""Classes -> the data set that has so many."""
+"""Number of classes -> data set."""
 TRAINED_WITH = {
-    # Neither can be seen from the tensors; it is said at the end, and a setting changes it.
+    # Neither can be derived from the tensors, so it is printed at the end; settings override it.
     "official": ("model.backbone.multi_grid=[4,8,16]", "evaluation=danet_single"),
     "mmsegmentation": ("model.align_corners=false", "evaluation=mmseg_single"),
     "torchvision": (),
@@ -55,11 +55,11 @@ TRAINED_WITH = {
 
 
 def work(config: DictConfig, *, further: list[str]) -> None:
-    """Reads, renames, and writes; says what became of every tensor.
+    """Convert a file and print what became of every tensor.
 
     Args:
         config: Of this tool.
-        further: Settings of the training config, as typed.
+        further: Overrides of the training config, as typed.
     """
     settings: ConvertConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     source = settings.source
@@ -116,7 +116,7 @@ def work(config: DictConfig, *, further: list[str]) -> None:
 
 
 def refuse_output(output: Path) -> None:
-    """Refuses a name that would overwrite a file, or that no tool would take for a checkpoint."""
+    """Refuse a name that exists or does not have the suffix of a checkpoint."""
     if output.suffix not in reading.SUFFIXES:
         raise InputError(f"output={output}: expected a name that ends in .pt")
     if output.exists():
@@ -124,10 +124,10 @@ def refuse_output(output: Path) -> None:
 
 
 def train_config(network: Network, source: str, settings: list[str], file: str) -> TrainConfig:
-    """Composes the training config that describes a network.
+    """Compose the training config that describes a network.
 
     Raises:
-        InputError: The data set is not known, or has another number of classes.
+        InputError: The data set is unknown or has another number of classes.
     """
     chosen = [setting for setting in settings if setting.startswith("data=")]
     data = DATA.get(network.num_classes or 0)
@@ -151,7 +151,7 @@ def train_config(network: Network, source: str, settings: list[str], file: str) 
         ],
     )
     if OmegaConf.is_missing(composed.data, "root"):
-        composed.data.root = "."  # where the data is, the tools are told when they are used
+        composed.data.root = "."  # given when the checkpoint is used
     checked = check(composed)
     count, name = checked.data.num_classes, chosen[-1][5:] if chosen else data
     if network.num_classes not in (None, count):
@@ -163,8 +163,8 @@ def train_config(network: Network, source: str, settings: list[str], file: str) 
 
 
 def classes_of(train: TrainConfig) -> tuple[list[str], list[Any]]:
-    """Returns names and colours of the classes; no file of the data set is needed for them."""
-    node = train.data.dataset
+    """Return names and colours of the classes, without reading files of the data set."""
+    node = train["data"]["dataset"]
     target = locate(node["_target_"])
     classes = node.get("classes") or target.classes
     palette = node.get("palette") or node.get("colors") or getattr(target, "palette", None)
@@ -172,12 +172,12 @@ def classes_of(train: TrainConfig) -> tuple[list[str], list[Any]]:
 
 
 def train_name(train: TrainConfig) -> str:
-    """Returns the name of the data set's class."""
-    return str(train.data.dataset["_target_"]).rpartition(".")[2]
+    """Return the class name of the data set."""
+    return str(train["data"]["dataset"]["_target_"]).rpartition(".")[2]
 
 
 def account(renamed: Renamed, fresh: list[str]) -> list[str]:
-    """Says what became of every tensor of a file, and which are not from it; a line each."""
+    """Return which tensors of the file were taken or left out, and which are random, as lines."""
     lines = [f"{len(renamed.tensors)} tensors taken"]
     for reason in dict.fromkeys(renamed.dropped.values()):
         names = [name for name, why in renamed.dropped.items() if why == reason]
@@ -190,7 +190,7 @@ def account(renamed: Renamed, fresh: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Is the command ``danet-convert``."""
+    """Run the command ``danet-convert``."""
     own = tuple(f"{field.name}=" for field in fields(ConvertConfig))
     given = sys.argv[1:]
     sys.argv[1:] = [text for text in given if text.startswith(("-", *own))]

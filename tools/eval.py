@@ -1,4 +1,4 @@
-"""Scores a checkpoint: ``python tools/eval.py checkpoint=PATH [SETTING=VALUE ...]``."""
+"""Score a checkpoint: ``python tools/eval.py checkpoint=PATH [SETTING=VALUE ...]``."""
 
 import csv
 import io
@@ -36,21 +36,21 @@ from danet.engine.log import class_table
 from danet.errors import InputError, StorageError
 from danet.evaluation.cityscapes import OfficialScores, ScoredOfficially
 from danet.evaluation.evaluate import Prediction, predict
-from danet.evaluation.inference import Inference, described, name_of
+from danet.evaluation.inference import Inference, describe, mode_name
 from danet.evaluation.metrics import (
     BoundaryIoU,
     BoundaryScores,
     ConfusionMatrix,
     ImageIoU,
     Scores,
-    warn_of_single_class,
+    single_class_warning,
 )
 from danet.filesystem import folder_of, require_writable
-from danet.prediction.results import digest_of
+from danet.prediction.results import weights_digest
 
 
-def work(config: DictConfig) -> None:
-    """Loads the checkpoint, runs it over one split, prints and writes scores and predictions."""
+def run(config: DictConfig) -> None:
+    """Load the checkpoint, run it over one split, print and write scores and predictions."""
     settings: EvalConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     saved = load_saved(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint, settings.data)
@@ -72,18 +72,18 @@ def work(config: DictConfig) -> None:
     model = model_of(saved, trained, settings.checkpoint)
 
     device = choose_device(settings.device)
-    mode = cli.chosen("evaluation") or name_of(protocol)
+    mode = cli.chosen("evaluation") or mode_name(protocol)
     facts = {
         "checkpoint": settings.checkpoint,
         "step": saved["step"],
-        "network": digest_of(model),
+        "network": weights_digest(model),
         "split": split,
         "images": len(dataset),
         "data_set": dataset.fingerprint(),
         "root": trained.data.root,
         "boundary_ratio": ratio,
         "evaluation": protocol,
-        "protocol": described(protocol, mode),
+        "protocol": describe(protocol, mode),
     }
     default = Path(settings.checkpoint).expanduser().parent / f"eval_{split}_{mode}"
     same = ("network", "step", "data_set", "root", "evaluation", "boundary_ratio")
@@ -93,7 +93,7 @@ def work(config: DictConfig) -> None:
     with process_group(device):
         if collectives.is_first() and is_labelled(dataset):
             require_writable(output)
-        predictions = run(model.to(device), dataset, infer, settings, trained, device)
+        predictions = predict_split(model.to(device), dataset, infer, settings, trained, device)
         counted = count(predictions, dataset, writer, device, boundary_ratio=ratio)
         if not collectives.is_first():
             return
@@ -103,11 +103,11 @@ def work(config: DictConfig) -> None:
         return
     write(output, facts, counted, dataset.classes)
     what = f"{split}, {len(dataset)} images"
-    report(counted, dataset.classes, what, described(protocol, mode))
+    report(counted, dataset.classes, what, describe(protocol, mode))
     print(f"  miou={counted.scores.miou}\n  written to {output}")
 
 
-def run(
+def predict_split(
     model: nn.Module,
     dataset: SegmentationDataset,
     infer: Inference,
@@ -115,7 +115,7 @@ def run(
     trained: TrainConfig,
     device: torch.device,
 ) -> Iterator[Prediction]:
-    """Yields the predictions of this process's share of the split."""
+    """Yield the predictions for this process's share of the split."""
     batches = eval_batches(
         dataset,
         batch_size=settings.batch_size,
@@ -129,14 +129,14 @@ def run(
 
 
 class Counted(NamedTuple):
-    """What was counted over the whole split, by all processes together."""
+    """The counts and scores of the whole split, over all processes."""
 
     matrix: np.ndarray
     """int64 (K, K); rows are truth, columns prediction, in pixels."""
     scores: Scores
     official: OfficialScores | None
     note: str
-    """What the official scores leave out, and why."""
+    """Which official scores are left out, and why."""
     image_miou: float
     boundary: BoundaryScores | None
 
@@ -149,7 +149,7 @@ def count(
     *,
     boundary_ratio: float | None = None,
 ) -> Counted | None:
-    """Goes through the predictions of this process; writes them, counts them, adds up.
+    """Write and count the predictions of this process, and sum the counts over processes.
 
     Returns:
         None for a split without labels.
@@ -167,10 +167,11 @@ def count(
         collectives.barrier()
     for prediction in predictions:
         if has_labels:
-            one = ConfusionMatrix(len(dataset.classes), device)
-            one.update(prediction.classes, prediction.mask)
-            confusion.counts.add_(one.counts)
-            images.update(one.matrix)
+            # Pixels are counted once: the matrix of the split is the sum of those of the images.
+            alone = ConfusionMatrix(len(dataset.classes), device)
+            alone.update(prediction.classes, prediction.mask)
+            confusion.counts.add_(alone.counts)
+            images.update(alone.matrix)
         if writer or counter or boundary:
             classes = prediction.classes.cpu().numpy()
             if boundary and has_labels:
@@ -179,10 +180,11 @@ def count(
                 writer.write(prediction.name, classes)
             if counter:
                 counter.update(classes, prediction.name)
-    # Shares of many scales last very differently; the first goes on to look at the files of all.
+    # Shares may take very different times, and the first process then checks the files of all.
     wait_patiently("the predictions")
     if not has_labels:
         return None
+    # Some counts are on the CPU, where the backend of a GPU cannot sum them.
     for counts in (confusion.counts, images.counts, *(c.counts for c in (boundary, counter) if c)):
         totals = counts.to(device)
         collectives.sum_in_place(totals)
@@ -199,7 +201,7 @@ def count(
 
 
 def report(counted: Counted, classes: tuple[str, ...], what: str, protocol: str) -> None:
-    """Prints the tables of scores, and what they were measured with."""
+    """Print the tables of scores, and the protocol."""
     scores, official = counted.scores, counted.official
     columns: dict[str, Sequence[float]] = {"IoU": scores.iou, "accuracy": scores.accuracy}
     if official and official.iiou_classes:
@@ -224,17 +226,19 @@ def report(counted: Counted, classes: tuple[str, ...], what: str, protocol: str)
         print(f"  mean boundary IoU {100 * counted.boundary.mean:.2f}")
     print(f"  protocol: {protocol}")
     if official:
-        shown = {name: value for name, value in official.averages().items() if value == value}
+        shown = {
+            name: value for name, value in official.averages().items() if not math.isnan(value)
+        }
         print("  official: " + ", ".join(f"{k} {100 * v:.2f}" for k, v in shown.items()))
     if counted.note:
         print(f"  {counted.note}")
-    warning = warn_of_single_class(torch.from_numpy(counted.matrix), classes)
+    warning = single_class_warning(torch.from_numpy(counted.matrix), classes)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
 
 
 def write(output: Path, facts: dict[str, Any], counted: Counted, classes: tuple[str, ...]) -> None:
-    """Writes metrics.json and confusion.csv (rows are truth, columns prediction, in pixels)."""
+    """Write metrics.json and confusion.csv (rows are truth, columns prediction, in pixels)."""
     scores = counted.scores
     per_class = {
         name: {"iou": _number(i), "accuracy": _number(a)}
@@ -267,7 +271,7 @@ def cell_of(name: str) -> str:
 
 
 def official_facts(official: OfficialScores) -> dict[str, Any]:
-    """Returns official scores as plain values for JSON: averages, and each score by name."""
+    """Return official scores as plain values for JSON: averages, and each score by name."""
     averages = {name: _number(value) for name, value in official.averages().items()}
     named = {
         kind: {name: _number(value) for name, value in values.items()}
@@ -281,9 +285,9 @@ def _number(value: float) -> float | None:
 
 
 def main() -> None:
-    """Is the command ``danet-eval``."""
+    """Run the command ``danet-eval``."""
     signals.follow_parent()
-    cli.run(work, "eval")
+    cli.run(run, "eval")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Takes a network out of this project: ``python tools/export.py checkpoint=PATH``."""
+"""Export a network to other formats: ``python tools/export.py checkpoint=PATH``."""
 
 import json
 import sys
@@ -27,13 +27,13 @@ from danet.export.programs import Parity, compare, export_onnx, export_torch, re
 from danet.extras import require
 from danet.filesystem import folder_of, require_writable
 from danet.plain import problem_with
-from danet.prediction.results import digest_of
+from danet.prediction.results import weights_digest
 
 FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
 
 
-def work(config: DictConfig) -> None:
-    """Writes the folder, the programs and the card; uploads them where that is asked for."""
+def run(config: DictConfig) -> None:
+    """Write the folder, the programs and the card; upload them if requested."""
     settings: ExportConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     refuse_settings(settings)
     saved = load_saved(settings.checkpoint)
@@ -43,12 +43,12 @@ def work(config: DictConfig) -> None:
     beside = path if path.is_dir() else path.parent
     default = folder_of(beside / "exported", exported.CONFIG, {"step": saved["step"]})
     output = Path(settings.output).expanduser() if settings.output else default
-    found = find_metrics(settings.metrics, beside, saved["step"], digest_of(model))
+    found = find_metrics(settings.metrics, beside, saved["step"], weights_digest(model))
     require_writable(output)
     refuse_leftovers(output, settings.formats, saved["step"])
 
     folder.save(output, saved, model.state_dict())
-    say(output / exported.WEIGHTS)
+    print_file(output / exported.WEIGHTS)
     programs: dict[str, Sequence[Parity]] = {}
     for name in settings.formats:
         programs[FORMATS[name]] = write_program(model, name, output, settings)
@@ -64,13 +64,13 @@ def work(config: DictConfig) -> None:
         (output / "README.md").write_text(text, encoding="utf-8")
     except OSError as error:
         raise StorageError(f"output={output}: cannot be written ({error.strerror})") from error
-    say(output / "README.md")
+    print_file(output / "README.md")
     if settings.push:
         print(hub.push(output, settings.push, private=settings.private))
 
 
 def refuse_leftovers(output: Path, formats: Sequence[str], step: int) -> None:
-    """Refuses a folder where programs of another step would stay beside the new weights."""
+    """Raise InputError for a folder where programs of another step would stay."""
     stale = [output / FORMATS[name] for name in FORMATS if name not in formats]
     stale = [path for path in stale if path.exists()]
     if stale and folder_of(output, exported.CONFIG, {"step": step}) != output:
@@ -83,14 +83,14 @@ def refuse_leftovers(output: Path, formats: Sequence[str], step: int) -> None:
 def write_program(
     model: nn.Module, name: str, output: Path, settings: ExportConfig
 ) -> Sequence[Parity]:
-    """Writes one program and compares it with the network."""
+    """Write one program and compare it with the network."""
     path = output / FORMATS[name]
     if name == "onnx":
         program = export_onnx(model, path, opset=settings.opset)
     else:
         program = export_torch(model, path)
     found = compare(model, program, [(height, width) for height, width in settings.sizes])
-    say(path)
+    print_file(path)
     for parity in found:
         print(
             f"  {parity.height} x {parity.width}: logits differ by at most "
@@ -102,7 +102,7 @@ def write_program(
 
 
 def refuse_settings(settings: ExportConfig) -> None:
-    """Refuses values that cannot be meant, and what needs packages that are not there."""
+    """Raise InputError for settings that are out of range, or need packages that are missing."""
     for name in settings.formats:
         if name not in FORMATS:
             raise InputError(
@@ -145,13 +145,13 @@ def are_scores(metrics: Any) -> bool:
 
 
 def find_metrics(wanted: str | None, beside: Path, step: int, network: str) -> list[dict[str, Any]]:
-    """Reads scores for the card: the file that was named, or those beside the checkpoint.
+    """Read scores for the card: the file that was named, or those beside the checkpoint.
 
     Args:
         wanted: The setting ``metrics``.
-        beside: Where evaluations of the checkpoint lie by default.
+        beside: Folder of the checkpoint and, by default, of its evaluations.
         step: Of the checkpoint.
-        network: The digest of its weights; old files of scores do not know it.
+        network: The digest of its weights, which old files of scores lack.
 
     Raises:
         InputError: A file that was named is none of ``tools/eval.py``.
@@ -176,15 +176,15 @@ def find_metrics(wanted: str | None, beside: Path, step: int, network: str) -> l
     return found
 
 
-def say(path: Path) -> None:
-    """Names a file that was written, with its size."""
+def print_file(path: Path) -> None:
+    """Print the path and the size of a file that was written."""
     size = path.stat().st_size
     print(f"{path}  {size / 2**20:.1f} MiB" if size >= 2**20 else f"{path}  {size / 2**10:.1f} KiB")
 
 
 def main() -> None:
-    """Is the command ``danet-export``."""
-    cli.run(work, "export")
+    """Run the command ``danet-export``."""
+    cli.run(run, "export")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Predicts pictures and videos: ``python tools/predict.py checkpoint=PATH images=PATH``."""
+"""Predict pictures and videos: ``python tools/predict.py checkpoint=PATH images=PATH``."""
 
 import sys
 import time
@@ -24,26 +24,26 @@ from danet.data_check.sample import dropped_notes
 from danet.datasets.image_io import Levels
 from danet.distributed.device import choose_device
 from danet.errors import InputError
-from danet.evaluation.fuse import prepared
+from danet.evaluation.fuse import fuse_for_inference
 from danet.filesystem import folder_of
 from danet.prediction.predict import predictions
-from danet.prediction.results import KINDS, Results, digest_of
+from danet.prediction.results import KINDS, Results, weights_digest
 from danet.prediction.sources import (
     Picture,
     Source,
     Unreadable,
-    ahead,
     count_frames,
     find_sources,
+    prefetch,
     read_pictures,
 )
 
-_TOLD = 3
-"""How many files that cannot be read the last message names."""
+_MAX_LISTED = 3
+"""Number of unreadable files that the last message names."""
 
 
-def work(config: DictConfig) -> None:
-    """Loads the network, goes through the pictures, writes what is wanted of each."""
+def run(config: DictConfig) -> None:
+    """Load the network, predict the pictures, and write the results."""
     settings: PredictConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     refuse_settings(settings)
     sources = find_sources(settings.images, (sys.stdin or ()) if settings.images == "-" else ())
@@ -55,7 +55,7 @@ def work(config: DictConfig) -> None:
     model = model_of(saved, trained, settings.checkpoint)
     device = choose_device(settings.device)
     origin = {
-        "network": digest_of(model),
+        "network": weights_digest(model),
         "evaluation": protocol,
         "images": settings.images
         if settings.images == "-"
@@ -70,19 +70,19 @@ def work(config: DictConfig) -> None:
         palette=[tuple(color) for color in saved["palette"]],
         opacity=settings.opacity,
     )
-    quick = prepared(model.to(device), device)
+    fused = fuse_for_inference(model.to(device), device)
 
     start, unreadable = time.perf_counter(), list[str]()
     total = sum(count_frames(source) if source.is_video else 1 for source in sources)
     with tqdm(total=total, desc="predict", unit="image", dynamic_ncols=True) as bar:
-        pictures = Reading(sources, results, settings.max_pixels, bar, unreadable)
-        found = predictions(quick, pictures, infer, device=device, batch_size=settings.batch_size)
+        pictures = PictureReader(sources, results, settings.max_pixels, bar, unreadable)
+        found = predictions(fused, pictures, infer, device=device, batch_size=settings.batch_size)
         try:
             results.refuse_others(sources)
             for picture, classes in found:
                 results.write(picture, classes)
                 bar.update()
-                del picture, classes
+                del picture, classes  # large; not held while the next are read
             results.finish_video()
         finally:
             results.close()
@@ -102,15 +102,17 @@ def work(config: DictConfig) -> None:
             file=sys.stderr,
         )
     if unreadable:
-        more = f"\nand {len(unreadable) - _TOLD} more" if len(unreadable) > _TOLD else ""
+        more = (
+            f"\nand {len(unreadable) - _MAX_LISTED} more" if len(unreadable) > _MAX_LISTED else ""
+        )
         raise InputError(
             f"{len(unreadable)} of {len(sources)} files could not be read whole, the others are "
-            "done:\n" + "\n".join(unreadable[:_TOLD]) + more
+            "done:\n" + "\n".join(unreadable[:_MAX_LISTED]) + more
         )
 
 
-class Reading:
-    """The pictures that are still to be predicted; keeps count of all others."""
+class PictureReader:
+    """Iterates over the pictures without results, and counts all others."""
 
     def __init__(
         self,
@@ -125,12 +127,12 @@ class Reading:
         self._unreadable = unreadable
         self.count = self.skipped = 0
         self.dropped: Counter[str] = Counter()
-        """What reading left out -> in how many pictures."""
+        """What the reader dropped -> in how many pictures."""
         self.squeezed: list[tuple[str, Levels]] = []
 
     def __iter__(self) -> Iterator[Picture]:
-        """Reads on while the network works."""
-        for item in ahead(self._items):
+        """Yield pictures, which are read ahead while the network runs."""
+        for item in prefetch(self._items):
             if isinstance(item, Picture):
                 self.count += 1
                 self.dropped.update(item.dropped)
@@ -147,7 +149,7 @@ class Reading:
 
 
 def refuse_settings(settings: PredictConfig) -> None:
-    """Refuses values that cannot be meant; raises InputError."""
+    """Raise InputError for settings that are out of range."""
     for kind in settings.write:
         if kind not in KINDS:
             raise InputError(
@@ -162,10 +164,10 @@ def refuse_settings(settings: PredictConfig) -> None:
 
 
 def folder_for(settings: PredictConfig, origin: Mapping[str, Any]) -> Path:
-    """Returns where results go: by default a folder for this network and these pictures alone.
+    """Return the folder of the results, by default one for this network and these pictures alone.
 
     Raises:
-        InputError: There they would be taken for pictures at the next start.
+        InputError: Results there would be taken for pictures at the next start.
     """
     beside = Path(settings.checkpoint).expanduser()
     beside = beside if beside.is_dir() else beside.parent
@@ -185,8 +187,8 @@ def folder_for(settings: PredictConfig, origin: Mapping[str, Any]) -> Path:
 
 
 def main() -> None:
-    """Is the command ``danet-predict``."""
-    cli.run(work, "predict")
+    """Run the command ``danet-predict``."""
+    cli.run(run, "predict")
 
 
 if __name__ == "__main__":

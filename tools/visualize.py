@@ -1,6 +1,7 @@
-"""Draws what a checkpoint sees and attends to: ``python tools/visualize.py checkpoint=PATH``."""
+"""Draw predictions and attention of a checkpoint: ``python tools/visualize.py checkpoint=PATH``."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,16 +29,23 @@ from danet.datasets.submission import require_labels
 from danet.distributed.device import choose_device
 from danet.engine.log import read_metrics
 from danet.errors import InputError, StorageError
-from danet.evaluation.fuse import prepared
-from danet.evaluation.inference import Inference, described
-from danet.evaluation.metrics import ConfusionMatrix, warn_of_single_class
+from danet.evaluation.fuse import fuse_for_inference
+from danet.evaluation.inference import Inference, describe
+from danet.evaluation.metrics import ConfusionMatrix, single_class_warning
 from danet.filesystem import folder_of, require_writable
-from danet.prediction.results import digest_of
+from danet.prediction.results import weights_digest
 from danet.visualization import report, viewer
 from danet.visualization.attention import Point, has_attention
-from danet.visualization.figure import figure
-from danet.visualization.overlay import Palette, predict, save_image, sheet
-from danet.visualization.sheets import Seen, contact_sheet, side_by_side, small
+from danet.visualization.figure import FigureOptions, figure
+from danet.visualization.overlay import (
+    Palette,
+    SegmentedImage,
+    as_tensor,
+    predict,
+    save_image,
+    sheet,
+)
+from danet.visualization.sheets import contact_sheet, shrink, side_by_side
 
 Picture = tuple[str, np.ndarray, np.ndarray | None]
 """A name, an image, and its true classes where they are known."""
@@ -49,7 +57,7 @@ _EXTREMES = 3
 
 
 class Network(NamedTuple):
-    """A checkpoint that is ready to be looked at."""
+    """A checkpoint, loaded onto a device."""
 
     path: str
     model: nn.Module
@@ -58,11 +66,11 @@ class Network(NamedTuple):
     step: int
     config: TrainConfig
     infer: Inference
-    """The protocol of its training, by which everything here is drawn and scored."""
+    """The protocol of its training, which predicts everything drawn and scored here."""
 
 
-def work(config: DictConfig) -> None:
-    """Loads the checkpoint, writes pictures of the chosen images, and a report if asked for."""
+def run(config: DictConfig) -> None:
+    """Load the checkpoint, write pictures of the chosen images and, if requested, a report."""
     settings: VisualizeConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     refuse_settings(settings)
     device = choose_device(settings.device)
@@ -74,22 +82,22 @@ def work(config: DictConfig) -> None:
             f"{len(network.classes)} of checkpoint={settings.checkpoint}"
         )
     facts: dict[str, Any] = {
-        "network": digest_of(network.model),
-        "other": digest_of(other.model) if other else None,
+        "network": weights_digest(network.model),
+        "other": weights_digest(other.model) if other else None,
         "evaluation": network.config.evaluation,
     }
     source = settings.split or network.config.data.val_split
-    place = Path(settings.checkpoint).expanduser()
-    beside = place if place.is_dir() else place.parent
+    path = Path(settings.checkpoint).expanduser()
+    beside = path if path.is_dir() else path.parent
     if settings.images:
-        path = Path(settings.images).expanduser()
-        pictures, source = own_pictures(path), "own"
-        facts["images"] = str(path.absolute())
+        images = Path(settings.images).expanduser()
+        pictures, source = own_pictures(images), "own"
+        facts["images"] = str(images.absolute())
     else:
         dataset = make_dataset(network.config, source, training=False)
         if settings.report:
             require_labels(dataset, "split", "report=true needs them to score the network")
-        pictures = of_split(dataset, settings.count)
+        pictures = split_pictures(dataset, settings.count)
         facts["images"] = dataset.fingerprint()
         facts["root"] = network.config.data.root
     default = folder_of(beside / f"pictures_{source}", _ORIGIN, facts)
@@ -105,7 +113,7 @@ def work(config: DictConfig) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a file of the output; raises StorageError."""
+    """Write a file of the output; raises StorageError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -114,7 +122,7 @@ def write(path: Path, text: str) -> None:
 
 
 def load_network(path: str, settings: VisualizeConfig, device: torch.device) -> Network:
-    """Loads a checkpoint with its config, and its network onto a device."""
+    """Load a checkpoint with its config, and its network onto a device."""
     saved = load_saved(path)
     config = checked_config(saved, path, settings.data)
     model = model_of(saved, config, path).to(device)
@@ -124,7 +132,7 @@ def load_network(path: str, settings: VisualizeConfig, device: torch.device) -> 
 
 
 def refuse_settings(settings: VisualizeConfig) -> None:
-    """Refuses values that cannot be meant; raises InputError."""
+    """Raise InputError for settings that contradict each other or are out of range."""
     for name in ("count", "channels"):
         if getattr(settings, name) < 1:
             raise InputError(f"{name}={getattr(settings, name)}: expected at least 1")
@@ -144,45 +152,39 @@ def draw(
     output: Path,
     device: torch.device,
 ) -> None:
-    """Writes the pictures of each image, and at the end the contact sheet of all."""
-    classes, palette = network.classes, network.palette
-    points, wanted = read_points(settings.points), find_classes(settings.classes, classes)
-    seen = []
+    """Write the pictures of each image, and at the end the contact sheet of all."""
+    classes, palette, opacity = network.classes, network.palette, settings.opacity
+    options = FigureOptions(
+        points=read_points(settings.points),
+        wanted=find_classes(settings.classes, classes),
+        by_class=settings.by_class,
+        channels=settings.channels,
+    )
+    shrunk = []
     for name, image, truth in pictures:
         prediction = predict(network.model, image, device, network.infer)
-        drawn = sheet(image, prediction, truth, classes, palette, opacity=settings.opacity)
+        picture = SegmentedImage(name, image, prediction, truth)
+        drawn = sheet(picture, classes, palette, opacity=opacity)
         save_image(output / f"{name}.png", drawn)
-        seen.append(small(Seen(name, image, prediction, truth)))
+        shrunk.append(shrink(picture))
         if other:
-            both = (prediction, predict(other.model, image, device, other.infer))
-            names = [f"{n}: {Path(x.path).name}" for n, x in (("1st", network), ("2nd", other))]
-            drawn = side_by_side(
-                image, both, names, truth, classes, palette, opacity=settings.opacity
-            )
+            second = predict(other.model, image, device, other.infer)
+            titles = f"1st: {Path(network.path).name}", f"2nd: {Path(other.path).name}"
+            drawn = side_by_side(picture, second, titles, classes, palette, opacity=opacity)
             save_image(output / f"{name}_versus.png", drawn)
         if settings.attention and has_attention(network.model):
-            here = [p for p in points if p.x < image.shape[1] and p.y < image.shape[0]]
-            if points and not here:
+            height, width = prediction.shape
+            inside = [p for p in options.points if p.x < width and p.y < height]
+            if options.points and not inside:
                 raise InputError(
-                    f"points={settings.points}: none lies in {name}, which is "
-                    f"{image.shape[1]} x {image.shape[0]}"
+                    f"points={settings.points}: none lies in {name}, which is {width} x {height}"
                 )
             drawn = figure(
-                network.model,
-                torch.from_numpy(image).permute(2, 0, 1)[None].to(device),
-                image,
-                prediction,
-                truth,
-                classes,
-                palette,
-                points=here,
-                wanted=wanted,
-                by_class=settings.by_class,
-                channels=settings.channels,
+                network.model, picture, classes, palette, options._replace(points=inside)
             )
             save_image(output / f"{name}_attention.png", drawn)
         print(output / f"{name}.png", flush=True)
-    drawn = contact_sheet(seen, classes, palette, opacity=settings.opacity)
+    drawn = contact_sheet(shrunk, classes, palette, opacity=opacity)
     save_image(output / "contact_sheet.png", drawn)
     print(output / "contact_sheet.png", flush=True)
 
@@ -193,48 +195,48 @@ def examine(
     count: int,
     folder: Path,
     device: torch.device,
-) -> report.Findings:
-    """Scores a split by the protocol of the training, and chooses pictures for the report."""
+) -> report.Report:
+    """Score a split by the protocol of the training, and choose pictures for the report."""
     infer = network.infer
-    quick = prepared(network.model, device)
+    fused = fuse_for_inference(network.model, device)
     confusion, by_image = ConfusionMatrix(len(network.classes), device), list[float]()
 
-    def classes_of(image: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
+    def predicted(image: np.ndarray) -> torch.Tensor:
         with torch.inference_mode():
-            return infer.predict(quick, tensor)[0]
+            return infer.predict(fused, as_tensor(image, device))[0]  # (H, W)
 
     for index in tqdm(range(len(dataset)), desc=dataset.split, unit="image"):
         sample = dataset[index]
-        found, mask = classes_of(sample.image), torch.from_numpy(sample.mask).to(device)
-        confusion.update(found, mask)
+        classes, mask = predicted(sample.image), torch.from_numpy(sample.mask).to(device)
+        confusion.update(classes, mask)
         alone = ConfusionMatrix(len(network.classes), device)
-        alone.update(found, mask)
+        alone.update(classes, mask)
         has_labels = bool(alone.matrix.sum())
-        by_image.append(alone.scores().miou if has_labels else float("nan"))
+        by_image.append(alone.scores().miou if has_labels else math.nan)
 
-    def scored(index: int) -> report.Scored:
-        sample = dataset[index]
-        prediction = classes_of(sample.image).cpu().numpy()
-        return report.Scored(sample.name, by_image[index], sample.image, prediction, sample.mask)
+    def scored(index: int) -> report.ScoredImage:
+        # Predicted again: the predictions of a whole split may not fit into memory.
+        image, mask, name = dataset[index]
+        prediction = predicted(image).cpu().numpy()
+        return report.ScoredImage(SegmentedImage(name, image, prediction, mask), by_image[index])
 
-    order = [int(i) for i in np.argsort(by_image) if by_image[i] == by_image[i]]
+    order = [int(i) for i in np.argsort(by_image) if not math.isnan(by_image[i])]
     few = min(_EXTREMES, len(order))
-    viewed = []
-    if viewer.has_positions(network.model):
+    views = []
+    if viewer.has_position_attention(network.model):
         chosen = (dataset[i] for i in spread(len(dataset), count))
-        viewed = [viewer.look_at(network.model, s.name, s.image, device, infer) for s in chosen]
-    warning = warn_of_single_class(confusion.matrix, network.classes)
+        views = [viewer.compute_view(network.model, s.name, s.image, device, infer) for s in chosen]
+    warning = single_class_warning(confusion.matrix, network.classes)
     if warning:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     log = folder / "metrics.jsonl"
     weights = sum(p.numel() for p in network.model.parameters())
-    return report.Findings(
+    return report.Report(
         title=f"{Path(network.path).name} of {folder.absolute().name}",
         facts=[
             f"{type(dataset).__name__}, split {dataset.split}, {len(dataset)} images; step "
             f"{network.step}; {weights:,} weights.",
-            f"Scored and drawn by {described(network.config.evaluation)}; attention is that of "
+            f"Scored and drawn by {describe(network.config.evaluation)}; attention is that of "
             "one pass over the whole picture.",
             *([warning] if warning else []),
         ],
@@ -245,23 +247,23 @@ def examine(
         lines=read_metrics(log),
         best=[scored(i) for i in order[::-1][:few]],
         worst=[scored(i) for i in order[:few]],
-        viewed=viewed,
+        views=views,
     )
 
 
 def spread(length: int, count: int) -> list[int]:
-    """Returns evenly spaced indices."""
+    """Return evenly spaced indices."""
     return [int(i) for i in np.linspace(0, length - 1, min(count, length)).round()]
 
 
-def of_split(dataset: SegmentationDataset, count: int) -> Iterator[Picture]:
-    """Reads evenly spaced samples of a split."""
+def split_pictures(dataset: SegmentationDataset, count: int) -> Iterator[Picture]:
+    """Read evenly spaced samples of a split."""
     samples = (dataset[i] for i in spread(len(dataset), count))
     return ((s.name, s.image, s.mask) for s in samples)
 
 
 def own_pictures(path: Path) -> Iterator[Picture]:
-    """Reads a file, or all pictures of a folder."""
+    """Read a file, or all pictures of a folder."""
     if not path.exists():
         raise InputError(f"images={path}: there is no such file or folder")
     files = [path] if path.is_file() else sorted(path.iterdir())
@@ -274,7 +276,7 @@ def own_pictures(path: Path) -> Iterator[Picture]:
 
 
 def read_points(values: list[object] | None) -> list[Point]:
-    """Checks ``points=[[x,y],...]``."""
+    """Return the points of ``points=[[x,y],...]``; raises InputError for other values."""
     points = []
     for value in values or []:
         whole = (
@@ -289,7 +291,7 @@ def read_points(values: list[object] | None) -> list[Point]:
 
 
 def find_classes(names: list[str] | None, classes: list[str]) -> list[int]:
-    """Turns names of classes into indices."""
+    """Return the indices of classes; raises InputError for unknown names."""
     for name in names or []:
         if name not in classes:
             raise InputError(
@@ -300,8 +302,8 @@ def find_classes(names: list[str] | None, classes: list[str]) -> list[int]:
 
 
 def main() -> None:
-    """Is the command ``danet-visualize``."""
-    cli.run(work, "visualize")
+    """Run the command ``danet-visualize``."""
+    cli.run(run, "visualize")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Archives of others: what is in them, whether it may be unpacked, and unpacking it."""
+"""Untrusted archives: listing members, validating them, unpacking."""

@@ -1,4 +1,4 @@
-"""Reading archives: what a zip, tar or tgz holds, and its members one after another."""
+"""Reading the members of zip, tar and tgz archives."""
 
 import contextlib
 import gzip
@@ -13,24 +13,24 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
-from danet.archives.rules import DEFAULT_LIMITS, Limits, Member, Rules
+from danet.archives.rules import DEFAULT_LIMITS, Limits, Member, Validator
 from danet.errors import InputError
 
 Kind = Literal["zip", "tar", "tgz"]
 
 _MAX_READ = 16 * 2**20
-"""Bytes of one header: names in a tar can claim any length and are read into memory."""
+"""Bytes of one header, which is read into memory: a name in a tar may claim any length."""
 _MAX_TRAILER = 64 * 2**20
-"""Bytes after the end of a tar; packers fill up a block of some kilobytes."""
+"""Bytes after the end marker of a tar; writers pad the last block to some kilobytes."""
 _DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, struct.error),
     *(EOFError, ValueError, LookupError, ArithmeticError, RuntimeError, MemoryError),
 )
-"""What the readers raise on a file that is damaged or made up."""
+"""Exceptions of the standard library on files that are damaged or forged."""
 
 
 class Listing(NamedTuple):
-    """An archive whose members may all be unpacked."""
+    """An archive and its members, all validated."""
 
     path: Path
     kind: Kind
@@ -38,21 +38,23 @@ class Listing(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of all members."""
+        """Unpacked bytes of all members."""
         return sum(member.size for member in self.members)
 
 
-def check_digest(path: Path, algorithm: str, expected: str, *, seen: Callable[[int], Any]) -> None:
-    """Compares the checksum of a file; ``seen`` is told the bytes as they are read.
+def check_digest(
+    path: Path, algorithm: str, expected: str, *, progress: Callable[[int], Any]
+) -> None:
+    """Verify the checksum of a file; ``progress`` is called with numbers of bytes as they are read.
 
     Raises:
-        InputError: It differs; with both.
+        InputError: It differs, with both values.
     """
     digest = hashlib.new(algorithm, usedforsecurity=False)
-    with readable(path), path.open("rb") as file:
+    with explain_damage(path), path.open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)
-            seen(len(block))
+            progress(len(block))
     if digest.hexdigest() != expected:
         raise InputError(
             f"{path}: {algorithm} is {digest.hexdigest()}, expected {expected}: the download was "
@@ -61,31 +63,31 @@ def check_digest(path: Path, algorithm: str, expected: str, *, seen: Callable[[i
 
 
 def read_listing(path: Path, limits: Limits = DEFAULT_LIMITS) -> Listing:
-    """Reads the table of contents and judges every member.
+    """Read the table of contents and validate every member.
 
-    A tar that is packed with gzip is read to its end, which also proves its checksum.
+    A tgz is decompressed to its end, which also verifies its checksum.
 
     Raises:
-        InputError: Not an archive, damaged, cut off, or a member that must not be unpacked.
+        InputError: Not an archive, damaged, truncated, or with a member that is not allowed.
     """
     kind = _kind(path)
-    rules = Rules(path, limits)
-    with readable(path):
+    validator = Validator(path, limits)
+    with explain_damage(path):
         if kind == "zip":
-            _judge_zip(path, rules)
+            _validate_zip(path, validator)
         else:
-            _judge_tar(path, kind, rules)
-    return Listing(path, kind, tuple(rules.members))
+            _validate_tar(path, kind, validator)
+    return Listing(path, kind, tuple(validator.members))
 
 
 def read_contents(listing: Listing, wanted: Collection[int]) -> Iterator[tuple[Member, IO[bytes]]]:
-    """Yields the wanted members, by number, in the order of the archive, each open for reading.
+    """Yield the members with the wanted numbers, in the order of the archive, open for reading.
 
     Raises:
-        InputError: Damaged; or not the file any more that was listed.
+        InputError: The archive is damaged or cannot be read.
     """
     members = {member.number: member for member in listing.members if member.number in wanted}
-    with readable(listing.path):
+    with explain_damage(listing.path):
         if listing.kind == "zip":
             with zipfile.ZipFile(listing.path) as archive:
                 for number, info in enumerate(archive.infolist()):
@@ -101,8 +103,8 @@ def read_contents(listing: Listing, wanted: Collection[int]) -> Iterator[tuple[M
 
 
 @contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turns what readers raise into one line."""
+def explain_damage(path: Path) -> Iterator[None]:
+    """Turn exceptions of reading an archive into an InputError of one line."""
     try:
         yield
     except InputError:
@@ -144,12 +146,12 @@ def _is_old_tar(head: bytes) -> bool:
     return True
 
 
-def _judge_zip(path: Path, rules: Rules) -> None:
+def _validate_zip(path: Path, validator: Validator) -> None:
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
         end = 0
         for info in sorted(infos, key=lambda info: info.header_offset):
-            if info.header_offset < end:  # many members of one packed stretch
+            if info.header_offset < end:  # a bomb: many members share compressed data
                 raise InputError(f"{path}: the member {info.filename!r} overlaps another one")
             end = info.header_offset + 30 + info.compress_size
         for info in infos:
@@ -160,7 +162,7 @@ def _judge_zip(path: Path, rules: Rules) -> None:
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 other = f"packed in a way (number {info.compress_type}) that is not read here"
             name = info.orig_filename
-            rules.take(name, info.file_size, is_folder=name.endswith("/"), other=other)
+            validator.add(name, info.file_size, is_folder=name.endswith("/"), other=other)
 
 
 _KINDS = {
@@ -173,7 +175,7 @@ _KINDS = {
 
 
 class _Blocks(io.RawIOBase):
-    """A stream that gives no more than a header's length at once and remembers its last block."""
+    """A stream that limits the length of a read and keeps the last block."""
 
     def __init__(self, stream: IO[bytes] | gzip.GzipFile) -> None:
         self.stream = stream
@@ -201,13 +203,13 @@ def _open_tar(path: Path, kind: Kind) -> Iterator[tuple[tarfile.TarFile, _Blocks
 
 
 def _infos(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yields the members; the list that tarfile keeps is emptied, so that memory stays small."""
+    """Yield the members and empty the list that tarfile keeps of them, to bound memory."""
     while (info := tar.next()) is not None:
         yield info
         tar.members = []  # type: ignore[attr-defined]
 
 
-def _judge_tar(path: Path, kind: Kind, rules: Rules) -> None:
+def _validate_tar(path: Path, kind: Kind, validator: Validator) -> None:
     with _open_tar(path, kind) as (tar, blocks):
         for info in _infos(tar):
             other = ""
@@ -217,8 +219,8 @@ def _judge_tar(path: Path, kind: Kind, rules: Rules) -> None:
                 other = "a pipe" if info.isfifo() else "a device"
             elif info.issparse() or not (info.isreg() or info.isdir()):
                 other = f"of the special type {info.type!r}"
-            rules.take(info.name, info.size, is_folder=info.isdir(), other=other)
-        # tarfile takes a header it cannot read, or a file that ends, for the end of the archive.
+            validator.add(info.name, info.size, is_folder=info.isdir(), other=other)
+        # tarfile treats an unreadable header and a truncated file as the end of the archive.
         if blocks.last != bytes(512):
             raise InputError(f"{path}: damaged or cut off at byte {tar.offset:,}; fetch it again")
         trailer = 0

@@ -1,8 +1,8 @@
-"""Which members of an archive may be unpacked.
+"""Validation of the members of an archive.
 
-An archive is somebody else's file. Its whole table of contents is judged before anything is
-written: one member that is a link, a device, or would land outside is enough to refuse all of it.
-Nothing of a member but its name and its bytes is used: no modes, owners or times.
+Archives are untrusted. The whole table of contents is validated before anything is written: a
+single member that is a link, a device, or lies outside of the target refuses the archive. Only the
+name and the contents of a member are used, never its mode, owner or time.
 """
 
 import os
@@ -16,14 +16,14 @@ from danet.errors import InputError
 MAX_MEMBERS = 500_000
 """The largest official archive has 123,287."""
 _SMALL = 2**20
-"""An archive that unpacks to no more than this is no bomb, whatever its ratio."""
+"""Bytes; an archive that unpacks to no more than this is no bomb, whatever its ratio."""
 
 
 class Limits(NamedTuple):
-    """How much an archive may unpack to."""
+    """Limits of the unpacked size."""
 
     ratio: float = 200.0
-    """Times its own size."""
+    """Multiple of the size of the archive."""
     total: int = 200 * 2**30
     """Bytes."""
 
@@ -35,15 +35,15 @@ class Member(NamedTuple):
     """A file in an archive."""
 
     number: int
-    """Its place in the table of contents, folders counted."""
+    """Position in the table of contents, folders included."""
     path: str
     """Relative, with forward slashes, without ``.`` and ``..``."""
     size: int
-    """Bytes unpacked, as the archive says; held against what comes out."""
+    """Unpacked bytes according to the archive; verified when unpacking."""
 
 
-class Rules:
-    """Takes the members one after another and refuses the archive at the first bad one."""
+class Validator:
+    """Collects the members one after another; refuses the archive at the first invalid one."""
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self.path, self.limits = path, limits
@@ -51,10 +51,14 @@ class Rules:
         self.members: list[Member] = []
         self._count = 0
         self._total = 0
-        self._taken: dict[str, tuple[str, bool]] = {}  # folded path -> path, is it a folder
+        self._paths: dict[str, tuple[str, bool]] = {}  # folded path -> path, whether a folder
 
-    def take(self, name: str, size: int, *, is_folder: bool, other: str = "") -> None:
-        """Judges a member; ``other`` says what it is when it is neither file nor folder."""
+    def add(self, name: str, size: int, *, is_folder: bool, other: str = "") -> None:
+        """Validate and add a member; ``other`` describes what is neither file nor folder.
+
+        Raises:
+            InputError: The member is not allowed.
+        """
         number, self._count = self._count, self._count + 1
         if self._count > MAX_MEMBERS:
             raise InputError(f"{self.path}: more than {MAX_MEMBERS:,} members")
@@ -64,8 +68,8 @@ class Rules:
         if not parts and not is_folder:
             self._refuse(name, "has no name")
         for end in range(1, len(parts)):
-            self._claim("/".join(parts[:end]), name, is_folder=True)
-        is_new = not parts or self._claim("/".join(parts), name, is_folder=is_folder)
+            self._register("/".join(parts[:end]), name, is_folder=True)
+        is_new = not parts or self._register("/".join(parts), name, is_folder=is_folder)
         if is_folder:
             return
         if not is_new:
@@ -73,10 +77,10 @@ class Rules:
         if size < 0:
             self._refuse(name, f"claims {size} bytes")
         self._total += size
-        self._judge_size()
+        self._check_size()
         self.members.append(Member(number, "/".join(parts), size))
 
-    def _judge_size(self) -> None:
+    def _check_size(self) -> None:
         total, packed, limits = self._total, self.packed, self.limits
         if total > limits.total or total > max(_SMALL, limits.ratio * packed):
             raise InputError(
@@ -96,15 +100,15 @@ class Rules:
             self._refuse(name, "has a name too long for file systems")
         return parts
 
-    def _claim(self, path: str, name: str, *, is_folder: bool) -> bool:
-        """Takes a path; False if it was taken as the same before.
+    def _register(self, path: str, name: str, *, is_folder: bool) -> bool:
+        """Register a path; return False if it is known as the same kind.
 
-        Two names that differ in capitals or in how an accent is written are one on many disks.
+        Names that differ only in case or Unicode normalisation are one on many file systems.
         """
         folded = unicodedata.normalize("NFC", path).casefold()
-        known = self._taken.get(folded)
+        known = self._paths.get(folded)
         if known is None:
-            self._taken[folded] = (path, is_folder)
+            self._paths[folded] = (path, is_folder)
             return True
         if known[0] != path:
             self._refuse(name, f"and {known[0]!r} differ only in how letters are written")

@@ -12,12 +12,13 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeGuard, Union
+from typing import Any, Literal, Union
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from danet.engine.settings import TrainSettings, resumable
+from danet.plain import is_int, is_number
 
 Node = dict[str, Any]
 """A class, ``_target_``, and its arguments: plain values and further nodes."""
@@ -368,13 +369,3 @@ def instead(key: str, options: Iterable[str]) -> str:
     """Returns what to use for a key that does not exist, as a part of a message, or nothing."""
     hint = _ELSEWHERE.get(key.rpartition(".")[2])
     return f"; {hint}" if hint else did_you_mean(key, options)
-
-
-def is_int(value: Any) -> TypeGuard[int]:
-    """Tells whether a plain value is a whole number; true and false are none."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Tells whether a plain value is a number."""
-    return is_int(value) or isinstance(value, float)

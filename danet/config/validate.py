@@ -25,13 +25,11 @@ from danet.config.schema import (
     TrainSchema,
     did_you_mean,
     instead,
-    is_int,
-    is_number,
     mismatch,
 )
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError, first_line
-from danet.plain import printable, problem_with
+from danet.plain import is_int, is_number, printable, problem_with
 from danet.types import MAX_CLASSES
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""What becomes of a training sample that cannot be read: the run stops, or takes another one."""
+"""Unreadable training samples: an error, or replaced by other samples."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,37 +7,37 @@ from torch.utils.data import Dataset
 
 from danet.errors import InputError
 from danet.seeds import mix
-from danet.types import Draw, Sample
+from danet.types import Sample, SampleKey
 
 POLICIES = ("error", "skip")
 GRACE = 3
-"""So many bad samples are forgiven whatever share of a small data set they are."""
-_TRIES = 20
-"""Replacements in a row that may be bad, too."""
+"""Number of bad samples tolerated, whatever share of a small data set they are."""
+_MAX_RETRIES = 20
+"""Successive replacements that may be bad as well."""
 
 
-class Bad(NamedTuple):
+class BadSample(NamedTuple):
     """A sample that could not be read."""
 
-    item: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     """Its index in the data set."""
     reason: str
-    """What the data set said, with the path."""
+    """Message of the data set, with the path."""
 
 
-class Read(NamedTuple):
-    """A sample, and the bad ones in whose place it stands."""
+class LoadedSample(NamedTuple):
+    """A sample, and the bad samples that it replaces."""
 
     sample: Sample
-    bad: tuple[Bad, ...]
+    bad: tuple[BadSample, ...]
 
 
-class Replacing(Dataset[Read]):
-    """Reads a data set so that the next best sample takes the place of a bad one.
+class SkipBadSamples(Dataset[LoadedSample]):
+    """Data set in which a random other sample replaces one that cannot be read.
 
-    Which one follows from the seed of the draw alone, not from what came before, so a run that is
-    stopped and resumed sees what the whole run would, as long as the same files are bad. Other
-    processes notice nothing.
+    The replacement depends on the seed in the key alone, not on previous samples, so a resumed run
+    has the samples of an uninterrupted one, as long as the same files are bad. Other processes are
+    not affected.
     """
 
     def __init__(self, dataset: Dataset[Sample]) -> None:
@@ -46,60 +46,62 @@ class Replacing(Dataset[Read]):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, draw: Draw) -> Read:
-        """Reads what is drawn, or what replaces it.
+    def __getitem__(self, key: SampleKey) -> LoadedSample:
+        """Return the sample of a key, or its replacement.
 
         Raises:
-            InputError: Not one of many replacements can be read.
+            InputError: None of many replacements can be read.
         """
-        bad: list[Bad] = []
+        bad: list[BadSample] = []
         while True:
             try:
-                return Read(self.dataset[draw], tuple(bad))
-            except (InputError, OSError) as error:
-                bad.append(Bad(draw.item, str(error)))
-                if len(bad) > _TRIES:
+                return LoadedSample(self.dataset[key], tuple(bad))
+            except (InputError, OSError) as error:  # other errors are bugs and must not be hidden
+                bad.append(BadSample(key.index, str(error)))
+                if len(bad) > _MAX_RETRIES:
                     lines = [f"  {one.reason}" for one in bad[:GRACE]]
                     raise InputError(
                         f"data.on_bad_sample=skip: {len(bad)} samples in a row cannot be read; "
                         "is the storage still there?\n" + "\n".join(lines)
                     ) from error
-                draw = Draw(mix(draw.seed, 2) % len(self), mix(draw.seed, 3))
+                # 2 and 3, since StepSampler uses 0 and 1.
+                key = SampleKey(mix(key.seed, 2) % len(self), mix(key.seed, 3))
 
 
 class BadSamples:
-    """Counts the bad samples of one process, tells each once, and stops when there are too many.
+    """Record of the bad samples of one process: warns once about each, fails if there are too many.
 
     Args:
         num_samples: Of the data set.
-        max_share: Of the different samples seen so far, 0..1; GRACE are forgiven anyway.
-        tell: Is given a line for each bad sample when it is met first.
+        max_share: Of the different samples seen so far, 0..1; GRACE are tolerated anyway.
+        warn: Called with one line at the first occurrence of each bad sample.
 
     Attributes:
-        reasons: What is wrong, by index in the data set.
-        replaced: How often another sample was taken.
+        reasons: Error messages by index in the data set.
+        replaced: Number of replacements.
     """
 
-    def __init__(self, num_samples: int, max_share: float, tell: Callable[[str], None]) -> None:
+    def __init__(self, num_samples: int, max_share: float, warn: Callable[[str], None]) -> None:
         self.num_samples = num_samples
         self.max_share = max_share
-        self.tell = tell
+        self.warn = warn
         self.reasons: dict[int, str] = {}
         self.replaced = 0
         self._seen = 0
 
-    def note(self, reads: int, bad: tuple[Bad, ...]) -> None:
-        """Takes in that so many samples were read, and which others could not be.
+    def record(self, num_read: int, bad: tuple[BadSample, ...]) -> None:
+        """Count samples that were read, and record those that could not be.
 
         Raises:
-            InputError: Too many; with all of them.
+            InputError: There are too many; with the messages of all.
         """
-        self._seen += reads
+        self._seen += num_read
         self.replaced += len(bad)
         for one in bad:
-            if one.item not in self.reasons:
-                self.reasons[one.item] = one.reason
-                self.tell(f"skipped, another sample takes its place: {one.reason}")
+            if one.index not in self.reasons:
+                self.reasons[one.index] = one.reason
+                self.warn(f"skipped, another sample takes its place: {one.reason}")
+        # A second epoch has no new samples, and must not raise the number that is tolerated.
         seen = min(self._seen, self.num_samples)
         if len(self.reasons) > max(GRACE, self.max_share * seen):
             raise InputError(
@@ -110,14 +112,15 @@ class BadSamples:
             )
 
 
-def summary(of_processes: list[dict[int, str]]) -> list[str]:
-    """Returns lines that name the bad samples of all processes, each once; none without any.
+def summary(reasons_by_rank: list[dict[int, str]]) -> list[str]:
+    """Return lines that list the bad samples of all processes, each once; none if there are none.
 
     Args:
-        of_processes: BadSamples.reasons of each process.
+        reasons_by_rank: BadSamples.reasons of each process.
     """
-    together = {item: reason for reasons in of_processes for item, reason in reasons.items()}
-    if not together:
+    # Over the epochs several processes may read the same sample.
+    merged = {index: reason for reasons in reasons_by_rank for index, reason in reasons.items()}
+    if not merged:
         return []
-    lines = [f"  {together[item]}" for item in sorted(together)]
+    lines = [f"  {merged[index]}" for index in sorted(merged)]
     return [f"{len(lines)} sample(s) could not be read and were replaced by others:", *lines]

@@ -1,4 +1,4 @@
-"""Batches for training (without end) and for evaluation (each sample once)."""
+"""Batches for training (endless) and for evaluation (each sample once)."""
 
 import errno
 import math
@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from danet.data import workers
-from danet.data.bad_samples import Bad, BadSamples, Read, Replacing
+from danet.data.bad_samples import BadSample, BadSamples, LoadedSample, SkipBadSamples
 from danet.data.sampler import StepSampler
 from danet.errors import InputError, ProcessError, StorageError
 from danet.types import Batch, Sample
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stacks samples of one size; images become (B, 3, H, W), all stays uint8.
+    """Stack samples of one size to uint8 images (B, 3, H, W) and masks (B, H, W).
 
     Raises:
         InputError: The sizes differ.
@@ -34,19 +34,20 @@ def collate(samples: list[Sample]) -> Batch:
             "that crops, such as data/transforms=street, or data.batch_size=1"
         )
     height, width = samples[0].mask.shape
+    # Written in place: stacking first would copy every image once more.
     images = _empty((len(samples), 3, height, width))
     masks = _empty((len(samples), height, width))
     for sample, image, mask in zip(samples, images.numpy(), masks.numpy(), strict=True):
-        image[:] = sample.image.transpose(2, 0, 1)
+        image[:] = sample.image.transpose(2, 0, 1)  # (3, H, W)
         mask[:] = sample.mask
     return Batch(image=images, mask=masks, name=tuple(sample.name for sample in samples))
 
 
 def collate_by_size(samples: list[Sample]) -> list[Batch]:
-    """Makes one batch per size of image, in order of appearance.
+    """Return one batch per image size, in order of appearance.
 
-    Images are never padded to share a batch: attention looks at all positions, so padding would
-    change the result of an image with its neighbours in the batch.
+    Images are never padded to a common size: attention depends on all positions, so the result of
+    an image would depend on the others in its batch.
     """
     groups: dict[tuple[int, ...], list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -55,63 +56,64 @@ def collate_by_size(samples: list[Sample]) -> list[Batch]:
 
 
 def _empty(shape: tuple[int, ...]) -> Tensor:
-    """Makes a uint8 tensor; in a worker, in the memory through which it reaches the main process.
+    """Return an uninitialised uint8 tensor; in a worker, in shared memory.
 
-    A tensor that lies elsewhere is copied there when it is handed over, one more pass per batch.
+    Any other tensor is copied to shared memory on its way to the main process.
     """
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
+    # A private function, which torch's default_collate uses for the same purpose.
     storage = torch.UntypedStorage._new_shared(math.prod(shape))
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
-class _Noted(NamedTuple):
-    """A batch, and the bad samples that others took the place of."""
+class _LoadedBatch(NamedTuple):
+    """A batch, and the bad samples that were replaced in it."""
 
     batch: Batch
-    bad: tuple[Bad, ...]
+    bad: tuple[BadSample, ...]
 
 
-def _collate_reads(reads: list[Read]) -> _Noted:
-    """Makes a batch of samples, and one list of what was replaced."""
-    return _Noted(collate([read.sample for read in reads]), tuple(b for r in reads for b in r.bad))
+def _collate_loaded(loaded: list[LoadedSample]) -> _LoadedBatch:
+    bad = tuple(one for each in loaded for one in each.bad)
+    return _LoadedBatch(collate([each.sample for each in loaded]), bad)
 
 
 class TrainBatches(Iterator[Batch]):
-    """The batches of one process, without end.
+    """Endless batches of one process.
 
     Attributes:
         bad: The samples that could not be read; none unless they are skipped.
     """
 
-    def __init__(self, loader: "_Plain", bad: BadSamples | None, *, batch_size: int) -> None:
+    def __init__(self, loader: "WorkerErrors", bad: BadSamples | None, *, batch_size: int) -> None:
         self.loader = loader
         self.batch_size = batch_size
-        self.bad = bad or BadSamples(0, 0.0, print)
+        self.bad = bad or BadSamples(0, 0.0, print)  # stays empty, so that nobody checks for None
         self._is_skipping = bad is not None
         self._items = iter(loader)
 
     def __next__(self) -> Batch:
-        """Returns the next batch.
+        """Return the next batch.
 
         Raises:
-            InputError: A sample cannot be read, or too many of those that are skipped.
+            InputError: A sample cannot be read, or too many are skipped.
             ProcessError: A worker has died or hangs.
         """
         item = next(self._items)
         if not self._is_skipping:
             return cast(Batch, item)
-        self.bad.note(self.batch_size, tuple(item.bad))
+        self.bad.record(self.batch_size, tuple(item.bad))
         return cast(Batch, item.batch)
 
     def count(self) -> dict[str, float]:
-        """Returns how many samples were replaced so far, by the name it has in the log."""
+        """Return the number of replaced samples by its name in the log; empty without skipping."""
         return {"bad_samples": self.bad.replaced} if self._is_skipping else {}
 
     def explain(self, error: RuntimeError) -> ProcessError | StorageError | None:
-        """Says what became of a worker; None where an error is about something else.
+        """Return the error that describes a dead worker; None if ``error`` has another cause.
 
-        torch notices at once, so such an error may be raised in the midst of anything.
+        torch checks workers in a signal handler, so such an error may be raised anywhere.
         """
         return self.loader.explain(error)
 
@@ -129,24 +131,23 @@ def train_batches(
     timeout: float = 0,
     on_bad_sample: str = "error",
     max_bad_share: float = 0.01,
-    tell: Callable[[str], None] = print,
+    warn: Callable[[str], None] = print,
 ) -> TrainBatches:
-    """Yields batches without end from batch number ``start`` on; see StepSampler.
+    """Return endless batches from batch number ``start`` on; see StepSampler.
 
     Args:
-        dataset: Of the training.
-        batch_size: See StepSampler, as for the next four.
-        seed: Decides order and augmentation.
+        dataset: For training.
+        batch_size: Per process.
+        seed: Determines order and augmentation.
         start: Number of the first batch.
-        rank: This process.
-        world: How many there are.
-        num_workers: Processes that read; 0 reads in this one.
+        rank: Number of this process.
+        world: Number of processes.
+        num_workers: Processes that read samples; 0 reads in this process.
         pin_memory: For CUDA.
-        timeout: Seconds that a batch may be waited for, with workers; 0 for ever.
-        on_bad_sample: ``error``, or ``skip``: another sample takes the place of one that cannot be
-            read; see Replacing.
-        max_bad_share: Of the samples that may be bad; see BadSamples.
-        tell: Is given a line for each sample that is skipped.
+        timeout: Seconds to wait for a batch of the workers; 0 for ever.
+        on_bad_sample: ``error``, or ``skip`` to replace unreadable samples, see SkipBadSamples.
+        max_bad_share: Largest share of bad samples, see BadSamples.
+        warn: Called with one line per skipped sample.
 
     Raises:
         InputError: The data set does not fill one batch.
@@ -155,20 +156,26 @@ def train_batches(
     sample = partial(StepSampler, length, batch_size, seed=seed, rank=rank, world=world)
 
     def in_flight(done: int) -> list[str]:
-        draws = islice(sample(start=start + done), _PREFETCH * num_workers)
-        return [_name(dataset, draw.item) for batch in draws for draw in batch]
+        # The order is a function of the seed, so a second sampler repeats it.
+        batches = islice(sample(start=start + done), _PREFETCH * num_workers)
+        return [_sample_name(dataset, key.index) for batch in batches for key in batch]
 
     loading = (num_workers, pin_memory, timeout)
     if on_bad_sample == "skip":
-        loader = _loader(Replacing(dataset), sample(start=start), _collate_reads, *loading)
-        bad = BadSamples(length, max_bad_share, tell)
+        # Replaced in the worker, so that no batch is short.
+        skipping = SkipBadSamples(dataset)
+        loader = _make_loader(skipping, sample(start=start), _collate_loaded, *loading)
+        bad = BadSamples(length, max_bad_share, warn)
     else:
-        loader, bad = _loader(dataset, sample(start=start), collate, *loading), None
-    return TrainBatches(_Plain(loader, in_flight), bad, batch_size=batch_size)
+        loader, bad = _make_loader(dataset, sample(start=start), collate, *loading), None
+    return TrainBatches(WorkerErrors(loader, in_flight), bad, batch_size=batch_size)
 
 
-class _EveryNth(Sampler[list[int]]):
+class _ShardSampler(Sampler[list[int]]):
     """Batches of rank, rank + world, rank + 2 world, ...: every sample on exactly one process."""
+
+    # Not torch's DistributedSampler: it repeats samples to equalise the shards, and a score would
+    # depend on the number of processes.
 
     def __init__(self, num_samples: int, batch_size: int, rank: int, world: int) -> None:
         self.indices = range(rank, num_samples, world)
@@ -192,34 +199,34 @@ def eval_batches(
     pin_memory: bool = False,
     timeout: float = 0,
 ) -> Iterable[list[Batch]]:
-    """Returns an iterable of batches, in lists of one per image size; no padding, no repeats.
+    """Return an iterable of lists of batches, one per image size; no padding, no repeats.
 
-    A sample that cannot be read is an error whatever ``data.on_bad_sample`` says: a score over
-    other images than it claims would be a wrong one.
+    An unreadable sample is an error whatever the value of ``data.on_bad_sample``: a score over
+    fewer images would be wrong.
     """
-    sampler = _EveryNth(len(dataset), batch_size, rank, world)  # type: ignore[arg-type]
+    sampler = _ShardSampler(len(dataset), batch_size, rank, world)  # type: ignore[arg-type]
 
     def in_flight(done: int) -> list[str]:
         batches = islice(sampler, done, done + _PREFETCH * num_workers)
-        return [_name(dataset, index) for batch in batches for index in batch]
+        return [_sample_name(dataset, index) for batch in batches for index in batch]
 
-    loader = _loader(dataset, sampler, collate_by_size, num_workers, pin_memory, timeout)
-    return _Plain(loader, in_flight)
+    loader = _make_loader(dataset, sampler, collate_by_size, num_workers, pin_memory, timeout)
+    return WorkerErrors(loader, in_flight)
 
 
-class _Plain:
-    """A loader whose errors of workers are told without their traceback.
+class WorkerErrors:
+    """A loader that raises the errors of its workers as the project's own, without traceback.
 
     Args:
         loader: Of batches.
-        in_flight: Names of the samples that are being read when so many batches have come.
+        in_flight: Returns the names of the samples being read after so many batches.
     """
 
     def __init__(self, loader: DataLoader[Any], in_flight: Callable[[int], list[str]]) -> None:
         self.loader = loader
         self.in_flight = in_flight
         self.done = 0
-        self._readers: Sequence[BaseProcess] = ()
+        self._workers: Sequence[BaseProcess] = ()
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -230,58 +237,60 @@ class _Plain:
             batches = iter(self.loader)
         except OSError as error:
             if error.errno == errno.ENOSPC:  # the workers' locks lie in shared memory
-                raise workers.no_room() from error
+                raise workers.shared_memory_error() from error
             raise
-        self._readers = getattr(batches, "_workers", ())
+        self._workers = getattr(batches, "_workers", ())  # private; absent without workers
         try:
             while True:
-                self._require_readers()
+                self._require_workers()
                 try:
                     batch = next(batches)
                 except StopIteration:
                     return
                 except (ConnectionError, EOFError) as error:
-                    workers.await_end(self._readers)
-                    self._require_readers(error)
+                    # A connection breaks a little before its process has an exit code.
+                    workers.wait_for_exit(self._workers)
+                    self._require_workers(error)
                     raise
                 self.done += 1
                 yield batch
         except InputError as error:
-            # torch puts the traceback of the worker in front of the message.
+            # torch puts the traceback of the worker before the message.
             raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
         except RuntimeError as error:
-            told = self.explain(error)
-            if told is None:
+            explained = self.explain(error)
+            if explained is None:
                 raise
-            raise told from error
-        finally:
-            workers.end(self._readers)
+            raise explained from error
+        finally:  # also when the generator is closed or collected
+            workers.terminate(self._workers)
 
     def explain(self, error: RuntimeError) -> ProcessError | StorageError | None:
-        """Says what became of a worker; None where an error is about something else."""
+        """Return the error that describes a dead worker; None if ``error`` has another cause."""
         names = self.in_flight(self.done)
-        return workers.explain(error, names, self.loader.timeout, self._codes())
+        return workers.explain(error, names, self.loader.timeout, self._exit_codes())
 
-    def _require_readers(self, cause: Exception | None = None) -> None:
-        """Raises ProcessError if a worker is gone: torch does, but where it may be swallowed."""
-        if any(reader.exitcode is not None for reader in self._readers):
-            raise workers.lost(self._codes(), self.in_flight(self.done)) from cause
+    def _require_workers(self, cause: Exception | None = None) -> None:
+        """Raise ProcessError if a worker has exited."""
+        # torch checks as well, but raises where the error may be swallowed, as in a destructor.
+        if any(worker.exitcode is not None for worker in self._workers):
+            raise workers.exit_error(self._exit_codes(), self.in_flight(self.done)) from cause
 
-    def _codes(self) -> dict[int | None, int | None]:
-        return {reader.pid: reader.exitcode for reader in self._readers}
+    def _exit_codes(self) -> dict[int | None, int | None]:
+        return {worker.pid: worker.exitcode for worker in self._workers}
 
 
 _PREFETCH = 2
 """Batches that each worker reads ahead."""
 
 
-def _name(dataset: Dataset[Sample], index: int) -> str:
-    """Returns what messages call a sample."""
+def _sample_name(dataset: Dataset[Sample], index: int) -> str:
+    """Return the name of a sample in messages."""
     items = getattr(dataset, "items", None)
     return f"sample {index}" if items is None else str(items[index].name)
 
 
-def _loader(
+def _make_loader(
     dataset: Dataset[Any],
     sampler: Any,
     collate_fn: Any,
@@ -295,10 +304,10 @@ def _loader(
         collate_fn=collate_fn,
         num_workers=num_workers,
         pin_memory=pin_memory,
+        # Without workers torch accepts no other values.
         timeout=timeout if num_workers else 0,
         prefetch_factor=_PREFETCH if num_workers else None,
-        worker_init_fn=workers.start,
-        # Its own generator: otherwise an iterator draws once from the global one, and a resumed run
-        # would differ.
+        worker_init_fn=workers.init_worker,
+        # An iterator would draw once from the global generator, and a resumed run would differ.
         generator=torch.Generator(),
     )

@@ -1,4 +1,4 @@
-"""Which sample comes when, as a function of the seed and the position in the run."""
+"""Sample order as a function of the seed and the position in the run."""
 
 from collections.abc import Iterator
 
@@ -7,23 +7,23 @@ from torch.utils.data import Sampler
 
 from danet.errors import InputError
 from danet.seeds import mix
-from danet.types import Draw
+from danet.types import SampleKey
 
 
-class StepSampler(Sampler[list[Draw]]):
-    """Yields the batches of one process, without end, from a given batch on.
+class StepSampler(Sampler[list[SampleKey]]):
+    """Endless batches of one process, from a given batch on.
 
-    The run is one stream of positions 0, 1, 2, ...: epoch after epoch, each a fresh permutation of
-    the data set. Batch b of all processes together is the positions ``b * world * batch_size`` and
-    on, so at an equal global batch the content of a step does not depend on the number of
-    processes or workers, and a resumed run goes on where it stopped without storing anything.
+    The run is one stream of positions 0, 1, 2, ...: epoch after epoch, each a new permutation of
+    the data set. Batch b of all processes together starts at position ``b * world * batch_size``,
+    so at an equal global batch the content of a step does not depend on the number of processes or
+    workers, and a resumed run continues where it stopped without stored state.
 
     Args:
         num_samples: Of the data set.
         batch_size: Of one process.
         seed: Decides order and augmentation.
         start: Number of the first batch.
-        rank, world: This process and how many there are.
+        rank, world: Number of this process, and of all processes.
     """
 
     def __init__(
@@ -50,22 +50,25 @@ class StepSampler(Sampler[list[Draw]]):
         self.rank = rank
         self.world = world
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         position = (self.start * self.world + self.rank) * self.batch_size
-        epoch, order = -1, torch.empty(0)
+        epoch, order = -1, torch.empty(0)  # before the first permutation
         while True:
             batch = []
+            # Position by position, since a batch may begin in one epoch and end in the next.
             for p in range(position, position + self.batch_size):
                 if p // self.num_samples != epoch:
                     epoch = p // self.num_samples
                     order = self._permutation(epoch)
-                batch.append(Draw(int(order[p % self.num_samples]), self._seed_at(p)))
+                batch.append(SampleKey(int(order[p % self.num_samples]), self._seed_at(p)))
             yield batch
             position += self.world * self.batch_size
 
     def _permutation(self, epoch: int) -> torch.Tensor:
+        # 0 and 1 (below) keep the seeds of order and augmentation apart.
         generator = torch.Generator().manual_seed(mix(self.seed, 0, epoch))
         return torch.randperm(self.num_samples, generator=generator)
 
     def _seed_at(self, position: int) -> int:
+        # Of the position, not of the index: a sample is augmented differently in each epoch.
         return mix(self.seed, 1, position)

@@ -1,4 +1,4 @@
-"""The processes that read samples: how they start, and what is said when one dies or hangs."""
+"""Worker processes of a loader: how they start, and errors for those that die or hang."""
 
 import ctypes
 import multiprocessing
@@ -20,23 +20,23 @@ from danet.errors import ProcessError, StorageError
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _SHARED = "/dev/shm"
-_SHOWN = 12
+_MAX_NAMES = 12
+# Messages of torch's signal handler in C++ (one process) and of its loader in Python (several).
 _DEAD = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (is killed by signal: [^.]*|exited \w+)"
 )
 
 
-def start(_: int) -> None:
-    """Is called in a new worker: one core, no signals meant for the trainer, no life after it.
+def init_worker(_: int) -> None:
+    """Set up a new worker: one core, no signals meant for the trainer, an end with the trainer.
 
-    OpenCV would start a pool of threads in each worker. A terminal and torchrun send a signal to
-    the whole group of a process; the trainer acts on it when its step is done, and needs its
-    workers until then, so they have a group of their own. They end when the trainer does, on Linux
-    at once, elsewhere when torch looks after its parent, every few seconds.
+    A terminal and torchrun send a signal to a whole process group. The trainer handles it at the
+    end of a step and needs its workers until then, so each has a group of its own. Workers exit
+    with the trainer: on Linux at once, elsewhere when torch checks the parent, every few seconds.
     """
-    cv2.setNumThreads(0)
-    sys.excepthook = _tell
-    # Handlers are inherited, and the trainer's take notes that nobody here would read.
+    cv2.setNumThreads(0)  # otherwise OpenCV starts a pool of threads in each worker
+    sys.excepthook = _excepthook
+    # Handlers are inherited, and the trainer's set flags that nobody reads here.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):  # not on Windows
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -47,29 +47,31 @@ def start(_: int) -> None:
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
         trainer = multiprocessing.parent_process()
         is_forked = multiprocessing.get_start_method() == "fork"
+        # A worker of a fork server has the server as its parent.
         if is_forked and trainer is not None and os.getppid() != trainer.pid:
-            os._exit(1)  # it died before it could be followed
-        # Slurm and systemd send SIGTERM to every process of a job, and torch's handler would obey.
+            os._exit(1)  # the trainer died before prctl
+        # Slurm and systemd send SIGTERM to every process of a job, and torch's handler would exit.
+        # Blocked before the thread starts, since sigwaitinfo needs it blocked in all threads.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_the_trainer, daemon=True).start()
+        threading.Thread(target=_exit_with_trainer, daemon=True).start()
 
 
-def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Prints what a thread has met, unless the trainer broke off the fetching of a batch.
-
-    It does so when it hears that another worker died, which it tells itself.
-    """
+def _excepthook(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print an uncaught exception, unless the trainer has closed the connection."""
+    # It does so after the death of another worker, which it reports itself.
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)
 
 
-def _obey_the_trainer() -> None:
-    """Ends this worker when SIGTERM comes from the trainer; from others it is ignored."""
-    trainer = multiprocessing.parent_process()  # the system's parent may be a server of forks
+def _exit_with_trainer() -> None:
+    """Exit this worker on SIGTERM from the trainer; ignore it from other processes."""
+    trainer = multiprocessing.parent_process()  # os.getppid may be a fork server
     assert trainer is not None
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer.pid:
         pass
-    os._exit(0)
+    os._exit(0)  # sys.exit would end this thread only
 
 
 def explain(
@@ -78,32 +80,33 @@ def explain(
     timeout: float,
     codes: Mapping[int | None, int | None] | None = None,
 ) -> ProcessError | StorageError | None:
-    """Says what became of a worker; None where the error is about something else.
+    """Return the error that describes a dead or hanging worker; None for errors of other causes.
 
     Args:
-        error: What torch's DataLoader raised.
+        error: Raised by torch's DataLoader.
         samples: Names of those being read, the awaited first.
         timeout: The setting ``data.timeout``.
-        codes: Exit codes of the workers by process, negated signals; torch does not always know.
+        codes: Exit codes of the workers by process, negative for signals; torch's message does not
+            always contain the signal.
     """
-    text = f"{error.__cause__ or error} {error}"  # the cause knows the signal
+    text = f"{error.__cause__ or error} {error}"  # the cause names the signal
     if "shared memory" in text and "No space left" in text:
-        return no_room()
+        return shared_memory_error()
     if "timed out after" in text:
         return ProcessError(
             f"no batch came within data.timeout={timeout:g} seconds: a worker hangs, or the "
-            f"storage is slow; waited for {_names(samples)}"
+            f"storage is slow; waited for {_shorten(samples)}"
         )
     killed = _DEAD.search(text)
     if not killed:
         return None
     numbers, how = killed[1].strip(), killed[2].strip()
     code = (codes or {}).get(int(numbers)) if numbers.isdigit() else None
-    return _lost(numbers, _end(code) if code is not None and code < 0 else how, samples)
+    return _exit_error(numbers, _exit_text(code) if code is not None and code < 0 else how, samples)
 
 
-def no_room() -> StorageError:
-    """Returns what is wrong when the memory by which workers hand over batches is full."""
+def shared_memory_error() -> StorageError:
+    """Return the error for full shared memory, through which workers pass batches."""
     return StorageError(f"no room for the batches of data.num_workers: {_shared_memory()}")
 
 
@@ -119,53 +122,46 @@ def _shared_memory() -> str:
     )
 
 
-def lost(codes: Mapping[int | None, int | None], samples: Sequence[str]) -> ProcessError:
-    """Says that workers have ended, which none does before the last batch.
-
-    Args:
-        codes: See ``explain``.
-        samples: See ``explain``.
-    """
+def exit_error(codes: Mapping[int | None, int | None], samples: Sequence[str]) -> ProcessError:
+    """Return the error for workers that exited before the last batch; arguments as in explain."""
     number, code = next((number, code) for number, code in codes.items() if code is not None)
-    return _lost(str(number), _end(code), samples)
+    return _exit_error(str(number), _exit_text(code), samples)
 
 
-def _end(code: int) -> str:
+def _exit_text(code: int) -> str:
     if code < 0:
         return f"is killed by signal: {signal.strsignal(-code)}"
     return f"exited with code {code}"
 
 
-def _names(samples: Sequence[str]) -> str:
-    return ", ".join(samples[:_SHOWN]) + (", ..." if len(samples) > _SHOWN else "")
+def _shorten(samples: Sequence[str]) -> str:
+    return ", ".join(samples[:_MAX_NAMES]) + (", ..." if len(samples) > _MAX_NAMES else "")
 
 
-def _lost(numbers: str, how: str, samples: Sequence[str]) -> ProcessError:
+def _exit_error(numbers: str, how: str, samples: Sequence[str]) -> ProcessError:
     hint = ""
-    if "Kill" in how:
+    if "Kill" in how:  # as by the kernel, when memory is exhausted
         hint = "; if nobody did that, the memory was full: fewer data.num_workers need less"
-    elif "Bus" in how:
+    elif "Bus" in how:  # from a write to a mapping that has no space left
         hint = f"; shared memory was full: {_shared_memory()}"
     return ProcessError(
         f"a worker that reads samples (process {numbers}) {how}{hint}; being read were "
-        f"{_names(samples)}"
+        f"{_shorten(samples)}"
     )
 
 
-def await_end(readers: Sequence[BaseProcess], seconds: float = 1.0) -> None:
-    """Waits for one that seems to die: its connections end a little before it does."""
-    ending = connection.wait([reader.sentinel for reader in readers], timeout=seconds)
-    for reader in readers:
-        if reader.sentinel in ending:
-            reader.join()
+def wait_for_exit(workers: Sequence[BaseProcess], seconds: float = 1.0) -> None:
+    """Wait until a worker exits, at most ``seconds``."""
+    exited = connection.wait([worker.sentinel for worker in workers], timeout=seconds)
+    for worker in workers:
+        if worker.sentinel in exited:
+            worker.join()  # a sentinel may be ready before the exit code is
 
 
-def end(readers: Sequence[BaseProcess]) -> None:
-    """Ends those that still run; torch would wait some seconds for each.
-
-    In a copy of this process, made by a fork, they are not its own, and nothing happens.
-    """
+def terminate(workers: Sequence[BaseProcess]) -> None:
+    """Terminate the workers that still run; torch would wait some seconds for each."""
+    # In a forked copy of this process they are the children of another, and must live on.
     mine = set(multiprocessing.active_children())
-    for reader in readers:
-        if reader in mine:
-            reader.terminate()
+    for worker in workers:
+        if worker in mine:
+            worker.terminate()

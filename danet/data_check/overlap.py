@@ -1,4 +1,4 @@
-"""Images that two splits share: what is trained on must not be scored."""
+"""Images that two splits share: a network must not be scored on its training images."""
 
 import hashlib
 import os
@@ -14,15 +14,15 @@ FORBIDDEN = (
     "what is trained on must not be scored; take it out of one split, or set "
     "data.allow_overlap=true to allow it on purpose"
 )
-_READ = 2000
-"""Images of both splits together up to which a training compares contents, and not only paths."""
+_MAX_READ = 2000
+"""Images of both splits together up to which a training compares contents, not only paths."""
 
 
-def same_contents(paths: Mapping[str, int]) -> list[list[str]]:
-    """Returns groups of files with equal bytes.
+def identical_files(paths: Mapping[str, int]) -> list[list[str]]:
+    """Return groups of files with equal contents; unreadable files are left out.
 
     Args:
-        paths: Path -> bytes; only files of equal length are read, and none that cannot be.
+        paths: Path -> length in bytes; only files of equal length are read.
     """
     by_length: dict[int, list[str]] = defaultdict(list)
     for path, num_bytes in paths.items():
@@ -32,7 +32,7 @@ def same_contents(paths: Mapping[str, int]) -> list[list[str]]:
         if len(candidates) > 1:
             by_hash: dict[bytes, list[str]] = defaultdict(list)
             for path in candidates:
-                with suppress(OSError):  # told where files are looked at
+                with suppress(OSError):  # reported by the scan
                     by_hash[hashlib.blake2b(Path(path).read_bytes()).digest()].append(path)
             groups += [group for group in by_hash.values() if len(group) > 1]
     return groups
@@ -41,12 +41,12 @@ def same_contents(paths: Mapping[str, int]) -> list[list[str]]:
 def shared_images(
     one: Mapping[str, int], other: Mapping[str, int], groups: Sequence[Sequence[str]]
 ) -> list[list[str]]:
-    """Returns the images that two splits share, each with all its paths in them.
+    """Return the images that two splits share, each as the list of its paths.
 
     Args:
-        one: Paths of the images of a split; values are not looked at.
-        other: Those of the other.
-        groups: Files with equal bytes, as ``same_contents`` gives them.
+        one: Mapping whose keys are the paths of the images of a split.
+        other: The same for the other split.
+        groups: Files with equal contents, of ``identical_files``.
     """
     inside = [[path for path in group if path in one or path in other] for group in groups]
     found = [
@@ -58,17 +58,17 @@ def shared_images(
     return found + [[path] for path in one if path in other and path not in grouped]
 
 
-def told(images: Sequence[Sequence[str]], one: str, other: str) -> str:
-    """Says which images two splits share, by the first one."""
+def describe_shared(images: Sequence[Sequence[str]], one: str, other: str) -> str:
+    """Return which images two splits share, by the first one and the number of the others."""
     more = f", as are {len(images) - 1} more" if len(images) > 1 else ""
     return f"{' and '.join(images[0])}: the same image in {one} and {other}{more}"
 
 
 def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, *, allowed: bool) -> str:
-    """Refuses to score what is trained on; ``tools/train.py`` and ``tools/check_data.py`` ask here.
+    """Refuse splits that share images, unless this is allowed.
 
-    Images are the same if they are one file or, where there are few enough to be read at a start,
-    have equal bytes; ``find_copies``, which has read all files, holds larger sets to the same.
+    Images are the same if they are one file or, in data sets small enough to be read at a start,
+    have equal contents; ``report_duplicates`` compares the contents of larger ones.
 
     Args:
         train: The split of training.
@@ -76,18 +76,18 @@ def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, *, allo
         allowed: The setting ``data.allow_overlap``.
 
     Returns:
-        What stops nothing and is worth a line; empty where nothing is shared.
+        A note on images that are shared and allowed; empty where nothing is shared.
 
     Raises:
         InputError: They share images.
     """
     keys = f"data.train_split={train.split}", f"data.val_split={val.split}"
     if isinstance(train, FileDataset) and isinstance(val, FileDataset):
-        is_quick = len(train) + len(val) <= _READ
+        is_quick = len(train) + len(val) <= _MAX_READ
         first, second = (_paths(dataset, is_quick) for dataset in (train, val))
-        equal = same_contents({**first, **second}) if is_quick else []
+        equal = identical_files({**first, **second}) if is_quick else []
         images = shared_images(first, second, equal)
-        text = told(images, *keys) if images else ""
+        text = describe_shared(images, *keys) if images else ""
     elif train.fingerprint() == val.fingerprint():
         text = f"{keys[0]} and {keys[1]} are the same images"
     else:
@@ -98,7 +98,7 @@ def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, *, allo
 
 
 def _paths(dataset: FileDataset, with_size: bool) -> dict[str, int]:
-    """Returns the images with their bytes, or 0; two ways to one folder are one."""
+    """Return path -> length in bytes, or 0 without; folders are resolved through links."""
     real: dict[str, str] = {}
     found = {}
     for item in dataset.items:
@@ -108,6 +108,6 @@ def _paths(dataset: FileDataset, with_size: bool) -> dict[str, int]:
         path = f"{real[folder]}/{name}"
         try:
             found[path] = os.stat(path).st_size if with_size else 0
-        except OSError:  # told where files are looked at
+        except OSError:  # reported by the scan
             continue
     return found

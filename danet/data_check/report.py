@@ -1,4 +1,4 @@
-"""What a scan found, for people (text, a sheet of pictures) and for programs (JSON)."""
+"""The results of a scan, for people (text, contact sheet) and for programs (JSON)."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -7,28 +7,28 @@ from typing import Any
 import cv2
 import numpy as np
 
-from danet.data_check.overlap import FORBIDDEN, same_contents, shared_images, told
+from danet.data_check.overlap import FORBIDDEN, describe_shared, identical_files, shared_images
 from danet.data_check.sample import dropped_notes
 from danet.data_check.scan import SplitReport
 from danet.datasets.base import SegmentationDataset
 from danet.errors import InputError
 from danet.types import IGNORE
-from danet.visualization.overlay import arrange, legend, overlay, titled
+from danet.visualization.overlay import add_title, arrange, legend, overlay
 
 _TILE = (240, 320)
-"""Height and width of a picture of the sheet, in pixels."""
-_ABSENT = 20
-"""How many classes without a pixel are named; report.json has all."""
+"""Height and width of a tile of the contact sheet, in pixels."""
+_MAX_CLASSES = 20
+"""How many classes without a pixel are listed; report.json has all."""
 
 
 def class_weights(report: SplitReport) -> np.ndarray:
-    """Returns weights of classes by median frequency balancing, float64 (K,).
+    """Return class weights by median frequency balancing, float64 (K,).
 
     Eigen and Fergus, Predicting Depth, Surface Normals and Semantic Labels with a Common
     Multi-Scale Convolutional Architecture, ICCV 2015, section 4.3.2: freq(c) is the number of
     pixels of class c divided by all pixels of the images in which c occurs; the weight of c is the
-    median of all freq divided by freq(c). A class that does not occur gets 0 and no part in the
-    median.
+    median of all freq divided by freq(c). A class that does not occur gets 0 and is left out of
+    the median.
     """
     weights = np.zeros(len(report.classes))
     seen = report.pixels > 0
@@ -38,9 +38,9 @@ def class_weights(report: SplitReport) -> np.ndarray:
     return weights
 
 
-def find_copies(reports: Sequence[SplitReport], *, allow_overlap: bool) -> None:
-    """Adds images that are there twice: a note within a split, a problem between splits."""
-    groups = same_contents({path: n for report in reports for path, n in report.bytes_of.items()})
+def report_duplicates(reports: Sequence[SplitReport], *, allow_overlap: bool) -> None:
+    """Add duplicate images to the reports: a note within a split, a problem between splits."""
+    groups = identical_files({path: n for report in reports for path, n in report.bytes_of.items()})
     for i, report in enumerate(reports):
         own = [[path for path in group if path in report.bytes_of] for group in groups]
         if twice := [paths for paths in own if len(paths) > 1]:
@@ -48,15 +48,15 @@ def find_copies(reports: Sequence[SplitReport], *, allow_overlap: bool) -> None:
             report.notes.append(f"{len(twice)} images are there more than once: {shown}")
         for other in reports[i + 1 :]:
             for image in shared_images(report.bytes_of, other.bytes_of, groups):
-                text = told([image], report.split, other.split)
+                text = describe_shared([image], report.split, other.split)
                 if allow_overlap:
                     report.notes.append(text)
                 else:
-                    report.complain(f"{text}; {FORBIDDEN}")
+                    report.add_problem(f"{text}; {FORBIDDEN}")
 
 
 def shared_names(reports: Sequence[SplitReport]) -> list[str]:
-    """Notes names that images of several splits have; their contents may differ."""
+    """Return notes on names that images of several splits share; their contents may differ."""
     notes = []
     for i, one in enumerate(reports):
         names = {Path(path).stem for path in one.bytes_of}
@@ -71,17 +71,17 @@ def shared_names(reports: Sequence[SplitReport]) -> list[str]:
 
 
 def notes_of(report: SplitReport, *, is_training: bool) -> list[str]:
-    """Returns what a user should know of a split and what stops nothing."""
+    """Return notes on a split that are no problems."""
     notes = list(report.notes)
     others = {mode: n for mode, n in report.modes.items() if mode != "RGB"}
     if others:
         shown = ", ".join(f"{number} {mode}" for mode, number in sorted(others.items()))
         notes.append(f"images that are turned into 8-bit RGB: {shown}")
-    notes += dropped_notes("", report.num_images, report.dropped, report.squeezed)
-    if report.turned:
+    notes += dropped_notes("", report.num_images, report.dropped, report.quantized)
+    if report.rotated:
         notes.append(
-            f"{len(report.turned)} images have an EXIF turn, which is not applied: "
-            f"{', '.join(report.turned[:5])}"
+            f"{len(report.rotated)} images have an EXIF turn, which is not applied: "
+            f"{', '.join(report.rotated[:5])}"
         )
     if report.all_ignored:
         notes.append(
@@ -91,13 +91,13 @@ def notes_of(report: SplitReport, *, is_training: bool) -> list[str]:
     absent = [f"{i} ({report.classes[i]})" for i in np.flatnonzero(report.pixels == 0)]
     if absent and report.has_labels:
         effect = "and cannot be learnt" if is_training else "and have no score"
-        more = f" and {len(absent) - _ABSENT} more" if len(absent) > _ABSENT else ""
-        notes.append(f"classes that never occur {effect}: {', '.join(absent[:_ABSENT])}{more}")
+        more = f" and {len(absent) - _MAX_CLASSES} more" if len(absent) > _MAX_CLASSES else ""
+        notes.append(f"classes that never occur {effect}: {', '.join(absent[:_MAX_CLASSES])}{more}")
     return notes
 
 
 def describe(report: SplitReport, notes: Sequence[str]) -> str:
-    """Writes the findings of a split as text, for people."""
+    """Return the statistics of a split as text, for people."""
     head = f"{report.split}: {report.num_images} images"
     if report.expected:
         head += f" (expected {' or '.join(map(str, report.expected))})"
@@ -122,7 +122,7 @@ def describe(report: SplitReport, notes: Sequence[str]) -> str:
 
 
 def _sizes(report: SplitReport) -> str:
-    """Writes smallest, median and largest size by area, or the only one."""
+    """Return the smallest, median and largest size by area, or the only one."""
     by_area = sorted(report.sizes.elements(), key=lambda size: (size[0] * size[1], size))
     chosen = [by_area[0], by_area[len(by_area) // 2], by_area[-1]]
     shown = [f"{width} x {height}" for height, width in chosen]
@@ -132,12 +132,12 @@ def _sizes(report: SplitReport) -> str:
 
 
 def weights_setting(report: SplitReport) -> str:
-    """Writes the class weights as a setting of a training."""
+    """Return the class weights as a setting of a training."""
     return f"loss.main.class_weights=[{','.join(f'{w:.4g}' for w in class_weights(report))}]"
 
 
 def as_json(report: SplitReport, notes: Sequence[str]) -> dict[str, Any]:
-    """Returns the findings of a split as plain values, for programs."""
+    """Return the statistics of a split as plain values, for programs."""
     return {
         "images": report.num_images,
         "expected": list(report.expected),
@@ -165,15 +165,15 @@ def as_json(report: SplitReport, notes: Sequence[str]) -> dict[str, Any]:
 
 
 def contact_sheet(dataset: SegmentationDataset, indices: Iterable[int]) -> np.ndarray | None:
-    """Draws masks over their images with a legend; None if no pair can be read."""
+    """Return masks over their images with a legend, uint8 (H, W, 3); None if none can be read."""
     tiles, present = [], set()
     for index in indices:
         try:
             image, mask, name = dataset.read(index)
         except InputError:
-            continue  # told among the problems
+            continue  # already among the problems
         present |= set(np.unique(mask).tolist()) - {IGNORE}
-        tiles.append(titled(_tile(image, mask, dataset), name))
+        tiles.append(add_title(_tile(image, mask, dataset), name))
     if not tiles:
         return None
     body = arrange(tiles)
@@ -182,11 +182,11 @@ def contact_sheet(dataset: SegmentationDataset, indices: Iterable[int]) -> np.nd
 
 
 def _tile(image: np.ndarray, mask: np.ndarray, dataset: SegmentationDataset) -> np.ndarray:
-    """Scales a pair to fit a tile, on white; a small one is enlarged without smoothing."""
+    """Scale a pair to fit a white tile; a small one is enlarged without smoothing."""
     factor = min(_TILE[0] / image.shape[0], _TILE[1] / image.shape[1])
     size = max(1, int(image.shape[1] * factor)), max(1, int(image.shape[0] * factor))
-    way = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
-    small = cv2.resize(image, size, interpolation=way)
+    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
+    small = cv2.resize(image, size, interpolation=interpolation)
     labels = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
     tile = np.full((*_TILE, 3), 255, np.uint8)
     tile[: size[1], : size[0]] = overlay(small, labels, dataset.palette)

@@ -1,4 +1,4 @@
-"""The look at some pairs before a training starts, and what their values hint at."""
+"""Inspecting some pairs before a training starts, and suspicious label values."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from danet.data_check.scan import Look, count_values, look
+from danet.data_check.scan import PairReport, count_values, inspect_pair
 from danet.datasets.base import FileDataset, SegmentationDataset
 from danet.datasets.folder import Folder
 from danet.datasets.image_io import Levels
@@ -14,11 +14,11 @@ from danet.errors import InputError
 from danet.types import IGNORE
 
 _FEW = 16
-"""Values of an image that can hardly show anything."""
-_NAMED = 20
-"""How many absent classes are named."""
-_SHOWN = 5
-"""How many problems are told in full."""
+"""Distinct values at or below which an image can hardly show anything."""
+_MAX_CLASSES = 20
+"""How many absent classes are listed."""
+_MAX_PROBLEMS = 5
+"""How many problems are quoted in full."""
 
 
 def check_sample(
@@ -27,121 +27,125 @@ def check_sample(
     training: SegmentationDataset | None = None,
     skipping: SegmentationDataset | None = None,
 ) -> list[str]:
-    """Looks at the first, the last and ``count`` - 2 random pairs of each data set.
+    """Inspect the first, the last and ``count`` - 2 random pairs of each data set.
 
-    The choice is the same every time. Data sets without files have nothing to look at.
+    The choice is always the same. Data sets without files are skipped.
 
     Args:
-        datasets: To look at.
-        count: Of pairs of each.
+        datasets: The splits.
+        count: Pairs of each.
         training: The one of them that is trained on: its labels must hold several classes.
         skipping: The one of them whose bad pairs the training is going to skip.
 
     Returns:
-        Notes: what a user should know and what stops nothing.
+        Notes for the user that do not stop the training.
 
     Raises:
-        InputError: Pairs are not usable, or their values say that a setting is missing.
+        InputError: Pairs are not usable, or their label values show that a setting is missing.
     """
     notes: list[str] = []
     problems: list[str] = []
-    looks: list[Look] = []
-    alone: tuple[FileDataset, set[int], list[int]] | None = None
+    pairs: list[PairReport] = []
+    scarce: tuple[FileDataset, set[int], list[int]] | None = None
     files = [dataset for dataset in datasets if isinstance(dataset, FileDataset)]
     for dataset in files:
-        found = [look(dataset, index) for index in choose(len(dataset), count)]
-        looks += found
+        found = [inspect_pair(dataset, index) for index in sample_indices(len(dataset), count)]
+        pairs += found
         notes += dataset.notes + describe_images(dataset, found)
         if dataset is training:
             seen = classes_in(found)
             notes += absent_classes(dataset, seen, len(found))
             if len(seen) < 2:
-                alone = dataset, seen, [one.place for one in found]
-        bad = [one.problem for one in found if one.problem]
+                scarce = dataset, seen, [pair.pair_index for pair in found]
+        bad = [pair.problem for pair in found if pair.problem]
         if dataset is skipping:
             notes += [f"data.on_bad_sample=skip: {problem}" for problem in bad]
         else:
             problems += bad
     if files:
-        values = {int(value) for one in looks for value in one.values}
-        notes += hints(files[0], values)
-        wrong = mistaken_values(files[0], values)
-        if wrong and not problems:
-            raise InputError(wrong)
+        values = {int(value) for pair in pairs for value in pair.values}
+        notes += suspicious_values(files[0], values)
+        suggestion = suggest_setting(files[0], values)
+        if suggestion and not problems:
+            raise InputError(suggestion)
         if problems:
-            raise InputError(_join(problems, wrong, len(looks)))
-        if alone and (lonely := only_class(*alone)):  # which may look at all labels, so it is last
-            raise InputError(lonely)
+            raise InputError(_join(problems, suggestion, len(pairs)))
+        if scarce and (problem := find_single_class(*scarce)):  # last: it may read all labels
+            raise InputError(problem)
     return list(dict.fromkeys(notes))
 
 
-def choose(length: int, count: int) -> list[int]:
-    """Returns the first, the last and random other indices, in order, always the same ones."""
+def sample_indices(length: int, count: int) -> list[int]:
+    """Return the first, the last and random other indices, sorted, always the same ones."""
     if length <= count or count < 2:
         return list(range(min(length, count)))
     others = np.random.default_rng(0).choice(length - 2, count - 2, replace=False) + 1
     return [0, *sorted(others.tolist()), length - 1]
 
 
-def _join(problems: Sequence[str], wrong: str | None, num_looks: int) -> str:
-    """Writes the first problems, one a line, and what their values hint at."""
-    lines = list(problems[:_SHOWN])
-    if len(problems) > 1 or wrong:
-        more = f"{len(problems)} of {num_looks} pairs that were looked at have a problem"
+def _join(problems: Sequence[str], suggestion: str | None, num_pairs: int) -> str:
+    """Return the first problems, one a line, and the suggestion."""
+    lines = list(problems[:_MAX_PROBLEMS])
+    if len(problems) > 1 or suggestion:
+        more = f"{len(problems)} of {num_pairs} pairs that were looked at have a problem"
         lines.append(
-            "; ".join(filter(None, (more, wrong))) + "; tools/check_data.py looks at all pairs"
+            "; ".join(filter(None, (more, suggestion))) + "; tools/check_data.py looks at all pairs"
         )
     return "\n".join(lines)
 
 
-def describe_images(dataset: FileDataset, looks: Sequence[Look]) -> list[str]:
-    """Tells what is done to images that are not plain RGB, and of labels without any class."""
+def describe_images(dataset: FileDataset, pairs: Sequence[PairReport]) -> list[str]:
+    """Return notes on images that are not plain 8-bit RGB and on labels without any class."""
     notes = []
-    others = Counter(one.mode for one in looks if one.mode not in ("", "RGB"))
+    others = Counter(pair.mode for pair in pairs if pair.mode not in ("", "RGB"))
     if others:
         shown = ", ".join(f"{number} of mode {mode}" for mode, number in sorted(others.items()))
         notes.append(
-            f"{dataset.split}: {shown} of {len(looks)} images become 8-bit RGB: grey is repeated, "
+            f"{dataset.split}: {shown} of {len(pairs)} images become 8-bit RGB: grey is repeated, "
             "alpha is dropped, 16 bits are divided by 257"
         )
     notes += dropped_notes(
         f"{dataset.split}: ",
-        len(looks),
-        Counter(text for one in looks for text in one.dropped),
-        [(dataset.items[one.place].name, one.levels) for one in looks if one.levels is not None],
+        len(pairs),
+        Counter(text for pair in pairs for text in pair.dropped),
+        [
+            (dataset.items[pair.pair_index].name, pair.levels)
+            for pair in pairs
+            if pair.levels is not None
+        ],
     )
-    turned = [dataset.items[one.place].name for one in looks if one.is_turned]
-    if turned:
+    rotated = [dataset.items[pair.pair_index].name for pair in pairs if pair.is_rotated]
+    if rotated:
         notes.append(
-            f"{dataset.split}: {len(turned)} of {len(looks)} images have an EXIF turn, which is "
-            f"not applied, so that they lie as their masks do: {', '.join(turned[:_SHOWN])}"
+            f"{dataset.split}: {len(rotated)} of {len(pairs)} images have an EXIF turn, which is "
+            f"not applied, so that they lie as their masks do: {', '.join(rotated[:_MAX_PROBLEMS])}"
         )
     empty = [
-        dataset.items[one.place].name
-        for one in looks
-        if one.classes is not None and (one.classes == IGNORE).all()
+        dataset.items[pair.pair_index].name
+        for pair in pairs
+        if pair.classes is not None and (pair.classes == IGNORE).all()
     ]
     if empty:
         notes.append(
-            f"{dataset.split}: {len(empty)} of {len(looks)} labels are ignored everywhere and "
-            f"teach nothing: {', '.join(empty[:_SHOWN])}"
+            f"{dataset.split}: {len(empty)} of {len(pairs)} labels are ignored everywhere and "
+            f"teach nothing: {', '.join(empty[:_MAX_PROBLEMS])}"
         )
     return notes
 
 
 def dropped_notes(
-    where: str, count: int, dropped: Mapping[str, int], squeezed: Sequence[tuple[str, Levels]]
+    where: str, count: int, dropped: Mapping[str, int], quantized: Sequence[tuple[str, Levels]]
 ) -> list[str]:
-    """Tells what reading images leaves out, and of images of which hardly anything is left.
+    """Return notes on parts of images that are not read and on images with few values left.
 
     Args:
         where: Begins each note.
-        count: How many images were looked at.
-        dropped: What is left out -> in how many images.
-        squeezed: Images of more than 8 bits.
+        count: Number of images that were inspected.
+        dropped: Part that is not read -> number of images.
+        quantized: Names and values of images of more than 8 bits.
     """
     notes = [f"{where}{n} of {count} images: {text}" for text, n in sorted(dropped.items())]
-    few = [(name, of) for name, of in squeezed if of.after <= _FEW and of.low < of.high]
+    few = [(name, of) for name, of in quantized if of.after <= _FEW and of.low < of.high]
     if few:
         name, worst = min(few, key=lambda pair: pair[1].after)
         low, high = min(of.low for _, of in few), max(of.high for _, of in few)
@@ -154,42 +158,45 @@ def dropped_notes(
     return notes
 
 
-def classes_in(looks: Iterable[Look]) -> set[int]:
-    """Returns the classes that occur in labels."""
-    found = (one.classes for one in looks if one.classes is not None)
+def classes_in(pairs: Iterable[PairReport]) -> set[int]:
+    """Return the classes that occur in labels."""
+    found = (pair.classes for pair in pairs if pair.classes is not None)
     return {int(value) for classes in found for value in classes} - {IGNORE}
 
 
 def absent_classes(dataset: FileDataset, seen: Collection[int], count: int) -> list[str]:
-    """Tells of classes that occur in no label of so many that were looked at."""
+    """Return a note on classes that occur in none of the ``count`` labels that were inspected."""
     absent = [f"{i} ({name})" for i, name in enumerate(dataset.classes) if i not in seen]
     if not absent or not dataset.is_labelled:
         return []
     is_all = count == len(dataset)
-    more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
+    more = f" and {len(absent) - _MAX_CLASSES} more" if len(absent) > _MAX_CLASSES else ""
     return [
         f"{dataset.split}: classes that never occur in "
         + (f"its {count} labels and cannot be learnt" if is_all else f"{count} labels looked at")
-        + f": {', '.join(absent[:_NAMED])}{more}"
+        + f": {', '.join(absent[:_MAX_CLASSES])}{more}"
         + "; tools/check_data.py counts all labels" * (not is_all)
     ]
 
 
-def only_class(dataset: FileDataset, seen: set[int], looked_at: Collection[int]) -> str:
-    """Says that the labels of a split hold one class, or none; empty if they do not.
+def find_single_class(dataset: FileDataset, seen: set[int], inspected: Collection[int]) -> str:
+    """Return the problem that all labels hold at most one class; empty if they do not.
 
-    Where a few labels hold only one, all others are looked at until there is another.
+    Args:
+        dataset: The split.
+        seen: Classes of the labels that were inspected.
+        inspected: Their indices; the others are read until there is a second class.
     """
-    rest = sorted(set(range(len(dataset))) - set(looked_at)) if dataset.is_labelled else []
+    rest = sorted(set(range(len(dataset))) - set(inspected)) if dataset.is_labelled else []
     for index in rest:
         seen = seen | _classes_of_label(dataset, index)
         if len(seen) > 1:
             return ""
-    return one_class(dataset, seen)
+    return describe_single_class(dataset, seen)
 
 
 def _classes_of_label(dataset: FileDataset, index: int) -> set[int]:
-    """Returns the classes of one label; none of one that cannot be used."""
+    """Return the classes of one label; none if it cannot be used."""
     item = dataset.items[index]
     try:
         labels = dataset.labels_of(item)
@@ -200,8 +207,8 @@ def _classes_of_label(dataset: FileDataset, index: int) -> set[int]:
     return set(classes.ravel().tolist()) - {IGNORE}
 
 
-def one_class(dataset: FileDataset, seen: Collection[int]) -> str:
-    """Says that all labels of a split hold one class, or none; there is nothing to learn."""
+def describe_single_class(dataset: FileDataset, seen: Collection[int]) -> str:
+    """Return the problem that all labels hold at most the class ``seen``; empty if more."""
     if len(seen) > 1 or not dataset.is_labelled:
         return ""
     what = ", ".join(f"class {i} ({dataset.classes[i]})" for i in seen) or "ignored pixels"
@@ -212,8 +219,8 @@ def one_class(dataset: FileDataset, seen: Collection[int]) -> str:
     )
 
 
-def mistaken_values(dataset: FileDataset, values: set[int]) -> str | None:
-    """Says which setting the values of all labels together ask for; only for own pictures."""
+def suggest_setting(dataset: FileDataset, values: set[int]) -> str | None:
+    """Return the setting that the values of all labels call for; only for the class Folder."""
     num_classes = len(dataset.classes)
     if not isinstance(dataset, Folder) or dataset.labels.colors or not values:
         return None
@@ -239,8 +246,8 @@ def mistaken_values(dataset: FileDataset, values: set[int]) -> str | None:
     )
 
 
-def hints(dataset: FileDataset, values: set[int]) -> list[str]:
-    """Tells of values that are allowed and still look like a mistake."""
+def suspicious_values(dataset: FileDataset, values: set[int]) -> list[str]:
+    """Return a note if the values are allowed but probably count classes from 1."""
     counted = values - {IGNORE}
     if not isinstance(dataset, Folder) or not counted:
         return []

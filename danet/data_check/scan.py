@@ -1,4 +1,4 @@
-"""Looks at every pair of a data set, in several processes, and adds up what is there."""
+"""Inspecting all pairs of a split in several processes, and their statistics."""
 
 import warnings
 from collections import Counter
@@ -19,93 +19,93 @@ from danet.errors import InputError
 from danet.types import IGNORE
 
 
-class Look(NamedTuple):
-    """What one pair is like."""
+class PairReport(NamedTuple):
+    """The properties of an image and its label."""
 
-    place: int
-    """Index of the pair in its split."""
+    pair_index: int
+    """Position in the split."""
     size: tuple[int, int] | None
-    """Of the image, (H, W)."""
+    """(H, W) of the image."""
     mode: str
-    """Of the image, in Pillow's words: RGB, L, RGBA, CMYK, ..."""
-    is_turned: bool
-    """Whether the image has an EXIF turn."""
+    """Pillow's mode of the image: RGB, L, RGBA, CMYK, ..."""
+    is_rotated: bool
+    """Whether EXIF data gives the image another orientation, which is not applied."""
     num_bytes: int
-    """Of the image file."""
+    """Length of the image file."""
     dropped: tuple[str, ...]
-    """What reading the image leaves out."""
+    """Parts of the image that are not read, such as alpha."""
     levels: Levels | None
-    """Of an image with more than 8 bits."""
+    """Values of an image of more than 8 bits, before and after reading."""
     values: np.ndarray
-    """Numbers that occur in the label file, int64 (V,)."""
+    """Distinct values of the label file, int64 (V,)."""
     counts: np.ndarray
-    """Pixels of each, int64 (V,)."""
+    """Pixels of each value, int64 (V,)."""
     classes: np.ndarray | None
-    """What each means, uint8 (V,); None where one has no meaning, or there is no label."""
+    """Class of each value, uint8 (V,); None where a value has none, or without a label."""
     problem: str | None
 
 
-def look(dataset: FileDataset, index: int, *, full: bool = False) -> Look:
-    """Decodes one label and looks at its image; a file that is not usable becomes a problem.
+def inspect_pair(dataset: FileDataset, index: int, *, full: bool = False) -> PairReport:
+    """Decode one label and inspect its image; a file that is not usable becomes a problem.
 
     Args:
-        dataset: Whose pair it is.
+        dataset: The split.
         index: Of the pair.
-        full: Whether to decode PNG and JPEG images, too. Without, their structure is walked to the
-            end: what is cut off or has a wrong checksum is found. Other kinds are decoded.
+        full: Whether to decode PNG and JPEG images, too. Otherwise only their structure and
+            checksums are verified, which finds truncated files. Other formats are always decoded.
     """
     item = dataset.items[index]
     empty = np.zeros(0, np.int64)
-    found = Look(index, None, "", False, 0, (), None, empty, empty, None, None)
+    pair = PairReport(index, None, "", False, 0, (), None, empty, empty, None, None)
     try:
-        found = _look_at_image(found, dataset, full)
+        pair = _inspect_image(pair, dataset, full)
         if item.mask is None:
-            return found
+            return pair
         path = Path(item.mask)
         labels = dataset.labels_of(item)
         values, counts = count_values(labels)
-        found = found._replace(values=values, counts=counts)
-        if labels.shape != found.size:
-            dataset.read(index)  # refuses it, in the words of a training
+        pair = pair._replace(values=values, counts=counts)
+        if labels.shape != pair.size:
+            dataset.read(index)  # raises the error that training would raise
         try:
             classes = dataset.map_labels(values[None].astype(labels.dtype), path)[0]
         except InputError:
-            dataset.map_labels(labels, path)  # the same, with count and place
+            dataset.map_labels(labels, path)  # the same error with the number of pixels and where
             raise
-        return found._replace(classes=classes)
+        return pair._replace(classes=classes)
     except InputError as error:
-        return found._replace(problem=str(error))
+        return pair._replace(problem=str(error))
 
 
-def _look_at_image(found: Look, dataset: FileDataset, full: bool) -> Look:
-    path = Path(dataset.items[found.place].image)
+def _inspect_image(pair: PairReport, dataset: FileDataset, full: bool) -> PairReport:
+    path = Path(dataset.items[pair.pair_index].image)
     try:
-        found = found._replace(num_bytes=path.stat().st_size)
+        pair = pair._replace(num_bytes=path.stat().st_size)
         with warnings.catch_warnings():
-            # data.max_pixels stands in for Pillow's own limit, which warns at half of it.
+            # data.max_pixels replaces Pillow's own limit, which warns at half of it.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(path)
         with picture:
             width, height = picture.size
-            # A PNG may have its EXIF data behind its pixels: looking for them would decode it.
+            # PNG may store EXIF data behind the pixels: searching for it would decode them.
             exif = {} if picture.format == "PNG" else picture.getexif()
-            turned = exif.get(ORIENTATION, 1) not in (0, 1)
-            found = found._replace(size=(height, width), mode=picture.mode, is_turned=turned)
+            is_rotated = exif.get(ORIENTATION, 1) not in (0, 1)
+            pair = pair._replace(size=(height, width), mode=picture.mode, is_rotated=is_rotated)
         dropped, levels = inspect_dropped(path, max_pixels=dataset.reading.max_pixels)
-        found = found._replace(dropped=dropped, levels=levels)
+        pair = pair._replace(dropped=dropped, levels=levels)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         full = True
     if full or not verify_complete(path, max_pixels=dataset.reading.max_pixels):
-        image = dataset.read(found.place)[0]  # or refuses it, in the words of a training
-        found = found._replace(size=image.shape[:2])
-    return found
+        image = dataset.read(pair.pair_index)[0]  # raises the error that training would raise
+        pair = pair._replace(size=image.shape[:2])
+    return pair
 
 
 def count_values(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the numbers that occur in uint8 or uint16 (H, W) and the pixels of each, int64."""
+    """Return the distinct values of uint8 or uint16 (H, W) and the pixels of each, int64 (V,)."""
     flat = np.ascontiguousarray(labels).ravel()
     if flat.dtype == np.uint8 and flat.size % 2 == 0:
-        # Two pixels as one number: half the counting.
+        # Two pixels as one uint16: half as many values to count.
         pairs = np.bincount(flat.view(np.uint16), minlength=65536).reshape(256, 256)
         counts = pairs.sum(axis=0) + pairs.sum(axis=1)
     else:
@@ -116,22 +116,22 @@ def count_values(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass
 class SplitReport:
-    """What a split holds.
+    """The statistics of a split.
 
     Attributes:
-        sizes: Of the images, (H, W) -> how many.
-        modes: Of the images, in Pillow's words -> how many.
-        turned: Names of images with an EXIF turn.
-        dropped: What reading them leaves out -> how many.
-        squeezed: Names of images of more than 8 bits, with their values before and after.
+        sizes: (H, W) -> number of images.
+        modes: Pillow's mode -> number of images.
+        rotated: Names of images with an EXIF orientation.
+        dropped: Part of images that is not read -> number of images.
+        quantized: Names of images of more than 8 bits, with their values before and after.
         pixels: Of each class, int64 (K,).
-        values: Numbers that occur in the label files.
-        ignored: Pixels that count for no class.
+        values: Distinct values of the label files.
+        ignored: Number of ignored pixels.
         images_with: Images in which each class occurs, int64 (K,).
         pixels_with: All pixels, ignored or not, of these images, int64 (K,).
         all_ignored: Names of labels without any class.
-        bytes_of: Path of each image -> bytes.
-        problems: What makes a pair unusable; the first ``keep`` of them.
+        bytes_of: Path of each image -> length of the file.
+        problems: Why pairs cannot be used; the first ``max_problems`` of them.
         num_problems: How many there are.
     """
 
@@ -139,13 +139,13 @@ class SplitReport:
     classes: tuple[str, ...]
     num_images: int
     expected: tuple[int, ...]
-    keep: int
+    max_problems: int
     notes: list[str] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
-    turned: list[str] = field(default_factory=list)
+    rotated: list[str] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
-    squeezed: list[tuple[str, Levels]] = field(default_factory=list)
+    quantized: list[tuple[str, Levels]] = field(default_factory=list)
     values: set[int] = field(default_factory=set)
     ignored: int = 0
     all_ignored: list[str] = field(default_factory=list)
@@ -157,43 +157,43 @@ class SplitReport:
     def __post_init__(self) -> None:
         self.pixels, self.images_with, self.pixels_with = np.zeros((3, len(self.classes)), np.int64)
 
-    def add(self, found: Look, dataset: FileDataset) -> None:
-        """Adds one pair."""
-        item = dataset.items[found.place]
-        if found.problem:
-            self.complain(found.problem)
-        if found.size is None:
+    def add(self, pair: PairReport, dataset: FileDataset) -> None:
+        """Add a pair of ``dataset``."""
+        item = dataset.items[pair.pair_index]
+        if pair.problem:
+            self.add_problem(pair.problem)
+        if pair.size is None:
             return
-        self.sizes[found.size] += 1
-        self.modes[found.mode or "unknown"] += 1
-        self.bytes_of[item.image] = found.num_bytes
-        self.values.update(found.values.tolist())
-        if found.is_turned:
-            self.turned.append(item.name)
-        self.dropped.update(found.dropped)
-        if found.levels is not None:
-            self.squeezed.append((item.name, found.levels))
-        if found.classes is None:
+        self.sizes[pair.size] += 1
+        self.modes[pair.mode or "unknown"] += 1
+        self.bytes_of[item.image] = pair.num_bytes
+        self.values.update(pair.values.tolist())
+        if pair.is_rotated:
+            self.rotated.append(item.name)
+        self.dropped.update(pair.dropped)
+        if pair.levels is not None:
+            self.quantized.append((item.name, pair.levels))
+        if pair.classes is None:
             return
-        counts = np.bincount(found.classes, minlength=256)  # how many values mean it
+        counts = np.bincount(pair.classes, minlength=256)  # label values per class
         present = np.flatnonzero(counts[: len(self.classes)])
         for index in present:
-            self.pixels[index] += found.counts[found.classes == index].sum()
+            self.pixels[index] += pair.counts[pair.classes == index].sum()
         self.images_with[present] += 1
-        self.pixels_with[present] += found.counts.sum()
-        self.ignored += int(found.counts[found.classes == IGNORE].sum())
+        self.pixels_with[present] += pair.counts.sum()
+        self.ignored += int(pair.counts[pair.classes == IGNORE].sum())
         if not present.size:
             self.all_ignored.append(item.name)
 
-    def complain(self, problem: str, *, first: bool = False) -> None:
-        """Adds a problem; only the first ones are kept, and one that explains others leads them."""
+    def add_problem(self, problem: str, *, first: bool = False) -> None:
+        """Count a problem and keep it if it is among the first; ``first`` puts it in front."""
         self.num_problems += 1
         self.problems.insert(0 if first else len(self.problems), problem)
-        del self.problems[self.keep :]
+        del self.problems[self.max_problems :]
 
 
-class _Looks(Dataset[Look]):
-    """The pairs of a data set as a DataLoader wants them."""
+class _Pairs(Dataset[PairReport]):
+    """The reports of all pairs, for a DataLoader."""
 
     def __init__(self, dataset: FileDataset, full: bool) -> None:
         self.dataset, self.full = dataset, full
@@ -201,46 +201,46 @@ class _Looks(Dataset[Look]):
     def __len__(self) -> int:
         return len(self.dataset.items)
 
-    def __getitem__(self, index: int) -> Look:
-        return look(self.dataset, index, full=self.full)
+    def __getitem__(self, index: int) -> PairReport:
+        return inspect_pair(self.dataset, index, full=self.full)
 
 
 def scan(
     dataset: FileDataset,
     *,
     full: bool = False,
-    keep: int = 5,
+    max_problems: int = 5,
     num_workers: int = 0,
     progress: Callable[[int], object] = lambda _: None,
 ) -> SplitReport:
-    """Looks at all pairs of a split; goes on after a problem.
+    """Inspect all pairs of a split; problems are collected.
 
     Args:
         dataset: The split.
-        full: Whether to decode images, too; see ``look``.
-        keep: How many problems are kept in full.
-        num_workers: Processes that look.
-        progress: Is told how many pairs were looked at since it was last told.
+        full: Whether to decode images, too; see ``inspect_pair``.
+        max_problems: How many problems are kept in full.
+        num_workers: Number of worker processes.
+        progress: Called with the number of pairs inspected since the last call.
     """
     report = SplitReport(
         split=dataset.split,
         classes=dataset.classes,
         num_images=len(dataset),
         expected=tuple(dataset.expected.get(dataset.split, ())),
-        keep=keep,
+        max_problems=max_problems,
         notes=list(dataset.notes),
         has_labels=dataset.is_labelled,
     )
-    looks: Iterable[list[Look]] = DataLoader(
-        _Looks(dataset, full),
+    batches: Iterable[list[PairReport]] = DataLoader(
+        _Pairs(dataset, full),
         batch_size=16,
         collate_fn=list,
         num_workers=num_workers,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=_single_thread,
     )
-    for batch in looks:
-        for found in batch:
-            report.add(found, dataset)
+    for batch in batches:
+        for pair in batch:
+            report.add(pair, dataset)
         progress(len(batch))
     if report.expected and report.num_images not in report.expected:
         report.notes.append(
@@ -250,6 +250,5 @@ def scan(
     return report
 
 
-def _quiet_worker(_: int) -> None:
-    """Keeps a worker on one core."""
+def _single_thread(_: int) -> None:
     cv2.setNumThreads(0)

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from danet import console
 from danet.engine.trackers import KINDS, Writer, finite, plain_settings
-from danet.evaluation.inference import described
-from danet.evaluation.metrics import ConfusionMatrix, warn_of_single_class
+from danet.evaluation.inference import describe
+from danet.evaluation.metrics import ConfusionMatrix, single_class_warning
+from danet.filesystem import atomic_write
 
 
 class RunLog:
@@ -73,9 +74,8 @@ class RunLog:
         """
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            temporary.replace(path)
+            with atomic_write(path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept))
 
     def advance(self) -> None:
         """Moves the progress bar by one step."""
@@ -151,9 +151,9 @@ class RunLog:
         }
         if self.folder is None:
             return averages
-        self.say(f"step {step}: validation, {described(self.config.get('evaluation', {}))}")
+        self.say(f"step {step}: validation, {describe(self.config.get('evaluation', {}))}")
         self.say(class_table(self.classes, {"IoU": scores.iou, "accuracy": scores.accuracy}))
-        if warning := warn_of_single_class(confusion.matrix, self.classes):
+        if warning := single_class_warning(confusion.matrix, self.classes):
             self.warn(f"step {step}: {warning}")
         per_class = {f"iou/{name}": v for name, v in zip(self.classes, scores.iou, strict=True)}
         self.scalars(step, "val", {**averages, **per_class})

@@ -183,7 +183,7 @@ def make_batches(
         dataset,
         seed=config.seed,
         start=done * config.trainer.accumulate,
-        tell=warn,
+        warn=warn,
         on_bad_sample=config.data.on_bad_sample,
         max_bad_share=config.data.max_bad_share,
         **loader_settings(config, device),

@@ -1,1 +1,1 @@
-"""Scores: the confusion matrix, ways of running a network over an image, and the loop."""
+"""Metrics, inference modes, and the evaluation loop."""

@@ -6,19 +6,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from danet.evaluation.fuse import prepared
+from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.inference import Inference
 from danet.evaluation.metrics import ConfusionMatrix
 from danet.types import Batch
 
 
 class Prediction(NamedTuple):
-    """What a network says about one image, beside what is true."""
+    """The prediction for one image, with its label."""
 
     classes: Tensor
     """uint8 (H, W), class indices, at the image's own size."""
     mask: Tensor
-    """uint8 (H, W), on the same device."""
+    """uint8 (H, W), the label, on the same device."""
     name: str
 
 
@@ -26,21 +26,22 @@ class Prediction(NamedTuple):
 def predict(
     model: nn.Module, batches: Iterable[list[Batch]], infer: Inference, *, device: torch.device
 ) -> Iterator[Prediction]:
-    """Yields the prediction for every image, in float32.
+    """Yield the prediction for every image, in float32.
 
-    The network is put into eval mode and left there; what runs is a quicker copy of it, the same
-    function (see ``speed.prepared``). Mixed precision is not used, and images pass one at a time,
-    since kernels may round otherwise for another batch: a number of the same device is the same
-    during training and afterwards, to the last digit.
+    The network is put into eval mode and left there; a faster copy of it computes the predictions
+    (see ``fuse_for_inference``). On one device the numbers during training and afterwards are
+    equal, bit by bit.
     """
     model.eval()
-    quick = prepared(model, device)
+    fused = fuse_for_inference(model, device)
     for group in batches:
         for batch in group:
-            images = batch.image.to(device, non_blocking=True).split(1)
+            # One image at a time and no mixed precision: kernels may round otherwise for another
+            # batch size, and a score would depend on it.
+            images = batch.image.to(device, non_blocking=True).split(1)  # (1, 3, H, W) each
             masks = batch.mask.to(device, non_blocking=True)
             for image, mask, name in zip(images, masks, batch.name, strict=True):
-                yield Prediction(infer.predict(quick, image)[0], mask, name)
+                yield Prediction(infer.predict(fused, image)[0], mask, name)
 
 
 def evaluate(
@@ -51,7 +52,7 @@ def evaluate(
     num_classes: int,
     device: torch.device,
 ) -> ConfusionMatrix:
-    """Counts what a network predicts for all batches, at the labels' own size; see ``predict``."""
+    """Return the confusion matrix of all batches, at the size of the labels; see ``predict``."""
     confusion = ConfusionMatrix(num_classes, device)
     for prediction in predict(model, batches, infer, device=device):
         confusion.update(prediction.classes, prediction.mask)

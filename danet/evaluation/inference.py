@@ -1,13 +1,13 @@
-"""Ways to run a network over an image: whole, in windows, at several scales.
+"""Inference modes: a network run over whole images, in windows, at several scales.
 
-Images are (B, 3, H, W) RGB in 0..255, uint8 or float. Each way is a callable that gives
-probabilities, float32 (B, K, H, W), non-negative with sum 1 over K, and has ``predict``, which
-gives the classes alone and, in windows, never holds more than a band of probabilities.
+Images are (B, 3, H, W) RGB in 0..255, uint8 or float. A mode is a callable that returns
+probabilities, float32 (B, K, H, W), non-negative with sum 1 over K. Its ``predict`` returns the
+classes alone and, in windows, never holds more than a band of probabilities.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,83 +15,74 @@ from torch import Tensor, nn
 
 from danet.evaluation.sliding_window import (
     PIXELS_PER_PASS,
-    Band,
     PixelBudget,
+    WindowInference,
     Windows,
-    classes,
     empty_map,
-    joined,
-    resized,
+    resize_bands,
 )
 from danet.ops.resize import resize
 
 LARGEST_SCALE = 16.0
-"""Of an image; the papers go up to 2.25. A protocol may come with somebody else's file."""
+"""Of an image; the papers go up to 2.25. A config may come with somebody else's checkpoint."""
 MAX_PIXELS = 2**22
-"""Of an image that passes a network whole: 2048 x 2048, twice the pictures of Cityscapes."""
+"""Of an image that passes a network whole: 2048 x 2048, twice an image of Cityscapes."""
 
 
 class Inference(Protocol):
-    """What the classes of this module are."""
+    """The interface of an inference mode."""
 
     def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
         """Maps (B, 3, H, W) to probabilities (B, K, H, W)."""
         ...
 
     def predict(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) to the most probable classes, uint8 (B, H, W)."""
+        """Predict the most probable classes, uint8 (B, H, W), of images (B, 3, H, W)."""
         ...
 
 
-class Whole:
+class Whole(WindowInference):
     """One pass over the whole image; with ``flip`` the mean with the mirrored image's result.
 
     Args:
-        flip: Whether to look at the mirrored image, too.
-        max_pixels: An image of more is done in overlapping windows of ``windows.TILE`` instead, as
-            Sliding does it, and the first time a line says so.
+        flip: Whether to run the mirrored image, too.
+        max_pixels: A larger image is done in overlapping windows of ``sliding_window.TILE``, as by
+            Sliding, which is noted on stderr the first time.
     """
 
     def __init__(self, *, flip: bool = False, max_pixels: int = MAX_PIXELS) -> None:
         self.flip = flip
         self._budget = PixelBudget(max_pixels)
 
-    def bands(self, model: nn.Module, image: Tensor) -> Iterator[Band]:
-        """Yields the probabilities from top to bottom."""
-        windows = self._budget.windows(image)
-        if windows is None:
-            return iter([Band(0, _probabilities(model, image, self.flip))])
-        return windows.bands(lambda part: _probabilities(model, part, self.flip), image)
+    def windows(self, image: Tensor) -> Windows | None:
+        """Return the windows for an image (B, 3, H, W) above ``max_pixels``, None for others."""
+        return self._budget.windows(image)
 
-    @torch.no_grad()
-    def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) to probabilities (B, K, H, W)."""
-        return joined(self.bands(model, image), image.shape[2])
+    def probabilities(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Compute the probabilities (B, K, h, w) of images or windows (B, 3, h, w)."""
+        return _probabilities(model, image, self.flip)
 
     @torch.no_grad()
     def predict(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) to the most probable classes, uint8 (B, H, W)."""
-        windows = self._budget.windows(image)
-        if windows is not None:
-            return windows.classes(lambda part: _probabilities(model, part, self.flip), image)
-        if not self.flip:
-            # Softmax keeps the order, so there is nothing to compute it for.
-            return model(image).logits.argmax(dim=1).to(torch.uint8)
-        return classes(self.bands(model, image), image.shape[2])
+        """Predict the most probable classes, uint8 (B, H, W), of images (B, 3, H, W)."""
+        if self.flip or self.windows(image) is not None:
+            return super().predict(model, image)
+        # Softmax is monotonic, so there is nothing to compute it for.
+        return model(image).logits.argmax(dim=1).to(torch.uint8)  # (B, H, W)
 
 
-class Sliding:
+class Sliding(WindowInference):
     """Windows of one size over the image; where they overlap, probabilities are averaged.
 
     Windows start every ``stride`` pixels; the last of an axis is moved back to end at the border,
-    so every window is full. An image smaller than the window in an axis is taken whole there.
+    so every window is full. In an axis where the image is smaller than the window, it is whole.
 
     Args:
         crop: Height and width of the window.
         stride: Step in each axis, at most ``crop``.
         flip: As in Whole.
-        windows_per_batch: That pass the network together; None for as many as have
-            ``windows.PIXELS_PER_PASS`` pixels, mirror images included.
+        windows_per_batch: Of a forward pass; None for as many as have
+            ``sliding_window.PIXELS_PER_PASS`` pixels, mirror images included.
     """
 
     def __init__(
@@ -114,29 +105,22 @@ class Sliding:
             raise ValueError(f"windows_per_batch={windows_per_batch} is not at least 1, or null")
         self.flip = flip
         self._windows = Windows(
-            (int(crop[0]), int(crop[1])), (int(stride[0]), int(stride[1])), windows_per_batch
+            (int(crop[0]), int(crop[1])),
+            (int(stride[0]), int(stride[1])),
+            windows_per_batch,
+            mirrored=flip,
         )
 
-    def bands(self, model: nn.Module, image: Tensor) -> Iterator[Band]:
-        """Yields the probabilities from top to bottom."""
-        return self._windows.bands(
-            lambda part: _probabilities(model, part, self.flip), image, mirrored=self.flip
-        )
+    def windows(self, image: Tensor) -> Windows:
+        """Return the windows, the same for every image."""
+        return self._windows
 
-    @torch.no_grad()
-    def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) to probabilities (B, K, H, W)."""
-        return joined(self.bands(model, image), image.shape[2])
-
-    @torch.no_grad()
-    def predict(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) to the most probable classes, uint8 (B, H, W)."""
-        return self._windows.classes(
-            lambda part: _probabilities(model, part, self.flip), image, mirrored=self.flip
-        )
+    def probabilities(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Compute the probabilities (B, K, h, w) of windows (B, 3, h, w)."""
+        return _probabilities(model, image, self.flip)
 
 
-class MultiScale:
+class MultiScale(WindowInference):
     """Mean of the probabilities at several scales, each resized to the size of the image.
 
     Args:
@@ -172,77 +156,63 @@ class MultiScale:
                 crop=crop, stride=stride, flip=flip, windows_per_batch=windows_per_batch
             )
 
-    def bands(self, model: nn.Module, image: Tensor) -> Iterator[Band]:
-        """Yields the probabilities from top to bottom."""
-        windows = self._budget.windows(image)
-        if windows is None:
-            return iter([Band(0, self._mean(model, image))])
-        return windows.bands(lambda part: self._mean(model, part), image)
+    def windows(self, image: Tensor) -> Windows | None:
+        """Return the windows for an image (B, 3, H, W) above ``max_pixels``, None for others."""
+        return self._budget.windows(image)
 
-    @torch.no_grad()
-    def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) to probabilities (B, K, H, W)."""
-        return joined(self.bands(model, image), image.shape[2])
-
-    @torch.no_grad()
-    def predict(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) to the most probable classes, uint8 (B, H, W)."""
-        windows = self._budget.windows(image)
-        if windows is not None:
-            return windows.classes(lambda part: self._mean(model, part), image)
-        return classes(self.bands(model, image), image.shape[2])
-
-    def _mean(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Averages over the scales; the sum is the only map of the image's size kept meanwhile."""
+    def probabilities(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Compute the mean over the scales, (B, K, h, w), of images or windows (B, 3, h, w)."""
         height, width = image.shape[-2:]
-        # Scales that round to one size are one that counts more often.
+        # Scales that round to one size give one result, which counts as often.
         sizes = Counter(
             (max(1, round(height * scale)), max(1, round(width * scale))) for scale in self.scales
         )
         total: Tensor | None = None
         for size, times in sizes.items():
             scaled = image if size == (height, width) else resize(image.float(), size)
-            bands = self._infer.bands(model, scaled)
-            for top, part in resized(bands, size[0], (height, width)):
+            bands = self._infer.bands(model, scaled)  # (B, K, rows, size[1]) each
+            # Added band by band: only the sum has all classes at the size of the image.
+            for top, part in resize_bands(bands, size[0], (height, width)):
                 if total is None:
-                    total = empty_map(part, height, width).zero_()
+                    total = empty_map(part, height, width).zero_()  # (B, K, h, w)
                 total[:, :, top : top + part.shape[2]].add_(part, alpha=times)
         assert total is not None
         return total.div_(len(self.scales))
 
 
 def _probabilities(model: nn.Module, image: Tensor, flip: bool) -> Tensor:
-    """Maps (B, 3, h, w) to (B, K, h, w), with mirror images in the same pass where they fit."""
+    """Compute (B, K, h, w) of (B, 3, h, w), with mirror images in the same pass where they fit."""
     if not flip:
         return _softmax(model, image)
     mirrored = image.flip(-1)
     if 2 * image.shape[0] * image.shape[2] * image.shape[3] <= PIXELS_PER_PASS:
-        both, other = _softmax(model, torch.cat((image, mirrored))).chunk(2)
+        total, other = _softmax(model, torch.cat((image, mirrored))).chunk(2)  # (B, K, h, w) each
     else:
-        both, other = _softmax(model, image), _softmax(model, mirrored)
-    return both.add_(other.flip(-1)).div_(2)
+        total, other = _softmax(model, image), _softmax(model, mirrored)
+    # In place: a map of all classes is the largest tensor here.
+    return total.add_(other.flip(-1)).div_(2)
 
 
 def _softmax(model: nn.Module, image: Tensor) -> Tensor:
-    return model(image).logits.float().softmax(dim=1)
+    return model(image).logits.float().softmax(dim=1)  # (B, K, h, w)
 
 
-def name_of(node: Mapping[str, Any]) -> str:
-    """Returns the name of a way to run a network: the class of its config, as words_and_words."""
+def mode_name(node: Mapping[str, Any]) -> str:
+    """Return the name of an inference mode: the class of its config in snake case."""
     target = str(node.get("_target_", "")).rpartition(".")[2]
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", target).lower()
 
 
-def described(node: Mapping[str, Any], name: str | None = None) -> str:
-    """Returns the name and every value that is set: ``whole (flip=false, max_pixels=4194304)``.
+def describe(node: Mapping[str, Any], name: str | None = None) -> str:
+    """Return the name and every value that is set: ``whole (flip=false, max_pixels=4194304)``.
 
     Args:
         node: The config group ``evaluation``.
-        name: What it was chosen by; None for the name of its class.
+        name: The choice on the command line; None for the name of the class.
     """
     values = [
         f"{key}={str(value).lower() if isinstance(value, bool) else value}"
         for key, value in node.items()
         if not key.startswith("_") and value is not None
     ]
-    return f"{name or name_of(node)} ({', '.join(values)})"
+    return f"{name or mode_name(node)} ({', '.join(values)})"

@@ -1,4 +1,4 @@
-"""Scores: of one confusion matrix over the whole set, near outlines, and image by image."""
+"""Metrics: of one confusion matrix over a data set, near boundaries, and image by image."""
 
 import math
 from collections.abc import Sequence
@@ -21,24 +21,24 @@ class Scores(NamedTuple):
     mean_accuracy: float
     frequency_weighted_iou: float
     classes_averaged: int
-    """Classes that the mean IoU is a mean of."""
+    """Number of classes in the mean IoU."""
     iou: tuple[float, ...]
     accuracy: tuple[float, ...]
 
 
 _VALUES = 257
-"""Those of a byte, and one for all that are not."""
+"""Those of a byte, and one for all others."""
 
 
-def _bytes_and_others(values: Tensor) -> Tensor:
-    """Returns class indices as int32 in 0..256, where 256 is what fits no byte."""
+def _as_bins(values: Tensor) -> Tensor:
+    """Return class indices as int32 bins 0..256, of which 256 is for all outside 0..255."""
     if values.dtype != torch.uint8:
         values = torch.where((values < 0) | (values > 255), 256, values)
     return values.to(torch.int32)
 
 
-def warn_of_single_class(matrix: Tensor, classes: Sequence[str]) -> str:
-    """Returns a warning where every pixel was predicted as one class and others occur, or nothing.
+def single_class_warning(matrix: Tensor, classes: Sequence[str]) -> str:
+    """Return a warning where every pixel was predicted as one class and others occur, else "".
 
     Args:
         matrix: (K, K), rows truth.
@@ -59,43 +59,45 @@ class ConfusionMatrix:
 
     Args:
         num_classes: K.
-        device: Where it counts.
+        device: Of the counts.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.num_classes = num_classes
-        # The last two entries count ignored pixels and values that are no class.
+        # K * K cells, ignored pixels, and values that are no class: one tensor, so that one
+        # all-reduce sums all.
         self._counts = torch.zeros(num_classes**2 + 2, dtype=torch.int64, device=device)
 
     @property
     def matrix(self) -> Tensor:
-        """int64 (K, K), a view."""
+        """The counts by class, int64 (K, K), a view."""
         return self._counts[:-2].view(self.num_classes, self.num_classes)
 
     @property
     def counts(self) -> Tensor:
-        """All that was counted, int64 and flat: sums of it over processes are meaningful."""
+        """All counts, int64 (K * K + 2,), a view: they may be summed over processes."""
         return self._counts
 
     def update(self, prediction: Tensor, mask: Tensor) -> None:
-        """Counts the pixels of a prediction and a mask of one shape, both class indices.
+        """Count the pixels of a prediction and a mask of one shape, both class indices.
 
-        Quickest where both are uint8: no pixel is looked at more than once.
+        Fastest where both are uint8.
         """
         if prediction.shape != mask.shape:
             raise ValueError(f"prediction {tuple(prediction.shape)}, mask {tuple(mask.shape)}")
-        # Every value of a byte has a row and a column, so none has to be masked out before.
-        key = _bytes_and_others(mask).flatten() * _VALUES
-        key += _bytes_and_others(prediction).flatten()
-        table = torch.bincount(key, minlength=_VALUES**2).view(_VALUES, _VALUES)
+        # Every value has a row and a column: indexing by a boolean mask would copy all pixels.
+        key = _as_bins(mask).flatten() * _VALUES
+        key += _as_bins(prediction).flatten()
+        table = torch.bincount(key, minlength=_VALUES**2).view(_VALUES, _VALUES)  # (257, 257)
         k = self.num_classes
-        valid, ignored = table[:k, :k], table[IGNORE].sum()
+        valid, ignored = table[:k, :k], table[IGNORE].sum()  # (K, K), ()
         self._counts[:-2] += valid.flatten()
         self._counts[-2] += ignored
+        # Refused in ``scores``, after the sum over processes, so that all of them fail alike.
         self._counts[-1] += key.numel() - valid.sum() - ignored
 
     def scores(self) -> Scores:
-        """Computes the scores in float64.
+        """Compute the scores in float64.
 
         Raises:
             InputError: Nothing was counted, or values occurred that are no class.
@@ -105,12 +107,12 @@ class ConfusionMatrix:
             raise InputError(
                 f"{invalid} pixels are neither one of {self.num_classes} classes nor 255"
             )
-        matrix = self.matrix.double().cpu()
+        matrix = self.matrix.double().cpu()  # (K, K); float32 is exact only up to 2**24 pixels
         total = matrix.sum()
         if total == 0:
             raise InputError(f"no labelled pixel was counted ({ignored} ignored)")
-        hit, truth, guess = matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)
-        iou = hit / (truth + guess - hit)  # NaN: neither in truth nor in prediction
+        hit, truth, predicted = matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)  # (K,) each
+        iou = hit / (truth + predicted - hit)  # NaN: neither in truth nor in prediction
         accuracy = hit / truth  # NaN: not in truth
         return Scores(
             miou=iou.nanmean().item(),
@@ -124,26 +126,26 @@ class ConfusionMatrix:
 
 
 class BoundaryScores(NamedTuple):
-    """Scores in 0..1; classes without any outline are NaN and left out of the mean."""
+    """Scores in 0..1; classes without any boundary are NaN and left out of the mean."""
 
     mean: float
     iou: tuple[float, ...]
 
 
 class BoundaryIoU:
-    """Counts, over a whole set, the pixels within a distance of an outline of their class.
+    """Counts, over a data set, the pixels within a distance of a boundary of their class.
 
     Cheng, Girshick, Dollar, Berg, Kirillov, "Boundary IoU: Improving Object-Centric Image
     Segmentation Evaluation", CVPR 2021, equation 4: with G the true and P the predicted region of
-    a class, and X_d the pixels of a region X that lie no farther than d from its outline,
-    |G_d and P_d| / |G_d or P_d|. As in the authors' code the distance is that of the chessboard
-    (d erosions by 3x3), d is a part of the image's diagonal, and the border of the image is an
-    outline. Sums run over the set, as for the mean IoU. Pixels without truth are cut out of the
-    prediction, too, so both have the same outline there.
+    a class, and X_d the pixels of a region X no farther than d from its boundary,
+    |G_d and P_d| / |G_d or P_d|. As in the authors' code the distance is Chebyshev's (d erosions by
+    3x3), d is a fraction of the image's diagonal, and the border of the image is a boundary. Sums
+    run over the set, as for the mean IoU. Pixels without truth are removed from the prediction,
+    too, so both have the same boundary there.
 
     Args:
         num_classes: K.
-        ratio: d as a part of the diagonal, at least one pixel; 0.02 in the paper.
+        ratio: d as a fraction of the diagonal, at least one pixel; 0.02 in the paper.
     """
 
     def __init__(self, num_classes: int, ratio: float = 0.02) -> None:
@@ -154,32 +156,31 @@ class BoundaryIoU:
 
     @property
     def counts(self) -> Tensor:
-        """int64 (3, K): pixels near outlines in both, in the truth, in the prediction."""
+        """int64 (3, K): pixels near boundaries in both, in the truth, in the prediction."""
         return self._counts
 
     def update(self, prediction: np.ndarray, mask: np.ndarray) -> None:
-        """Counts an image: two maps of classes, uint8 (H, W); IGNORE in the mask."""
+        """Count an image: two maps of classes, uint8 (H, W); IGNORE in the mask."""
         distance = max(1, round(self.ratio * math.hypot(*mask.shape)))
         prediction = np.where(mask == IGNORE, np.uint8(IGNORE), prediction)
-        near_truth, near_guess = (_near_outline(x, distance) for x in (mask, prediction))
-        both = near_truth & near_guess & (mask == prediction)
-        for row, values in enumerate((mask[both], mask[near_truth], prediction[near_guess])):
+        in_truth, in_prediction = (_near_boundary(x, distance) for x in (mask, prediction))
+        both = in_truth & in_prediction & (mask == prediction)  # (H, W)
+        for row, values in enumerate((mask[both], mask[in_truth], prediction[in_prediction])):
+            # IGNORE has a bin of its own, which is cut off with all that are no class.
             found = np.bincount(values, minlength=IGNORE + 1)[: self.num_classes]
             self._counts[row] += torch.from_numpy(found)
 
     def scores(self) -> BoundaryScores:
-        """Computes the scores in float64."""
-        both, truth, guess = self._counts.double()
-        iou = both / (truth + guess - both)
+        """Compute the scores in float64."""
+        both, truth, predicted = self._counts.double()  # (K,) each
+        iou = both / (truth + predicted - both)  # NaN: no boundary in either
         return BoundaryScores(iou.nanmean().item(), tuple(iou.tolist()))
 
 
-def _near_outline(classes: np.ndarray, distance: int) -> np.ndarray:
-    """Returns, bool (H, W), where a pixel of another class or the border is within a distance.
-
-    For all classes at once: a pixel is near the outline of its own class exactly if the square
-    around it holds something else.
-    """
+def _near_boundary(classes: np.ndarray, distance: int) -> np.ndarray:
+    """Return, bool (H, W), where another class or the border of the image is within a distance."""
+    # All classes at once, where the authors erode each: a pixel is near the boundary of its class
+    # exactly if the square around it has a second value.
     values = classes.astype(np.int16) + 1  # 0 is outside
     square = np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)
     lowest = cv2.erode(values, square, borderType=cv2.BORDER_CONSTANT, borderValue=0)
@@ -190,14 +191,14 @@ def _near_outline(classes: np.ndarray, distance: int) -> np.ndarray:
 class ImageIoU:
     """Averages over images the mean IoU of each, over the classes that it has.
 
-    The confusion matrix of a set weighs images by their pixels, and a class that fills one picture
-    outweighs small ones elsewhere. Csurka, Larlus, Perronnin, "What is a good evaluation measure
-    for semantic segmentation?", BMVC 2013, therefore score image by image. A class that is
-    neither in the truth nor in the prediction of an image is left out there, as it is in the
-    set's mean; an image without a labelled pixel is left out altogether.
+    The confusion matrix of a data set weighs images by their pixels, so a class that fills one
+    image outweighs small regions elsewhere. Csurka, Larlus, Perronnin, "What is a good evaluation
+    measure for semantic segmentation?", BMVC 2013, therefore score image by image. A class that is
+    neither in the truth nor in the prediction of an image is left out there, as in the mean of the
+    data set; an image without a labelled pixel is left out altogether.
 
     Args:
-        device: Where it adds up.
+        device: Of the sums.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -209,13 +210,14 @@ class ImageIoU:
         return self._sums
 
     def update(self, matrix: Tensor) -> None:
-        """Adds an image: its confusion matrix, int64 (K, K), rows are the truth."""
-        hit = matrix.diag().double()
+        """Add an image: its confusion matrix, int64 (K, K), rows are the truth."""
+        hit = matrix.diag().double()  # (K,)
         mean = (hit / (matrix.sum(dim=0) + matrix.sum(dim=1) - hit)).nanmean()
         is_counted = (matrix.sum() > 0).double()
+        # Weighted by 0 or 1 rather than left out by an ``if``, which would wait for the device.
         self._sums += torch.stack((mean.nan_to_num() * is_counted, is_counted))
 
     def score(self) -> float:
-        """Returns the average in 0..1; NaN without images."""
+        """Return the average in 0..1; NaN without images."""
         total, count = self._sums.tolist()
         return total / count if count else math.nan

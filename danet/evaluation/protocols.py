@@ -1,7 +1,7 @@
 """The procedures behind published numbers: the authors' test script, and mmsegmentation's.
 
-They differ from the plain ways of ``danet.evaluation.inference`` in how an image is scaled, where
-windows lie and what is averaged; on one network that moves the mean IoU by more than many a paper
+They differ from the modes of ``danet.evaluation.inference`` in how an image is scaled, where
+windows lie and what is averaged; on one network that changes the mean IoU by more than many a paper
 claims. Both have the interface of ``Inference``.
 """
 
@@ -17,39 +17,38 @@ from danet.evaluation.inference import LARGEST_SCALE
 from danet.evaluation.sliding_window import (
     PIXELS_PER_PASS,
     Band,
+    BandInference,
     PixelBudget,
     Windows,
-    classes,
     empty_map,
-    joined,
-    resized,
+    resize_bands,
 )
 from danet.ops.resize import resize
 
-_LONGEST = 1 << 15
-"""Pixels of the long side of a picture, scaled, and of a window."""
-_LARGEST = math.log(torch.finfo(torch.float32).max)
+_MAX_SIDE = 1 << 15
+"""Pixels of the long side of a scaled image, and of a window."""
+_MAX_EXPONENT = math.log(torch.finfo(torch.float32).max)
 """exp of more is infinite in float32."""
 _CLASSES = 256
-"""There are no more, see ``danet.types``."""
+"""An upper bound, see ``danet.types``."""
 
 
-class AuthorsProtocol:
-    """What the test script of the released DANet does (its ``MultiEvalModule``).
+class AuthorsProtocol(BandInference):
+    """The procedure of the released DANet's test script (its ``MultiEvalModule``).
 
     Each scale makes the long side ``ceil(base_size * scale)`` pixels, whatever the image has.
     Windows start every ``int(crop * stride_rate)`` pixels from the top left corner; those that
-    reach over the border are filled up with black and count where there is a picture. Where
-    windows overlap, the mean is taken of exp(logits), not of probabilities; with ``flip`` of
+    reach over the border are padded with black, and the padding is not counted. Where windows
+    overlap, the mean is taken of exp(logits), not of probabilities; with ``flip`` of
     exp(logits + logits of the mirror image, mirrored). These scores are resized to the image and
-    added up over the scales, so that a scale weighs as much as its network is sure.
+    summed over the scales, so that a scale weighs more where the logits are larger.
 
     Args:
         base_size: Length of the long side at scale 1.
         crop: Side of the square windows.
         scales: Factors of ``base_size``.
         stride_rate: Step of the windows as a part of ``crop``.
-        flip: Whether to look at the mirror image, too; the script always does.
+        flip: Whether to run the mirror image, too; the script always does.
     """
 
     def __init__(
@@ -63,15 +62,15 @@ class AuthorsProtocol:
     ) -> None:
         if base_size < 32 or crop < 32:
             raise ValueError(f"base_size={base_size} and crop={crop} must be at least 32")
-        if max(base_size, crop) > _LONGEST:
-            raise ValueError(f"base_size={base_size} and crop={crop} must be at most {_LONGEST}")
-        if not scales or not 0 < min(scales) <= max(scales) <= _LONGEST / base_size:
+        if max(base_size, crop) > _MAX_SIDE:
+            raise ValueError(f"base_size={base_size} and crop={crop} must be at most {_MAX_SIDE}")
+        if not scales or not 0 < min(scales) <= max(scales) <= _MAX_SIDE / base_size:
             raise ValueError(
                 f"scales={list(scales)} is not a list of positive numbers up to "
-                f"{_LONGEST / base_size:g}, by which base_size={base_size} has {_LONGEST} pixels"
+                f"{_MAX_SIDE / base_size:g}, by which base_size={base_size} has {_MAX_SIDE} pixels"
             )
         if not 0 < stride_rate <= 1 or int(crop * stride_rate) < 1:
-            low = math.ceil(10_000 / crop) / 10_000  # of which a step has a pixel
+            low = math.ceil(10_000 / crop) / 10_000  # a stride of one pixel, rounded up
             raise ValueError(
                 f"stride_rate={stride_rate} of crop={crop} is not in 1..crop pixels; expected a "
                 f"rate of {low:g} to 1"
@@ -80,58 +79,54 @@ class AuthorsProtocol:
         self.scales = tuple(float(scale) for scale in scales)
         self.stride = int(crop * stride_rate)
         windows_per_pixel = math.ceil(crop / self.stride) ** 2
-        # Below it, what is added up over windows, scales and classes is finite, too.
+        # Below it, the sum over windows, scales and classes is finite, too.
         terms = windows_per_pixel * len(self.scales) * _CLASSES
-        self.largest = math.floor(_LARGEST - math.log(terms))
+        self.largest = math.floor(_MAX_EXPONENT - math.log(terms))
 
     def bands(self, model: nn.Module, image: Tensor) -> Iterator[Band]:
-        """Yields the sums of exp(logits) from top to bottom; they have no sum of 1."""
+        """Yield the sums of exp(logits) from top to bottom, which do not add up to 1."""
         size = (image.shape[2], image.shape[3])
-        maps = (resized(*self._scores(model, image, s), size) for s in self.scales)
+        maps = (resize_bands(*self._scores(model, image, s), size) for s in self.scales)
         if len(self.scales) == 1:
             return next(maps)
-        return iter([Band(0, _sum(maps, size[0]))])
+        return iter([Band(0, _sum_bands(maps, size[0]))])
 
-    @torch.no_grad()
     def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) to probabilities (B, K, H, W): the sums, made to add up to 1."""
-        scores = joined(self.bands(model, image), image.shape[2])
-        return scores / scores.sum(dim=1, keepdim=True)
-
-    @torch.no_grad()
-    def predict(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) to the classes of the highest score, uint8 (B, H, W)."""
-        return classes(self.bands(model, image), image.shape[2])
+        """Maps (B, 3, H, W) to probabilities (B, K, H, W): the sums, divided by their total."""
+        scores = super().__call__(model, image)
+        return scores / scores.sum(dim=1, keepdim=True)  # (B, K, H, W)
 
     def _scores(self, model: nn.Module, image: Tensor, scale: float) -> tuple[Iterator[Band], int]:
-        """Returns the scores of the image at one scale, and how many rows they have."""
+        """Return the scores of the image at one scale, and how many rows they have."""
         height, width = image.shape[-2:]
         long = math.ceil(self.base_size * scale)
         rows, columns = (max(1, int(n * long / max(height, width) + 0.5)) for n in (height, width))
-        # Filled up so far that every window is whole: the same pixels as of windows cut short.
-        below, right = (self._covered(n) - n for n in (rows, columns))
-        filled = F.pad(resize(image.float(), (rows, columns)), (0, right, 0, below))
-        windows = Windows((self.crop, self.crop), (self.stride, self.stride))
-        bands = windows.bands(lambda part: self._exp(model, part), filled, mirrored=self.flip)
-        inside = (
+        # One padding for all windows: the script pads each, which gives the same pixels.
+        below, right = (self._padded_length(n) - n for n in (rows, columns))
+        padded = F.pad(resize(image.float(), (rows, columns)), (0, right, 0, below))
+        windows = Windows((self.crop, self.crop), (self.stride, self.stride), mirrored=self.flip)
+        bands = windows.bands(lambda part: self._exp_logits(model, part), padded)
+        inside = (  # (B, K, up to rows - top, columns) each
             Band(top, part[:, :, : rows - top, :columns]) for top, part in bands if top < rows
         )
         return inside, rows
 
-    def _covered(self, length: int) -> int:
-        """Returns what the windows cover of an axis with ``length`` pixels of picture."""
+    def _padded_length(self, length: int) -> int:
+        """Return the pixels that full windows need to cover an axis of ``length`` pixels."""
         beyond = max(length - self.crop, 0)
         return self.crop + math.ceil(beyond / self.stride) * self.stride
 
-    def _exp(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps windows (B, 3, h, w) to exp(logits), (B, K, h, w).
+    def _exp_logits(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Compute exp(logits), (B, K, h, w), of windows (B, 3, h, w).
 
         Raises:
-            InputError: They or their sums could be infinite, which the script does not look at.
+            InputError: They or their sums could be infinite, which the script does not check.
         """
         logits = _logits(model, image)
         if self.flip:
-            logits = logits + _logits(model, image.flip(-1)).flip(-1)
+            # Summed before exp: the product of both scores, not their mean.
+            logits = logits + _logits(model, image.flip(-1)).flip(-1)  # (B, K, h, w)
+        # The largest logit is read at every pass, at the cost of a wait for the device.
         if (largest := float(logits.max())) > self.largest:
             raise InputError(
                 f"evaluation: a sum of logits is {largest:.0f}, and the authors' script adds up "
@@ -141,20 +136,20 @@ class AuthorsProtocol:
         return logits.exp_()
 
 
-class MMSegProtocol:
-    """What mmsegmentation's test loop and its test-time augmentation do (release 1.2).
+class MMSegProtocol(BandInference):
+    """The procedure of mmsegmentation's test loop and test-time augmentation (release 1.2).
 
     An image is resized as bytes, without aligned corners. Logits are averaged where windows
     overlap, and resized to the image; with several ratios or mirror images the softmax of each
     pass is taken there, and their mean.
 
     Args:
-        scale: Longest and shortest side (2048, 512) that an image is made to fit, keeping its
-            aspect; None leaves its size.
+        scale: Longest and shortest side (2048, 512) that an image is resized to fit, keeping its
+            aspect ratio; None leaves its size.
         ratios: Factors of that.
         flip: Whether every ratio has a pass of the mirror image, too.
         crop, stride: Height and width of windows and their step; None passes images whole.
-        align_corners: How logits are resized; None as the network has it.
+        align_corners: How logits are resized; None follows the network.
         max_pixels: As in Whole, of a resized image that passes whole.
     """
 
@@ -171,7 +166,7 @@ class MMSegProtocol:
     ) -> None:
         if scale is not None and (len(scale) != 2 or min(scale) < 32):
             raise ValueError(f"scale={list(scale)} is not [long, short] of at least 32")
-        most = _LONGEST / max(scale) if scale else LARGEST_SCALE
+        most = _MAX_SIDE / max(scale) if scale else LARGEST_SCALE
         if not ratios or not 0 < min(ratios) <= max(ratios) <= most:
             raise ValueError(
                 f"ratios={list(ratios)} is not a list of positive numbers up to {most:g}"
@@ -192,31 +187,22 @@ class MMSegProtocol:
             self._windows = Windows((crop[0], crop[1]), (stride[0], stride[1]))
 
     def bands(self, model: nn.Module, image: Tensor) -> Iterator[Band]:
-        """Yields the probabilities from top to bottom."""
+        """Yield the probabilities from top to bottom."""
         maps = (self._pass(model, image, r, m) for r in self.ratios for m in self.mirrored)
         count = len(self.ratios) * len(self.mirrored)
         if count == 1:
             return next(maps)
-        return iter([Band(0, _sum(maps, image.shape[2]).div_(count))])
-
-    @torch.no_grad()
-    def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) to probabilities (B, K, H, W)."""
-        return joined(self.bands(model, image), image.shape[2])
-
-    @torch.no_grad()
-    def predict(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) to the most probable classes, uint8 (B, H, W)."""
-        return classes(self.bands(model, image), image.shape[2])
+        return iter([Band(0, _sum_bands(maps, image.shape[2]).div_(count))])
 
     def _pass(
         self, model: nn.Module, image: Tensor, ratio: float, mirrored: bool
     ) -> Iterator[Band]:
-        """Yields the probabilities that one ratio gives, at the size of the image."""
+        """Yield the probabilities of one ratio at the size of the image."""
         size = (image.shape[2], image.shape[3])
-        rows, columns = self._scaled(*size, ratio)
+        rows, columns = self._scaled_size(*size, ratio)
         scaled = image
         if (rows, columns) != size:
+            # The toolbox resizes with OpenCV, whose results are bytes.
             scaled = resize(image.float(), (rows, columns), align_corners=False).round_()
         scaled = scaled.flip(-1) if mirrored else scaled
         windows = self._windows or self._budget.windows(scaled)
@@ -227,34 +213,36 @@ class MMSegProtocol:
         is_aligned = self.align_corners
         if is_aligned is None:
             is_aligned = bool(model.align_corners)
-        for top, part in resized(logits, rows, size, align_corners=is_aligned):
+        for top, part in resize_bands(logits, rows, size, align_corners=is_aligned):
             yield Band(top, (part.flip(-1) if mirrored else part).softmax(dim=1))
 
-    def _scaled(self, height: int, width: int, ratio: float) -> tuple[int, int]:
-        """Returns the size of an image at a ratio, rounded as that toolbox rounds."""
+    def _scaled_size(self, height: int, width: int, ratio: float) -> tuple[int, int]:
+        """Return the size of an image at a ratio, rounded as by the toolbox."""
         factor = ratio
         if self.box is not None:
+            # Cut to whole pixels first, so the factor may be a little below the ratio.
             long, short = (int(side * ratio) for side in self.box)
             factor = min(long / max(height, width), short / min(height, width))
         return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
 
 def _logits(model: nn.Module, image: Tensor) -> Tensor:
-    """Returns float32 logits (B, K, h, w) of images that pass together as far as they may."""
+    """Return float32 logits (B, K, h, w) of images (B, 3, h, w)."""
+    # One by one where they have too many pixels for a pass together.
     pixels = image.shape[0] * image.shape[2] * image.shape[3]
     if image.shape[0] > 1 and pixels > PIXELS_PER_PASS:
-        return torch.cat([_logits(model, one) for one in image.split(1)])
+        return torch.cat([_logits(model, one) for one in image.split(1)])  # (B, K, h, w)
     logits: Tensor = model(image).logits.float()
     return logits
 
 
-def _sum(maps: Iterator[Iterator[Band]], height: int) -> Tensor:
-    """Adds up maps of the size of an image that come in bands."""
+def _sum_bands(maps: Iterator[Iterator[Band]], height: int) -> Tensor:
+    """Return the sum (B, K, H, W) of maps that come in bands."""
     total: Tensor | None = None
     for bands in maps:
         for top, part in bands:
             if total is None:
-                total = empty_map(part, height, part.shape[3]).zero_()
+                total = empty_map(part, height, part.shape[3]).zero_()  # (B, K, H, W)
             total[:, :, top : top + part.shape[2]] += part
     assert total is not None
     return total

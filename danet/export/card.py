@@ -1,4 +1,4 @@
-"""The model card: what a network is, where it comes from, how good it is, how it is used."""
+"""The model card: architecture, training, scores, use and limits of a network."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -25,12 +25,12 @@ def card(
     opset: int = OPSET,
     metrics: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """Writes the Markdown text of README.md.
+    """Return the Markdown text of README.md.
 
     Args:
-        saved: A checkpoint; its config, classes and scores are told.
+        saved: A checkpoint; its config, classes and scores are listed.
         num_weights: Of the network.
-        programs: File names of exported programs, with what ``compare`` found of each.
+        programs: File names of exported programs, with the results of ``compare``.
         opset: Of the ONNX file.
         metrics: Contents of ``metrics.json`` that ``tools/eval.py`` wrote for this checkpoint.
     """
@@ -122,7 +122,7 @@ def _recipe(saved: Mapping[str, Any]) -> str:
 
 
 def _loss_names(node: Any) -> list[str]:
-    """Returns the names of all classes in the config of a loss, each once."""
+    """Return the names of all classes in the config of a loss, each once."""
     inside = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
     own = [_name(node)] if isinstance(node, dict) and "_target_" in node else []
     return list(dict.fromkeys(own + [name for value in inside for name in _loss_names(value)]))

@@ -15,15 +15,16 @@ from torch import Tensor
 from danet.checkpoint.exported import CONFIG, FIELDS, FORMAT, WEIGHTS
 from danet.errors import StorageError
 from danet.extras import require
+from danet.filesystem import atomic_write
 
 
 def save(folder: Path, saved: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Writes the folder.
+    """Write the folder.
 
     Args:
-        folder: Made where it does not exist.
+        folder: Created where it does not exist.
         saved: A checkpoint. Paths of this machine in its config are left out.
-        weights: State of the network that is meant, the averaged one where there is one.
+        weights: State dict of the network, the averaged one where there is one.
 
     Raises:
         InputError: safetensors is missing.
@@ -36,19 +37,18 @@ def save(folder: Path, saved: Mapping[str, Any], weights: Mapping[str, Tensor]) 
     facts["config"] = without_paths(dict(saved["config"]))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{WEIGHTS}"
+        # safetensors refuses tensors that share memory or are not contiguous.
         whole = {name: tensor.contiguous().clone() for name, tensor in weights.items()}
-        save_file(whole, temporary, metadata={"format": "pt"})
-        temporary.replace(folder / WEIGHTS)
-        temporary = folder / f".{CONFIG}"
-        temporary.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        temporary.replace(folder / CONFIG)
+        with atomic_write(folder / WEIGHTS) as temporary:
+            save_file(whole, temporary, metadata={"format": "pt"})
+        with atomic_write(folder / CONFIG) as temporary:
+            temporary.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf-8")
     except OSError as error:
         raise StorageError(f"output={folder}: cannot be written ({error.strerror})") from error
 
 
 def without_paths(node: Any) -> Any:
-    """Returns plain values with ``.`` in place of every path that only this machine knows."""
+    """Return plain values with ``.`` in place of every absolute path."""
     if isinstance(node, dict):
         return {name: without_paths(value) for name, value in node.items()}
     if isinstance(node, list):

@@ -7,12 +7,12 @@ from danet.extras import require
 
 
 def push(folder: Path, repository: str, *, private: bool = True) -> str:
-    """Uploads an exported folder, makes the repository where there is none; returns its address.
+    """Upload an exported folder, create the repository if needed, and return its address.
 
     The token is that of ``hf auth login`` or of the variable HF_TOKEN.
 
     Raises:
-        InputError: The package is missing, or the hub refuses.
+        InputError: The package is missing, or the hub rejects the upload.
     """
     require("huggingface_hub")
     from huggingface_hub import HfApi

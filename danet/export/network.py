@@ -1,4 +1,4 @@
-"""The network as exporters can take it: plain operations, every size, attention in tiles."""
+"""The network in operations that exporters support: every size, attention in tiles."""
 
 import copy
 
@@ -11,16 +11,16 @@ from danet.ops.attention import PositionAttention
 from danet.ops.tiles import QUERIES_PER_TILE
 
 SMALLEST = 9
-"""Sides from which an exported program holds: maps of one cell would be resized otherwise."""
+"""Smallest side for an exported program: maps of one cell would be resized otherwise."""
 
 
 class Exportable(nn.Module):
     """A copy of a Segmentor that maps an image, uint8 (B, 3, H, W) RGB, to logits (B, K, H, W).
 
-    In training and evaluation position attention is an operator of this project, which nobody else
-    knows. Here it is a ``scan`` over tiles of queries: ONNX has that as the operator Scan, and
-    torch.export as one of its own. So a program runs elsewhere, takes every size, and holds
-    512 x N weights at a time and never N x N.
+    In training and evaluation position attention is a custom operator, which other runtimes lack.
+    Here it is a ``scan`` over tiles of queries: ONNX has that as the operator Scan, and
+    torch.export as a higher-order operator. So a program runs elsewhere, takes every size, and
+    holds 512 x N weights at a time and never N x N.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -38,7 +38,7 @@ class Exportable(nn.Module):
 
 
 class _ScannedAttention(nn.Module):
-    """Is a PositionAttention in operations that exporters know."""
+    """A PositionAttention in operations that exporters support."""
 
     def __init__(self, attention: PositionAttention) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class _ScannedAttention(nn.Module):
 
 
 def attend_by_scan(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Returns softmax(query key) value, one tile of queries after another.
+    """Compute softmax(query key) value, one tile of queries after another.
 
     Args:
         query: (B, N, D).
@@ -64,17 +64,17 @@ def attend_by_scan(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         (B, C, N).
     """
     batch, count, width = query.shape
-    # A scan wants tiles of one size; the result of the padding is cut off. Two tiles more than are
-    # full: so there is never one alone and always some padding, which exporters would take for
-    # different programs.
+    # A scan needs tiles of one size; the result of the padding is cut off. Two tiles more than are
+    # full, so that there is never one alone and always some padding: exporters specialise on both.
     tiles = count // QUERIES_PER_TILE + 2
     padded = F.pad(query, (0, 0, 0, tiles * QUERIES_PER_TILE - count))
     tokens = value.transpose(1, 2)  # (B, N, C)
 
     def step(carry: Tensor, tile: Tensor) -> tuple[Tensor, Tensor]:
         weights = torch.bmm(tile, key).softmax(dim=-1)  # (B, tile, N)
-        return carry.clone(), torch.bmm(weights, tokens)
+        return carry.clone(), torch.bmm(weights, tokens)  # a carry must not alias its input
 
+    # (tiles, B, tile, D)
     by_tile = padded.view(batch, tiles, QUERIES_PER_TILE, width).transpose(0, 1)
     _, found = scan(step, query.new_zeros(1), by_tile, dim=0)  # (tiles, B, tile, C)
     return found.permute(1, 3, 0, 2).flatten(2)[:, :, :count]

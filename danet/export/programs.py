@@ -1,7 +1,6 @@
-"""Programs that run without this project, and how far they are from the network."""
+"""Programs that run without this project, and their deviation from the network."""
 
 import io
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -16,16 +15,17 @@ from torch.export import Dim, ExportedProgram
 from danet.errors import UserError
 from danet.export.network import Exportable
 from danet.extras import require
+from danet.filesystem import atomic_write
 
 OPSET = 20
-"""Of ONNX: from 2023, which all runtimes of the last years know."""
+"""Of ONNX: from 2023, which current runtimes support."""
 
 Program = Callable[[np.ndarray], np.ndarray]
 """Maps an image, uint8 (B, 3, H, W) RGB, to logits, float32 (B, K, H, W)."""
 
 
 class Parity(NamedTuple):
-    """How a program differs from the network on an image of noise."""
+    """The deviation of a program from the network on an image of noise."""
 
     height: int
     width: int
@@ -34,11 +34,11 @@ class Parity(NamedTuple):
     scale: float
     """The largest absolute logit of the network."""
     agreement: float
-    """Part of the pixels with the same class."""
+    """Fraction of the pixels with the same class."""
 
 
 def export_onnx(model: nn.Module, path: Path, *, opset: int = OPSET) -> Program:
-    """Writes an ONNX file with free batch, height and width; returns what it computes.
+    """Write an ONNX file with free batch, height and width, and return its program.
 
     Raises:
         InputError: onnx, onnxscript or onnxruntime is missing.
@@ -60,14 +60,13 @@ def export_onnx(model: nn.Module, path: Path, *, opset: int = OPSET) -> Program:
         )
     assert program is not None
     passes.RemoveUnusedNodesPass()(program.model)
-    temporary = path.with_name(f".{path.name}")
-    program.save(temporary, external_data=False)
-    os.replace(temporary, path)
+    with atomic_write(path) as temporary:
+        program.save(temporary, external_data=False)
     return load_onnx(path)
 
 
 def load_onnx(path: Path) -> Program:
-    """Returns what an ONNX file computes, by onnxruntime on the CPU."""
+    """Return the program of an ONNX file, run by onnxruntime on the CPU."""
     require("onnxruntime")
     import onnxruntime
 
@@ -81,21 +80,19 @@ def load_onnx(path: Path) -> Program:
 
 
 def export_torch(model: nn.Module, path: Path) -> Program:
-    """Writes a program of torch.export (.pt2) with free batch, height and width."""
-    with _quiet():
+    """Write a program of torch.export (.pt2) with free batch, height and width, and return it."""
+    with _quiet(), atomic_write(path) as temporary:
         program = torch.export.export(
             Exportable(model),
             (_example(),),
             dynamic_shapes={"image": dict.fromkeys((0, 2, 3), Dim.AUTO)},
         )
-        temporary = path.with_name(f".{path.name}")
         torch.export.save(program, temporary)
-    os.replace(temporary, path)
     return load_torch(path)
 
 
 def load_torch(path: Path) -> Program:
-    """Returns what a program of torch.export computes."""
+    """Return the program of a file of torch.export."""
     with _quiet():
         program: ExportedProgram = torch.export.load(path)
     module = program.module()
@@ -109,7 +106,7 @@ def load_torch(path: Path) -> Program:
 
 
 def compare(model: nn.Module, program: Program, sizes: Sequence[tuple[int, int]]) -> list[Parity]:
-    """Compares a program with the network it came from, on one image of noise per size (H, W)."""
+    """Compare a program with the network it came from, on one image of noise per size (H, W)."""
     found = []
     generator = torch.Generator().manual_seed(0)
     for height, width in sizes:
@@ -130,8 +127,9 @@ def compare(model: nn.Module, program: Program, sizes: Sequence[tuple[int, int]]
 
 
 def refuse_difference(what: str, found: Sequence[Parity], *, tolerance: float = 1e-3) -> None:
-    """Raises UserError where a program is further from the network than rounding explains."""
+    """Raise UserError where a program deviates from the network by more than rounding explains."""
     for parity in found:
+        # Negated, so that NaN is refused.
         if not parity.difference <= tolerance * max(1.0, parity.scale):
             raise UserError(
                 f"{what}: at {parity.height} x {parity.width} a logit differs by "
@@ -141,7 +139,7 @@ def refuse_difference(what: str, found: Sequence[Parity], *, tolerance: float = 
 
 
 def _example() -> Tensor:
-    # No multiples of 8 and no 1: nothing about them becomes a constant.
+    # Neither multiples of 8 nor 1, which exporters would take for constants.
     generator = torch.Generator().manual_seed(0)
     size = (2, 3, 255, 265)
     return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
@@ -149,7 +147,7 @@ def _example() -> Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporters' own progress and their notes about themselves from the console."""
+    """Suppress the exporters' progress and warnings."""
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

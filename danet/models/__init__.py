@@ -1,1 +1,1 @@
-"""Networks: a dilated ResNet, the heads, and the segmentor that joins them."""
+"""Networks: a dilated ResNet, the heads, and the segmentor that combines them."""

@@ -1,4 +1,4 @@
-"""Dilated ResNet: the backbone of section 3.1, built of torchvision's blocks."""
+"""Dilated ResNet: the backbone of section 3.1, built from torchvision's blocks."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,32 +14,33 @@ from danet.checkpoint.weights import load_backbone
 
 Stem = Literal["7x7", "64-64-128", "32-32-64"]
 
-_COUNTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+_NUM_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 """Blocks per stage, by depth."""
 
 
 class ResNet(nn.Module):
     """Residual network whose last stages keep their resolution by dilation.
 
-    Parameter names are torchvision's, so its weights load as they are. The stride sits on the
-    3x3 convolution of a bottleneck. Where a stage is dilated instead of strided, the convolution
-    that carried the stride keeps the dilation of the stage before (the released code does so).
+    Parameter names are torchvision's, so its weights load as they are. The stride is on the 3x3
+    convolution of a bottleneck. Where a stage is dilated instead of strided, the convolution that
+    had the stride keeps the dilation of the previous stage, as in the released code.
 
     Args:
         depth: 18, 34, 50 or 101.
         output_stride: Pixels of the image per pixel of the last map: 8 (the paper), 16 or 32.
-        multi_grid: Dilations of the blocks of the last stage, as absolute values and repeated when
-            there are more blocks; the paper's best models have (4, 8, 16) at output stride 8.
+        multi_grid: Dilations of the blocks of the last stage, as absolute values and repeated if
+            there are more blocks; the paper's best models use (4, 8, 16) at output stride 8.
         stem: ``7x7`` is torchvision's and the released DANet's. The deep stems are three 3x3
-            convolutions of these widths: 64-64-128 as PyTorch-Encoding, 32-32-64 as ResNetV1c.
-        width: Channels of the first stage; 64 everywhere but in small networks for small machines.
-        weights: Where to start from: None for random numbers, the path of a state dict, or the name
-            of a torchvision weight entry such as ``IMAGENET1K_V1`` (which downloads it once).
-        recompute: Numbers 1..4 of the stages whose blocks keep only their inputs in training and
-            are computed again for the gradient: less memory, more time, the same numbers.
+            convolutions of these widths: 64-64-128 as in PyTorch-Encoding, 32-32-64 as in
+            ResNetV1c.
+        width: Channels of the first stage; 64 in the standard networks.
+        weights: Initial weights: None for random ones, the path of a state dict, or the name of a
+            torchvision weight entry such as ``IMAGENET1K_V1`` (downloaded once).
+        recompute: Numbers 1..4 of the stages with activation checkpointing: in training their
+            blocks keep only the inputs. Less memory, more time, the same results.
 
     Attributes:
-        channels: Of the four maps that are returned.
+        channels: Of the four feature maps.
     """
 
     def __init__(
@@ -54,8 +55,8 @@ class ResNet(nn.Module):
         recompute: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        if depth not in _COUNTS:
-            raise ValueError(f"depth={depth} is not one of {', '.join(map(str, _COUNTS))}")
+        if depth not in _NUM_BLOCKS:
+            raise ValueError(f"depth={depth} is not one of {', '.join(map(str, _NUM_BLOCKS))}")
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride={output_stride} is not 8, 16 or 32")
         if width < 1:
@@ -65,28 +66,29 @@ class ResNet(nn.Module):
         if not set(recompute) <= {1, 2, 3, 4}:
             raise ValueError(f"recompute={list(recompute)} must hold numbers of stages, 1 to 4")
         self.recompute = frozenset(recompute)
-        # Imported here, since it takes seconds and checking a config needs this module only.
+        # Imported late: it takes seconds, and checking a config needs no blocks.
         from torchvision.models.resnet import BasicBlock, Bottleneck
 
-        counts = _COUNTS[depth]
+        counts = _NUM_BLOCKS[depth]
         self._has_bottlenecks = depth >= 50
         self._block = Bottleneck if self._has_bottlenecks else BasicBlock
-        self._channels = self._make_stem(stem, width)
+        self._channels = self._make_stem(stem, width)  # input channels of the next block
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
 
-        stages, stride, dilation = [], 4, 1
+        stages, stride, dilation = [], 4, 1  # the stem and the pooling have stride 2 each
         for stage, count in enumerate(counts):
-            before, step = dilation, 1
+            first_dilation, step = dilation, 1
             if stage > 0 and stride < output_stride:
                 stride, step = stride * 2, 2
             elif stage > 0:
                 dilation *= 2
-            dilations = [dilation] * count
+            dilations = [dilation] * count  # at output stride 8: 1, 1, 2, 4
             if stage == 3 and multi_grid is not None:
                 dilations = [multi_grid[i % len(multi_grid)] for i in range(count)]
-                before = dilations[0]
-            stages.append(self._make_stage(width * 2**stage, step, before, dilations))
+                # With multi-grid the released code has no exception for the first block.
+                first_dilation = dilations[0]
+            stages.append(self._make_stage(width * 2**stage, step, first_dilation, dilations))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.channels = [width * 2**stage * self._block.expansion for stage in range(4)]
         self._initialise()
@@ -94,13 +96,14 @@ class ResNet(nn.Module):
             load_backbone(self, depth, weights)
 
     def _make_stem(self, stem: Stem, width: int) -> int:
-        """Makes conv1 and bn1; returns the number of channels that leave them."""
+        """Create conv1 and bn1; return the number of their output channels."""
         if stem == "7x7":
             self.conv1: nn.Module = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
             self.bn1 = nn.BatchNorm2d(width)
             return width
         if stem not in ("64-64-128", "32-32-64"):
             raise ValueError(f"stem={stem!r} is not '7x7', '64-64-128' or '32-32-64'")
+        # The names are widths for a network of standard width, 64.
         first, second, third = (int(n) * width // 64 for n in stem.split("-"))
         self.conv1 = nn.Sequential(
             nn.Conv2d(3, first, 3, stride=2, padding=1, bias=False),
@@ -110,14 +113,14 @@ class ResNet(nn.Module):
             nn.BatchNorm2d(second),
             nn.ReLU(inplace=True),
             nn.Conv2d(second, third, 3, padding=1, bias=False),
-        )
+        )  # bn1 and relu follow, as after the 7x7 stem
         self.bn1 = nn.BatchNorm2d(third)
         return third
 
     def _make_stage(
-        self, planes: int, stride: int, before: int, dilations: Sequence[int]
+        self, planes: int, stride: int, first_dilation: int, dilations: Sequence[int]
     ) -> nn.Sequential:
-        """Makes the blocks of one stage; ``before`` is the dilation of the strided convolution."""
+        """Return the blocks of a stage; the convolution with the stride has ``first_dilation``."""
         blocks = []
         for i, dilation in enumerate(dilations):
             step = stride if i == 0 else 1
@@ -128,17 +131,17 @@ class ResNet(nn.Module):
                     nn.Conv2d(self._channels, out, 1, stride=step, bias=False), nn.BatchNorm2d(out)
                 )
             block = self._block(self._channels, planes, step, downsample)
-            # torchvision's BasicBlock refuses a dilation, so it is set on the made block.
+            # torchvision's BasicBlock rejects a dilation in its constructor.
             strided = block.conv2 if self._has_bottlenecks else block.conv1
-            _dilate(strided, before if i == 0 else dilation)
+            _set_dilation(strided, first_dilation if i == 0 else dilation)
             if not self._has_bottlenecks:
-                _dilate(block.conv2, dilation)
+                _set_dilation(block.conv2, dilation)
             blocks.append(block)
             self._channels = out
         return nn.Sequential(*blocks)
 
     def _initialise(self) -> None:
-        """Draws convolutions from N(0, 2 / (k * k * out)), as the released code."""
+        """Draw convolutions from N(0, 2 / (k * k * out)), as in the released code."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
@@ -146,39 +149,41 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Maps (B, 3, H, W) to the outputs of the four stages, finest first."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (B, channels of the stem, H/4, W/4)
         maps = []
         stages = (self.layer1, self.layer2, self.layer3, self.layer4)
         for number, stage in enumerate(stages, start=1):
             if number in self.recompute and self.training and torch.is_grad_enabled():
-                # Block by block: of a whole stage computed again, all would be alive at once.
+                # Block by block, since the backward pass of a checkpointed stage would hold the
+                # activations of all its blocks at once.
                 for block in stage:
-                    x = _computed_again(block, x)
+                    x = _checkpoint_block(block, x)
             else:
                 x = stage(x)
-            maps.append(x)
+            maps.append(x)  # at output stride 8: H/4, H/8, H/8, H/8
         return maps
 
 
-def _computed_again(block: nn.Module, x: Tensor) -> Tensor:
-    """Applies a block, keeping only its input for backward; a block draws no random numbers."""
+def _checkpoint_block(block: nn.Module, x: Tensor) -> Tensor:
+    """Apply a block, keeping only its input for backward."""
+    # preserve_rng_state=False: a block draws no random numbers.
     if torch.compiler.is_compiling():
         # The compiler recomputes pure kernels; statistics are updated outside of them, once.
         return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
-    contexts = partial(_once_and_again, block)
+    contexts = partial(_checkpoint_contexts, block)
     return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
-def _once_and_again(
+def _checkpoint_contexts(
     block: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Returns what surrounds the first computation of a block, and the second."""
-    return nullcontext(), _statistics_set_aside(block)
+    """Return the contexts of the forward pass of a block and of its recomputation."""
+    return nullcontext(), _preserve_buffers(block)
 
 
 @contextmanager
-def _statistics_set_aside(block: nn.Module) -> Iterator[None]:
-    """Lets batch norms count on copies, so that an image counts once in their statistics."""
+def _preserve_buffers(block: nn.Module) -> Iterator[None]:
+    """Replace buffers by copies for a while, so that an image counts once in running statistics."""
     kept = [(m, name, b) for m in block.modules() for name, b in m.named_buffers(recurse=False)]
     for module, name, buffer in kept:
         setattr(module, name, buffer.clone())
@@ -189,7 +194,7 @@ def _statistics_set_aside(block: nn.Module) -> Iterator[None]:
             setattr(module, name, buffer)
 
 
-def _dilate(conv: nn.Conv2d, dilation: int) -> None:
-    """Gives a 3x3 convolution a dilation and the padding that keeps the size."""
+def _set_dilation(conv: nn.Conv2d, dilation: int) -> None:
+    """Set the dilation of a 3x3 convolution, and the padding that keeps the size."""
     conv.dilation = (dilation, dilation)
     conv.padding = (dilation, dilation)

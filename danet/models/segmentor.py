@@ -8,35 +8,34 @@ from torch import Tensor, nn
 from danet.ops.resize import resize
 from danet.types import SegmentationOutput
 
-MakeHead = Callable[[int], nn.Module]
-"""Makes a head for a number of input channels."""
+HeadFactory = Callable[[int], nn.Module]
+"""Creates a head for a number of input channels."""
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 class Segmentor(nn.Module):
-    """Maps RGB images to logits: of their own size in eval mode, of the head's in training.
+    """Network from RGB images to logits: at image size in eval mode, at the head's in training.
 
-    Upsampled logits would be the largest tensors of a training step, so the losses upsample them.
-
-    It carries the mean and std of its images as buffers, so a checkpoint is complete and a user of
-    the network passes pixels as they are.
+    Upsampled logits would be the largest tensors of a training step, so the losses upsample them
+    piece by piece. Mean and std of the images are buffers, so a checkpoint is complete and the
+    input is raw pixels.
 
     Args:
         backbone: Image to feature maps, finest first; has ``channels``, one number per map.
-        head: Called with the channels of the last map; must give logits named "main".
+        head: Called with the channels of the last map; returns logits with the key "main".
         auxiliary_head: Called with the channels of the last but one map; its logits are named
             "backbone". None, as in the released code, for no such head.
-        mean, std: Of the RGB values 0..255; by default those the backbone names, else ImageNet's.
-        align_corners: How logits are resized in eval mode; True as the authors'.
+        mean, std: Of the RGB values 0..255; by default those of the backbone, else ImageNet's.
+        align_corners: How logits are resized in eval mode; True as in the authors' code.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
-        head: MakeHead,
-        auxiliary_head: MakeHead | None = None,
+        head: HeadFactory,
+        auxiliary_head: HeadFactory | None = None,
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -56,19 +55,20 @@ class Segmentor(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
 
     def normalise(self, image: Tensor) -> Tensor:
-        """Maps uint8 or float RGB in 0..255 to zero mean and unit variance."""
+        """Maps uint8 or float RGB in 0..255, (B, 3, H, W), to zero mean and unit variance."""
+        # Here, not in the loader: uint8 batches have a quarter of the bytes.
         return (image.to(self.mean.dtype) - self.mean) / self.std  # type: ignore[operator, arg-type]
 
     def features(self, image: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) to the feature map that enters the head."""
+        """Maps (B, 3, H, W) to the input of the head, (B, C, H/8, W/8) at output stride 8."""
         return self.backbone(self.normalise(image))[-1]
 
     def forward(self, image: Tensor) -> SegmentationOutput:
         """Maps (B, 3, H, W), uint8 or float RGB in 0..255, to logits (see SegmentationOutput)."""
         maps = self.backbone(self.normalise(image))
         if not (self.training and self.auxiliary_head is not None):
-            del maps[:-1]  # a third of a gigabyte at 1024 x 2048 that the head need not wait for
-        logits: dict[str, Tensor] = self.head(maps[-1])
+            del maps[:-1]  # frees a third of a gigabyte at 1024 x 2048 before the head runs
+        logits: dict[str, Tensor] = self.head(maps[-1])  # (B, K, H/8, W/8) each
         main = logits.pop("main")
         if not self.training:
             size = (image.shape[-2], image.shape[-1])

@@ -1,4 +1,4 @@
-"""Backbones of timm: hundreds of networks with better training than torchvision's ResNets."""
+"""Backbones from timm: hundreds of networks, many trained better than torchvision's ResNets."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,23 +11,23 @@ from danet.checkpoint.weights import explain_mismatch, read_state_dict
 from danet.errors import InputError
 from danet.extras import how_to_install
 
-_REFUSALS = (NotImplementedError, TypeError, RuntimeError, AssertionError)
-"""What timm raises for a network that it cannot take to pieces or dilate."""
+_UNSUPPORTED = (NotImplementedError, TypeError, RuntimeError, AssertionError)
+"""Errors of timm for a network without feature maps or dilation."""
 
 
 class TimmBackbone(nn.Module):
-    """A network of timm that returns its feature maps.
+    """A network of timm, reduced to its feature maps.
 
     Args:
-        name: Of the network, as timm calls it, with the tag of its weights: ``resnet50.a1_in1k``.
-        output_stride: Pixels of the image per pixel of the last map; timm dilates what it can and
-            refuses other networks.
-        weights: Where to start from: None for random numbers, ``pretrained`` for those of the name
+        name: Of the network in timm, with the tag of its weights: ``resnet50.a1_in1k``.
+        output_stride: Pixels of the image per pixel of the last map; timm rejects networks that it
+            cannot dilate.
+        weights: Initial weights: None for random ones, ``pretrained`` for those of the name
             (downloaded once), or the path of a state dict with timm's names.
 
     Attributes:
-        channels: Of the maps that are returned, four at most.
-        mean: With ``std``, how the images of its weights were normalised, of values 0..255.
+        channels: Of the feature maps, four at most.
+        mean, std: Normalisation with which the weights were trained, of values 0..255.
     """
 
     def __init__(self, *, name: str, output_stride: int = 8, weights: str | None = None) -> None:
@@ -40,6 +40,7 @@ class TimmBackbone(nn.Module):
                 + how_to_install("timm")
             ) from error
         if not timm.is_model(name):
+            # Names of a family share their beginning.
             close = timm.list_models(f"*{name.partition('.')[0][:6]}*")[:5]
             hint = f"; there are {', '.join(close)}" if close else ""
             raise InputError(f"model.backbone.name={name}: timm has no such network{hint}")
@@ -50,22 +51,25 @@ class TimmBackbone(nn.Module):
                 output_stride=output_stride,
                 pretrained=weights == "pretrained",
             )
-        except _REFUSALS as error:
-            plain = "model.backbone.output_stride=32, or " * _can_be_made(name, output_stride)
+        except _UNSUPPORTED as error:
+            plain = "model.backbone.output_stride=32, or " * _works_undilated(name, output_stride)
             raise InputError(
                 f"model.backbone.name={name}, output_stride={output_stride}: timm cannot make it "
                 f"({str(error) or type(error).__name__}); take {plain}another network"
             ) from error
+        # Some networks also have a map at stride 2, which no head here uses.
         self.channels: list[int] = self.network.feature_info.channels()[-4:]  # type: ignore[union-attr, operator]
         trained: dict[str, Any] = self.network.pretrained_cfg  # type: ignore[assignment]
+        # timm normalises images in 0..1.
         self.mean: Sequence[float] = [255 * value for value in trained["mean"]]
         self.std: Sequence[float] = [255 * value for value in trained["std"]]
         if weights is not None and weights != "pretrained":
             self._load(Path(weights).expanduser())
 
     def _load(self, path: Path) -> None:
-        """Fills the network from a file; what belongs to a classifier may be left over."""
+        """Load the network from a file; raise InputError if it does not fit."""
         found = read_state_dict(path, "model.backbone.weights").tensors
+        # Tensors that are left over belong to the classifier, which feature maps do not need.
         expected = self.network.state_dict()
         problems = explain_mismatch(expected, {k: v for k, v in found.items() if k in expected})
         if problems:
@@ -78,15 +82,16 @@ class TimmBackbone(nn.Module):
         return maps[-4:]
 
 
-def _can_be_made(name: str, refused: int) -> bool:
-    """Tells whether timm takes a network to pieces without dilation, where that was not asked."""
+def _works_undilated(name: str, output_stride: int) -> bool:
+    """Return whether timm has feature maps of a network that fails at this output stride."""
     import timm
 
-    if refused == 32:
-        return False
+    if output_stride == 32:
+        return False  # that has just failed
     try:
+        # The meta device allocates no memory.
         with torch.device("meta"):
             timm.create_model(name, features_only=True, output_stride=32)
-    except _REFUSALS:
+    except _UNSUPPORTED:
         return False
     return True

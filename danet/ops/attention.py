@@ -1,6 +1,7 @@
 """The two attention modules of DANet, exact and without the (N, N) map.
 
-Section 3 of the paper; where paper and released code differ, the code is followed and it is said.
+Section 3 of the paper. Where the released code differs from it, this follows the code and names the
+difference.
 """
 
 from typing import Literal
@@ -13,7 +14,7 @@ from danet.ops.tiles import attend, without_autocast
 
 def _positions(x: Tensor) -> Tensor:
     """Maps (B, C, H, W) to (B, N, C)."""
-    return x.flatten(2).transpose(1, 2)
+    return x.flatten(2).transpose(1, 2)  # a view in NCHW and in channels_last order
 
 
 def _as_map(tokens: Tensor, like: Tensor) -> Tensor:
@@ -22,22 +23,23 @@ def _as_map(tokens: Tensor, like: Tensor) -> Tensor:
 
 
 def _add_scaled(x: Tensor, gamma: Tensor, context: Tensor) -> Tensor:
-    """Returns ``gamma * context + x`` in the dtype of ``x``, in one pass."""
+    """Return ``gamma * context + x`` in the dtype of ``x``, in one pass."""
+    # gamma stays float32 under autocast and would promote the result.
     return torch.addcmul(x, gamma.to(x.dtype), context.to(x.dtype))
 
 
 class PositionAttention(nn.Module):
-    """Lets every position gather features from all positions (PAM, eq. 1 and 2).
+    """Position attention (PAM, eq. 1 and 2): every position gathers features from all positions.
 
     Position i receives ``gamma * sum_j softmax_j(q_i . k_j) v_j + x_i``. ``gamma`` starts
     at zero, so a fresh module is the identity and a pretrained backbone is not disturbed.
-    The map of N x N weights never exists, forward or backward (see danet.ops.tiles), so memory
-    grows with N, not with its square.
+    The (N, N) attention map is never stored, forward or backward (see danet.ops.tiles), so memory
+    is linear in N.
 
     Args:
         channels: C, of the input and the output.
-        reduction: Keys and queries have ``channels // reduction`` channels. The paper draws them
-            with C channels, the released code (and this module) divides by 8.
+        reduction: Keys and queries have ``channels // reduction`` channels. The paper gives them
+            C channels; the released code, followed here, divides by 8.
     """
 
     def __init__(self, channels: int, reduction: int = 8) -> None:
@@ -45,9 +47,11 @@ class PositionAttention(nn.Module):
         if reduction < 1 or channels % reduction:
             raise ValueError(f"channels={channels} is not divisible by reduction={reduction}")
         self.query = nn.Conv2d(channels, channels // reduction, kernel_size=1)
+        # A bias of keys shifts whole rows of energies, which softmax ignores: its gradient is zero.
+        # The released weights have it all the same.
         self.key = nn.Conv2d(channels, channels // reduction, kernel_size=1)
         self.value = nn.Conv2d(channels, channels, kernel_size=1)
-        self.gamma = nn.Parameter(torch.zeros(1))
+        self.gamma = nn.Parameter(torch.zeros(1))  # of shape (1,), as in the released weights
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""
@@ -56,11 +60,11 @@ class PositionAttention(nn.Module):
         return _add_scaled(x, self.gamma, _as_map(context, x))
 
     def rows(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Returns what chosen positions attend to: the maps of the paper's figure 6.
+        """Return the attention maps of chosen positions, as in figure 6 of the paper.
 
         Args:
             x: (B, C, H, W), the input of the module.
-            positions: (P,) int64 indices into 0..N-1, row by row.
+            positions: (P,) int64 indices in 0..N-1, row-major.
 
         Returns:
             (B, P, H, W), each map non-negative with sum 1.
@@ -68,18 +72,18 @@ class PositionAttention(nn.Module):
         query = _positions(self.query(x))[:, positions]  # (B, P, D)
         key = _positions(self.key(x))  # (B, N, D)
         weights = (query.float() @ key.float().transpose(1, 2)).softmax(dim=-1)  # (B, P, N)
-        return weights.view(x.shape[0], len(positions), *x.shape[2:])
+        return weights.view(x.shape[0], len(positions), *x.shape[2:])  # (B, P, H, W)
 
 
 class ChannelAttention(nn.Module):
-    """Lets every channel gather the maps of all channels (CAM, eq. 3 and 4).
+    """Channel attention (CAM, eq. 3 and 4): every channel gathers the maps of all channels.
 
     With E = A A^T of the (C, N) features A, channel i receives
     ``gamma * sum_j softmax_j(-E_ij) A_j + A_i``. ``gamma`` starts at zero.
 
     Args:
-        energy: ``distance`` is softmax(-E), what the released code computes (it writes
-            softmax(max - E), the same function) and the released weights need;
+        energy: ``distance`` is softmax(-E), as in the released code (which writes it
+            softmax(max - E), the same function) and required by the released weights;
             ``similarity`` is softmax(+E), equation 3 as printed.
     """
 
@@ -93,11 +97,12 @@ class ChannelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""
         features = _positions(x)  # (B, N, C), a view in any memory order
-        # A sum over all positions passes 65504, the end of fp16, at real crop sizes.
+        # A sum over all positions exceeds 65504, the largest fp16 number, at real crop sizes.
         with without_autocast(x.device.type):
             wide = features.float()
+            # Small enough to be stored: 1 MiB per image with 512 channels, at any crop size.
             energy = wide.transpose(1, 2) @ wide  # (B, C, C)
             sign = -1.0 if self.energy == "distance" else 1.0
-            weights = (sign * energy).softmax(dim=-1)
+            weights = (sign * energy).softmax(dim=-1)  # (B, C, C), each row i sums to 1 over j
             context = features @ weights.transpose(1, 2).to(features.dtype)  # (B, N, C)
         return _add_scaled(x, self.gamma, _as_map(context, x))

@@ -1,6 +1,6 @@
 """Cross entropy of coarse logits against a fine mask, without the fine logits of a whole batch.
 
-Logits of a head are 64 times smaller than its mask at output stride 8. Upsampled, they and their
+At output stride 8 a mask has 64 times the pixels of the logits. Upsampled, the logits and their
 gradient would be the largest tensors of a training step (19 classes, 8 crops of 768 x 768: 340 MiB
 each, for every output of the network). Here images are upsampled a few at a time.
 """
@@ -18,15 +18,15 @@ from danet.ops.tiles import without_autocast
 from danet.types import IGNORE
 
 ELEMENTS_PER_CHUNK = 2**23
-"""Fine logits of a chunk (32 MiB of float32), unless a single image has more."""
+"""Largest number of fine logits in a chunk (32 MiB of float32), unless one image has more."""
 
 
 def pixel_losses(logits: Tensor, target: Tensor, *, align_corners: bool = True) -> Tensor:
-    """Returns -log p[y] of every pixel, without gradient.
+    """Return -log p[y] of every pixel, without gradient.
 
     Args:
-        logits: (B, K, h, w), of any floating type; upsampled and computed in float32, or in
-            float64 if they are.
+        logits: (B, K, h, w), of any floating dtype; upsampled and computed in float32, or in
+            float64 for float64 logits.
         target: int64 (B, H, W), class indices or IGNORE; h <= H and w <= W.
         align_corners: How logits are upsampled.
 
@@ -38,16 +38,16 @@ def pixel_losses(logits: Tensor, target: Tensor, *, align_corners: bool = True) 
             _nll(resize(coarse, _size(y), align_corners=align_corners).log_softmax(dim=1), y)
             for coarse, y in _chunks(logits, target)
         ]
-    return torch.cat(parts)
+    return torch.cat(parts)  # (B, H, W)
 
 
 def cross_entropy_sum(
     logits: Tensor, target: Tensor, weights: Tensor, *, align_corners: bool = True
 ) -> Tensor:
-    """Returns ``sum(weights * pixel_losses(logits, target))``, with gradient to the logits.
+    """Return ``sum(weights * pixel_losses(logits, target))``, differentiable in the logits.
 
-    The gradient is computed on the way, so that nothing of the size of the mask is kept for
-    backward. The weights get none.
+    The forward pass computes the gradient as well, so that nothing of the size of the mask is kept
+    for backward. The weights get no gradient.
 
     Logits, target and ``align_corners`` are those of ``pixel_losses``; ``weights`` are (B, H, W),
     finite, and 0 where the target is IGNORE.
@@ -58,7 +58,7 @@ def cross_entropy_sum(
 
 
 class _CrossEntropySum(torch.autograd.Function):
-    """The sum, and with it its gradient: (softmax - onehot) * weights, sent back to the logits."""
+    """Weighted sum and its gradient, (softmax - onehot) * weights, resized to the logits."""
 
     @staticmethod
     def forward(
@@ -68,11 +68,12 @@ class _CrossEntropySum(torch.autograd.Function):
         gradients: list[Tensor] = []
         chunks = zip(_chunks(logits, target), _split(weights, logits, target), strict=True)
         for (coarse, y), w in chunks:
-            fine = resize(coarse, _size(y), align_corners=align_corners)
+            fine = resize(coarse, _size(y), align_corners=align_corners)  # (b, K, H, W)
             log_p = fine.log_softmax(dim=1)  # (b, K, H, W)
             sums.append((_nll(log_p, y) * w).sum())
-            gradient = _softmax_minus_onehot(log_p, y).mul_(w.unsqueeze(1))
+            gradient = _softmax_minus_onehot(log_p, y).mul_(w.unsqueeze(1))  # (b, K, H, W)
             size = (coarse.shape[2], coarse.shape[3])
+            # Its matrix products would run in half precision under autocast.
             with without_autocast(logits.device.type):
                 gradients.append(resize_backward(gradient, size, align_corners=align_corners))
         ctx.save_for_backward(torch.cat(gradients))  # (B, K, h, w)
@@ -83,22 +84,22 @@ class _CrossEntropySum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        # Rounded to half precision only here: sums over many pixels are divided by their number.
+        # Rounded to half precision only here, since upstream divides by the number of pixels.
         return (gradient * upstream).to(ctx.dtype), None, None, None
 
 
 def _chunks(logits: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields a few images at a time: logits in float32 (or float64) and their targets."""
+    """Yield a few images at a time: logits in float32 (or float64) and their targets."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    # Softmax wants plain NCHW order; turning the coarse logits is cheaper than the fine ones.
+    # Softmax is fast in plain NCHW order; converting the coarse logits is cheaper than the fine.
     wide = logits.to(dtype, memory_format=torch.contiguous_format)
     yield from zip(_split(wide, logits, target), _split(target, logits, target), strict=True)
 
 
 def _split(x: Tensor, logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-    """Splits along B so that the fine logits of a part stay within ELEMENTS_PER_CHUNK."""
-    of_an_image = logits.shape[1] * target[0].numel()
-    return x.split(max(1, ELEMENTS_PER_CHUNK // of_an_image))
+    """Split along B so that the fine logits of a chunk stay within ELEMENTS_PER_CHUNK."""
+    per_image = logits.shape[1] * target[0].numel()  # K * H * W
+    return x.split(max(1, ELEMENTS_PER_CHUNK // per_image))
 
 
 def _size(target: Tensor) -> tuple[int, int]:
@@ -111,7 +112,8 @@ def _nll(log_p: Tensor, target: Tensor) -> Tensor:
 
 
 def _softmax_minus_onehot(log_p: Tensor, target: Tensor) -> Tensor:
-    """Turns log-probabilities (b, K, H, W) into the gradient of -log p[y], in their own memory."""
+    """Overwrite log-probabilities (b, K, H, W) with the gradient of -log p[y]."""
+    # Ignored pixels are treated as class 0; their weight of 0 cancels that.
     truth = target.masked_fill(target == IGNORE, 0).unsqueeze(1)  # (b, 1, H, W)
     p = log_p.exp_()
     return p.scatter_(1, truth, p.gather(1, truth) - 1)

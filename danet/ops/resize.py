@@ -1,4 +1,4 @@
-"""Bilinear resizing, and the only place that says ``align_corners``."""
+"""Bilinear resizing and its gradient."""
 
 import torch
 import torch.nn.functional as F
@@ -6,23 +6,23 @@ from torch import Tensor
 
 
 def resize(x: Tensor, size: tuple[int, int], *, align_corners: bool = True) -> Tensor:
-    """Maps (B, C, H, W) to (B, C, *size) bilinearly; returns ``x`` itself where nothing changes.
+    """Resize (B, C, H, W) to (B, C, *size) bilinearly; return ``x`` itself at equal size.
 
-    ``align_corners=True`` is what the authors' code does with logits and images alike.
+    ``align_corners=True`` is the authors' choice for logits and images alike.
     """
     if x.shape[-2:] == size:
-        return x
+        return x  # interpolate would copy it
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
 
 
 def resize_backward(
     gradient: Tensor, size: tuple[int, int], *, align_corners: bool = True
 ) -> Tensor:
-    """Returns the gradient of ``resize`` to its input, given that to its output.
+    """Return the gradient of ``resize`` with respect to its input, given that of its output.
 
     Bilinear resizing is ``rows^T x columns`` with one small matrix for each axis, so its gradient
-    is two products of matrices: on a CPU several times faster than torch's own, which scatters
-    pixel by pixel, and on CUDA without the atomic additions that make that differ between runs.
+    is two matrix products: on a CPU several times faster than torch's own, which scatters pixel by
+    pixel, and on CUDA without the atomic additions that make torch's differ between runs.
 
     Args:
         gradient: (B, C, H, W).
@@ -36,7 +36,8 @@ def resize_backward(
     if (height, width) == (h, w):
         return gradient
     one = torch.eye(max(h, w), dtype=gradient.dtype, device=gradient.device)
-    # What resizing along one axis makes of every unit vector.
+    # The matrix of a linear map holds the images of the unit vectors.
     rows = resize(one[None, None, :h, :h], (h, height), align_corners=align_corners)
     columns = resize(one[None, None, :w, :w], (w, width), align_corners=align_corners)
+    # (1, 1, h, H) times (B, C, H, W) times (1, 1, W, w)
     return rows @ (gradient @ columns.transpose(-2, -1))

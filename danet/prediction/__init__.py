@@ -1,1 +1,1 @@
-"""Predictions for pictures without labels: where they come from, what is written."""
+"""Prediction of pictures without labels: sources and results."""

@@ -1,4 +1,4 @@
-"""A network over pictures: in Python by ``predict``, as a stream by ``predictions``."""
+"""Prediction of pictures: of a list by ``predict``, of a stream by ``predictions``."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,11 +19,11 @@ AnyImage = str | Path | np.ndarray | Tensor | Image.Image
 
 
 class HasImage(Protocol):
-    """What ``predictions`` takes."""
+    """The interface of the pictures of ``predictions``."""
 
     @property
     def image(self) -> np.ndarray:
-        """Is uint8 (H, W, 3), RGB."""
+        """The picture, uint8 (H, W, 3), RGB."""
 
 
 T = TypeVar("T", bound=HasImage)
@@ -48,18 +48,18 @@ def predict(
     infer: Inference | None = None,
     batch_size: int = 1,
 ) -> np.ndarray | list[np.ndarray]:
-    """Returns the class of every pixel: uint8 (H, W) for an image, a list of them for a list.
+    """Return the class of every pixel: uint8 (H, W) for an image, a list of them for a list.
 
     Images may have any size; one above 4 million pixels is done in windows (see ``Whole``). The
-    network works where it is (``model.to("cuda")`` moves it) and is put into eval mode.
+    network runs on the device it is on (``model.to("cuda")`` moves it) and is put into eval mode.
 
     Args:
         model: From ``danet.load_model``; its ``classes`` name the values of the result and its
             ``palette`` has their RGB colours.
         images: One or a list of: path; uint8 array (H, W, 3) RGB or (H, W) grey; uint8 tensor
             (3, H, W) RGB; Pillow image.
-        infer: How the network is run, one of ``danet.evaluation.inference``; None for ``Whole``.
-        batch_size: Images of one size that follow each other pass together, so many at most.
+        infer: The inference mode, one of ``danet.evaluation.inference``; None for ``Whole``.
+        batch_size: The most consecutive images of one size that pass together.
 
     Raises:
         InputError: A file cannot be read, or an array has another shape or type.
@@ -68,7 +68,7 @@ def predict(
     if not wanted:
         return []
     device = next(model.parameters()).device
-    arrays = (_Array(_as_array(image, number)) for number, image in enumerate(wanted))
+    arrays = (_ArrayImage(_as_array(image, number)) for number, image in enumerate(wanted))
     found = predictions(
         model.eval(), arrays, infer or Whole(), device=device, batch_size=batch_size
     )
@@ -85,27 +85,28 @@ def predictions(
     device: torch.device,
     batch_size: int = 1,
 ) -> Iterator[tuple[T, np.ndarray]]:
-    """Yields each picture with its classes, uint8 (H, W), in order.
+    """Yield each picture with its classes, uint8 (H, W), in order.
 
     Args:
         model: In eval mode, on ``device``.
-        pictures: Asked for one group at a time, so they need not fit into memory together.
-        infer: How the network is run.
-        device: Where.
-        batch_size: At most so many of one size that follow each other pass together, and together
-            they have no more pixels than PIXELS_PER_PASS.
+        pictures: Read one group at a time, so they need not fit into memory together.
+        infer: The inference mode.
+        device: Of the model.
+        batch_size: The most consecutive pictures of one size that pass together, with at most
+            PIXELS_PER_PASS pixels in total.
     """
     for group in _groups(pictures, batch_size):
         stacked = np.stack([picture.image for picture in group]) if len(group) > 1 else None
-        array = stacked if stacked is not None else group[0].image[None]
+        # One picture is not copied: it may be as large as memory allows.
+        array = stacked if stacked is not None else group[0].image[None]  # (B, H, W, 3)
         tensor = torch.from_numpy(array).permute(0, 3, 1, 2).to(device)
         classes = infer.predict(model, tensor).cpu().numpy()
-        del stacked, array, tensor  # large pictures; nothing holds them while the next are read
+        del stacked, array, tensor  # large; not held while the next are read
         yield from zip(group, classes, strict=True)
 
 
 def _groups(pictures: Iterable[T], batch_size: int) -> Iterator[list[T]]:
-    """Puts pictures of one size that follow each other together."""
+    """Yield groups of consecutive pictures of one size."""
     group: list[T] = []
     for picture in pictures:
         height, width = picture.image.shape[:2]
@@ -115,20 +116,20 @@ def _groups(pictures: Iterable[T], batch_size: int) -> Iterator[list[T]]:
             yield group
             group = []
         group.append(picture)
-        if len(group) >= together:  # it need not wait for the next one
+        if len(group) >= together:  # full: yielded before the next picture is read
             yield group
             group = []
     if group:
         yield group
 
 
-class _Array:
+class _ArrayImage:
     def __init__(self, image: np.ndarray) -> None:
         self.image = image
 
 
 def _as_array(image: AnyImage, number: int) -> np.ndarray:
-    """Returns uint8 (H, W, 3), RGB."""
+    """Return an image of any accepted type as uint8 (H, W, 3), RGB."""
     if isinstance(image, (str, Path)):
         return read_image(Path(image).expanduser())
     if isinstance(image, Image.Image):

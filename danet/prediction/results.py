@@ -1,9 +1,8 @@
-"""What is written of predictions, and what of it is there already.
+"""Folders of results, and what is there already when an interrupted prediction is restarted.
 
 A folder of results has ``index/NAME.png`` (grey, the class index of every pixel),
-``color/NAME.png`` and ``overlay/NAME.png`` as far as they are wanted, and ``predictions.jsonl``
-with one line for each picture. The line is written last, so a picture that has one has all its
-files.
+``color/NAME.png`` and ``overlay/NAME.png`` as requested, and ``predictions.jsonl`` with one line
+for each picture. The line is written last, so a picture that has one has all its files.
 """
 
 import hashlib
@@ -18,6 +17,7 @@ import numpy as np
 from torch import nn
 
 from danet.errors import InputError, StorageError
+from danet.filesystem import atomic_write
 from danet.prediction.sources import VIDEO_SUFFIXES, Picture, Source
 from danet.visualization.overlay import Palette, colorize, overlay, row_blocks, save_image
 
@@ -25,28 +25,26 @@ KINDS = ("index", "color", "overlay")
 _JOURNAL = "predictions.jsonl"
 _FRAME = re.compile(r"/\d{6}$")
 
-
 _SHARED = ("network", "evaluation")
-"""What all results of a folder must share; the origin may say more."""
-
+"""Keys of the origin that all results of a folder must share."""
 
 _VERSION = ("bytes", "modified", "changed")
-"""Keys of a line that say which version of a file a result is of; older lines lack some."""
+"""Keys of a line that identify the version of a file; older lines lack some."""
 
 
-class _Made(NamedTuple):
-    """What a result was made from."""
+class _Input(NamedTuple):
+    """The version of a file that a result was predicted from."""
 
     path: str
     version: tuple[Any, ...]
 
 
-def _made_from(source: Source) -> _Made:
-    return _Made(str(source.path.absolute()), source.version)
+def _input_of(source: Source) -> _Input:
+    return _Input(str(source.path.absolute()), source.version)
 
 
-def digest_of(model: nn.Module) -> str:
-    """Returns a text that two networks with other weights do not share."""
+def weights_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of the names and values of all weights and buffers."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -54,21 +52,21 @@ def digest_of(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def shares(classes: np.ndarray, num_classes: int) -> list[float]:
-    """Returns the part of the pixels of each class, 0..1."""
+def class_shares(classes: np.ndarray, num_classes: int) -> list[float]:
+    """Return the fraction of the pixels of each class, 0..1."""
     counts = np.zeros(num_classes, np.int64)
-    for rows in row_blocks(classes):  # bincount takes eight bytes a pixel
+    for rows in row_blocks(classes):  # since bincount takes eight bytes a pixel
         counts += np.bincount(classes[rows].ravel(), minlength=num_classes)
     return (counts / classes.size).tolist()
 
 
 class Results:
-    """Writes results into a folder, and knows those of an earlier start.
+    """Writes results into a folder, and keeps those of an earlier start.
 
     Args:
-        folder: Made where it does not exist.
+        folder: Created where it does not exist.
         kinds: Of pictures, some of KINDS.
-        origin: What all results of a folder share: the network and the way it is run.
+        origin: What all results of a folder share: the network and the protocol.
         classes, palette: Of the network.
         opacity: Of overlays.
 
@@ -77,7 +75,7 @@ class Results:
     """
 
     ORIGIN = "predictions.json"
-    """File that states the origin."""
+    """Name of the file with the origin."""
 
     def __init__(
         self,
@@ -95,11 +93,11 @@ class Results:
         self.palette = palette
         self.opacity = opacity
         self.found: set[int] = set()
-        """Classes in all that was written by this start."""
+        """Classes in all that was written since this start."""
         self._video: _VideoFile | None = None
-        self._lines: dict[str, _Made] = {}
+        self._lines: dict[str, _Input] = {}
         self._whole_videos: dict[str, bool] = {}
-        """Name -> whether all of a video was there when this began."""
+        """Name -> whether all of a video was there at the start."""
         self._open(origin)
 
     def _open(self, origin: dict[str, Any]) -> None:
@@ -117,14 +115,13 @@ class Results:
             else:
                 path.write_text(json.dumps(plain, indent=1) + "\n")
             journal = self.folder / _JOURNAL
-            whole = [] if not journal.exists() else _whole_lines(journal)
+            whole = _whole_lines(journal) if journal.exists() else []
             self._lines = {
-                line["name"]: _Made(line["source"], tuple(line.get(key) for key in _VERSION))
+                line["name"]: _Input(line["source"], tuple(line.get(key) for key in _VERSION))
                 for line in whole
             }
-            temporary = self.folder / f".{_JOURNAL}"
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in whole))
-            temporary.replace(journal)
+            with atomic_write(journal) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in whole))
             self._journal = journal.open("a")
         except InputError:
             raise
@@ -132,31 +129,22 @@ class Results:
             raise StorageError(f"output={self.folder}: cannot be written ({error})") from error
 
     def refuse_others(self, sources: Sequence[Source]) -> None:
-        """Refuses pictures whose results would take the place of those of other pictures.
-
-        Raises:
-            InputError: With both files.
-        """
-        own = {
-            (
-                _FRAME.sub("", name) if Path(made.path).suffix.lower() in VIDEO_SUFFIXES else name
-            ): made
-            for name, made in self._lines.items()
-        }
+        """Raise InputError for pictures whose results would overwrite those of other pictures."""
+        inputs = {}
+        for name, found in self._lines.items():
+            is_video = Path(found.path).suffix.lower() in VIDEO_SUFFIXES
+            inputs[_FRAME.sub("", name) if is_video else name] = found
         for source in sources:
-            there = own.get(source.name)
-            if there is not None and there.path != str(source.path.absolute()):
+            other = inputs.get(source.name)
+            if other is not None and other.path != str(source.path.absolute()):
                 raise InputError(
-                    f"output={self.folder}: results of {there.path} are there under the name that "
+                    f"output={self.folder}: results of {other.path} are there under the name that "
                     f"those of {source.path} would have; name another folder, or remove it"
                 )
 
     def is_done(self, name: str, source: Source) -> bool:
-        """Tells whether a picture has all its results, made from the file as it is now.
-
-        Where a video of overlays is wanted, all frames are done or none is: one that stands alone
-        would become a video of its own.
-        """
+        """Return whether a picture has all its results, predicted from the file as it is now."""
+        # A video of overlays is encoded in one go, so all its frames are done or none is.
         if source.is_video and "overlay" in self.kinds:
             if source.name not in self._whole_videos:
                 self._whole_videos[source.name] = self._is_whole(source)
@@ -164,12 +152,12 @@ class Results:
         return self._has_all(name, source)
 
     def _has_all(self, name: str, source: Source) -> bool:
-        if self._lines.get(name) != _made_from(source):
+        if self._lines.get(name) != _input_of(source):
             return False
         return all(path.exists() for path in self._paths(name, source).values())
 
     def _is_whole(self, source: Source) -> bool:
-        """Tells whether the video of overlays has all listed frames, and those all results."""
+        """Return whether the video of overlays has all listed frames, and those all results."""
         path = self._paths(source.name, source)["overlay"]
         if not path.exists():
             return False
@@ -180,15 +168,15 @@ class Results:
     def _paths(self, name: str, source: Source) -> dict[str, Path]:
         paths = {kind: self.folder / kind / f"{name}.png" for kind in self.kinds}
         if source.is_video and "overlay" in paths:
-            # It is there when the last frame was written, so until then no frame is done.
+            # Renamed to this after the last frame, so until then no frame is done.
             paths["overlay"] = self.folder / "overlay" / f"{source.name}.mp4"
         return paths
 
     def write(self, picture: Picture, classes: np.ndarray) -> None:
-        """Writes what is wanted of one picture; raises StorageError.
+        """Write the results of one picture; raises StorageError.
 
         Args:
-            picture: Frames of a video follow each other.
+            picture: Frames of a video must be consecutive.
             classes: uint8 (H, W).
         """
         paths = self._paths(picture.name, picture.source)
@@ -205,10 +193,9 @@ class Results:
                 self._video = self._video or _VideoFile(path, picture)
                 self._video.write(drawn)
             else:
-                temporary = path.with_name(f".{path.name}")
-                save_image(temporary, drawn)
-                temporary.replace(path)
-        found = shares(classes, len(self.classes))
+                with atomic_write(path) as temporary:
+                    save_image(temporary, drawn)
+        found = class_shares(classes, len(self.classes))
         self.found.update(index for index, share in enumerate(found) if share > 0)
         line = {
             "name": picture.name,
@@ -220,16 +207,16 @@ class Results:
         }
         self._journal.write(json.dumps(line) + "\n")
         self._journal.flush()
-        self._lines[picture.name] = _made_from(picture.source)
+        self._lines[picture.name] = _input_of(picture.source)
 
     def finish_video(self) -> None:
-        """Gives the video that is being written its name, when all its frames have come."""
+        """Complete the video that is being written and give it its name."""
         if self._video:
             self._video.finish()
             self._video = None
 
     def close(self) -> None:
-        """Closes the list; a video that is not finished has no file."""
+        """Close the list, and delete a video that is not finished."""
         self._journal.close()
         if self._video:
             self._video.drop()
@@ -263,7 +250,7 @@ class _VideoFile:
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads a list of JSON objects; half a line, of a machine that stopped, is left out."""
+    """Return the lines of JSON objects; one cut off by a crash is left out."""
     lines = []
     for line in path.read_text().splitlines():
         try:

@@ -1,4 +1,4 @@
-"""Where pictures come from: files, folders, patterns, lists, and the frames of videos."""
+"""Sources of pictures: files, folders, patterns, lists, and the frames of videos."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ from danet.errors import InputError
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
 """Compared in lower case."""
 _COUNTED = frozenset({".mp4", ".m4v", ".mov", ".avi"})
-"""Of these the container holds the number of frames; of others it is worked out."""
+"""Containers that store the number of frames; of others it is estimated from the duration."""
 
 T = TypeVar("T")
 
@@ -29,14 +29,14 @@ class Source(NamedTuple):
     name: str
     """Of its results: its path below the folder that was given, without suffix; unique."""
     version: tuple[int, int, int]
-    """Bytes, and when content and file changed, in ns: results of another version are not its own.
+    """Bytes, mtime and ctime in ns: results of another version are predicted again.
 
-    The last one cannot be set by copying or by ``touch``.
+    The ctime cannot be set by copying or by ``touch``.
     """
 
     @property
     def is_video(self) -> bool:
-        """Tells by the suffix."""
+        """Return whether the suffix is that of a video."""
         return self.path.suffix.lower() in VIDEO_SUFFIXES
 
 
@@ -50,7 +50,7 @@ class Picture(NamedTuple):
     rate: float = 0.0
     """Frames per second of its video; 0 for a file of its own."""
     dropped: tuple[str, ...] = ()
-    """What reading the file left out."""
+    """What the reader dropped."""
     levels: Levels | None = None
     """Of a file with more than 8 bits."""
 
@@ -64,11 +64,11 @@ class Unreadable(NamedTuple):
 
 
 IsDone = Callable[[str, Source], bool]
-"""Tells whether the results with a name are there already."""
+"""Returns whether the results with a name are there already."""
 
 
 def find_sources(wanted: str, lines: Iterable[str] = ()) -> list[Source]:
-    """Returns what a setting names, sorted by path; a list keeps its order.
+    """Return the files that a setting names, sorted by path; a list keeps its order.
 
     Args:
         wanted: A file, a folder (with all folders below), a pattern with ``*``, ``?`` and ``**``,
@@ -109,11 +109,11 @@ def _version(path: Path) -> tuple[int, int, int]:
 
 
 def _names(paths: Sequence[Path], root: Path | None) -> list[str]:
-    """Names results: by file name without suffix, with as much in front as makes them differ."""
+    """Return unique names: the stem, with parent folders and suffix where they are needed."""
     if root is None:
         absolute = [p.absolute() for p in paths]
         parents = {p.parent for p in absolute}
-        # Folders are kept where pictures of several have equal names.
+        # The folder that all files share.
         shared = absolute[0].parent
         while len(parents) > 1 and not all(p.is_relative_to(shared) for p in absolute):
             shared = shared.parent
@@ -137,19 +137,19 @@ def _names(paths: Sequence[Path], root: Path | None) -> list[str]:
 
 
 def frame_name(source: Source, number: int) -> str:
-    """Names a frame of a video; frames count from 0."""
+    """Return the name of a frame of a video; frames count from 0."""
     return f"{source.name}/{number:06d}"
 
 
 def count_frames(source: Source) -> int:
-    """Returns how many frames a video says it has; 0 where it does not say."""
+    """Return the number of frames in the header of a video; 0 where it has none."""
     return max(0, int(cv2.VideoCapture(str(source.path)).get(cv2.CAP_PROP_FRAME_COUNT)))
 
 
 def read_pictures(
     sources: Iterable[Source], is_done: IsDone, *, max_pixels: int
 ) -> Iterator[Picture | Unreadable | None]:
-    """Reads one after another; yields None for what is done already, without decoding it."""
+    """Yield pictures one after another, and None for each that is done, without decoding it."""
     for source in sources:
         if source.is_video:
             yield from _frames(source, is_done)
@@ -166,7 +166,7 @@ def read_pictures(
 
 
 def _frames(source: Source, is_done: IsDone) -> Iterator[Picture | Unreadable | None]:
-    """Decodes the frames of a video in order; tells where it ends before its container says."""
+    """Yield the frames of a video in order, and Unreadable where it ends too early."""
     capture = cv2.VideoCapture(str(source.path))
     rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
     number, is_broken = 0, False
@@ -182,29 +182,29 @@ def _frames(source: Source, is_done: IsDone) -> Iterator[Picture | Unreadable | 
             yield Picture(name, source, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), rate)
         number += 1
     capture.release()
-    said = count_frames(source)
+    expected = count_frames(source)
     if number == 0:
         yield Unreadable(source, f"{source.path}: not a readable video")
-    elif is_broken or number < said - _slack(source, said):
+    elif is_broken or number < expected - _tolerance(source, expected):
         yield Unreadable(
             source,
-            f"{source.path}: {number} of {said} frames could be read, which are done; the file is "
-            "cut off or damaged",
+            f"{source.path}: {number} of {expected} frames could be read, which are done; the file "
+            "is cut off or damaged",
         )
 
 
-def _slack(source: Source, said: int) -> int:
-    """Returns how many frames may be missing: some containers only know how long they last."""
+def _tolerance(source: Source, expected: int) -> int:
+    """Return how many frames may be missing; more where their number is an estimate."""
     is_counted = source.path.suffix.lower() in _COUNTED
-    return 1 if is_counted else max(1, said // 50)
+    return 1 if is_counted else max(1, expected // 50)
 
 
-def ahead(items: Iterator[T], count: int = 2) -> Iterator[T]:
-    """Yields the same, asked for by another thread before they are wanted."""
+def prefetch(items: Iterator[T], count: int = 2) -> Iterator[T]:
+    """Yield the same items, computed ahead by another thread."""
     end = object()
     with ThreadPoolExecutor(1) as reader:
         waiting = deque(reader.submit(next, items, end) for _ in range(count))
         while (item := waiting.popleft().result()) is not end:
             waiting.append(reader.submit(next, items, end))
             yield item  # type: ignore[misc]
-            item = end  # the caller may let go of it
+            item = end  # a reference here would keep a picture in memory

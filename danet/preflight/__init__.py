@@ -1,1 +1,1 @@
-"""What a run will need, told before it is started."""
+"""Checks and predictions before a run starts: settings, memory, FLOPs."""

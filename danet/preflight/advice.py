@@ -1,4 +1,4 @@
-"""What a config may say but seldom means, a line each; and what is refused before a run starts."""
+"""Notes on unusual settings, and refusals of impossible ones, before a run starts."""
 
 import math
 import os
@@ -18,19 +18,19 @@ from danet.errors import InputError, StorageError
 
 _RECIPES = Path(__file__).resolve().parents[1] / "configs" / "optimizer"
 _FAR = 10
-"""A learning rate that is this many times the recipe's, or one part of it, is told."""
+"""Factor between a learning rate and that of the recipe from which on there is a note."""
 
 
 def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] = ()) -> list[str]:
-    """Returns what to tell before a training starts, a line each.
+    """Return notes on unusual settings of a training, a line each.
 
     Args:
-        config: Checked.
-        device: Where it is going to train.
-        typed: The settings of the command line, as typed.
+        config: A checked config.
+        device: Of the training.
+        typed: Overrides of the command line, as typed.
 
     Raises:
-        InputError: The device does not have ``trainer.precision``.
+        InputError: The device does not support ``trainer.precision``.
     """
     data, trainer = config.data, config.trainer
     lines = []
@@ -66,7 +66,7 @@ def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] =
 
 
 def _rate_notes(optimizer: Mapping[str, Any]) -> list[str]:
-    """Tells of a learning rate that is far from the one of the optimizer's own config."""
+    """Return a note if the learning rate is far from that of the optimizer's config."""
     for path in sorted(_RECIPES.glob("*.yaml")):
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
         if recipe["_target_"] != optimizer["_target_"] or not optimizer["lr"] > 0:
@@ -81,7 +81,7 @@ def _rate_notes(optimizer: Mapping[str, Any]) -> list[str]:
 
 
 def _loss_notes(node: Any, key: str, data: DataConfig) -> list[str]:
-    """Tells of an OHEM that keeps every pixel."""
+    """Return notes on OHEM losses that keep every pixel."""
     if isinstance(node, list):
         return [
             line for i, part in enumerate(node) for line in _loss_notes(part, f"{key}[{i}]", data)
@@ -104,7 +104,7 @@ def _loss_notes(node: Any, key: str, data: DataConfig) -> list[str]:
 
 
 def _passes_notes(node: Any, key: str) -> list[str]:
-    """Tells of an OHEM whose divisor costs passes of the network where batches are accumulated."""
+    """Return notes on OHEM losses whose normaliser costs forward passes with accumulation."""
     if isinstance(node, list):
         return [line for i, part in enumerate(node) for line in _passes_notes(part, f"{key}.{i}")]
     if not isinstance(node, Mapping):
@@ -119,11 +119,11 @@ def _passes_notes(node: Any, key: str) -> list[str]:
 
 
 def refuse_folder(config: TrainConfig) -> None:
-    """Refuses a ``run.dir`` before anything is loaded; it is not made, which happens last.
+    """Refuse a ``run.dir`` that cannot be used, before anything is loaded; nothing is created.
 
     Raises:
-        InputError: Another run is there, and it is not to be gone on with.
-        StorageError: It cannot be made or written.
+        InputError: It contains another run, which is not to be resumed.
+        StorageError: It cannot be created or written.
     """
     if config.run.dir is None:
         return
@@ -143,12 +143,12 @@ def refuse_folder(config: TrainConfig) -> None:
 
 
 def refuse_single_values(config: TrainConfig, device: torch.device) -> None:
-    """Refuses a batch that leaves a batch norm one value per channel, of which it makes zeros.
+    """Refuse a batch that gives a batch norm a single value per channel, which it maps to zero.
 
-    A pass of the network without data tells where; it takes no memory.
+    The layer is found by a forward pass on the meta device, which takes no memory.
 
     Raises:
-        InputError: With the layer, and the ways out.
+        InputError: With the name of the layer and the possible remedies.
     """
     size = config.data.crop or config.data.size
     batch_size = config.data.batch_size
@@ -161,7 +161,7 @@ def refuse_single_values(config: TrainConfig, device: torch.device) -> None:
         key = "crop" if config.data.crop else "size"
         larger = (2 * size[0], 2 * size[1])
         ways = f", or a larger data.{key}, or a smaller model.backbone.output_stride"
-        if _single_values(config, batch_size, larger):  # behind a mean of all positions
+        if _single_values(config, batch_size, larger):  # behind global average pooling
             ways = ""
         raise InputError(
             f"data.{key}={list(size)} with data.batch_size=1: the batch norm {single} gets one "
@@ -170,21 +170,21 @@ def refuse_single_values(config: TrainConfig, device: torch.device) -> None:
 
 
 def _single_values(config: TrainConfig, batch_size: int, size: Sequence[int]) -> str:
-    """Returns the name of the first batch norm that gets one value per channel; empty if none."""
+    """Return the name of the first batch norm with one value per channel; empty if none."""
     single: list[str] = []
 
-    def look(name: str, module: nn.Module) -> None:
-        def see(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def watch(name: str, module: nn.Module) -> None:
+        def check(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             if inputs[0].numel() == inputs[0].shape[1]:
                 single.append(name)
 
-        module.register_forward_pre_hook(see)
+        module.register_forward_pre_hook(check)
 
     with torch.device("meta"):
         model = make_model(replace(config, model=_without_files(config.model))).train()
         for name, module in model.named_modules():
             if isinstance(module, nn.BatchNorm2d):
-                look(name, module)
+                watch(name, module)
         try:
             model(torch.empty(batch_size, 3, *size, dtype=torch.uint8))
         except ValueError as error:

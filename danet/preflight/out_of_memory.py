@@ -1,4 +1,4 @@
-"""What to say when the memory was not enough: the sizes that would have fitted."""
+"""Out-of-memory errors: recognising them, and the sizes that would have fitted."""
 
 import torch
 
@@ -9,18 +9,18 @@ from danet.preflight.report import GIB, RESERVE, crop_of, device_memory, largest
 from danet.preflight.simulator import StepSimulator
 
 _SHORT = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
-"""Words of torch on a CPU, of CUDA, and of cuBLAS and cuDNN."""
+"""Parts of the messages of torch on a CPU, of CUDA, and of cuBLAS and cuDNN."""
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Tells whether an error is about memory that could not be had."""
+    """Return whether an error is a failed allocation of memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORT)
 
 
 def free_memory(device: torch.device) -> int:
-    """Returns the bytes that this process may still take, also below a limit of its own."""
+    """Return the bytes that this process may still allocate, also within its own RLIMIT_AS."""
     free = device_memory(device)
     if device.type == "cpu":
         try:
@@ -39,13 +39,13 @@ def free_memory(device: torch.device) -> int:
 def explain(
     config: TrainConfig, device: torch.device, memory: int, *, training: bool
 ) -> InputError:
-    """Names the largest batch and crop that fit, always smaller than what did not.
+    """Return an error with the largest batch and crop that fit, all smaller than those that failed.
 
     Args:
         config: Of the run.
-        device: Where it trained.
-        memory: Bytes that were free before.
-        training: Whether it was in a step, and not in an evaluation.
+        device: Of the run.
+        memory: Bytes that were free at its start.
+        training: Whether a training step failed, rather than an evaluation.
     """
     batch_size = config.data.batch_size
     start = f"out of memory: {memory / GIB:.2f} GiB of {device} were free"

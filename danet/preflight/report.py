@@ -1,55 +1,38 @@
-"""The plan of a run as text, the sizes that fit a device, and the refusal of what cannot fit."""
+"""The plan of a run as text, the largest sizes that fit a device, refusal of what cannot fit."""
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
 from danet.config.schema import TrainConfig
 from danet.engine.precision import choose_precision
 from danet.errors import InputError
+from danet.memory import available_memory
 from danet.preflight.simulator import StepSimulator
 
 PROBES = (128, 256)
-"""Sides of the small crops through whose memory a line is drawn."""
+"""Sides of the small crops from whose memory larger ones are extrapolated."""
 RESERVE = 0.1
-"""Share of a device's memory that a plan leaves free."""
+"""Share of a device's memory that is left for workspaces of kernels."""
 MIB, GIB = 2**20, 2**30
 MULTIPLE = 32
-"""Crops are proposed in multiples of this."""
+"""Suggested crops are multiples of this."""
 LONGEST_SIDE = 2048
 LARGEST_BATCH = 512
-"""Where the search ends."""
+"""Upper ends of the search."""
 PIXELS_A_STEP = 16_000_000
-"""Batches of more pixels are looked at before a run starts; the paper's have 4.7 million."""
+"""Batches of more pixels are simulated before a run starts; the paper's have 4.7 million."""
 
 
 def device_memory(device: torch.device) -> int:
-    """Returns the bytes that are free on a device; on the CPU also below a container's limit."""
+    """Return the free bytes of a device; on the CPU within the limit of a container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min(_free_ram(), _container_rest())
-
-
-def _free_ram() -> int:
-    table = Path("/proc/meminfo")
-    if table.is_file():
-        for line in table.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _container_rest() -> int:
-    """Returns what the process's control group (version 2) may still take."""
-    root = Path("/sys/fs/cgroup")
-    try:
-        limit = (root / "memory.max").read_text().strip()
-        used = int((root / "memory.current").read_text())
-    except (OSError, ValueError):
-        return 2**62
-    return 2**62 if limit == "max" else max(0, int(limit) - used)
+    available = available_memory()
+    if available is None:  # not Linux: all of the memory
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return available
 
 
 def _largest(
@@ -61,7 +44,9 @@ def _largest(
     step: int,
     most: int,
 ) -> int:
-    """Returns the largest multiple of ``step`` up to ``most`` whose peak is within ``limit``, or 0.
+    """Return the largest multiple of ``step`` up to ``most`` whose peak is within ``limit``, or 0.
+
+    A search by interpolation, since a simulation is slow; it falls back to bisection.
 
     Args:
         peak: Bytes by size; nearly affine in ``amount(size)``.
@@ -69,14 +54,14 @@ def _largest(
         limit: Bytes.
         known: At least two different amounts with their peaks.
         step: Of sizes.
-        most: Where the search ends.
+        most: The largest size.
     """
     points, fits, over = list(known), 0, most + step
     while over - fits > step:
         (x0, y0), (x1, y1) = sorted(points, key=lambda point: abs(point[1] - limit))[:2]
         sizes = range(fits + step, over, step)
         guess = sizes[len(sizes) // 2]
-        if (y1 - y0) * (x1 - x0) > 0:  # else flat: small sizes all take what the update takes
+        if (y1 - y0) * (x1 - x0) > 0:  # else flat: the update dominates small sizes
             end = x0 + (limit - y0) * (x1 - x0) / (y1 - y0)
             inside = [size for size in sizes if amount(size) <= end]
             guess = inside[-1] if inside else sizes[0]
@@ -89,13 +74,13 @@ def _largest(
 def largest_crop(
     simulator: StepSimulator, batch_size: int, limit: int, *, known: Sequence[tuple[int, int]] = ()
 ) -> int:
-    """Returns the side of the largest square crop whose step fits, a multiple of 32; 0 if none.
+    """Return the side of the largest square crop whose step fits, a multiple of 32; 0 if none.
 
     Args:
         simulator: Of the run.
         batch_size: Of the crops.
         limit: Bytes.
-        known: Pixels of a batch and peaks that were simulated before.
+        known: Pixels of a batch and its peak, of earlier simulations.
     """
 
     def peak(side: int) -> int:
@@ -116,12 +101,12 @@ def largest_batch(
     *,
     known: Sequence[tuple[int, int]] = (),
 ) -> int:
-    """Returns the largest batch of a crop whose step fits; 0 if none. See largest_crop."""
+    """Return the largest batch of a crop whose step fits; 0 if none. See largest_crop."""
 
     def peak(batch_size: int) -> int:
         try:
             return simulator.run(batch_size, height, width).peak
-        except ValueError:  # a batch norm behind an average over the picture needs two images
+        except ValueError:  # batch norm after global pooling needs two images
             if batch_size > 1:
                 raise
             return limit + 1
@@ -139,7 +124,7 @@ def _two_points(
     amount: Callable[[int], int],
     peak: Callable[[int], int],
 ) -> list[tuple[int, int]]:
-    """Adds simulations of small sizes until there are two amounts."""
+    """Add simulations of small sizes until there are two amounts."""
     points = dict(known)
     for size in probes:
         if len(points) < 2 and amount(size) not in points:
@@ -148,10 +133,10 @@ def _two_points(
 
 
 def crop_of(config: TrainConfig) -> tuple[int, int]:
-    """Returns height and width of the training images of a config.
+    """Return height and width of the training images of a config.
 
     Raises:
-        InputError: Without a crop the images have the sizes of the files.
+        InputError: There is no crop, so images have the sizes of their files.
     """
     size = config.data.crop or config.data.size
     if size is None:
@@ -162,11 +147,11 @@ def crop_of(config: TrainConfig) -> tuple[int, int]:
 
 
 def describe(config: TrainConfig, device: torch.device) -> str:
-    """Returns the plan of a run as text; nothing is read but the config, nothing is written.
+    """Return the plan of a run as text, from its config alone; nothing is written.
 
     Args:
         config: As ``danet.config.validate.check`` returns it.
-        device: Of the run; ``device_memory`` of the config, in GiB, stands in for its memory.
+        device: Of the run; ``device_memory`` of the config, in GiB, overrides its memory.
     """
     settings, batch_size = config.trainer, config.data.batch_size
     (height, width), precision = crop_of(config), choose_precision(settings.precision, device)
@@ -201,7 +186,7 @@ def describe(config: TrainConfig, device: torch.device) -> str:
 
 
 def refuse_the_impossible(config: TrainConfig, device: torch.device) -> None:
-    """Refuses a step of very many pixels that cannot fit; costs nothing at usual sizes.
+    """Refuse a step of very many pixels that cannot fit; costs nothing at usual sizes.
 
     Raises:
         InputError: With the predicted memory and the largest crop that fits.
@@ -212,7 +197,7 @@ def refuse_the_impossible(config: TrainConfig, device: torch.device) -> None:
         return
     precision = choose_precision(config.trainer.precision, device)
     simulator = StepSimulator(config, precision=precision, on_cuda=device.type == "cuda")
-    # On a line through two small crops: blocks of attention make a large one slow to simulate.
+    # Linear in the pixels of two small crops: a large one is slow to simulate, attention by blocks.
     small, large = (simulator.run(batch_size, side, side).peak for side in PROBES)
     slope = (large - small) / (PROBES[1] ** 2 - PROBES[0] ** 2)
     needed = small + slope * (size[0] * size[1] - PROBES[0] ** 2)
@@ -227,7 +212,7 @@ def refuse_the_impossible(config: TrainConfig, device: torch.device) -> None:
 
 
 def _memory(config: TrainConfig, device: torch.device) -> tuple[int, str]:
-    """Returns bytes, and where they come from."""
+    """Return the bytes available and their source, for messages."""
     given = config.device_memory
     if given is not None:
         return int(given * GIB), "by device_memory"

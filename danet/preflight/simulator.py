@@ -1,9 +1,9 @@
-"""A training step on fake tensors: how much is alive at once, and how much is computed.
+"""Simulation of a training step on fake tensors: memory and FLOPs.
 
-Fake tensors have shapes but no storage; a ledger counts what would be alive. The network, the loss
-and the optimizer are the real ones, so chunked losses, recomputation and functions with gradients
-of their own are counted as they are. Not counted: workspaces inside the kernels (of convolutions
-above all), what the allocator keeps in reserve, the context of CUDA, batches waiting in the loader.
+Fake tensors have shapes but no storage; a ledger counts the bytes that would be allocated. Network,
+loss and optimizer are the real ones, so chunked losses, recomputation and custom autograd functions
+are counted exactly. Not counted: workspaces of kernels (above all of convolutions), memory that the
+allocator reserves, the CUDA context, and batches waiting in the loader.
 """
 
 import weakref
@@ -22,9 +22,10 @@ from danet.config.schema import TrainConfig
 
 
 class Ledger(TorchDispatchMode):
-    """Counts the bytes of all storages that were made under it and are alive, and FLOPs.
+    """Counts FLOPs and the bytes of all live storages that were allocated under it.
 
-    FLOPs are torch's formulas for convolutions, products and attention, with 2 for a multiply-add.
+    FLOPs follow torch's formulas for convolutions, matrix products and attention; a multiply-add
+    counts 2.
     """
 
     def __init__(self) -> None:
@@ -35,18 +36,18 @@ class Ledger(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs an operation and enters its results."""
+        """Run an operation and count its results."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self._enter(leaf)
+                self._count(leaf)
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=out)
         return out
 
-    def _enter(self, tensor: Tensor) -> None:
+    def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if id(storage) in self._known:
             return
@@ -54,28 +55,28 @@ class Ledger(TorchDispatchMode):
         self._known.add(id(storage))
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._leave, id(storage), size).atexit = False
+        weakref.finalize(storage, self._release, id(storage), size).atexit = False
 
-    def _leave(self, key: int, size: int) -> None:
+    def _release(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
 
 
 class Footprint(NamedTuple):
-    """One update of the weights: bytes on the device, and FLOPs."""
+    """Bytes on the device and FLOPs of one update of the weights."""
 
     parameters: int
-    """With buffers."""
+    """Buffers included."""
     gradients: int
     optimizer: int
     average: int
     """The moving average of the weights; 0 without."""
     activations: int
-    """What the forward pass keeps for the backward pass."""
+    """Saved by the forward pass for the backward pass."""
     attention: int
-    """The part of ``activations`` that the two attention modules keep."""
+    """The part of ``activations`` that the two attention modules save."""
     peak: int
-    """The most that is alive at once, all of the above included as far as it is then alive."""
+    """The maximum over the update of all that is allocated at once."""
     forward_flops: int
     """Of the network on one batch, without the loss."""
     step_flops: int
@@ -83,12 +84,12 @@ class Footprint(NamedTuple):
 
 
 class StepSimulator:
-    """A run's training step on fake tensors of the CPU; sizes may be asked in any order.
+    """The training step of a run on fake CPU tensors; sizes may be simulated in any order.
 
     Args:
         config: A checked train config; files that it names are not read.
-        precision: Of autocast. float16 is taken for bfloat16: the bytes are the same.
-        on_cuda: Whether optimizer steps handle all tensors at once, as torch does on CUDA.
+        precision: Of autocast. float16 is simulated as bfloat16, which has as many bytes.
+        on_cuda: Whether the optimizer updates all tensors at once (``foreach``), as on CUDA.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class StepSimulator:
         self._ledger = Ledger()
         backbone = dict(config.model["backbone"])
         if "weights" in backbone:
-            backbone["weights"] = None  # values do not matter here, so nothing is read
+            backbone["weights"] = None  # the values do not matter
         with torch.device("meta"):
             model = make_model(replace(config, model={**config.model, "backbone": backbone}))
             criterion = make(config.loss, "loss")
@@ -110,13 +111,13 @@ class StepSimulator:
         self.head_parameters = self.parameters - sum(
             p.numel() for p in model.get_submodule("backbone").parameters()
         )
-        self._watch_attention()
+        self._measure_attention()
         ledger = self._ledger
         with self._fake, ledger:
             for root in (model, criterion):
                 _fake_tensors(root, channels_last=bool(self._settings.channels_last))
             self._weights = ledger.now
-            # A copy of every weight and buffer; updating it in place needs nothing more.
+            # A copy of every weight and buffer; its update in place allocates nothing.
             has_average = self._settings.ema_decay is not None
             self._average = [torch.empty_like(t) for t in _tensors(model)] if has_average else []
             self._averages = ledger.now - self._weights
@@ -130,10 +131,10 @@ class StepSimulator:
             self._update_peak = ledger.peak
 
     def run(self, batch_size: int, height: int, width: int) -> Footprint:
-        """Simulates one update with batches of one size."""
+        """Simulate one update with batches of one size."""
         ledger, times = self._ledger, self._settings.accumulate
         with self._fake, ledger:
-            if times > 1:  # from the second batch on there are gradients already
+            if times > 1:  # gradients exist from the second batch on
                 self._make_gradients()
             ledger.peak, ledger.flops, before = ledger.now, 0, ledger.now
             loss, forward_flops, passes = self._forward(batch_size, height, width)
@@ -158,7 +159,7 @@ class StepSimulator:
             parameter.grad = torch.empty_like(parameter)
 
     def _update(self) -> None:
-        """Updates the weights with any gradients; the first time the optimizer makes its state."""
+        """Update the weights with any gradients; the first call allocates the optimizer state."""
         self._make_gradients()
         if self._settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.clip_norm)
@@ -166,10 +167,10 @@ class StepSimulator:
         self._optimizer.zero_grad(set_to_none=True)
 
     def _forward(self, batch_size: int, height: int, width: int) -> tuple[Tensor, int, int]:
-        """Returns the loss of a batch, the FLOPs of the network, and passes that only count pixels.
+        """Return the loss of a batch, the FLOPs of the network, and the number of counting passes.
 
-        Image and mask live as long as the graph of the loss needs them. The loss is not counted
-        here since it already computes gradients, among them products (``resize_backward``).
+        FLOPs of the loss are excluded, since its forward pass computes gradients (with matrix
+        products, ``resize_backward``). Counting passes determine the pixels that OHEM keeps.
         """
         self._attention = 0
         image = torch.empty(batch_size, 3, height, width, dtype=torch.uint8)
@@ -185,8 +186,8 @@ class StepSimulator:
             passes = int(times > 1 and self._criterion.divisors(mask) is None)
         return torch.stack(list(terms.values())).sum() / times, flops, passes
 
-    def _watch_attention(self) -> None:
-        """Notes what is alive before and after each attention module."""
+    def _measure_attention(self) -> None:
+        """Add hooks that measure what each attention module saves."""
         self._attention = 0
         starts: list[int] = []
 
@@ -207,7 +208,7 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def _fake_tensors(root: nn.Module, *, channels_last: bool) -> None:
-    """Puts fake CPU tensors in the place of meta tensors; torch's own ``to`` cannot."""
+    """Replace meta tensors by fake CPU tensors, which ``Module.to`` cannot."""
     for module in root.modules():
         for name, old in module.named_parameters(recurse=False):
             wide = channels_last and old.ndim == 4

@@ -1,1 +1,1 @@
-"""Pictures for people: overlays, legends, attention maps."""
+"""Overlays, legends, attention maps, charts and reports."""

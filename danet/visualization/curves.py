@@ -1,4 +1,4 @@
-"""Curves as SVG: text that every browser draws."""
+"""Line charts as SVG."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,27 +13,27 @@ Curve = Sequence[tuple[float, float]]
 
 
 def chart(title: str, curves: Mapping[str, Curve], *, x_label: str = "step") -> str:
-    """Draws named curves over one axis as an ``<svg>``; values that are not finite are left out."""
+    """Draw named curves over one axis as an ``<svg>``; values that are not finite are left out."""
     shown = {name: [(x, y) for x, y in curve if math.isfinite(y)] for name, curve in curves.items()}
     points = [point for curve in shown.values() for point in curve]
     if not points:
         return ""
-    across = _Scale([x for x, _ in points], _LEFT, _WIDTH - _RIGHT)
-    lines = -(-len(shown) // 4) if len(shown) > 1 else 0
+    to_x = _Scale([x for x, _ in points], _LEFT, _WIDTH - _RIGHT)
+    lines = -(-len(shown) // 4) if len(shown) > 1 else 0  # of the key, four names each
     top = _TOP + 16 * lines
-    up = _Scale([y for _, y in points], _HEIGHT - _BOTTOM, top)
+    to_y = _Scale([y for _, y in points], _HEIGHT - _BOTTOM, top)
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" class="chart" role="img" '
         f'aria-label="{escape(title)}" xmlns="http://www.w3.org/2000/svg" '
         'font-family="sans-serif" font-size="11">',
         f'<text x="{_LEFT}" y="16" font-size="13" font-weight="600">{escape(title)}</text>',
     ]
-    for value in up.ticks():
-        y = up(value)
+    for value in to_y.ticks():
+        y = to_y(value)
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="#e3e3e3"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-    for value in across.ticks():
-        x = across(value)
+    for value in to_x.ticks():
+        x = to_x(value)
         y = _HEIGHT - _BOTTOM + 16
         parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="middle">{value:g}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) // 2
@@ -42,11 +42,11 @@ def chart(title: str, curves: Mapping[str, Curve], *, x_label: str = "step") -> 
     )
     for number, (name, curve) in enumerate(shown.items()):
         color = _COLORS[number % len(_COLORS)]
-        path = "L".join(f"{across(x):.1f} {up(y):.1f}" for x, y in curve)
+        path = "L".join(f"{to_x(x):.1f} {to_y(y):.1f}" for x, y in curve)
         if len(curve) > 1:
             parts.append(f'<path d="M{path}" fill="none" stroke="{color}" stroke-width="1.6"/>')
         parts += [
-            f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="2.4" fill="{color}"/>'
+            f'<circle cx="{to_x(x):.1f}" cy="{to_y(y):.1f}" r="2.4" fill="{color}"/>'
             for x, y in (curve if len(curve) < 20 else ())
         ]
         if len(shown) > 1:
@@ -57,7 +57,7 @@ def chart(title: str, curves: Mapping[str, Curve], *, x_label: str = "step") -> 
 
 
 class _Scale:
-    """Maps values to places, with round numbers in between."""
+    """Maps values linearly to pixels, with round numbers as ticks."""
 
     def __init__(self, values: Sequence[float], start: float, end: float) -> None:
         self.low, self.high = min(values), max(values)
@@ -71,7 +71,7 @@ class _Scale:
         return self.start + share * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Returns up to six round numbers within the range, or its only value."""
+        """Return up to six round numbers within the range, or its only value."""
         if self.only:
             return self.only
         rough = (self.high - self.low) / 5

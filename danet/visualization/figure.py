@@ -1,7 +1,8 @@
 """The attention figure: the columns of the paper's figure 6."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -10,45 +11,47 @@ from torch import Tensor, nn
 
 from danet.datasets.base import SegmentationDataset
 from danet.evaluation.inference import Inference
-from danet.types import IGNORE
 from danet.visualization.attention import (
     Point,
-    branch,
+    attention_branch,
     channel_maps,
     choose_classes,
     choose_points,
     class_map,
     has_attention,
     position_maps,
-    ranked_channels,
+    rank_channels,
 )
 from danet.visualization.overlay import (
     Palette,
+    SegmentedImage,
+    add_title,
     arrange,
     as_tensor,
-    legend,
+    classes_in,
     overlay,
     predict,
     sheet,
-    titled,
+    with_legend,
 )
 
 _MARKS = ((255, 40, 40), (40, 220, 40), (60, 120, 255), (255, 200, 0), (255, 0, 255), (0, 220, 220))
 
 
-def heatmap(values: Tensor, size: tuple[int, int], *, color: bool) -> np.ndarray:
-    """Draws a map (h, w) at ``size`` (H, W): grey levels or a jet-like scale, from min to max."""
+def heatmap(values: Tensor, size: Sequence[int], *, color: bool) -> np.ndarray:
+    """Draw a map (h, w) at ``size`` (H, W): grey levels or a jet scale, from min to max."""
     small = values.float().cpu().numpy()
     array = cv2.resize(small, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
     array = array - array.min()
+    # A constant map has the maximum 0 here and is drawn black.
     shown = np.rint(255 * array / max(float(array.max()), 1e-12)).astype(np.uint8)
     if color:
         return cv2.cvtColor(cv2.applyColorMap(shown, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
     return cv2.cvtColor(shown, cv2.COLOR_GRAY2RGB)
 
 
-def mark(image: np.ndarray, points: Sequence[Point]) -> np.ndarray:
-    """Draws numbered crosses on a copy of the image."""
+def mark_points(image: np.ndarray, points: Sequence[Point]) -> np.ndarray:
+    """Return a copy of the image with numbered crosses."""
     image = image.copy()
     for number, point in enumerate(points):
         color = _MARKS[number % len(_MARKS)]
@@ -59,72 +62,85 @@ def mark(image: np.ndarray, points: Sequence[Point]) -> np.ndarray:
     return image
 
 
+class FigureOptions(NamedTuple):
+    """What the attention figure shows."""
+
+    points: Sequence[Point] = ()
+    """Pixels whose attention is drawn; chosen where none are given, see choose_points."""
+    wanted: Sequence[int] = ()
+    """Classes on which points are chosen."""
+    by_class: bool = False
+    """Whether to draw the mean over all pixels of a class in the place of a point."""
+    channels: int = 1
+    """Number of channels for a class."""
+
+
+_DEFAULTS = FigureOptions()
+
+
 def figure(
     model: nn.Module,
-    tensor: Tensor,
-    image: np.ndarray,
-    prediction: np.ndarray,
-    truth: np.ndarray | None,
+    picture: SegmentedImage,
     classes: Sequence[str],
     palette: Palette,
-    *,
-    points: Sequence[Point] = (),
-    wanted: Sequence[int] = (),
-    by_class: bool = False,
-    channels: int = 1,
+    options: FigureOptions = _DEFAULTS,
 ) -> np.ndarray:
-    """Draws the paper's figure 6 for one image.
+    """Draw the paper's figure 6 for one image.
 
-    Image with marked points, what each point attends to (grey levels), the channels that tell the
-    first two classes under the points best (jet), prediction, truth. With ``by_class`` the mean
-    over all pixels of a class is in the place of a point.
+    Image with marked points, the position attention of each (grey levels), the channels that best
+    separate the first two classes under the points (jet), prediction, truth.
 
     Args:
         model: In eval mode.
-        tensor: The image, (1, 3, H, W), on the model's device.
-        image: The same as uint8 (H, W, 3).
-        prediction: Classes (H, W).
-        truth: Classes or IGNORE (H, W), or None.
+        picture: The image and its classes.
         classes: Their names.
         palette: Their RGB colours.
-        points: Pixels to ask; chosen where none are given, see choose_points.
-        wanted: Classes on which to choose points.
-        by_class: Whether to show means of classes.
-        channels: How many to show for a class.
+        options: What is drawn.
     """
-    size = (image.shape[0], image.shape[1])
-    has_positions = branch(model, "position") is not None
-    panels = []
-    if by_class:
-        asked = choose_classes(prediction, wanted=wanted)
-        panels.append(titled(image, "image"))
-        for index in asked if has_positions else ():
-            values = class_map(model, tensor, prediction, index)
-            panels.append(
-                titled(heatmap(values, size, color=False), f"{classes[index]} attends to")
-            )
-    else:
-        points = list(points) or choose_points(prediction, wanted=wanted)
-        asked = [int(prediction[p.y, p.x]) for p in points]
-        panels.append(titled(mark(image, points), "image and points"))
-        maps = position_maps(model, tensor, points) if has_positions and points else ()
-        for number, values in enumerate(maps):
-            title = f"{number + 1} ({classes[asked[number]]}) attends to"
-            panels.append(titled(heatmap(values, size, color=False), title))
-    if branch(model, "channel") is not None:
-        maps = channel_maps(model, tensor)
-        told = [index for index in dict.fromkeys(asked) if not (prediction == index).all()]
-        for index in told[:2]:
-            for channel, value in ranked_channels(maps, prediction, index)[:channels]:
+    _, image, prediction, truth = picture
+    tensor = as_tensor(image, next(model.parameters()).device)
+    panels, shown = _position_panels(model, tensor, picture, classes, options)
+    if attention_branch(model, "channel") is not None:
+        maps = channel_maps(model, tensor)  # (C, h, w)
+        # A class that fills the picture has no outside for a channel to differ in.
+        separable = [index for index in dict.fromkeys(shown) if not (prediction == index).all()]
+        for index in separable[:2]:
+            for channel, value in rank_channels(maps, prediction, index)[: options.channels]:
                 title = f"channel {channel} tells {classes[index]} ({value:.1f} sd)"
-                panels.append(titled(heatmap(maps[channel], size, color=True), title))
-    panels.append(titled(overlay(image, prediction, palette), "prediction"))
-    present = set(np.unique(prediction).tolist())
+                drawn = heatmap(maps[channel], image.shape[:2], color=True)
+                panels.append(add_title(drawn, title))
+    panels.append(add_title(overlay(image, prediction, palette), "prediction"))
     if truth is not None:
-        panels.append(titled(overlay(image, truth, palette), "truth"))
-        present |= set(np.unique(truth).tolist()) - {IGNORE}
-    body = arrange(panels)
-    return np.vstack((body, legend(classes, palette, sorted(present), body.shape[1])))
+        panels.append(add_title(overlay(image, truth, palette), "truth"))
+    return with_legend(arrange(panels), classes, palette, classes_in(prediction, truth))
+
+
+def _position_panels(
+    model: nn.Module,
+    tensor: Tensor,
+    picture: SegmentedImage,
+    classes: Sequence[str],
+    options: FigureOptions,
+) -> tuple[list[np.ndarray], list[int]]:
+    """Draw the image and the position attention of classes or points; return their classes, too."""
+    _, image, prediction, _ = picture
+    has_positions = attention_branch(model, "position") is not None
+    maps: Iterator[Tensor]
+    if options.by_class:
+        shown = choose_classes(prediction, wanted=options.wanted)
+        panels = [add_title(image, "image")]
+        titles = [classes[index] for index in shown]
+        maps = (class_map(model, tensor, prediction, i) for i in shown if has_positions)
+    else:
+        points = list(options.points) or choose_points(prediction, wanted=options.wanted)
+        shown = [int(prediction[p.y, p.x]) for p in points]
+        panels = [add_title(mark_points(image, points), "image and points")]
+        titles = [f"{number} ({classes[index]})" for number, index in enumerate(shown, 1)]
+        maps = iter(position_maps(model, tensor, points) if has_positions and points else ())
+    for title, values in zip(titles, maps, strict=False):  # no maps without position attention
+        drawn = heatmap(values, image.shape[:2], color=False)
+        panels.append(add_title(drawn, f"{title} attends to"))
+    return panels, shown
 
 
 def validation_pictures(
@@ -136,37 +152,36 @@ def validation_pictures(
     max_pixels: int,
     count: int = 4,
 ) -> dict[str, np.ndarray]:
-    """Draws evenly spaced samples, and the attention figure of every other one, by name.
+    """Draw evenly spaced samples, and the attention figure of every other one, by name.
 
     Args:
         model: Is put into eval mode.
         dataset: With labels.
-        infer: How images pass the network.
+        infer: The inference mode.
         device: Of the model.
         max_pixels: Attention is drawn of a whole image, made smaller if it has more.
-        count: How many samples.
+        count: Number of samples.
     """
     model.eval()
     drawn = {}
+    classes, palette = dataset.classes, dataset.palette
     for place, index in enumerate(np.linspace(0, len(dataset) - 1, min(count, len(dataset)))):
-        sample = dataset[round(index)]
-        prediction = predict(model, sample.image, device, infer)
-        named = dataset.classes, dataset.palette
-        drawn[sample.name] = sheet(sample.image, prediction, sample.mask, *named)
+        image, mask, name = dataset[round(index)]
+        picture = SegmentedImage(name, image, predict(model, image, device, infer), mask)
+        drawn[name] = sheet(picture, classes, palette)
         if place % 2 == 0 and has_attention(model):
-            image, small, mask = _shrunk((sample.image, prediction, sample.mask), max_pixels)
-            tensor = as_tensor(image, device)
-            told = small, mask, *named
-            drawn[f"{sample.name}_attention"] = figure(model, tensor, image, *told)
+            small = SegmentedImage(name, *_downscale((image, picture.prediction, mask), max_pixels))
+            drawn[f"{name}_attention"] = figure(model, small, classes, palette)
     return drawn
 
 
-def _shrunk(arrays: Sequence[np.ndarray], max_pixels: int) -> list[np.ndarray]:
-    """Returns an image and maps of its size, made smaller alike where they have more pixels."""
+def _downscale(arrays: Sequence[np.ndarray], max_pixels: int) -> list[np.ndarray]:
+    """Return an image and maps of its size, made smaller alike where they have more pixels."""
     height, width = arrays[0].shape[:2]
     factor = min(1.0, math.sqrt(max_pixels / (height * width)))
     if factor == 1.0:
         return list(arrays)
     size = max(1, int(width * factor)), max(1, int(height * factor))
+    # Class indices must not be averaged.
     ways = [cv2.INTER_AREA if array.ndim == 3 else cv2.INTER_NEAREST for array in arrays]
     return [cv2.resize(a, size, interpolation=w) for a, w in zip(arrays, ways, strict=True)]

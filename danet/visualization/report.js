@@ -4,7 +4,7 @@
 
 const page = JSON.parse(document.getElementById("viewer-data").textContent);
 const canvas = document.getElementById("attention");
-const told = document.getElementById("told");
+const readout = document.getElementById("readout");
 const ink = canvas.getContext("2d");
 const viewer = { number: -1, cell: -1, weights: null };
 window.viewer = viewer;
@@ -44,7 +44,7 @@ function describe(picture, x, y, weights) {
   }
   const own = page.classes[picture.cells[viewer.cell]];
   const lines = [...shares].sort((a, b) => b[1] - a[1]).slice(0, 6);
-  told.replaceChildren();
+  readout.replaceChildren();
   const head = document.createElement("p");
   head.textContent = `Pixel (${x}, ${y}), predicted as ${own}, attends to`;
   const table = document.createElement("table");
@@ -63,7 +63,7 @@ function describe(picture, x, y, weights) {
   const foot = document.createElement("p");
   foot.className = "note";
   foot.textContent = `The strongest cell has ${most.toFixed(1)} times the mean weight.`;
-  told.append(head, table, foot);
+  readout.append(head, table, foot);
 }
 
 function draw(picture, x, y, weights) {

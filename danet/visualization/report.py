@@ -3,6 +3,7 @@
 Everything is inside the page: it needs no network and can be sent by mail.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,25 +14,22 @@ import numpy as np
 
 from danet.evaluation.metrics import Scores
 from danet.visualization.curves import chart
-from danet.visualization.overlay import Palette, arrange, errors, overlay, titled
-from danet.visualization.viewer import Viewed, data_uri, section
+from danet.visualization.overlay import Palette, SegmentedImage, arrange, panels_of
+from danet.visualization.viewer import AttentionView, data_uri, viewer_section
 
 _HERE = Path(__file__).parent
 
 
-class Scored(NamedTuple):
-    """A picture that stands for good or bad results."""
+class ScoredImage(NamedTuple):
+    """An example of good or bad results."""
 
-    name: str
+    picture: SegmentedImage
     score: float
     """Mean IoU over the classes that occur in it."""
-    image: np.ndarray
-    prediction: np.ndarray
-    truth: np.ndarray
 
 
-class Findings(NamedTuple):
-    """What the page is about."""
+class Report(NamedTuple):
+    """The content of the page."""
 
     title: str
     facts: Sequence[str]
@@ -43,33 +41,33 @@ class Findings(NamedTuple):
     scores: Scores
     lines: Sequence[Mapping[str, Any]]
     """Of metrics.jsonl; empty where there is none."""
-    best: Sequence[Scored]
-    worst: Sequence[Scored]
-    viewed: Sequence[Viewed]
+    best: Sequence[ScoredImage]
+    worst: Sequence[ScoredImage]
+    views: Sequence[AttentionView]
 
 
-def page(found: Findings) -> str:
-    """Returns the whole page as text."""
+def page(report: Report) -> str:
+    """Return the whole page as text."""
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>{escape(found.title)}</title><style>{_read('report.css')}</style></head><body>",
-        f"<h1>{escape(found.title)}</h1>",
-        *(f"<p class='note'>{escape(fact)}</p>" for fact in found.facts),
-        _totals(found.scores),
+        f"<title>{escape(report.title)}</title><style>{_read('report.css')}</style></head><body>",
+        f"<h1>{escape(report.title)}</h1>",
+        *(f"<p class='note'>{escape(fact)}</p>" for fact in report.facts),
+        _totals(report.scores),
         "<h2>Curves</h2>",
-        _curves(found.lines),
+        _curves(report.lines),
         "<h2>Classes</h2>",
-        _class_table(found),
+        _class_table(report),
         "<h2>Confusion</h2>",
         "<p class='note'>Rows are truth and add up to 100 %; columns are predictions.</p>",
-        _confusion(found),
+        _confusion(report),
         "<h2>Best pictures</h2>",
-        _pictures(found.best, found.palette),
+        _pictures(report.best, report.palette),
         "<h2>Worst pictures</h2>",
-        _pictures(found.worst, found.palette),
+        _pictures(report.worst, report.palette),
         "<h2>What a pixel attends to</h2>",
-        section(found.viewed, found.classes, found.palette),
+        viewer_section(report.views, report.classes, report.palette),
         "</body></html>",
     ]
     return "\n".join(part for part in parts if part)
@@ -105,7 +103,7 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
 def named_curves(
     lines: Sequence[Mapping[str, Any]], kind: str, start: str
 ) -> dict[str, list[tuple[float, float]]]:
-    """Returns the curves of metrics.jsonl of one kind whose names begin so, by name."""
+    """Return the curves of one kind of lines of metrics.jsonl whose names begin with ``start``."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
         for name, value in line.items():
@@ -115,69 +113,64 @@ def named_curves(
 
 
 def val_curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """Returns the curves of the validation's main scores."""
+    """Return the curves of the main validation scores."""
     return named_curves(lines, "val", "miou") | named_curves(lines, "val", "pixel_accuracy")
 
 
-def _class_table(found: Findings) -> str:
-    share = found.matrix.sum(axis=1) / max(1, found.matrix.sum())
+def _class_table(report: Report) -> str:
+    share = report.matrix.sum(axis=1) / max(1, report.matrix.sum())
     rows = [
         "<tr><th>class</th><th class='number'>IoU</th><th></th><th class='number'>accuracy</th>"
         "<th class='number'>of the pixels</th></tr>"
     ]
-    for i, name in enumerate(found.classes):
-        iou = found.scores.iou[i]
-        width = 0 if iou != iou else round(160 * iou)
+    for i, name in enumerate(report.classes):
+        iou = report.scores.iou[i]
+        width = 0 if math.isnan(iou) else round(160 * iou)
         rows.append(
-            f"<tr><td>{_swatch(found.palette[i])}{escape(name)}</td>"
+            f"<tr><td>{_swatch(report.palette[i])}{escape(name)}</td>"
             f"<td class='number'>{_percent(iou)}</td>"
             f"<td><span class='bar' style='width:{width}px'></span></td>"
-            f"<td class='number'>{_percent(found.scores.accuracy[i])}</td>"
+            f"<td class='number'>{_percent(report.scores.accuracy[i])}</td>"
             f"<td class='number'>{_percent(float(share[i]))}</td></tr>"
         )
     return f"<table id='classes'>{''.join(rows)}</table>"
 
 
-def _confusion(found: Findings) -> str:
-    totals = found.matrix.sum(axis=1, keepdims=True)
-    shares = found.matrix / np.maximum(totals, 1)
-    head = "".join(f"<th class='column'>{escape(name)}</th>" for name in found.classes)
+def _confusion(report: Report) -> str:
+    totals = report.matrix.sum(axis=1, keepdims=True)
+    shares = report.matrix / np.maximum(totals, 1)  # zeros for classes without a true pixel
+    head = "".join(f"<th class='column'>{escape(name)}</th>" for name in report.classes)
     rows = [f"<tr><th></th>{head}</tr>"]
-    for i, name in enumerate(found.classes):
+    for i, name in enumerate(report.classes):
         cells = []
         for j, share in enumerate(shares[i]):
             color = "46,157,99" if i == j else "200,60,40"
             ink = "#fff" if share > 0.55 else "#222"
             text = f"{100 * share:.0f}" if share >= 0.005 else ""
-            what = f"{found.classes[j]} where {name} is true: {100 * share:.2f} %"
+            what = f"{report.classes[j]} where {name} is true: {100 * share:.2f} %"
             cells.append(
                 f"<td title='{escape(what, quote=True)}' "
                 f"style='background:rgba({color},{share:.3f});color:{ink}'>{text}</td>"
             )
-        rows.append(f"<tr><th>{_swatch(found.palette[i])}{escape(name)}</th>{''.join(cells)}</tr>")
+        rows.append(f"<tr><th>{_swatch(report.palette[i])}{escape(name)}</th>{''.join(cells)}</tr>")
     return f"<div class='scroll'><table class='confusion'>{''.join(rows)}</table></div>"
 
 
-def _pictures(scored: Sequence[Scored], palette: Palette) -> str:
+def _pictures(scored: Sequence[ScoredImage], palette: Palette) -> str:
     return f"<div class='pictures'>{''.join(_picture(one, palette) for one in scored)}</div>"
 
 
-def _picture(scored: Scored, palette: Palette) -> str:
-    panels = [
-        titled(scored.image, "image"),
-        titled(overlay(scored.image, scored.prediction, palette), "prediction"),
-        titled(overlay(scored.image, scored.truth, palette), "truth"),
-        titled(errors(scored.image, scored.prediction, scored.truth), "errors (red)"),
-    ]
-    drawn = _smaller(arrange(panels), 1600)
+def _picture(scored: ScoredImage, palette: Palette) -> str:
+    name = scored.picture.name
+    drawn = _limit_width(arrange(panels_of(scored.picture, palette)), 1600)
     return (
-        f"<figure><img alt='{escape(scored.name, quote=True)}' src='{data_uri(drawn)}'>"
-        f"<figcaption>{escape(scored.name)}: mean IoU {_percent(scored.score)}</figcaption>"
+        f"<figure><img alt='{escape(name, quote=True)}' src='{data_uri(drawn)}'>"
+        f"<figcaption>{escape(name)}: mean IoU {_percent(scored.score)}</figcaption>"
         "</figure>"
     )
 
 
-def _smaller(image: np.ndarray, width: int) -> np.ndarray:
+def _limit_width(image: np.ndarray, width: int) -> np.ndarray:
     if image.shape[1] <= width:
         return image
     size = width, round(image.shape[0] * width / image.shape[1])
@@ -189,4 +182,4 @@ def _swatch(color: tuple[int, int, int]) -> str:
 
 
 def _percent(value: float) -> str:
-    return "-" if value != value else f"{100 * value:.2f}"
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"

@@ -1,4 +1,4 @@
-"""The position attention alone: forward and backward against the N x N map."""
+"""Benchmark the position attention alone: forward and backward, against the N x N map."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,11 +15,11 @@ CHANNELS = 512
 """C behind a ResNet-50; keys and queries have an eighth, D = 64."""
 AGREEMENT = 1e-5
 SHARP = 8.0
-"""Factor of an input whose energies are 64 times as large: one or a few weights of a row count."""
+"""Factor of an input whose energies are 64 times as large: few weights of a row are not tiny."""
 
 
 def run(options: Options) -> list[Row]:
-    """Agreement in float32, then times and peaks by size; alone where the map would not fit."""
+    """Measure agreement, then times and peaks by size; ours alone where the map would not fit."""
     device, cuda = options.device, options.device.type == "cuda"
     channels = 64 if options.quick else CHANNELS
     ours, theirs = _pair(channels, device)
@@ -34,16 +34,16 @@ def run(options: Options) -> list[Row]:
     pairs = {}
     for size in compared:
         x = _input(channels, size, device)
-        pairs[size] = [_step(module, x, cuda) for module in (ours, theirs)]
+        pairs[size] = [_Step(module, x, cuda) for module in (ours, theirs)]
         for step in pairs[size]:
             step()
         peaks = [peak_memory(step, device) for step in pairs[size]]
         rows.append(_memory_row(size, cuda, *peaks))
     for size in alone:
-        step = _step(ours, _input(channels, size, device), cuda)
+        step = _Step(ours, _input(channels, size, device), cuda)
         if cuda or options.quick:
             step()
-        # Else one pass: it takes minutes on a CPU, and what a first pass adds is small beside it.
+        # Else no warm-up: a pass takes minutes on a CPU, and what the first one adds is small.
         rows.append(_memory_row(size, cuda, peak_memory(step, device)))
     for size, steps in pairs.items():
         times = seconds(steps, device, repeats=10 if cuda else 3)
@@ -58,7 +58,7 @@ def run(options: Options) -> list[Row]:
 def _kernel_rows(
     size: tuple[int, int], channels: int, dtype: torch.dtype, device: torch.device
 ) -> list[Row]:
-    """Times what ``attend`` can choose from: torch's kernels by the width of a slice, and tiles."""
+    """Time the choices of ``attend``: torch's kernels by the width of a slice, and tiles."""
     positions, keys = size[0] * size[1], channels // 8
     tokens = [
         torch.randn(1, positions, width, device=device, dtype=dtype, requires_grad=True)
@@ -76,7 +76,7 @@ def _kernel_rows(
     for name, attend in ways.items():
         try:
             (time,) = seconds([partial(step, attend)], device, repeats=10)
-        except RuntimeError:  # no kernel takes it
+        except RuntimeError:  # no kernel supports it
             continue
         case = _case(size, dtype == torch.bfloat16)
         rows.append(Row("attention", case, "time", "s", time, note=f"{name}, by itself"))
@@ -84,8 +84,8 @@ def _kernel_rows(
 
 
 def _sharp_row(ours: nn.Module, theirs: nn.Module, x: Tensor, cuda: bool) -> Row:
-    """Times an attention that looks at few places, as trained ones do; most weights are tiny."""
-    steps = [_step(module, x, cuda) for module in (ours, theirs)]
+    """Time attention with most weights tiny, as in trained networks."""
+    steps = [_Step(module, x, cuda) for module in (ours, theirs)]
     times = seconds(steps, x.device, repeats=10 if cuda else 3)
     note = f"input times {SHARP:g}: sharp attention"
     return Row("attention", _case((x.shape[2], x.shape[3]), cuda), "time", "s", *times, note=note)
@@ -97,7 +97,7 @@ def _memory_row(size: tuple[int, int], cuda: bool, ours: int, reference: int | N
     return Row("attention", _case(size, cuda), "memory", "GiB", *values, note=note)
 
 
-class _step:
+class _Step:
     """Forward and backward of a module, as a function without arguments."""
 
     def __init__(self, module: nn.Module, x: Tensor, mixed: bool) -> None:
@@ -127,7 +127,7 @@ def _input(
 def _agreement(
     ours: nn.Module, theirs: nn.Module, channels: int, side: int, device: torch.device
 ) -> list[Row]:
-    """Compares values and all gradients in float32."""
+    """Compare values and all gradients in float32."""
     x = _input(channels, (side, side), device)
     upstream = torch.randn_like(x)
     names = [name for name, _ in ours.named_parameters()]

@@ -1,10 +1,10 @@
-"""The loader: pictures per second of one process, from files and from the cache.
+"""Benchmark the loader: pictures per second of one process, from files and from the cache.
 
-Everything is measured in turns in one run: the bare decoding of a pair, our whole path from files
+Measured in turns, in one run: the bare decoding of a pair, our whole path from files
 (``data/transforms=street``) and from the cache, and the naive order, which scales the whole
-picture, then cuts, changes colours with albumentations, and makes floats. Ratios of the rows:
+picture, then crops, changes colours with albumentations, and converts to floats. Ratios:
 
-    from files    bare decoding over ours: the share of the decoder's rate that is left
+    from files    bare decoding over ours: the share of the decoder's rate that is reached
     from cache    from files over from cache: how many times as fast
     naive order   naive over ours from files
 """
@@ -31,7 +31,7 @@ from danet.config.validate import check
 from danet.data.loader import collate, train_batches
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.image_io import read_image, read_labels
-from danet.types import IGNORE, Draw, Sample
+from danet.types import IGNORE, Sample, SampleKey
 
 NUM_CLASSES = 19
 MEAN, DEVIATION = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
@@ -49,7 +49,7 @@ class Case(NamedTuple):
 
 
 def run(options: Options) -> list[Row]:
-    """PNG of Cityscapes' size, JPEG of VOC's, and what a worker holds after many samples."""
+    """Measure PNG of Cityscapes' size, JPEG of VOC's, and the memory growth of a worker."""
     cases = [Case("png", (1024, 2048), 768, 8, 48), Case("jpg", (375, 500), 480, 40, 400)]
     if options.quick:
         cases = [Case("png", (128, 256), 96, 3, 3), Case("jpg", (60, 80), 64, 3, 3)]
@@ -91,7 +91,7 @@ def _rates(case: Case, root: Path, options: Options) -> list[Row]:
 
 
 def make(case: Case, root: Path, *settings: str) -> SegmentationDataset:
-    """Makes the training set of a config, as tools/train.py would."""
+    """Make the training set of a config, as tools/train.py does."""
     schema.register()
     classes = ",".join(f"c{i}" for i in range(NUM_CLASSES))
     overrides = [
@@ -109,7 +109,7 @@ def make(case: Case, root: Path, *settings: str) -> SegmentationDataset:
 
 
 def _bare(dataset: Any) -> Callable[[], object]:
-    """Decodes the image and the label of a pair, and nothing else."""
+    """Return a step that decodes the image and the label of a pair, and nothing else."""
     numbers = count()
 
     def step() -> object:
@@ -120,18 +120,18 @@ def _bare(dataset: Any) -> Callable[[], object]:
 
 
 def _ours(dataset: SegmentationDataset) -> Callable[[], object]:
-    """From a draw to a batch of one."""
+    """Return a step from a draw to a batch of one."""
     numbers = count()
 
     def step() -> object:
         number = next(numbers)
-        return collate([dataset[Draw(number % len(dataset), number)]])
+        return collate([dataset[SampleKey(number % len(dataset), number)]])
 
     return step
 
 
 def _naive(case: Case, dataset: Any) -> Callable[[], object]:
-    """Full resize, then crop, mirror and colours, then float; with our decoders."""
+    """Return a step of full resize, crop, mirror and colours, then float; with our decoders."""
     numbers, rng = count(), np.random.default_rng(0)
     change = A.Compose(
         [
@@ -158,7 +158,7 @@ def _naive(case: Case, dataset: Any) -> Callable[[], object]:
 
 
 def _growth(case: Case, root: Path, samples: int) -> Row:
-    """Reads with one worker and from the cache; returns how much more it holds than a tenth on."""
+    """Read with one worker, from the cache; return the growth of its memory after a tenth."""
     dataset = make(case, root / case.suffix, f"data.cache_dir={root / 'cache'}", "data.cache=disk")
     batch_size = min(4, len(dataset))
     batches = train_batches(dataset, batch_size=batch_size, seed=0, num_workers=1)
@@ -173,7 +173,7 @@ def _growth(case: Case, root: Path, samples: int) -> Row:
 
 
 def _private(process: int | None) -> int:
-    """Returns the bytes of memory that a process has for itself (Linux)."""
+    """Return the bytes of private memory of a process (Linux)."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -181,10 +181,10 @@ def _private(process: int | None) -> int:
 
 
 def write_pictures(case: Case, root: Path) -> None:
-    """Writes images/train and masks/train: pictures that pack as photographs do.
+    """Write images/train and masks/train: pictures that compress like photographs.
 
     2048 x 1024 PNGs have some 2.4 MB, 500 x 375 JPEGs some 85 kB; labels are regions, grey PNGs
-    with the first, palette PNGs with the second.
+    for the first, palette PNGs for the second.
     """
     for folder in ("images", "masks"):
         (root / folder / "train").mkdir(parents=True)
@@ -201,7 +201,7 @@ def write_pictures(case: Case, root: Path) -> None:
 
 
 def _photo(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Returns noise of all sizes, the fine ones fainter, and grain; uint8 (H, W, 3)."""
+    """Return noise of all scales, fainter at finer ones, and grain; uint8 (H, W, 3)."""
     height, width = size
     total = np.full((height, width, 3), 118, np.float32)
     for level in range(1, 8):
@@ -212,7 +212,7 @@ def _photo(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 
 
 def _regions(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Returns where each of the classes is the strongest of smooth fields; uint8 (H, W)."""
+    """Return the index of the largest of smooth random fields, one per class; uint8 (H, W)."""
     best, regions = np.full(size, -np.inf, np.float32), np.zeros(size, np.uint8)
     for index in range(NUM_CLASSES):
         grid = rng.normal(size=(8, 16)).astype(np.float32)

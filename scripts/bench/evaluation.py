@@ -1,4 +1,4 @@
-"""Evaluation: a whole picture in a process of its own, and several scales in windows."""
+"""Benchmark evaluation: a whole picture in its own process, and several scales in windows."""
 
 import json
 import os
@@ -21,23 +21,24 @@ from bench.measure import (
     status,
 )
 from bench.step import make_network, make_reference
-from danet.evaluation.fuse import prepared
+from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.inference import MultiScale, Whole
+from danet.memory import available_memory
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.2)
-"""Of the released code's multi-scale test."""
+"""The scales of the released code's multi-scale test."""
 AGREEMENT = 1e-4
 ROOM_FOR_THE_MAP = 14 * GIB
-"""What the reference needs for a whole 1024 x 2048 picture: two N x N maps of 4 GiB, and more."""
+"""Memory of the reference for a whole 1024 x 2048 picture: two N x N maps of 4 GiB, and more."""
 
 
 def run(options: Options) -> list[Row]:
-    """A whole picture, then the scales."""
+    """Measure a whole picture, then the scales."""
     return [*_whole_rows(options), *_scale_rows(options)]
 
 
 def picture(height: int, width: int, device: torch.device) -> Tensor:
-    """Returns smooth noise, uint8 (1, 3, H, W), the same on every call."""
+    """Return smooth noise, uint8 (1, 3, H, W), the same on every call."""
     generator = torch.Generator().manual_seed(2)
     coarse = torch.rand(1, 3, height // 16, width // 16, generator=generator)
     fine = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
@@ -48,7 +49,11 @@ def _whole_rows(options: Options) -> list[Row]:
     size = (128, 256) if options.quick else (1024, 2048)
     ours = _child("ours", size, options.device)
     theirs = None
-    if options.quick or options.device.type == "cuda" or _free() > ROOM_FOR_THE_MAP:
+    if (
+        options.quick
+        or options.device.type == "cuda"
+        or (available_memory() or 0) > ROOM_FOR_THE_MAP
+    ):
         theirs = _child("reference", size, options.device)
     case = f"whole {size[0]}x{size[1]} R50 float32"
     note = "" if theirs else "too little memory here for the reference"
@@ -59,13 +64,8 @@ def _whole_rows(options: Options) -> list[Row]:
     ]
 
 
-def _free() -> int:
-    with open("/proc/meminfo") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvail"))
-
-
 def _child(which: str, size: tuple[int, int], device: torch.device) -> dict[str, float]:
-    """Runs this file in a process of its own; returns its seconds and GiB."""
+    """Run this file in a process of its own; return its seconds and GiB."""
     threads = str(torch.get_num_threads())
     command = [sys.executable, __file__, which, *map(str, size), str(device), threads]
     scripts = Path(__file__).resolve().parents[1]
@@ -78,7 +78,7 @@ def _child(which: str, size: tuple[int, int], device: torch.device) -> dict[str,
 
 @torch.inference_mode()
 def whole_in_this_process(which: str, height: int, width: int, device: torch.device) -> None:
-    """Prints seconds and GiB of one pass; the network has seen a small picture before."""
+    """Print seconds and GiB of one pass, after a warm-up on a small picture."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model: torch.nn.Module = make_network(50)
     if which == "reference":
@@ -87,7 +87,7 @@ def whole_in_this_process(which: str, height: int, width: int, device: torch.dev
         def infer(image: Tensor) -> Tensor:
             return model(image)[0].softmax(dim=1).argmax(dim=1)
     else:
-        model = prepared(model.eval().to(device), device)
+        model = fuse_for_inference(model.eval().to(device), device)
 
         def infer(image: Tensor) -> Tensor:
             return Whole().predict(model, image)
@@ -108,7 +108,7 @@ def whole_in_this_process(which: str, height: int, width: int, device: torch.dev
 
 
 def _scale_rows(options: Options) -> list[Row]:
-    """Compares probabilities, time and memory of multi-scale sliding windows with mirroring."""
+    """Compare probabilities, time and memory of multi-scale sliding windows with mirroring."""
     device, scales = options.device, SCALES
     if options.quick:
         size, crop, scales = (64, 128), 64, (0.5, 1.0, 1.5)
@@ -119,7 +119,9 @@ def _scale_rows(options: Options) -> list[Row]:
     stride = crop * 2 // 3
     network = make_network(50)
     plain = make_reference(50, network).eval().to(device)
-    model = prepared(network.eval().to(device), device)  # as danet.evaluation.evaluate does it
+    model = fuse_for_inference(
+        network.eval().to(device), device
+    )  # as danet.evaluation.evaluate does it
     image = picture(*size, device)
     infer = MultiScale(scales=scales, flip=True, crop=[crop, crop], stride=[stride, stride])
 

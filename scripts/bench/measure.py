@@ -1,4 +1,4 @@
-"""How the parts of the benchmark measure: records, interleaved times, peak memory, agreement."""
+"""Measurements of the benchmark: records, interleaved times, peak memory, agreement."""
 
 import ctypes
 import gc
@@ -15,19 +15,19 @@ GIB = 2**30
 
 
 class Options(NamedTuple):
-    """What the command line asks for."""
+    """The options of the command line."""
 
     device: torch.device
     quick: bool = False
-    """Tiny sizes: whether parts run and results agree, no figures worth keeping."""
+    """Tiny sizes, to check that parts run and agree; the figures are not worth keeping."""
     precision: str = "auto"
     """Of our step, as in ``trainer.precision``."""
     profile: bool = False
-    """Print which operators take the time."""
+    """Print the most expensive operators."""
 
 
 class Row(NamedTuple):
-    """One figure, beside that of the reference where there is one."""
+    """One figure, and that of the reference if there is one."""
 
     part: str
     case: str
@@ -40,19 +40,19 @@ class Row(NamedTuple):
 
     @property
     def ratio(self) -> float | None:
-        """Reference over ours: above 1, ours takes less. An error has no ratio."""
+        """Return reference over ours: above 1, ours takes less. An error has no ratio."""
         if self.reference is None or self.measure == "error" or not self.ours:
             return None
         return self.reference / self.ours
 
 
 def peak_memory(function: Callable[[], object], device: torch.device) -> int:
-    """Returns the bytes that a call takes at most above what was taken before it.
+    """Return the peak of bytes during a call, above those allocated before it.
 
-    On CUDA by torch's allocator. On the CPU by the system's account of resident memory, so that
-    workspaces of kernels count (Linux with glibc only): after ``give_back_freed_memory`` and before
-    ``seconds``, which leaves holes that are filled without being seen. The function must have run
-    before, or its first-time costs are counted.
+    On CUDA by torch's allocator. On the CPU by resident memory, so that workspaces of kernels count
+    (Linux with glibc only): after ``return_freed_memory`` and before ``seconds``, which leaves
+    holes in the heap that a call can fill unnoticed. The function must have run before, or its
+    first-time costs are counted.
     """
     gc.collect()
     if device.type == "cuda":
@@ -76,8 +76,8 @@ def seconds(
     repeats: int,
     warm_ups: int = 1,
 ) -> list[float]:
-    """Returns the median time of each function, measured in turns: A, B, A, B, ..."""
-    _set_thresholds(mmap=2**25, trim=2**26)  # where glibc's own, which move, end up
+    """Return the median time of each function, measured in turns: A, B, A, B, ..."""
+    _set_thresholds(mmap=2**25, trim=2**26)  # the values that glibc's dynamic thresholds reach
     for _ in range(warm_ups):
         for function in functions:
             function()
@@ -92,17 +92,17 @@ def seconds(
     return [statistics.median(spent) for spent in times]
 
 
-def give_back_freed_memory() -> None:
-    """Has glibc map blocks of 64 KiB and more one by one, so that freeing returns them at once.
+def return_freed_memory() -> None:
+    """Make glibc map blocks of 64 KiB and more one by one, so that freeing returns them at once.
 
-    Otherwise freed blocks stay resident for the next call, and what is resident says nothing about
-    what is used. It costs time, so ``seconds`` ends it.
+    Otherwise freed blocks stay resident, and resident memory exceeds what is used. It costs time,
+    so ``seconds`` ends it.
     """
     _set_thresholds(mmap=2**16, trim=2**17)
 
 
 def _set_thresholds(*, mmap: int, trim: int) -> None:
-    """Fixes what glibc maps one by one, and what it leaves at the end of the heap, in bytes."""
+    """Set glibc's thresholds, in bytes, for mapping blocks one by one and trimming the heap."""
     if sys.platform == "linux":
         libc, m_trim_threshold, m_mmap_threshold = ctypes.CDLL("libc.so.6"), -1, -3
         libc.mallopt(m_mmap_threshold, mmap)
@@ -110,13 +110,13 @@ def _set_thresholds(*, mmap: int, trim: int) -> None:
 
 
 def reset_high_water_mark() -> None:
-    """Sets VmHWM of this process to what is resident now (Linux)."""
+    """Reset VmHWM of this process to its resident memory (Linux)."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 
 
 def status(field: str) -> int:
-    """Returns a field of /proc/self/status, such as VmRSS, in bytes (Linux)."""
+    """Return a field of /proc/self/status, such as VmRSS, in bytes (Linux)."""
     with open("/proc/self/status") as file:
         for line in file:
             if line.startswith(f"{field}:"):
@@ -125,20 +125,20 @@ def status(field: str) -> int:
 
 
 def relative_error(ours: Tensor, reference: Tensor) -> float:
-    """Returns the largest difference over the largest value of the reference."""
+    """Return the largest difference over the largest value of the reference."""
     ours, reference = ours.detach().double(), reference.detach().double()
     return float((ours - reference).abs().max() / reference.abs().max().clamp(min=1e-30))
 
 
 def agree(error: float, bound: float, what: str) -> float:
-    """Returns the error; stops the benchmark where it is above the bound."""
+    """Return the error; raise AssertionError if it is above the bound."""
     if not error <= bound:
         raise AssertionError(f"{what}: ours and the reference differ by {error:.2e}, not {bound:g}")
     return error
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Returns the figures as a Markdown table."""
+    """Return the figures as a Markdown table."""
     lines = [
         "| part | case | measure | reference | ours | reference / ours | note |",
         "|---|---|---|---|---|---|---|",

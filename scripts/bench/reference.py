@@ -1,8 +1,8 @@
-"""What ours is held against: DANet written down from the paper's formulas, nothing saved or split.
+"""The reference: DANet written from the paper's formulas, without any optimisation.
 
 Dilated ResNet of torchvision, NCHW, float32, eager; N x N maps by ``torch.bmm`` and softmax; logits
-at the size of the image and ``F.cross_entropy``; evaluation one window at a time. Names of
-parameters are ours, so that a state dict of ours loads.
+at the size of the image and ``F.cross_entropy``; evaluation one window at a time. Parameters
+have the names of our network's, so that its state dict loads.
 """
 
 from collections.abc import Sequence
@@ -109,7 +109,7 @@ class PlainDANet(nn.Module):
 
 
 def loss(logits: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """Cross entropy of every output, weights 1; mask is uint8 (B, H, W) with 255 = ignored."""
+    """Return the sum of the outputs' cross entropies; mask is uint8 (B, H, W), 255 = ignored."""
     target = mask.long()
     return torch.stack([F.cross_entropy(x, target, ignore_index=IGNORE) for x in logits]).sum()
 
@@ -118,13 +118,13 @@ def loss(logits: Sequence[Tensor], mask: Tensor) -> Tensor:
 def multi_scale(
     model: nn.Module, image: Tensor, *, scales: Sequence[float], crop: int, stride: int
 ) -> Tensor:
-    """Mean over scales of sliding windows with mirrored passes; one window, one pass at a time.
+    """Average sliding windows with mirrored passes over scales; one window, one pass at a time.
 
     Every window's probabilities are padded to the whole picture and added. The last window of an
     axis ends at the border.
 
     Args:
-        model: Gives three logits; the first counts.
+        model: Returns three logits; the first is used.
         image: (1, 3, H, W).
         scales: Factors.
         crop: Side of the windows.

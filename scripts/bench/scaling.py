@@ -1,7 +1,7 @@
-"""A cost model of data-parallel training on 1 to 64 GPUs; docs/scaling.md explains it.
+"""Model the cost of data-parallel training on 1 to 64 GPUs; docs/scaling.md explains it.
 
 Nothing here is a measurement. Byte counts and collectives come from the network; everything else
-is an assumption, and stands in ``Machine`` and ``Work`` with what it is.
+is an assumption, documented in ``Machine`` and ``Work``.
 """
 
 from typing import NamedTuple
@@ -20,9 +20,9 @@ class Machine(NamedTuple):
 
     gpus_a_node: int = 8
     link_in_node: float = 300e9
-    """Bytes a second and GPU that an all-reduce reaches over NVLink (H100: 450e9 on paper)."""
+    """Bytes a second and GPU that an all-reduce reaches over NVLink (H100: nominally 450e9)."""
     link_between_nodes: float = 40e9
-    """Bytes a second and GPU over the network (400 Gbit/s a GPU are 50e9 on paper)."""
+    """Bytes a second and GPU over the network (400 Gbit/s a GPU are nominally 50e9)."""
     latency_in_node: float = 20e-6
     """Seconds of a small all-reduce or all-gather within a node."""
     latency_between_nodes: float = 50e-6
@@ -35,14 +35,14 @@ class Machine(NamedTuple):
 
 
 class Work(NamedTuple):
-    """The run: from the network, and assumptions about the rest."""
+    """The run: the network's settings, and assumptions about the rest."""
 
     depth: int = 101
     crop: int = 768
     batch_size: int = 2
     """Per GPU."""
     overlap: float = 0.8
-    """Share of the backward pass during which gradients may travel."""
+    """Share of the backward pass during which gradients may be sent."""
     loader_rate: float = 20.0
     """Training images a second and CPU core."""
     cores_a_gpu: int = 12
@@ -54,7 +54,7 @@ class Work(NamedTuple):
 
 
 class Network(NamedTuple):
-    """What is counted in the network, not assumed."""
+    """Numbers counted in the network, not assumed."""
 
     parameters: int
     norms: int
@@ -77,17 +77,17 @@ class Cost(NamedTuple):
 
     @property
     def step(self) -> float:
-        """max(compute + exposed + sync_norm, loader)."""
+        """Return max(compute + exposed + sync_norm, loader)."""
         return max(self.compute + self.exposed + self.sync_norm, self.loader)
 
     @property
     def total(self) -> float:
-        """Step + overhead."""
+        """Return step + overhead."""
         return self.step + self.overhead
 
 
 def count(depth: int, crop: int) -> Network:
-    """Counts in the real network."""
+    """Count parameters, batch norms and FLOPs of the real network."""
     with torch.device("meta"):
         model = make_network(depth)
     return Network(
@@ -98,7 +98,7 @@ def count(depth: int, crop: int) -> Network:
 
 
 def cost(network: Network, work: Work, machine: Machine, world: int) -> Cost:
-    """Returns the cost of a step on ``world`` GPUs."""
+    """Return the cost of a step on ``world`` GPUs."""
     within = world <= machine.gpus_a_node
     link = machine.link_in_node if within else machine.link_between_nodes
     latency = machine.latency_in_node if within else machine.latency_between_nodes
@@ -121,7 +121,7 @@ def cost(network: Network, work: Work, machine: Machine, world: int) -> Cost:
 
 
 def run(options: Options) -> list[Row]:
-    """The table of docs/scaling.md."""
+    """Compute the table of docs/scaling.md."""
     work, machine = Work(), Machine()
     network = count(work.depth, work.crop)
     rows = []

@@ -1,4 +1,4 @@
-"""What one waits for: the import, the answer of the command line, the first step."""
+"""Benchmark the start: the import, the answer of the command line, the first step."""
 
 import os
 import statistics
@@ -13,13 +13,13 @@ from bench.measure import Options, Row
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = [sys.executable, str(ROOT / "tools" / "train.py")]
 BARS = {"import": 2.0, "config": 3.0, "first step": 10.0}
-"""Seconds that must not be passed."""
+"""Upper bounds in seconds."""
 PATIENCE = 300.0
-"""Seconds after which a run without a first step is given up."""
+"""Seconds to wait for the first step."""
 
 
 def run(options: Options) -> list[Row]:
-    """Medians of 3 (of 1 when quick), on the device that ``trainer.device=auto`` means."""
+    """Measure medians of 3 (of 1 when quick), on the device of ``trainer.device=auto``."""
     repeats = 1 if options.quick else 3
     imports: list[list[float]] = [[], []]
     for _ in range(repeats):
@@ -48,7 +48,7 @@ def _seconds(command: list[str]) -> float:
 
 
 def _first_step(quick: bool) -> float:
-    """Returns the seconds from the start of the process to the log line of step 1."""
+    """Return the seconds from the start of the process to the log line of step 1."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "run", "metrics.jsonl")
         settings = [f"run.dir={log.parent}", "trainer.log_every=1"]

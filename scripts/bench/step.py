@@ -1,4 +1,4 @@
-"""A whole training step: forward, loss, backward, update."""
+"""Benchmark a whole training step: forward, loss, backward, update."""
 
 import re
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class Case(NamedTuple):
 
 
 def make_network(depth: int) -> Segmentor:
-    """Returns our DANet with random weights, gammas that let attention through, no dropout."""
+    """Return our DANet with random weights, gammas of 0.5 and no dropout."""
     torch.manual_seed(0)
     model = Segmentor(
         ResNet(depth=depth), lambda channels: DualAttentionHead(channels, NUM_CLASSES, dropout=0.0)
@@ -47,7 +47,7 @@ def make_network(depth: int) -> Segmentor:
 
 
 def make_reference(depth: int, ours: nn.Module) -> reference.PlainDANet:
-    """Returns the plain network with the weights of ours."""
+    """Return the plain network with the weights of ours."""
     plain = reference.PlainDANet(depth, NUM_CLASSES)
     plain.load_state_dict(ours.state_dict())
     for module in plain.modules():
@@ -57,7 +57,7 @@ def make_reference(depth: int, ours: nn.Module) -> reference.PlainDANet:
 
 
 class OurStep:
-    """The trainer's step, in the memory order that the trainer chooses."""
+    """The trainer's step, in the trainer's memory order."""
 
     def __init__(self, depth: int, batch: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
         image, self.mask = batch
@@ -70,14 +70,14 @@ class OurStep:
         self.dtype = dtype
 
     def loss(self) -> Tensor:
-        """Forward pass and loss."""
+        """Compute the loss."""
         mixed = self.dtype != torch.float32
         with torch.autocast(self.image.device.type, dtype=self.dtype, enabled=mixed):
             terms = self.criterion(self.model(self.image), self.mask)
         return torch.stack(list(terms.values())).sum()
 
     def __call__(self) -> None:
-        """One update."""
+        """Update the weights once."""
         _update(self.loss, self.optimizer)
 
 
@@ -91,11 +91,11 @@ class PlainStep:
         self.optimizer = SGD(lr=1e-3)(self.model)
 
     def loss(self) -> Tensor:
-        """Forward pass and loss."""
+        """Compute the loss."""
         return reference.loss(self.model(self.image), self.mask)
 
     def __call__(self) -> None:
-        """One update."""
+        """Update the weights once."""
         _update(self.loss, self.optimizer)
 
 
@@ -106,7 +106,7 @@ def _update(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> Non
 
 
 def run(options: Options) -> list[Row]:
-    """Agreement, then the cases of the device."""
+    """Measure agreement, then the cases of the device."""
     device = options.device
     rows = _agreement(device, 64)
     if options.quick:
@@ -125,10 +125,10 @@ def run(options: Options) -> list[Row]:
 
 
 def _wide_convolutions(options: Options) -> list[Row]:
-    """Times the two convolutions of the head that are done in pieces against torch's own."""
+    """Time the head's two convolutions that are computed in pieces against torch's own."""
     device = options.device
     if device.type != "cpu" or choose_precision(options.precision, device) != torch.bfloat16:
-        return []  # there they are torch's own
+        return []  # there torch's own are used
     rows = []
     for size in (8,) if options.quick else (32, 64):
         torch.manual_seed(0)
@@ -155,10 +155,10 @@ def _batch(crop: int, batch_size: int, device: torch.device) -> tuple[Tensor, Te
 
 
 def _agreement(device: torch.device, crop: int) -> list[Row]:
-    """Compares loss and logits in float32, and the gradient of all weights in float64.
+    """Compare loss and logits in float32, and the gradient of all weights in float64.
 
-    Not the gradient in float32: through fifty layers of random weights with small maps it is not
-    determined by the inputs to better than some percent, in whatever order one adds.
+    In float32, through fifty layers of random weights with small maps, the gradient is determined
+    only to some percent, in whatever order sums are taken.
     """
     batch = _batch(crop, 2, device)
     ours, plain = OurStep(50, batch, torch.float32), PlainStep(50, batch)
@@ -183,7 +183,7 @@ def _agreement(device: torch.device, crop: int) -> list[Row]:
 
 
 def _steps(case: Case, options: Options) -> dict[str, Callable[[], None]]:
-    """Makes the steps to compare, each run once; the reference is left out where it has no room."""
+    """Make the steps to compare, each run once; without the reference if it does not fit."""
     device, depth = options.device, case.depth
     batch = _batch(case.crop, case.batch_size, device)
     steps: dict[str, Callable[[], None]] = {}
@@ -233,7 +233,7 @@ def _name(case: Case) -> str:
 
 
 def _utilisation(name: str, rate: float, precision: str, device: torch.device) -> list[Row]:
-    """Returns FLOP/s; in bfloat16 on a known GPU also as a share of its peak."""
+    """Return FLOP/s; in bfloat16 on a known GPU also as a share of its peak."""
     rows = [Row("step", name, "speed", "TFLOP/s", rate / 1e12, note="3 x forward, mul-add = 2")]
     if device.type == "cuda" and precision == "bfloat16":
         found = torch.cuda.get_device_name(device)
@@ -245,7 +245,7 @@ def _utilisation(name: str, rate: float, precision: str, device: torch.device) -
 
 
 def forward_flops(depth: int, crop: int) -> int:
-    """Returns the FLOPs of a forward pass over one image in training, by torch's formulas."""
+    """Return the FLOPs of a forward pass over one image in training, by torch's formulas."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
@@ -257,7 +257,7 @@ def forward_flops(depth: int, crop: int) -> int:
 
 
 def _profile(step: Callable[[], None], name: str, device: torch.device) -> None:
-    """Prints the operators that take the most time, of their own."""
+    """Print the operators with the most time of their own."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)

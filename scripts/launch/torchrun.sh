@@ -3,7 +3,7 @@
 #   bash scripts/launch/torchrun.sh RUN_FOLDER [SETTING=VALUE ...]
 #   NODES=2 HOST=first.machine bash scripts/launch/torchrun.sh ...      the same line on every machine
 # PROCESSES is the number per machine (the number of GPUs by default, 1 without any). The same line
-# again goes on where the run stands.
+# again resumes the run.
 set -euo pipefail
 folder=${1:?usage: bash scripts/launch/torchrun.sh RUN_FOLDER [SETTING=VALUE ...]}
 shift

@@ -73,5 +73,5 @@ def train_command(*arguments, monkeypatch, capsys, until="make_dataset"):
 
 def eval_command(*arguments, monkeypatch, capsys):
     """Runs ``eval.py`` until it would read pictures."""
-    monkeypatch.setattr(evaluation, "run", _start)
-    return _run(evaluation.work, "eval", arguments, monkeypatch, capsys)
+    monkeypatch.setattr(evaluation, "predict_split", _start)
+    return _run(evaluation.run, "eval", arguments, monkeypatch, capsys)

@@ -12,7 +12,7 @@ from conftest import TINY, call
 from PIL import Image
 from starts import accepted, composed, plant, refused
 
-from danet.data_check.sample import check_sample, choose
+from danet.data_check.sample import check_sample, sample_indices
 from danet.datasets.folder import Folder
 from danet.datasets.image_io import inspect_dropped, read_image, read_labels
 from danet.errors import InputError
@@ -135,7 +135,7 @@ def with_file(root, kind):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_R12_what_reading_drops_is_told_by_both(kind, tmp_path, monkeypatch, capsys):
+def test_R12_what_reading_drops_is_reported_by_both(kind, tmp_path, monkeypatch, capsys):
     root = plant(tmp_path / "data")
     path, text = with_file(root, kind)
     assert text in inspect_dropped(path)[0]
@@ -166,7 +166,7 @@ def test_R12_plain_pictures_drop_nothing(tmp_path):
     )
 
 
-def test_R12_a_file_that_is_gone_is_told_as_any_other(tmp_path):
+def test_R12_a_file_that_is_gone_is_reported_as_any_other(tmp_path):
     with pytest.raises(InputError, match=r"x.png: not a readable image \(the file does not exist"):
         inspect_dropped(tmp_path / "x.png")
 
@@ -270,7 +270,7 @@ def test_R15_a_rare_second_class_outside_of_the_sample_is_enough(tmp_path):
     data = Folder(root=root, split="train", classes=tuple("abcdefghijk"))
     with pytest.raises(InputError, match=r"all 80 labels hold class 0 \(a\) and nothing else"):
         check_sample(data, training=data)
-    place = next(i for i in range(80) if i not in choose(80, 32))
+    place = next(i for i in range(80) if i not in sample_indices(80, 32))
     mask = np.zeros(SIZE, np.uint8)
     mask[3, 4] = 7
     Image.fromarray(mask).save(data.items[place].mask)

@@ -211,7 +211,7 @@ def test_a_config_of_the_command_line_keeps_no_interpolation_either(monkeypatch,
 
 
 @pytest.mark.bad_input("K19")
-def test_plain_data_is_told_from_what_is_not():
+def test_plain_data_is_separated_from_the_rest():
     assert problem_with({"a": [1, 2.5, None, True, "x", {"b": ()}], 3: 4}, "c") == ""
     many = [0] * 1000
     bomb = [many] * 1000  # a few bytes a line in a pickle, a million values for whoever walks it

@@ -515,7 +515,7 @@ def test_names_of_classes_are_escaped_wherever_they_are_shown(saved, tmp_path):
     from danet.engine.log import class_table
     from danet.evaluation.metrics import ConfusionMatrix
     from danet.tools.eval import Counted, write
-    from danet.visualization.report import Findings, page
+    from danet.visualization.report import Report, page
 
     names = [*EVIL, *(f"class {i}" for i in range(16 - len(EVIL)))]
     folder.save(tmp_path / "e", {**saved, "classes": names, "version": "<b>|"}, saved["model"])
@@ -531,9 +531,9 @@ def test_names_of_classes_are_escaped_wherever_they_are_shown(saved, tmp_path):
     assert len(class_table(classes, {"IoU": scores.iou}).splitlines()) == 17
 
     numbers = matrix.matrix.numpy()
-    facts = {"title": "t", "facts": ["f"], "lines": (), "best": (), "worst": (), "viewed": ()}
+    facts = {"title": "t", "facts": ["f"], "lines": (), "best": (), "worst": (), "views": ()}
     html = page(
-        Findings(classes=classes, palette=[(0, 0, 0)] * 16, matrix=numbers, scores=scores, **facts)
+        Report(classes=classes, palette=[(0, 0, 0)] * 16, matrix=numbers, scores=scores, **facts)
     )
     assert "<script>alert" not in html
     assert "&lt;script&gt;alert" in html

@@ -25,7 +25,7 @@ from danet.prediction.predict import predict
 from danet.prediction.sources import find_sources
 from danet.visualization.attention import queries_and_keys
 from danet.visualization.overlay import as_tensor
-from danet.visualization.viewer import look_at
+from danet.visualization.viewer import compute_view
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def write_video(path, count, code="MJPG"):
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
-def test_R04_a_video_that_was_cut_is_told_and_what_was_read_is_kept(
+def test_R04_a_video_that_was_cut_is_reported_and_what_was_read_is_kept(
     network, tmp_path, share, capsys
 ):
     path = tmp_path / "clip.avi"
@@ -291,7 +291,7 @@ def test_R07_pictures_and_viewer_are_of_the_protocol_that_scores(network, tmp_pa
     image = rng.integers(0, 256, (48, 96, 3), dtype=np.uint8)
     expected, whole = predict(model, image, infer=infer), predict(model, image)
     assert (expected != whole).any(), "else this test could not fail"
-    seen = look_at(model, "x", image, torch.device("cpu"), infer)
+    seen = compute_view(model, "x", image, torch.device("cpu"), infer)
     assert np.array_equal(seen.prediction, expected)
     keys = queries_and_keys(model, as_tensor(image, torch.device("cpu")))[1]
     assert np.allclose(seen.keys, keys, atol=1e-5 * float(keys.abs().max())), "of the whole picture"
@@ -385,7 +385,7 @@ def test_R08_data_that_is_drawn_is_held_to_the_same(capsys):
     assert "data.train_split=val and data.val_split=val are the same images" in told
 
 
-def test_R09_a_network_that_says_one_class_of_all_is_told(network, two, tmp_path, capsys):
+def test_R09_a_network_that_predicts_one_class_for_all_is_reported(network, two, tmp_path, capsys):
     saved = checkpoint_format.load(network)
     for name, value in saved["model"].items():
         if name.startswith("head.classify") and name.endswith("bias"):

@@ -186,7 +186,7 @@ def test_an_error_under_a_closed_console_keeps_its_code(tmp_path):
 @pytest.mark.parametrize(
     ("name", "settings", "work"),
     [
-        ("eval", ["device=cpu"], "danet.tools.eval.run"),
+        ("eval", ["device=cpu"], "danet.tools.eval.predict_split"),
         ("visualize", ["device=cpu", "count=1"], "danet.tools.visualize.draw"),
         ("predict", ["device=cpu", "images=pictures"], "danet.tools.predict.predictions"),
         ("export", ["formats=[]"], "danet.export.folder.save"),

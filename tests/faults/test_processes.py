@@ -134,7 +134,7 @@ BAD_STEPS = {"settings": ["trainer.steps=0"]}
 
 @pytest.mark.slow
 @pytest.mark.fault(
-    "T56", "an error that one process meets alone, or sooner than the one that tells it"
+    "T56", "an error of one process alone, or sooner there than in the one that reports it"
 )
 @pytest.mark.parametrize(
     ("plants", "told"),

@@ -78,7 +78,7 @@ def test_any_path_serves_in_any_language(start, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.fault("T53", "a Python that was told to know ASCII only")
+@pytest.mark.fault("T53", "a Python that is limited to ASCII")
 def test_letters_that_python_may_not_read_are_refused_in_one_line(start, tmp_path):
     only = {**LANG_C, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     run = start.start(*TOY, "run.dir=运 行", only=only)

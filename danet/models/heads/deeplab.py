@@ -1,4 +1,4 @@
-"""The heads of DeepLab: context from convolutions with holes, at several rates side by side."""
+"""The heads of DeepLab: context from parallel atrous convolutions of several rates."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,8 @@ class DeepLabV2Head(nn.Module):
     """Atrous spatial pyramid pooling: the sum of dilated classifiers.
 
     Chen, Papandreou, Kokkinos, Murphy, Yuille, "DeepLab", TPAMI 2018, section 3.2 and the
-    ResNet-101 of section 4.1: each rate has a 3x3 convolution straight to the classes, and the
-    logits are added. ``rates=[6, 12, 18, 24]`` is ASPP-L, a single rate of 12 is LargeFOV.
+    ResNet-101 of section 4.1: each rate has a 3x3 convolution from the features to the classes, and
+    the logits are added. ``rates=[6, 12, 18, 24]`` is ASPP-L, a single rate of 12 is LargeFOV.
 
     Args:
         in_channels: Of the feature map.
@@ -31,26 +31,27 @@ class DeepLabV2Head(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
+        # Not sum(): it starts from 0, one more addition over the whole map.
         first, *others = self.classify
-        logits = first(x)
+        logits = first(x)  # (B, K, H, W)
         for classify in others:
             logits = logits + classify(x)
         return {"main": logits}
 
 
 class DeepLabV3Head(nn.Module):
-    """ASPP with batch norm and a pooled image, torchvision's, then a 3x3 convolution.
+    """torchvision's ASPP, with batch norm and image pooling, then a 3x3 convolution.
 
     Chen, Papandreou, Schroff, Adam, "Rethinking Atrous Convolution for Semantic Image
-    Segmentation", 2017, section 3.3. torchvision has the 3x3 convolution after it, which the paper
-    does not; it is followed, and its trained heads have the same shapes. The pooled image is one
-    value per channel, so a batch norm needs two images in training.
+    Segmentation", 2017, section 3.3. The last 3x3 convolution is torchvision's, not the paper's; so
+    its trained heads have the same shapes. Image pooling leaves one value per channel, so its batch
+    norm needs two images in training.
 
     Args:
         in_channels: Of the feature map.
         num_classes: K.
         rates: Dilations; (12, 24, 36) at output stride 8, half of it at 16.
-        channels: Of every branch; ``in_channels // 8`` when None (256 behind a ResNet-50).
+        channels: Of every branch; ``in_channels // 8`` if None (256 after a ResNet-50).
         dropout: Of whole channels, before the classifier. ASPP has one of 0.5 inside.
     """
 
@@ -65,7 +66,7 @@ class DeepLabV3Head(nn.Module):
     ) -> None:
         super().__init__()
         _check(rates)
-        # Imported here, since it takes seconds and checking a config needs this module only.
+        # Imported late: it takes seconds, and checking a config needs no layers.
         from torchvision.models.segmentation.deeplabv3 import ASPP
 
         channels = channels or in_channels // 8
@@ -75,7 +76,7 @@ class DeepLabV3Head(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
-        logits: Tensor = self.classify(self.refine(self.pyramid(x)))
+        logits: Tensor = self.classify(self.refine(self.pyramid(x)))  # the pyramid keeps H and W
         return {"main": logits}
 
 

@@ -1,4 +1,4 @@
-"""Heads: the dual attention head, its two halves alone, and the plain FCN head.
+"""Heads: the dual attention head, its two branches alone, and the FCN head.
 
 A head maps the last feature map to named logits at the resolution of that map. ``main`` is the
 prediction; the others exist in training only, for deep supervision.
@@ -16,15 +16,16 @@ Energy = Literal["distance", "similarity"]
 
 
 def key_reduction(channels: int) -> int:
-    """Returns the largest divisor of ``channels`` up to 8 that leaves 24 channels or more."""
+    """Return the largest divisor of ``channels`` up to 8 that leaves 24 channels or more."""
+    # 8 at the paper's 512 channels; narrow networks would have keys of a few channels only.
     return max(r for r in range(1, 9) if r == 1 or (channels % r == 0 and channels // r >= 24))
 
 
 class AttentionBranch(nn.Module):
-    """One half of the head: ``reduce`` by a 3x3 convolution, then attend, then refine by another.
+    """One branch of the head: a 3x3 convolution ``reduce``, attention, a 3x3 ``refine``.
 
     Args:
-        in_channels: Of the input; 0 when the input is already reduced (a shared one).
+        in_channels: Of the input; 0 if the input is already reduced (a shared one).
         channels: Within the branch and of its output.
         attention: Maps (B, channels, H, W) to the same shape.
     """
@@ -36,23 +37,24 @@ class AttentionBranch(nn.Module):
         self.refine = conv_norm_relu(channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps what ``reduce`` gave, (B, channels, H, W), to the same shape."""
+        """Maps the output of ``reduce``, (B, channels, H, W), to the same shape."""
+        # ``reduce`` is left to the caller: the concat fusion needs its output as well.
         return self.refine(self.attention(x))
 
 
 class DualAttentionHead(nn.Module):
-    """Position and channel attention side by side, fused (section 3.4, figure 2).
+    """Position and channel attention in parallel, fused (section 3.4, figure 2).
 
     The defaults are the released code. ``shared_input=True`` with ``fusion="concat"`` is the other
-    published reading: both modules see one reduced map, their outputs are concatenated, joined by
-    a 1x1 convolution, and the input of the modules is added to the result.
+    published reading: one reduced map is the input of both modules, their outputs are concatenated
+    and joined by a 1x1 convolution, and the input of the modules is added to the result.
 
     Args:
         in_channels: Of the feature map.
         num_classes: K.
-        channels: Within the branches; ``in_channels // 4`` when None (512 behind a ResNet-50).
+        channels: Within the branches; ``in_channels // 4`` if None (512 after a ResNet-50).
         reduction: Keys and queries of the position attention have ``channels // reduction``; None
-            is 8, as in the released code, or less where they would get under 24 channels.
+            is 8, as in the released code, or less where they would have under 24 channels.
         energy: Of the channel attention, see ChannelAttention.
         fusion: ``sum`` of the two branches, or ``concat``.
         shared_input: One reduction for both branches instead of one for each.
@@ -89,17 +91,19 @@ class DualAttentionHead(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (B, in_channels, H, W) to "main" and, in training, "position" and "channel"."""
         x = self.shared(x)
+        # (B, channels, H, W) from here to the classifiers
         position_input, channel_input = self.position.reduce(x), self.channel.reduce(x)
         position = self.position(position_input)
         channel = self.channel(channel_input)
         if self.join is None:
             fused = position + channel
         else:
-            # The outer residual is what went into the modules: one map when it is shared.
+            # The outer residual is the input of the modules, a single map if it is shared.
             shared = isinstance(self.position.reduce, nn.Identity)
             outer = position_input if shared else position_input + channel_input
             fused = self.join(torch.cat((position, channel), dim=1)) + outer
         logits = {"main": self.classify(fused)}
+        # In eval mode only the fused prediction counts, as in the released code.
         if self.training:
             logits["position"] = self.classify_position(position)
             logits["channel"] = self.classify_channel(channel)
@@ -137,7 +141,7 @@ class SingleAttentionHead(nn.Module):
         else:
             module = ChannelAttention(energy)
         branch = AttentionBranch(in_channels, channels, module)
-        # Named as in the dual head, so that drawings and weights find it.
+        # The names of the dual head, for its weights and its visualization.
         self.position = branch if attention == "position" else None
         self.channel = branch if attention == "channel" else None
         self.classify = classifier(channels, num_classes, dropout)
@@ -155,7 +159,7 @@ class FCNHead(nn.Module):
     Args:
         in_channels: Of the feature map.
         num_classes: K.
-        channels: Between the two; ``in_channels // 4`` when None.
+        channels: Between the two; ``in_channels // 4`` if None.
         dropout: Of whole channels, before the classifier.
     """
 

@@ -1,4 +1,4 @@
-"""Pieces that heads share."""
+"""Layers shared by the heads."""
 
 from torch import nn
 
@@ -6,8 +6,9 @@ from danet.ops.convolution import WideConv2d
 
 
 def conv_norm_relu(in_channels: int, channels: int, kernel_size: int) -> nn.Sequential:
-    """Convolution without bias, batch norm, ReLU; keeps the size."""
+    """Return a convolution without bias, batch norm and ReLU, at constant H and W."""
     return nn.Sequential(
+        # An ordinary convolution but for its speed in bfloat16 on a CPU.
         WideConv2d(in_channels, channels, kernel_size),
         nn.BatchNorm2d(channels),
         nn.ReLU(inplace=True),
@@ -15,5 +16,5 @@ def conv_norm_relu(in_channels: int, channels: int, kernel_size: int) -> nn.Sequ
 
 
 def classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
-    """Dropout of whole channels, and a 1x1 convolution with bias."""
+    """Return dropout of whole channels and a 1x1 convolution with bias."""
     return nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, kernel_size=1))

@@ -1,4 +1,4 @@
-"""The head of PSANet: attention whose weights are predicted for places relative to a position."""
+"""The head of PSANet: attention with weights predicted for relative positions."""
 
 from collections.abc import Sequence
 
@@ -10,23 +10,23 @@ from danet.ops.resize import resize
 
 
 class PointwiseAttention(nn.Module):
-    """Collects from and distributes to all positions, by weights that a convolution predicts.
+    """Features collected from and distributed to all positions, with predicted weights.
 
     Zhao, Zhang, Liu, Shi, Loy, Lin, Jia, "PSANet", ECCV 2018, section 3. From the features of a
-    position i a stack of two 1x1 convolutions predicts a map h_i over offsets to other positions
-    (the over-complete map of section 3.2), once for each direction:
+    position i two 1x1 convolutions predict a map h_i over offsets to other positions (the
+    over-complete map of section 3.2), once for each direction:
 
-        collect      z_i = sum_j softmax_j(h_i[j - i]) x_j      i decides whom it listens to
-        distribute   z_i = sum_j softmax_j(h_j[i - j]) x_j      j decides whom it speaks to
+        collect      z_i = sum_j softmax_j(h_i[j - i]) x_j      weights predicted at i
+        distribute   z_i = sum_j softmax_j(h_j[i - j]) x_j      weights predicted at j
 
-    The paper divides by the number of positions; its released code takes the softmax, which is
-    followed. Offsets beyond the predicted map have no weight, so that maps of any size are taken.
-    Memory grows with the square of the number of positions.
+    The paper divides by the number of positions; its released code, followed here, takes the
+    softmax. Offsets beyond the predicted map have no weight, so that maps of any size are possible.
+    Memory is quadratic in the number of positions.
 
     Args:
         channels: C, of the input.
-        mask_size: Height and width up to which offsets are predicted: below h rows and w columns,
-            in either direction; (2h - 1)(2w - 1) numbers per position.
+        mask_size: Height h and width w of the range of offsets: less than h rows and w columns in
+            either direction, (2h - 1)(2w - 1) numbers per position.
     """
 
     def __init__(self, channels: int, mask_size: Sequence[int]) -> None:
@@ -41,39 +41,42 @@ class PointwiseAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, H, W) to (B, 2C, H, W): what was collected, and what was distributed."""
+        """Maps (B, C, H, W) to (B, 2C, H, W): collected, then distributed features."""
         batch, _, height, width = x.shape
-        place, is_known = self._offsets(height, width, x.device)  # (N, N), both
-        place = place.expand(batch, -1, -1)
+        index, is_predicted = self._offsets(height, width, x.device)  # (N, N), both
+        index = index.expand(batch, -1, -1)  # a view
         features = x.flatten(2)  # (B, C, N)
-        heard = self.collect(x).flatten(2).gather(1, place)  # (B, N, N): h_i[j - i] at [j, i]
-        heard = heard.masked_fill(~is_known, -torch.inf).softmax(dim=1)
-        spoken = self.distribute(x).flatten(2).gather(1, place)  # (B, N, N): h_j[i - j] at [i, j]
-        spoken = spoken.masked_fill(~is_known, -torch.inf).softmax(dim=2)
-        both = torch.cat((features @ heard, features @ spoken.transpose(1, 2)), dim=1)
-        return both.unflatten(2, (height, width))
+        collect = self.collect(x).flatten(2).gather(1, index)  # (B, N, N): h_i[j - i] at [j, i]
+        # No softmax is over -inf alone, since the offset 0 is always predicted.
+        collect = collect.masked_fill(~is_predicted, -torch.inf).softmax(dim=1)
+        # (B, N, N): h_j[i - j] at [i, j]
+        distribute = self.distribute(x).flatten(2).gather(1, index)
+        distribute = distribute.masked_fill(~is_predicted, -torch.inf).softmax(dim=2)
+        both = torch.cat((features @ collect, features @ distribute.transpose(1, 2)), dim=1)
+        return both.unflatten(2, (height, width))  # (B, 2C, H, W)
 
     def _offsets(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Returns where a predicted map has the offset a - b, at [a, b], and whether it has it."""
-        tall, wide = self.mask_size
-        rows = torch.arange(height, device=device).repeat_interleave(width)
-        columns = torch.arange(width, device=device).repeat(height)
-        down, across = (n[:, None] - n[None, :] for n in (rows, columns))
-        is_known = (down.abs() < tall) & (across.abs() < wide)
-        place = (down + tall - 1) * (2 * wide - 1) + across + wide - 1
-        return place.masked_fill(~is_known, 0), is_known
+        """Return the index of the offset a - b in a predicted map, at [a, b], and if it exists."""
+        h, w = self.mask_size
+        rows = torch.arange(height, device=device).repeat_interleave(width)  # (N,)
+        columns = torch.arange(width, device=device).repeat(height)  # (N,)
+        down, across = (n[:, None] - n[None, :] for n in (rows, columns))  # (N, N)
+        is_predicted = (down.abs() < h) & (across.abs() < w)
+        # Row-major in a map of 2h - 1 by 2w - 1, with the offset 0 in the middle.
+        index = (down + h - 1) * (2 * w - 1) + across + w - 1
+        return index.masked_fill(~is_predicted, 0), is_predicted  # any valid index where masked
 
 
 class PSAHead(nn.Module):
-    """Point-wise spatial attention on a smaller map, beside the feature map itself (figure 2).
+    """Point-wise spatial attention on a smaller map, concatenated to the feature map (figure 2).
 
     Args:
         in_channels: Of the feature map.
         num_classes: K.
-        mask_size: As in PointwiseAttention, of the smaller map: the crop / (8 * shrink) reaches
-            everywhere at output stride 8.
-        shrink: Factor by which the map is made smaller for the attention.
-        channels: Of the attention; ``in_channels // 4`` when None (512 behind a ResNet-50).
+        mask_size: As in PointwiseAttention, for the smaller map: crop / (8 * shrink) covers all
+            offsets at output stride 8.
+        shrink: Factor by which the map is downsampled for the attention.
+        channels: Of the attention; ``in_channels // 4`` if None (512 after a ResNet-50).
         dropout: Of whole channels, before the classifier.
     """
 
@@ -101,6 +104,8 @@ class PSAHead(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
         size = (x.shape[2], x.shape[3])
+        # H / shrink and W / shrink, rounded up
         small = ((size[0] - 1) // self.shrink + 1, (size[1] - 1) // self.shrink + 1)
+        # (B, in_channels, H / shrink, W / shrink)
         context = self.widen(self.attention(resize(self.reduce(x), small)))
         return {"main": self.classify(self.join(torch.cat((x, resize(context, size)), dim=1)))}

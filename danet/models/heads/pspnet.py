@@ -1,4 +1,4 @@
-"""The head of PSPNet: context from averages over ever finer parts of the picture."""
+"""The head of PSPNet: context from average pooling at several scales."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,16 @@ from danet.ops.resize import resize
 class PyramidPoolingHead(nn.Module):
     """Pyramid pooling: averages over b x b cells for each b of ``bins``, beside the map itself.
 
-    Zhao, Shi, Qi, Wang, Jia, "Pyramid Scene Parsing Network", CVPR 2017, section 3.2: each
-    pooled map gets a 1x1 convolution to an equal share of the channels and is resized to the map;
-    all are concatenated to it and joined by a 3x3 convolution. With ``bins=[1, ...]`` a batch norm
-    sees one value per channel and image, so training needs two images.
+    Zhao, Shi, Qi, Wang, Jia, "Pyramid Scene Parsing Network", CVPR 2017, section 3.2: each pooled
+    map gets a 1x1 convolution to an equal share of the channels and is resized to the feature map;
+    all are concatenated with it and joined by a 3x3 convolution. With ``bins=[1, ...]`` a batch
+    norm gets one value per channel and image, so training needs two images.
 
     Args:
         in_channels: Of the feature map.
         num_classes: K.
         bins: Cells per axis of each level.
-        channels: Before the classifier; ``in_channels // 4`` when None (512 behind a ResNet-50).
+        channels: Before the classifier; ``in_channels // 4`` if None (512 after a ResNet-50).
         dropout: Of whole channels, before the classifier.
     """
 
@@ -37,6 +37,7 @@ class PyramidPoolingHead(nn.Module):
         super().__init__()
         if not bins or min(bins) < 1:
             raise ValueError(f"bins={list(bins)} must hold numbers of cells of at least 1")
+        # Together the levels have as many channels as the map, up to rounding.
         share, channels = in_channels // len(bins), channels or in_channels // 4
         self.levels = nn.ModuleList(
             nn.Sequential(nn.AdaptiveAvgPool2d(size), conv_norm_relu(in_channels, share, 1))
@@ -48,5 +49,5 @@ class PyramidPoolingHead(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
         size = (x.shape[2], x.shape[3])
-        levels = [resize(level(x), size) for level in self.levels]
+        levels = [resize(level(x), size) for level in self.levels]  # (B, share, H, W) each
         return {"main": self.classify(self.join(torch.cat([x, *levels], dim=1)))}

@@ -1,4 +1,4 @@
-"""Attention in a row instead of side by side: CBAM, and DANet's own two modules so."""
+"""Attention in series instead of in parallel: CBAM, and DANet's own two modules."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from danet.ops.attention import ChannelAttention, PositionAttention
 
 
 class ConvolutionalAttention(nn.Module):
-    """Weighs channels, then positions, by what pooling says of them; no position sees another.
+    """Gates for channels, then for positions, from pooled features; no position attends to another.
 
     Woo, Park, Lee, Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018, equations 1 to
     3: ``x' = s(M(avg x) + M(max x)) x`` with pooling over positions and one shared perceptron M,
@@ -32,19 +32,21 @@ class ConvolutionalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""
+        # (B, C, 1, 1)
         mean, largest = x.mean(dim=(2, 3), keepdim=True), x.amax(dim=(2, 3), keepdim=True)
         x = torch.sigmoid(self.perceptron(mean) + self.perceptron(largest)) * x
+        # (B, 2, H, W)
         pooled = torch.cat((x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)), dim=1)
         return torch.sigmoid(self.locate(pooled)) * x
 
 
 class CBAMHead(nn.Module):
-    """A branch of DANet's head with CBAM in the place of its attention.
+    """A branch of DANet's head with CBAM as its attention.
 
     Args:
         in_channels: Of the feature map.
         num_classes: K.
-        channels: Of the branch; ``in_channels // 4`` when None.
+        channels: Of the branch; ``in_channels // 4`` if None.
         reduction: As in ConvolutionalAttention.
         dropout: Of whole channels, before the classifier.
     """
@@ -72,7 +74,7 @@ class CBAMHead(nn.Module):
 class SerialAttentionHead(nn.Module):
     """DANet's channel attention, then its position attention on the result, in CBAM's order.
 
-    The question is whether DANet's parallel arrangement matters; its paper does not ask it.
+    An ablation of the parallel arrangement that the paper does not have.
 
     Args:
         in_channels: Of the feature map.
@@ -93,8 +95,8 @@ class SerialAttentionHead(nn.Module):
         super().__init__()
         channels = channels or in_channels // 4
         position = PositionAttention(channels, reduction or key_reduction(channels))
-        in_a_row = nn.Sequential(ChannelAttention(energy), position)
-        self.branch = AttentionBranch(in_channels, channels, in_a_row)
+        series = nn.Sequential(ChannelAttention(energy), position)
+        self.branch = AttentionBranch(in_channels, channels, series)
         self.classify = classifier(channels, num_classes, dropout)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
