@@ -523,9 +523,9 @@ def test_the_keys_of_a_config_reach_the_data_set(tree, tmp_path):
     assert data.reading == Reading("disk", str(tmp_path / "cache"), 0.5, 5000)
     assert data[0].image.shape == (32, 32, 3)
     assert len(kept(tmp_path)) == 1
-    saved = {"config": config}
-    assert checked_config(saved, "last.pt")["data"]["cache"] == "disk"
-    assert checked_config(saved, "last.pt", DataFolder())["data"]["cache"] == "none"
+    saved = {"config": config.plain}
+    assert checked_config(saved, "last.pt").data.cache == "disk"
+    assert checked_config(saved, "last.pt", DataFolder()).data.cache == "none"
     for key in ("cache", "cache_dir", "cache_gib", "max_pixels"):
         assert f"data.{key}" in FREE
     plain = check(compose("data=folder", f"data.root={root}", "data.classes=[a,b,c]"))
