@@ -1113,10 +1113,10 @@ def test_a_log_that_is_not_installed_is_installed(door, tmp_path, monkeypatch):
 
 
 def test_another_log_that_fails_is_left_out(door):
-    from danet.engine.trackers import _optional
+    from danet.engine.trackers import _import_optional
 
     with pytest.raises(InputError, match="pip install nobody, or leave it out") as error:
-        _optional("nobody")
+        _import_optional("nobody")
     door.told += str(error.value)
     door.follow("train", "run.log_to=[]", trains=True)
 

@@ -42,6 +42,7 @@ from danet.distributed.rendezvous import process_group
 from danet.engine.log import RunLog
 from danet.engine.nonfinite import NonFiniteGuard
 from danet.engine.throughput import Throughput
+from danet.engine.trackers import TensorBoard
 from danet.engine.train_step import TrainStep
 from danet.errors import DivergedError, InputError, ProcessError, StorageError
 from danet.preflight import out_of_memory
@@ -470,7 +471,7 @@ def test_a_log_on_a_full_disk_warns_once_and_goes_on(tmp_path, monkeypatch, capf
 
     with monkeypatch.context() as full:
         full.setattr("builtins.open", refuse)
-        full.setattr(log._writers[0], "scalars", refuse)
+        full.setattr(TensorBoard, "scalars", refuse)
         log.scalars(2, "train", {"loss": 1.0})
         log.scalars(3, "train", {"loss": 1.0})
     log.scalars(4, "train", {"loss": 1.0})

@@ -89,7 +89,7 @@ def test_half_a_line_of_metrics_is_left_out(tmp_path):
 
 
 def test_writers_are_those_that_a_config_may_name():
-    assert tuple(trackers.KINDS) == schema.LOG_TO
+    assert tuple(trackers.TRACKERS) == schema.LOG_TO
     wrong = schema.RunSettings(log_to=["tensorbord"], processes=0).errors()
     assert wrong[0].startswith("run.log_to: there is no tensorbord; did you mean tensorboard?")
     assert wrong[1] == "run.processes=0: expected at least 1, or null"
@@ -116,7 +116,7 @@ class Recorder:
 
 
 def test_every_writer_is_shown_the_same(tmp_path, monkeypatch):
-    monkeypatch.setitem(trackers.KINDS, "tensorboard", Recorder)
+    monkeypatch.setitem(trackers.TRACKERS, "tensorboard", Recorder)
     config = {"a": {"b": [1, 2], "c": None}, "d": 1.5, "run": {"dir": None}}
     log = RunLog(tmp_path, step=4, steps=9, config=config, run_id="x")
     log.scalars(5, "train", {"loss": 1.5, "bad": float("nan")})

@@ -15,7 +15,7 @@ from danet.checkpoint.format import Checkpoint
 from danet.config.build import checked_config, misfit
 from danet.config.schema import TrainConfig, resumable_keys
 from danet.config.validate import check_plain
-from danet.engine.optimizer import Recipe
+from danet.engine.optimizer import OptimizerFactory
 from danet.engine.optimizer import misfit as optimizer_misfit
 from danet.errors import InputError
 
@@ -101,10 +101,10 @@ def resolve(
 
 
 def refuse_other_states(
-    saved: Checkpoint, model: nn.Module, recipe: Recipe, path: str | None
+    saved: Checkpoint, model: nn.Module, factory: OptimizerFactory, path: str | None
 ) -> None:
     """Refuse states of another optimizer or of other parameters; raises InputError."""
-    if problem := optimizer_misfit(recipe(model), model, saved["optimizer"]):
+    if problem := optimizer_misfit(factory(model), model, saved["optimizer"]):
         raise InputError(
             f"resume={path}: the state of the optimizer does not fit: {problem}; to start a new "
             "run from the weights use init_from"

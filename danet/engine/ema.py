@@ -9,15 +9,15 @@ from torch import Tensor, nn
 class ModelEMA(nn.Module):
     """Moving average of a network: ``average = decay * average + (1 - decay) * weights``.
 
-    Averages parameters and batch-norm statistics, copies integer buffers. torch's AveragedModel
-    gives the same averages under the same names, but reads a counter in every update, which waits
-    for a CUDA device.
+    Averages parameters and batch-norm statistics, copies integer buffers.
 
     Args:
         model: The network; a copy of it becomes the attribute ``module``.
         decay: In (0, 1); half of the average stems from the last ln 2 / (1 - decay) updates.
     """
 
+    # torch's AveragedModel gives the same averages under the same names, so that states can be
+    # exchanged, but it reads its counter in every update, which waits for a CUDA device.
     n_averaged: Tensor
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -30,11 +30,13 @@ class ModelEMA(nn.Module):
     def update(self, model: nn.Module, *, is_first: bool) -> None:
         """Take in the current weights; the first update copies them."""
         averages, values = _tensors(self.module), _tensors(model)
+        # lerp with weight 1 copies bit for bit: the average does not start from random weights.
         weight = 1.0 if is_first else 1.0 - self.decay
         floats = [i for i, average in enumerate(averages) if average.is_floating_point()]
+        # A few launches for the 500 tensors of a ResNet-101; lerp of integers does not exist.
         torch._foreach_lerp_([averages[i] for i in floats], [values[i] for i in floats], weight)
         integers = [i for i, average in enumerate(averages) if not average.is_floating_point()]
-        if integers:
+        if integers:  # batch norm's counters of batches; _foreach refuses an empty list
             torch._foreach_copy_([averages[i] for i in integers], [values[i] for i in integers])
         self.n_averaged.add_(1)
 

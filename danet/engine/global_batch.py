@@ -28,6 +28,7 @@ def add_up(micro_batches: Iterable[Divisors]) -> Divisors:
     for divisors in micro_batches:
         for name, values in divisors.items():
             by_term.setdefault(name, []).append(values)
+    # Sums stay on the device: a Python number of them would wait for every micro-batch.
     return {
         name: [torch.stack(values).sum() for values in zip(*found, strict=True)]
         for name, found in by_term.items()
@@ -35,10 +36,12 @@ def add_up(micro_batches: Iterable[Divisors]) -> Divisors:
 
 
 def average_over_processes(divisors: Divisors) -> Divisors:
-    """Return the means of divisors over all processes: DDP averages the gradients, too."""
+    """Return the means of divisors over all processes."""
     world_size = collectives.world_size()
     if world_size == 1:
         return divisors
+    # Divided by the number of processes, since DDP divides the gradients by it as well. One
+    # all-reduce for all terms: of scalars only its latency counts.
     flat = torch.stack([divisor for found in divisors.values() for divisor in found]) / world_size
     collectives.sum_in_place(flat)
     shared = iter(flat.unbind())

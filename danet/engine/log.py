@@ -1,4 +1,4 @@
-"""What a run tells: console, one JSON object per line in metrics.jsonl, and writers for people."""
+"""The log of a run: console, one JSON object per line in metrics.jsonl, and trackers."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from danet import console
-from danet.engine.trackers import KINDS, Writer, finite, plain_settings
+from danet.engine.trackers import TRACKERS, Tracker, finite, plain_settings
 from danet.evaluation.inference import describe
 from danet.evaluation.metrics import ConfusionMatrix, single_class_warning
 from danet.filesystem import atomic_write
@@ -32,7 +32,7 @@ class RunLog:
         count: Returns further numbers for the lines of training; called on all processes.
 
     Raises:
-        InputError: The package of a writer is not installed.
+        InputError: The package of a tracker is not installed.
     """
 
     def __init__(
@@ -51,81 +51,83 @@ class RunLog:
         self.classes = classes
         self.config = config or {}
         self._count = count
-        if folder is None:
+        if folder is None:  # other ranks: every method is a no-op, and callers need no test
             return
-        self._is_warned = False
-        self._is_torn = False
-        self._is_console_noted = False
+        self._has_warned = False
+        self._has_partial_line = False
+        self._has_logged_console_failure = False
         self._path = folder / "metrics.jsonl"
-        self._drop_after(self._path, step)
-        self._writers: list[Writer] = [
-            KINDS[name](folder, step=step, run_id=run_id) for name in log_to
+        self._drop_lines_after(self._path, step)
+        self._trackers: list[Tracker] = [
+            TRACKERS[name](folder, step=step, run_id=run_id) for name in log_to
         ]
+        # tqdm redraws ten times a second by default, which fills the log file of a batch job.
         self._bar = tqdm(
             total=steps, initial=step, desc="train", unit="step", dynamic_ncols=True, mininterval=1
         )
 
     @staticmethod
-    def _drop_after(path: Path, step: int) -> None:
-        """Removes lines that a resumed run is going to write again.
-
-        So it does with half lines: the machine stopped, or the disk was full, when they were
-        written.
-        """
+    def _drop_lines_after(path: Path, step: int) -> None:
+        """Remove lines that a resumed run is going to write again, and partial ones."""
         if path.exists():
+            # A line is partial if the machine stopped or the disk was full while it was written.
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             with atomic_write(path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in kept))
 
     def advance(self) -> None:
-        """Moves the progress bar by one step."""
+        """Advance the progress bar by one step."""
         if self.folder is not None:
             self._bar.update()
 
     def status(self, **values: str) -> None:
-        """Shows short values beside the progress bar."""
+        """Show short values beside the progress bar."""
         if self.folder is not None:
-            self._bar.set_postfix(values, refresh=False)
+            self._bar.set_postfix(values, refresh=False)  # drawn with the next step
 
-    def say(self, text: str) -> None:
-        """Prints above the progress bar."""
+    def write(self, text: str) -> None:
+        """Print above the progress bar."""
         if self.folder is not None:
+            # print() would start in the middle of the bar's line; tqdm clears and redraws it.
             self._bar.write(text, file=sys.stdout)
 
     def warn(self, text: str) -> None:
-        """Prints above the progress bar, as something that stops nothing."""
+        """Print a warning above the progress bar."""
         if self.folder is not None:
             self._bar.write(f"warning: {text}", file=sys.stderr)
 
     def scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """Writes named numbers; ``kind`` is ``train`` or ``val``."""
+        """Log named numbers; ``kind`` is ``train`` or ``val``."""
         if self.folder is None:
             return
         shown = {f"{kind}/{name}": value for name, value in finite(values).items()}
-        for writer in self._writers:
-            with self._forgiving():
-                writer.scalars(step, shown)
-        self._write({"step": step, "kind": kind} | {k: _json_number(v) for k, v in values.items()})
-        self._note_console(step)
+        for tracker in self._trackers:
+            with self._warn_once_on_error():  # one by one: the others still get the numbers
+                tracker.scalars(step, shown)
+        self._append({"step": step, "kind": kind} | {k: _json_number(v) for k, v in values.items()})
+        self._log_console_failure(step)
 
-    def _note_console(self, step: int) -> None:
-        """Writes once that the console fails, which ends no training."""
-        if (reason := console.failure()) and not self._is_console_noted:
-            self._is_console_noted = True
-            self._write({"step": step, "kind": "warning", "text": f"console: {reason}"})
+    def _log_console_failure(self, step: int) -> None:
+        """Log once that the console fails, which ends no training."""
+        if (reason := console.failure()) and not self._has_logged_console_failure:
+            self._has_logged_console_failure = True
+            self._append({"step": step, "kind": "warning", "text": f"console: {reason}"})
 
-    def _write(self, line: Mapping[str, Any]) -> None:
-        """Appends a line to metrics.jsonl."""
-        with self._forgiving():
-            was_torn, self._is_torn = self._is_torn, True
+    def _append(self, line: Mapping[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        with self._warn_once_on_error():
+            # A disk that fills within a line leaves its first half; the next line starts a new one.
+            after_partial, self._has_partial_line = self._has_partial_line, True
+            # Opened for each line: closing it reports a full disk here, and readers miss nothing.
             with open(self._path, "a") as file:
-                file.write("\n" * was_torn + json.dumps(line) + "\n")
-            self._is_torn = False
+                file.write("\n" * after_partial + json.dumps(line) + "\n")
+            self._has_partial_line = False
 
     def train(self, step: int, losses: Mapping[str, float], figures: Mapping[str, float]) -> None:
         """Log a step: losses by name, rates and throughput, the counters of all processes."""
         named = {f"loss_{name}": loss for name, loss in losses.items()}
-        values = {"loss": sum(losses.values()), **named, **figures, **self._count()}
+        values = {"loss": sum(losses.values()), **named, **figures}
+        values |= self._count()  # on all ranks: the count is a collective
         self.status(loss=f"{values['loss']:.3f}", waiting=f"{values['data_waiting']:.0%}")
         self.scalars(step, "train", values)
 
@@ -149,15 +151,15 @@ class RunLog:
             "mean_accuracy": scores.mean_accuracy,
             "frequency_weighted_iou": scores.frequency_weighted_iou,
         }
-        if self.folder is None:
+        if self.folder is None:  # the other ranks need the scores for the best checkpoint
             return averages
-        self.say(f"step {step}: validation, {describe(self.config.get('evaluation', {}))}")
-        self.say(class_table(self.classes, {"IoU": scores.iou, "accuracy": scores.accuracy}))
+        self.write(f"step {step}: validation, {describe(self.config.get('evaluation', {}))}")
+        self.write(class_table(self.classes, {"IoU": scores.iou, "accuracy": scores.accuracy}))
         if warning := single_class_warning(confusion.matrix, self.classes):
             self.warn(f"step {step}: {warning}")
         per_class = {f"iou/{name}": v for name, v in zip(self.classes, scores.iou, strict=True)}
         self.scalars(step, "val", {**averages, **per_class})
-        self.say(
+        self.write(
             f"  mIoU {100 * scores.miou:.2f} (best "
             f"{100 * max(scores.miou, best_miou or 0.0):.2f}), "
             f"pixel accuracy {100 * scores.pixel_accuracy:.2f}"
@@ -166,67 +168,68 @@ class RunLog:
 
     def takes_images(self) -> bool:
         """Return whether a tracker of this process shows pictures."""
-        return self.folder is not None and bool(self._writers)
+        return self.folder is not None and bool(self._trackers)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Shows pictures, uint8 (H, W, 3) RGB."""
-        for writer in self._writers if self.folder is not None else ():
-            with self._forgiving():
-                writer.images(step, images)
+        """Show pictures, uint8 (H, W, 3) RGB."""
+        for tracker in self._trackers if self.folder is not None else ():
+            with self._warn_once_on_error():
+                tracker.images(step, images)
 
     def summary(self, step: int, scores: Mapping[str, float | None]) -> None:
         """Show the settings of the run beside its last scores."""
+        # ``run`` (folder, name, trackers) differs between runs and explains no score.
         config = {key: value for key, value in self.config.items() if key != "run"}
-        for writer in self._writers if self.folder is not None else ():
-            with self._forgiving():
-                writer.summary(step, plain_settings(config), finite(scores))
+        for tracker in self._trackers if self.folder is not None else ():
+            with self._warn_once_on_error():
+                tracker.summary(step, plain_settings(config), finite(scores))
 
     @contextmanager
-    def _forgiving(self) -> Iterator[None]:
-        """Lets a training go on whose log cannot be written; that is told once."""
+    def _warn_once_on_error(self) -> Iterator[None]:
+        """Turn the first OSError into a warning and drop further ones."""
         try:
             yield
-        except OSError as error:
-            if not self._is_warned:
-                self._is_warned = True
+        except OSError as error:  # days of training are worth more than lines of a log
+            if not self._has_warned:
+                self._has_warned = True
                 self.warn(f"{self.folder}: the log cannot be written ({error.strerror or error})")
 
     def close(self) -> None:
-        """Ends the progress bar and writes what is pending."""
+        """End the progress bar and write what is pending."""
         if self.folder is not None:
             self._bar.close()
             with suppress(OSError, ValueError):
-                sys.stdout.flush()
-            self._note_console(int(self._bar.n))
-            for writer in self._writers:
-                with self._forgiving():
-                    writer.close()
+                sys.stdout.flush()  # what is buffered may fail only here
+            self._log_console_failure(int(self._bar.n))
+            for tracker in self._trackers:
+                with self._warn_once_on_error():
+                    tracker.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a metrics.jsonl; none where there is no file.
+    """Return the lines of a metrics.jsonl; none where there is no file.
 
-    Half a line, of a run that was killed or goes on right now, is left out, and so is all that is
-    no number: the file may lie beside somebody else's checkpoint.
+    Partial lines are left out, and so are values that are not numbers.
     """
     lines = []
     for line in path.read_text("utf-8").splitlines() if path.exists() else ():
         try:
             found = json.loads(line)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError):  # a run that was killed, or that is writing right now
             continue
+        # The file may lie beside a foreign checkpoint, so nothing of its content is trusted.
         if isinstance(found, dict) and isinstance(found.get("step"), (int, float)):
-            lines.append({k: v for k, v in found.items() if k == "kind" or _is_shown(v)})
+            lines.append({k: v for k, v in found.items() if k == "kind" or _is_score(v)})
     return lines
 
 
-def _is_shown(value: Any) -> bool:
-    """Return whether a value of a line is one that a run wrote as a score; null stands for NaN."""
+def _is_score(value: Any) -> bool:
+    """Return whether a value is a finite number, or the null that stands for NaN."""
     return value is None or (isinstance(value, (int, float)) and math.isfinite(value))
 
 
 def _step_of(line: str) -> float:
-    """Returns the step of a line of metrics.jsonl; infinity for half a line."""
+    """Return the step of a line of metrics.jsonl; infinity for a partial line."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
@@ -234,12 +237,12 @@ def _step_of(line: str) -> float:
 
 
 def _json_number(value: float) -> float | None:
-    """JSON knows no NaN."""
+    # Python writes NaN and Infinity, which are not JSON: other readers refuse the whole line.
     return value if math.isfinite(value) else None
 
 
 def class_table(classes: Sequence[str], columns: Mapping[str, Sequence[float]]) -> str:
-    """Lays out per-class shares 0..1 as percentages; a dash where a class did not occur."""
+    """Format per-class shares 0..1 as percentages; a dash where a class did not occur."""
     width = max(map(len, (*classes, "class")))
     lines = [f"  {'class':<{width}}" + "".join(f"{name:>10}" for name in columns)]
     for i, name in enumerate(classes):

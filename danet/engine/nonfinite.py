@@ -51,6 +51,7 @@ class NonFiniteGuard:
     def append(self, step: int, names: Sequence[str], terms: Mapping[str, Tensor]) -> None:
         """Keep the loss terms of a step, scalars on the device, and the names of its samples."""
         self._names = tuple(names)
+        # detach: a kept loss must not keep the activations of its step.
         loss = torch.stack([term.detach().float() for term in terms.values()]).sum()
         self._steps.append(_Step(step, self._names, dict(terms), loss))
 
@@ -67,18 +68,19 @@ class NonFiniteGuard:
         latest = steps[-1].terms
         is_bad = ~torch.isfinite(torch.stack([step.loss for step in steps]))
         # 1-based index of the first bad step, 0 if there is none: one number per process, so that
-        # a single reduction carries the losses and the verdicts of all processes.
+        # a single reduction carries the losses and the verdicts of all processes. argmax takes no
+        # bool, and returns the first of equal values.
         first = torch.where(is_bad.any(), is_bad.int().argmax() + 1, 0).float()
         rank, world_size = collectives.rank(), collectives.world_size()
         firsts = torch.zeros(world_size, device=first.device)
-        firsts[rank] = first
+        firsts[rank] = first  # a sum in which each process fills its own entry is a gather
         terms = torch.stack([term.detach().float() for term in latest.values()])
         values = collectives.sum_of(torch.cat([terms, firsts]), "mean of losses")
         found = [(int(place), r) for r, place in enumerate(values[len(latest) :]) if place]
         if found:
             place, where = min(found)
             step = steps[place - 1]
-            # Only the process where it happened knows the loss and the samples.
+            # Loss and samples are only on the process where it happened.
             loss, names = collectives.from_rank(where, (float(step.loss), step.names))
             raise DivergedError(
                 f"step {step.number}: the loss is not finite ({loss}) on process {where} of "
@@ -98,6 +100,7 @@ class NonFiniteGuard:
             DivergedError: With the first tensor that is not finite.
         """
         problem = self._problem_of(model, step)
+        # After a signal the others may have died, so a gather could wait in vain.
         for found in collectives.gather(problem) if on_all else [problem]:
             if found:
                 raise DivergedError(found)
@@ -107,7 +110,8 @@ class NonFiniteGuard:
         named = {k: v.detach() for k, v in named.items() if v.is_floating_point() and v.numel()}
         if not named:
             return ""
-        # The largest absolute value is NaN or inf exactly if one of the values is.
+        # The largest absolute value is NaN or inf exactly if one of the values is; computed for all
+        # tensors in a few launches, where isfinite would take several for each.
         largest = torch._foreach_norm(list(named.values()), ord=float("inf"))
         if bool(torch.isfinite(torch.stack([value.float() for value in largest])).all()):
             return ""
@@ -122,7 +126,7 @@ class NonFiniteGuard:
     def replay(self, step: int) -> str:
         """Return the command that runs up to a step again, as part of a message."""
         last = self.folder / "last.pt"
-        if last.exists():
+        if last.exists():  # of finite weights, see Trainer.save; else the run starts again
             source = shlex.quote(f"resume={last}")
         else:
             folder = shlex.quote(str(self.folder))
@@ -158,22 +162,23 @@ class Overflows:
 
     def update(self, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
         """Count a step; call between the scaler's ``step`` and ``update``, which forgets."""
+        # Private, but the public way, comparing get_scale() before and after, waits for the device.
         found = scaler._found_inf_per_device(optimizer).values()
         is_skipped = (torch.stack([value.to(self.device) for value in found]).sum() > 0).long()
         total, in_a_row = self._counts
+        # A product in the place of an if, which would need the value on the host.
         self._counts = torch.stack([total + is_skipped, (in_a_row + 1) * is_skipped])
 
     def factor(self, schedule: Callable[[int, int], float], step: int, steps: int) -> Tensor:
-        """Return the schedule's factor for a step; skipped steps do not advance the schedule.
-
-        Only the device knows how many were skipped, so the factor is looked up there, in a table
-        of all steps.
-        """
+        """Return the schedule's factor for a step; skipped steps do not advance the schedule."""
+        # The number of skipped steps is on the device; so the factors of all steps go there once.
         if self._factors is None:
             factors = array("f", (schedule(step, steps) for step in range(steps)))
             table = torch.frombuffer(factors, dtype=torch.float32)
+            # From pageable memory the copy would wait for the device, non_blocking or not.
             table = table.pin_memory() if self.device.type == "cuda" else table.clone()
             self._factors = table.to(self.device, non_blocking=True)
+        # Indexing with a scalar tensor would read the index on the host.
         return self._factors.take(step - self._counts[0])
 
     def total(self) -> int:

@@ -1,4 +1,4 @@
-"""Optimizers as recipes: settings that make an optimizer for a network."""
+"""Optimizer factories: settings from which an optimizer for a network is made."""
 
 import inspect
 import math
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 
-class Recipe(Protocol):
-    """What the classes of this module are."""
+class OptimizerFactory(Protocol):
+    """Makes an optimizer for a network."""
 
     def __call__(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Returns an optimizer over the parameters of the model."""
+        """Return an optimizer over the parameters of the model."""
         ...
 
 
@@ -43,7 +43,7 @@ class SGD:
             raise ValueError(f"momentum={self.momentum} is not in [0, 1)")
 
     def __call__(self, model: nn.Module) -> torch.optim.SGD:
-        """Returns the optimizer."""
+        """Return the optimizer."""
         groups = parameter_groups(model, self)
         optimizer = torch.optim.SGD(
             groups,
@@ -81,45 +81,47 @@ class AdamW:
             raise ValueError(f"betas={list(self.betas)} are not two numbers in [0, 1)")
 
     def __call__(self, model: nn.Module) -> torch.optim.AdamW:
-        """Returns the optimizer."""
+        """Return the optimizer."""
         groups = parameter_groups(model, self)
         betas = (float(self.betas[0]), float(self.betas[1]))
         return torch.optim.AdamW(groups, lr=self.lr, betas=betas, fused=_can_fuse(model))
 
 
-def _check(recipe: SGD | AdamW) -> None:
-    if not (math.isfinite(recipe.lr) and recipe.lr > 0):
-        raise ValueError(f"lr={recipe.lr} is not a finite number above 0")
+def _check(factory: SGD | AdamW) -> None:
+    if not (math.isfinite(factory.lr) and factory.lr > 0):
+        raise ValueError(f"lr={factory.lr} is not a finite number above 0")
     for name in ("head_multiplier", "weight_decay"):
-        value = getattr(recipe, name)
+        value = getattr(factory, name)
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}={value} is not a finite number of at least 0")
 
 
 def _can_fuse(model: nn.Module) -> bool:
-    """Tells whether torch updates all parameters in one kernel: one pass over each tensor."""
+    # One kernel reads and writes each tensor once, and takes a learning rate and the overflow flag
+    # of float16 from the device, so a step needs no wait.
     return all(
         p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in model.parameters()
     )
 
 
-def parameter_groups(model: nn.Module, recipe: SGD | AdamW) -> list[dict[str, Any]]:
-    """Sorts parameters by rate (backbone or head) and decay; every parameter is in one group.
+def parameter_groups(model: nn.Module, factory: SGD | AdamW) -> list[dict[str, Any]]:
+    """Group all parameters by rate (backbone or head) and decay.
 
     ``base_lr`` of a group is its rate at factor 1 of the schedule.
     """
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         in_head = not name.startswith("backbone.")
-        decays = recipe.decay_norm or parameter.ndim > 1
-        base_lr = recipe.lr * (recipe.head_multiplier if in_head else 1.0)
+        # Norms, biases and gamma are the parameters of one dimension.
+        decays = factory.decay_norm or parameter.ndim > 1
+        base_lr = factory.lr * (factory.head_multiplier if in_head else 1.0)
         group = groups.setdefault(
             (in_head, decays),
             {
                 "params": [],
                 "lr": base_lr,
-                "base_lr": base_lr,
-                "weight_decay": recipe.weight_decay if decays else 0.0,
+                "base_lr": base_lr,  # ``lr`` is overwritten in every step; torch keeps other keys
+                "weight_decay": factory.weight_decay if decays else 0.0,
             },
         )
         group["params"].append(parameter)
@@ -127,11 +129,9 @@ def parameter_groups(model: nn.Module, recipe: SGD | AdamW) -> list[dict[str, An
 
 
 def state_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
-    """Return the state dict of an optimizer, with the ``name`` and ``shape`` of each parameter.
-
-    torch numbers the states, so another order of the parameters would go unnoticed.
-    """
-    known = _parameters(optimizer, model)
+    """Return the state dict of an optimizer, with the ``name`` and ``shape`` of each parameter."""
+    known = _named_parameters(optimizer, model)
+    # torch only numbers the states: momentum of layers that changed places would go unnoticed.
     content = optimizer.state_dict()
     named = {
         index: {"name": known[index][0], "shape": list(known[index][1].shape), **state}
@@ -143,16 +143,15 @@ def state_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, An
 def misfit(optimizer: torch.optim.Optimizer, model: nn.Module, saved: Mapping[str, Any]) -> str:
     """Return why a saved state is not that of this optimizer, as part of a message; "" if it is.
 
-    Fused kernels read and write what they are given, so nothing of another shape may reach them.
-
     Args:
         optimizer: Over the parameters of the model.
         model: The network.
-        saved: What ``state_of`` gave; files of before may lack names and shapes.
+        saved: From ``state_of``; names and shapes may be missing.
     """
-    # What others keep of a parameter, and in which shape, is not known here.
+    # Fused kernels do not check sizes: a state of another shape is read and written out of bounds.
+    # Only these two are checked, since others (Adafactor) keep states of other shapes.
     is_known = isinstance(optimizer, (torch.optim.SGD, torch.optim.AdamW))
-    known, kind = _parameters(optimizer, model), type(optimizer).__name__
+    known, kind = _named_parameters(optimizer, model), type(optimizer).__name__
     states, groups = saved.get("state"), saved.get("param_groups")
     try:
         numbers = [number for group in groups or () for number in group["params"]]
@@ -164,6 +163,7 @@ def misfit(optimizer: torch.optim.Optimizer, model: nn.Module, saved: Mapping[st
     expected = _expected_keys(optimizer) if is_known else None
     for index, state in states.items():
         if not isinstance(index, int) or not 0 <= index < len(known):
+            # Cut, since it comes out of a file and may be of any length.
             return f"state {str(index)[:20]!r} is of no parameter"
         name, parameter = known[index]
         if not isinstance(state, dict):
@@ -172,7 +172,7 @@ def misfit(optimizer: torch.optim.Optimizer, model: nn.Module, saved: Mapping[st
             return (
                 f"state {index} is of {str(state['name'])[:99]!r}, and parameter {index} is {name}"
             )
-        own = {key: value for key, value in state.items() if key not in _ADDED}
+        own = {key: value for key, value in state.items() if key not in _ADDED_KEYS}
         if expected is not None and set(own) != expected:
             return f"the state of {name} has {sorted(map(str, own))}; {kind} has {sorted(expected)}"
         shapes = [state.get("shape", list(parameter.shape))]
@@ -183,7 +183,7 @@ def misfit(optimizer: torch.optim.Optimizer, model: nn.Module, saved: Mapping[st
             elif value is not None:
                 if not isinstance(value, Tensor) or not value.is_floating_point():
                     return f"{key} of {name} is not a tensor of floats"
-                if not bool(value.isfinite().all()):
+                if not bool(value.isfinite().all()):  # would reach the weights in the first step
                     return f"{key} of {name} has values that are NaN or infinite"
                 shapes.append(list(value.shape))
         if other := [shape for shape in shapes if shape != list(parameter.shape)]:
@@ -197,23 +197,24 @@ def restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     Rates and other settings stay those of the optimizer.
     """
     states = {
-        index: {key: value for key, value in state.items() if key not in _ADDED}
+        index: {key: value for key, value in state.items() if key not in _ADDED_KEYS}
         for index, state in saved["state"].items()
     }
+    # torch would also take the groups of the file, and with them the rate of the earlier run.
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": states, "param_groups": groups})
-    # The fused optimizers take it for granted that all lies in memory as the weights do, which
-    # another device may have in another order.
+    # Fused kernels walk over memory and assume that states have the strides of their weights. A
+    # checkpoint written in another memory format (a CPU's NCHW) would pair the wrong elements.
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and name != "step":
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-_ADDED = ("name", "shape")
+_ADDED_KEYS = ("name", "shape")
 
 
-def _parameters(
+def _named_parameters(
     optimizer: torch.optim.Optimizer, model: nn.Module
 ) -> list[tuple[str, nn.Parameter]]:
     """Return the parameters with their names, in the order in which torch numbers their states."""
@@ -222,16 +223,18 @@ def _parameters(
 
 
 def _expected_keys(optimizer: torch.optim.Optimizer) -> set[str]:
-    """Return what an optimizer keeps of every parameter: one step of another of its kind shows."""
+    """Return the keys of the state that an optimizer keeps for every parameter."""
+    # torch makes states in the first step, and which ones depends on settings such as amsgrad.
     probe = nn.Parameter(torch.zeros(1))
     probe.grad = torch.zeros(1)
-    taken = inspect.signature(type(optimizer)).parameters
-    settings = {key: value for key, value in optimizer.defaults.items() if key in taken}
-    twin = type(optimizer)([probe], **settings)
-    twin.step()
-    return set(twin.state[probe])
+    arguments = inspect.signature(type(optimizer)).parameters  # defaults hold more
+    settings = {key: value for key, value in optimizer.defaults.items() if key in arguments}
+    other = type(optimizer)([probe], **settings)
+    other.step()
+    return set(other.state[probe])
 
 
 def _is_step(value: Any) -> bool:
+    # Adam counts steps in a tensor, so that fused kernels find the number on the device.
     number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     return isinstance(number, (int, float)) and 0 <= number < math.inf

@@ -1,4 +1,4 @@
-"""What suits the machine: precision, memory order, and whether torch can compile."""
+"""Adapting a network to the device: precision, memory format, compilation."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from danet.errors import InputError
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """Returns the dtype of autocast; ``auto`` asks the hardware whether bfloat16 is native."""
+    """Return the dtype of autocast; ``auto`` is bfloat16 where the hardware computes in it."""
     if wanted == "float16" and device.type != "cuda":
         raise InputError(f"trainer.precision=float16 needs CUDA; {device} has bfloat16 or float32")
     if wanted != "auto":
@@ -19,30 +19,31 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
 
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
+        # By default torch counts GPUs that emulate it, which gains nothing over float32.
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Other CPUs convert to float32 and back around every operator. torch has no public query.
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def choose_memory_format(
     channels_last: bool | None, device: torch.device, dtype: torch.dtype
 ) -> torch.memory_format:
-    """Returns the memory order of images and convolutions in training; None asks the hardware.
-
-    It is channels_last but for float32 on a CPU: there the weight gradient of a wide convolution
-    takes longer in that order (2048 to 512 channels: 323 against 258 ms with AVX-512, 852 against
-    356 with AVX2), while bfloat16 is up to a third faster in it. On CUDA the order is that of the
-    tensor cores, which take float32 (as TF32) from compute capability 8.0.
+    """Return the memory format of images and convolutions in training.
 
     Args:
-        channels_last: The setting.
+        channels_last: The setting; None chooses by device and dtype.
         device: Of the training.
         dtype: In which its convolutions compute, see ``choose_precision``.
     """
     if channels_last is None:
         if device.type == "cuda":
+            # Tensor cores work in this order, and take float32 (as TF32) from capability 8.0.
             has_tf32 = torch.cuda.get_device_capability(device) >= (8, 0)
             channels_last = dtype != torch.float32 or has_tf32
         else:
+            # bfloat16 is up to a third faster in this order. In float32 the weight gradient of a
+            # wide convolution is slower (2048 to 512 channels: 323 against 258 ms with AVX-512,
+            # 852 against 356 with AVX2).
             channels_last = dtype == torch.bfloat16
     return torch.channels_last if channels_last else torch.contiguous_format
 
@@ -54,10 +55,13 @@ def place(model: nn.Module, settings: TrainSettings, device: torch.device) -> nn
     """
     if settings.deterministic:
         torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.benchmark = (
+            False  # which times kernels, and may choose others each run
+        )
     if collectives.world_size() > 1:
+        # Before DDP, which waits for the gradient of every parameter that requires one.
         data_parallel.freeze_unused_parameters(model)
-        if settings.sync_batchnorm and device.type == "cuda":
+        if settings.sync_batchnorm and device.type == "cuda":  # torch has none for the CPU
             model = data_parallel.convert_sync_batchnorm(model)
     dtype = choose_precision(settings.precision, device)
     order = choose_memory_format(settings.channels_last, device, dtype)
@@ -65,11 +69,12 @@ def place(model: nn.Module, settings: TrainSettings, device: torch.device) -> nn
 
 
 def compiled(network: nn.Module, device: torch.device) -> nn.Module:
-    """Returns the network behind ``torch.compile``, which compiles it when it is first called.
+    """Return the network behind ``torch.compile``, which compiles it when it is first called.
 
     Raises:
         InputError: torch cannot compile anything for this device, usually for lack of a compiler.
     """
+    # A small function first: the network would fail minutes later, in the first step.
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=device))
     except (RuntimeError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: a trace, the top costs, the share of data waiting."""
+"""Profile of training steps: a trace, the top costs, the share of waiting for data."""
 
 import time
 from pathlib import Path
@@ -9,9 +9,9 @@ from torch.profiler import ProfilerActivity, profile
 from danet.engine.log import RunLog
 
 FIRST = 5
-"""Steps before it: kernels are chosen and caches filled in them."""
+"""Steps before the recorded ones: kernels are chosen and caches filled in them."""
 STEPS = 5
-"""That are recorded."""
+"""Recorded steps."""
 _ROWS = 15
 _TRACE, _COSTS = "trace.json", "costs.txt"
 
@@ -23,7 +23,7 @@ class StepProfile:
         folder: Where ``trace.json`` (for chrome://tracing or ui.perfetto.dev) and ``costs.txt``
             go; None for one that does nothing.
         device: That trains.
-        log: Is told the result.
+        log: Prints the result.
     """
 
     def __init__(self, folder: Path | None, device: torch.device, log: RunLog) -> None:
@@ -33,7 +33,7 @@ class StepProfile:
         self._profile: profile | None = None
 
     def begin(self) -> None:
-        """Stands before each step."""
+        """Start recording if it is due; call before each step."""
         if self._profile is not None:
             self._start = time.perf_counter()  # between steps there may have been an evaluation
         if self._folder is None or self._seen != FIRST:
@@ -41,30 +41,32 @@ class StepProfile:
         activities = [ProfilerActivity.CPU]
         if self._device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
+        # Kernels still queued belong to steps before; without this wait they would be counted.
         self._wait_for_device()
+        # Memory: the trace then shows which operators hold it, at some cost of time in each.
         self._profile = profile(activities=activities, record_shapes=True, profile_memory=True)
         self._profile.start()
-        self._start = time.perf_counter()
+        self._start = time.perf_counter()  # starting the profiler takes time itself
 
     def end(self, waited: float) -> None:
-        """Stands behind each step, which waited so many seconds for its data."""
+        """Count a step that waited so many seconds for its data; call after each step."""
         self._seen += 1
         if self._profile is None:
             return
         self._waited += waited
         is_last = self._seen == FIRST + STEPS
-        if is_last:
+        if is_last:  # only here: a wait in each step would be measured as well
             self._wait_for_device()
         self._spent += time.perf_counter() - self._start
         if is_last:
             self._finish(self._profile)
 
     def close(self) -> None:
-        """Stands behind the last step: writes what there is of a run that had too few."""
+        """Write what there is of a run that had too few steps; call after the last one."""
         if self._profile is not None:
             self._finish(self._profile)
         elif self._folder is not None:
-            self._log.say(
+            self._log.write(
                 f"profile: nothing was recorded, since it begins at step {FIRST + 1} and this had "
                 f"{self._seen}"
             )
@@ -81,13 +83,14 @@ class StepProfile:
         assert folder is not None
         folder.mkdir(parents=True, exist_ok=True)
         recorded.export_chrome_trace(str(folder / _TRACE))
+        # Newer releases of torch name it "device", and still take this name.
         by = "self_cuda_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
         costs = recorded.key_averages().table(sort_by=by, row_limit=_ROWS, max_name_column_width=48)
-        told = (
+        summary = (
             f"{steps} steps from step {FIRST + 1} on: {seconds / steps:.3f} s a step, "
             f"{100 * self._waited / seconds:.1f} % of it waiting for data"
         )
-        (folder / _COSTS).write_text(f"{told}\n{costs}\n", encoding="utf-8")
-        self._log.say(f"profile: {told}")
-        self._log.say(costs)
-        self._log.say(f"profile: {folder / _TRACE}, {folder / _COSTS}")
+        (folder / _COSTS).write_text(f"{summary}\n{costs}\n", encoding="utf-8")
+        self._log.write(f"profile: {summary}")
+        self._log.write(costs)
+        self._log.write(f"profile: {folder / _TRACE}, {folder / _COSTS}")

@@ -6,10 +6,10 @@ from typing import Protocol
 
 
 class Schedule(Protocol):
-    """What the classes of this module are."""
+    """Maps a step to a factor of the base learning rate."""
 
     def __call__(self, step: int, steps: int) -> float:
-        """Returns the factor of the base rate for the update after ``step`` of ``steps``."""
+        """Return the factor of the base rate for the update after ``step`` of ``steps``."""
         ...
 
 
@@ -29,13 +29,13 @@ class Poly:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        if not self.power >= 0:
+        if not self.power >= 0:  # also refuses NaN, for which every comparison is false
             raise ValueError(f"power={self.power} is negative")
         _check_warmup(self.warmup_steps)
 
     def __call__(self, step: int, steps: int) -> float:
-        """Returns the factor."""
-        return _warmup(step, self.warmup_steps) * (1 - step / steps) ** self.power
+        """Return the factor; above 0, as ``step`` ends at ``steps - 1``."""
+        return _warmup_factor(step, self.warmup_steps) * (1 - step / steps) ** self.power
 
 
 @dataclass
@@ -55,9 +55,9 @@ class Cosine:
         _check_warmup(self.warmup_steps)
 
     def __call__(self, step: int, steps: int) -> float:
-        """Returns the factor."""
-        wave = (1 + math.cos(math.pi * step / steps)) / 2
-        return _warmup(step, self.warmup_steps) * (self.final + (1 - self.final) * wave)
+        """Return the factor."""
+        cosine = (1 + math.cos(math.pi * step / steps)) / 2
+        return _warmup_factor(step, self.warmup_steps) * (self.final + (1 - self.final) * cosine)
 
 
 def _check_warmup(warmup_steps: int) -> None:
@@ -65,5 +65,6 @@ def _check_warmup(warmup_steps: int) -> None:
         raise ValueError(f"warmup_steps={warmup_steps} is negative")
 
 
-def _warmup(step: int, warmup_steps: int) -> float:
+def _warmup_factor(step: int, warmup_steps: int) -> float:
+    # + 1: a first update at rate 0 would change nothing.
     return min(1.0, (step + 1) / (warmup_steps + 1))

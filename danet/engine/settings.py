@@ -65,7 +65,7 @@ class TrainSettings:
     """
 
     steps: int
-    stop_at: int | None = resumable(None, "says where this start ends")
+    stop_at: int | None = resumable(None, "sets where this start ends")
     eval_every: int = resumable(1000, "evaluation changes no weight")
     log_every: int = resumable(20, "logging changes no weight")
     accumulate: int = resumable(1, "part of the global batch, which is compared as a product")
@@ -94,6 +94,7 @@ class TrainSettings:
             for name in _COUNTS
             if getattr(self, name) is not None and getattr(self, name) < 1
         ]
+        # ``not x > 0`` instead of ``x <= 0``: NaN, which YAML can spell, fails every comparison.
         if self.clip_norm is not None and not self.clip_norm > 0:
             lines.append(f"trainer.clip_norm={self.clip_norm}: expected a number above 0, or null")
         if self.save_minutes is not None and not self.save_minutes >= 0:

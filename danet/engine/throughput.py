@@ -41,10 +41,12 @@ class Throughput:
         ``data_waiting`` is a share of the time, ``images_per_second`` is that of all processes
         together, ``memory_gib`` the peak of this process since it started.
         """
+        # No synchronize: the check of the losses, just before a line of the log, has waited.
         now = time.perf_counter()
-        seconds = max(now - self._since, 1e-9)
+        seconds = max(now - self._since, 1e-9)  # two calls within the resolution of the clock
         figures = {
             "data_waiting": self._waited / seconds,
+            # Processes have equal batches: no collective for a figure that only rank 0 writes.
             "images_per_second": self._images * collectives.world_size() / seconds,
             "memory_gib": peak_memory(self.device) / 2**30,
         }
@@ -55,10 +57,11 @@ class Throughput:
 def peak_memory(device: torch.device) -> int:
     """Return the peak in bytes: of tensors on CUDA, else of the process (0 where unknown)."""
     if device.type == "cuda":
+        # Of tensors: nvidia-smi shows more, with the allocator's cache and the CUDA context.
         return torch.cuda.max_memory_allocated(device)
     if os.name != "posix":
         return 0
     import resource  # not on Windows
 
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

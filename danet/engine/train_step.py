@@ -81,13 +81,14 @@ class TrainStep:
                 self.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0.0) + term.detach()
-        if self.settings.clip_norm is not None:
+        if self.settings.clip_norm is not None:  # of the true gradients, so they are unscaled first
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.scaler.step(self.optimizer)
         if self.scaler.is_enabled():
-            self.overflows.update(self.scaler, self.optimizer)
+            self.overflows.update(self.scaler, self.optimizer)  # before update() forgets the flags
         self.scaler.update()
+        # None: the next backward writes the gradients, where zeros would be read and added to.
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.model, is_first=step == 0)
@@ -95,6 +96,7 @@ class TrainStep:
 
     def _forward(self, batch: Batch) -> dict[str, list[Part]]:
         """Return the parts of each loss term for one micro-batch."""
+        # Bytes travel, a quarter of float32, and are reordered on the device.
         image = batch.image.to(self.device, non_blocking=True)
         image = image.to(memory_format=self.memory_format)
         mask = batch.mask.to(self.device, non_blocking=True)
@@ -105,14 +107,15 @@ class TrainStep:
     def _divisors(self, group: list[Batch], step: int) -> global_batch.Divisors:
         """Return the divisors of the loss terms of several micro-batches, before any backward.
 
-        Masks alone decide them, except where OHEM divides by the pixels it keeps: those are counted
-        by forward passes without gradient, whose batch statistics are undone.
+        Masks alone determine them, except where OHEM divides by the pixels it keeps: those are
+        counted by forward passes without gradient.
         """
         masks = [batch.mask.to(self.device, non_blocking=True) for batch in group]
         found: list[global_batch.Divisors | None] = [
             self.criterion.divisors(mask) for mask in masks
         ]
         if None in found:
+            # Batch norm updates its running statistics without gradients, too: undone below.
             buffers = [buffer.clone() for buffer in self.model.buffers()]
             self._seed(step)  # the same dropout as in the passes with gradient
             with torch.no_grad():
@@ -124,6 +127,7 @@ class TrainStep:
 
     def _seed(self, step: int) -> None:
         """Seed dropout by the step, so that a resumed run draws what an uninterrupted one would."""
+        # With the rank, or all processes would drop the same units. CUDA is seeded by this, too.
         torch.manual_seed(mix(self.settings.seed, step, collectives.rank()))
 
     def _set_learning_rate(self, step: int) -> None:
@@ -152,6 +156,7 @@ class TrainStep:
     def state(self) -> dict[str, Any]:
         """Return the entries of a checkpoint that updates change; see danet.checkpoint.format."""
         return {
+            # Not of ddp_model or compiled_model: their names begin with module. and _orig_mod.
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "optimizer": state_of(self.optimizer, self.model),
@@ -163,6 +168,7 @@ class TrainStep:
         """Continue from a checkpoint, which was compared with network and optimizer before."""
         self.model.load_state_dict(saved["model"])
         if self.ema is not None and saved["ema"] is not None:
+            # An average without the counter is accepted: nothing is computed from it.
             self.ema.load_state_dict({"n_averaged": torch.tensor(0), **saved["ema"]})
         restore(self.optimizer, saved["optimizer"])
         if saved["scaler"]:  # of float16 alone
