@@ -7,6 +7,7 @@ With DANET_ROWS_JSON=FILE the outcome of every test of a fault (mark ``fault``) 
 import functools
 import importlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -38,11 +39,12 @@ from danet.engine.precision import place
 from danet.engine.schedule import Poly
 from danet.engine.settings import TrainSettings
 from danet.engine.trainer import Trainer
+from danet.errors import InputError
 from danet.evaluation.metrics import ConfusionMatrix
 from danet.losses import OHEM, CrossEntropy, DeepSupervision
 from danet.models.heads.dual import FCNHead
 from danet.models.segmentor import Segmentor
-from danet.types import IGNORE, Batch
+from danet.types import IGNORE, Batch, Sample
 
 ROOT = Path(__file__).resolve().parents[1]
 CAMVID = Path(os.environ.get("CAMVID", ROOT.parent / "shared" / "data" / "camvid"))
@@ -223,7 +225,7 @@ def pytest_sessionfinish(session):
     path.write_text(json.dumps([merged[key] for key in sorted(merged)], indent=1) + "\n")
 
 
-# A trainer of a tiny network
+# A trainer of a tiny network, and samples by number
 
 K = 3
 SETTINGS = {"precision": "float32", "accumulate": 2, "clip_norm": 1.0}
@@ -332,3 +334,34 @@ class Methods(TorchFunctionMode):
 def no_waiting():
     with Methods(), Kernels():
         yield
+
+
+def poisoned(run, at):
+    """Lets the loss of a step be NaN."""
+    parts = run.train_step.criterion.parts
+
+    def poison(output, mask):
+        terms = parts(output, mask)
+        factor = math.nan if run.step == at else 1.0
+        return {k: [p._replace(total=p.total * factor) for p in v] for k, v in terms.items()}
+
+    run.train_step.criterion.parts = poison
+    return run
+
+
+class Pictures:
+    """Samples that show their key; some cannot be read."""
+
+    def __init__(self, length=40, bad=()):
+        self.length = length
+        self.bad = set(bad)
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, draw):
+        item, seed = draw if isinstance(draw, tuple) else (draw, 0)
+        if item in self.bad:
+            raise InputError(f"picture_{item}.png: not a readable image")
+        image = np.full((4, 4, 3), seed % 251, np.uint8)
+        return Sample(image, np.zeros((4, 4), np.uint8), f"picture_{item}")

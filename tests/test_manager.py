@@ -1,5 +1,6 @@
 """A run keeps the checkpoints it promises, whole, whatever happens to the process."""
 
+import itertools
 import os
 import random
 import signal
@@ -10,13 +11,15 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, batch
+from conftest import make_trainer as make
 
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint.manager import CheckpointManager, by_age, path_at, remove_leftovers
 from danet.checkpoint.weights import initialise
 from danet.distributed.signals import FAIL
 from danet.engine.settings import TrainSettings
+from danet.engine.train_step import TrainStep
 from danet.errors import InputError, StorageError
 
 
@@ -279,3 +282,63 @@ def test_kills_at_any_moment_leave_a_whole_checkpoint(tmp_path):  # T01
     assert step >= 1
     remove_leftovers(tmp_path)
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+class Steps(set):
+    """Steps whose checkpoints fail; ``failed`` has those that have failed."""
+
+    def __init__(self):
+        super().__init__()
+        self.failed = []
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Returns the steps whose checkpoints fail."""
+    failing, save = Steps(), checkpoint_format.save
+
+    def fail(path, content):
+        if content["step"] in failing:
+            failing.failed.append(content["step"])
+            raise StorageError(f"{path}: the disk is full")
+        save(path, content)
+
+    monkeypatch.setattr(checkpoint_format, "save", fail)
+    return failing
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_failed_checkpoint_stops_the_run_at_the_next_step(
+    tmp_path, full_disk, in_background, monkeypatch
+):
+    full_disk.add(2)
+    run = make(tmp_path, steps=30, eval_every=30, save_every=2, save_in_background=in_background)
+    update = TrainStep.__call__
+
+    def slowly(self, group, step):
+        deadline = time.monotonic() + 60
+        while step == 2 and not full_disk.failed and time.monotonic() < deadline:
+            time.sleep(0.01)  # the thread is not slower than a step
+        return update(self, group, step)
+
+    monkeypatch.setattr(TrainStep, "__call__", slowly)
+    with pytest.raises(StorageError, match=r"step_000000002.pt: the disk is full"):
+        run.fit(map(batch, itertools.count()))
+    assert run.step <= 3
+
+
+def test_a_failed_checkpoint_may_be_only_told(tmp_path, full_disk, capfd):
+    full_disk |= {2, 6}
+    run = make(tmp_path, steps=8, save_every=2, on_storage_error="warn")
+    run.fit(map(batch, itertools.count()))
+    said = capfd.readouterr().err
+    assert said.count("the disk is full; the training goes on") == 2
+    assert checkpoint_format.load(tmp_path / "last.pt")["step"] == 8
+
+
+@pytest.mark.parametrize("policy", ["stop", "warn"])
+def test_the_last_checkpoint_must_be_written(tmp_path, full_disk, policy):
+    full_disk.add(4)
+    run = make(tmp_path, steps=4, on_storage_error=policy)
+    with pytest.raises(StorageError, match=r"step_000000004.pt: the disk is full"):
+        run.fit(map(batch, itertools.count()))

@@ -33,7 +33,7 @@ _MAX_PROBLEMS = 3
 """How many problems the last message holds."""
 
 
-def work(config: DictConfig) -> None:
+def run(config: DictConfig) -> None:
     """Scan the splits, print and write the report; raise InputError if there are problems."""
     output = Path(config.output).expanduser().absolute() if config.output else None
     examine(config, cli.added_keys(), output)
@@ -196,7 +196,7 @@ def _save(path: Path, text: str) -> None:
 
 def main() -> None:
     """Run the command ``danet-check-data``."""
-    cli.run(work, "check_data")
+    cli.run(run, "check_data")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ TRAINED_WITH = {
 }
 
 
-def work(config: DictConfig, *, further: list[str]) -> None:
+def run(config: DictConfig, *, further: list[str]) -> None:
     """Convert a file and print what became of every tensor.
 
     Args:
@@ -195,7 +195,7 @@ def main() -> None:
     given = sys.argv[1:]
     sys.argv[1:] = [text for text in given if text.startswith(("-", *own))]
     further = [cli.quote_path(text) for text in given if text not in sys.argv[1:]]
-    cli.run(partial(work, further=further), "convert")
+    cli.run(partial(run, further=further), "convert")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from danet.config.validate import check
 from danet.distributed import launcher, signals
 
 
-def work(config: DictConfig) -> None:
+def run(config: DictConfig) -> None:
     """Check the config, then train; with ``run.processes`` in that many processes."""
     if config.dry_run and OmegaConf.is_missing(config.data, "root"):
         config.data.root = "."  # a plan reads no data
@@ -26,15 +26,16 @@ def work(config: DictConfig) -> None:
     if checked.run.processes and "WORLD_SIZE" not in os.environ and not checked.dry_run:
         launcher.start(checked.run.processes, [__file__, *cli.flags(), *cli.overrides()])
         return
-    from danet.engine import run  # brings in torch, which a misspelt setting need not wait for
+    # Late, since it brings in torch: a misspelt setting is reported within a second.
+    from danet.engine.run import train
 
-    run.train(checked, cli.overrides())
+    train(checked, cli.overrides())
 
 
 def main() -> None:
     """Run the command ``danet-train``."""
     signals.follow_parent()
-    cli.run(work, "train")
+    cli.run(run, "train")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def _start(*_, **__):
 def train_command(*arguments, monkeypatch, capsys, until="make_dataset"):
     """Run ``train.py`` until it calls a function that danet.engine.run names."""
     monkeypatch.setattr(danet.engine.run, until, _start)
-    return _run(train.work, "train", arguments, monkeypatch, capsys)
+    return _run(train.run, "train", arguments, monkeypatch, capsys)
 
 
 def eval_command(*arguments, monkeypatch, capsys):

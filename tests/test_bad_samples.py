@@ -1,0 +1,147 @@
+"""Samples that cannot be read are replaced by rule, reported once, and stop a run if too many."""
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+from conftest import Pictures
+
+from danet.config.schema import DataConfig
+from danet.data import bad_samples
+from danet.data.bad_samples import BadSamples, SkipBadSamples
+from danet.data.loader import eval_batches, train_batches
+from danet.data.sampler import StepSampler
+from danet.errors import InputError
+from danet.seeds import mix
+from danet.types import SampleKey
+
+
+def content(batches, count):
+    return [(b.name, b.image.flatten().tolist()) for b in itertools.islice(batches, count)]
+
+
+def skipped(bad, *, length=40, told=None, **settings):
+    settings = {"batch_size": 4, "seed": 7, "max_bad_share": 1.0, **settings}
+    told = [] if told is None else told
+    data = Pictures(length, bad)
+    return train_batches(data, on_bad_sample="skip", warn=told.append, **settings)
+
+
+def literally(bad, length, count):
+    """Draws and replacements as the documentation says them, one by one."""
+    batches = []
+    for draws in itertools.islice(StepSampler(length, 4, seed=7), count):
+        names = []
+        for item, seed in draws:
+            while item in bad:
+                item, seed = mix(seed, 2) % length, mix(seed, 3)
+            names.append(f"picture_{item}")
+        batches.append(tuple(names))
+    return batches
+
+
+def test_a_bad_sample_is_replaced_by_one_that_follows_from_the_draw():
+    bad = {3, 11, 12, 30}
+    found = [names for names, _ in content(skipped(bad), 25)]
+    assert found == literally(bad, 40, 25)
+    assert found != literally(set(), 40, 25)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_run_that_skips_can_be_resumed_with_any_number_of_workers(num_workers):
+    whole = content(skipped({3, 11}), 14)
+    assert content(skipped({3, 11}, start=6, num_workers=num_workers), 8) == whole[6:]
+
+
+def test_other_samples_and_other_processes_notice_nothing():
+    with_bad = content(skipped({3}), 10)
+    without = content(train_batches(Pictures(), batch_size=4, seed=7), 10)
+    touched = ["picture_3" in names for names, _ in without]
+    assert 0 < sum(touched) < 10
+    for (found, _), (wanted, _), is_touched in zip(with_bad, without, touched, strict=True):
+        kept = [f == w for f, w in zip(found, wanted, strict=True)]
+        assert sum(kept) == 4 - is_touched
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_each_bad_sample_is_told_once_and_counted_every_time(num_workers):
+    told = []
+    batches = skipped({3, 11}, told=told, num_workers=num_workers)
+    assert batches.count() == {"bad_samples": 0}
+    content(batches, 30)  # three epochs
+    assert sorted(told) == [
+        f"skipped, another sample takes its place: picture_{i}.png: not a readable image"
+        for i in (11, 3)
+    ]
+    assert batches.count()["bad_samples"] >= 6
+    assert sorted(batches.bad.reasons) == [3, 11]
+
+
+def test_three_bad_samples_are_forgiven_and_then_the_share_counts():
+    told = []
+    bad = BadSamples(1000, 0.01, told.append)
+    one = [bad_samples.BadSample(i, f"file {i}") for i in range(12)]
+    bad.record(10, tuple(one[:3]))
+    bad.record(10, (one[0],) * 50)  # the same again is no further one
+    with pytest.raises(InputError) as error:
+        bad.record(10, (one[3],))
+    assert "4 of 30 samples seen cannot be read, more than data.max_bad_share=0.01" in str(
+        error.value
+    )
+    assert str(error.value).endswith("file 0\n  file 1\n  file 2\n  file 3")
+    many = BadSamples(1000, 0.01, told.append)
+    many.record(900, tuple(one[:9]))
+    many.record(100, (one[9],))
+    with pytest.raises(InputError):
+        many.record(5000, (one[10],))  # epochs do not make the data set larger
+
+
+def test_too_many_bad_samples_stop_a_loader():
+    batches = skipped(set(range(0, 100, 20)), length=100, max_bad_share=0.01)
+    with pytest.raises(InputError, match=r"samples seen cannot be read(.|\n)*picture_40.png"):
+        content(batches, 25)
+
+
+def test_storage_that_is_gone_stops_at_once_and_says_so():
+    with pytest.raises(InputError, match="21 samples in a row cannot be read; is the storage"):
+        SkipBadSamples(Pictures(bad=range(40)))[SampleKey(0, 1)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_without_skipping_a_bad_sample_is_an_error(num_workers):
+    batches = train_batches(Pictures(bad={3}), batch_size=4, seed=7, num_workers=num_workers)
+    with pytest.raises(InputError, match=r"^picture_3.png: not a readable image$"):
+        content(batches, 10)
+    assert batches.count() == {}
+
+
+def test_evaluation_never_skips():
+    with pytest.raises(InputError, match=r"^picture_3.png: not a readable image$"):
+        list(eval_batches(Pictures(8, bad={3}), batch_size=2))
+
+
+def test_the_summary_names_each_once():
+    assert bad_samples.summary([{}, {}]) == []
+    assert bad_samples.summary([{5: "e", 2: "b"}, {5: "e"}]) == [
+        "2 sample(s) could not be read and were replaced by others:",
+        "  b",
+        "  e",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"on_bad_sample": "ignore"}, "data.on_bad_sample=ignore: expected error or skip"),
+        ({"max_bad_share": 1.5}, "data.max_bad_share=1.5: expected a share between 0 and 1"),
+        ({"max_bad_share": "x"}, "data.max_bad_share=x: expected a share between 0 and 1"),
+        ({"timeout": -1}, "data.timeout=-1: expected seconds, or 0 to wait for ever"),
+        ({"timeout": math.nan}, "data.timeout=nan: expected seconds, or 0 to wait for ever"),
+    ],
+)
+def test_a_wrong_setting_of_loading_is_named(change, line):
+    node = {"dataset": {}, "transforms": {}, "num_classes": 2}
+    good = DataConfig(**node, train_split="a", val_split="b", on_bad_sample="skip", timeout=0)
+    assert good.errors() == []
+    assert dataclasses.replace(good, **change).errors() == [line]

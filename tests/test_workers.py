@@ -1,0 +1,148 @@
+"""A worker that dies or hangs ends the run with its reason, and none outlives its trainer."""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Pictures
+from torch.utils.data import get_worker_info
+
+from danet.data import workers
+from danet.data.loader import eval_batches, train_batches
+from danet.distributed.failures import is_alive
+from danet.errors import ProcessError
+
+
+class Hurting(Pictures):
+    """Does something to the worker that reads item 5."""
+
+    def __init__(self, action):
+        super().__init__(8)
+        self.action = action
+
+    def __getitem__(self, draw):
+        item = draw[0] if isinstance(draw, tuple) else draw
+        if item == 5 and get_worker_info() is not None:
+            self.action()
+        return super().__getitem__(draw)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang():
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
+def test_a_worker_that_is_killed_is_told_with_what_it_read(kind):
+    since = time.monotonic()
+    if kind == "training":
+        batches = train_batches(Hurting(die), batch_size=2, seed=0, num_workers=2)
+    else:
+        batches = iter(eval_batches(Hurting(die), batch_size=2, num_workers=2))
+    with pytest.raises(ProcessError) as error:
+        list(itertools.islice(batches, 8))
+    assert time.monotonic() - since < 60, "usually 1 s; else it would wait for ever"
+    assert "is killed by signal: Killed; if nobody did that, the memory was full" in str(
+        error.value
+    )
+    assert "being read were " in str(error.value)
+    assert "sample 5" in str(error.value)
+    # The others end at once, too, although ``error`` still refers to the loader.
+    for reader in multiprocessing.active_children():
+        reader.join(20)
+        assert not reader.is_alive()
+
+
+def test_a_worker_that_died_unheard_is_noticed_at_the_next_batch():
+    """What torch raises may be lost, in a destructor or where errors of others are forgiven."""
+    others = set(multiprocessing.active_children())
+    batches = train_batches(Pictures(8), batch_size=2, seed=0, num_workers=1, timeout=100)
+    next(batches)
+    (reader,) = set(multiprocessing.active_children()) - others
+    with contextlib.suppress(RuntimeError):
+        os.kill(reader.pid, signal.SIGKILL)
+        reader.join()
+        time.sleep(0.1)
+    with pytest.raises(ProcessError, match=f"process {reader.pid}.* is killed by signal: Killed"):
+        list(itertools.islice(batches, 20))
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_told_when_the_time_is_up():
+    batches = train_batches(Hurting(hang), batch_size=2, seed=0, num_workers=1, timeout=5)
+    with pytest.raises(ProcessError, match=r"within data.timeout=5 seconds.*waited for .*sample 5"):
+        list(itertools.islice(batches, 8))
+
+
+class Asking(Pictures):
+    """Names its samples after the state of the process that reads them."""
+
+    def __getitem__(self, draw):
+        found = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1), os.getpgrp()
+        return super().__getitem__(draw)._replace(name=repr(tuple(map(int, found))))
+
+
+def test_a_worker_ignores_signals_meant_for_the_trainer():
+    batch_ = next(train_batches(Asking(), batch_size=2, seed=0, num_workers=1))
+    interrupt, user, group = eval(batch_.name[0])
+    assert (interrupt, user) == (signal.SIG_IGN, signal.SIG_IGN)
+    assert group != os.getpgrp(), "a signal to the trainer's group does not reach it"
+
+
+def test_errors_about_other_things_are_not_taken_for_a_worker_s():
+    assert workers.explain(RuntimeError("mat1 and mat2 shapes"), [], 0) is None
+    several = RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly")
+    assert "(process 12, 13) exited unexpectedly; being read were a, b" in str(
+        workers.explain(several, ["a", "b"], 0)
+    )
+    unknown = RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly")
+    told = workers.explain(unknown, [], 0, {12: -9, 13: None})
+    assert "(process 12) is killed by signal: Killed; if nobody" in str(told)
+    bus = RuntimeError("DataLoader worker (pid 12) is killed by signal: Bus error. It is possible")
+    assert "killed by signal: Bus error; shared memory was full" in str(workers.explain(bus, [], 0))
+
+
+_ORPHANS = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from conftest import Pictures
+from danet.data.loader import train_batches
+batches = train_batches(Pictures(), batch_size=2, seed=0, num_workers=2)
+next(batches)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def children(pid):
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_worker_outlives_its_trainer():
+    process = subprocess.Popen(
+        [sys.executable, "-c", _ORPHANS, str(ROOT / "tests")],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+    )
+    process.stdout.readline()
+    readers = children(process.pid)
+    assert len(readers) >= 2
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 20
+    while any(map(is_alive, readers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [pid for pid in readers if is_alive(pid)] == []
