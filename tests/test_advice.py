@@ -80,7 +80,7 @@ from danet.ops.attention import ChannelAttention
 from danet.plain import printable
 from danet.preflight import advice, out_of_memory
 from danet.preflight.simulator import StepSimulator
-from danet.tools import export, train
+from danet.tools import export
 
 pytestmark = pytest.mark.bad_input("R30")
 
@@ -673,8 +673,8 @@ class Door:
         fault = ""
         with pytest.MonkeyPatch.context() as patch:
             if not trains:
-                patch.setattr(train, "fit", lambda *_: None)
-                patch.setattr(train, "start_processes", lambda *_: None)
+                patch.setattr(Trainer, "fit", lambda *_: None)
+                patch.setattr(launcher, "start", lambda *_: None)
             # It composes everything once more, to ask for a mode that no config here sets.
             patch.setattr(Hydra, "get_mode", lambda *_, **__: RunMode.RUN)
             try:
@@ -1049,7 +1049,7 @@ def test_several_values_are_several_runs(door, tmp_path, monkeypatch):
     message = door.refused("train", "seed=1,2")
     flag = re.search(r"with (-m) each value is a run", message)[1]
     settings = [s for s in door.defaults("train", ["seed=1,2"]) if not s.startswith("run.dir")]
-    monkeypatch.setattr(train, "fit", lambda *_: None)
+    monkeypatch.setattr(Trainer, "fit", lambda *_: None)
     call("train", *settings, flag)
     assert len(list(tmp_path.glob("runs/scenes/*/config.yaml"))) == 2
 

@@ -301,7 +301,7 @@ def test_the_printed_weights_are_a_setting_that_a_training_takes(camvid_tree, tm
     examine(composed("check_data", *settings, "data.num_workers=0"), [], tmp_path / "out")
     (word,) = [w for w in capsys.readouterr().out.split() if w.startswith("loss.main.")]
     checked = check(composed("train", *settings, word))
-    assert len(checked["loss"]["main"]["class_weights"]) == 11
+    assert len(checked.loss["main"]["class_weights"]) == 11
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def home(tiny_checkpoint, tmp_path_factory):
         folder.mkdir(parents=True)
         for name in ("last.pt", "best.pt"):
             shutil.copy(tiny_checkpoint, folder / name)
-        changed = {**config, "seed": len(run)}
+        changed = {**config.plain, "seed": len(run)}
         (folder / "config.yaml").write_text(json.dumps(changed))
         lines = [{"step": 6, "kind": "val", "miou": 0.25, "pixel_accuracy": 0.5}]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))

@@ -35,7 +35,7 @@ from danet.checkpoint import reading
 from danet.checkpoint.weights import without_wrappers
 from danet.distributed import collectives
 from danet.errors import InputError, StorageError
-from danet.plain import printable
+from danet.plain import is_int, printable
 
 FORMAT = 3
 Checkpoint = dict[str, Any]
@@ -205,9 +205,9 @@ def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
             "config and no state of an optimizer; plain weights go to init_from"
         )
     version = checkpoint["format"]
-    if version != FORMAT or isinstance(version, bool):
-        is_older = version in (1, 2) and not isinstance(version, bool)
-        advice = "; its weights can start a new run with init_from" if is_older else ""
+    number = version if is_int(version) else None  # a foreign file may hold anything
+    if number != FORMAT:
+        advice = "; its weights can start a new run with init_from" if number in (1, 2) else ""
         raise InputError(
             f"{key}={path}: format {printable(str(version)[:20])} of danet "
             f"{printable(str(checkpoint.get('version'))[:20])}; this is danet "

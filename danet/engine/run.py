@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -30,14 +30,29 @@ from danet.distributed.agreement import wait_patiently
 from danet.distributed.device import choose_device
 from danet.distributed.rendezvous import process_group
 from danet.engine.log import RunLog
+from danet.engine.optimizer import OptimizerFactory
 from danet.engine.precision import place
+from danet.engine.schedule import Schedule
 from danet.engine.trainer import Evaluate, Trainer
 from danet.errors import UserError
 from danet.evaluation.evaluate import evaluate
+from danet.evaluation.inference import Inference
 from danet.evaluation.metrics import ConfusionMatrix
+from danet.losses import DeepSupervision
 from danet.preflight import advice, out_of_memory
 from danet.preflight.report import describe, refuse_the_impossible
 from danet.visualization.figure import validation_pictures
+
+
+class Parts(NamedTuple):
+    """What a training is made of, besides the network."""
+
+    loss: DeepSupervision
+    optimizer: OptimizerFactory
+    schedule: Schedule
+    evaluation: Inference
+    train_set: SegmentationDataset
+    val_set: SegmentationDataset
 
 
 def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
@@ -65,16 +80,16 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
         cli.say(note)
     with process_group(device):
         memory = out_of_memory.free_memory(device)
-        train_set = make_dataset(config, config.data.train_split, training=True)
-        val_set = make_dataset(config, config.data.val_split, training=False)
-        require_same_start(config, train_set, val_set)
+        parts = make_parts(config)
+        require_same_start(config, parts)
         if saved and is_finished(saved, config.trainer.steps):
-            done = f"at step {saved['step']} of {config.trainer.steps}"
-            cli.say(f"{config.resume}: this run is finished, {done}")
+            end = f"at step {saved['step']} of {config.trainer.steps}"
+            cli.say(f"{config.resume}: this run is finished, {end}")
             return
-        validate_data(config, saved, train_set, val_set)
-        batches = make_batches(config, train_set, device, done=saved["step"] if saved else 0)
-        trainer = make_trainer(config, saved, device, train_set, val_set, batches)
+        validate_data(config, saved, parts)
+        done = saved["step"] if saved else 0
+        batches = make_batches(config, parts.train_set, device, done=done)
+        trainer = make_trainer(config, saved, device, parts, batches)
         with explaining_failures(config, device, memory, batches, trainer):
             trainer.fit(batches)
         for line in bad_samples.summary(collectives.gather(batches.bad.reasons)):
@@ -82,28 +97,39 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
         cli.say(f"checkpoint={trainer.checkpoints.folder / 'last.pt'}")
 
 
+def make_parts(config: TrainConfig) -> Parts:
+    """Build loss, optimizer, schedule, inference and data sets; raise InputError.
+
+    The data sets come last: a value that a constructor refuses is reported before files are read.
+    """
+    return Parts(
+        loss=make(config.loss, "loss"),
+        optimizer=make(config.optimizer, "optimizer"),
+        schedule=make(config.schedule, "schedule"),
+        evaluation=make(config.evaluation, "evaluation"),
+        train_set=make_dataset(config, config.data.train_split, training=True),
+        val_set=make_dataset(config, config.data.val_split, training=False),
+    )
+
+
 def make_trainer(
     config: TrainConfig,
     saved: Checkpoint | None,
     device: torch.device,
-    train_set: SegmentationDataset,
-    val_set: SegmentationDataset,
+    parts: Parts,
     batches: TrainBatches,
 ) -> Trainer:
-    """Build network, loss, optimizer, run folder and log; continue from ``saved`` if there is one.
+    """Build network, run folder and log; continue from ``saved`` if there is one.
 
     Raises:
         UserError: The weights or the state of the optimizer do not fit, or the folder is another
             run's.
     """
-    settings = config.trainer
-    loss, optimizer, schedule = (
-        make(getattr(config, key), key) for key in ("loss", "optimizer", "schedule")
-    )
+    settings, train_set, val_set = config.trainer, parts.train_set, parts.val_set
     torch.manual_seed(config.seed)  # every process starts from the same random weights
     model = untrained(config) if saved else make_model(config)
     if saved:
-        resume.refuse_other_states(saved, model, optimizer, config.resume)
+        resume.refuse_other_states(saved, model, parts.optimizer, config.resume)
     elif config.init_from:
         for line in initialise(model, Path(config.init_from)):
             cli.say(line)
@@ -138,13 +164,13 @@ def make_trainer(
     model = place(model, settings, device)
     trainer = Trainer(
         model,
-        loss.to(device),
-        optimizer(model),
-        schedule,
+        parts.loss.to(device),
+        parts.optimizer(model),
+        parts.schedule,
         settings,
         checkpoints,
         log,
-        make_evaluate(config, val_set, device, log),
+        make_evaluate(config, parts, device, log),
     )
     if saved:
         trainer.load_state(saved)
@@ -202,11 +228,9 @@ def loader_settings(config: TrainConfig, device: torch.device) -> dict[str, Any]
     }
 
 
-def make_evaluate(
-    config: TrainConfig, val_set: SegmentationDataset, device: torch.device, log: RunLog
-) -> Evaluate:
+def make_evaluate(config: TrainConfig, parts: Parts, device: torch.device, log: RunLog) -> Evaluate:
     """Return the function that scores a network on the whole validation set."""
-    infer = make(config.evaluation, "evaluation")
+    infer, val_set = parts.evaluation, parts.val_set
     height, width = config.data.crop or config.data.size or (512, 512)
     # A training batch of so many pixels fits the device; attention maps are drawn of as many.
     pixels = config.data.batch_size * height * width
@@ -229,16 +253,14 @@ def make_evaluate(
     return score
 
 
-def require_same_start(
-    config: TrainConfig, train_set: SegmentationDataset, val_set: SegmentationDataset
-) -> None:
+def require_same_start(config: TrainConfig, parts: Parts) -> None:
     """Raise InputError if the processes have different configs, code or data."""
     consistency.require_same(
         {
             "config": consistency.digest_of({**config.plain, "run": None, "resume": None}),
             "code": consistency.code_version(),
-            "training set": train_set.fingerprint(),
-            "validation set": val_set.fingerprint(),
+            "training set": parts.train_set.fingerprint(),
+            "validation set": parts.val_set.fingerprint(),
         }
     )
 
@@ -248,17 +270,13 @@ def is_finished(saved: Checkpoint, steps: int) -> bool:
     return bool(saved["step"] >= steps and saved["evaluated_at"] >= saved["step"])
 
 
-def validate_data(
-    config: TrainConfig,
-    saved: Checkpoint | None,
-    train_set: SegmentationDataset,
-    val_set: SegmentationDataset,
-) -> None:
+def validate_data(config: TrainConfig, saved: Checkpoint | None, parts: Parts) -> None:
     """Check the splits and some samples, and compare the data with those of the checkpoint.
 
     Raises:
         InputError: The splits overlap, a sample is bad, or a resumed run had other data.
     """
+    train_set, val_set = parts.train_set, parts.val_set
     overlap = refuse_overlap(train_set, val_set, allowed=config.data.allow_overlap)
     if overlap:
         cli.say(overlap)

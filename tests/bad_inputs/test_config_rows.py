@@ -91,7 +91,7 @@ def test_C11_crop_that_is_no_multiple_of_the_stride():
     with torch.device("meta"):
         model = make_model(config)
         assert model.eval()(torch.empty(1, 3, 50, 70)).logits.shape == (1, 11, 50, 70)
-    assert config["data"]["crop"] == [50, 70]
+    assert config.data.crop == [50, 70]
 
 
 @pytest.mark.slow
@@ -215,7 +215,7 @@ def test_C27_half_precision_without_hardware(given, monkeypatch):
 def test_C28_other_settings_than_the_checkpoint():
     before = check_of("data=camvid")
     now = check_of("data=camvid", "model.backbone.depth=50", "optimizer.lr=0.01")
-    lines = differences(before, now)
+    lines = differences(before.plain, now.plain)
     assert "  model.backbone.depth: 18 in the checkpoint, 50 now" in lines
     assert "  optimizer.lr: 0.002 in the checkpoint, 0.01 now" in lines
 
