@@ -21,7 +21,8 @@ def run(config: DictConfig) -> None:
     """Check the config, then train; with ``run.processes`` in that many processes."""
     if config.dry_run and OmegaConf.is_missing(config.data, "root"):
         config.data.root = "."  # a plan reads no data
-    config.run.name = config.run.name or cli.choice()
+    if config.run.name is None:  # read and written back, an escaped ${ would be resolved
+        config.run.name = cli.choice()
     checked = check(config, cli.added_keys(), needs_data=not config.dry_run)
     if checked.run.processes and "WORLD_SIZE" not in os.environ and not checked.dry_run:
         launcher.start(checked.run.processes, [__file__, *cli.flags(), *cli.overrides()])
