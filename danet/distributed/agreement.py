@@ -7,14 +7,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from danet.distributed import failures
+from danet.distributed import failures, signals
 from danet.distributed.collectives import is_first, world_size
-from danet.distributed.failures import POLL, dead_ranks, default_store, naming_failures
+from danet.distributed.failures import dead_ranks, default_store, naming_failures
+from danet.distributed.reporting import POLL
 
 _LONGEST_EVALUATION = timedelta(hours=24)
 """How long ``wait_patiently`` waits for a process that is alive."""
 
-_ARRIVAL = 5.0
+# Within an evaluation each process stops at its own copy of the signal.
+_ARRIVAL = signals.SAME
 """Seconds for all processes to reach the end of a run once one has."""
 
 _LAUNCHER_NOTICE = 3.0
@@ -33,6 +35,7 @@ class Agreement:
         self._group: Any = None
         self._work: Any = None
         if world_size() > 1:
+            # NCCL has no bitwise reductions, and its collectives would queue behind the step.
             self._group = dist.new_group(backend="gloo", timeout=failures.TIMEOUT)
 
     def exchange(self, flags: int) -> int:
@@ -42,7 +45,7 @@ class Agreement:
         """
         if self._group is None:
             return flags
-        raised = self._finish()
+        raised = self._finish()  # begun a step ago, so it costs no wait
         self._flags = torch.tensor([flags])
         self._work = dist.all_reduce(
             self._flags, dist.ReduceOp.BOR, group=self._group, async_op=True
@@ -86,6 +89,7 @@ class Farewell:
             all_arrived = self._wait_for("arrived", world_size(), _ARRIVAL)
             self._add("first finished")
             return all_arrived
+        # In two waits: a rank 0 that died on another host must not cost the whole TIMEOUT.
         if self._wait_for("first arrived", 1, _ARRIVAL):
             self._wait_for("first finished", 1, failures.TIMEOUT.total_seconds())
         return self._add("arrived", 0) == world_size()
@@ -94,6 +98,7 @@ class Farewell:
         """Add to a counter of the store and return its value; -1 if the store is gone."""
         if world_size() == 1:
             return 1
+        # Adding 0 reads a counter; get() would block until the key exists.
         try:
             return default_store().add(f"farewell/{name}", amount)
         except (RuntimeError, ValueError):  # it died with the launcher or with rank 0
@@ -112,9 +117,6 @@ class Farewell:
 def wait_patiently(name: str) -> None:
     """Wait for all processes after work that may take each a very different time.
 
-    An exchange fails after TIMEOUT, but an evaluation may take hours longer on one process than on
-    another. This wait polls the store, so signals are handled meanwhile.
-
     Args:
         name: Of this place; used once per run, the same on all processes.
 
@@ -123,6 +125,8 @@ def wait_patiently(name: str) -> None:
     """
     if world_size() == 1:
         return
+    # A barrier fails after TIMEOUT, but one process may evaluate hours longer than another; and it
+    # blocks in C++, where Python handles no signal.
     pause, deadline = POLL / 10, time.monotonic() + _LONGEST_EVALUATION.total_seconds()
     with naming_failures(f"waiting for {name}"):
         store = default_store()
@@ -134,4 +138,5 @@ def wait_patiently(name: str) -> None:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"others did not arrive within {_LONGEST_EVALUATION}")
             time.sleep(pause)
+            # 5 ms at first, for ranks that are nearly equal; 1 s at most, to spare the store.
             pause = min(2 * pause, 20 * POLL)

@@ -34,6 +34,7 @@ def from_rank(source: int, value: T) -> T:
     """Broadcast a picklable value from one rank."""
     if world_size() == 1:
         return value
+    # With NCCL the pickled bytes travel over the current CUDA device, see rendezvous.py.
     box: list[Any] = [value]
     with naming_failures(f"broadcast from process {source}"):
         dist.broadcast_object_list(box, src=source)
@@ -54,7 +55,7 @@ def sum_in_place(counts: Tensor) -> None:
     """Replace a tensor by its sum over all processes."""
     if world_size() > 1:
         with naming_failures("sum of counts"):
-            dist.all_reduce(counts)
+            dist.all_reduce(counts)  # on CUDA it is only queued; the caller may go on
 
 
 def sum_of(values: Tensor, name: str) -> list[float]:
@@ -69,6 +70,7 @@ def broadcast_buffers(module: nn.Module) -> None:
     """Copy the buffers of rank 0 to all processes, so that all evaluate the same network."""
     if world_size() > 1:
         with naming_failures("broadcast of buffers"):
+            # One by one, since dtypes differ: some 300 small messages, before evaluations only.
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
 
@@ -77,4 +79,4 @@ def barrier() -> None:
     """Return when all processes have called this."""
     if world_size() > 1:
         with naming_failures("waiting for one another"):
-            dist.barrier()
+            dist.barrier()  # fails after TIMEOUT; see agreement.wait_patiently for longer waits

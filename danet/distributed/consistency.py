@@ -22,6 +22,7 @@ def digest_of(value: Any) -> str:
 
 def code_version() -> str:
     """Return the versions of this package and of torch, and a digest of the package's sources."""
+    # Of the sources, not a git revision: a wheel has none, and local edits count.
     root = Path(danet.__file__).parent
     digest = hashlib.sha256()
     # In a checkout danet/datasets is a symbolic link, which rglob would not follow.
@@ -41,6 +42,7 @@ def require_same(facts: Mapping[str, str]) -> None:
     Raises:
         InputError: A fact differs.
     """
+    # Gathered on all, so that all raise and none waits for the others in the next exchange.
     everywhere = collectives.gather(dict(facts))
     for name in facts:
         values = [of.get(name) for of in everywhere]

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-_SIZE = 64
+_SIZE = 64  # 2 x 2 positions at output stride 32
 """Height and width of the probe image, in pixels."""
 
 
@@ -22,10 +22,11 @@ def freeze_unused_parameters(model: nn.Module) -> list[str]:
         model: Maps images to a SegmentationOutput, all of which enters the loss.
     """
     network = deepcopy(model).to("meta").train()
+    # Two images: batch norm in training refuses one value per channel, as after global pooling.
     image = torch.empty(2, 3, _SIZE, _SIZE, dtype=torch.uint8, device="meta")
     try:
         output = network(image)
-    except (RuntimeError, NotImplementedError, ValueError):
+    except (RuntimeError, NotImplementedError, ValueError):  # an operator without a meta kernel
         return []
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     parameters = [network.get_parameter(name) for name in names]
@@ -53,8 +54,9 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     """Return the network inside DistributedDataParallel, which averages the gradients."""
     wrapped = DistributedDataParallel(
         model,
+        # DDP refuses device_ids for modules on the CPU.
         device_ids=[device.index] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
+        gradient_as_bucket_view=True,  # saves a second copy of all gradients
     )
     # Batch statistics of rank 0 are the ones that count: it saves them, and evaluation broadcasts
     # them. An attribute, since releases of torch differ in the name of the argument.

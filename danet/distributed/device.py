@@ -8,7 +8,7 @@ from danet.errors import InputError
 
 
 def choose_device(wanted: str, *, key: str = "device") -> torch.device:
-    """Returns the device of this process: ``auto`` is CUDA where there is one.
+    """Return the device of this process: ``auto`` is CUDA where there is one.
 
     Args:
         wanted: auto, cpu or cuda.
@@ -24,8 +24,9 @@ def choose_device(wanted: str, *, key: str = "device") -> torch.device:
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    # Without the variable (srun sets none) this process is the only evidence.
     here = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
-    if here > torch.cuda.device_count():
+    if here > torch.cuda.device_count():  # NCCL fails with two ranks on one
         raise InputError(
             f"{here} processes on a machine with {torch.cuda.device_count()} CUDA device(s): "
             "start one process per device"

@@ -11,13 +11,11 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
+from danet.distributed.reporting import POLL
 from danet.errors import ProcessError, UserError, first_line
 
-TIMEOUT = timedelta(minutes=10)
+TIMEOUT = timedelta(minutes=10)  # gloo's default, 30 minutes, holds the machines of a dead run
 """How long an exchange waits for the other processes."""
-
-POLL = 0.05
-"""Seconds between two looks at the store or at another process."""
 
 _NOTICE = 2.0
 """Seconds for a dead process to disappear from the process table once its connection broke."""
@@ -39,16 +37,18 @@ def local_pid(store: Store, rank: int) -> int | None:
 
 def is_alive(pid: int) -> bool:
     """Return whether a process of this host runs; a zombie does not."""
-    if os.name != "posix":
+    if os.name != "posix":  # on Windows signal 0 is Ctrl-C
         return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except PermissionError:  # it exists, under another user
         return True
+    # Signal 0 reaches a zombie, which a dead worker is until its launcher has read the exit code.
     try:
         with open(f"/proc/{pid}/stat") as file:
+            # The name before the state may contain spaces and brackets itself.
             return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
     except (OSError, IndexError):
         return not os.path.isdir("/proc/self")  # macOS has no /proc
@@ -89,11 +89,14 @@ def naming_failures(exchange: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
+        # NCCL raises nothing when a process dies: its watchdog or the launcher ends this process,
+        # so on GPUs these messages are mostly those of set-up and of the gloo group.
         is_other = isinstance(error, (UserError, torch.OutOfMemoryError))
         # torch's signal handler raises this one anywhere, also in the midst of an exchange.
         is_worker = str(error).startswith("DataLoader worker")
         if not dist.is_initialized() or dist.get_world_size() == 1 or is_other or is_worker:
             raise
+        # One death breaks the exchange on all ranks; who reports is settled in reporting.py.
         dead = dead_ranks(_NOTICE)
         cause = (
             f"process {' and '.join(map(str, dead))} of this machine has died"

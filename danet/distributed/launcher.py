@@ -22,6 +22,7 @@ def start(count: int, command: Sequence[str]) -> None:
     Raises:
         ProcessError: A process failed, and has reported why.
     """
+    # As a module: a torchrun on PATH may be that of another environment.
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     with subprocess.Popen([sys.executable, *launcher, *command]) as child:
 
@@ -46,6 +47,7 @@ def require_sound(environment: Mapping[str, str]) -> None:
         InputError: A variable is no number, out of range, or missing beside another.
     """
     values = {name: _number(environment, name, low) for name, low in _LOW.items()}
+    # A rank out of range would leave the others waiting until TIMEOUT.
     for name, world in (
         ("RANK", values["WORLD_SIZE"]),
         ("LOCAL_RANK", values["LOCAL_WORLD_SIZE"]),
@@ -61,7 +63,7 @@ def require_sound(environment: Mapping[str, str]) -> None:
     size = values["WORLD_SIZE"] or 1
     if (values["LOCAL_WORLD_SIZE"] or 1) > size and values["WORLD_SIZE"] is not None:
         raise _wrong(f"LOCAL_WORLD_SIZE={values['LOCAL_WORLD_SIZE']} of WORLD_SIZE={size}")
-    if size == 1:  # nobody is to be met; a cluster may use the other names for something else
+    if size == 1:  # no rendezvous; a cluster may use the other names for something else
         return
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         if not environment.get(name):
@@ -82,5 +84,5 @@ def _number(environment: Mapping[str, str], name: str, low: int) -> int | None:
 
 def _wrong(text: str) -> InputError:
     error = InputError(f"{text}; {_REMEDY}")
-    error.is_reported = False  # no process waits for another one to say it
+    error.is_reported = False  # each process reports its own variables, see reporting.py
     return error

@@ -22,9 +22,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # a misspelt setting is reported before torch is imported
     from torch._C._distributed_c10d import Store
 
+POLL = 0.05
+"""Seconds between two polls of the store or of another process."""
+
 REPORT = 20.0
 """Seconds for a rank to report an error and exit, and for the launcher to end the others."""
 
+# A part of REPORT: rank 0 may still have to report after this wait, while the others wait REPORT.
 CLAIM = REPORT / 10
 """Seconds for other ranks to claim the same error while rank 0, which hosts the store, is alive."""
 
@@ -37,13 +41,14 @@ def claim(store: "Store", rank: int, world_size: int) -> int:
         rank: Of this process.
         world_size: Number of processes.
     """
+    # compare_set is atomic in the store: exactly one rank finds the key empty.
     reporter = int(store.compare_set("reporter", "", str(rank)))
     claims = store.add("claims", 1)
     deadline = time.monotonic() + CLAIM
     # Without torchrun rank 0 hosts the store: it stays until the others have asked.
     hosts_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     while hosts_store and claims < world_size and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(POLL)
         claims = store.add("claims", 0)
     return reporter
 
@@ -53,19 +58,17 @@ def is_reported(error: BaseException) -> bool:
     reported: bool | None = getattr(error, "is_reported", None)
     local_rank = os.environ.get("LOCAL_RANK") or os.environ.get("RANK", "0")
     if reported is None and local_rank != "0":
-        time.sleep(REPORT)
+        time.sleep(REPORT)  # the launcher's SIGTERM ends this process here, with nothing printed
     return bool(reported)
 
 
 @contextmanager
 def leaving_the_group() -> Iterator[None]:
-    """End this process at once when an exception passes and it is in a process group.
-
-    Python's normal exit destroys the group, which may wait for the other processes for ever.
-    """
+    """End this process at once when an exception passes and it is in a process group."""
     try:
         yield
     except BaseException as error:
+        # Looked up, not imported: most errors of settings come before torch is loaded.
         distributed = sys.modules.get("torch.distributed")
         if distributed is None or not distributed.is_available():
             raise
@@ -74,6 +77,7 @@ def leaving_the_group() -> Iterator[None]:
         code = error.code if isinstance(error, SystemExit) else 1
         if not isinstance(error, SystemExit):
             traceback.print_exception(error)
-        sys.stdout.flush()
+        sys.stdout.flush()  # which os._exit leaves out
         sys.stderr.flush()
+        # A normal exit destroys the group: NCCL then waits for ranks that may wait for this one.
         os._exit(code if isinstance(code, int) else 1)

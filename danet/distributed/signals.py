@@ -16,10 +16,10 @@ SAVE = 2
 FAIL = 4
 """No signal, but a flag exchanged beside them: a checkpoint could not be written, so end."""
 
+# Slurm and systemd send SIGTERM to every process of a job, and torchrun then sends it again to its
+# workers; likewise the SIGINT of a terminal, which the workers have received already.
 SAME = 5.0
-"""Seconds within which a further SIGTERM or SIGHUP is the same request: Slurm and systemd send it
-to every process of a job, and torchrun then sends it to its workers again. So torchrun does with
-the SIGINT of a terminal, which its workers have had already."""
+"""Seconds within which a further SIGTERM or SIGHUP is a copy of the same request."""
 
 _REQUESTS = {signal.SIGTERM: STOP, signal.SIGINT: STOP}
 if hasattr(signal, "SIGUSR1"):  # not on Windows
@@ -34,11 +34,9 @@ class Stop(Exception):
 def handled(
     handler: Callable[[int, FrameType | None], None], requests: int = STOP | SAVE
 ) -> Iterator[None]:
-    """Send signals to a handler that mean one of the requests; those of before return afterwards.
-
-    A signal that was ignored at the start stays so: nohup does that with SIGHUP, a shell with the
-    SIGINT of what it starts in the background.
-    """
+    """Handle the signals of some requests, and restore the previous handlers afterwards."""
+    # An ignored signal stays ignored: nohup does that to SIGHUP, and a shell to the SIGINT of what
+    # it starts in the background.
     before = {
         number: signal.signal(number, handler)
         for number, request in _REQUESTS.items()
@@ -52,7 +50,7 @@ def handled(
 
 
 class Signals:
-    """Collects requests while it is entered; see ``handled``.
+    """Collects requests while it is entered.
 
     Attributes:
         name: Of the signal that asked for the stop, for messages.
@@ -62,51 +60,53 @@ class Signals:
         self.name = ""
         self._requests = 0
         self._since = 0.0
-        self._is_at_once = False
+        self._raises_stop = False
 
     def __enter__(self) -> "Signals":
-        self._handled = handled(self._note)
-        self._handled.__enter__()
+        self._handlers = handled(self._on_signal)
+        self._handlers.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._handled.__exit__(None, None, None)
+        self._handlers.__exit__(None, None, None)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
         request = _REQUESTS[signal.Signals(number)]
         if request == STOP and self._requests & STOP:
-            is_passed_on = number != signal.SIGINT or "TORCHELASTIC_RUN_ID" in os.environ
-            if is_passed_on and time.monotonic() - self._since < SAME:
+            # Outside torchrun a second SIGINT is a second Ctrl-C.
+            may_be_copy = number != signal.SIGINT or "TORCHELASTIC_RUN_ID" in os.environ
+            if may_be_copy and time.monotonic() - self._since < SAME:
                 return
             # Nothing is lost: checkpoints are renamed into place, so the one of before is whole.
-            os._exit(128 + number)
+            os._exit(128 + number)  # the code that a shell gives for this signal
         if request == STOP:
             self.name = signal.Signals(number).name
             self._since = time.monotonic()
         self._requests |= request
-        if request == STOP and self._is_at_once:
+        # Raised out of the handler, between two bytecodes of whatever the main thread executes.
+        if request == STOP and self._raises_stop:
             raise Stop
 
     def take(self) -> int:
-        """Returns the requests that came, as bits; a request to save is forgotten with that."""
+        """Return the requests so far, as bits, and clear a request to save."""
         requests = self._requests
-        self._requests &= ~SAVE
+        self._requests &= ~SAVE  # STOP stays: a second signal must find it
         return requests
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Lets a request to stop raise Stop within, where nothing can be torn.
+        """Raise Stop at once for a request to stop, in code that may be interrupted anywhere.
 
         Raises:
             Stop: One came, now or before.
         """
         if self._requests & STOP:
             raise Stop
-        self._is_at_once = True
+        self._raises_stop = True
         try:
             yield
         finally:
-            self._is_at_once = False
+            self._raises_stop = False
 
 
 def is_in_foreground() -> bool:
@@ -119,11 +119,11 @@ def is_in_foreground() -> bool:
 
 
 def follow_parent() -> None:
-    """Asks the system for SIGTERM when the launcher dies, which torchrun's workers outlive else.
+    """Ask the system for SIGTERM when the launcher dies; Linux only, elsewhere a no-op.
 
-    To be called first of all: a launcher that died before is not noticed. Linux only; elsewhere
-    nothing happens.
+    To be called first of all: a launcher that died before is not noticed.
     """
+    # After a SIGKILL of torchrun its workers would live on, and hold the GPUs.
     if sys.platform != "linux" or "LOCAL_RANK" not in os.environ:
         return
     parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
