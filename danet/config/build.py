@@ -122,8 +122,8 @@ def checked_config(
         stored = saved["config"]
         if problem := problem_with(stored, "config"):
             raise InputError(problem)
-        # Merged with the schema first, as Hydra does with a new one: this adds keys that the version
-        # which wrote it did not have, and refuses unknown keys and values of another type.
+        # Merged with the schema first, as Hydra does with a new one: keys that its version did not
+        # have get their defaults, and values of another type are refused before code reads them.
         typed = OmegaConf.merge(OmegaConf.structured(TrainSchema), stored)
         config: Any = OmegaConf.to_container(typed, resolve=False)
         if missing := [group for group in TRUSTED if not config[group]]:
@@ -167,7 +167,7 @@ def misfit(saved: Checkpoint, config: TrainConfig) -> str:
     problems = explain_mismatch(expected, saved["model"])
     if not problems and saved.get("ema") is not None:
         expected = {f"module.{name}": value for name, value in expected.items()}
-        count = {"n_averaged": torch.tensor(0)}  # a buffer of torch's AveragedModel
+        count = {"n_averaged": torch.tensor(0)}  # a buffer of ModelEMA, which a checkpoint may lack
         problems = explain_mismatch({**expected, **count}, {**count, **saved["ema"]})
     return problems
 
@@ -191,7 +191,7 @@ def untrained(config: TrainConfig) -> nn.Module:
 
 
 def model_of(saved: Checkpoint, config: TrainConfig, path: str | Path) -> nn.Module:
-    """Return the network of a checkpoint in eval mode, with the averaged weights if there are any."""
+    """Return the network of a checkpoint in eval mode, with averaged weights if there are any."""
     if problems := misfit(saved, config):
         raise InputError(
             f"checkpoint={path}: the weights do not fit its own config: {problems}; one of the two "
