@@ -1,4 +1,4 @@
-"""What every tool does around its work: composing the config, turning errors into exit codes."""
+"""The frame of every tool: composes the config, calls the tool, converts errors to exit codes."""
 
 import os
 import re
@@ -52,32 +52,34 @@ _HYDRA_FLAGS = [
 
 _SHORT_FLAGS = ("-h", "-c", "-p", "-r", "-m", "-sc", "-cp", "-cn", "-cd", "-i")
 _OPTIONAL = ("experiment", "debug", "evaluation")
-"""Groups of which nothing may be chosen; of the last where a checkpoint has a choice."""
+"""Groups in which null may be chosen; in the last if a checkpoint has a choice."""
 
 _PATHS = (
     *("data.root", "run.dir", "resume", "init_from", "model.backbone.weights"),
     *("checkpoint", "input", "output", "images", "metrics", "other", "submission"),
     *("data.sbd_root", "data.cache_dir"),
 )
-"""Settings whose value is a path."""
+"""Keys of settings whose value is a path."""
 
 
 def run(work: Callable[[DictConfig], None], config_name: str) -> None:
     """Compose ``config_name`` with the command line, call ``work``, and end the process.
 
-    A UserError is printed as it is, on stderr, by one process, with its exit code; so is a disk
-    that is full or may not be written, and a name that the file system refuses. Any other exception
-    is a bug and keeps its traceback; with ``DANET_TRACEBACK=1`` all do. A console that cannot be
-    written ends nothing.
+    Of a UserError one process prints the message on stderr, and all exit with its code. A full or
+    read-only disk, or a name that the file system refuses, is handled in the same way. Any other
+    exception is a bug and keeps its traceback; with ``DANET_TRACEBACK=1`` all do. A console that
+    cannot be written to does not end the run.
     """
-    # Hydra would print a short traceback and exit with 1; this lets exceptions through.
+    # Hydra would print a shortened traceback and exit with 1; with this it lets exceptions through.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     schema.register()
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # a tool's file sets it for its imports
+    # The file of a tool sets SIG_DFL, so that Ctrl-C during its imports prints no traceback.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with console.unbreakable(), reporting.leaving_the_group(), _exit_codes(config_name):
         launcher.require_sound(os.environ)
         _check_arguments(sys.argv[1:])
+        # hydra.main reads sys.argv and takes no arguments.
         sys.argv[1:] = [quote_text(quote_path(argument)) for argument in sys.argv[1:]]
         errors: list[Exception] = []
         task = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
@@ -88,7 +90,7 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
 
 @contextmanager
 def _keeping(errors: list[Exception]) -> Iterator[None]:
-    """Keep errors for the user from Hydra, which would add lines of its own."""
+    """Collect errors for the user; Hydra would print the overrides before it raises them again."""
     try:
         yield
     except (UserError, OmegaConfBaseException) as error:
@@ -101,7 +103,7 @@ def _keeping(errors: list[Exception]) -> Iterator[None]:
 
 @contextmanager
 def _exit_codes(config_name: str) -> Iterator[None]:
-    """Turn errors for the user into a line on stderr and an exit code."""
+    """Convert errors for the user to a message on stderr and an exit code."""
     try:
         yield
     except (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
@@ -121,7 +123,7 @@ def _exit_codes(config_name: str) -> Iterator[None]:
 
 
 def quote_path(argument: str) -> str:
-    """Makes a setting that is a path safe for Hydra, whose grammar knows few characters.
+    """Quote a setting that is a path, since Hydra's grammar has few characters outside quotes.
 
     Spaces, brackets and letters of any alphabet are kept, and ``~`` is the home folder.
     """
@@ -132,9 +134,9 @@ def quote_path(argument: str) -> str:
 
 
 def quote_text(argument: str) -> str:
-    """Quotes what Hydra's grammar refuses, in a list the parts of it that are no numbers.
+    """Quote a value that Hydra's grammar refuses, or the items of a list that it refuses.
 
-    Names in any alphabet and with any marks are so taken for what they are.
+    Names in any alphabet and with any punctuation are thus taken literally.
     """
     key, equals, value = argument.partition("=")
     is_list = value[:1] == "[" and value[-1:] == "]"
@@ -151,7 +153,7 @@ def quote_text(argument: str) -> str:
 
 
 def _is_understood(argument: str) -> bool:
-    """Tells whether Hydra's grammar has a meaning for a setting."""
+    """Return whether Hydra's grammar accepts a setting."""
     try:
         OverridesParser.create().parse_override(argument)
     except HydraException:
@@ -160,7 +162,7 @@ def _is_understood(argument: str) -> bool:
 
 
 def _check_arguments(arguments: list[str]) -> None:
-    """Refuses ``--steps 3``, which is how other programs are told, and choices of nothing."""
+    """Raise InputError for ``--steps 3``, the form of other programs, and for choices of null."""
     for argument in arguments:
         if any("\ud800" <= letter <= "\udfff" for letter in argument):  # bytes that are no letters
             shown = os.fsencode(argument).decode("ascii", "backslashreplace")
@@ -185,17 +187,17 @@ def _check_arguments(arguments: list[str]) -> None:
 
 
 def _choices(group: str) -> list[str]:
-    """Returns what a group of the configs has to choose from; nothing where there is no such."""
+    """Return the choices of a group of the configs; empty if there is no such group."""
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")) if group else []
 
 
 def overrides() -> list[str]:
-    """Returns the settings of the command line, as they were typed."""
+    """Return the settings of the command line as typed."""
     return list(HydraConfig.get().overrides.task)
 
 
 def flags() -> list[str]:
-    """Returns what of the command line is no setting, without what asks for a sweep."""
+    """Return the flags of the command line with their values, except those of a sweep."""
     kept, is_value = [], False
     for argument in sys.argv[1:]:
         is_flag = argument.startswith("-")
@@ -206,12 +208,12 @@ def flags() -> list[str]:
 
 
 def added_keys() -> list[str]:
-    """Returns the keys that were appended with ``+``."""
+    """Return the keys that were appended with ``+``."""
     return [o.lstrip("+").split("=")[0] for o in overrides() if o.startswith("+")]
 
 
 def _explain(error: Exception, config_name: str) -> str:
-    """Says in one line what Hydra or OmegaConf found wrong, with the closest valid name."""
+    """Return the error of Hydra or OmegaConf in one line, with the closest valid name."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         choices = sorted(error.options)
@@ -250,7 +252,7 @@ def _explain(error: Exception, config_name: str) -> str:
 
 
 def _shorten(text: str, key: str) -> str:
-    """Puts the key in front of OmegaConf's own words, and names the found value."""
+    """Return a message of OmegaConf in plain words, with the key and the value."""
     match = re.match(r"Value '(.*)' of type '(\w+)' could not be converted to (\w+)", text)
     if match:
         names = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
@@ -266,7 +268,7 @@ def _shorten(text: str, key: str) -> str:
 
 
 def _explain_yaml(error: yaml.YAMLError) -> str:
-    """Names the file, the line and the column of a config file that is no YAML."""
+    """Return an error of YAML syntax with the file, the line and the column."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     problem = getattr(error, "problem", None) or first_line(error)
     if mark is None:
@@ -276,13 +278,13 @@ def _explain_yaml(error: yaml.YAMLError) -> str:
 
 
 def _keys(config_name: str) -> list[str]:
-    """Returns the keys of the config as the choices of the command line make it."""
+    """Return the keys of the config, composed with the choices of the command line."""
     chosen = [a for a in sys.argv[1:] if "=" in a and _choices(a.lstrip("+").partition("=")[0])]
-    GlobalHydra.instance().clear()
+    GlobalHydra.instance().clear()  # that of hydra.main, beside which no other can be initialised
     try:
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config = hydra.compose(config_name, chosen)
-    except (HydraException, OmegaConfBaseException):  # the files themselves are at fault
+    except (HydraException, OmegaConfBaseException):  # the config files themselves are invalid
         return []
     keys: list[str] = []
 
@@ -308,18 +310,18 @@ def _unknown_keys(known: Collection[str]) -> list[str]:
 
 
 def choice() -> str:
-    """Returns what a run is called by default: the experiment, else the data set."""
+    """Return the default name of a run: the experiment, else the data set."""
     choices = HydraConfig.get().runtime.choices
     return str(choices.get("experiment") or choices.get("data") or "run")
 
 
 def chosen(group: str) -> str | None:
-    """Returns what the command line or the root config chose for a group; None for nothing."""
+    """Return the choice of the command line or the root config for a group, or None."""
     choice = HydraConfig.get().runtime.choices.get(group)
     return None if choice is None else str(choice)
 
 
 def say(text: str) -> None:
-    """Prints a line, on the first process only."""
+    """Print a line, on the first process only."""
     if os.environ.get("RANK", "0") == "0":
         print(text, flush=True)

@@ -1,4 +1,4 @@
-"""From a checked config to objects: data sets, a network, the network of a checkpoint."""
+"""Construction of objects from a checked config: data sets, networks, a checkpoint's network."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -24,14 +24,13 @@ from danet.errors import InputError, UserError, first_line
 from danet.plain import printable, problem_with
 
 _ODD = (OmegaConfBaseException, ValueError, TypeError, LookupError, AttributeError, AssertionError)
-"""What OmegaConf and the check raise for a config that is none."""
+"""What OmegaConf and the check raise for an invalid config."""
 
 
 def make(node: Any, key: str, **arguments: Any) -> Any:
-    """Builds what a checked node describes; a partial one is called with ``arguments``.
+    """Build the object that a checked node describes; call a partial one with ``arguments``.
 
-    Nothing is resolved or interpreted: a node is plain data, and every class that is called is
-    held against the trusted ones at that moment.
+    Nothing is resolved or interpreted: a node is plain data.
 
     Raises:
         InputError: A constructor refuses a value; the message starts with the key.
@@ -55,6 +54,8 @@ def _built(value: Any, key: str) -> Any:
     }
     if "_target_" not in value:
         return inside
+    # Located again, though the config is checked: a caller may bring a node that never was. Not by
+    # hydra.utils.instantiate, which calls any import path that its block list does not have.
     target = locate(value["_target_"], key.split(".")[0])
     if value.get("_partial_", False):
         return partial(target, **inside)
@@ -64,19 +65,19 @@ def _built(value: Any, key: str) -> Any:
 
 @contextmanager
 def _named(key: str) -> Iterator[None]:
-    """Turn whatever a constructor raises into one line that begins with the key."""
+    """Convert the exceptions of a constructor to an InputError of one line, the key first."""
     try:
         yield
     except UserError:
         raise
     except (ValueError, TypeError) as error:
         raise InputError(f"{key}: {first_line(error)}") from error
-    except Exception as error:  # values of a file may make torch raise anything
+    except Exception as error:  # with the values of a foreign file torch may raise anything
         raise InputError(f"{key}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def make_dataset(config: TrainConfig, split: str, *, training: bool) -> SegmentationDataset:
-    """Makes the data set of one split, with the transforms of training or of evaluation.
+    """Build the data set of one split, with the transforms of training or of evaluation.
 
     Raises:
         InputError: Files are missing, or the class count of the config is not the data set's.
@@ -99,7 +100,7 @@ def make_dataset(config: TrainConfig, split: str, *, training: bool) -> Segmenta
 
 
 def make_model(config: TrainConfig) -> nn.Module:
-    """Return the network of a config; raise InputError."""
+    """Build the network of a config; raise InputError where its classes refuse the values."""
     model: nn.Module = make(config.model, "model")
     return model
 
@@ -107,17 +108,22 @@ def make_model(config: TrainConfig) -> nn.Module:
 def checked_config(
     saved: Checkpoint, path: str | Path, data: DataFolder | None = None
 ) -> TrainConfig:
-    """Return the config inside a checkpoint after the same check that a new one gets.
+    """Return the config of a checkpoint, after the same check as a new one.
 
     Args:
         saved: The checkpoint.
         path: Of the checkpoint, for messages.
-        data: What replaces the data settings inside.
+        data: Replaces data settings of the config.
+
+    Raises:
+        InputError: The config is invalid, or has another number of classes than the checkpoint.
     """
     try:
         stored = saved["config"]
         if problem := problem_with(stored, "config"):
             raise InputError(problem)
+        # Merged with the schema first, as Hydra does with a new one: keys that its version did not
+        # have get their defaults, and values of another type are refused before code reads them.
         typed = OmegaConf.merge(OmegaConf.structured(TrainSchema), stored)
         config: Any = OmegaConf.to_container(typed, resolve=False)
         if missing := [group for group in TRUSTED if not config[group]]:
@@ -131,38 +137,37 @@ def checked_config(
                 raise InputError(f"data.num_classes={count} and {len(saved[name])} {name}")
         return checked
     except _ODD as error:
-        told = str(error) if isinstance(error, InputError) else first_line(error)
+        reason = str(error) if isinstance(error, InputError) else first_line(error)
         raise InputError(
-            f"checkpoint={path}: its config is refused: {printable(told, chr(10))}"
+            f"checkpoint={path}: its config is refused: {printable(reason, chr(10))}"
         ) from error
 
 
 def _replace_data(node: dict[str, Any], data: DataFolder) -> None:
-    """Put settings of the command line in the place of those in a file."""
+    """Replace data settings of a checkpoint by those of the command line."""
     if data.root is not None:
-        # The config is resolved: the root stands there twice.
+        # The interpolation of data.root in the data set was resolved: the root is there twice.
         root = str(Path(os.path.expanduser(data.root)).absolute())
         node["root"] = node["dataset"]["root"] = root
     if isinstance(data, DataOverrides) and data.num_workers is not None:
         node["num_workers"] = data.num_workers
     if "cache" in node:
-        node["cache"] = "none"  # its folder is one of the machine that trained
+        node["cache"] = "none"  # its folder is on the machine that trained
 
 
 def misfit(saved: Checkpoint, config: TrainConfig) -> str:
-    """Return what keeps the weights of a checkpoint from filling the network of its config.
-
-    The network is made on the meta device, so a config may ask for any width and takes no memory.
+    """Return why the weights of a checkpoint do not fit the network of its config; "" if they do.
 
     Raises:
-        InputError: There is no such network.
+        InputError: The network cannot be built.
     """
+    # On the meta device a foreign config may ask for any width without taking memory.
     with torch.device("meta"):
         expected = untrained(config).state_dict()
     problems = explain_mismatch(expected, saved["model"])
     if not problems and saved.get("ema") is not None:
         expected = {f"module.{name}": value for name, value in expected.items()}
-        count = {"n_averaged": torch.tensor(0)}
+        count = {"n_averaged": torch.tensor(0)}  # a buffer of ModelEMA, which a checkpoint may lack
         problems = explain_mismatch({**expected, **count}, {**count, **saved["ema"]})
     return problems
 
@@ -174,9 +179,9 @@ def averaged(saved: Checkpoint) -> dict[str, Tensor]:
 
 
 def untrained(config: TrainConfig) -> nn.Module:
-    """Make the network of a config with random weights, whatever files it once started from.
+    """Build the network of a config with random weights, whatever file it once started from.
 
-    For a checkpoint, which has its weights: the files need not exist any more.
+    For a checkpoint, which holds its weights: that file need not exist any more.
     """
     node, backbone = config.model, config.model.get("backbone")
     if isinstance(backbone, Mapping) and "weights" in backbone:
@@ -186,7 +191,7 @@ def untrained(config: TrainConfig) -> nn.Module:
 
 
 def model_of(saved: Checkpoint, config: TrainConfig, path: str | Path) -> nn.Module:
-    """Returns the network of a checkpoint in eval mode, with averaged weights where it has them."""
+    """Return the network of a checkpoint in eval mode, with averaged weights if there are any."""
     if problems := misfit(saved, config):
         raise InputError(
             f"checkpoint={path}: the weights do not fit its own config: {problems}; one of the two "
@@ -198,14 +203,14 @@ def model_of(saved: Checkpoint, config: TrainConfig, path: str | Path) -> nn.Mod
 
 
 def load_saved(path: str | Path) -> Checkpoint:
-    """Reads the network of a checkpoint, of an exported folder, or of a hub; runs no code of it.
+    """Read a checkpoint, an exported folder, or one of a hub, without executing code from it.
 
     Args:
-        path: A file; a folder as ``tools/export.py`` writes it, which has no state of an optimizer;
+        path: A file; a folder of ``tools/export.py``, which has no state of an optimizer;
             or ``hf://owner/name[@revision]``, which is downloaded once.
 
     Raises:
-        InputError: It is missing, damaged or foreign.
+        InputError: The file is missing, damaged or foreign.
     """
     if str(path).startswith(exported.SCHEME):
         saved = exported.load(exported.fetch(str(path)))
@@ -219,7 +224,7 @@ def load_saved(path: str | Path) -> Checkpoint:
 
 
 def load_model(path: str | Path) -> nn.Module:
-    """Returns a trained network, on the CPU and in eval mode.
+    """Return a trained network, on the CPU and in eval mode.
 
     It maps RGB images (B, 3, H, W), uint8 or float in 0..255, to a SegmentationOutput whose
     ``logits`` are (B, K, H, W). ``classes`` and ``palette`` of the network name and colour the K

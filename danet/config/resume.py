@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint, and with which config."""
+"""Resuming a run: the checkpoint it continues from, and its config."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -20,13 +20,13 @@ from danet.engine.optimizer import misfit as optimizer_misfit
 from danet.errors import InputError
 
 FREE = {*resumable_keys(), "data.dataset.root"}
-"""Settings that do not change what a step computes: each says why where it is declared. The last is
-an interpolation of data.root."""
+"""Settings that do not change what a step computes; each is declared with the reason. The last one
+is an interpolation of data.root."""
 
 CHANGEABLE = ("data.", "evaluation.", "loss.", "schedule.", "seed", "trainer.")
 NEVER = ("data.num_classes", "trainer.ema_decay")
-"""With ``allow_changes`` what begins with the former may differ, too. Network and optimizer may
-not: their states are in the checkpoint."""
+"""With ``allow_changes`` keys that begin with the former may differ, too, but not the latter, nor
+network and optimizer: their states are in the checkpoint."""
 
 
 def resolve(
@@ -61,49 +61,66 @@ def resolve(
         path, saved, notes = _newest_good(folder)
     else:
         saved = checkpoint_format.load(path, key="resume")
-    checkpoint_format.require_fields(saved, checkpoint_format.FOR_RESUME, f"resume={path}")
-    if saved["optimizer"] is None:  # made by tools/convert.py
-        raise InputError(
-            f"resume={path}: it has weights and no state of an optimizer, so there is no run to go "
-            "on with; start one from these weights with init_from"
-        )
-    stored_config = checked_config(saved, path)
-    stored, wanted = stored_config.plain, config.plain
-    if problems := misfit(saved, stored_config):
-        raise InputError(f"resume={path}: the weights do not fit its own config: {problems}")
-    typed = {override.lstrip("+~").split("=")[0] for override in overrides}
-    if typed <= FREE:
-        settled = deepcopy(stored)
-        settled["trainer"]["stop_at"] = None  # it stopped there; now it goes on
-        for key in typed:
-            _put(settled, key, _get(wanted, key))
-        if "data.root" in typed and "root" in settled["data"]["dataset"]:
-            settled["data"]["dataset"]["root"] = config.data.root
-    else:
-        notes += compare_settings(path, stored, wanted)
-        if any(_is_measure(line.split(":")[0].strip()) for line in differences(stored, wanted)):
-            forget_best(saved)
-            notes.append("resume: scores are measured otherwise, so the best score begins anew")
-        settled = deepcopy(wanted)
+    stored = _resumable_settings(saved, path)
+    settled, changes = _merge_settings(saved, path, stored, config, overrides)
+    notes += changes
+    # The path and not "auto", so that the run records which checkpoint it continued.
     settled["resume"], settled["init_from"] = str(path), None
     if config.run.dir is None:
         settled["run"]["dir"] = str(path.parent)
     run_folder.refuse_foreign(Path(settled["run"]["dir"]).expanduser(), path, saved)
     notes += _compare_batches(saved, stored, settled, world_size)
     notes += compare_threads(saved, settled["trainer"]["device"])
-    before, now = (of["data"].get("root") for of in (stored, settled))
-    if before and now and os.path.realpath(before) != os.path.realpath(now):
-        notes.append(
-            f"resume: data.root={now} instead of {before}: the pictures there are taken for the "
-            "same if they have the same names, so check that they are a copy"
-        )
+    notes += _compare_roots(stored, settled)
     return check_plain(settled), saved, notes
+
+
+def _resumable_settings(saved: Checkpoint, path: Path) -> dict[str, Any]:
+    """Return the checked settings of a checkpoint; raise InputError if no run can continue it."""
+    checkpoint_format.require_fields(saved, checkpoint_format.FOR_RESUME, f"resume={path}")
+    if saved["optimizer"] is None:  # made by tools/convert.py
+        raise InputError(
+            f"resume={path}: it has weights and no state of an optimizer, so there is no run to go "
+            "on with; start one from these weights with init_from"
+        )
+    config = checked_config(saved, path)
+    if problems := misfit(saved, config):
+        raise InputError(f"resume={path}: the weights do not fit its own config: {problems}")
+    return config.plain
+
+
+def _merge_settings(
+    saved: Checkpoint,
+    path: Path,
+    stored: Mapping[str, Any],
+    config: TrainConfig,
+    overrides: Iterable[str],
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings to continue with, and notes on those that changed; see ``resolve``."""
+    wanted = config.plain
+    # A choice of a group (experiment=...) is never free, so it leads to the comparison of all keys.
+    typed = {override.lstrip("+~").split("=")[0] for override in overrides}
+    if not typed <= FREE:
+        notes = compare_settings(path, stored, wanted)
+        if any(_is_measure(line.split(":")[0].strip()) for line in differences(stored, wanted)):
+            forget_best(saved)
+            notes.append("resume: scores are measured otherwise, so the best score begins anew")
+        return deepcopy(wanted), notes
+    settled = deepcopy(dict(stored))
+    settled["trainer"]["stop_at"] = (
+        None  # of the start before: a run that reached it would stop at once
+    )
+    for key in typed:
+        _put(settled, key, _get(wanted, key))
+    if "data.root" in typed and "root" in settled["data"]["dataset"]:
+        settled["data"]["dataset"]["root"] = config.data.root
+    return settled, []
 
 
 def refuse_other_states(
     saved: Checkpoint, model: nn.Module, factory: OptimizerFactory, path: str | None
 ) -> None:
-    """Refuse states of another optimizer or of other parameters; raises InputError."""
+    """Raise InputError if the state in a checkpoint is of another optimizer or other parameters."""
     if problem := optimizer_misfit(factory(model), model, saved["optimizer"]):
         raise InputError(
             f"resume={path}: the state of the optimizer does not fit: {problem}; to start a new "
@@ -112,10 +129,10 @@ def refuse_other_states(
 
 
 def _newest_good(folder: Path) -> tuple[Path, Checkpoint, list[str]]:
-    """Returns the newest checkpoint of a run that is whole, and what to say about newer ones.
+    """Return the newest undamaged checkpoint of a run, and notes on the damaged ones.
 
     Raises:
-        InputError: None is; a run never starts from zero over what is left of it.
+        InputError: All are damaged; a run never starts from zero over what is left of it.
     """
     damaged = []
     for path in manager.by_age(folder):
@@ -137,7 +154,7 @@ def _newest_good(folder: Path) -> tuple[Path, Checkpoint, list[str]]:
 
 
 def compare_settings(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Refuses other settings, or says which they are where they are allowed."""
+    """Return a note on settings that differ; raise InputError where they may not."""
     different = differences(stored, config)
     if not different:
         return []
@@ -158,23 +175,23 @@ def compare_settings(path: Path, stored: Mapping[str, Any], config: Mapping[str,
 
 
 def _is_measure(key: str) -> bool:
-    """Tells whether scores before and after a change of a key do not compare."""
+    """Return whether scores before and after a change of a key are not comparable."""
     is_of_training = key.startswith(("data.crop", "data.transforms.train", "data.train_split"))
     return key.startswith(("evaluation.", "data.")) and not is_of_training
 
 
 def compare_data(saved: Checkpoint, found: Mapping[str, str], *, allowed: bool) -> list[str]:
-    """Refuses other data than the checkpoint's, or says so where it is allowed.
+    """Return notes on data that differ from the checkpoint's.
 
-    Scores on another validation set do not compare with those before: the best is forgotten.
+    Scores on another validation set are not comparable with those before: the best is forgotten.
 
     Args:
-        saved: The checkpoint; old ones do not know their data.
+        saved: The checkpoint; old ones have no fingerprints.
         found: Fingerprints now, by the keys "training_set" and "validation_set".
         allowed: The setting ``allow_changes``.
 
     Raises:
-        InputError: Another one; with both.
+        InputError: The data differ and may not; the message has both fingerprints.
     """
     lines = []
     for key, effect in (
@@ -196,12 +213,12 @@ def compare_data(saved: Checkpoint, found: Mapping[str, str], *, allowed: bool) 
 
 
 def forget_best(saved: Checkpoint) -> None:
-    """Leaves no score in a checkpoint: later ones are measured otherwise."""
+    """Remove the scores of a checkpoint: later ones are not comparable with them."""
     saved["best_miou"], saved["scores"], saved["best"] = None, None, []
 
 
 def is_best_forgotten(saved: Checkpoint) -> bool:
-    """Tells whether ``forget_best`` was called on a checkpoint that had a score."""
+    """Return whether ``forget_best`` was called on a checkpoint that had a score."""
     return saved["best_miou"] is None and saved.get("evaluated_at", 0) > 0
 
 
@@ -220,13 +237,17 @@ def compare_threads(saved: Checkpoint, device: str) -> list[str]:
 def _compare_batches(
     saved: Checkpoint, stored: Mapping[str, Any], config: Mapping[str, Any], world: int
 ) -> list[str]:
-    """Refuses another global batch; says what another number of processes means."""
+    """Return notes on another number of processes or global batch; raise InputError on the latter.
+
+    With ``allow_changes`` another global batch is a note, too.
+    """
 
     def describe(of: Mapping[str, Any], processes: int) -> tuple[int, str]:
         size, times = of["data"]["batch_size"], of["trainer"]["accumulate"]
         text = f"data.batch_size={size} x trainer.accumulate={times} x {processes} process(es)"
         return size * times * processes, text
 
+    # The order of samples is a function of the seed and the images so far: the product counts.
     old, old_text = describe(stored, saved["processes"])
     new, new_text = describe(config, world)
     if old != new:
@@ -245,8 +266,20 @@ def _compare_batches(
     ]
 
 
+def _compare_roots(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Return a note where the data is in another folder than before."""
+    before, now = (of["data"].get("root") for of in (stored, config))
+    # realpath: the same folder by another name, such as a link, deserves no note.
+    if not before or not now or os.path.realpath(before) == os.path.realpath(now):
+        return []
+    return [
+        f"resume: data.root={now} instead of {before}: the pictures there are taken for the "
+        "same if they have the same names, so check that they are a copy"
+    ]
+
+
 def differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Returns a line for every key that differs and is not free."""
+    """Return a line for every key that differs and is not in ``FREE``."""
     old, new = _flat(stored), _flat(config)
     return [
         f"  {key}: {old.get(key, 'not set')} in the checkpoint, {new.get(key, 'not set')} now"
@@ -275,5 +308,5 @@ def _put(config: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for part in parents:
         config = config[part]
-    if value is not None or last in config:
+    if value is not None or last in config:  # a data set may not have every free key
         config[last] = value

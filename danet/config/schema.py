@@ -1,8 +1,8 @@
-"""The dataclasses of the configs: schemas for Hydra, and what the code receives.
+"""The dataclasses of the configs: schemas for Hydra, and the objects that the code receives.
 
 Hydra refuses unknown choices and, with a schema, unknown keys and wrong types of the fixed part;
 ``danet.config.validate`` checks the rest. A field that may have another value in a resumed run is
-made by ``resumable``, with the reason.
+declared by ``resumable``, with the reason.
 """
 
 import difflib
@@ -35,23 +35,22 @@ _ELSEWHERE = {
     "max_iters": "see trainer.steps",
     "learning_rate": "see optimizer.lr",
 }
-"""Last parts of keys that other programs have -> what does it here."""
-
+"""Last part of a key of other programs -> the setting here that has the same effect."""
 
 ON_BAD_SAMPLE = ("error", "skip")
 
 LOG_TO = ("tensorboard", "wandb", "mlflow")
-"""Where a log can be shown; each is the name of its package, too."""
-
+"""Programs that show a log; each is the name of its package, too."""
 
 _FILES = "where files go changes no weight"
 _READING = "how files are read changes no sample"
 _START = "says how this start begins"
 
 
+# Never frozen: OmegaConf makes the node of a frozen dataclass read-only, and composition fails.
 @dataclass
 class RunSettings:
-    """The config group ``run``: where a run keeps its files, and how it is started."""
+    """The config group ``run``: where a run writes its files, and how it is started."""
 
     dir: str | None = resumable(None, _FILES)
     name: str | None = resumable(None, _FILES)
@@ -67,7 +66,7 @@ class RunSettings:
             if name not in LOG_TO:
                 close = did_you_mean(name, LOG_TO)
                 lines.append(f"run.log_to: there is no {name}{close}; choices: {', '.join(LOG_TO)}")
-            elif importlib.util.find_spec(name) is None:
+            elif importlib.util.find_spec(name) is None:  # no import: it may take seconds
                 lines.append(f"run.log_to: {name} is not installed: pip install {name}")
         if self.processes is not None and self.processes < 1:
             lines.append(f"run.processes={self.processes}: expected at least 1, or null")
@@ -102,7 +101,7 @@ class TrainSchema(_TrainRoot):
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """The config group ``data``: the keys that the code reads, whatever the data set.
+    """The config group ``data``: the keys that the code reads for every data set.
 
     Args:
         dataset: The class that reads the files; ``make_dataset`` adds split and transform.
@@ -110,12 +109,12 @@ class DataConfig:
         num_classes: K.
         train_split, val_split: Names of splits.
         batch_size: Per process.
-        num_workers: Processes that read; 0 reads in the training process.
+        num_workers: Processes that load; with 0 the training process does.
         root: Folder of the files; null for a data set that draws its images.
         crop, size: Height and width of a training image, if all have one size.
         allow_overlap: Whether images may be in both splits.
         on_bad_sample, max_bad_share: See danet.data.bad_samples.
-        timeout: Seconds to wait for a batch of the workers; 0 for ever.
+        timeout: Seconds to wait for a batch from the workers; 0 for no limit.
     """
 
     dataset: Node
@@ -151,12 +150,12 @@ class DataConfig:
         return lines
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True)  # fields without a default after those of the base, which have one
 class TrainConfig(_TrainRoot):
     """A checked train config: what ``danet.config.validate.check`` returns.
 
     Attributes:
-        plain: The same as plain values, with the keys of the data set: what a checkpoint holds.
+        plain: The same as plain values, with all keys of the data set; stored in checkpoints.
     """
 
     data: DataConfig
@@ -177,14 +176,14 @@ def resumable_keys(schema: type = TrainConfig, prefix: str = "") -> dict[str, st
 
 @dataclass
 class DataFolder:
-    """Where the data is now, when not where the checkpoint says; null leaves it."""
+    """Where the data is now, if not in the folder of the checkpoint's config; null keeps that."""
 
     root: str | None = None
 
 
 @dataclass
 class DataOverrides(DataFolder):
-    """What may differ from the data settings inside a checkpoint; null leaves them."""
+    """Data settings that may differ from those of a checkpoint; null keeps these."""
 
     num_workers: int | None = None
 
@@ -276,16 +275,16 @@ class VisualizeConfig:
 
 
 def _class_names(source: Any) -> list[str]:
-    """Reads names from a text file, so that a checkpoint holds them and not the file's path."""
+    """Read class names from a text file, so that a checkpoint has the names and not a path."""
     if not isinstance(source, str):
         return list(source)
-    from danet.datasets.labels import read_class_names  # brings in torch
+    from danet.datasets.labels import read_class_names  # late, since it loads torch
 
     return read_class_names(source)
 
 
 def _class_colors(source: Any, colors: Any, values: Any, first: Any) -> Any:
-    """Returns the colours of masks: those that are set, else those in a file of class names."""
+    """Return the colours of masks that are set, else those in a file of class names."""
     if colors or values or first or not isinstance(source, str):
         return colors
     from danet.datasets.labels import read_class_file
@@ -294,7 +293,7 @@ def _class_colors(source: Any, colors: Any, values: Any, first: Any) -> Any:
 
 
 def register() -> None:
-    """Makes the schemas known to Hydra and the resolvers of the configs to OmegaConf."""
+    """Register the schemas with Hydra and the resolvers of the configs with OmegaConf."""
     store = ConfigStore.instance()
     for name, schema in (
         ("train_schema", TrainSchema),
@@ -306,21 +305,23 @@ def register() -> None:
         ("export_schema", ExportConfig),
     ):
         store.store(name=name, node=schema)
+    # replace: the second call in a process would raise.
     OmegaConf.register_new_resolver("count", len, replace=True)
     OmegaConf.register_new_resolver("class_names", _class_names, replace=True)
     OmegaConf.register_new_resolver("class_colors", _class_colors, replace=True)
 
 
 def mismatch(value: Any, hint: Any) -> str | None:
-    """Says what is expected where a plain value does not fit an annotation; None where it does.
+    """Return what is expected if a plain value does not fit an annotation, None if it does.
 
-    Annotations of other things than plain values (modules, callables) are not judged.
+    Everything fits annotations of other things than plain values, such as modules and callables.
     """
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, UnionType):
         problems = [mismatch(value, option) for option in options]
         if None in problems:
             return None
+        # Of X | None the message is about X.
         return next(
             p for p, option in zip(problems, options, strict=True) if option is not NoneType
         )
@@ -360,12 +361,12 @@ def _describe(value: Any) -> str:
 
 
 def did_you_mean(word: Any, options: Iterable[Any]) -> str:
-    """Returns "; did you mean X?" for the closest option, or nothing."""
+    """Return "; did you mean X?" with the closest option; "" if none is close."""
     close = difflib.get_close_matches(str(word), [str(option) for option in options], n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def instead(key: str, options: Iterable[str]) -> str:
-    """Returns what to use for a key that does not exist, as a part of a message, or nothing."""
+    """Return what to use instead of a key that does not exist, as the end of a message, or ""."""
     hint = _ELSEWHERE.get(key.rpartition(".")[2])
     return f"; {hint}" if hint else did_you_mean(key, options)

@@ -1,7 +1,7 @@
-"""The check that finds every fault of a composed config before anything is built.
+"""Validation of a composed config: reports every error in it before anything is built.
 
-It looks at what the schema cannot: missing values, interpolations, and every ``_target_`` node,
-whose arguments are held against the signature of what it names.
+It covers what the schema cannot: missing values, interpolations, and every ``_target_`` node, whose
+arguments are compared with the signature of the class that it names.
 """
 
 import importlib
@@ -47,8 +47,8 @@ TRUSTED: Mapping[str, Mapping[str, str]] = {
 }
 """Group of a config -> the modules whose own classes it may name, with what such a class defines.
 
-A config comes with a checkpoint, and that is somebody else's file: whatever it names is called with
-arguments it chooses. Nodes of ``data`` may name transforms of albumentations, too."""
+A checkpoint may come from anybody, and its config chooses which classes are called with which
+arguments. Nodes of ``data`` may name transforms of albumentations, too."""
 
 _ROOTS = {
     "data.dataset": True,
@@ -61,7 +61,7 @@ _ROOTS = {
 """Nodes that name a class, and whether they are partial: called later, with more arguments."""
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
-_MOST_FAULTS = 20
+_MOST_ERRORS = 20
 
 
 def check(
@@ -72,11 +72,13 @@ def check(
     Args:
         config: As Hydra composed it.
         added: Keys that were appended on the command line with ``+``.
-        needs_data: Whether ``data.root`` must be a folder, which is looked at before all else.
+        needs_data: Whether ``data.root`` must be a folder, which is checked before all else.
 
     Raises:
-        InputError: One line per fault, with the key.
+        InputError: One line per error, with the key.
     """
+    # Before anything is resolved: OmegaConf stops at the first interpolation of a missing value and
+    # names the key that interpolates, not the one to set.
     _refuse_missing(OmegaConf.to_container(config, resolve=False))
     root = config.data.get("root")
     if root is not None:  # a checkpoint must find its data from wherever it is used
@@ -87,48 +89,50 @@ def check(
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        # A resolver of ours speaks for itself; OmegaConf puts its own words in front.
-        told = first_line(error).partition("InputError raised while resolving interpolation: ")[2]
-        raise InputError(told or first_line(error, getattr(error, "full_key", None))) from error
+        # OmegaConf wraps the InputError of a resolver of ours, with words of its own in front.
+        own = first_line(error).partition("InputError raised while resolving interpolation: ")[2]
+        raise InputError(own or first_line(error, getattr(error, "full_key", None))) from error
     return check_plain(typing.cast(dict[str, Any], plain), added)
 
 
 def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> TrainConfig:
     """Return a train config of plain values as typed settings, or raise with every error in it.
 
-    Nothing in it is resolved, here or later: text that looks like an interpolation is an error.
+    Nothing in it is resolved, here or later: text that looks like an interpolation is an error. A
+    resolver could otherwise put a ``_target_`` or a value in after the check.
 
     Args:
         plain: All keys of TrainSchema; becomes the attribute ``plain``.
         added: As in ``check``.
 
     Raises:
-        InputError: One line per fault, with the key.
+        InputError: One line per error, with the key.
     """
     if problem := problem_with(plain, ""):
         raise InputError(problem)
     _refuse_missing(plain)
-    faults = _unknown_keys(plain, TrainSchema, "")
-    faults += _unknown_keys(plain["trainer"], TrainSettings, "trainer.")
-    faults += _unknown_keys(plain["run"], RunSettings, "run.")
-    # Each data set has keys of its own, so there the choice says which keys exist.
+    errors = _unknown_keys(plain, TrainSchema, "")
+    errors += _unknown_keys(plain["trainer"], TrainSettings, "trainer.")
+    errors += _unknown_keys(plain["run"], RunSettings, "run.")
+    # Each data set has keys of its own, so ``data`` has no schema, and Hydra accepts any "+" there.
     made_up = [key for key in added if re.fullmatch(r"data\.\w+", key)]
-    faults += [f"{key}: there is no such key{instead(key, ())}" for key in made_up]
-    faults += _data_faults(plain["data"])
-    faults += _weight_faults(plain["loss"], "loss", plain["data"].get("num_classes"))
-    faults += [fault for key in _ROOTS for fault in _root_faults(plain, key)]
+    errors += [f"{key}: there is no such key{instead(key, ())}" for key in made_up]
+    errors += _data_errors(plain["data"])
+    errors += _weight_errors(plain["loss"], "loss", plain["data"].get("num_classes"))
+    errors += [error for key in _ROOTS for error in _root_errors(plain, key)]
     for group in TRUSTED:
-        faults += _node_faults(plain[group], group)
-    faults += [f"{key}={value}: expected a finite number" for key, value in _not_finite(plain)]
+        errors += _node_errors(plain[group], group)
+    errors += [f"{key}={value}: expected a finite number" for key, value in _not_finite(plain)]
     if plain["seed"] < 0:
-        faults.append(f"seed={plain['seed']}: expected a whole number of at least 0")
+        errors.append(f"seed={plain['seed']}: expected a whole number of at least 0")
     memory = plain["device_memory"]
     if memory is not None and not memory > 0:
-        faults.append(f"device_memory={memory}: expected GiB above 0, or null to ask the device")
+        errors.append(f"device_memory={memory}: expected GiB above 0, or null to ask the device")
     trainer, run = _typed(TrainSettings, plain["trainer"]), _typed(RunSettings, plain["run"])
-    faults += [*trainer.errors(), *run.errors()]
-    if faults:
-        _refuse(faults)
+    errors += [*trainer.errors(), *run.errors()]
+    if errors:
+        _refuse(errors)
+    # Only now: DataConfig has required fields, which may be among the errors above.
     data = _typed(DataConfig, plain["data"])
     if errors := data.errors():
         _refuse(errors)
@@ -137,27 +141,27 @@ def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> TrainConfig
 
 
 def _typed(schema: type[T], node: Mapping[str, Any]) -> T:
-    """Return a node as a dataclass, without the keys that it does not have."""
+    """Return a node as a dataclass; keys that the dataclass does not have are dropped."""
     known: Any = fields(schema)  # type: ignore[arg-type]
     return schema(**{f.name: node[f.name] for f in known if f.name in node})
 
 
-def _refuse(faults: Iterable[str]) -> None:
-    """Raise InputError with the first faults."""
-    lines = list(dict.fromkeys(faults))
-    rest = len(lines) - _MOST_FAULTS
-    raise InputError("\n".join(lines[:_MOST_FAULTS] + [f"and {rest} more"] * (rest > 0)))
+def _refuse(errors: Iterable[str]) -> None:
+    """Raise InputError with the first of the errors, one line each."""
+    lines = list(dict.fromkeys(errors))
+    rest = len(lines) - _MOST_ERRORS
+    raise InputError("\n".join(lines[:_MOST_ERRORS] + [f"and {rest} more"] * (rest > 0)))
 
 
 def _refuse_missing(plain: Any) -> None:
-    """Raise InputError with the keys whose value is still "???"."""
+    """Raise InputError with the keys whose value is "???"."""
     missing = _missing_keys(plain)
     if missing:
         _refuse(f"{key}: no value is given; set {key}={_hint(key)}" for key in missing)
 
 
-def _root_faults(plain: Mapping[str, Any], key: str) -> list[str]:
-    """Check that a node which must name a class does, and is called when it is meant to be."""
+def _root_errors(plain: Mapping[str, Any], key: str) -> list[str]:
+    """Check that a node which must name a class does, with the ``_partial_`` that it must have."""
     node: Any = plain
     if not plain[key.split(".")[0]]:  # tools/check_data.py looks at data alone
         return []
@@ -167,16 +171,16 @@ def _root_faults(plain: Mapping[str, Any], key: str) -> list[str]:
         return [f"{key}: names no class; expected _target_ and its arguments"]
     if node.get("_partial_", False) is not _ROOTS[key]:
         return [f"{key}._partial_={node.get('_partial_')}: expected {str(_ROOTS[key]).lower()}"]
-    return _loss_faults(node["_target_"]) if key == "loss" else []
+    return _loss_errors(node["_target_"]) if key == "loss" else []
 
 
-def _loss_faults(path: Any) -> list[str]:
-    """Check that the root of the loss makes the named terms that a trainer sums."""
+def _loss_errors(path: Any) -> list[str]:
+    """Check that the root of the loss returns the named terms that a trainer sums."""
     try:
         target = locate(path, "loss")
     except InputError:
-        return []  # told where all nodes are looked at
-    from danet.losses import DeepSupervision
+        return []  # reported with all other targets
+    from danet.losses import DeepSupervision  # late, since it loads torch
 
     if issubclass(target, DeepSupervision):
         return []
@@ -186,36 +190,36 @@ def _loss_faults(path: Any) -> list[str]:
     ]
 
 
-def _weight_faults(node: Any, key: str, num_classes: Any) -> list[str]:
-    """Finds class weights that are not one per class."""
+def _weight_errors(node: Any, key: str, num_classes: Any) -> list[str]:
+    """Check that class weights are one per class, and none negative."""
     if isinstance(node, list):
         nodes = [(f"{key}.{i}", item) for i, item in enumerate(node)]
     elif isinstance(node, dict):
         nodes = [(f"{key}.{name}", value) for name, value in node.items()]
     else:
         return []
-    faults = []
+    errors = []
     for name, value in nodes:
         if name.endswith(".class_weights") and isinstance(value, list):
             if len(value) != num_classes:
-                faults.append(f"{name}: {len(value)} weights for data.num_classes={num_classes}")
-            faults += [
+                errors.append(f"{name}: {len(value)} weights for data.num_classes={num_classes}")
+            errors += [
                 f"{name}[{position}]={weight}: expected a number of at least 0"
                 for position, weight in enumerate(value)
                 if is_number(weight) and weight < 0
             ]
         else:
-            faults += _weight_faults(value, name, num_classes)
-    return faults
+            errors += _weight_errors(value, name, num_classes)
+    return errors
 
 
 def _hint(key: str) -> str:
-    """Returns what a missing value looks like."""
+    """Return a placeholder of a missing value."""
     return {"data.root": "<folder>", "data.classes": "[name,name]"}.get(key, "<value>")
 
 
 def _unknown_keys(node: Mapping[str, Any], schema: type, prefix: str) -> list[str]:
-    """Finds keys that were forced into a typed node with ``+``."""
+    """Return a line for each key that was added to a typed node with ``+``."""
     known = [f.name for f in fields(schema)]
     return [
         f"{prefix}{key}: there is no such key"
@@ -226,7 +230,7 @@ def _unknown_keys(node: Mapping[str, Any], schema: type, prefix: str) -> list[st
 
 
 def _missing_keys(node: Any, prefix: str = "") -> list[str]:
-    """Returns the keys whose value is still "???"."""
+    """Return the keys whose value is "???"."""
     if node == MISSING:
         return [prefix.rstrip(".")]
     if not isinstance(node, dict):
@@ -235,15 +239,15 @@ def _missing_keys(node: Any, prefix: str = "") -> list[str]:
 
 
 def check_node(node: dict[str, Any], key: str) -> None:
-    """Checks one group of a config; raises InputError with a line per fault."""
-    faults = [problem] if (problem := problem_with(node, key)) else _node_faults(node, key)
-    if faults:
-        _refuse(faults)
+    """Check one group of a config; raise InputError with a line per error."""
+    errors = [problem] if (problem := problem_with(node, key)) else _node_errors(node, key)
+    if errors:
+        _refuse(errors)
 
 
-def _data_faults(data: Mapping[str, Any]) -> list[str]:
-    """Checks the values that every data set has."""
-    faults = []
+def _data_errors(data: Mapping[str, Any]) -> list[str]:
+    """Check the values that every data set has."""
+    errors = []
     for key, low, why in (
         ("batch_size", 1, ""),
         ("num_workers", 0, ""),
@@ -255,45 +259,45 @@ def _data_faults(data: Mapping[str, Any]) -> list[str]:
     ):
         value = data.get(key)
         if not is_int(value) or value < low:
-            faults.append(f"data.{key}={value}: expected a whole number of at least {low}{why}")
-    faults += _class_faults(data)
+            errors.append(f"data.{key}={value}: expected a whole number of at least {low}{why}")
+    errors += _class_errors(data)
     for key, low, example in (("crop", 32, "[512,512]"), ("size", 1, "[64,384]")):
         size = data.get(key)
         is_pair = isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2
         if size is not None and not (is_pair and all(is_int(n) and n >= low for n in size)):
-            faults.append(
+            errors.append(
                 f"data.{key}={size}: expected two whole numbers of at least {low}, "
                 f"data.{key}={example}"
             )
-    return faults
+    return errors
 
 
-def _class_faults(data: Mapping[str, Any]) -> list[str]:
-    """Holds the number of classes against the names, where a data set has them early."""
+def _class_errors(data: Mapping[str, Any]) -> list[str]:
+    """Compare the number of classes with their names, where no file must be read for these."""
     node, count = data.get("dataset"), data.get("num_classes")
     if not is_int(count) or not isinstance(node, dict):
         return []
-    faults = []
+    errors = []
     if count > MAX_CLASSES:
-        faults = [f"data.num_classes={count}: expected at most {MAX_CLASSES}; 255 is no class"]
+        errors = [f"data.num_classes={count}: expected at most {MAX_CLASSES}; 255 is no class"]
     try:
         target = locate(node.get("_target_"), "data")
-    except InputError:  # told with all other targets
-        return faults
+    except InputError:  # reported with all other targets
+        return errors
     names = node.get("classes")
     if not isinstance(names, list):
         names = getattr(target, "classes", None)
     if not isinstance(names, (list, tuple)) or len(names) == count:
-        return faults
+        return errors
     return [
-        *faults,
+        *errors,
         f"data.num_classes={count}, but {target.__name__} has {len(names)} class names "
         f"({names[0]} to {names[-1]}): leave data.num_classes out",
     ]
 
 
 def _not_finite(node: Any, prefix: str = "") -> list[tuple[str, float]]:
-    """Returns the numbers that are none, with their keys; lists count from 0."""
+    """Return the infinite numbers and NaNs, with their keys; lists count from 0."""
     if isinstance(node, float):
         return [] if math.isfinite(node) else [(prefix.rstrip("."), node)]
     inside: list[tuple[str, Any]] = []
@@ -304,22 +308,22 @@ def _not_finite(node: Any, prefix: str = "") -> list[tuple[str, float]]:
     return [found for key, value in inside for found in _not_finite(value, key)]
 
 
-def _node_faults(node: Any, key: str) -> list[str]:
-    """Checks a node and all below it; ``key`` is where it stands."""
+def _node_errors(node: Any, key: str) -> list[str]:
+    """Check a node and all nodes below it; ``key`` is its position in the config."""
     if isinstance(node, list):
-        return [f for i, item in enumerate(node) for f in _node_faults(item, f"{key}.{i}")]
+        return [f for i, item in enumerate(node) for f in _node_errors(item, f"{key}.{i}")]
     if not isinstance(node, dict):
         return []
-    faults = []
+    errors = []
     if "_target_" in node:
-        faults += _target_faults(node, key)
+        errors += _target_errors(node, key)
     for name, value in node.items():
-        faults += _node_faults(value, f"{key}.{name}")
-    return faults
+        errors += _node_errors(value, f"{key}.{name}")
+    return errors
 
 
-def _target_faults(node: dict[str, Any], key: str) -> list[str]:
-    """Holds the arguments of a node against the signature of its target."""
+def _target_errors(node: dict[str, Any], key: str) -> list[str]:
+    """Compare the arguments of a node with the signature of its target."""
     try:
         target = locate(node["_target_"], key.split(".")[0])
     except InputError as error:
@@ -327,42 +331,42 @@ def _target_faults(node: dict[str, Any], key: str) -> list[str]:
     if not isinstance(node.get("_partial_", False), bool):
         return [f"{key}._partial_={node['_partial_']}: expected true or false"]
     arguments = {k: v for k, v in node.items() if k not in ("_target_", "_partial_")}
-    faults = _argument_faults(arguments, target, key)
+    errors = _argument_errors(arguments, target, key)
     parameters = inspect.signature(target).parameters
     if not node.get("_partial_"):
-        faults += [
+        errors += [
             f"{key}.{name}: {target.__name__} needs this argument"
             for name, p in parameters.items()
             if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
             if name not in arguments
         ]
-    return faults
+    return errors
 
 
-def _argument_faults(arguments: Mapping[str, Any], target: Any, key: str) -> list[str]:
-    """Check names and types of arguments; a mapping for a dataclass is checked like arguments."""
+def _argument_errors(arguments: Mapping[str, Any], target: Any, key: str) -> list[str]:
+    """Check names and types of arguments; a mapping for a dataclass is checked in the same way."""
     parameters, hints = inspect.signature(target).parameters, _hints(target)
-    faults = []
+    errors = []
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in arguments.items():
         is_unknown = name not in parameters and not open_ended
         if is_unknown or not isinstance(name, str) or name.startswith("_"):
-            faults.append(
+            errors.append(
                 f"{key}.{name}: {target.__name__} takes no such argument"
                 + did_you_mean(name, parameters)
             )
         elif name in hints and not (isinstance(value, dict) and "_target_" in value):
             if problem := mismatch(value, hints[name]):
-                faults.append(f"{key}.{name}={value}: {problem}")
+                errors.append(f"{key}.{name}={value}: {problem}")
             elif isinstance(value, dict):
                 groups = (hint for hint in typing.get_args(hints[name]) if is_dataclass(hint))
                 for group in groups:
-                    faults += _argument_faults(value, group, f"{key}.{name}")
-    return faults
+                    errors += _argument_errors(value, group, f"{key}.{name}")
+    return errors
 
 
 def _hints(target: Any) -> dict[str, Any]:
-    """Returns the annotations of what is called."""
+    """Return the annotations of the parameters of a target."""
     function = target.__init__ if inspect.isclass(target) else target
     try:
         return typing.get_type_hints(function)
@@ -371,7 +375,7 @@ def _hints(target: Any) -> dict[str, Any]:
 
 
 def _trusted(group: str | None) -> dict[str, str]:
-    """Return the modules that a group may name; "" for what their classes must define, if any."""
+    """Return module -> what its classes must define ("" for nothing), of the modules of a group."""
     groups = TRUSTED if group is None else {group: TRUSTED.get(group, {})}
     found = {module: needed for of in groups.values() for module, needed in of.items()}
     own = (name.strip() for name in os.environ.get("DANET_TRUST", "").split(","))
@@ -379,14 +383,14 @@ def _trusted(group: str | None) -> dict[str, str]:
 
 
 def locate(path: Any, group: str | None = None) -> Any:
-    """Returns the class that a ``_target_`` names, if configs may name it.
+    """Return the class that a ``_target_`` names, if configs may name it.
 
     Args:
         path: Module and class, as in ``danet.losses.OHEM``.
-        group: First part of the key where it stands, such as ``loss``; None for any.
+        group: First part of the key of the node, such as ``loss``; None for any.
 
     Raises:
-        InputError: It is not among the trusted ones, or does not exist.
+        InputError: The class is not trusted, or does not exist.
     """
     if not isinstance(path, str) or not _PATH.fullmatch(path):
         raise InputError(
@@ -410,7 +414,7 @@ def locate(path: Any, group: str | None = None) -> Any:
     except ModuleNotFoundError as error:
         raise InputError(f"there is no module {module_name}") from error
     target = getattr(module, name, None)
-    # Only what the module itself defines: not what it imports from elsewhere.
+    # Only what the module itself defines: getattr finds what it imports, too (danet.losses.Tensor).
     defined = [
         n
         for n, v in vars(module).items()
@@ -422,7 +426,7 @@ def locate(path: Any, group: str | None = None) -> Any:
     if name not in defined:
         raise InputError(f"{module_name} has no class {name}{did_you_mean(name, defined)}")
     if is_transform:
-        import albumentations
+        import albumentations  # late: it takes two seconds
 
         if not issubclass(target, albumentations.BasicTransform):  # type: ignore[arg-type]
             raise InputError(f"{path} is refused: it is not a transform")
