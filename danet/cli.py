@@ -73,7 +73,7 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
     # Hydra would print a shortened traceback and exit with 1; with this it lets exceptions through.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     schema.register()
-    # The file of a tool sets SIG_DFL, so that Ctrl-C during its imports prints no traceback.
+    # Set by require_packages, so that Ctrl-C during the imports of a tool prints no traceback.
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with console.unbreakable(), reporting.leaving_the_group(), _exit_codes(config_name):

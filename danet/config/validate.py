@@ -163,7 +163,7 @@ def _refuse_missing(plain: Any) -> None:
 def _root_errors(plain: Mapping[str, Any], key: str) -> list[str]:
     """Check that a node which must name a class does, with the ``_partial_`` that it must have."""
     node: Any = plain
-    if not plain[key.split(".")[0]]:  # tools/check_data.py looks at data alone
+    if not plain[key.split(".")[0]]:  # tools/check_data.py has data alone
         return []
     for part in key.split("."):
         node = node.get(part) if isinstance(node, Mapping) else None
