@@ -56,7 +56,7 @@ def take():
     first = torch.ones(2**22)  # 16 MiB
     del first
     return torch.ones(2**23)  # 32 MiB
-measure.give_back_freed_memory()
+measure.return_freed_memory()
 take()
 print(measure.peak_memory(take, torch.device("cpu")))
 """
