@@ -21,9 +21,7 @@ no more; their weights can still start a run, with ``init_from``.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +33,7 @@ from danet.checkpoint import reading
 from danet.checkpoint.weights import without_wrappers
 from danet.distributed import collectives
 from danet.errors import InputError, StorageError
+from danet.filesystem import atomic_write
 from danet.plain import is_int, printable
 
 FORMAT = 3
@@ -42,7 +41,10 @@ Checkpoint = dict[str, Any]
 
 
 class _Hashing:
-    """A file that knows the SHA-256 of what was written to it."""
+    """File that computes the SHA-256 of what is written to it.
+
+    So the archive is not read again after the write, to hash hundreds of megabytes.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -57,48 +59,41 @@ class _Hashing:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes a file that is there whole or not at all, even when the machine stops meanwhile.
+    """Write a checkpoint atomically: the file is complete or absent, even after a power cut.
 
     Raises:
         StorageError: The disk is full, or the folder may not be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        # Durable: a rename can reach the disk before the data, and a power cut then leaves an
+        # empty file under the final name; the folder is flushed, too, or the rename may be lost.
+        # Shared: the process id in the temporary name lets the next run remove what a kill left.
+        with (
+            atomic_write(path, shared=True, durable=True) as temporary,
+            open(temporary, "wb") as file,
+        ):
             hashing = _Hashing(file)
             torch.save(checkpoint, hashing)  # type: ignore[arg-type]
+            # torch's reader ignores what follows the table of the archive, so plain torch.load
+            # still reads the file.
             file.write(reading.MARK + hashing.digest.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        with suppress(OSError):
-            temporary.unlink()
         raise StorageError(f"{path}: the checkpoint could not be written ({error})") from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes the renaming itself durable, where the system lets folders be opened."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def _is_count(value: Any, low: int = 0) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**53
+    return is_int(value) and low <= value < 2**53  # exact as a float
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, float) or _is_count(abs(value) if isinstance(value, int) else None)
+    return isinstance(value, float) or (is_int(value) and abs(value) < 2**53)
 
 
 def _are_tensors(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(k, str) and printable(k) == k and isinstance(v, Tensor) for k, v in value.items()
+        # Names are printed in messages, where control characters would reach the terminal.
+        isinstance(k, str) and printable(k) == k and isinstance(v, Tensor)
+        for k, v in value.items()
     )
 
 
@@ -129,6 +124,7 @@ def _are_best(value: Any) -> bool:
     )
 
 
+# All keys at once: GradScaler.load_state_dict raises KeyError on a state with some of them.
 _SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "classes": (_are_names, "a list of names"),
@@ -136,6 +132,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model": (_are_tensors, "tensors by name"),
     "ema": (lambda v: v is None or _are_tensors(v), "tensors by name, or null"),
     "optimizer": (lambda v: v is None or isinstance(v, dict), "a state, or null"),
+    # The state of a disabled scaler is empty.
     "scaler": (lambda v: not v or (_are_scores(v) and set(v) == _SCALER), "of a loss scaler"),
     "step": (_is_count, "a whole number of at least 0"),
     "evaluated_at": (_is_count, "a whole number of at least 0"),
@@ -148,6 +145,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "training_set": (lambda v: v is None or _is_text(v), "a text of printable letters"),
     "validation_set": (lambda v: v is None or _is_text(v), "a text of printable letters"),
     "version": (_is_text, "a text of printable letters"),
+    # Letters and digits, since it is printed in messages.
     "run_id": (lambda v: v == "" or (isinstance(v, str) and v.isalnum()), "letters and digits"),
 }
 """Field of a checkpoint -> what it must be; not all formats and folders have all of them."""
@@ -187,7 +185,7 @@ def require_sound(saved: Checkpoint, source: str) -> None:
 
 
 def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
-    """Reads a checkpoint to the CPU without running code from it.
+    """Read a checkpoint to the CPU without running code from it.
 
     Args:
         path: Of the file.
@@ -213,6 +211,7 @@ def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
             f"{printable(str(checkpoint.get('version'))[:20])}; this is danet "
             f"{danet.__version__}, which reads format {FORMAT}{advice}"
         )
+    # Judged after the format: files of format 1 have no checksum and need other advice.
     if not is_sealed:
         raise InputError(
             f"{key}={path}: damaged or incomplete: the checksum at its end is missing"
@@ -222,12 +221,15 @@ def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
     require_fields(checkpoint, ("model",), f"{key}={path}")
     checkpoint["model"], notes = without_wrappers(checkpoint["model"], f"{key}={path}")
     if average := checkpoint.get("ema"):
+        # AveragedModel puts "module." before every tensor but its counter, and wrappers of the
+        # network come after it: so it is taken off and put back around the cleaning.
         count = {name: value for name, value in average.items() if name == "n_averaged"}
         inner = {n.removeprefix("module."): v for n, v in average.items() if n not in count}
         tensors = without_wrappers(inner, f"{key}={path}").tensors
         checkpoint["ema"] = {**count, **{f"module.{n}": v for n, v in tensors.items()}}
-    if collectives.is_first():
+    if collectives.is_first():  # every rank reads the file, one prints
         print("".join(f"{note}\n" for note in notes), end="", flush=True)
+    # A network of NaN predicts class 0 everywhere through argmax: its score looks merely bad.
     for part in ("model", "ema"):
         problem = reading.unsound(checkpoint.get(part) or {})
         if problem:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,8 +20,10 @@ from danet.distributed import collectives
 from danet.distributed.failures import is_alive
 from danet.distributed.signals import FAIL, SAVE
 from danet.errors import StorageError
+from danet.filesystem import atomic_write
 
 _STEP = re.compile(r"step_(\d{9})\.pt")
+# Temporary names of atomic_write; the group is the id of the process that writes it.
 _TEMPORARY = re.compile(r"\.(?:last|best|step_\d{9})\.pt\.(\d+)\.tmp")
 
 
@@ -35,6 +38,7 @@ def by_age(folder: Path) -> list[Path]:
     ``last.pt`` comes first; ``best.pt`` comes last, since its name does not hold its step. The
     order is that of the steps and not of the clock, which may have been set back.
     """
+    # Nine digits with leading zeros: the order of the names is that of the steps.
     steps = sorted((p for p in folder.glob("step_*.pt") if _STEP.fullmatch(p.name)), reverse=True)
     ends = folder / "last.pt", folder / "best.pt"
     return [*(p for p in ends[:1] if p.exists()), *steps, *(p for p in ends[1:] if p.exists())]
@@ -44,8 +48,9 @@ def remove_leftovers(folder: Path) -> None:
     """Remove temporary files of processes that no longer run."""
     for path in folder.glob(".*.pt.*.tmp"):
         match = _TEMPORARY.fullmatch(path.name)
+        # Ids are those of this host; the lock of the run keeps out processes of other hosts.
         if match and not is_alive(int(match[1])):
-            with suppress(OSError):
+            with suppress(OSError):  # a leftover costs space, and no more
                 path.unlink()
 
 
@@ -67,6 +72,7 @@ def set_aside_best(folder: Path, step: int) -> Path | None:
         return None
     try:
         aside.parent.mkdir(exist_ok=True)
+        # Moved, not removed: other names of this file may be gone.
         return best.replace(aside)
     except OSError as error:
         raise StorageError(f"{aside}: could not be written ({error.strerror})") from error
@@ -118,6 +124,7 @@ class CheckpointManager:
         # A checkpoint that was deleted or moved must not keep later ones from being the best.
         self.best = [(score, step) for score, step in best if path_at(folder, step).exists()]
         self._warn = warn
+        # A thread is enough, since hashing and writing release the GIL; one keeps the order.
         self._thread = ThreadPoolExecutor(1, "checkpoint") if policy.save_in_background else None
         self._pending: Future[None] | None = None
         self._last_save = time.monotonic()
@@ -134,11 +141,14 @@ class CheckpointManager:
         """Return FAIL if the run must stop, and SAVE if ``save_minutes`` have passed."""
         if not collectives.is_first():
             return 0
+        # Only a write that is done is collected: this is called at every step and must not wait.
         if self._pending is not None and self._pending.done():
             self._handle(self._wait())
         flags = FAIL if self._fatal is not None else 0
         minutes = self.policy.save_minutes
         if minutes is not None and time.monotonic() - self._last_save >= 60 * minutes:
+            # Not left to save(): ranks agree on a flag one step later, and until then this one
+            # would be raised again.
             self._last_save = time.monotonic()
             flags |= SAVE
         return flags
@@ -155,8 +165,8 @@ class CheckpointManager:
         """
         if not collectives.is_first():
             return
-        self._handle(self._wait())
-        self._unsaved = None
+        self._handle(self._wait())  # at most one copy of the state is in memory
+        self._unsaved = None  # what failed before is not the newest checkpoint any more
         self._last_save = time.monotonic()
         step = state["step"]
         is_best = self._rank(step, score)
@@ -169,6 +179,8 @@ class CheckpointManager:
             "threads": torch.get_num_threads(),
             "best": [list(pair) for pair in self.best],
         }
+        # The optimizer changes parameters in place, so without a copy a background write would mix
+        # the tensors of two steps.
         if self._thread is not None:
             self._pending = self._thread.submit(self._write, _copied(content), step, is_best)
             return
@@ -197,7 +209,9 @@ class CheckpointManager:
 
     def _rank(self, step: int, score: float | None) -> bool:
         """Enter a score into ``best``; return whether it is the highest."""
-        others = [pair for pair in self.best if pair[1] != step]  # a step may be saved twice
+        # A step may be saved twice: before its evaluation, which may fail, and with its score after
+        # it; its own earlier entry must not count against it.
+        others = [pair for pair in self.best if pair[1] != step]
         if score is None:
             return False
         ranked = sorted([*others, (score, step)], key=lambda pair: (-pair[0], pair[1]))
@@ -226,6 +240,7 @@ class CheckpointManager:
 
     def _write(self, content: checkpoint_format.Checkpoint, step: int, is_best: bool) -> None:
         path = path_at(self.folder, step)
+        # In this order a kill at any point leaves last.pt and best.pt whole: pruning comes last.
         checkpoint_format.save(path, content)
         for name in ("last.pt", *["best.pt"] * is_best):
             _link(path, self.folder / name)
@@ -248,7 +263,7 @@ class CheckpointManager:
         try:
             aside.mkdir(exist_ok=True)
             for path in later:
-                path.replace(aside / path.name)
+                path.replace(aside / path.name)  # else resume=auto would take the abandoned ones
             if not self.best and best.exists():
                 best.replace(aside / best.name)
         except OSError as error:
@@ -264,39 +279,36 @@ class CheckpointManager:
         for step, path in steps.items():
             is_milestone = policy.keep_every is not None and step % policy.keep_every == 0
             if not (step in newest or step in best or is_milestone):
+                # A hard link best.pt or last.pt keeps the data, whatever is removed here.
                 with suppress(OSError):
                     path.unlink()
 
 
 def _link(path: Path, name: Path) -> None:
-    """Makes ``name`` stand for the file ``path``, replacing what it stood for in one move."""
-    temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+    """Make ``name`` another name of the file ``path``, replacing its old target atomically."""
     try:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-        try:
-            os.link(path, temporary)
-        except OSError:  # a file system without hard links
-            with open(path, "rb") as source, open(temporary, "wb") as target:
-                while block := source.read(1 << 22):
-                    target.write(block)
-                target.flush()
-                os.fsync(target.fileno())
-        temporary.replace(name)
-        checkpoint_format.sync_folder(name.parent)
+        with atomic_write(name, shared=True, durable=True) as temporary:
+            # A leftover of an earlier process with this id may itself be a hard link to a
+            # checkpoint, and the copy below would then write into that checkpoint.
+            temporary.unlink(missing_ok=True)
+            try:
+                # A hard link takes no space and no time, and unlike a symbolic link it still holds
+                # the data when the step is pruned, and can be copied to another folder.
+                os.link(path, temporary)
+            except OSError:  # FAT, and some network and container file systems, have no hard links
+                shutil.copyfile(path, temporary)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise StorageError(f"{name}: could not be written ({error.strerror})") from error
 
 
 def _copied(content: Any) -> Any:
-    """Returns a state whose tensors are copies on the CPU, those of one storage shared no more."""
+    """Return a state whose tensors are copies on the CPU; shared storages are copied apart."""
 
     def copy(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         value = value.detach()
+        # Tensor.to returns the tensor itself where it is on the CPU already.
         return value.clone() if value.device.type == "cpu" else value.to("cpu")
 
     with torch.no_grad():

@@ -13,6 +13,7 @@ import yaml
 from danet.checkpoint import manager
 from danet.distributed import collectives
 from danet.errors import InputError, StorageError, UserError
+from danet.filesystem import file_lock
 
 STOPPED = "stopped"
 """File in the folder of a run that a signal ended before its last step."""
@@ -45,7 +46,7 @@ def prepare(
     resuming: bool,
     saved: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Makes the folder and writes config.yaml, by the first process; returns the folder on all.
+    """Create the folder and write config.yaml on rank 0; return the folder on all ranks.
 
     Args:
         wanted: ``run.dir``; None for a fresh folder named after ``fallback``.
@@ -63,12 +64,14 @@ def prepare(
     if collectives.is_first():
         try:
             outcome = _make(wanted, fallback, resuming)
-            _lock(outcome)
+            _lock(outcome)  # before anything in the folder is changed
             _describe(outcome, config, resuming, saved)
             manager.remove_leftovers(outcome)
             (outcome / STOPPED).unlink(missing_ok=True)
         except UserError as error:
-            outcome = error
+            outcome = (
+                error  # raised on all ranks below: one that failed alone would leave them waiting
+            )
     outcome = collectives.from_first(outcome)
     if isinstance(outcome, UserError):
         raise outcome
@@ -77,7 +80,7 @@ def prepare(
 
 
 def id_of(folder: Path) -> str:
-    """Returns the name of the run in a folder; empty for one of a version that had none."""
+    """Return the id of the run in a folder; empty for a folder of a version without ids."""
     try:
         return (folder / _ID).read_text().strip()
     except OSError:
@@ -85,7 +88,7 @@ def id_of(folder: Path) -> str:
 
 
 def refuse_foreign(folder: Path, path: Path, saved: Mapping[str, Any]) -> None:
-    """Refuses to go on in the folder of one run from the checkpoint of another.
+    """Refuse to resume in the folder of one run from the checkpoint of another.
 
     Raises:
         InputError: With both names.
@@ -108,9 +111,10 @@ def _make(wanted: str | None, fallback: Path, resuming: bool) -> Path:
     number = 2
     while True:
         try:
+            # mkdir decides, not exists(): of two runs started in one second, it lets one win.
             folder.mkdir(parents=True, exist_ok=wanted is not None)
         except FileExistsError as error:
-            if wanted:
+            if wanted:  # a file is there
                 raise _unwritable(folder, error) from error
             folder = fallback.with_name(f"{fallback.name}-{number}")  # of a run of this second
             number += 1
@@ -147,12 +151,13 @@ def _describe(
 
 
 def _is_described(file: Path, config: Mapping[str, Any]) -> bool:
-    """Tells whether a config.yaml says what a run is made of; how it was started does not count."""
+    """Return whether config.yaml equals a config, apart from the keys of how it was started."""
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         return False
     kept = {key: value for key, value in config.items() if key not in _OF_A_START}
+    # Written and read back, as the file was: tuples become lists.
     plain = yaml.safe_load(yaml.safe_dump(kept))
     return isinstance(found, dict) and plain == {key: found.get(key) for key in plain}
 
@@ -162,32 +167,35 @@ _locks: dict[Path, int] = {}
 
 
 def _lock(folder: Path) -> None:
-    """Keeps other processes from training in a folder, until this one ends in whatever way.
+    """Lock a folder against other training processes until this one ends, even if killed.
 
     Raises:
         InputError: A process that is alive has it.
     """
+    # A second handle on the same file would not get the lock that this process itself holds.
     if os.name != "posix" or folder.absolute() in _locks:
         return
-    import fcntl  # not on Windows
-
     path = folder / ".lock"
     try:
+        # Not truncated, so that the owner can be read; not inherited by programs that are executed,
+        # which would hold the lock beyond the end of the run.
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise _unwritable(folder, error) from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        is_free = file_lock(handle, wait=False)
+    except OSError:  # a network file system without locks
+        os.close(handle)
+        return
+    if not is_free:
         owner = os.read(handle, 100).decode(errors="replace").strip()
         os.close(handle)
         raise InputError(
             f"run.dir={folder}: another process trains here ({owner}); wait for its end, or give "
             "another run.dir"
-        ) from None
-    except OSError:  # a network file system without locks
-        os.close(handle)
-        return
+        )
+    # The owner is for messages alone: the file stays behind, and only the lock counts, which the
+    # system releases however the process ends.
     with suppress(OSError):
         os.truncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {os.uname().nodename}\n".encode())

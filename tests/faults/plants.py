@@ -98,7 +98,7 @@ def hold_evaluation(path, seconds=60.0, times=1):
 
 def hold_save(path, seconds=3.0, step=None):
     """Says that it is here when half of a checkpoint is written, and goes on later."""
-    from danet.checkpoint import format as checkpoint_format
+    from danet import filesystem
 
     fsync = os.fsync
 
@@ -109,7 +109,7 @@ def hold_save(path, seconds=3.0, step=None):
             time.sleep(seconds)
         fsync(handle)
 
-    checkpoint_format.os = _Replaced(os, fsync=slow)
+    filesystem.os = _Replaced(os, fsync=slow)
 
 
 class _Replaced:
