@@ -222,7 +222,7 @@ def test_a_full_disk_is_found_before_the_work(tiny_checkpoint, monkeypatch, caps
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    monkeypatch.setattr(evaluation, "run", lambda *_: pytest.fail("it began to work"))
+    monkeypatch.setattr(evaluation, "predict_split", lambda *_: pytest.fail("it began to work"))
     call("eval", f"checkpoint={tiny_checkpoint}", f"output={tmp_path}/a/b", code=4)
     assert "No space left on device" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
