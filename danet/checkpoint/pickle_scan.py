@@ -222,7 +222,7 @@ def scan(path: Path, end: int, *, foreign: Sequence[str] = ()) -> Scan:
             # Old files have no table of sizes, so only the sum can be checked.
             if sum(reader.storages.values()) > end:
                 raise _Problem("its storages have fewer bytes than it declares")
-        # A thousand views of one storage pass the checks above, and take its memory each once copied.
+        # A thousand views of one storage pass the checks above, and need its memory each if copied.
         if reader.nbytes > _MOST_SHARED * end + (1 << 20):
             raise _Problem(
                 f"its tensors have {reader.nbytes / 2**20:.0f} MiB and the file {end / 2**20:.0f}: "
