@@ -53,6 +53,7 @@ PROGRAMS: dict[str, Program] = {
     "mmsegmentation": Program(
         names={
             "backbone.": "backbone.",
+            # In the stem of a ResNetV1c 0, 3 and 6 are convolutions and 7 the last norm.
             "backbone.stem.": "backbone.conv1.",
             "backbone.stem.7.": "backbone.bn1.",
             "decode_head.pam_in_conv.conv.": "head.position.reduce.0.",
@@ -91,18 +92,18 @@ _COUNTER = "num_batches_tracked"
 
 
 class Renamed(NamedTuple):
-    """The tensors of a file, each in one of three places."""
+    """Tensors of a file: renamed, dropped on purpose, or unknown."""
 
     tensors: dict[str, Tensor]
     """Under this project's names."""
     dropped: dict[str, str]
     """Name in the file -> why it is left out."""
     unknown: list[str]
-    """Names in the file of which nothing is known."""
+    """Names in the file that no table has."""
 
 
 class Network(NamedTuple):
-    """What the shapes of tensors tell of the network they belong to."""
+    """Properties of a network that follow from the names and shapes of its tensors."""
 
     depth: int
     stem: str
@@ -112,7 +113,7 @@ class Network(NamedTuple):
 
 
 def rename(tensors: Mapping[str, Tensor], source: str) -> Renamed:
-    """Sorts the tensors of a file by what is done with them.
+    """Rename the tensors of a file, and list those that are dropped or unknown.
 
     Args:
         tensors: By their names in the file.
@@ -123,10 +124,10 @@ def rename(tensors: Mapping[str, Tensor], source: str) -> Renamed:
     for name, tensor in tensors.items():
         reasons = [why for start, why in program.dropped.items() if name.startswith(start)]
         starts = [start for start in program.names if name.startswith(start)]
-        if reasons:
+        if reasons:  # first: "pretrained.fc." also begins with "pretrained."
             dropped[name] = reasons[0]
         elif starts:
-            start = max(starts, key=len)
+            start = max(starts, key=len)  # "backbone.stem.7." before "backbone."
             ours = program.names[start] + name[len(start) :]
             # A number alone in mmsegmentation, one in a row in the released code and here.
             renamed[ours] = tensor.reshape(1) if ours.endswith(".gamma") else tensor
@@ -136,7 +137,7 @@ def rename(tensors: Mapping[str, Tensor], source: str) -> Renamed:
 
 
 def network_of(tensors: Mapping[str, Tensor], file: str) -> Network:
-    """Says which network renamed tensors belong to.
+    """Return the network that renamed tensors belong to.
 
     Args:
         tensors: As ``rename`` gives them.
@@ -146,6 +147,7 @@ def network_of(tensors: Mapping[str, Tensor], file: str) -> Network:
         InputError: They are no ResNet that this project has.
     """
     depth = depth_of(tensors, "backbone.")
+    # A deep stem is a sequence, whose first convolution has the number 0.
     first = tensors.get("backbone.conv1.weight", tensors.get("backbone.conv1.0.weight"))
     stem = None if first is None else _STEMS.get((first.shape[-1], first.shape[0]))
     if depth is None or stem is None:
@@ -155,7 +157,7 @@ def network_of(tensors: Mapping[str, Tensor], file: str) -> Network:
             f"{', '.join(_STEMS.values())}; found {len(tensors)} known tensors, depth {depth}, "
             f"{found}; is source= right?"
         )
-    bias = tensors.get("head.classify.1.bias")
+    bias = tensors.get("head.classify.1.bias")  # 0 is a dropout
     has_auxiliary = any(name.startswith("auxiliary_head.") for name in tensors)
     return Network(depth, stem, None if bias is None else bias.numel(), has_auxiliary)
 
@@ -163,7 +165,7 @@ def network_of(tensors: Mapping[str, Tensor], file: str) -> Network:
 def fill_in(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, file: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Completes the tensors of a file to the state of a network.
+    """Complete the tensors of a file to the state of a network.
 
     What files do not have comes from ``expected``: the mean and the deviation of images, counters
     of batch norms in files of before PyTorch 1.0, and the head where a file is a backbone.
@@ -186,14 +188,15 @@ def fill_in(
         if name in tensors and tensors[name].shape != value.shape
     ]
     absent = [name for name in expected if name not in tensors]
+    # Without a dot: mean and std of the images, which are buffers of the network itself.
     fresh = [name for name in absent if not name.endswith(_COUNTER) and "." in name]
     needed = "" if PROGRAMS[source].is_whole else "backbone."
     missing = [name for name in fresh if name.startswith(needed)]
     surplus = [name for name in tensors if name not in expected]
     problems = [("missing", missing), ("shape", shapes), ("not in this network", surplus)]
-    told = [f"{label}: {_some(names)}" for label, names in problems if names]
-    if told:
-        raise InputError(f"{file} does not fit: {'; '.join(told)}")
+    texts = [f"{label}: {_some(names)}" for label, names in problems if names]
+    if texts:
+        raise InputError(f"{file} does not fit: {'; '.join(texts)}")
     return {name: tensors.get(name, value) for name, value in expected.items()}, fresh
 
 

@@ -26,25 +26,26 @@ _MOST = 1 << 24
 
 
 def is_exported(path: Path) -> bool:
-    """Tells whether a path is a folder as ``save`` writes it."""
+    """Return whether a path is a folder as ``danet.export.folder`` writes it."""
     return path.is_dir() and (path / CONFIG).is_file()
 
 
 def load(folder: Path, *, key: str = "checkpoint") -> dict[str, Any]:
-    """Returns what a checkpoint would hold for the use of a network; there is no optimizer.
+    """Return the fields of a checkpoint that inference needs; there is no optimizer.
 
     Args:
-        folder: As ``save`` wrote it.
+        folder: As ``danet.export.folder`` wrote it.
         key: The setting that named it, for messages.
 
     Raises:
         InputError: It is damaged, incomplete, or of another format.
     """
-    require("safetensors")
+    require("safetensors")  # an optional dependency, so imported where it is used
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
+        # Parsed JSON may take dozens of times the memory of its text.
         if (size := (folder / CONFIG).stat().st_size) > _MOST:
             raise InputError(
                 f"{key}={folder}: {CONFIG} has {size >> 20} MiB; expected at most {_MOST >> 20}"
@@ -57,21 +58,22 @@ def load(folder: Path, *, key: str = "checkpoint") -> dict[str, Any]:
             )
         weights = load_file(folder / WEIGHTS)
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        if isinstance(error, InputError):
+        if isinstance(error, InputError):  # a ValueError itself
             raise
-        told = printable(str(error)[:300])
-        raise InputError(f"{key}={folder}: damaged or incomplete ({told})") from error
+        reason = printable(str(error)[:300])
+        raise InputError(f"{key}={folder}: damaged or incomplete ({reason})") from error
     problem = reading.unsound(weights)
     if problem:
         raise InputError(f"{key}={folder}: {problem}")
     saved = {name: facts[name] for name in ("config", *FIELDS) if name in facts}
     saved |= {"model": weights, "ema": None}
+    # JSON has no types of our own, so the fields are checked as those of any foreign file.
     checkpoint_format.require_sound(saved, f"{key}={folder}")
     return saved
 
 
 def fetch(name: str) -> Path:
-    """Returns the local copy of a repository, downloaded once.
+    """Return the local copy of a repository, downloaded once.
 
     Args:
         name: ``hf://owner/name`` or ``hf://owner/name@revision``.
@@ -85,6 +87,7 @@ def fetch(name: str) -> Path:
 
     repository, _, revision = name.removeprefix(SCHEME).partition("@")
     try:
+        # Only two files: a repository may hold gigabytes beside them, and code.
         found = snapshot_download(
             repository, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS]
         )

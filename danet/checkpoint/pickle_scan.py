@@ -1,10 +1,10 @@
-"""What a file of torch.save holds and how large it is, judged before any of it is believed.
+"""Validation of a file of torch.save before it is loaded: what it names, and how large it is.
 
-torch.load runs nothing of a file when asked for weights only, but it takes the sizes in it on
-trust: compressed storages unpack to a thousand times the file, a storage may be declared larger
-than its bytes, and one number can be expanded to a tensor of any size. So the table of the archive
-and its pickle are looked at first. The pickle is read with objects that do nothing in the place of
-those it names, by Python's own slow reader: the fast one takes memory for whatever a file declares.
+With ``weights_only`` torch.load runs no code of a file, but it trusts the sizes in it: compressed
+storages unpack to a thousand times the file, a storage may be declared larger than its bytes, and
+one number can be expanded to a tensor of any size. So the table of the archive and its pickle are
+checked first. The pickle is read with inert objects in place of those it names, by the unpickler
+in Python: the one in C allocates memory for whatever a file declares.
 """
 
 import io
@@ -25,6 +25,7 @@ _STORAGES = {
 """Names of storages -> bytes of a number; complex, quantised and 8-bit floats are not read."""
 _TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+# On torch's own list of safe names, too; here none of them is called.
 _HARMLESS = ("_codecs.encode", "builtins.set", "collections.Counter", "torch.Size", "torch.device")
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8")
 _INERT = frozenset((*_HARMLESS, "torch.bool", *(f"torch.{name}" for name in _DTYPES)))
@@ -47,11 +48,11 @@ class Scan(NamedTuple):
     foreign: list[str]
     """Classes of the packages that were allowed beside the tensors."""
     problem: str
-    """Why the file must not be read, as a part of a message; empty if nothing is wrong."""
+    """Why the file must not be loaded, as a part of a message; empty if nothing is wrong."""
 
 
 class _Inert:
-    """Stands for whatever a file names: takes any arguments and state, does nothing."""
+    """Placeholder of whatever a file names: takes any arguments and state, does nothing."""
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
@@ -59,6 +60,7 @@ class _Inert:
     def __setstate__(self, state: object) -> None:
         pass
 
+    # Opcodes that fill lists and dictionaries call these on whatever is on the stack.
     def append(self, item: object) -> None:
         pass
 
@@ -70,13 +72,14 @@ class _Inert:
 
 
 class _Problem(Exception):
-    """The file must not be read; the text says why."""
+    """Reason why the file must not be loaded."""
 
 
 class _Ordered(OrderedDict[Any, Any]):
     """An OrderedDict whose attributes a file may not replace; state dicts bring ``_metadata``."""
 
     def __setstate__(self, state: Any) -> None:
+        # Without this the default BUILD would update __dict__ with any attribute of the file.
         if not (isinstance(state, dict) and set(state) <= {"_metadata"}):
             raise _Problem("it replaces attributes of a dictionary")
 
@@ -94,8 +97,9 @@ class _Tensor(NamedTuple):
     nbytes: int
 
 
+# The private class is the unpickler in Python; pickle.Unpickler is the one in C.
 class _Reader(pickle._Unpickler):
-    """Reads a pickle without believing it.
+    """Unpickler that calls nothing of the file and records what it declares.
 
     Args:
         file: At the start of a pickle.
@@ -123,7 +127,7 @@ class _Reader(pickle._Unpickler):
     }
 
     def __init__(self, file: BinaryIO, foreign: Sequence[str]) -> None:
-        super().__init__(file, encoding="latin1")
+        super().__init__(file, encoding="latin1")  # decodes any byte, as of Python 2's strings
         self._packages = foreign
         self.forbidden: dict[str, None] = {}
         self.foreign: dict[str, None] = {}
@@ -140,11 +144,12 @@ class _Reader(pickle._Unpickler):
             return _StorageType(_STORAGES[full])
         if full in _TENSORS:
             return self._tensor
-        if full in _PARAMETERS:
+        if full in _PARAMETERS:  # a parameter is counted as the tensor in it
             return lambda data, *_: data
         if module.partition(".")[0] in self._packages:
             self.foreign[full] = None
         elif full not in _INERT:
+            # Recorded, not raised: the message lists all names, even if the rest is damaged.
             self.forbidden[full] = None
         return _Inert
 
@@ -153,27 +158,32 @@ class _Reader(pickle._Unpickler):
         try:
             kind, type_, key, _, numel = pid[:5]
             is_right = kind == "storage" and isinstance(type_, _StorageType)
+            # A negative size would lower the sum that is held against the file.
             is_right = is_right and isinstance(key, str) and isinstance(numel, int) and numel >= 0
         except (TypeError, ValueError):
             is_right = False
         if not is_right:
             raise _Problem("a storage of it is of a kind that is not read")
+        # Tied weights name a storage twice; a second size would go unchecked.
         if self.storages.setdefault(key, numel * type_.size) != numel * type_.size:
             raise _Problem(f"it declares two sizes of storage {key!r}")
         return _Storage(numel, type_.size)
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tensor:
-        """Hold the shape of a tensor against its storage."""
+        """Check the shape of a tensor against its storage; return its bytes."""
+        # Before any product: prod() of huge or of negative sizes means nothing.
         numbers = [offset, *size, *stride]
         is_right = isinstance(storage, _Storage) and len(size) == len(stride) <= _MOST_AXES
         if not is_right or not all(isinstance(n, int) and n >= 0 for n in numbers):
             raise _Problem("a tensor of it has no shape")
         numel, shape = prod(size), tuple(size)
+        # Index of the last element in the storage, for any strides.
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if numel and last >= storage.numel:
             raise _Problem(
                 f"a tensor of shape {shape} reaches beyond its storage of {storage.numel} numbers"
             )
+        # Strides of 0 repeat elements: torch allocates nothing, but the first copy allocates all.
         if numel > storage.numel:
             raise _Problem(
                 f"a tensor of shape {shape} is expanded from {storage.numel} number(s); save a "
@@ -202,14 +212,17 @@ def scan(path: Path, end: int, *, foreign: Sequence[str] = ()) -> Scan:
         if is_archive:
             with zipfile.ZipFile(path) as archive:
                 top = _judge_table(archive, path, end)
+                # The table before the pickle: it bounds how much is read here.
                 reader = _read(archive.read(f"{top}/data.pkl"), foreign, forbidden, allowed)
                 for key, nbytes in reader.storages.items():
                     if archive.getinfo(f"{top}/data/{key}").file_size < nbytes:
                         raise _Problem(f"storage {key!r} has fewer bytes than it declares")
         else:
             reader = _read_old(path, foreign, forbidden, allowed)
+            # Old files have no table of sizes, so only the sum can be checked.
             if sum(reader.storages.values()) > end:
                 raise _Problem("its storages have fewer bytes than it declares")
+        # A thousand views of one storage pass the checks above, and need its memory each if copied.
         if reader.nbytes > _MOST_SHARED * end + (1 << 20):
             raise _Problem(
                 f"its tensors have {reader.nbytes / 2**20:.0f} MiB and the file {end / 2**20:.0f}: "
@@ -218,7 +231,7 @@ def scan(path: Path, end: int, *, foreign: Sequence[str] = ()) -> Scan:
         problem = ""
     except _Problem as error:
         problem = str(error)
-    except OSError:
+    except OSError:  # of the disk, not of the content
         raise
     except Exception:  # bytes that are no pickle, or end in the middle: any error may come of them
         problem = "damaged"
@@ -228,6 +241,7 @@ def scan(path: Path, end: int, *, foreign: Sequence[str] = ()) -> Scan:
 def _judge_table(archive: zipfile.ZipFile, path: Path, end: int) -> str:
     """Refuse what torch.save never writes; return the folder that all entries of a file are in."""
     entries = archive.infolist()
+    # Python's zipfile unpacks deflated entries, and so does torch: a few kB become gigabytes.
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         whole = sum(entry.file_size for entry in entries)
         raise _Problem(
@@ -236,6 +250,7 @@ def _judge_table(archive: zipfile.ZipFile, path: Path, end: int) -> str:
         )
     if not all(entry.filename.partition("/")[2].isascii() for entry in entries):
         raise _Problem("its entries have other names than torch.save gives")
+    # torch's zip reader compares names without case, so "A" and "a" are one entry to it.
     names = {entry.filename.lower() for entry in entries}
     tops = {entry.filename.partition("/")[0] for entry in entries}
     whole = sum(entry.file_size for entry in entries)
@@ -251,17 +266,19 @@ def _judge_table(archive: zipfile.ZipFile, path: Path, end: int) -> str:
 
 
 def _start_of_table(path: Path, end: int) -> int:
-    """Return where a zip archive that ends at a place declares its table to start."""
-    size, size64, locator = 22, 56, 20
+    """Return where a zip archive that ends at byte ``end`` declares its table to start; else -1."""
+    size, size64, locator = 22, 56, 20  # bytes of the end records of zip and zip64, and a link
     with open(path, "rb") as file:
         start = max(end - size - locator - size64, 0)
         file.seek(start)
         tail = file.read(end - start)
+    # The end record must be the last 22 bytes, with an empty comment: in a longer one a second end
+    # record could hide.
     if tail[-size:-18] != b"PK\x05\x06" or tail[-2:] != b"\0\0":
         return -1
     declared: int = struct.unpack("<I", tail[-6:-2])[0]
     place = tail[-size - locator : -size]
-    if place[:4] == b"PK\x06\x07":
+    if place[:4] == b"PK\x06\x07":  # zip64, which torch writes for any size
         record = tail[: -size - locator]
         if struct.unpack("<Q", place[8:16])[0] != start or record[:4] != b"PK\x06\x06":
             return -1
@@ -272,7 +289,7 @@ def _start_of_table(path: Path, end: int) -> int:
 def _read(
     pickled: bytes, foreign: Sequence[str], forbidden: dict[str, None], allowed: dict[str, None]
 ) -> _Reader:
-    """Read one pickle; what it names is there even when it ends in the middle."""
+    """Read one pickle; add what it names to the two records, even if it ends in the middle."""
     reader = _Reader(io.BytesIO(pickled), foreign)
     try:
         reader.load()
@@ -289,7 +306,7 @@ def _read_old(
     with open(path, "rb") as file:
         content = io.BytesIO(file.read(_MOST_PICKLED))
     found, readers = [], []
-    for _ in range(5):
+    for _ in range(5):  # magic number, protocol, system, the object, keys of its storages
         reader = _Reader(content, foreign)
         readers.append(reader)
         try:

@@ -37,7 +37,7 @@ class Content(NamedTuple):
 
 
 class _Nothing:
-    """Stands for an object of another program: takes what its class would take, does nothing."""
+    """Placeholder of an object of another program: takes any arguments and state, does nothing."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -47,7 +47,7 @@ class _Nothing:
 
 
 def read(path: Path, key: str, *, foreign: Sequence[str] = ()) -> Content:
-    """Reads a file of torch.save to the CPU.
+    """Read a file of torch.save to the CPU.
 
     Args:
         path: Of the file.
@@ -60,6 +60,8 @@ def read(path: Path, key: str, *, foreign: Sequence[str] = ()) -> Content:
     """
     if not path.is_file():
         raise InputError(f"{key}={path}: there is no such file{_instead(path)}")
+    # torch.load does not verify the checksums of the archive: it accepts a flipped bit in a weight,
+    # a changed key and an appended tail in silence.
     try:
         is_sealed = has_checksum(path)
     except OSError as error:
@@ -70,13 +72,17 @@ def read(path: Path, key: str, *, foreign: Sequence[str] = ()) -> Content:
             + another_whole(path)
         )
     end = path.stat().st_size - (TAIL if is_sealed else 0)
+    # weights_only below keeps code from running, but trusts the sizes in the file, of which a small
+    # one can ask for any amount of memory.
     found = scan(path, end, foreign=foreign)
     if found.forbidden or found.problem:
         raise InputError(f"{key}={path}: {_what_is_wrong(path, found)}")
+    # safe_globals takes pairs of a class and the name in the pickle that it replaces.
     stand_ins: list[Any] = [(type(n.rpartition(".")[2], (_Nothing,), {}), n) for n in found.foreign]
     try:
         with warnings.catch_warnings(), safe_globals(stand_ins):
             warnings.simplefilter("ignore")  # torch warns of foreign pickles that it then refuses
+            # To the CPU first: the device of the file may not exist here.
             value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file that is not its own
         raise InputError(f"{key}={path}: {_what_is_wrong(path, found)}") from error
@@ -84,7 +90,7 @@ def read(path: Path, key: str, *, foreign: Sequence[str] = ()) -> Content:
 
 
 def has_checksum(path: Path) -> bool | None:
-    """Tells whether the checksum at a file's end is right; None where there is none."""
+    """Return whether the checksum at the end of a file is right; None if there is none."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         rest = max(path.stat().st_size - TAIL, 0)
@@ -94,14 +100,14 @@ def has_checksum(path: Path) -> bool | None:
             return None
         file.seek(0)
         while rest:
-            block = file.read(min(rest, 1 << 22))
+            block = file.read(min(rest, 1 << 22))  # files have hundreds of megabytes
             digest.update(block)
             rest -= len(block)
     return digest.digest() == tail[len(MARK) :]
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Returns the files of tensors in a folder: numbered steps first, the newest foremost."""
+    """Return the files of tensors in a folder by descending name: the latest steps first."""
     if not folder.is_dir():
         return []
     found = (p for p in folder.iterdir() if p.suffix in SUFFIXES and not p.name.startswith("."))
@@ -109,15 +115,15 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def another_whole(path: Path) -> str:
-    """Names the newest file beside a damaged one whose checksum is right, as a part of a message.
+    """Return the newest intact file beside a damaged one as a part of a message; "" if none is.
 
-    Of numbered steps none that is newer than the damaged one.
+    Beside a numbered step, later steps do not count.
     """
     for other in files_in(path.parent):
         is_newer = path.name.startswith("step_") and other.name > path.name
         if other == path or is_newer or not other.is_file():
             continue
-        if has_checksum(other):
+        if has_checksum(other):  # the first: each costs the reading of a whole file
             return f"; {other} is whole"
     return ""
 
@@ -127,6 +133,7 @@ def unsound(tensors: Mapping[str, Tensor]) -> str:
 
     Its type is not that of weights, or some of its values are not finite, which are counted.
     """
+    # Before the values, since isfinite is not implemented for every type.
     for name, value in tensors.items():
         if isinstance(value, Tensor) and value.dtype not in _DTYPES:
             return f"{name} is of type {value.dtype}; expected {', '.join(map(str, _DTYPES))}"
@@ -144,9 +151,9 @@ def unsound(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _instead(path: Path) -> str:
-    """Names the files that do exist where one was looked for."""
+    """Return the files that do exist where one was expected, as a part of a message."""
     folder = path if path.is_dir() else path.parent
-    found = files_in(folder)[::-1]
+    found = files_in(folder)[::-1]  # ascending, as ls prints them
     if not found:
         return "" if folder.is_dir() else f", and no folder {folder.absolute()}"
     shown = ", ".join(map(str, found[:8]))
@@ -154,13 +161,16 @@ def _instead(path: Path) -> str:
 
 
 def _what_is_wrong(path: Path, found: Scan) -> str:
-    """Say why a file is refused; never how to make torch take it."""
+    """Return why a file is refused.
+
+    The text of torch's own error is left out: it advises to load with ``weights_only=False``.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(24)
     if size == 0:
         return "not a checkpoint: 0 bytes, so damaged or incomplete" + another_whole(path)
-    if found.forbidden:
+    if found.forbidden:  # first: such a file may be damaged, too
         names = printable(", ".join(name[:200] for name in found.forbidden))
         if all(name.startswith("torch.") for name in found.forbidden):
             return f"refused: it names {names}; only dense tensors of usual types are read"

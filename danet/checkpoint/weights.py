@@ -32,28 +32,29 @@ _DEPTHS = {
 
 
 class Weights(NamedTuple):
-    """The tensors of a file by name, and what to tell of how they were named."""
+    """Tensors of a file by name, and notes for the user on how their names were changed."""
 
     tensors: dict[str, Tensor]
     notes: list[str]
 
 
 def read_state_dict(path: Path, key: str = "init_from", *, foreign: Sequence[str] = ()) -> Weights:
-    """Reads a file of named tensors without running anything that lies in it.
+    """Read a file of named tensors without running code from it.
 
     Accepts a plain state dict, or one below ``state_dict`` or ``model``; what wrappers add to names
-    is taken off.
+    is removed.
 
     Args:
         path: Of the file.
         key: The setting that named it, for messages.
-        foreign: As in ``files.read``.
+        foreign: As in ``reading.read``.
 
     Raises:
         InputError: The file is missing, damaged, holds anything but tensors and plain values, or a
             tensor has values that are not finite.
     """
     content = reading.read(path, key, foreign=foreign).value
+    # Lightning and mmsegmentation write state_dict; this project, among others, model.
     for part in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(part), dict):
             content = content[part]
@@ -61,6 +62,7 @@ def read_state_dict(path: Path, key: str = "init_from", *, foreign: Sequence[str
         raise InputError(
             f"{key}={path}: expected a dictionary of tensors, found {type(content).__name__}"
         )
+    # Cut in the message, since a key of a foreign file may be of any length.
     wrong = [k for k, v in content.items() if not isinstance(v, Tensor)]
     if wrong:
         raise InputError(
@@ -76,7 +78,7 @@ def read_state_dict(path: Path, key: str = "init_from", *, foreign: Sequence[str
 
 
 def without_wrappers(tensors: Mapping[str, Tensor], source: str) -> Weights:
-    """Takes off names what wrappers of the network added, in whatever order they were nested.
+    """Remove from names what wrappers of the network added, in whatever order they were nested.
 
     Raises:
         InputError: Two names would become one.
@@ -87,10 +89,14 @@ def without_wrappers(tensors: Mapping[str, Tensor], source: str) -> Weights:
         if any(part in name.split(".") for name in names.values()):
             names = {old: _without_part(name, part) for old, name in names.items()}
             notes.append(f"{source}: the {part + '.'!r} in names was taken off")
+    # The counter of a moving average never has a prefix. A prefix goes only if every other name has
+    # it, since a network may have a part of that name; in a loop, since DataParallel and averages
+    # nest.
     own = [old for old in names if old != _COUNTER]
     while own and (found := [p for p in _PREFIXES if all(names[o].startswith(p) for o in own)]):
         names = {old: names[old].removeprefix(found[0]) for old in own}
         notes.append(f"{source}: the {found[0]!r} in front of every name was taken off")
+    # With and without wrapper in one file: either could be meant, and one would be lost.
     old_of: dict[str, str] = {}
     for old, name in names.items():
         if old_of.setdefault(name, old) != old:
@@ -103,7 +109,7 @@ def _without_part(name: str, part: str) -> str:
 
 
 def load_backbone(backbone: nn.Module, depth: int, weights: str) -> None:
-    """Fills a ResNet from a torchvision weight entry or a local file; all but ``fc`` must fit.
+    """Fill a ResNet from a torchvision weight entry or a local file; all but ``fc`` must fit.
 
     Raises:
         InputError: No such entry or file, or tensors are missing, left over or of another shape.
@@ -114,6 +120,7 @@ def load_backbone(backbone: nn.Module, depth: int, weights: str) -> None:
     entries = get_model_weights(f"resnet{depth}")
     if weights in entries.__members__:
         try:
+            # Without check_hash a download that was cut short would be kept in torch's cache.
             state = dict(entries[weights].get_state_dict(check_hash=True))
         except (OSError, RuntimeError) as error:  # no network, or another file than expected
             raise InputError(
@@ -127,8 +134,9 @@ def load_backbone(backbone: nn.Module, depth: int, weights: str) -> None:
             f"{key}={weights}: neither a file nor a weight entry of torchvision's resnet{depth} "
             f"({', '.join(entries.__members__)})"
         )
-    for name in _CLASSIFIER:
+    for name in _CLASSIFIER:  # of ImageNet; segmentation has a head instead
         state.pop(name, None)
+    # Before the tensors are compared: one line on the depth says more than a hundred names.
     found = depth_of(state)
     if found not in (None, depth):
         raise InputError(
@@ -147,7 +155,7 @@ def load_backbone(backbone: nn.Module, depth: int, weights: str) -> None:
 
 
 def depth_of(names: Iterable[str], prefix: str = "") -> int | None:
-    """Returns the depth of the ResNet whose tensors have these names; None where it is unclear."""
+    """Return the depth of the ResNet whose tensors have these names; None if it is unclear."""
     blocks = [0, 0, 0, 0]
     has_bottlenecks = False
     pattern = re.compile(re.escape(prefix) + r"layer([1-4])\.(\d+)\.(\w+)")
@@ -156,13 +164,13 @@ def depth_of(names: Iterable[str], prefix: str = "") -> int | None:
         if match:
             stage = int(match[1]) - 1
             blocks[stage] = max(blocks[stage], int(match[2]) + 1)
-            has_bottlenecks = has_bottlenecks or match[3] == "conv3"
+            has_bottlenecks = has_bottlenecks or match[3] == "conv3"  # 34 has as many blocks as 50
     a, b, c, d = blocks
     return _DEPTHS.get((has_bottlenecks, (a, b, c, d)))
 
 
 def explain_mismatch(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    """Says in one line what keeps ``found`` from filling ``expected``; empty when nothing does."""
+    """Return in one line why ``found`` does not fit ``expected``; empty if it does."""
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
     shapes = _other_shapes(expected, found)
@@ -175,13 +183,14 @@ def explain_mismatch(expected: dict[str, Tensor], found: dict[str, Tensor]) -> s
 
 
 def initialise(model: nn.Module, path: Path) -> list[str]:
-    """Fills what fits of a network from a checkpoint or state dict; says in lines what did not.
+    """Load the tensors of a checkpoint or state dict that fit; return lines on those that do not.
 
     Raises:
         InputError: The file is not readable, its backbone has another depth, or nothing fits.
     """
     found, notes = read_state_dict(path.expanduser(), "init_from")
     expected = model.state_dict()
+    # Much of a ResNet-50 fits a ResNet-101: a network filled by half would pass unnoticed.
     depths = _depths(expected, found)
     if depths:
         raise InputError(
@@ -191,6 +200,7 @@ def initialise(model: nn.Module, path: Path) -> list[str]:
     # The config says how images are normalised.
     normalising = {name: found.pop(name) for name in ("mean", "std") if name in found}
     expected = {name: v for name, v in expected.items() if name not in ("mean", "std")}
+    # Shapes are compared here, since strict=False still raises on a tensor of another shape.
     fits = {k: v for k, v in found.items() if k in expected and v.shape == expected[k].shape}
     if not fits:
         hint = "; weights of a backbone alone go to model.backbone.weights" * bool(depth_of(found))
@@ -240,8 +250,8 @@ def _other_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -
 
 
 def _depths(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """Says which depth was found and which is asked for; empty where they are one."""
-    for prefix in ("", "backbone."):
+    """Return a text with the depth found and the one expected; empty if they are equal."""
+    for prefix in ("", "backbone."):  # a backbone alone, a whole network
         old, new = depth_of(found, prefix), depth_of(expected, prefix)
         if old and new and old != new:
             return f"the file has a ResNet-{old} and this network a ResNet-{new}"
@@ -249,7 +259,7 @@ def _depths(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
 
 
 def _class_counts(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """Says how many classes either has where they differ: the outputs of the head's classifier."""
+    """Return a text with both numbers of classes, outputs of the head; empty if they are equal."""
     counts = [
         {
             value.shape[0]
@@ -258,6 +268,7 @@ def _class_counts(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -
         }
         for of in (found, expected)
     ]
+    # Every classifier of a head has the outputs of the others; else it is no head of ours.
     if counts[0] == counts[1] or not all(len(count) == 1 for count in counts):
         return ""
     return f"it has {counts[0].pop()} classes and this network {counts[1].pop()}"
