@@ -69,6 +69,7 @@ from danet.datasets.submission import SubmissionWriter
 from danet.distributed import collectives, consistency, launcher, rendezvous
 from danet.distributed.device import choose_device
 from danet.engine.nonfinite import NonFiniteGuard
+from danet.engine.train_step import TrainStep
 from danet.engine.trainer import Trainer
 from danet.errors import DivergedError, InputError, ProcessError, UserError
 from danet.evaluation.metrics import BoundaryIoU
@@ -2062,15 +2063,15 @@ def test_a_run_is_repeated_as_its_config_says(door, run, tmp_path, monkeypatch):
 
 
 def test_a_run_that_a_signal_stopped_goes_on(door, tmp_path, monkeypatch):
-    step, folder = Trainer.train_step, tmp_path / "a run"
+    update, folder = TrainStep.__call__, tmp_path / "a run"
 
-    def interrupted(self, group):
+    def interrupted(self, group, step):
         os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, group)
+        return update(self, group, step)
 
     typed = door.defaults("train", ["trainer.steps=4", f"run.dir={folder}"])
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", interrupted)
+        patch.setattr(TrainStep, "__call__", interrupted)
         told = door.call("train", *typed, code=143, trains=True)
     setting = re.search(r"go on with (.*)$", told, re.MULTILINE)[1]
     assert "steps 1 to 4" in door.call("train", *shlex.split(setting))
