@@ -17,7 +17,7 @@ from test_config import compose
 
 from danet import memory
 from danet.config.build import checked_config, make_dataset
-from danet.config.resume import FREE
+from danet.config.resume import RESUMABLE
 from danet.config.schema import DataFolder
 from danet.config.validate import check
 from danet.data.loader import eval_batches, train_batches
@@ -527,7 +527,7 @@ def test_the_keys_of_a_config_reach_the_data_set(tree, tmp_path):
     assert checked_config(saved, "last.pt").data.cache == "disk"
     assert checked_config(saved, "last.pt", DataFolder()).data.cache == "none"
     for key in ("cache", "cache_dir", "cache_gib", "max_pixels"):
-        assert f"data.{key}" in FREE
+        assert f"data.{key}" in RESUMABLE
     plain = check(compose("data=folder", f"data.root={root}", "data.classes=[a,b,c]"))
     assert make_dataset(plain, "train", training=False).reading == Reading()
 

@@ -19,7 +19,7 @@ from danet.engine.optimizer import OptimizerFactory
 from danet.engine.optimizer import misfit as optimizer_misfit
 from danet.errors import InputError
 
-FREE = {*resumable_keys(), "data.dataset.root"}
+RESUMABLE = {*resumable_keys(), "data.dataset.root"}
 """Settings that do not change what a step computes; each is declared with the reason. The last one
 is an interpolation of data.root."""
 
@@ -100,16 +100,15 @@ def _merge_settings(
     wanted = config.plain
     # A choice of a group (experiment=...) is never free, so it leads to the comparison of all keys.
     typed = {override.lstrip("+~").split("=")[0] for override in overrides}
-    if not typed <= FREE:
+    if not typed <= RESUMABLE:
         notes = compare_settings(path, stored, wanted)
         if any(_is_measure(line.split(":")[0].strip()) for line in differences(stored, wanted)):
             forget_best(saved)
             notes.append("resume: scores are measured otherwise, so the best score begins anew")
         return deepcopy(wanted), notes
     settled = deepcopy(dict(stored))
-    settled["trainer"]["stop_at"] = (
-        None  # of the start before: a run that reached it would stop at once
-    )
+    # It was the end of the start before: a run that reached it would stop at once.
+    settled["trainer"]["stop_at"] = None
     for key in typed:
         _put(settled, key, _get(wanted, key))
     if "data.root" in typed and "root" in settled["data"]["dataset"]:
@@ -279,12 +278,12 @@ def _compare_roots(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list
 
 
 def differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Return a line for every key that differs and is not in ``FREE``."""
+    """Return a line for every key that differs and is not in ``RESUMABLE``."""
     old, new = _flat(stored), _flat(config)
     return [
         f"  {key}: {old.get(key, 'not set')} in the checkpoint, {new.get(key, 'not set')} now"
         for key in sorted(old.keys() | new.keys())
-        if key not in FREE and old.get(key) != new.get(key)
+        if key not in RESUMABLE and old.get(key) != new.get(key)
     ]
 
 
