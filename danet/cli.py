@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from danet import console
 from danet.config import schema
 from danet.config.schema import did_you_mean, instead
-from danet.distributed import launcher, reporting
+from danet.distributed import error_reporting, launcher
 from danet.errors import InputError, UserError, first_line
 from danet.filesystem import explain_storage, refuse_name
 from danet.plain import printable, quoted
@@ -76,7 +76,7 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
     # Set by require_packages, so that Ctrl-C during the imports of a tool prints no traceback.
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    with console.unbreakable(), reporting.leaving_the_group(), _exit_codes(config_name):
+    with console.unbreakable(), error_reporting.leaving_the_group(), _exit_codes(config_name):
         launcher.require_sound(os.environ)
         _check_arguments(sys.argv[1:])
         # hydra.main reads sys.argv and takes no arguments.
@@ -109,7 +109,7 @@ def _exit_codes(config_name: str) -> Iterator[None]:
     except (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         if os.environ.get("DANET_TRACEBACK") == "1":
             raise
-        if not reporting.is_reported(error):
+        if not error_reporting.is_reported(error):
             message = str(error) if isinstance(error, UserError) else _explain(error, config_name)
             # It may quote a foreign file, which must not steer the terminal.
             print(f"error: {printable(message, keep=chr(10))}", file=sys.stderr, flush=True)

@@ -7,8 +7,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from danet.datasets.base import FileDataset, Item, Reading, Transform
-from danet.datasets.formats.detail import DetailIndex, detail_index
 from danet.datasets.formats.matlab import open_mat, read_mat_labels
+from danet.datasets.formats.pascal_in_detail import DetailIndex, detail_index
 from danet.datasets.labels import ClassTable, read_class_table
 from danet.datasets.layout import elsewhere
 from danet.datasets.listing import find_files

@@ -60,7 +60,7 @@ from danet.datasets.base import Reading
 from danet.datasets.cityscapes import Cityscapes
 from danet.datasets.coco_stuff import CocoStuff10k, CocoStuff164k
 from danet.datasets.folder import Folder
-from danet.datasets.formats.detail import detail_index
+from danet.datasets.formats.pascal_in_detail import detail_index
 from danet.datasets.lists import Entry, shipped_list
 from danet.datasets.pascal_context import PascalContext
 from danet.datasets.pascal_voc import PascalVOC
@@ -80,7 +80,7 @@ from danet.models.timm_backbone import TimmBackbone
 from danet.ops.attention import ChannelAttention
 from danet.plain import printable
 from danet.preflight import advice, out_of_memory
-from danet.preflight.simulator import StepSimulator
+from danet.preflight.memory_estimate import StepSimulator
 from danet.tools import export
 
 pytestmark = pytest.mark.bad_input("R30")
@@ -446,7 +446,7 @@ ADVICE = {
     "gets one value per channel, which is its own": (
         "a_batch_norm_gets_several_values; a_mean_of_all_positions_needs_two_pictures"
     ),
-    # danet/preflight/report.py
+    # danet/preflight/plan.py
     "data.crop=null: the size of a batch is not known;": "a_plan_needs_a_crop",
     "; the largest crop that fits is": "a_crop_that_fits_is_named",
     # danet/preflight/out_of_memory.py
@@ -493,7 +493,7 @@ ADVICE = {
     # datasets/coco_stuff.py
     "names have other numbers; take": "version 1.0",
     "data.labels=…: expected one of …": "labels of stuff; labels of context",
-    # datasets/formats/detail.py
+    # datasets/formats/pascal_in_detail.py
     "); expected images with image_id, file_name,": "the_json_of_detail_has_what_is_asked_for",
     # datasets/image_io.py
     "), of which it is not known what is black and": "32 bits",

@@ -10,7 +10,7 @@ import scipy.io
 from PIL import Image
 
 from danet.datasets.base import Reading
-from danet.datasets.formats.detail import detail_index, mask_of_runs, runs_of_text
+from danet.datasets.formats.pascal_in_detail import detail_index, mask_of_runs, runs_of_text
 from danet.datasets.labels import read_class_table
 from danet.datasets.lists import shipped_list
 from danet.datasets.pascal_context import PascalContext, PascalContext60

@@ -13,8 +13,8 @@ from danet.config.validate import check
 from danet.engine.precision import place
 from danet.engine.train_step import TrainStep
 from danet.errors import InputError
-from danet.preflight import report
-from danet.preflight.simulator import Ledger, StepSimulator
+from danet.preflight import plan
+from danet.preflight.memory_estimate import Ledger, StepSimulator
 from danet.types import Batch
 
 GIB = 2**30
@@ -175,10 +175,10 @@ def test_a_ledger_counts_what_is_alive_and_no_view_twice():
 def test_proposed_sizes_fit_and_larger_ones_do_not(share):
     simulator = StepSimulator(config(*TINY), precision=torch.float32)
     limit = int(share * simulator.run(4, 256, 256).peak)
-    side = report.largest_crop(simulator, 4, limit)
+    side = plan.largest_crop(simulator, 4, limit)
     wider = side * 11 // 10 + 32
     assert simulator.run(4, side, side).peak <= limit < simulator.run(4, wider, wider).peak
-    count = report.largest_batch(simulator, 128, 128, limit)
+    count = plan.largest_batch(simulator, 128, 128, limit)
     more = count * 11 // 10 + 1
     assert simulator.run(count, 128, 128).peak <= limit < simulator.run(more, 128, 128).peak
 
@@ -192,15 +192,15 @@ def test_the_search_ends_at_the_last_size_that_fits_also_where_memory_is_flat_or
         return max(1000, 10 * size if size < 200 else 20 * size - 2000)
 
     known = [(size, peak(size)) for size in (1, 2)]
-    found = report._largest(peak, lambda n: n, limit, known=known, step=1, most=1024)
+    found = plan.largest_within(peak, lambda n: n, limit, known=known, step=1, most=1024)
     assert len(calls) < 16
     assert found == max((n for n in range(1, 1025) if peak(n) <= limit), default=0)
 
 
 def test_nothing_fits_where_there_is_no_room():
     simulator = StepSimulator(config(*TINY), precision=torch.float32)
-    assert report.largest_crop(simulator, 4, 1000) == 0
-    assert report.largest_batch(simulator, 64, 64, 1000) == 0
+    assert plan.largest_crop(simulator, 4, 1000) == 0
+    assert plan.largest_batch(simulator, 64, 64, 1000) == 0
 
 
 @pytest.mark.slow
@@ -208,19 +208,19 @@ def test_nothing_fits_where_there_is_no_room():
 def test_every_experiment_can_be_planned(experiment):
     plain = config(f"experiment={experiment}", "data.root=/nowhere")
     plain.device_memory = 40.0
-    text = report.describe(plain, torch.device("cpu"))
+    text = plan.describe(plain, torch.device("cpu"))
     assert "peak" in text
     assert "40.00 GiB by device_memory" in text
 
 
 def test_a_step_of_usual_size_is_let_through_at_once(monkeypatch):
     """Nothing is simulated, which takes seconds."""
-    monkeypatch.setattr(report, "StepSimulator", lambda *_, **__: pytest.fail("simulated"))
+    monkeypatch.setattr(plan, "StepSimulator", lambda *_, **__: pytest.fail("simulated"))
     plain = config("data.size=[512,1024]", "data.batch_size=16")
-    report.refuse_the_impossible(plain, torch.device("cpu"))
+    plan.refuse_the_impossible(plain, torch.device("cpu"))
     plain = config("data.size=[20000,20000]", "data.batch_size=16")
     with pytest.raises(pytest.fail.Exception, match="simulated"):
-        report.refuse_the_impossible(plain, torch.device("cpu"))
+        plan.refuse_the_impossible(plain, torch.device("cpu"))
 
 
 @pytest.mark.slow
@@ -230,22 +230,22 @@ def test_an_absurd_crop_is_refused_with_one_that_fits():
     with pytest.raises(
         InputError, match=r"data.crop=\[20000, 20000\] with .* about [\d.,]+ GiB"
     ) as e:
-        report.refuse_the_impossible(plain, torch.device("cpu"))
+        plan.refuse_the_impossible(plain, torch.device("cpu"))
     side = int(str(e.value).rsplit("[", 1)[1].split(",")[0])
     assert simulate(plain, 2, side, side).peak <= 4.0 * GIB
     plain.device_memory = 1e9
-    report.refuse_the_impossible(plain, torch.device("cpu"))
+    plan.refuse_the_impossible(plain, torch.device("cpu"))
 
 
 def test_without_a_size_the_plan_says_what_to_set():
     plain = config(*TINY)
     plain.data.size = None
     with pytest.raises(InputError, match=r"set data.crop=\[512,512\]"):
-        report.describe(plain, torch.device("cpu"))
+        plan.describe(plain, torch.device("cpu"))
 
 
 def test_the_memory_of_this_machine_is_a_number():
-    assert 2**28 < report.device_memory(torch.device("cpu")) < math.inf
+    assert 2**28 < plan.device_memory(torch.device("cpu")) < math.inf
 
 
 @pytest.mark.slow

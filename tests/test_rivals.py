@@ -20,8 +20,8 @@ from danet.models.heads.psanet import PointwiseAttention, PSAHead
 from danet.models.heads.pspnet import PyramidPoolingHead
 from danet.models.heads.serial import CBAMHead, ConvolutionalAttention, SerialAttentionHead
 from danet.preflight.advice import refuse_single_values
-from danet.preflight.report import LARGEST_BATCH, largest_batch
-from danet.preflight.simulator import StepSimulator
+from danet.preflight.memory_estimate import StepSimulator
+from danet.preflight.plan import LARGEST_BATCH, largest_batch
 
 K = 5
 HEADS = {

@@ -9,8 +9,8 @@ import torch.distributed as dist
 
 from danet.distributed import failures, signals
 from danet.distributed.collectives import is_first, world_size
+from danet.distributed.error_reporting import POLL
 from danet.distributed.failures import dead_ranks, default_store, naming_failures
-from danet.distributed.reporting import POLL
 
 _LONGEST_EVALUATION = timedelta(hours=24)
 """How long ``wait_patiently`` waits for a process that is alive."""

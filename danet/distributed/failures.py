@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
-from danet.distributed.reporting import POLL
+from danet.distributed.error_reporting import POLL
 from danet.errors import ProcessError, UserError, first_line
 
 TIMEOUT = timedelta(minutes=10)  # gloo's default, 30 minutes, holds the machines of a dead run
@@ -96,7 +96,7 @@ def naming_failures(exchange: str) -> Iterator[None]:
         is_worker = str(error).startswith("DataLoader worker")
         if not dist.is_initialized() or dist.get_world_size() == 1 or is_other or is_worker:
             raise
-        # One death breaks the exchange on all ranks; who reports is settled in reporting.py.
+        # One death breaks the exchange on all ranks; who reports is settled in error_reporting.py.
         dead = dead_ranks(_NOTICE)
         cause = (
             f"process {' and '.join(map(str, dead))} of this machine has died"

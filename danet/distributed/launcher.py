@@ -84,5 +84,5 @@ def _number(environment: Mapping[str, str], name: str, low: int) -> int | None:
 
 def _wrong(text: str) -> InputError:
     error = InputError(f"{text}; {_REMEDY}")
-    error.is_reported = False  # each process reports its own variables, see reporting.py
+    error.is_reported = False  # each process reports its own variables, see error_reporting.py
     return error

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from danet.distributed import failures, reporting
+from danet.distributed import error_reporting, failures
 from danet.errors import InputError, ProcessError, UserError, first_line
 
 
@@ -20,7 +20,7 @@ from danet.errors import InputError, ProcessError, UserError, first_line
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the process group if a launcher started several processes; leave it at the end.
 
-    After an error the group is not left: ``reporting.leaving_the_group`` ends the process.
+    After an error the group is not left: ``error_reporting.leaving_the_group`` ends the process.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -45,15 +45,15 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 def _is_claimed_by_another(store: Store, rank: int, size: int) -> bool:
     """Claim an error; return whether another rank reports it, once that rank has exited."""
-    try:  # see reporting.py for the reason
-        reporter = reporting.claim(store, rank, size)
+    try:  # see error_reporting.py for the reason
+        reporter = error_reporting.claim(store, rank, size)
         pid = None if reporter == rank else failures.local_pid(store, reporter)
     except RuntimeError:  # the process that hosted the store has died
         return False
     # A reporter on another host has no pid here, and the launcher of this host cannot end it.
-    deadline = time.monotonic() + reporting.REPORT
+    deadline = time.monotonic() + error_reporting.REPORT
     while pid is not None and failures.is_alive(pid) and time.monotonic() < deadline:
-        time.sleep(reporting.POLL)
+        time.sleep(error_reporting.POLL)
     return reporter != rank
 
 
@@ -105,5 +105,5 @@ def _agree_on_attempt(store: Store, rank: int, size: int, timeout: timedelta) ->
         if time.monotonic() > deadline:
             missing = [n for n in others if not store.check([f"present/{own}/{n}"])]
             raise InputError(f"processes {missing} of {size} did not arrive within {timeout}")
-        time.sleep(reporting.POLL / 2)
+        time.sleep(error_reporting.POLL / 2)
     return own

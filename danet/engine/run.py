@@ -40,7 +40,7 @@ from danet.evaluation.inference import Inference
 from danet.evaluation.metrics import ConfusionMatrix
 from danet.losses import DeepSupervision
 from danet.preflight import advice, out_of_memory
-from danet.preflight.report import describe, refuse_the_impossible
+from danet.preflight.plan import describe, refuse_the_impossible
 from danet.visualization.figure import validation_pictures
 
 

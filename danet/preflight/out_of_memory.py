@@ -5,8 +5,8 @@ import torch
 from danet.config.schema import TrainConfig
 from danet.engine.precision import choose_precision
 from danet.errors import InputError
-from danet.preflight.report import GIB, RESERVE, crop_of, device_memory, largest_batch, largest_crop
-from danet.preflight.simulator import StepSimulator
+from danet.preflight.memory_estimate import StepSimulator
+from danet.preflight.plan import GIB, RESERVE, crop_of, device_memory, largest_batch, largest_crop
 
 _SHORT = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
 """Parts of the messages of torch on a CPU, of CUDA, and of cuBLAS and cuDNN."""

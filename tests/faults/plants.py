@@ -373,9 +373,9 @@ def late(seconds):
 
 def late_words(seconds):
     """Lets time pass before an error is printed."""
-    from danet.distributed import reporting
+    from danet.distributed import error_reporting
 
-    is_reported = reporting.is_reported
+    is_reported = error_reporting.is_reported
 
     def slow(error):
         reported = is_reported(error)
@@ -383,14 +383,14 @@ def late_words(seconds):
             time.sleep(seconds)
         return reported
 
-    reporting.is_reported = slow
+    error_reporting.is_reported = slow
 
 
 def short_grace(seconds):
     """Makes a process that met an error not wait long for the first one of its machine."""
-    from danet.distributed import reporting
+    from danet.distributed import error_reporting
 
-    reporting.REPORT = seconds
+    error_reporting.REPORT = seconds
 
 
 def stuck_group():

@@ -9,7 +9,7 @@ from danet.config.schema import TrainConfig
 from danet.engine.precision import choose_precision
 from danet.errors import InputError
 from danet.memory import available_memory
-from danet.preflight.simulator import StepSimulator
+from danet.preflight.memory_estimate import StepSimulator
 
 PROBES = (128, 256)
 """Sides of the small crops from whose memory larger ones are extrapolated."""
@@ -35,7 +35,7 @@ def device_memory(device: torch.device) -> int:
     return available
 
 
-def _largest(
+def largest_within(
     peak: Callable[[int], int],
     amount: Callable[[int], int],
     limit: int,
@@ -90,7 +90,7 @@ def largest_crop(
         return batch_size * side * side
 
     known = _two_points(known, PROBES, amount, peak)
-    return _largest(peak, amount, limit, known=known, step=MULTIPLE, most=LONGEST_SIDE)
+    return largest_within(peak, amount, limit, known=known, step=MULTIPLE, most=LONGEST_SIDE)
 
 
 def largest_batch(
@@ -115,7 +115,7 @@ def largest_batch(
         return batch_size * height * width
 
     known = _two_points(known, (2, 3), amount, peak)
-    return _largest(peak, amount, limit, known=known, step=1, most=LARGEST_BATCH)
+    return largest_within(peak, amount, limit, known=known, step=1, most=LARGEST_BATCH)
 
 
 def _two_points(
