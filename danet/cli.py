@@ -78,7 +78,7 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with console.unbreakable(), error_reporting.leaving_the_group(), _exit_codes(config_name):
         launcher.require_sound(os.environ)
-        _check_arguments(sys.argv[1:])
+        check_arguments(sys.argv[1:])
         # hydra.main reads sys.argv and takes no arguments.
         sys.argv[1:] = [quote_text(quote_path(argument)) for argument in sys.argv[1:]]
         errors: list[Exception] = []
@@ -161,7 +161,7 @@ def _is_understood(argument: str) -> bool:
     return True
 
 
-def _check_arguments(arguments: list[str]) -> None:
+def check_arguments(arguments: list[str]) -> None:
     """Raise InputError for ``--steps 3``, the form of other programs, and for choices of null."""
     for argument in arguments:
         if any("\ud800" <= letter <= "\udfff" for letter in argument):  # bytes that are no letters

@@ -38,7 +38,7 @@ def require_packages(file: str) -> None:
     path = Path(file).resolve()
     root, version = path.parents[1], sys.version_info[:2]
     if _OLDEST <= version <= _NEWEST:
-        missing = _missing(root)
+        missing = missing_packages(root)
         if not missing:
             return
         if _is_meant(root, missing):
@@ -58,7 +58,7 @@ def require_packages(file: str) -> None:
     sys.exit(2)
 
 
-def _missing(root: Path) -> "list[str]":
+def missing_packages(root: Path) -> "list[str]":
     """Return the packages of requirements.txt that are not installed, without importing any."""
     path = root / "requirements.txt"
     if not path.is_file():  # installed from a wheel, whose installer checked them

@@ -44,14 +44,14 @@ def memory_folder() -> Path:
             shutil.rmtree(folder, ignore_errors=True)
         file_lock(hold, exclusive=False)
         _held[os.getpid()] = hold
-        atexit.register(_leave, folder, os.getpid())
+        atexit.register(leave, folder, os.getpid())
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise InputError(f"data.cache=ram: {folder} is somebody else's; use data.cache=disk")
     return folder
 
 
-def _leave(folder: Path, process: int) -> None:
+def leave(folder: Path, process: int) -> None:
     """Remove the folder in memory if no other process uses it."""
     hold = _held.pop(process, None)
     if process != os.getpid() or hold is None:  # a forked process inherits this atexit handler

@@ -2646,8 +2646,8 @@ def test_a_sweep_starts_torchrun_for_each_run(door, monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "1")
     message = door.refused("train", "-m", "seed=1,2")
     assert message == "--multirun under torchrun: start torchrun once per run instead"
-    cli._check_arguments(["seed=1"])
-    cli._check_arguments(["seed=2"])
+    cli.check_arguments(["seed=1"])
+    cli.check_arguments(["seed=2"])
 
 
 def test_a_loss_that_needs_fewer_passes(door):

@@ -474,7 +474,7 @@ def test_pairs_in_memory_are_those_of_the_files(tree, tmp_path, monkeypatch, dec
     assert len(decoded) == 4
     folder = memory_folder()
     assert folder.parent == tmp_path
-    cache_folder._leave(folder, os.getpid())
+    cache_folder.leave(folder, os.getpid())
     assert not folder.exists()
 
 

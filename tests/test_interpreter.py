@@ -127,10 +127,10 @@ def test_the_versions_are_those_of_the_packaging():
 
 
 def test_every_requirement_is_looked_for_under_the_name_that_is_imported(monkeypatch):
-    assert interpreter._missing(ROOT) == []
+    assert interpreter.missing_packages(ROOT) == []
     asked = []
     monkeypatch.setattr(interpreter.importlib.util, "find_spec", asked.append)
-    assert "opencv-python-headless" in interpreter._missing(ROOT)
+    assert "opencv-python-headless" in interpreter.missing_packages(ROOT)
     assert {"torch", "cv2", "PIL", "hydra", "yaml", "omegaconf", "tqdm"} <= set(asked)
     assert all(name.isidentifier() for name in asked)
 

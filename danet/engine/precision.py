@@ -14,10 +14,10 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
         raise InputError(f"trainer.precision=float16 needs CUDA; {device} has bfloat16 or float32")
     if wanted != "auto":
         return getattr(torch, wanted)
-    return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
 
 
-def _has_bfloat16(device: torch.device) -> bool:
+def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         # By default torch counts GPUs that emulate it, which gains nothing over float32.
         return torch.cuda.is_bf16_supported(including_emulation=False)

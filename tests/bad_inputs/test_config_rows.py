@@ -205,7 +205,7 @@ def test_C26_batch_norm_over_processes_where_there_is_one(given):
 
 
 def test_C27_half_precision_without_hardware(given, monkeypatch):
-    monkeypatch.setattr("danet.engine.precision._has_bfloat16", lambda device: False)
+    monkeypatch.setattr("danet.engine.precision.has_bfloat16", lambda device: False)
     on_cpu = "trainer.device=cpu"
     given("trainer.precision=bfloat16", on_cpu).accepted("trainer.precision=bfloat16: cpu does not")
     given("trainer.precision=float16", on_cpu).refused("trainer.precision=float16 needs CUDA")
