@@ -18,6 +18,7 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def has_bfloat16(device: torch.device) -> bool:
+    """Return whether a device computes in bfloat16 rather than emulating it."""
     if device.type == "cuda":
         # By default torch counts GPUs that emulate it, which gains nothing over float32.
         return torch.cuda.is_bf16_supported(including_emulation=False)
