@@ -3335,7 +3335,7 @@ def test_another_python_is_named(kind, door, tmp_path, monkeypatch, capsys):
     (root / "tools").mkdir()
     shutil.copy(ROOT / "requirements.txt", root)
     shutil.copy(ROOT / "scripts/install.sh", root / "scripts")
-    monkeypatch.setattr(interpreter, "_missing", lambda root: ["torch", "numpy"])
+    monkeypatch.setattr(interpreter, "missing_packages", lambda root: ["torch", "numpy"])
     monkeypatch.delenv("VIRTUAL_ENV", raising=False)
     python = root / ".venv/bin/python"
     if kind != "install":
