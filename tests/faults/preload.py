@@ -1,3 +1,25 @@
-"""Imports what a training needs, once, for all processes forked afterwards."""
+"""Imports what a training needs, once, for all processes forked afterwards.
 
+All but danet.engine.run: it names functions that faults.plants replaces before it is imported.
+"""
+
+import danet.checkpoint.weights
+import danet.cli
+import danet.config.resume
+import danet.data.loader
+import danet.data_check.overlap
+import danet.data_check.sample
+import danet.datasets.camvid
+import danet.datasets.folder
+import danet.datasets.scenes
+import danet.engine.trainer
+import danet.evaluation.evaluate
+import danet.losses
+import danet.models.heads.dual
+import danet.models.resnet
+import danet.models.segmentor
+import danet.preflight.advice
+import danet.preflight.out_of_memory
+import danet.tools.train
+import danet.visualization.figure  # noqa: F401
 from faults import driver, plants  # noqa: F401
