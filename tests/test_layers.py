@@ -41,6 +41,12 @@ FLOORS = {
     "tools": 8,
 }
 """Rooms by floor. Rooms of one floor do not know each other."""
+SATELLITES = {
+    f"danet.{name}"
+    for name in ("archives", "data_check", "export", "prediction", "preflight", "visualization")
+}
+"""Rooms without which a training, an evaluation and a resumed run would still compute the same."""
+MAY_USE_SATELLITES = {"danet.engine.run", "tools", *SATELLITES}
 
 
 def files():
@@ -97,6 +103,21 @@ def test_imports_point_down(path):
             continue
         there = room_of("danet" if name == "danet.__version__" else name)
         assert there == here or FLOORS[there] < FLOORS[here], f"{here} imports {name}"
+
+
+def test_the_core_imports_no_satellite():
+    rooms = {}
+    for path in files():
+        if module_of(path) != "danet":  # danet.predict is imported when it is called
+            rooms.setdefault(room_of(module_of(path)), set()).update(imports(path))
+    assert rooms.keys() >= SATELLITES
+    users = {
+        room
+        for room, names in rooms.items()
+        if any(name.startswith(f"{satellite}.") for name in names for satellite in SATELLITES)
+    }
+    assert users <= MAY_USE_SATELLITES
+    assert "danet.engine.run" in users
 
 
 def test_the_folder_of_the_loaders_can_shadow_nobody():
