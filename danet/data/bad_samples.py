@@ -9,7 +9,6 @@ from danet.errors import InputError
 from danet.seeds import mix
 from danet.types import Sample, SampleKey
 
-POLICIES = ("error", "skip")
 GRACE = 3
 """Number of bad samples tolerated, whatever share of a small data set they are."""
 _MAX_RETRIES = 20

@@ -6,6 +6,7 @@ window covers are yielded, and what is kept is a band as high as a window.
 
 import math
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import product
@@ -161,15 +162,15 @@ class PixelBudget:
         return Windows((side, side), (stride, stride), per_batch=1)
 
 
-class BandInference:
+class BandInference(ABC):
     """Base of the inference modes, which define ``bands``.
 
     It lies outside the modules whose classes a config may name, see ``danet.config.validate``.
     """
 
+    @abstractmethod
     def bands(self, model: nn.Module, image: Tensor) -> Iterator[Band]:
         """Yield the probabilities from top to bottom."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
@@ -185,13 +186,13 @@ class BandInference:
 class WindowInference(BandInference):
     """Base of the modes that run one function on the windows of an image, or on all of it."""
 
+    @abstractmethod
     def windows(self, image: Tensor) -> Windows | None:
         """Return the windows for an image (B, 3, H, W); None passes it whole."""
-        raise NotImplementedError
 
+    @abstractmethod
     def probabilities(self, model: nn.Module, image: Tensor) -> Tensor:
         """Compute the probabilities (B, K, h, w) of windows or images (B, 3, h, w)."""
-        raise NotImplementedError
 
     def bands(self, model: nn.Module, image: Tensor) -> Iterator[Band]:
         """Yield the probabilities from top to bottom."""
