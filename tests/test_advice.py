@@ -249,7 +249,13 @@ ADVICE = {
     "…: no value is given; set …=<…>": "a_file_that_is_missing_is_given",
     "=null: expected a value": "value",
     "; YAML is indented with blanks, not with tabs": "tabs_become_blanks",
+    # danet/config/annotations.py
+    "expected one of ……": "one of",
+    "expected …, got …": "number",
+    "expected a mapping, {name: value}, got": "mapping",
+    "expected a list, got": "list",
     # danet/config/schema.py
+    ": expected names, data.classes=[name,name], or": "names",
     "pixels that do not count have the value 255,": "ignore_index",
     "see trainer.precision (auto, float32, bfloat16,": "amp",
     "see loss.main.threshold with loss=ohem": "thresh",
@@ -261,10 +267,6 @@ ADVICE = {
     "run.log_to: there is no": "log_to; log_to choices",
     "run.log_to: … is not installed: pip install …": "a_log_that_is_not_installed_is_installed",
     ": expected at least 1, or null": "settings",
-    "expected one of ……": "one of",
-    "expected …, got …": "number",
-    "expected a mapping, {name: value}, got": "mapping",
-    "expected a list, got": "list",
     "; did you mean": "close choice; close key; close class; log_to",
     # danet/data/loader.py
     "): set data.crop and a transform that crops, such": "pictures_of_several_sizes",
@@ -973,6 +975,7 @@ TYPES = {
         *((), f"loss.main.class_weights=[{','.join(['-1'] * 16)}]", "a number of at least 0"),
         f"[{','.join(['0'] * 15)},1]",
     ),
+    "names": (FOLDER, "data.classes=3", "expected names, data.classes=[name,name]", "[a,b]"),
     "few": (FOLDER, "data.num_classes=1", "a whole number of at least 2", "2"),
 }
 """Choices, a setting of another type, what is said of it, and a value as it says."""

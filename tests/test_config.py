@@ -9,8 +9,8 @@ from conftest import ROOT
 from hydra.core.global_hydra import GlobalHydra
 
 from danet.config import schema
+from danet.config.annotations import mismatch
 from danet.config.build import make, make_model
-from danet.config.schema import mismatch
 from danet.config.validate import check, locate
 from danet.errors import InputError
 from danet.types import SegmentationOutput
@@ -143,6 +143,35 @@ def test_all_faults_come_at_once():
         "optimizer.lr=fast", "trainer.steps=0", "+model.head.chanels=3", "data.batch_size=0"
     )
     assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["data.scene_seed=x"], "data.scene_seed=x: expected a whole number, got the text 'x'"),
+        (
+            ["data=folder", *NEEDED, "data.crop=x"],
+            "data.crop=x: expected two whole numbers of at least 32",
+        ),
+        (["data=folder", *NEEDED, "data.classes=[a,1]"], "data.classes=['a', 1]: expected a text"),
+        (["data=folder", *NEEDED, "data.colors=3"], "data.colors=3: expected a list, got 3"),
+        (["data=folder", *NEEDED, "data.classes=3"], "data.classes=3: expected names"),
+        (["data=folder", *NEEDED, "data.num_classes=x"], "data.num_classes=x: expected a whole"),
+        (["data=folder", *NEEDED, "data.num_classes=3"], "data.num_classes=3, but Folder has 2"),
+        (["model.align_corners=3"], "model.align_corners=3: expected true or false, got 3"),
+        (["seed=-1"], "seed=-1: expected a whole number of at least 0"),
+        (["loss=ohem", "loss.main.class_weights=[1]"], "loss.main.class_weights: 1 weights for"),
+        (
+            ["data.dataset.size=${data.level}"],
+            "data.level=wide: expected a list, got the text 'wide'",
+        ),
+    ],
+)
+def test_an_error_names_the_setting_and_not_what_interpolates_it(overrides, line):
+    """One line for each setting, wherever its value is used."""
+    found = faults(*overrides)
+    assert len(found) == 1, found
+    assert found[0].startswith(line)
 
 
 @pytest.mark.parametrize(

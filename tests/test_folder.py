@@ -333,16 +333,22 @@ def test_the_config_counts_the_names_of_a_file_and_keeps_them(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("data.labels_start_at=one", "labels_start_at=one: expected a whole number, got the text"),
-        ("data.values=[0,255]", "values=[0, 255]: expected a mapping"),
-        ("data.images_dir=3", "images_dir=3: expected a text, got 3"),
-        ("data.val_share=half", "val_share=half: expected a number, got the text 'half'"),
-        ("data.lists=train.txt", "lists=train.txt: expected a mapping"),
+        (
+            "data.labels_start_at=one",
+            "data.labels_start_at=one: expected a whole number, got the text",
+        ),
+        ("data.values=[0,255]", "data.values=[0, 255]: expected a mapping"),
+        ("data.images_dir=3", "data.images_dir=3: expected a text, got 3"),
+        ("data.val_share=half", "data.val_share=half: expected a number, got the text 'half'"),
+        ("data.lists=train.txt", "data.lists=train.txt: expected a mapping"),
         (
             "+data.dataset.files.image_dir=x",
-            "image_dir: PairLayout takes no such argument; did you",
+            "data.dataset.files.image_dir: PairLayout takes no such argument; did you",
         ),
-        ("+data.dataset.label_format._x=1", "_x: LabelFormat takes no such argument"),
+        (
+            "+data.dataset.label_format._x=1",
+            "data.dataset.label_format._x: LabelFormat takes no such argument",
+        ),
         ("data.dataset.split_rule=3", "data.dataset.split_rule=3: expected a mapping"),
     ],
 )
@@ -351,7 +357,7 @@ def test_groups_of_settings_are_checked_like_arguments(tmp_path, setting, messag
         checked(tmp_path, "[a,b]", setting, "trainer.steps=0")
     lines = str(error.value).splitlines()
     assert len(lines) == 2, "together with all other mistakes"
-    assert any(line.startswith("data.dataset.") and message in line for line in lines), lines
+    assert any(line.startswith(message) for line in lines), lines
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from danet.config.annotations import mismatch
 from danet.config.schema import (
     DataConfig,
     RunSettings,
@@ -25,7 +26,6 @@ from danet.config.schema import (
     TrainSchema,
     did_you_mean,
     instead,
-    mismatch,
 )
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError, first_line
@@ -61,6 +61,7 @@ _ROOTS = {
 """Nodes that name a class, and whether they are partial: called later, with more arguments."""
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}", re.ASCII)
 _MOST_ERRORS = 20
 
 
@@ -79,7 +80,8 @@ def check(
     """
     # Before anything is resolved: OmegaConf stops at the first interpolation of a missing value and
     # names the key that interpolates, not the one to set.
-    _refuse_missing(OmegaConf.to_container(config, resolve=False))
+    unresolved = OmegaConf.to_container(config, resolve=False)
+    _refuse_missing(unresolved)
     root = config.data.get("root")
     if root is not None:  # a checkpoint must find its data from wherever it is used
         folder = Path(os.path.expanduser(str(root))).absolute()
@@ -92,7 +94,10 @@ def check(
         # OmegaConf wraps the InputError of a resolver of ours, with words of its own in front.
         own = first_line(error).partition("InputError raised while resolving interpolation: ")[2]
         raise InputError(own or first_line(error, getattr(error, "full_key", None))) from error
-    return check_plain(typing.cast(dict[str, Any], plain), added)
+    try:
+        return check_plain(typing.cast(dict[str, Any], plain), added)
+    except InputError as error:
+        raise InputError(_name_settings(str(error), _references(unresolved))) from None
 
 
 def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> TrainConfig:
@@ -138,6 +143,41 @@ def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> TrainConfig
         _refuse(errors)
     others = {k: v for k, v in plain.items() if k not in ("data", "trainer", "run")}
     return TrainConfig(data=data, trainer=trainer, run=run, plain=plain, **others)
+
+
+def _references(node: Any, prefix: str = "") -> dict[str, str]:
+    """Return key -> key whose value it has, of the interpolations in an unresolved config.
+
+    Of the arguments of a resolver, this is the one with the name of the key: the names of
+    ``data.dataset.classes`` are those of ``data.classes``, and ``data.num_classes`` is their count.
+    """
+    if isinstance(node, dict):
+        return {k: v for n, i in node.items() for k, v in _references(i, f"{prefix}{n}.").items()}
+    if not isinstance(node, str):
+        return {}
+    key = prefix.rstrip(".")
+    if whole := _REFERENCE.fullmatch(node):
+        return {key: whole[1]}
+    name = key.rpartition(".")[2]
+    paths = [path for path in _REFERENCE.findall(node) if path.split(".")[-1] == name]
+    return {key: paths[0]} if paths else {}
+
+
+def _name_settings(errors: str, references: Mapping[str, str]) -> str:
+    """Name each error by the setting that a user sets, not by a key that interpolates it.
+
+    One error is left of those that a wrong value of a setting causes wherever it is interpolated.
+    """
+    lines: list[str] = []
+    for line in errors.split("\n"):
+        subject, colon, problem = line.partition(": ")
+        key = setting = re.split(r"[=[]", subject)[0]
+        while source := next((k for k in references if f"{setting}.".startswith(f"{k}.")), None):
+            setting = references[source] + setting[len(source) :]
+        named = setting + subject[len(key) :]
+        if key == setting or not any(known.startswith(f"{named}: ") for known in lines):
+            lines.append(named + colon + problem)
+    return "\n".join(lines)
 
 
 def _typed(schema: type[T], node: Mapping[str, Any]) -> T:
