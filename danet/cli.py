@@ -164,7 +164,7 @@ def _is_understood(argument: str) -> bool:
 def check_arguments(arguments: list[str]) -> None:
     """Raise InputError for ``--steps 3``, the form of other programs, and for choices of null."""
     for argument in arguments:
-        if any("\ud800" <= letter <= "\udfff" for letter in argument):  # bytes that are no letters
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):  # bytes that are not text
             shown = os.fsencode(argument).decode("ascii", "backslashreplace")
             raise InputError(
                 f"{shown}: this Python takes names for {sys.getfilesystemencoding()}, and here are "

@@ -78,7 +78,7 @@ def read_class_file(source: str) -> ClassFile:
     ``labelmap.txt`` of CVAT (name, colour).
 
     Raises:
-        InputError: There is no such file, it is not text, or its lines are no names.
+        InputError: There is no such file, it is not text, or its lines are not names.
     """
     path = Path(source).expanduser()
     try:

@@ -45,7 +45,7 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
     Raises:
         InputError: There are problems; raised after the report is written.
     """
-    # A training config that is complete but for the data: whatever training refuses is refused.
+    # Checked as part of a training config, so that all that training would refuse is refused here.
     train = OmegaConf.structured(TrainSchema(trainer=TrainSettings(steps=1)))
     train.data = config.data
     checked = check(train, added, needs_data=True)

@@ -55,7 +55,7 @@ TRAINED_WITH = {
 
 
 def run(config: DictConfig, *, further: list[str]) -> None:
-    """Convert a file and print what became of every tensor.
+    """Convert a file and print what each tensor became.
 
     Args:
         config: Of this tool.

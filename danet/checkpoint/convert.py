@@ -1,7 +1,7 @@
 """Weights of other programs under this project's names.
 
-Each program has a table: what a name begins with there, and here. Whatever is left out on purpose
-stands in a second table, with the reason, so that every tensor of a file is accounted for.
+Each program has a table of prefixes: theirs, and ours. A second table holds what is left out on
+purpose, with the reason, so that every tensor of a file is accounted for.
 """
 
 from collections.abc import Mapping
@@ -144,7 +144,7 @@ def network_of(tensors: Mapping[str, Tensor], file: str) -> Network:
         file: How messages begin.
 
     Raises:
-        InputError: They are no ResNet that this project has.
+        InputError: They are not of a ResNet that this project has.
     """
     depth = depth_of(tensors, "backbone.")
     # A deep stem is a sequence, whose first convolution has the number 0.

@@ -16,8 +16,8 @@ be read without running anything that lies in it::
     scores      of the last evaluation, or None
 
 The file is torch's zip archive with 40 bytes behind it: eight that say so and the SHA-256 of all
-before, so that a flipped bit is noticed. Files of formats 1 and 2 name classes in modules that are
-no more; their weights can still start a run, with ``init_from``.
+before, so that a flipped bit is noticed. Files of formats 1 and 2 name classes in modules that no
+longer exist; their weights can still start a run, with ``init_from``.
 """
 
 import hashlib
@@ -162,7 +162,7 @@ def require_fields(saved: Checkpoint, names: Sequence[str], source: str) -> None
 
 
 def require_sound(saved: Checkpoint, source: str) -> None:
-    r"""Hold the fields of a foreign file against their types; escape the names of its classes.
+    r"""Check the types of the fields of a foreign file; escape the names of its classes.
 
     Names go into reports, tables and the terminal: control characters in them become ``\x1b``.
 
@@ -193,7 +193,7 @@ def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
 
     Raises:
         InputError: The file is missing, damaged, foreign, of another format, or has weights that
-            are no numbers.
+            are not finite.
     """
     path = Path(path).expanduser()
     checkpoint, is_sealed = reading.read(path, key)

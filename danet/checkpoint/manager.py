@@ -279,7 +279,7 @@ class CheckpointManager:
         for step, path in steps.items():
             is_milestone = policy.keep_every is not None and step % policy.keep_every == 0
             if not (step in newest or step in best or is_milestone):
-                # A hard link best.pt or last.pt keeps the data, whatever is removed here.
+                # The data stays as long as best.pt or last.pt is a hard link to it.
                 with suppress(OSError):
                     path.unlink()
 

@@ -233,7 +233,7 @@ def scan(path: Path, end: int, *, foreign: Sequence[str] = ()) -> Scan:
         problem = str(error)
     except OSError:  # of the disk, not of the content
         raise
-    except Exception:  # bytes that are no pickle, or end in the middle: any error may come of them
+    except Exception:  # of bytes that are not a pickle, or a partial one: any error may occur
         problem = "damaged"
     return Scan(list(forbidden)[:_SHOWN], list(allowed), problem)
 

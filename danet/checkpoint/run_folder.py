@@ -51,13 +51,13 @@ def prepare(
     Args:
         wanted: ``run.dir``; None for a fresh folder named after ``fallback``.
         fallback: Used with a number behind it where it exists already.
-        config: Of the run. Where the file has another one, that of the steps before, it is kept as
+        config: Of the run. A config.yaml that differs, of the steps so far, is renamed to
             config_until_<step>.yaml.
         resuming: Whether the folder may hold an earlier part of the run.
-        saved: The checkpoint to go on from.
+        saved: The checkpoint to continue from.
 
     Raises:
-        InputError: Another run is in the folder, or a process that still lives trains in it.
+        InputError: Another run is in the folder, or another process trains in it.
         StorageError: It cannot be made or written.
     """
     outcome: Path | UserError | None = None
@@ -69,9 +69,8 @@ def prepare(
             manager.remove_leftovers(outcome)
             (outcome / STOPPED).unlink(missing_ok=True)
         except UserError as error:
-            outcome = (
-                error  # raised on all ranks below: one that failed alone would leave them waiting
-            )
+            # Raised on all ranks below: one that failed alone would leave the others waiting.
+            outcome = error
     outcome = collectives.from_first(outcome)
     if isinstance(outcome, UserError):
         raise outcome
@@ -142,7 +141,7 @@ def _describe(
                 _HEADER.format(folder=shlex.quote(str(folder.absolute()))) + body, encoding="utf-8"
             )
         if not (resuming and id_of(folder)):
-            # What goes on elsewhere is another run; an old checkpoint gives its folder no name.
+            # A run that is continued in another folder is another run, with an id of its own.
             is_its_own = saved is not None and manager.path_at(folder, saved["step"]).exists()
             known = saved.get("run_id") if saved is not None and is_its_own else None
             (folder / _ID).write_text(f"{known or uuid4().hex}\n")

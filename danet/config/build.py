@@ -179,7 +179,7 @@ def averaged(saved: Checkpoint) -> dict[str, Tensor]:
 
 
 def untrained(config: TrainConfig) -> nn.Module:
-    """Build the network of a config with random weights, whatever file it once started from.
+    """Build the network of a config with random weights, even if the run started from a file.
 
     For a checkpoint, which holds its weights: that file need not exist any more.
     """

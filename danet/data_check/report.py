@@ -71,7 +71,7 @@ def shared_names(reports: Sequence[SplitReport]) -> list[str]:
 
 
 def notes_of(report: SplitReport, *, is_training: bool) -> list[str]:
-    """Return notes on a split that are no problems."""
+    """Return notes on a split that are not problems."""
     notes = list(report.notes)
     others = {mode: n for mode, n in report.modes.items() if mode != "RGB"}
     if others:

@@ -55,7 +55,7 @@ def sum_in_place(counts: Tensor) -> None:
     """Replace a tensor by its sum over all processes."""
     if world_size() > 1:
         with naming_failures("sum of counts"):
-            dist.all_reduce(counts)  # on CUDA it is only queued; the caller may go on
+            dist.all_reduce(counts)  # on CUDA it is only queued: the caller does not wait
 
 
 def sum_of(values: Tensor, name: str) -> list[float]:

@@ -12,7 +12,7 @@ from types import FrameType
 STOP = 1
 """SIGTERM, SIGINT or SIGHUP: save, then end. Once more ends the process at once."""
 SAVE = 2
-"""SIGUSR1: save, and go on."""
+"""SIGUSR1: save and continue."""
 FAIL = 4
 """No signal, but a flag exchanged beside them: a checkpoint could not be written, so end."""
 

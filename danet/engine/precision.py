@@ -56,9 +56,8 @@ def place(model: nn.Module, settings: TrainSettings, device: torch.device) -> nn
     """
     if settings.deterministic:
         torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = (
-            False  # which times kernels, and may choose others each run
-        )
+        # The benchmark times kernels, and may choose others in each run.
+        torch.backends.cudnn.benchmark = False
     if collectives.world_size() > 1:
         # Before DDP, which waits for the gradient of every parameter that requires one.
         data_parallel.freeze_unused_parameters(model)

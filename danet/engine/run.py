@@ -63,7 +63,7 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
         overrides: Settings of the command line as typed; a resumed run keeps all others.
 
     Raises:
-        UserError: Whatever the user can mend: settings, files, memory, a full disk.
+        UserError: What the user can fix: settings, files, memory, a full disk.
     """
     if config.dry_run:
         device = choose_device(config.trainer.device, key="trainer.device")
@@ -304,7 +304,7 @@ def explaining_failures(
         config: Of the run.
         device: That trains.
         memory: Bytes that were free before the start.
-        batches: Which know what became of their workers.
+        batches: Whose workers may have died.
         trainer: Whose network is in training mode except in an evaluation.
     """
     try:

@@ -49,9 +49,9 @@ class TrainSettings:
         save_minutes: A checkpoint is written when there was none for so long; null for none.
         keep_last, keep_best: How many of the newest and of the best checkpoints stay.
         keep_every: Checkpoints of steps that are a multiple of it stay for ever; null for none.
-        save_in_background: Write checkpoints while the training goes on.
+        save_in_background: Write checkpoints in a thread, while training continues.
         on_storage_error: What a checkpoint that cannot be written does: ``stop`` ends the run,
-            ``warn`` goes on without it; the last one must be written in either case.
+            ``warn`` continues without it; the last one must be written in either case.
         channels_last: Memory order of images and convolutions; null for what suits the device.
         compile: Train through torch.compile, which takes minutes at the start and needs a C++
             compiler (on CUDA also Triton). Evaluation is not compiled.

@@ -64,7 +64,7 @@ class ConfusionMatrix:
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.num_classes = num_classes
-        # K * K cells, ignored pixels, and values that are no class: one tensor, so that one
+        # K * K cells, ignored pixels, and values that are not classes: one tensor, so that one
         # all-reduce sums all.
         self._counts = torch.zeros(num_classes**2 + 2, dtype=torch.int64, device=device)
 
@@ -100,7 +100,7 @@ class ConfusionMatrix:
         """Compute the scores in float64.
 
         Raises:
-            InputError: Nothing was counted, or values occurred that are no class.
+            InputError: Nothing was counted, or values occurred that are not classes.
         """
         *_, ignored, invalid = self._counts.tolist()
         if invalid:
@@ -166,7 +166,7 @@ class BoundaryIoU:
         in_truth, in_prediction = (_near_boundary(x, distance) for x in (mask, prediction))
         both = in_truth & in_prediction & (mask == prediction)  # (H, W)
         for row, values in enumerate((mask[both], mask[in_truth], prediction[in_prediction])):
-            # IGNORE has a bin of its own, which is cut off with all that are no class.
+            # IGNORE has a bin of its own, which is cut off with all values that are not classes.
             found = np.bincount(values, minlength=IGNORE + 1)[: self.num_classes]
             self._counts[row] += torch.from_numpy(found)
 
