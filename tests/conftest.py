@@ -38,6 +38,7 @@ from danet.engine.optimizer import SGD
 from danet.engine.precision import place
 from danet.engine.schedule import Poly
 from danet.engine.settings import TrainSettings
+from danet.engine.train_step import TrainStep
 from danet.engine.trainer import Trainer
 from danet.errors import InputError
 from danet.evaluation.metrics import ConfusionMatrix
@@ -274,16 +275,11 @@ def make_trainer(
         warn=log.warn,
     )
     weights = dict.fromkeys(("backbone", "position", "channel"), 0.4)
-    trainer = Trainer(
-        model,
-        DeepSupervision(OHEM(0.7, min_kept=50), CrossEntropy(), weights).to(device),
-        (optimizer or SGD(0.1, momentum=0.9))(model),
-        Poly(),
-        settings,
-        checkpoints,
-        log,
-        evaluate or (lambda network, step: scored()),
-    )
+    criterion = DeepSupervision(OHEM(0.7, min_kept=50), CrossEntropy(), weights).to(device)
+    factory = optimizer or SGD(0.1, momentum=0.9)
+    train_step = TrainStep(model, criterion, factory(model), Poly(), settings)
+    evaluate = evaluate or (lambda network, step: scored())
+    trainer = Trainer(train_step, checkpoints, log, evaluate)
     if resume:
         trainer.load_state(resume)
     return trainer

@@ -9,13 +9,10 @@ import torch
 from conftest import Tiny
 from torch import nn
 
-from danet.checkpoint.manager import CheckpointManager
-from danet.engine.log import RunLog
 from danet.engine.optimizer import SGD
 from danet.engine.schedule import Poly
 from danet.engine.settings import TrainSettings
-from danet.engine.trainer import Trainer
-from danet.evaluation.metrics import ConfusionMatrix
+from danet.engine.train_step import TrainStep
 from danet.losses import OHEM, CrossEntropy, DeepSupervision, Dice, LovaszSoftmax, WeightedSum
 from danet.models.heads.dual import DualAttentionHead, FCNHead
 from danet.models.segmentor import Segmentor
@@ -63,8 +60,8 @@ def part(first, last):
     return Batch(image[first:last], mask[first:last], tuple("abcd"[first:last]))
 
 
-def step(folder, loss, group, *, classes=Frozen):
-    """Returns the gradients of one step by the trainer, float64 (P,), and the loss."""
+def step(loss, group, *, classes=Frozen):
+    """Returns the gradients of one step, float64 (P,), its loss and the network."""
     torch.manual_seed(0)
     head = functools.partial(DualAttentionHead, num_classes=K, reduction=2, dropout=0.0)
     aside = functools.partial(FCNHead, num_classes=K, channels=4, dropout=0.0)
@@ -75,24 +72,20 @@ def step(folder, loss, group, *, classes=Frozen):
     main, auxiliary = loss()
     weights = {"position": 1.0, "channel": 0.7, "backbone": 0.4}
     settings = TrainSettings(steps=4, precision="float32", accumulate=len(group), seed=5)
-    log = RunLog(None, step=0, steps=4)
-    checkpoints = CheckpointManager(folder, settings, warn=log.warn)
     criterion = DeepSupervision(main, auxiliary, weights)
-    run = Trainer(
-        *(model, criterion, SGD(0.1)(model), Poly(), settings, checkpoints, log),
-        lambda network, step: ConfusionMatrix(K),
-    )
-    run.train_step.ddp_model.train()
+    optimizer = SGD(0.1)(model)
+    train_step = TrainStep(model, criterion, optimizer, Poly(), settings)
+    train_step.ddp_model.train()
     found = []
-    update = run.train_step.optimizer.step
+    update = optimizer.step
 
     def note(*arguments, **named):
-        found.extend(p.grad.double().flatten().clone() for p in run.train_step.model.parameters())
+        found.extend(p.grad.double().flatten().clone() for p in model.parameters())
         return update(*arguments, **named)
 
-    run.train_step.optimizer.step = note
-    terms = run.train_step(group, 0)
-    return torch.cat(found), float(sum(terms.values())), run
+    optimizer.step = note
+    terms = train_step(group, 0)
+    return torch.cat(found), float(sum(terms.values())), model
 
 
 def difference(one, other):
@@ -100,11 +93,11 @@ def difference(one, other):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_four_batches_accumulated_give_the_gradient_of_one(tmp_path, loss):
-    whole, value, _ = step(tmp_path, LOSSES[loss], [part(0, 4)])
+def test_four_batches_accumulated_give_the_gradient_of_one(loss):
+    whole, value, _ = step(LOSSES[loss], [part(0, 4)])
     for cuts in ([0, 1, 2, 3, 4], [0, 2, 4], [0, 3, 4]):
         group = [part(a, b) for a, b in itertools.pairwise(cuts)]
-        spread, other, _ = step(tmp_path, LOSSES[loss], group)
+        spread, other, _ = step(LOSSES[loss], group)
         assert difference(whole, spread) < 1e-6
         assert other == pytest.approx(value, rel=1e-6)
 
@@ -120,7 +113,7 @@ def work(rank, folder):
             (1, [part(2 * rank, 2 * rank + 2)]),
             (2, [part(rank, rank + 1), part(2 + rank, 3 + rank)]),
         ):
-            gradients, value, _ = step(Path(folder), loss, group)
+            gradients, value, _ = step(loss, group)
             found[name, times] = gradients, value
     torch.save(found, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -130,14 +123,14 @@ def test_two_processes_give_the_gradient_of_one(tmp_path):
     torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for (name, times), (gradients, value) in first.items():
-        whole, alone, _ = step(tmp_path, LOSSES[name], [part(0, 4)])
+        whole, alone, _ = step(LOSSES[name], [part(0, 4)])
         assert torch.equal(gradients, second[name, times][0])
         assert difference(whole, gradients) < 1e-6, (name, times)
         # Each process knows its own part; the log has their mean.
         assert (value + second[name, times][1]) / 2 == pytest.approx(alone, rel=1e-6)
 
 
-def test_counting_the_kept_pixels_first_leaves_no_trace(tmp_path):
+def test_counting_the_kept_pixels_first_leaves_no_trace():
     """Batch norms that learn and dropout: as if the passes that only count had not been."""
 
     def trained(normalise):
@@ -145,8 +138,8 @@ def test_counting_the_kept_pixels_first_leaves_no_trace(tmp_path):
             return OHEM(1.0, min_kept=1, normalise=normalise), None
 
         group = [part(0, 2), part(2, 4)]
-        gradients, _, run = step(tmp_path, loss, group, classes=Segmentor)
-        return gradients, run.train_step.model.state_dict()
+        gradients, _, model = step(loss, group, classes=Segmentor)
+        return gradients, model.state_dict()
 
     kept, state = trained("kept")
     labelled, other = trained("labelled")  # needs no passes; with threshold 1 all are kept
@@ -157,19 +150,19 @@ def test_counting_the_kept_pixels_first_leaves_no_trace(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [Dice, LovaszSoftmax])
-def test_losses_of_regions_are_averaged_over_batches_with_labels(tmp_path, kind):
+def test_losses_of_regions_are_averaged_over_batches_with_labels(kind):
     empty = part(3, 4)
     empty.mask.fill_(IGNORE)
     parts = [part(0, 1), part(1, 2), empty]
-    found = [step(tmp_path, lambda: (kind(), None), [one])[0] for one in parts[:2]]
-    together, _, _ = step(tmp_path, lambda: (kind(), None), parts)
+    found = [step(lambda: (kind(), None), [one])[0] for one in parts[:2]]
+    together, _, _ = step(lambda: (kind(), None), parts)
     assert difference(sum(found) / 2, together) < 1e-6
 
 
-def test_nothing_labelled_anywhere_changes_nothing(tmp_path):
+def test_nothing_labelled_anywhere_changes_nothing():
     empty = part(0, 2)
     empty.mask.fill_(IGNORE)
     for name in LOSSES:
-        gradients, value, _ = step(tmp_path, LOSSES[name], [empty, empty])
+        gradients, value, _ = step(LOSSES[name], [empty, empty])
         assert value == 0
         assert not gradients.any()

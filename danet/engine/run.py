@@ -33,6 +33,7 @@ from danet.engine.log import RunLog
 from danet.engine.optimizer import OptimizerFactory
 from danet.engine.precision import place
 from danet.engine.schedule import Schedule
+from danet.engine.train_step import TrainStep
 from danet.engine.trainer import Evaluate, Trainer
 from danet.errors import UserError
 from danet.evaluation.evaluate import evaluate
@@ -162,16 +163,10 @@ def make_trainer(
         warn=log.warn,
     )
     model = place(model, settings, device)
-    trainer = Trainer(
-        model,
-        parts.loss.to(device),
-        parts.optimizer(model),
-        parts.schedule,
-        settings,
-        checkpoints,
-        log,
-        make_evaluate(config, parts, device, log),
+    train_step = TrainStep(
+        model, parts.loss.to(device), parts.optimizer(model), parts.schedule, settings
     )
+    trainer = Trainer(train_step, checkpoints, log, make_evaluate(config, parts, device, log))
     if saved:
         trainer.load_state(saved)
     images = config.data.batch_size * settings.accumulate * collectives.world_size()
@@ -179,7 +174,7 @@ def make_trainer(
         f"{folder}: {type(train_set).__name__}, {len(train_set)} training and {len(val_set)} "
         f"validation images; {sum(p.numel() for p in model.parameters()):,} parameters; steps "
         f"{done} to {settings.steps} of {images} images; "
-        f"{device}, {str(trainer.train_step.dtype).removeprefix('torch.')}"
+        f"{device}, {str(train_step.dtype).removeprefix('torch.')}"
     )
     return trainer
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from danet.checkpoint.format import Checkpoint
@@ -19,13 +18,10 @@ from danet.distributed.signals import FAIL, SAVE, STOP, Signals, Stop
 from danet.engine.log import RunLog
 from danet.engine.nonfinite import NonFiniteGuard
 from danet.engine.profile import StepProfile
-from danet.engine.schedule import Schedule
-from danet.engine.settings import TrainSettings
 from danet.engine.throughput import Throughput
 from danet.engine.train_step import TrainStep
 from danet.errors import Interrupted, StorageError
 from danet.evaluation.metrics import ConfusionMatrix
-from danet.losses import DeepSupervision
 from danet.types import Batch
 
 Evaluate = Callable[[nn.Module, int], ConfusionMatrix]
@@ -36,11 +32,7 @@ class Trainer:
     """Trains a network, evaluates it and saves checkpoints.
 
     Args:
-        model: Maps images to a SegmentationOutput; on the device that trains.
-        criterion: Gives named, weighted loss terms, which are summed.
-        optimizer: Over the parameters of the model; its groups have ``base_lr``.
-        schedule: Factor of the base rates by step.
-        settings: The config group ``trainer``.
+        train_step: Updates the network; has the settings of the config group ``trainer``.
         checkpoints: Decides which checkpoints are written and kept.
         log: Receives losses and scores.
         evaluate: Scores the network, or its moving average.
@@ -48,28 +40,24 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
-        criterion: DeepSupervision,
-        optimizer: torch.optim.Optimizer,
-        schedule: Schedule,
-        settings: TrainSettings,
+        train_step: TrainStep,
         checkpoints: CheckpointManager,
         log: RunLog,
         evaluate: Evaluate,
     ) -> None:
-        self.train_step = TrainStep(model, criterion, optimizer, schedule, settings)
-        self.settings, self.checkpoints = settings, checkpoints
+        self.train_step, self.checkpoints = train_step, checkpoints
         self.log, self.evaluate = log, evaluate
+        self.settings = settings = train_step.settings
         self.step = self.evaluated_at = 0
         self.last_step = min(settings.stop_at or settings.steps, settings.steps)
         self.best_miou: float | None = None
         self.scores: dict[str, float] | None = None
         self.agreement = Agreement()
         self.guard = NonFiniteGuard(checkpoints.folder)
-        self.throughput = Throughput(self.train_step.device)
+        self.throughput = Throughput(train_step.device)
         is_profiled = settings.profile and collectives.is_first()
         folder = checkpoints.folder / "profile" if is_profiled else None
-        self.profile = StepProfile(folder, self.train_step.device, log)
+        self.profile = StepProfile(folder, train_step.device, log)
 
     def fit(self, batches: Iterator[Batch]) -> None:
         """Train from ``step`` to the last step on batches that do not run out.
