@@ -116,7 +116,7 @@ def call(name, *settings, code=0):
 def highest_memory(*, anew=False):
     """Returns the most MiB that this process has held; ``anew``: forgets what was before.
 
-    Linux alone tells; elsewhere it is 0.
+    Known on Linux alone; elsewhere it is 0.
     """
     status = Path("/proc/self/status")
     if not status.exists():

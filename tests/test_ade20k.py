@@ -1,4 +1,4 @@
-"""ADE20K: 0 is ignored, 1..150 are the classes, and the other release is told apart."""
+"""ADE20K: 0 is ignored, 1..150 are the classes, and the other release is reported apart."""
 
 import numpy as np
 import pytest

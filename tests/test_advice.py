@@ -1,6 +1,6 @@
 """Advice works when it is followed: every hint of a message is produced, taken from it, and done.
 
-``ADVICE`` names each message that tells what to type or do, by a fragment of its text in the
+``ADVICE`` names each message that says what to type or do, by a fragment of its text in the
 source, and the cases that produce it and follow it; the first tests hold the table against the
 source. A case is a test function without ``test_``, or a key of a table of cases below. What a
 case has printed must contain the message it stands for.
@@ -173,14 +173,14 @@ NOT_ADVICE = {
     "<p class='note'>Point at a pixel": "a page, which is tested as one",
     "; the training goes on (trainer": "names the setting by which it does",
     "pixels are neither one of": "what a network of one's own returned, not a setting",
-    ": it and others like it are done in windows": "tells what is done; the setting is the reason",
+    ": it and others like it are done in windows": "says what is done; the setting is the reason",
     ": neither reachable nor here already": "a fact about the hub",
     "its entries are compressed and unpack": "of a file that is made to harm",
     "none (trainer.ema_decay=null)": "a row of a plan; the setting is what it says",
-    ": allow_changes=true, from here on with": "tells what the setting allowed",
-    "resume: allow_changes=true, …; it goes on": "tells what the setting allowed",
-    "resume: allow_changes=true, …; samples": "tells what the setting allowed",
-    ": data.labels=auto takes": "tells what the setting found",
+    ": allow_changes=true, from here on with": "says what the setting allowed",
+    "resume: allow_changes=true, …; it goes on": "says what the setting allowed",
+    "resume: allow_changes=true, …; samples": "says what the setting allowed",
+    ": data.labels=auto takes": "says what the setting found",
     "Scenes: index=": "an IndexError, which ends a loop over the data",
     "write a page with table and curves": "the help of a flag",
 }
@@ -236,7 +236,7 @@ ADVICE = {
     "is no path of a class, as in danet.losses.OHEM": "class path",
     "only; name modules of your own in the": "modules_of_ones_own_are_named_in_the_environment",
     # danet/cli.py
-    ", and here are other bytes; set": "bytes_that_are_no_letters_are_told_how_to_pass",
+    ", and here are other bytes; set": "bytes_that_are_not_text_are_passed_as_the_message_shows",
     ": settings are given without dashes, as in": "no dashes; help_shows_the_settings",
     "…: expected one of …": "empty choice",
     "--multirun under torchrun: start torchrun once": "a_sweep_starts_torchrun_for_each_run",
@@ -667,7 +667,7 @@ class Door:
     def __init__(self, capsys, folder):
         self.capsys = capsys
         self.folder = folder
-        self.told = ""
+        self.reported = ""
         self._runs = 0
 
     def call(self, name, *settings, code=0, trains=False):
@@ -685,7 +685,7 @@ class Door:
             except AssertionError as error:
                 fault = str(error).splitlines()[0]
         seen = "".join(self.capsys.readouterr())
-        self.told += seen
+        self.reported += seen
         if fault:
             pytest.fail(f"{fault}, expected {code}: {name} {' '.join(map(str, settings))}\n{seen}")
         return seen
@@ -746,35 +746,35 @@ def names_of(node):
     return {node.originalname.removeprefix("test_"), *([spec.id] if spec else [])}
 
 
-def is_heard(text, told):
-    """Tells whether the pieces of a message stand in what was told, one soon after the other."""
+def is_heard(text, reported):
+    """Returns whether a text has the pieces of a message, one soon after the other."""
     pieces = re.split(r"…|VALUE|\{folder\}", text.partition("\ndefaults:")[0].strip())
     first, *others = [piece for piece in pieces if piece.strip()]
-    start = told.find(first)
+    start = reported.find(first)
     while start >= 0:
         end = start + len(first)
         for piece in others:
-            found = told.find(piece, end, end + 3000)
+            found = reported.find(piece, end, end + 3000)
             end = found + len(piece) if found >= 0 else -1
             if end < 0:
                 break
         if end >= 0:
             return True
-        start = told.find(first, start + 1)
+        start = reported.find(first, start + 1)
     return False
 
 
 @pytest.fixture
 def door(capsys, tmp_path, request):
-    """A door that is told, at the end, which messages it should have heard."""
+    """A door that is reported, at the end, which messages it should have heard."""
     door = Door(capsys, tmp_path)
     yield door
     names = names_of(request.node)
     for entry, cases in ADVICE.items():
         if names & set(cases.split("; ")):
             of_it = [text for text in messages() if entry in entries_of(text, ADVICE)]
-            assert any(is_heard(text, door.told) for text in of_it), (
-                f"{entry!r} was not heard in\n{door.told}"
+            assert any(is_heard(text, door.reported) for text in of_it), (
+                f"{entry!r} was not heard in\n{door.reported}"
             )
 
 
@@ -916,7 +916,7 @@ def test_stated_ranges_hold_at_their_ends(name, door, root, tmp_path, monkeypatc
                     typed[key] = ends[key][0]
                     break
         assert len(ends) > mended, f"nothing to follow in {message}"
-    assert set(ends) == set(typed), "each is told"
+    assert set(ends) == set(typed), "each is reported"
     door.follow("train", *choices, *(f"{key}={values[-1]}" for key, values in ends.items()))
 
 
@@ -1042,7 +1042,7 @@ def test_brackets_are_closed_as_the_message_shows(typed, advised, door, root):
     form = re.search(r"a (?:list|mapping) ([^;]+)", message)[1]
     assert advised in (form, None)
     assert "[[" not in form
-    if "classes" in typed:  # one name is too few, which is told next
+    if "classes" in typed:  # one name is too few, which is reported next
         message = door.refused("train", "data=folder", f"data.root={root}", form)
         form = re.search(r"background and object, (\S+)$", message)[1]
     door.follow("train", "data=folder", f"data.root={root}", *names, form)
@@ -1121,7 +1121,7 @@ def test_another_log_that_fails_is_left_out(door):
 
     with pytest.raises(InputError, match="pip install nobody, or leave it out") as error:
         _import_optional("nobody")
-    door.told += str(error.value)
+    door.reported += str(error.value)
     door.follow("train", "run.log_to=[]", trains=True)
 
 
@@ -1152,16 +1152,16 @@ def test_a_name_that_is_refused_gets_other_letters(door, tmp_path, monkeypatch):
 
     error = OSError(errno.EILSEQ, "Invalid or incomplete multibyte", str(tmp_path / "a\udcff"))
     message = str(filesystem.explain_storage(error))
-    door.told += printable(message)
+    door.reported += printable(message)
     assert "use letters, digits, dots, dashes and underscores" in message
     door.follow("train", f"run.dir={tmp_path / 'run-1_a.b'}")
 
 
-def test_bytes_that_are_no_letters_are_told_how_to_pass(door, tmp_path):
+def test_bytes_that_are_not_text_are_passed_as_the_message_shows(door, tmp_path):
     typed = ("data=camvid", f"data.root={tmp_path / 'ä'}")
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     done = tool("check_data", *typed, cwd=tmp_path, env=plain, code=2)
-    door.told += done.stderr
+    door.reported += done.stderr
     name, value = re.search(r"set (\w+)=(\S+) in the environment, or rename", done.stderr).groups()
     done = tool("check_data", *typed, cwd=tmp_path, env={**plain, name: value}, code=2)
     assert "there is no such folder" in done.stderr, "the name is read"
@@ -1206,8 +1206,8 @@ def test_a_missing_class_is_added(door, tmp_path):
 
 def test_labels_that_perhaps_count_from_1(door, tmp_path):
     data = own(plant(tmp_path / "data", values=(1, 2)), "[a,b,c]")
-    told = door.follow("train", *data)
-    setting = re.search(r"if classes count from 1, set (\S+)", told)[1]
+    reported = door.follow("train", *data)
+    setting = re.search(r"if classes count from 1, set (\S+)", reported)[1]
     assert "has the value 0" not in door.follow("train", *data, setting)
 
 
@@ -1216,7 +1216,7 @@ def test_labels_from_1_in_one_file(door, tmp_path):
     made = {"root": root, "split": "train", "classes": ["a", "b", "c"]}
     with pytest.raises(InputError) as error:
         Folder(**made)[0]
-    door.told += str(error.value)
+    door.reported += str(error.value)
     key, value = re.search(r"with data\.(labels_start_at)=(\d) where", str(error.value)).groups()
     make_folder(**made, **{key: int(value)})[0]
 
@@ -1235,7 +1235,7 @@ def test_soft_edges_get_a_value_or_become_hard(door, tmp_path):
     door.follow("check_data", *data, "data.values={0:0,255:1}")
 
 
-def test_soft_edges_of_three_values_are_not_told_apart(door, tmp_path):
+def test_soft_edges_of_three_values_are_not_recognized(door, tmp_path):
     data = own(plant(tmp_path / "data", values=(0, 50, 100, 200)), "[a,b,c]")
     message = door.refused("check_data", *data, "data.values={0:0,100:1,200:2}")
     assert "numpy.where" not in message, "it would lose the class in the middle"
@@ -1246,9 +1246,9 @@ def test_pictures_that_keep_few_values_are_stretched(door, tmp_path):
     for i, path in enumerate(sorted((root / "images").rglob("*.png"))):
         dark = np.random.default_rng(i).integers(100, 1000, (44, 60)).astype(np.uint16)
         Image.fromarray(dark).save(path)
-    told = door.follow("check_data", *own(root))
+    reported = door.follow("check_data", *own(root))
     form = r"numpy\.interp\(image, (\[\d+, \d+\]), (\[\d+, \d+\])\)\.astype\('uint8'\)"
-    source, target = map(json.loads, re.search(form, told).groups())
+    source, target = map(json.loads, re.search(form, reported).groups())
     for path in sorted((root / "images").rglob("*.png")):
         image = np.array(Image.open(path))
         Image.fromarray(np.interp(image, source, target).astype("uint8")).save(path)
@@ -1268,18 +1268,18 @@ def test_the_check_looks_at_all_pairs(door, tmp_path):
         tmp_path / "data", values=(0, 1, 7), splits=(("train", 60), ("val", 2)), size=(8, 8)
     )
     message = door.refused("train", *own(root))
-    told = int(re.search(r"(\d+) of \d+ pairs that were looked at have a problem", message)[1])
+    reported = int(re.search(r"(\d+) of \d+ pairs that were looked at have a problem", message)[1])
     name = re.search(r"tools/(\w+)\.py looks at all pairs", message)[1]
     message = door.refused(name, *own(root), f"output={tmp_path / 'o'}")
     count, path = re.search(r"(\d+) problems in all; see (\S+)$", message).groups()
-    assert int(count) == 62 > told
+    assert int(count) == 62 > reported
     assert sum(s["num_problems"] for s in json.loads(Path(path).read_text())["splits"].values())
 
 
 def test_the_check_counts_all_labels(door, tmp_path):
     root = plant(tmp_path / "data", splits=(("train", 60), ("val", 2)), size=(8, 8))
-    told = door.follow("train", *own(root, "[a,b,c]"), "data.batch_size=2")
-    name = re.search(r"tools/(\w+)\.py counts all labels", told)[1]
+    reported = door.follow("train", *own(root, "[a,b,c]"), "data.batch_size=2")
+    name = re.search(r"tools/(\w+)\.py counts all labels", reported)[1]
     assert "classes that never occur and cannot be learnt: 2 (c)" in door.follow(
         name, *own(root, "[a,b,c]")
     )
@@ -1288,25 +1288,25 @@ def test_the_check_counts_all_labels(door, tmp_path):
 def test_lists_freeze_what_a_hash_divided(door, tmp_path, monkeypatch):
     root = tmp_path / "data"
     plant(root, splits=((".", 6),))
-    told = door.follow("train", *own(root))
-    name = re.search(r"tools/(\w+)\.py writes both", told)[1]
-    told = door.follow(name, *own(root), f"output={tmp_path / 'a folder'}")
-    setting = shlex.split(re.search(r"lists freeze it: (.*)$", told, re.MULTILINE)[1])
-    told = door.follow("train", *own(root), *setting)
-    assert "by a hash of their names" not in told
+    reported = door.follow("train", *own(root))
+    name = re.search(r"tools/(\w+)\.py writes both", reported)[1]
+    reported = door.follow(name, *own(root), f"output={tmp_path / 'a folder'}")
+    setting = shlex.split(re.search(r"lists freeze it: (.*)$", reported, re.MULTILINE)[1])
+    reported = door.follow("train", *own(root), *setting)
+    assert "by a hash of their names" not in reported
     lists = [(tmp_path / "a folder" / f"{split}.txt").read_text() for split in ("train", "val")]
     assert [len(text.splitlines()) for text in lists] == [5, 1]
 
 
 def test_class_weights_are_a_setting(door, root):
-    told = door.follow("check_data", *own(root))
-    setting = re.search(r"balanced by median frequency: (\S+)$", told, re.MULTILINE)[1]
+    reported = door.follow("check_data", *own(root))
+    setting = re.search(r"balanced by median frequency: (\S+)$", reported, re.MULTILINE)[1]
     door.follow("train", *own(root), setting)
 
 
 def test_the_check_can_decode_images(door, root):
-    told = door.follow("check_data", *own(root))
-    setting = re.search(r"checksums \((\S+) decodes them\)", told)[1]
+    reported = door.follow("check_data", *own(root))
+    setting = re.search(r"checksums \((\S+) decodes them\)", reported)[1]
     assert "images: decoded" in door.follow("check_data", *own(root), setting)
 
 
@@ -1437,7 +1437,7 @@ def test_one_of_several_roots_is_named(door, tmp_path):
         (root / "leftImg8bit").mkdir()
     with pytest.raises(InputError) as error:
         Cityscapes(root=tmp_path, split="train")
-    door.told += str(error.value)
+    door.reported += str(error.value)
     found = re.search(
         r"several folders have \S+: (.*?); set data.root to one of them", str(error.value)
     )
@@ -1605,9 +1605,9 @@ def test_a_table_of_names_becomes_a_list(name, door, root, tmp_path):
     names = {"marks": ["it's [a]", "b, or c"], "markup": ["background", "cat"]}.get(
         name, ["a", "b"]
     )
-    told = door.follow("check_data", *own(root)[:2], setting)
+    reported = door.follow("check_data", *own(root)[:2], setting)
     for word in names:
-        assert f" {word} " in told
+        assert f" {word} " in reported
     if name == "marks":
         path.write_text("".join(f"{word}\n" for word in names))
         door.follow("check_data", *own(root, path))
@@ -1665,7 +1665,7 @@ def test_a_file_of_names_or_a_list(door, root, tmp_path):
 def test_one_kind_of_object_is_two_classes(door, root):
     with pytest.raises(InputError) as error:
         Folder(root=root, split="train", classes=["cat"])
-    door.told += str(error.value)
+    door.reported += str(error.value)
     names = re.search(r"write \[(\w+), (\w+)\]", str(error.value)).groups()
     Folder(root=root, split="train", classes=names)
     message = door.refused("train", *own(root, "[cat]"))
@@ -1866,8 +1866,8 @@ def rewrite(path, **fields):
 
 def new_run(door, path, *settings):
     """Starts a run from the weights of a checkpoint, as many messages advise."""
-    told = door.follow("train", *settings, f"init_from={path}")
-    assert "of the backbone all" in told
+    reported = door.follow("train", *settings, f"init_from={path}")
+    assert "of the backbone all" in reported
 
 
 def test_auto_needs_the_run(door, run):
@@ -1918,8 +1918,8 @@ def test_the_product_of_the_batch_is_kept_or_allowed_to_change(door, run):
 def test_threads_are_set_in_the_environment(door, run):
     rewrite(run / "last.pt", threads=2)
     typed = (*GOES_ON, f"resume={run / 'last.pt'}")
-    told = door.follow("train", *typed)
-    name, count = re.search(r"; (\w+)=(\d+) makes them so", told).groups()
+    reported = door.follow("train", *typed)
+    name, count = re.search(r"; (\w+)=(\d+) makes them so", reported).groups()
     asked = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
     done = subprocess.run(asked, env={**os.environ, name: count}, capture_output=True, text=True)
     assert done.stdout.strip() == count
@@ -2043,13 +2043,13 @@ def test_a_step_is_seen_again(door, tmp_path):
 
 def test_a_later_step_is_seen_again_from_its_checkpoint(door, run, monkeypatch):
     replay = NonFiniteGuard(run).replay(3)
-    door.told += replay
+    door.reported += replay
     _, name, *typed = shlex.split(replay.partition("again: ")[2])
     assert typed[0] == f"resume={run / 'last.pt'}"
     assert "steps 2 to 4" in door.call(name.removeprefix("tools/")[:-3], *typed)
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
     replay = NonFiniteGuard(run).replay(3)
-    door.told += replay
+    door.reported += replay
     program, flag, count, name, *again = shlex.split(replay.partition("again: ")[2])
     assert (program, count, again) == ("torchrun", "2", typed)
     assert flag in torchrun.get_args_parser()._option_string_actions
@@ -2058,11 +2058,11 @@ def test_a_later_step_is_seen_again_from_its_checkpoint(door, run, monkeypatch):
 def test_a_run_is_repeated_as_its_config_says(door, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     head = (run / "config.yaml").read_text().splitlines()[1]
-    door.told += "\n".join((run / "config.yaml").read_text().splitlines()[:3])
+    door.reported += "\n".join((run / "config.yaml").read_text().splitlines()[:3])
     _, name, *typed = shlex.split(head.removeprefix("#"))
     assert typed[1].endswith("/finished0/a run")
-    told = door.call(name.removeprefix("tools/")[:-3], *typed)
-    assert "steps 0 to 4" in told
+    reported = door.call(name.removeprefix("tools/")[:-3], *typed)
+    assert "steps 0 to 4" in reported
 
 
 def test_a_run_that_a_signal_stopped_goes_on(door, tmp_path, monkeypatch):
@@ -2075,8 +2075,8 @@ def test_a_run_that_a_signal_stopped_goes_on(door, tmp_path, monkeypatch):
     typed = door.defaults("train", ["trainer.steps=4", f"run.dir={folder}"])
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, "__call__", interrupted)
-        told = door.call("train", *typed, code=143, trains=True)
-    setting = re.search(r"go on with (.*)$", told, re.MULTILINE)[1]
+        reported = door.call("train", *typed, code=143, trains=True)
+    setting = re.search(r"go on with (.*)$", reported, re.MULTILINE)[1]
     assert "steps 1 to 4" in door.call("train", *shlex.split(setting))
 
 
@@ -2096,7 +2096,7 @@ def test_a_port_is_in_its_range(door):
     world = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost"}
     with pytest.raises(InputError) as error:
         launcher.require_sound({**world, "MASTER_PORT": "70000"})
-    door.told += str(error.value)
+    door.reported += str(error.value)
     for port in ends_of(str(error.value).partition(";")[0]):
         launcher.require_sound({**world, "MASTER_PORT": port})
 
@@ -2130,7 +2130,7 @@ def heard(door, make, *arguments, kind=InputError, **named):
     """Returns what is said when something cannot be made."""
     with pytest.raises((kind, ValueError)) as error:
         make(*arguments, **named)
-    door.told += str(error.value)
+    door.reported += str(error.value)
     return str(error.value)
 
 
@@ -2145,9 +2145,11 @@ def test_a_range_stated_in_python_holds_at_its_ends(name, door, tmp_path):
     values = values or ([None] if "or null" in message else [1] * ("whole number" in message))
     assert values, message
     for value in values:
-        told = refusal(make, **named, **{key: [1, value] if isinstance(wrong, list) else value})
-        assert not told or "there is nothing at" in told or "label" in told, "other files are meant"
-        assert message.partition("=")[0] + "=" not in told.partition(": ")[0]
+        reported = refusal(make, **named, **{key: [1, value] if isinstance(wrong, list) else value})
+        assert not reported or "there is nothing at" in reported or "label" in reported, (
+            "other files are meant"
+        )
+        assert message.partition("=")[0] + "=" not in reported.partition(": ")[0]
 
 
 def refusal(make, **named):
@@ -2551,7 +2553,7 @@ def test_workers_without_room_or_memory(door):
             RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed."), ["x"], 0
         )
     )
-    door.told += message + killed
+    door.reported += message + killed
     setting, path = re.search(
         r"(data\.num_workers=0) needs none, .*size=2g (\S+)$", message
     ).groups()
@@ -2567,9 +2569,9 @@ def test_workers_without_room_or_memory(door):
 def test_more_workers_than_cores(door):
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = check(hydra.compose("train", [*TINY, "data.num_workers=5000"]))
-    told = "\n".join(advice.notes(config, torch.device("cpu")))
-    door.told += told
-    cores = re.search(r"data\.num_workers=5000: this process may use (\d+) core", told)[1]
+    reported = "\n".join(advice.notes(config, torch.device("cpu")))
+    door.reported += reported
+    cores = re.search(r"data\.num_workers=5000: this process may use (\d+) core", reported)[1]
     config.data.num_workers = int(cores)
     assert not any("core" in note for note in advice.notes(config, torch.device("cpu")))
 
@@ -2681,8 +2683,8 @@ def test_a_plan_needs_a_crop(door):
     typed = ("data=camvid", "data.crop=null", "data/transforms=none", "dry_run=true")
     typed += ("model/head=fcn",)
     setting = re.search(r"set (\S+)$", door.refused("train", *typed))[1]
-    told = door.follow("train", *typed, setting, "data.batch_size=1", "device_memory=0.01")
-    assert "512 x 512" in told
+    reported = door.follow("train", *typed, setting, "data.batch_size=1", "device_memory=0.01")
+    assert "512 x 512" in reported
 
 
 def test_a_crop_that_fits_is_named(door, root):
@@ -2701,7 +2703,7 @@ def test_memory_that_was_not_enough(door, monkeypatch):
         config = check(hydra.compose("train", TINY))
     device = torch.device("cpu")
     message = str(out_of_memory.explain(config, device, 2**50, training=True))
-    door.told += message
+    door.reported += message
     images, side = re.search(
         r"would fit: (\d+), .* of this batch: \[(\d+),\d+\];", message
     ).groups()
@@ -2709,7 +2711,7 @@ def test_memory_that_was_not_enough(door, monkeypatch):
     door.follow("train", f"data.batch_size={images}", f"{keys[0]}=[1,2,3,4]", f"{keys[1]}=2")
     door.follow("train", f"data.size=[{side},{side}]")
     message = str(out_of_memory.explain(config, device, 0, training=False))
-    door.told += message
+    door.reported += message
     setting, key = re.search(r"use (\S+), or a smaller (\S+)$", message).groups()
     door.follow("train", setting)
     door.follow("train", setting, f"{key}=[64,64]", "evaluation.stride=[48,48]")
@@ -2802,8 +2804,8 @@ class System:
 
 def test_a_cache_that_is_full_gets_more_room(door, root, tmp_path):
     cached = (*own(root), "data.cache=disk", f"data.cache_dir={tmp_path / 'cache'}")
-    told = door.follow("train", *cached, "data.cache_gib=1e-9", trains=True)
-    key = re.search(r"decoded every time; see (\S+)", told)[1]
+    reported = door.follow("train", *cached, "data.cache_gib=1e-9", trains=True)
+    key = re.search(r"decoded every time; see (\S+)", reported)[1]
     shutil.rmtree(tmp_path / "cache")
     assert "is full" not in door.follow("train", *cached, f"{key}=0.1", trains=True)
 
@@ -2894,12 +2896,12 @@ def test_images_are_normalised_as_in_the_file(door, run):
     saved = checkpoint_format.load(run / "last.pt")
     saved["model"]["mean"][:] = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
     checkpoint_format.save(run / "last.pt", saved)
-    told = door.follow("train", f"init_from={run / 'last.pt'}")
+    reported = door.follow("train", f"init_from={run / 'last.pt'}")
     value, key = re.search(
-        r"with mean=(\[\S+\]), these .*; (\+\S+)=\[\.\.\.\] sets it", told
+        r"with mean=(\[\S+\]), these .*; (\+\S+)=\[\.\.\.\] sets it", reported
     ).groups()
-    told = door.follow("train", f"init_from={run / 'last.pt'}", f"{key}={value}")
-    assert "were normalised" not in told
+    reported = door.follow("train", f"init_from={run / 'last.pt'}", f"{key}={value}")
+    assert "were normalised" not in reported
 
 
 LARGE = torch.zeros(2**18)
@@ -3025,8 +3027,10 @@ def test_weights_of_a_backbone_are_converted(door, resnets, tmp_path):
     door.follow(
         "convert", f"source={source}", typed[0], f"output={tmp_path / 'two.pt'}", *two.split()
     )
-    told = door.follow("convert", f"source={source}", *typed, one)
-    setting = shlex.split(re.search(r"it has no head yet: train with (.*)$", told, re.MULTILINE)[1])
+    reported = door.follow("convert", f"source={source}", *typed, one)
+    setting = shlex.split(
+        re.search(r"it has no head yet: train with (.*)$", reported, re.MULTILINE)[1]
+    )
     root = plant(tmp_path / "data", folder="labels")
     network = ("model/backbone=resnet18", "model.head.reduction=8")
     door.follow("train", "data=camvid", f"data.root={root}", *network, *setting)
@@ -3043,16 +3047,16 @@ def test_a_whole_network_is_converted(door, official, tmp_path):
     message = door.refused("convert", *typed, f"output={tmp_path / 'a.pt'}", "data=cityscapes")
     assert "leave it out, or name the data set the network was trained on" in message
     door.follow("convert", *typed, f"output={tmp_path / 'a.pt'}", "data=camvid")
-    told = door.follow("convert", *typed, f"output={tmp_path / 'a net.pt'}")
-    line = re.search(r"^  (python tools/eval.py .*)$", told, re.MULTILINE)[1]
+    reported = door.follow("convert", *typed, f"output={tmp_path / 'a net.pt'}")
+    line = re.search(r"^  (python tools/eval.py .*)$", reported, re.MULTILINE)[1]
     _, name, *settings = shlex.split(line)
     root = plant(tmp_path / "data", folder="labels")
     settings = [s.replace("<folder>", str(root)) for s in settings]
     assert (ROOT / name).is_file()
     door.follow("eval", *settings, "evaluation=whole", f"output={tmp_path / 'o'}")
-    assumed = re.findall(r"since the file does not tell: (\S+)$", told, re.MULTILINE)
-    told = door.follow("convert", *typed, f"output={tmp_path / 'b.pt'}", *assumed)
-    assert "assumed" not in told
+    assumed = re.findall(r"since the file does not tell: (\S+)$", reported, re.MULTILINE)
+    reported = door.follow("convert", *typed, f"output={tmp_path / 'b.pt'}", *assumed)
+    assert "assumed" not in reported
 
 
 def test_the_program_is_the_one_that_wrote_the_file(door, official, tmp_path):
@@ -3281,7 +3285,7 @@ def assert_installs(command, extra):
 def test_an_extra_is_installed_from_the_checkout(where, extra, door, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT if where == "in the checkout" else tmp_path)
     command = extras.how_to_install(extra)
-    door.told += command
+    door.reported += command
     target = assert_installs(command, extra)
     if where == "in the checkout":
         assert target == f".[{extra}]"
@@ -3300,7 +3304,7 @@ def test_pip_takes_the_command(door, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extras, "__file__", str(copy / "danet/extras.py"))
         command = extras.how_to_install("export")
-    door.told += command
+    door.reported += command
     program, verb, *target = shlex.split(command)
     quiet = ["--dry-run", "--no-deps", "--no-build-isolation", "-q", "--no-index"]
     done = subprocess.run(
@@ -3319,7 +3323,7 @@ def test_packages_are_named_where_a_wheel_was_installed(door, tmp_path, monkeypa
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: found)
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: needed)
     command = extras.how_to_install("export")
-    door.told += command
+    door.reported += command
     assert shlex.split(command) == ["pip", "install", "safetensors>=0.5", "onnx>=1.18"]
 
 
@@ -3352,7 +3356,7 @@ def test_another_python_is_named(kind, door, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         interpreter.require_packages(str(root / "tools/train.py"))
     message = capsys.readouterr().err.strip()
-    door.told += message
+    door.reported += message
     remedy = message.rpartition("; ")[2]
     words = shlex.split(remedy)
     if kind == "packages":
@@ -3411,7 +3415,7 @@ def prepared(door, path, root):
     try:
         program.main(["data=ade20k", f"root={root}", f"archive={path}"])
     except UserError as error:
-        door.told += str(error)
+        door.reported += str(error)
         return str(error)
     return None
 

@@ -21,11 +21,11 @@ def content(batches, count):
     return [(b.name, b.image.flatten().tolist()) for b in itertools.islice(batches, count)]
 
 
-def skipped(bad, *, length=40, told=None, **settings):
+def skipped(bad, *, length=40, reported=None, **settings):
     settings = {"batch_size": 4, "seed": 7, "max_bad_share": 1.0, **settings}
-    told = [] if told is None else told
+    reported = [] if reported is None else reported
     data = Pictures(length, bad)
-    return train_batches(data, on_bad_sample="skip", warn=told.append, **settings)
+    return train_batches(data, on_bad_sample="skip", warn=reported.append, **settings)
 
 
 def literally(bad, length, count):
@@ -65,12 +65,12 @@ def test_other_samples_and_other_processes_notice_nothing():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_each_bad_sample_is_told_once_and_counted_every_time(num_workers):
-    told = []
-    batches = skipped({3, 11}, told=told, num_workers=num_workers)
+def test_each_bad_sample_is_reported_once_and_counted_every_time(num_workers):
+    reported = []
+    batches = skipped({3, 11}, reported=reported, num_workers=num_workers)
     assert batches.count() == {"bad_samples": 0}
     content(batches, 30)  # three epochs
-    assert sorted(told) == [
+    assert sorted(reported) == [
         f"skipped, another sample takes its place: picture_{i}.png: not a readable image"
         for i in (11, 3)
     ]
@@ -79,8 +79,8 @@ def test_each_bad_sample_is_told_once_and_counted_every_time(num_workers):
 
 
 def test_three_bad_samples_are_forgiven_and_then_the_share_counts():
-    told = []
-    bad = BadSamples(1000, 0.01, told.append)
+    reported = []
+    bad = BadSamples(1000, 0.01, reported.append)
     one = [bad_samples.BadSample(i, f"file {i}") for i in range(12)]
     bad.record(10, tuple(one[:3]))
     bad.record(10, (one[0],) * 50)  # the same again is no further one
@@ -90,7 +90,7 @@ def test_three_bad_samples_are_forgiven_and_then_the_share_counts():
         error.value
     )
     assert str(error.value).endswith("file 0\n  file 1\n  file 2\n  file 3")
-    many = BadSamples(1000, 0.01, told.append)
+    many = BadSamples(1000, 0.01, reported.append)
     many.record(900, tuple(one[:9]))
     many.record(100, (one[9],))
     with pytest.raises(InputError):

@@ -101,7 +101,7 @@ def test_the_second_read_decodes_nothing_and_gives_the_same(tree, tmp_path, deco
 
 
 def test_a_changed_file_is_never_served_from_before(tree, tmp_path, decoded):
-    """Same size of file, same time of writing, so only the time of change tells."""
+    """Same size of file, same time of writing, so only the time of change differs."""
     root, make = tree
     make()[0]
     path = root / "images" / "train" / "p.png"
@@ -194,10 +194,10 @@ def test_a_full_cache_says_so_once_and_images_are_decoded(tree, tmp_path, capfd,
         assert all(same(data[i], make("none")[i]) for i in range(4))
     assert len(kept(tmp_path)) == 2
     assert int((tmp_path / "cache" / "used").read_text()) == 2 * size
-    told = capfd.readouterr().err
-    assert told.count("warning") == 1
-    assert f"the cache in {tmp_path / 'cache'} is full" in told
-    assert "data.cache_gib" in told
+    reported = capfd.readouterr().err
+    assert reported.count("warning") == 1
+    assert f"the cache in {tmp_path / 'cache'} is full" in reported
+    assert "data.cache_gib" in reported
 
 
 def test_the_bound_holds_for_the_folder_and_a_lost_count_is_made_anew(tree, tmp_path):
@@ -225,9 +225,9 @@ def test_a_full_disk_warns_once_and_leaves_nothing_behind(tree, tmp_path, monkey
 
     monkeypatch.setattr(module, "_write", refuse)
     assert all(same(data[i], plain[i]) for i in range(4))
-    told = capfd.readouterr().err
-    assert told.count("warning") == 1
-    assert os.strerror(code) in told
+    reported = capfd.readouterr().err
+    assert reported.count("warning") == 1
+    assert os.strerror(code) in reported
     assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == [tmp_path / "cache/used"]
     assert int((tmp_path / "cache" / "used").read_text()) == 0
 
@@ -242,8 +242,8 @@ def test_a_run_leaves_room_on_the_disk(tree, tmp_path, monkeypatch, capfd):
 
 def system(tmp_path, monkeypatch, *, available_kib, limit, used):
     """Stands in for what the system says of 800 blocks, 300 of them free, and of its memory."""
-    told = os.statvfs_result((4096, 4096, 800, 300, 300, 9, 9, 9, 0, 255))
-    monkeypatch.setattr(cache_folder.os, "statvfs", lambda folder: told)
+    reported = os.statvfs_result((4096, 4096, 800, 300, 300, 9, 9, 9, 0, 255))
+    monkeypatch.setattr(cache_folder.os, "statvfs", lambda folder: reported)
     texts = {
         "/proc/meminfo": f"MemFree: 1 kB\nMemAvailable:  {available_kib} kB\n",
         "/sys/fs/cgroup/memory.max": limit,
@@ -380,7 +380,7 @@ def test_the_cache_is_never_made_below_the_data(tree):
             )
 
 
-def test_a_folder_that_cannot_be_made_is_told(tree, tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported(tree, tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(
         StorageError, match=rf"data.cache_dir={tmp_path / 'cache'}: Not a directory"
@@ -532,7 +532,7 @@ def test_the_keys_of_a_config_reach_the_data_set(tree, tmp_path):
     assert make_dataset(plain, "train", training=False).reading == Reading()
 
 
-def test_a_bad_cache_is_told_with_its_key(tree):
+def test_a_bad_cache_is_reported_with_its_key(tree):
     root, _ = tree
     settings = ["data=folder", f"data.root={root}", "data.classes=[a,b,c]", "data.cache=disc"]
     with pytest.raises(InputError, match=r"^data.cache=disc: expected one of none, ram, disk$"):

@@ -181,12 +181,12 @@ def test_a_tree_of_the_shipped_names_has_the_counts_of_the_publisher(tmp_path):
         ("gtFine/val", {}, r"no images.*set data.root=\S+/cityscapes;"),
     ],
 )
-def test_what_cannot_be_read_is_told_with_the_remedy(tree, root, arguments, message):
+def test_what_cannot_be_read_is_reported_with_the_remedy(tree, root, arguments, message):
     with pytest.raises(InputError, match=message):
         Cityscapes(root=(tree / root).resolve(), **{"split": "val", **arguments})
 
 
-def test_missing_labels_are_told_with_the_package_that_has_them(tree):
+def test_missing_labels_are_reported_with_the_package_that_has_them(tree):
     for path in tree.glob("gtFine/val/*/*_labelIds.png"):
         path.unlink()
     with pytest.raises(InputError, match=r"none of the 3 images.*gtFine_trainvaltest\.zip"):

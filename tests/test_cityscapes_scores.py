@@ -276,7 +276,7 @@ def test_a_folder_of_predictions_gets_the_official_scores(tree, tmp_path, monkey
     ],
     ids=["missing", "two", "size", "colour", "value"],
 )
-def test_predictions_that_cannot_be_scored_are_told_in_one_line(
+def test_predictions_that_cannot_be_scored_are_reported_in_one_line(
     tree, tmp_path, monkeypatch, capsys, harm, message
 ):
     write_predictions(tree, tmp_path / "mine")

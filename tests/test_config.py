@@ -1,4 +1,4 @@
-"""Every fault of a config is found before anything is built, and told in one line with its key."""
+"""Every error of a config is found before anything is built, and reported in one line by key."""
 
 from collections.abc import Mapping
 
@@ -27,7 +27,7 @@ def compose(*overrides, name="train"):
         return hydra.compose(name, overrides=list(overrides))
 
 
-def faults(*overrides, added=()):
+def errors_of(*overrides, added=()):
     with pytest.raises(InputError) as error:
         check(compose(*overrides), added=added)
     return str(error.value).splitlines()
@@ -129,17 +129,17 @@ def test_the_ablation_of_the_paper_is_one_override_each():
         ),
     ],
 )
-def test_a_fault_is_told_in_one_line(overrides, line):
-    found = faults(*overrides)
+def test_a_fault_is_reported_in_one_line(overrides, line):
+    found = errors_of(*overrides)
     assert any(line in text for text in found), found
 
 
 def test_a_made_up_key_of_the_data_is_refused():
-    assert faults("+data.foo=3", added=["data.foo"]) == ["data.foo: there is no such key"]
+    assert errors_of("+data.foo=3", added=["data.foo"]) == ["data.foo: there is no such key"]
 
 
 def test_all_faults_come_at_once():
-    found = faults(
+    found = errors_of(
         "optimizer.lr=fast", "trainer.steps=0", "+model.head.chanels=3", "data.batch_size=0"
     )
     assert len(found) == 4
@@ -169,7 +169,7 @@ def test_all_faults_come_at_once():
 )
 def test_an_error_names_the_setting_and_not_what_interpolates_it(overrides, line):
     """One line for each setting, wherever its value is used."""
-    found = faults(*overrides)
+    found = errors_of(*overrides)
     assert len(found) == 1, found
     assert found[0].startswith(line)
 
@@ -229,11 +229,13 @@ def test_a_config_can_name_the_parts(path):
 
 
 def test_the_root_of_a_loss_makes_named_terms():
-    (told,) = faults(
+    (reported,) = errors_of(
         "loss._target_=danet.losses.OHEM", "~loss.main", "~loss.weights", "~loss.align_corners"
     )
-    assert told.startswith("loss._target_=danet.losses.OHEM: expected danet.losses.DeepSupervision")
-    advice = told.rpartition(": ")[2]
+    assert reported.startswith(
+        "loss._target_=danet.losses.OHEM: expected danet.losses.DeepSupervision"
+    )
+    advice = reported.rpartition(": ")[2]
     check(compose(advice))
 
 

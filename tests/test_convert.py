@@ -268,7 +268,9 @@ def test_a_converted_file_is_no_run_to_go_on_with(tmp_path, run):
     ],
     ids=["unknown program", "another program", "other classes", "no such value"],
 )
-def test_a_wrong_command_is_told_in_plain_words(authors_file, tmp_path, run, arguments, message):
+def test_a_wrong_command_is_reported_in_plain_words(
+    authors_file, tmp_path, run, arguments, message
+):
     code, _, err = run(f"input={authors_file[0]}", f"output={tmp_path / 'x.pt'}", *arguments)
     assert code == 2
     assert message in err

@@ -361,12 +361,12 @@ class Broken(Plain):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_error_of_a_worker_is_told_as_if_there_were_none(num_workers):
+def test_an_error_of_a_worker_is_reported_as_if_there_were_none(num_workers):
     batches = iter(eval_batches(Broken(4), batch_size=2, num_workers=num_workers))
     assert next(batches)[0].name == ("s0", "s1")
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as caught:
         next(batches)
-    assert str(told.value) == "c.png: not a readable image"
+    assert str(caught.value) == "c.png: not a readable image"
 
 
 def test_samples_of_one_size_share_a_batch_and_others_do_not():
@@ -509,15 +509,15 @@ def test_a_label_of_another_size_is_refused_with_both_sizes(folder, width, heigh
         read()
 
 
-def test_a_value_that_is_no_class_is_told_with_its_place(folder):
+def test_a_value_that_is_no_class_is_reported_with_its_place(folder):
     root, read = folder
     labels = np.zeros((6, 8), np.uint8)
     labels[2, 5] = labels[4, 1:3] = 7
     labels[5, 7] = 3
     Image.fromarray(labels).save(labels_path(root))
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as caught:
         read()
-    assert str(told.value).startswith(
+    assert str(caught.value).startswith(
         f"{labels_path(root)}: label value 7 on 3 pixels, first at row 2, column 5; Folder has 3 "
         "classes, with values 0..2, 255; "
     )
@@ -550,7 +550,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, damage, suffix, kind):
         read(path)
 
 
-def test_a_file_that_went_away_is_told(folder):
+def test_a_file_that_went_away_is_reported(folder):
     root, _ = folder
     data = Folder(root=root, split="train", classes=("x", "y"))
     image_path(root).unlink()
@@ -612,9 +612,9 @@ def test_camvid_finds_every_picture_with_its_label(camvid_tree):
 def test_camvid_counts_and_names_missing_labels(camvid_tree):
     for i in (1, 3):
         (camvid_tree / "labels" / "train" / f"train_{i}.png").unlink()
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as caught:
         CamVid(root=camvid_tree, split="train")
-    assert str(told.value) == (
+    assert str(caught.value) == (
         "CamVid: 2 of 4 images of split 'train' have no label file: train_1.png, train_3.png; "
         f"the first was looked for at {camvid_tree}/labels/train/train_1.png; "
         "data.allow_missing_labels=true leaves such images out"
@@ -622,12 +622,12 @@ def test_camvid_counts_and_names_missing_labels(camvid_tree):
 
 
 def test_camvid_shows_the_layout_where_it_finds_nothing(tmp_path):
-    with pytest.raises(InputError, match=rf"data.root={tmp_path}/no: there is no such") as told:
+    with pytest.raises(InputError, match=rf"data.root={tmp_path}/no: there is no such") as caught:
         CamVid(root=tmp_path / "no", split="train")
-    assert CamVid.layout in str(told.value)
-    with pytest.raises(InputError, match=rf"no images for split 'val' under {tmp_path}") as told:
+    assert CamVid.layout in str(caught.value)
+    with pytest.raises(InputError, match=rf"no images for split 'val' under {tmp_path}") as caught:
         CamVid(root=tmp_path, split="val")
-    assert CamVid.layout in str(told.value)
+    assert CamVid.layout in str(caught.value)
     with pytest.raises(InputError, match="CamVid: split='all' is not one of train, val, test"):
         CamVid(root=tmp_path, split="all")
 
@@ -701,7 +701,7 @@ def test_a_folder_without_splits_is_divided_exactly(tmp_path, count, share, expe
     assert names_of(train) | names_of(val) == names
     assert not names_of(train) & names_of(val)
     assert len(val) == expected
-    assert train.division == val.division, "told once"
+    assert train.division == val.division, "reported once"
     assert f"{expected} are val and {count - expected} train" in train.division
     with pytest.raises(InputError, match="images has no folder for the split 'test'"):
         own(tmp_path, "test")

@@ -66,8 +66,8 @@ def test_a_scan_adds_up_what_a_slow_count_adds_up(camvid_tree, num_workers, full
     # One picture is of another size, and one class is only there.
     write_pair(camvid_tree, "train", "z", np.zeros((9, 20, 3), np.uint8), np.full((9, 20), 3, "u1"))
     dataset = CamVid(root=camvid_tree, split="train")
-    told = []
-    report = scan(dataset, full=full, num_workers=num_workers, progress=told.append)
+    reported = []
+    report = scan(dataset, full=full, num_workers=num_workers, progress=reported.append)
     for one, two in zip(
         (report.pixels, report.images_with, report.pixels_with), slow_report(dataset), strict=True
     ):
@@ -75,7 +75,7 @@ def test_a_scan_adds_up_what_a_slow_count_adds_up(camvid_tree, num_workers, full
     assert report.sizes == {(44, 60): 4, (9, 20): 1}
     assert report.ignored == sum(int((dataset[i].mask == IGNORE).sum()) for i in range(5))
     assert report.num_problems == 0
-    assert sum(told) == 5
+    assert sum(reported) == 5
     assert "5 images, but the publisher counts 367" in report.notes
 
 
@@ -209,13 +209,13 @@ def test_the_sample_passes_a_good_set_and_looks_at_no_scenes(camvid_tree):
     assert check_sample(Scenes(split="train", lengths=lengths, size=(48, 96))) == []
 
 
-def test_the_sample_tells_all_problems_in_one_error(camvid_tree):
+def test_the_sample_reports_all_problems_in_one_error(camvid_tree):
     for i in range(2):
         (camvid_tree / f"images/train/train_{i}.png").write_bytes(b"nothing")
     sets = [CamVid(root=camvid_tree, split=split) for split in ("train", "val")]
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as caught:
         check_sample(*sets)
-    lines = str(told.value).splitlines()
+    lines = str(caught.value).splitlines()
     assert "train_0.png: not a readable image" in lines[0]
     assert "train_1.png: not a readable image" in lines[1]
     assert lines[2].startswith("2 of 7 pairs that were looked at have a problem")

@@ -20,7 +20,7 @@ from danet.errors import DivergedError, ProcessError
 
 
 def join(rank, folder, work):
-    """Is one of two processes; writes down what it was told in the end."""
+    """Is one of two processes; writes down the error it ended with."""
     torch.set_num_threads(1)
     os.environ |= {
         **{"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)},
@@ -30,12 +30,12 @@ def join(rank, folder, work):
         with process_group(torch.device("cpu")):
             work(rank, Path(folder))
     except (DivergedError, ProcessError) as error:
-        (Path(folder) / f"told {rank}").write_text(str(error))
+        (Path(folder) / f"reported {rank}").write_text(str(error))
 
 
 @pytest.fixture
 def two(tmp_path):
-    """Returns a function that runs work in two processes; it returns what both were told."""
+    """Returns a function that runs work in two processes; it returns the errors of both."""
 
     def run(work):
         with socket.socket() as free:
@@ -48,8 +48,8 @@ def two(tmp_path):
         for process in both:
             process.join(120)
             assert process.exitcode is not None, "it hangs"
-        told = [tmp_path / f"told {rank}" for rank in range(2)]
-        return [path.read_text() if path.exists() else "" for path in told]
+        reported = [tmp_path / f"reported {rank}" for rank in range(2)]
+        return [path.read_text() if path.exists() else "" for path in reported]
 
     return run
 
@@ -63,9 +63,11 @@ def diverge(rank, folder):
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_on_one_process_ends_both_with_one_message(two):
-    told = two(diverge)
-    assert told[0] == told[1]
-    assert told[0].startswith("step 4: the loss is not finite (nan) on process 1 of 2; its samples")
+    reported = two(diverge)
+    assert reported[0] == reported[1]
+    assert reported[0].startswith(
+        "step 4: the loss is not finite (nan) on process 1 of 2; its samples"
+    )
 
 
 def dawdle(rank, folder):
@@ -105,6 +107,6 @@ def die_or_wait(rank, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("work", [die_or_sum, die_or_wait])
 def test_a_process_that_died_is_named(two, work):
-    told = two(work)
-    assert "process 0 of 2: the exchange" in told[0]
-    assert "failed: process 1 of this machine has died" in told[0]
+    reported = two(work)
+    assert "process 0 of 2: the exchange" in reported[0]
+    assert "failed: process 1 of this machine has died" in reported[0]

@@ -92,7 +92,7 @@ def home(tiny_checkpoint, tmp_path_factory):
         (place / "pictures" / folder).mkdir(parents=True)
     for number in range(20):
         image, mask, _ = scenes.read(number % 5)
-        image = np.roll(image, number, axis=1)  # a picture that comes twice would be told
+        image = np.roll(image, number, axis=1)  # a picture that comes twice would be reported
         Image.fromarray(image).save(place / "pictures" / "images" / f"{number}.png")
         Image.fromarray((mask % 3).astype(np.uint8)).save(
             place / "pictures" / "masks" / f"{number}.png"
@@ -180,7 +180,7 @@ def train_tool(words, home):
 
 def eval_tool(words, home):
     if any(word.startswith("submission=") for word in words):
-        # Scenes have no server; that this is told, and in one line, is what can be seen here.
+        # Scenes have no server; that this is reported, and in one line, is what can be seen here.
         call("eval", *words, "device=cpu", code=2)
         return
     words = [word for word in words if not word.startswith("data.root=")]

@@ -192,7 +192,7 @@ def test_pictures_of_a_validation_pass_the_network_in_small_parts(scene):
     assert max(seen) <= 1500
 
 
-def test_no_channel_tells_a_class_that_fills_the_picture(scene, monkeypatch):
+def test_no_channel_indicates_a_class_that_fills_the_picture(scene, monkeypatch):
     image, mask = scene
     model = network(functools.partial(DualAttentionHead, reduction=2))
     monkeypatch.setattr("danet.visualization.figure.rank_channels", None)  # not to be called

@@ -182,9 +182,11 @@ def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch, er
         raise error
 
     monkeypatch.setattr(torch, "save", write_half)
-    with pytest.raises(StorageError, match=r"last.pt: the checkpoint could not be written") as told:
+    with pytest.raises(
+        StorageError, match=r"last.pt: the checkpoint could not be written"
+    ) as caught:
         checkpoint_format.save(path, {**STATE, "step": 8})
-    assert str(error) in str(told.value)
+    assert str(error) in str(caught.value)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["last.pt"]
 
@@ -237,9 +239,9 @@ def test_a_file_that_is_not_whole_is_refused_by_name(tmp_path, damage):
 def test_a_missing_file_is_refused_with_the_names_of_those_there(tmp_path):
     for name in ("last.pt", "best.pt", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as caught:
         checkpoint_format.load(tmp_path / "lost.pt")
-    assert str(told.value) == (
+    assert str(caught.value) == (
         f"checkpoint={tmp_path}/lost.pt: there is no such file; "
         f"there are {tmp_path}/best.pt, {tmp_path}/last.pt"
     )
@@ -416,7 +418,7 @@ def test_a_resumed_run_goes_back_to_its_folder_and_keeps_its_config(tmp_path):
     assert list((tmp_path / "a").glob("*.yaml")) == [tmp_path / "a" / "config.yaml"]
 
 
-def test_a_run_that_goes_on_with_other_settings_tells_both(tmp_path):
+def test_a_run_that_goes_on_with_other_settings_reports_both(tmp_path):
     prepare(str(tmp_path / "a"), tmp_path / "b", seed=1)
     saved = {"step": 40, "run_id": "x"}
     fallback, config = tmp_path / "b", {"seed": 2}
@@ -470,5 +472,5 @@ def test_a_wrong_setting_is_named(change, message):
     assert TrainSettings(**{"steps": 9, **change}).errors() == [message]
 
 
-def test_all_faults_are_told_at_once():
+def test_all_faults_are_reported_at_once():
     assert len(TrainSettings(steps=0, log_every=0, device="x", precision="y").errors()) == 4

@@ -147,7 +147,7 @@ def test_no_path_of_this_machine_leaves_it(exported):
     assert '"/' not in (exported / CONFIG).read_text()
 
 
-def test_the_card_tells_scores_of_this_checkpoint_and_no_other(exported):
+def test_the_card_reports_scores_of_this_checkpoint_and_no_other(exported):
     text = (exported / "README.md").read_text()
     assert text.startswith("---\nlibrary_name: danet\n")
     assert "| test, 5 images, Whole | 31.25 | - |" in text
@@ -189,7 +189,7 @@ def test_damaged_and_foreign_folders_are_refused(exported, tmp_path):
         ("metrics=nowhere.json", "metrics=nowhere.json: not readable"),
     ],
 )
-def test_mistakes_are_told_in_one_line(tiny_checkpoint, capsys, setting, message):
+def test_mistakes_are_reported_in_one_line(tiny_checkpoint, capsys, setting, message):
     call("export", f"checkpoint={tiny_checkpoint}", setting, code=2)
     assert message in capsys.readouterr().err
 

@@ -200,7 +200,7 @@ def test_a_palette_with_transparent_colours_is_read_without_a_warning(tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.png"), np.array(picture.convert("RGB")))
 
 
-def test_what_the_system_says_is_told(tmp_path):
+def test_what_the_system_says_is_reported(tmp_path):
     with pytest.raises(InputError, match=r"b.png: not a readable image \(the file does not exist"):
         read_image(tmp_path / "b.png")
     with pytest.raises(InputError, match=r"not a readable image \(Is a directory"):

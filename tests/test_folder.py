@@ -1,4 +1,4 @@
-"""Masks of any usual encoding give the same batches; lists and places are as told, or refused."""
+"""Masks of any usual encoding give the same batches; lists and places are as set, or refused."""
 
 import itertools
 import time
@@ -218,7 +218,7 @@ def test_two_folders_for_one_split_are_refused(tmp_path):
         own(tmp_path)
 
 
-def test_a_split_that_is_not_there_is_told_with_those_that_are(tmp_path):
+def test_a_split_that_is_not_there_is_reported_with_those_that_are(tmp_path):
     for name in ("a", "b", "c"):
         write(tmp_path / f"images/train/{name}.png")
         write(tmp_path / f"masks/train/{name}.png", mode="L")

@@ -63,14 +63,14 @@ def install(root):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_bare_python_is_told_in_one_line_where_the_packages_are(name, tmp_path):
+def test_a_bare_python_is_reported_in_one_line_where_the_packages_are(name, tmp_path):
     file, fault, _ = refused([*BARE, str(ROOT / name)], tmp_path)
     assert file == name
     assert re.fullmatch(r"has no torch, torchvision, numpy and \d+ more", fault)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_old_python_is_told_in_one_line(name, tmp_path):
+def test_an_old_python_is_reported_in_one_line(name, tmp_path):
     code = (
         "import runpy, sys; sys.version_info = (3, 9, 1, 'final', 0);"
         "runpy.run_path(sys.argv[1], run_name='__main__')"
@@ -89,7 +89,7 @@ def old_pythons():
     return [p for p in places if p and start([str(p), "-c", works], ROOT).returncode == 0]
 
 
-def test_pythons_that_really_are_old_are_told_in_one_line(tmp_path):
+def test_pythons_that_really_are_old_are_reported_in_one_line(tmp_path):
     found = old_pythons()
     if not found:
         pytest.skip("there is no Python 3.7, 3.8 or 3.9 here")
@@ -170,7 +170,7 @@ def test_without_an_environment_it_is_to_be_installed_first(checkout, tmp_path):
     assert (checkout / ".venv" / "bin" / "activate").is_file()
 
 
-def test_an_old_python_without_an_environment_is_told_to_choose_another(checkout):
+def test_an_old_python_without_an_environment_is_asked_to_choose_another(checkout):
     code = (
         "import runpy, sys; sys.version_info = (3, 8, 0, 'final', 0);"
         "runpy.run_path('tools/train.py', run_name='__main__')"
@@ -179,7 +179,7 @@ def test_an_old_python_without_an_environment_is_told_to_choose_another(checkout
     assert remedy == "PYTHON=python3.12 bash scripts/install.sh && source .venv/bin/activate"
 
 
-def test_an_environment_that_lacks_packages_is_told_all_of_them(checkout):
+def test_an_environment_that_lacks_packages_is_shown_all_of_them(checkout):
     python = install(checkout)
     for name in ("torch", "yaml", "PIL"):
         (checkout / "danet" / "site" / name).mkdir(parents=True)
@@ -201,7 +201,7 @@ def test_a_python_with_torch_and_no_environment_beside_it_is_to_be_completed(che
     assert remedy.endswith(" -m pip install -r ./requirements.txt")
 
 
-def test_another_python_beside_an_active_environment_is_told_which_to_start(checkout):
+def test_another_python_beside_an_active_environment_is_shown_which_to_start(checkout):
     install(checkout)
     environment = {"VIRTUAL_ENV": str(checkout / ".venv")}
     *_, remedy = refused([*BARE, "tools/eval.py"], checkout, **environment)
@@ -209,7 +209,7 @@ def test_another_python_beside_an_active_environment_is_told_which_to_start(chec
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "reported"),
     [
         ("here/a", "./a"),
         ("here/x/a", "x/a"),
@@ -217,8 +217,8 @@ def test_another_python_beside_an_active_environment_is_told_which_to_start(chec
         ("b", "../b"),
     ],
 )
-def test_a_path_is_one_word_of_a_shell(tmp_path, monkeypatch, path, told):
+def test_a_path_is_one_word_of_a_shell(tmp_path, monkeypatch, path, reported):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert interpreter.shell_path(tmp_path / path) == told
+    assert interpreter.shell_path(tmp_path / path) == reported
     assert interpreter.shell_path("/b") == "/b"  # shorter than the way up to it

@@ -243,7 +243,7 @@ def test_coarse_logits_cost_what_they_cost_upsampled(loss, mask, align_corners):
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_deep_supervision_upsamples_every_output_as_it_is_told(mask, align_corners):
+def test_deep_supervision_upsamples_every_output_as_configured(mask, align_corners):
     main, other = torch.randn(2, K, 2, 3), torch.randn(2, K, 3, 2)
     criterion = DeepSupervision(Dice(), CrossEntropy(), {"a": 1.0}, align_corners=align_corners)
     terms = criterion(SegmentationOutput(main, {"a": other}), mask)
@@ -274,7 +274,7 @@ def test_ohem_keeps_enough_where_probabilities_are_tied_or_saturated(confidence)
         assert not (kept & (mask == IGNORE)).any()
 
 
-def test_ohem_tells_saturated_pixels_apart_by_their_logarithms():
+def test_ohem_ranks_saturated_pixels_by_their_logarithms():
     # In float32 all these probabilities round to 0 or nearly; their logarithms are distinct.
     logits = torch.zeros(1, 2, 1, 6)
     logits[0, 1] = torch.tensor([120.0, 150.0, 130.0, 160.0, 140.0, -5.0])

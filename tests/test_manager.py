@@ -121,7 +121,7 @@ def test_names_share_one_file_where_links_work_and_copy_it_where_not(tmp_path, m
         assert checkpoint_format.load(tmp_path / name)["step"] == 2
 
 
-def test_the_newest_is_told_by_its_step_and_not_by_the_clock(tmp_path):  # T25
+def test_the_newest_is_known_by_its_step_and_not_by_the_clock(tmp_path):  # T25
     manager = manager_of(tmp_path, keep_last=3)
     for step in (1, 2, 3):
         manager.save(state_at(step))
@@ -327,7 +327,7 @@ def test_a_failed_checkpoint_stops_the_run_at_the_next_step(
     assert run.step <= 3
 
 
-def test_a_failed_checkpoint_may_be_only_told(tmp_path, full_disk, capfd):
+def test_a_failed_checkpoint_may_only_be_reported(tmp_path, full_disk, capfd):
     full_disk |= {2, 6}
     run = make(tmp_path, steps=8, save_every=2, on_storage_error="warn")
     run.fit(map(batch, itertools.count()))

@@ -293,7 +293,7 @@ def test_weights_that_do_not_fit_are_explained(tmp_path):
         ResNet(depth=18, weights="IMAGENET")
 
 
-def test_weights_that_cannot_be_downloaded_are_told_with_their_address(monkeypatch):
+def test_weights_that_cannot_be_downloaded_are_reported_with_their_address(monkeypatch):
     def refuse(*_, **__):
         raise URLError("no route to host")
 

@@ -18,7 +18,7 @@ def test_a_lack_of_memory_is_recognised():
     assert not out_of_memory.is_shortage(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
-def test_a_lack_of_memory_is_told_with_sizes_that_would_fit():
+def test_a_lack_of_memory_is_reported_with_sizes_that_would_fit():
     config = check(compose(*TINY))
     device = torch.device("cpu")
     message = str(out_of_memory.explain(config, device, 2**50, training=True))

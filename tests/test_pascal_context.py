@@ -209,7 +209,7 @@ def test_a_picture_that_a_list_names_must_be_there(tmp_path, form):
         PascalContext(root=tmp_path, split="train")
 
 
-def test_a_wrong_root_is_told_the_right_one(tmp_path):
+def test_the_right_root_is_suggested_for_a_wrong_one(tmp_path):
     write_tree(tmp_path / "a" / "VOC2010", "mat")
     with pytest.raises(InputError, match=f"set data.root={tmp_path / 'a' / 'VOC2010'}"):
         PascalContext(root=tmp_path, split="train")

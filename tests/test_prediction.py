@@ -156,8 +156,8 @@ def test_a_second_start_does_only_what_is_missing(tiny_checkpoint, folder, tmp_p
     kept = (output / "index" / "图 3.png").stat().st_mtime_ns
     capsys.readouterr()
     call("predict", *settings)
-    assert "2 images in" in (told := capsys.readouterr().out)
-    assert "5 were there already" in told
+    assert "2 images in" in (reported := capsys.readouterr().out)
+    assert "5 were there already" in reported
     assert (output / "index" / "图 3.png").stat().st_mtime_ns == kept
     assert np.array(Image.open(output / "index" / "sub" / "图 2.png")).shape == (20, 20)
     assert len({line["name"] for line in lines(output)}) == 7
@@ -165,7 +165,9 @@ def test_a_second_start_does_only_what_is_missing(tiny_checkpoint, folder, tmp_p
     assert "another checkpoint or another protocol" in capsys.readouterr().err
 
 
-def test_a_damaged_file_is_told_and_the_others_are_done(tiny_checkpoint, folder, tmp_path, capsys):
+def test_a_damaged_file_is_reported_and_the_others_are_done(
+    tiny_checkpoint, folder, tmp_path, capsys
+):
     (folder / "broken.png").write_bytes(b"not a picture")
     output = tmp_path / "out"
     settings = [f"checkpoint={tiny_checkpoint}", f"images={folder}", f"output={output}"]
@@ -193,8 +195,8 @@ def test_a_video_becomes_frames_and_a_video(tiny_checkpoint, tmp_path, capsys):
     masks = sorted(p.name for p in (output / "index" / "clip").iterdir())
     assert masks == [f"{n:06d}.png" for n in range(5)]
     call("predict", *settings, "device=cpu")
-    assert "0 images in" in (told := capsys.readouterr().out)
-    assert "5 were there already" in told
+    assert "0 images in" in (reported := capsys.readouterr().out)
+    assert "5 were there already" in reported
     # Without its overlay a video is not done, since a file cannot be gone on with.
     (output / "overlay" / "clip.mp4").unlink()
     call("predict", *settings, "device=cpu")
@@ -227,7 +229,7 @@ def test_a_video_that_was_left_among_its_frames_is_written_whole(tiny_checkpoint
     assert len(list((output / "index" / "clip").iterdir())) == 6
 
 
-def test_patterns_and_lists_name_files_and_equal_names_are_told_apart(folder, tmp_path):
+def test_patterns_and_lists_name_files_and_equal_names_are_kept_apart(folder, tmp_path):
     Image.new("RGB", (4, 4)).save(folder / "图 0.png")
     Image.new("RGB", (4, 4)).save(folder / "sub" / "图 0.jpg")
     names = [s.name for s in find_sources(str(folder / "**" / "图 0.*"))]
@@ -262,7 +264,7 @@ def test_a_list_comes_from_standard_input(tiny_checkpoint, folder, tmp_path, mon
     ],
     ids=["images", "kind", "output", "batch", "missing"],
 )
-def test_mistakes_are_told_in_one_line(tiny_checkpoint, folder, capsys, settings, message):
+def test_mistakes_are_reported_in_one_line(tiny_checkpoint, folder, capsys, settings, message):
     settings = [setting.format(folder=folder) for setting in settings]
     call("predict", f"checkpoint={tiny_checkpoint}", *settings, code=2)
     error = capsys.readouterr().err

@@ -684,13 +684,13 @@ def test_a_wrong_setting_is_refused_by_name(settings, says):
         (b"", "not a zip, tar or tgz .it is empty"),
     ],
 )
-def test_a_page_saved_as_an_archive_is_told_apart(tmp_path, content, says):
+def test_a_page_saved_as_an_archive_is_recognized(tmp_path, content, says):
     (tmp_path / "x.zip").write_bytes(content)
     with pytest.raises(InputError, match=f"archive={tmp_path / 'x.zip'}: {says}"):
         prepare.main(["data=ade20k", f"archive={tmp_path / 'x.zip'}", "root=/no"])
 
 
-def test_an_archive_of_another_data_set_is_told_apart(tmp_path):
+def test_an_archive_of_another_data_set_is_recognized(tmp_path):
     (path,) = archives_of("ade20k", tmp_path)
     with pytest.raises(InputError, match=r"nothing in it belongs to data=cityscapes; it looks lik"):
         prepare.main(["data=cityscapes", f"archive={path}", f"root={tmp_path / 'root'}"])

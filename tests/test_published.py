@@ -297,7 +297,7 @@ def test_a_value_out_of_range_is_refused(made, settings, message):
         made(**({**whole, **settings} if made is AuthorsProtocol else settings))
 
 
-def test_a_protocol_is_told_with_every_value_that_is_set():
+def test_a_protocol_is_reported_with_every_value_that_is_set():
     node = {"_target_": "danet.evaluation.inference.MultiScale", "flip": True, "crop": None}
     assert mode_name(node) == "multi_scale"
     assert describe(node) == "multi_scale (flip=true)"

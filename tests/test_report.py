@@ -158,6 +158,6 @@ def test_a_chart_draws_finite_points_with_round_numbers():
         (["other=nowhere.pt"], "nowhere.pt: there is no such file"),
     ],
 )
-def test_mistakes_are_told_in_one_line(tiny_checkpoint, capsys, settings, message):
+def test_mistakes_are_reported_in_one_line(tiny_checkpoint, capsys, settings, message):
     call("visualize", f"checkpoint={tiny_checkpoint}", *settings, "device=cpu", code=2)
     assert message in capsys.readouterr().err

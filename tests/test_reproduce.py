@@ -191,7 +191,7 @@ def test_slurm_submits_each_training_once_and_scoring_waits_for_it(tmp_path, cal
         (["--table", "1"], "--table: a setting has the form key=value"),
     ],
 )
-def test_a_wrong_command_is_told(arguments, message):
+def test_a_wrong_command_is_reported(arguments, message):
     with pytest.raises(InputError) as error:
         reproduce.main(arguments)
     assert message in str(error.value)

@@ -11,7 +11,7 @@ from danet.config import resume
 from danet.errors import InputError
 
 
-def test_another_number_of_threads_is_told():
+def test_another_number_of_threads_is_reported():
     assert resume.compare_threads({"threads": torch.get_num_threads()}, "cpu") == []
     assert resume.compare_threads({}, "cpu") == []
     (line,) = resume.compare_threads({"threads": 7}, "cpu")
@@ -25,10 +25,10 @@ def test_other_data_are_refused_and_allowed_on_purpose(key):
     assert resume.compare_data(saved, before, allowed=False) == []
     assert resume.compare_data({}, before, allowed=False) == []
     now = {**before, key: "Folder, 6, abd"}
-    told = (
+    reported = (
         rf"{key.replace('_', ' ')} was {before[key]}, now it is Folder, 6, abd; allow_changes=true"
     )
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=reported):
         resume.compare_data(saved, now, allowed=False)
     (line,) = resume.compare_data(saved, now, allowed=True)
     assert "allow_changes=true" in line

@@ -283,13 +283,13 @@ def test_batch_norms_of_timm_keep_their_activations_with_several_processes():
         ("model.backbone.name=vit_tiny_patch16_224", "timm cannot make it"),
     ],
 )
-def test_a_network_that_timm_does_not_have_is_told(setting, message):
+def test_a_network_that_timm_does_not_have_is_reported(setting, message):
     pytest.importorskip("timm", reason="the optional extra danet[timm] is not installed")
     with pytest.raises(InputError, match=message):
         make_model(check(compose("model/backbone=timm", setting)))
 
 
-def test_without_timm_the_way_to_it_is_told(monkeypatch):
+def test_without_timm_the_way_to_it_is_shown(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(InputError, match=r"pip install -e '.*\[timm\]'"):
         make_model(check(compose("model/backbone=timm")))

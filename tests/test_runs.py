@@ -50,10 +50,10 @@ def test_tensorboard_shows_classes_pictures_attention_and_settings_with_the_scor
 
 
 def test_the_profile_leaves_a_trace_costs_and_the_share_of_waiting(run):
-    told = (run / "profile" / "costs.txt").read_text()
-    assert "5 steps from step 6 on:" in told.splitlines()[0]
-    assert "% of it waiting for data" in told.splitlines()[0]
-    assert "convolution" in told
+    reported = (run / "profile" / "costs.txt").read_text()
+    assert "5 steps from step 6 on:" in reported.splitlines()[0]
+    assert "% of it waiting for data" in reported.splitlines()[0]
+    assert "convolution" in reported
     trace = json.loads((run / "profile" / "trace.json").read_text())
     names = {event.get("name", "") for event in trace["traceEvents"]}
     assert any("convolution_backward" in name for name in names)
@@ -76,9 +76,9 @@ def test_a_profile_does_not_count_evaluations(tmp_path):
     run = make(tmp_path, steps=10, eval_every=7, profile=True)
     run.evaluate = look
     run.fit(map(batch, itertools.count()))
-    told = (tmp_path / "profile/costs.txt").read_text().splitlines()[0]
+    reported = (tmp_path / "profile/costs.txt").read_text().splitlines()[0]
     # Usually 0.02; with the evaluation it would be 1.5, since two steps are looked at.
-    assert float(re.search(r"([\d.]+) s a step", told)[1]) < 1
+    assert float(re.search(r"([\d.]+) s a step", reported)[1]) < 1
 
 
 def test_half_a_line_of_metrics_is_left_out(tmp_path):

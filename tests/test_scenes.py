@@ -54,7 +54,7 @@ def level(request):
     return request.param
 
 
-# What only a cue tells
+# What only a cue decides
 
 
 @pytest.mark.parametrize("size", [SIZE, (64, 384), (96, 96)], ids=str)

@@ -83,7 +83,7 @@ def test_three_seeds_of_every_variant_at_every_level():
         (["scenes"], "a setting has the form key=value"),
     ],
 )
-def test_a_wrong_command_is_told(arguments, message):
+def test_a_wrong_command_is_reported(arguments, message):
     with pytest.raises(InputError) as error:
         runs(*arguments)
     assert message in str(error.value)

@@ -113,7 +113,7 @@ def test_voc_gets_a_tgz_of_palette_images_in_the_folders_of_its_kit(voc, tmp_pat
     assert "1,456" in lines[1]
 
 
-def test_a_whole_split_is_told_without_a_warning(cityscapes, tmp_path, monkeypatch):
+def test_a_whole_split_is_reported_without_a_warning(cityscapes, tmp_path, monkeypatch):
     monkeypatch.setattr(Cityscapes, "expected", {"test": (2,)})
     _, lines = send(cityscapes, tmp_path / "sent", predictions_of(CITIES, 19))
     assert len(lines) == 1

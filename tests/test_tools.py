@@ -255,7 +255,7 @@ def test_two_processes_resume_exactly(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bad", [0, 1])
-def test_an_error_under_torchrun_is_told_once_whoever_meets_it(camvid_tree, tmp_path, bad):
+def test_an_error_under_torchrun_is_reported_once_wherever_it_occurs(camvid_tree, tmp_path, bad):
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     done = tool("train", "trainer.steps=0", cwd=tmp_path, launcher=launcher, code=1)
     assert done.stderr.count("error: trainer.steps=0") == 1

@@ -403,15 +403,15 @@ def test_the_tools_train_resume_and_score_a_compiled_run(tmp_path):
 @pytest.mark.parametrize(
     "error", [RuntimeError("\nNo working C++ compiler\nmore"), OSError("no g++")]
 )
-def test_a_machine_that_cannot_compile_is_told_so_in_one_line(monkeypatch, error):
+def test_a_machine_that_cannot_compile_is_reported_in_one_line(monkeypatch, error):
     def refuse(*_):
         raise error
 
     monkeypatch.setattr(torch, "compile", lambda _: refuse)
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as caught:
         compiled(tiny(), torch.device("cpu"))
     message = str(error).strip().splitlines()[0]
-    assert str(told.value) == (
+    assert str(caught.value) == (
         f"trainer.compile=true: torch cannot compile for cpu here ({message}); install a C++ "
         "compiler, or set trainer.compile=false"
     )

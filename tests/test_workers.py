@@ -43,7 +43,7 @@ def hang():
 
 
 @pytest.mark.parametrize("kind", ["training", "evaluation"])
-def test_a_worker_that_is_killed_is_told_with_what_it_read(kind):
+def test_a_worker_that_is_killed_is_reported_with_what_it_read(kind):
     since = time.monotonic()
     if kind == "training":
         batches = train_batches(Hurting(die), batch_size=2, seed=0, num_workers=2)
@@ -78,7 +78,7 @@ def test_a_worker_that_died_unheard_is_noticed_at_the_next_batch():
 
 
 @pytest.mark.slow
-def test_a_worker_that_hangs_is_told_when_the_time_is_up():
+def test_a_worker_that_hangs_is_reported_when_the_time_is_up():
     batches = train_batches(Hurting(hang), batch_size=2, seed=0, num_workers=1, timeout=5)
     with pytest.raises(ProcessError, match=r"within data.timeout=5 seconds.*waited for .*sample 5"):
         list(itertools.islice(batches, 8))
@@ -106,8 +106,8 @@ def test_errors_about_other_things_are_not_taken_for_a_worker_s():
         workers.explain(several, ["a", "b"], 0)
     )
     unknown = RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly")
-    told = workers.explain(unknown, [], 0, {12: -9, 13: None})
-    assert "(process 12) is killed by signal: Killed; if nobody" in str(told)
+    reported = workers.explain(unknown, [], 0, {12: -9, 13: None})
+    assert "(process 12) is killed by signal: Killed; if nobody" in str(reported)
     bus = RuntimeError("DataLoader worker (pid 12) is killed by signal: Bus error. It is possible")
     assert "killed by signal: Bus error; shared memory was full" in str(workers.explain(bus, [], 0))
 

@@ -50,7 +50,7 @@ def single_class_warning(matrix: Tensor, classes: Sequence[str]) -> str:
     found = int(predicted[0])
     return (
         f"every pixel was predicted as class {found} ({classes[found]}), though others occur: the "
-        "network tells nothing apart, and its scores are those of that class's share"
+        "network distinguishes no classes, and its scores only show the share of that one"
     )
 
 

@@ -78,18 +78,18 @@ def start_training(settings, monkeypatch):
 def refused(kind, root, tmp_path, monkeypatch, *parts, settings=()):
     """Asserts that both the check and a training refuse a tree, with all parts in the message."""
     every = [*KINDS[kind], f"data.root={root}", *settings]
-    told = {}
+    reported = {}
     with pytest.raises(InputError) as error:
         start_training(every, monkeypatch)
-    told["train"] = str(error.value)
+    reported["train"] = str(error.value)
     with pytest.raises(InputError) as error:
         examine(composed("check_data", [*every, "data.num_workers=0"]), [], tmp_path / "report")
-    told["check_data"] = str(error.value)
-    for tool, message in told.items():
+    reported["check_data"] = str(error.value)
+    for tool, message in reported.items():
         for part in parts:
             assert str(part) in message, f"{tool}: {part!r} is not in\n{message}"
         assert "Traceback" not in message
-    return told["train"]
+    return reported["train"]
 
 
 def accepted(kind, root, tmp_path, monkeypatch, capsys, *parts, settings=()):
@@ -98,10 +98,10 @@ def accepted(kind, root, tmp_path, monkeypatch, capsys, *parts, settings=()):
     capsys.readouterr()
     with pytest.raises(Started):
         start_training(every, monkeypatch)
-    told = {"train": capsys.readouterr().out}
+    reported = {"train": capsys.readouterr().out}
     examine(composed("check_data", [*every, "data.num_workers=0"]), [], tmp_path / "report")
-    told["check_data"] = capsys.readouterr().out
-    for tool, text in told.items():
+    reported["check_data"] = capsys.readouterr().out
+    for tool, text in reported.items():
         for part in parts:
             assert str(part) in text, f"{tool}: {part!r} is not in\n{text}"
-    return told["train"]
+    return reported["train"]

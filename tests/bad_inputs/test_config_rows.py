@@ -287,7 +287,7 @@ def test_other_values_that_cannot_be_meant(given, setting, part):
 
 
 @pytest.mark.slow
-def test_a_process_tells_a_fault_in_one_line_and_leaves_nothing(tmp_path):
+def test_a_process_reports_a_fault_in_one_line_and_leaves_nothing(tmp_path):
     start = time.perf_counter()
     done = tool("train", "trainer.stepz=3", "run.dir=x", cwd=tmp_path, code=2)
     assert time.perf_counter() - start < 60, "5 s is the aim; this machine may be busy"

@@ -139,13 +139,13 @@ def test_R12_what_reading_drops_is_reported_by_both(kind, tmp_path, monkeypatch,
     root = plant(tmp_path / "data")
     path, text = with_file(root, kind)
     assert text in inspect_dropped(path)[0]
-    told = accepted("folder", root, tmp_path, monkeypatch, capsys, text)
-    assert f"1 of 4 images: {text}" in told
-    assert "warning" not in told
+    reported = accepted("folder", root, tmp_path, monkeypatch, capsys, text)
+    assert f"1 of 4 images: {text}" in reported
+    assert "warning" not in reported
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_R12_prediction_tells_it_too(kind, tmp_path, tiny_checkpoint, capsys):
+def test_R12_prediction_reports_it_too(kind, tmp_path, tiny_checkpoint, capsys):
     root = plant(tmp_path / "data")
     path, text = with_file(root, kind)
     output = f"output={tmp_path / 'o'}"
@@ -199,10 +199,12 @@ def test_R13_pictures_that_keep_few_values_are_warned_of(
     path = root / f"images/train/train_1.{suffix}"
     array = SQUEEZED[values](shape).astype(np.uint16)
     deep(path, array)
-    told = accepted("folder", root, tmp_path, monkeypatch, capsys, "16 bits become 8")
+    reported = accepted("folder", root, tmp_path, monkeypatch, capsys, "16 bits become 8")
     low, high = array.min(), array.max()
-    assert "warning: train: 1 of 4 images keep 16 values or fewer as 8 bits: train_1 has" in told
-    assert f"numpy.interp(image, [{low}, {high}], [0, 255]).astype('uint8')" in told
+    assert (
+        "warning: train: 1 of 4 images keep 16 values or fewer as 8 bits: train_1 has" in reported
+    )
+    assert f"numpy.interp(image, [{low}, {high}], [0, 255]).astype('uint8')" in reported
     # Followed: all values come through, and nothing is left to warn of.
     path.unlink()
     stretched = np.interp(array, [low, high], [0, 255]).astype("uint8")
@@ -236,17 +238,20 @@ def fill(root, values, split="train", folder="masks"):
         Image.fromarray(mask).save(path)
 
 
-def test_R14_a_training_tells_of_classes_that_never_occur(tmp_path, monkeypatch, capsys):
+def test_R14_a_training_reports_classes_that_never_occur(tmp_path, monkeypatch, capsys):
     root = plant(tmp_path / "data")
     fill(root, [0, 1, 4])
-    told = accepted("folder", root, tmp_path, monkeypatch, capsys)
+    reported = accepted("folder", root, tmp_path, monkeypatch, capsys)
     absent = "2 (c), 3 (d), 5 (f), 6 (g), 7 (h), 8 (i), 9 (j), 10 (k)"
-    assert f"train: classes that never occur in its 4 labels and cannot be learnt: {absent}" in told
+    assert (
+        f"train: classes that never occur in its 4 labels and cannot be learnt: {absent}"
+        in reported
+    )
     large = plant(tmp_path / "large", splits=(("train", 50), ("val", 2)))
     fill(large, [0, 1])
-    told = accepted("folder", large, tmp_path, monkeypatch, capsys)
-    assert "classes that never occur in 32 labels looked at: 2 (c)" in told
-    assert "10 (k); tools/check_data.py counts all labels" in told
+    reported = accepted("folder", large, tmp_path, monkeypatch, capsys)
+    assert "classes that never occur in 32 labels looked at: 2 (c)" in reported
+    assert "10 (k); tools/check_data.py counts all labels" in reported
 
 
 @pytest.mark.parametrize("values", [[0], [3], [255], [3, 255]])
@@ -316,8 +321,10 @@ def test_R17_small_sets_always_have_both_splits(count, tmp_path, capsys):
         examine(composed("check_data", settings), [], tmp_path / "o")
         out = capsys.readouterr().out
         val = max(1, round(count * 0.2))
-        told = f"{count} images and no folders for splits: by a hash of their names {val} are val"
-        assert out.count(told) == 1
+        reported = (
+            f"{count} images and no folders for splits: by a hash of their names {val} are val"
+        )
+        assert out.count(reported) == 1
 
 
 def test_R17_the_lists_that_the_check_writes_freeze_the_division(tmp_path, capsys, monkeypatch):
@@ -325,8 +332,8 @@ def test_R17_the_lists_that_the_check_writes_freeze_the_division(tmp_path, capsy
     output = tmp_path / "a check's folder"
     settings = ["data=folder", CLASSES, f"data.root={root}"]
     call("check_data", *settings, f"output={output}")
-    told = capsys.readouterr().out
-    (setting,) = shlex.split(told.partition("these lists freeze it: ")[2].splitlines()[0])
+    reported = capsys.readouterr().out
+    (setting,) = shlex.split(reported.partition("these lists freeze it: ")[2].splitlines()[0])
     small = [s for s in TINY if not s.startswith(("data.size", "data.lengths", "data.cue"))]
     found = []
     for extra in (0, 5):

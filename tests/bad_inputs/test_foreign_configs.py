@@ -135,14 +135,14 @@ def test_no_config_of_a_file_calls_or_reads_what_it_may_not(
     for number in range(MUTATIONS):
         way = draw.choice(WAYS)
         config, done = mutated(draw, saved["config"], place)
-        told = outcome(way, {**saved, "config": config}, place)
-        said = "".join(capsys.readouterr()) + (told or "")
-        context = f"mutation {number}, {way}, {done}\n{told}"
+        reported = outcome(way, {**saved, "config": config}, place)
+        said = "".join(capsys.readouterr()) + (reported or "")
+        context = f"mutation {number}, {way}, {done}\n{reported}"
         assert not HEARD, f"{context}\n{HEARD}"
         assert SECRET not in said, context
-        assert told is None or len(told.splitlines()) <= 21, context
+        assert reported is None or len(reported.splitlines()) <= 21, context
         assert printable(said, keep="\n\r") == said, context
-        counts["refused" if told else "used"] += 1
+        counts["refused" if reported else "used"] += 1
     assert min(counts.values()) > MUTATIONS / 20
     record_property(
         "figure", f"{MUTATIONS} mutations: {counts['refused']} refused, no call, no secret"
@@ -162,12 +162,12 @@ def test_an_interpolation_is_refused_before_anything_resolves_it(
         for key in ("auxiliary_head", "x"):
             config = copy.deepcopy(saved["config"])
             config["model"][key] = [{"a": escape + text}]
-            told = outcome(way, {**saved, "config": config}, place)
+            reported = outcome(way, {**saved, "config": config}, place)
             assert not HEARD
-            assert f"its config is refused: config.model.{key}.0.a=" in told
-            assert "has ${" in told
-            assert SECRET not in told
-            assert len(told.splitlines()) == 1
+            assert f"its config is refused: config.model.{key}.0.a=" in reported
+            assert "has ${" in reported
+            assert SECRET not in reported
+            assert len(reported.splitlines()) == 1
 
 
 @pytest.mark.bad_input("K19")
@@ -214,7 +214,7 @@ def test_a_config_of_the_command_line_keeps_no_interpolation_either(monkeypatch,
 def test_plain_data_is_separated_from_the_rest():
     assert problem_with({"a": [1, 2.5, None, True, "x", {"b": ()}], 3: 4}, "c") == ""
     many = [0] * 1000
-    bomb = [many] * 1000  # a few bytes a line in a pickle, a million values for whoever walks it
+    bomb = [many] * 1000  # a few bytes a line in a pickle, a million values when walked
     loop: list[object] = []
     loop.append(loop)
     for value, text in (
@@ -264,11 +264,11 @@ def test_plain_data_is_separated_from_the_rest():
     ids=lambda v: v if isinstance(v, str) and len(v) < 15 else "",
 )
 def test_K20_fields_of_a_file_that_are_of_another_type(saved, place, field, value):
-    told = outcome("resume", {**saved, field: value}, place)
-    assert told
-    assert len(told.splitlines()) == 1
-    assert field in told
-    assert printable(told) == told
+    reported = outcome("resume", {**saved, field: value}, place)
+    assert reported
+    assert len(reported.splitlines()) == 1
+    assert field in reported
+    assert printable(reported) == reported
 
 
 @pytest.mark.bad_input("K20")
@@ -283,8 +283,8 @@ def test_K20_numbers_of_another_kind_and_files_that_are_gone_are_taken(saved, pl
 @pytest.mark.bad_input("K20")
 @pytest.mark.parametrize("field", checkpoint_format.FOR_RESUME)
 def test_K20_fields_that_a_file_lacks(saved, place, field):
-    told = outcome("resume", {k: v for k, v in saved.items() if k != field}, place)
-    assert f"there is no {field} in it" in told
+    reported = outcome("resume", {k: v for k, v in saved.items() if k != field}, place)
+    assert f"there is no {field} in it" in reported
 
 
 def test_the_printed_error_cannot_steer_the_terminal(monkeypatch, capsys):

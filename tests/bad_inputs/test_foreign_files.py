@@ -289,10 +289,10 @@ def test_widths_that_no_machine_holds_are_refused_on_the_meta_device(
     monkeypatch.setattr(nn.Module, "load_state_dict", lambda *_, **__: made.append(1))
     config = copy.deepcopy(saved["config"])
     config["model"]["backbone"]["width"] = width
-    told = outcome(way, {**saved, "config": config}, place)
-    assert told
-    assert len(told.splitlines()) == 1
-    assert "do not fit its own config" in told or "model.backbone: " in told
+    reported = outcome(way, {**saved, "config": config}, place)
+    assert reported
+    assert len(reported.splitlines()) == 1
+    assert "do not fit its own config" in reported or "model.backbone: " in reported
     assert not made
 
 
@@ -481,20 +481,20 @@ def test_a_run_does_not_go_on_with_states_of_other_parameters(saved, place, kind
     else:
         values = list(states.values())[::-1]
         content["state"] = dict(zip(states, values, strict=True))
-    told = outcome("resume", {**saved, "optimizer": content}, place)
-    assert "foreign.pt: the state of the optimizer does not fit: " in told
-    assert "to start a new run from the weights use init_from" in told
-    assert len(told.splitlines()) == 1
+    reported = outcome("resume", {**saved, "optimizer": content}, place)
+    assert "foreign.pt: the state of the optimizer does not fit: " in reported
+    assert "to start a new run from the weights use init_from" in reported
+    assert len(reported.splitlines()) == 1
 
 
 @pytest.mark.bad_input("K22")
 def test_weights_of_another_network_are_no_traceback_on_resume(saved, place):
     other = {k: v for k, v in saved["model"].items() if "conv1" not in k}
-    told = outcome("resume", {**saved, "model": other}, place)
-    assert "the weights do not fit its own config: missing: " in told
+    reported = outcome("resume", {**saved, "model": other}, place)
+    assert "the weights do not fit its own config: missing: " in reported
     ema = {f"module.{k}": v for k, v in other.items()}
-    told = outcome("resume", {**saved, "ema": ema}, place)
-    assert "the weights do not fit its own config: missing: module." in told
+    reported = outcome("resume", {**saved, "ema": ema}, place)
+    assert "the weights do not fit its own config: missing: module." in reported
 
 
 # Names of classes.
@@ -555,8 +555,8 @@ def test_names_of_classes_are_escaped_wherever_they_are_shown(saved, tmp_path):
 @pytest.mark.bad_input("K23")
 def test_a_palette_is_numbers_before_it_is_written_into_a_page(saved, place):
     for color in (["0;background:url(//x)", 0, 0], [0.5, 0, 0], [True, 0, 0], [0, 0], "abc"):
-        told = outcome("checkpoint", {**saved, "palette": [color] * 16}, place)
-        assert told.endswith("its palette is not RGB colours of 0 to 255")
+        reported = outcome("checkpoint", {**saved, "palette": [color] * 16}, place)
+        assert reported.endswith("its palette is not RGB colours of 0 to 255")
 
 
 def test_a_pickle_of_any_protocol_is_named_and_not_run(tmp_path):

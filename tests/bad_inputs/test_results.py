@@ -77,8 +77,8 @@ def test_R01_one_output_for_two_folders_is_refused(two, network, tmp_path, capsy
         f"output={tmp_path / 'o'}",
         code=2,
     )
-    told = capsys.readouterr().err
-    assert f"results of {two / 'x/images/p.png'} are there under the name" in told
+    reported = capsys.readouterr().err
+    assert f"results of {two / 'x/images/p.png'} are there under the name" in reported
     assert (tmp_path / "o/index/p.png").read_bytes() == before
     predicted(network, two / "y/images", f"output={tmp_path / 'another'}")  # as it says
 
@@ -154,12 +154,14 @@ def test_R04_a_video_that_was_cut_is_reported_and_what_was_read_is_kept(
     arguments = [f"checkpoint={network}", f"images={path}"]
     for _ in range(2):  # the second start is no more content with it
         call("predict", *arguments, code=2)
-        told = capsys.readouterr().err
-        assert f"{path}: " in told
-        assert "of 20 frames could be read, which are done; the file is cut off or damaged" in told
+        reported = capsys.readouterr().err
+        assert f"{path}: " in reported
+        assert (
+            "of 20 frames could be read, which are done; the file is cut off or damaged" in reported
+        )
     masks = list((network.parent / "predict_clip/index/clip").iterdir())
     assert 0 < len(masks) < 20
-    assert f"{path}: {len(masks)} of 20" in told
+    assert f"{path}: {len(masks)} of 20" in reported
     drawn = cv2.VideoCapture(str(network.parent / "predict_clip/overlay/clip.mp4"))
     assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == len(masks)
     path.write_bytes(whole)
@@ -200,12 +202,12 @@ def test_R05_a_folder_is_that_of_its_facts(tmp_path):
     facts = [{"a": 1, "b": (1, 2)}, {"a": 2, "b": (1, 2)}, {"a": 1, "b": None}]
     wanted = tmp_path / "wanted"
     folders = []
-    for told in facts:
-        folders.append(folder_of(wanted, "facts.json", told))
+    for reported in facts:
+        folders.append(folder_of(wanted, "facts.json", reported))
         folders[-1].mkdir()
-        (folders[-1] / "facts.json").write_text(json.dumps(told))
+        (folders[-1] / "facts.json").write_text(json.dumps(reported))
     assert [folder.name for folder in folders] == ["wanted", "wanted-2", "wanted-3"]
-    assert [folder_of(wanted, "facts.json", told) for told in facts] == folders
+    assert [folder_of(wanted, "facts.json", reported) for reported in facts] == folders
     (wanted / "facts.json").write_text('{"a": ')
     assert folder_of(wanted, "facts.json", facts[1]) == wanted, "half a file is of nobody"
     (wanted / "facts.json").write_text("[]")
@@ -242,9 +244,9 @@ def test_R06_the_best_score_is_not_that_of_other_pictures(tmp_path, capsys):
     call("train", *again, code=2)
     assert "data.val_split: val in the checkpoint, test now" in capsys.readouterr().err
     call("train", *again, "allow_changes=true")
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     aside = run / "abandoned/best_before_step_000000002.pt"
-    assert f"the best checkpoint so far is now {aside}" in told
+    assert f"the best checkpoint so far is now {aside}" in reported
     assert checkpoint_format.load(aside)["best_miou"] == 0.99, "nothing is lost"
     ended = checkpoint_format.load(run / "last.pt")
     assert ended["best_miou"] == checkpoint_format.load(run / "best.pt")["best_miou"] < 0.99
@@ -269,8 +271,8 @@ def test_R06_another_root_is_said(pictures, capsys):
     call("train", f"resume={run / 'last.pt'}", *again)
     assert "resume: data.root" not in capsys.readouterr().out
     call("train", f"resume={run / 'last.pt'}", f"data.root={moved}", *again)
-    told = capsys.readouterr().out
-    assert f"resume: data.root={moved} instead of {pictures}" in told
+    reported = capsys.readouterr().out
+    assert f"resume: data.root={moved} instead of {pictures}" in reported
 
 
 SLIDING = {
@@ -361,8 +363,8 @@ def command(name, root, *settings, code):
 )
 def test_R08_training_on_what_is_scored_is_refused_by_both(pictures, name, settings, capsys):
     command(name, pictures, *settings, code=2)
-    told = capsys.readouterr().err
-    assert "data.allow_overlap=true" in told
+    reported = capsys.readouterr().err
+    assert "data.allow_overlap=true" in reported
     command(name, pictures, *settings, "data.allow_overlap=true", code=0)  # as it says
 
 
@@ -373,16 +375,16 @@ def test_R08_copies_under_other_names_are_refused_by_both(pictures, name, capsys
     shutil.copy(pictures / "images/p1.png", pictures / "images/p4.png")
     lists = "data.lists={train: train.txt, val: val.txt}"
     command(name, pictures, lists, code=2)
-    told = capsys.readouterr().err
-    assert "p1.png" in told
-    assert "p4.png" in told
+    reported = capsys.readouterr().err
+    assert "p1.png" in reported
+    assert "p4.png" in reported
     command(name, pictures, lists, "data.allow_overlap=true", code=0)
 
 
 def test_R08_data_that_is_drawn_is_held_to_the_same(capsys):
     call("train", *RUN, "debug=one_step", "data.train_split=val", code=2)
-    told = capsys.readouterr().err
-    assert "data.train_split=val and data.val_split=val are the same images" in told
+    reported = capsys.readouterr().err
+    assert "data.train_split=val and data.val_split=val are the same images" in reported
 
 
 def test_R09_a_network_that_predicts_one_class_for_all_is_reported(network, two, tmp_path, capsys):
@@ -408,7 +410,7 @@ def test_R09_a_network_that_predicts_one_class_for_all_is_reported(network, two,
     )
 
 
-def test_R09_a_network_that_tells_classes_apart_is_not(network, capsys):
+def test_R09_a_network_that_separates_classes_is_not(network, capsys):
     call("eval", f"checkpoint={network}", "device=cpu")
     assert "every pixel" not in capsys.readouterr().err
 

@@ -181,7 +181,7 @@ def test_a_full_disk_ends_the_run_with_its_last_checkpoint_whole(start, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.fault("T17", "the disk is full, or a quota is reached, while a checkpoint is written")
-def test_a_full_disk_may_be_only_told(start, straight, tmp_path):
+def test_a_full_disk_may_only_be_reported(start, straight, tmp_path):
     plants = {"full_disk": {"step": 6}}
     warn = "trainer.on_storage_error=warn"
     run = start.train(*TOY, *OFTEN, "run.dir=run", warn, plants=plants)

@@ -356,7 +356,9 @@ def test_what_a_file_system_refuses_is_explained():
 
 @pytest.mark.slow
 @pytest.mark.fault("T65", "a name that the file system refuses")
-def test_a_picture_whose_result_has_too_long_a_name_is_told_in_one_line(tiny_checkpoint, tmp_path):
+def test_a_picture_whose_result_has_too_long_a_name_is_reported_in_one_line(
+    tiny_checkpoint, tmp_path
+):
     name = "a" * 250
     pictures(tmp_path / "data", train=1, val=1)
     (tmp_path / "own").mkdir()
@@ -372,7 +374,7 @@ def test_a_picture_whose_result_has_too_long_a_name_is_told_in_one_line(tiny_che
 
 @pytest.mark.slow
 @pytest.mark.fault("T66", "a full /dev/shm, by which loader processes hand over batches")
-def test_a_full_shared_memory_is_told_with_its_size_and_the_remedy(start, tmp_path):
+def test_a_full_shared_memory_is_reported_with_its_size_and_the_remedy(start, tmp_path):
     data = pictures(tmp_path / "data")
     plants = {"full_shared_memory": {}}
     run = start.train(*data, "data.num_workers=2", "run.dir=run", plants=plants, code=4)

@@ -211,7 +211,7 @@ def test_variables_that_may_be_right_pass(variables):
 @pytest.mark.slow
 @pytest.mark.fault("T60", "variables of a launcher that cannot be right")
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "reported"),
     [
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 of WORLD_SIZE=2: ranks count from 0 to 1"),
         ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE=two: expected a whole number"),
@@ -234,9 +234,9 @@ def test_variables_that_may_be_right_pass(variables):
     ids=str,
 )
 @pytest.mark.parametrize("tool", ["train", "eval", "predict"])
-def test_launcher_variables_are_refused_at_once(start, variables, told, tool):
+def test_launcher_variables_are_refused_at_once(start, variables, reported, tool):
     run = start.fork(*(TOY if tool == "train" else ["checkpoint=x"]), env=variables, tool=tool)
     run.ends(2, within=30)  # usually 0.1 s; a process that waits for others does so for minutes
     (line,) = run.stderr().strip().splitlines()
-    assert line.startswith(f"error: {told}")
+    assert line.startswith(f"error: {reported}")
     assert line.endswith("start the processes with torchrun, or unset the variable")

@@ -1,4 +1,4 @@
-"""Bad files, bad labels, dying loaders: told with their path, skipped by rule, never a hang."""
+"""Bad files, bad labels, dying loaders: reported with their path, skipped by rule, never a hang."""
 
 import math
 import os
@@ -51,9 +51,9 @@ def test_a_cut_picture_ends_all_processes_with_its_path(start, tmp_path, data, w
         until(lambda run=run: run.code() is not None, within=60, what="the end")
     assert 2 in [run.code() for run in runs]
     assert all(run.code() in (1, 2) for run in runs)
-    told = "".join(run.stderr() for run in runs)
-    assert "train_05.png: not a readable image" in told
-    assert "Traceback" not in told
+    reported = "".join(run.stderr() for run in runs)
+    assert "train_05.png: not a readable image" in reported
+    assert "Traceback" not in reported
 
 
 @pytest.mark.bad_input("I03")
@@ -146,8 +146,8 @@ def test_all_processes_end_at_one_step_and_name_the_samples(start, tmp_path, pla
         run.ends(3, within=60)
     first, second = ((tmp_path / f"ended-{rank}").read_text() for rank in (0, 1))
     assert first == second
-    told = "".join(run.stderr() for run in runs)
-    assert "its samples: train_0" in told
+    reported = "".join(run.stderr() for run in runs)
+    assert "its samples: train_0" in reported
     assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == 3
 
 

@@ -93,8 +93,8 @@ def test_processes_with_different_configs_are_refused_at_the_start(start, tmp_pa
     runs = start.fork_group(*TOY, "run.dir=run", plants=plants)
     for run in runs:
         run.ends(2)
-    told = "".join(run.stderr() for run in runs)
-    assert told.count("process 1 has another config than process 0") == 1
+    reported = "".join(run.stderr() for run in runs)
+    assert reported.count("process 1 has another config than process 0") == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -109,14 +109,14 @@ def test_processes_with_different_code_are_refused_at_the_start(start, tmp_path,
     runs = start.fork_group(*TOY, "run.dir=run", plants=plant)
     for run in runs:
         run.ends(2)
-    told = "".join(run.stderr() for run in runs)
-    assert told.count("process 1 has another code than process 0") == 1
+    reported = "".join(run.stderr() for run in runs)
+    assert reported.count("process 1 has another code than process 0") == 1
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.fault("T41", "the port is taken")
-def test_a_port_that_is_taken_is_told_in_one_line(start):
+def test_a_port_that_is_taken_is_reported_in_one_line(start):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -137,7 +137,7 @@ BAD_STEPS = {"settings": ["trainer.steps=0"]}
     "T56", "an error of one process alone, or sooner there than in the one that reports it"
 )
 @pytest.mark.parametrize(
-    ("plants", "told"),
+    ("plants", "reported"),
     [
         ({"extra": BAD_STEPS, "late": {"seconds": 4, "rank": 0}}, "error: trainer.steps=0"),
         ({"extra": BAD_STEPS, "late": {"seconds": 4, "rank": 1}}, "error: trainer.steps=0"),
@@ -155,22 +155,22 @@ BAD_STEPS = {"settings": ["trainer.steps=0"]}
     ],
     ids=["first late", "second late", "one alone", "slow to tell"],
 )
-def test_an_error_is_told_once_by_a_process_that_is_not_ended_before(start, plants, told):
+def test_an_error_is_reported_once_by_a_process_that_is_not_ended_before(start, plants, reported):
     run = start.torchrun(*TOY, "run.dir=run", plants=plants)
     run.ends(1, within=LIMIT)
-    assert run.stderr().count(told) == 1
+    assert run.stderr().count(reported) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.fault("T57", "an error of one process, where leaving the group waits for the others")
 @pytest.mark.parametrize(
-    ("for_users", "told"), [(True, "error: a planted error"), (False, "LookupError: a planted")]
+    ("for_users", "reported"), [(True, "error: a planted error"), (False, "LookupError: a planted")]
 )
-def test_an_error_ends_a_process_that_cannot_leave_the_group(start, for_users, told):
+def test_an_error_ends_a_process_that_cannot_leave_the_group(start, for_users, reported):
     fail = {"step": 2, "for_users": for_users, "rank": 1}
     run = start.torchrun(*TOY, "run.dir=run", plants={"fail": fail, "stuck_group": {"rank": 1}})
     run.ends(1, within=LIMIT)
-    assert run.stderr().count(told) == 1
+    assert run.stderr().count(reported) == 1
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ def test_a_log_that_cannot_be_written_stops_nothing(start, straight, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.fault("T06", "going on with another number of threads")
-def test_another_number_of_threads_is_told_and_changes_little(start, straight, tmp_path):
+def test_another_number_of_threads_is_reported_and_changes_little(start, straight, tmp_path):
     start.train(*TOY, "run.dir=run", "trainer.stop_at=6")
     done = start.train("resume=auto", "run.dir=run", plants={"threads": {"count": 2}})
     assert "resume: 2 thread(s) instead of 1" in done.stdout()
