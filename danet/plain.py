@@ -75,6 +75,17 @@ def problem_with(value: Any, key: str) -> str:
     return ""
 
 
+def flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by dotted keys; a list is one value."""
+    found: dict[str, Any] = {}
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
 def _walk(value: Any, key: str) -> Iterator[tuple[str, Any, int]]:
     """Yield every value with its key and depth; iterative, since a file may nest to any depth."""
     waiting = [(key, value, 0)]

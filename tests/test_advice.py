@@ -217,6 +217,9 @@ ADVICE = {
     "; run the same command again when this is mended:": "the_same_command_goes_on",
     # danet/config/build.py
     "class names: leave data.num_classes as the data": "a_class_count_stays_as_the_data_set_has_it",
+    # danet/config/targets.py
+    "is no path of a class, as in danet.losses.OHEM": "class path",
+    "only; name modules of your own in the": "modules_of_ones_own_are_named_in_the_environment",
     # danet/config/validate.py
     ": there is no such folder;": "a_folder_that_exists_is_given; a_backslash_belongs_to_the_name",
     ": expected a finite number": "settings",
@@ -233,8 +236,6 @@ ADVICE = {
     ": expected at most": "num_classes",
     "): leave data.num_classes out": "a_class_count_follows_from_the_names; num_classes",
     "…._partial_=…: expected true or false": "head partial",
-    "is no path of a class, as in danet.losses.OHEM": "class path",
-    "only; name modules of your own in the": "modules_of_ones_own_are_named_in_the_environment",
     # danet/cli.py
     ", and here are other bytes; set": "bytes_that_are_not_text_are_passed_as_the_message_shows",
     ": settings are given without dashes, as in": "no dashes; help_shows_the_settings",

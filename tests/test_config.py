@@ -11,7 +11,8 @@ from hydra.core.global_hydra import GlobalHydra
 from danet.config import schema
 from danet.config.annotations import mismatch
 from danet.config.build import make, make_model
-from danet.config.validate import check, locate
+from danet.config.targets import locate
+from danet.config.validate import check
 from danet.errors import InputError
 from danet.types import SegmentationOutput
 

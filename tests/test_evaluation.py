@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from danet.config.validate import TRUSTED, locate
+from danet.config.targets import TRUSTED, locate
 from danet.data.loader import eval_batches
 from danet.errors import InputError
 from danet.evaluation.evaluate import evaluate

@@ -29,7 +29,8 @@ from danet.checkpoint.convert import PROGRAMS, Network, Renamed, fill_in, networ
 from danet.checkpoint.weights import read_state_dict
 from danet.config.build import make_model
 from danet.config.schema import ConvertConfig, TrainConfig, did_you_mean
-from danet.config.validate import check, locate
+from danet.config.targets import locate
+from danet.config.validate import check
 from danet.datasets.labels import voc_palette
 from danet.errors import InputError
 from danet.filesystem import require_writable

@@ -18,7 +18,8 @@ from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint.format import Checkpoint
 from danet.checkpoint.weights import explain_mismatch
 from danet.config.schema import DataFolder, DataOverrides, TrainConfig, TrainSchema
-from danet.config.validate import TRUSTED, check_plain, locate
+from danet.config.targets import TRUSTED, locate
+from danet.config.validate import check_plain
 from danet.datasets.base import Reading, SegmentationDataset
 from danet.errors import InputError, UserError, first_line
 from danet.plain import printable, problem_with

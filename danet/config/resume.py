@@ -18,6 +18,7 @@ from danet.config.validate import check_plain
 from danet.engine.optimizer import OptimizerFactory
 from danet.engine.optimizer import misfit as optimizer_misfit
 from danet.errors import InputError
+from danet.plain import flat
 
 RESUMABLE = {*resumable_keys(), "data.dataset.root"}
 """Settings that do not change what a step computes; each is declared with the reason. The last one
@@ -279,21 +280,12 @@ def _compare_roots(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list
 
 def differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Return a line for every key that differs and is not in ``RESUMABLE``."""
-    old, new = _flat(stored), _flat(config)
+    old, new = flat(stored), flat(config)
     return [
         f"  {key}: {old.get(key, 'not set')} in the checkpoint, {new.get(key, 'not set')} now"
         for key in sorted(old.keys() | new.keys())
         if key not in RESUMABLE and old.get(key) != new.get(key)
     ]
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, Mapping):
-        return {prefix.rstrip("."): node}
-    flat: dict[str, Any] = {}
-    for name, value in node.items():
-        flat |= _flat(value, f"{prefix}{name}.")
-    return flat
 
 
 def _get(config: Mapping[str, Any], key: str) -> Any:

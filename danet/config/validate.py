@@ -4,7 +4,6 @@ It covers what the schema cannot: missing values, interpolations, and every ``_t
 arguments are compared with the signature of the class that it names.
 """
 
-import importlib
 import inspect
 import math
 import os
@@ -27,28 +26,13 @@ from danet.config.schema import (
     did_you_mean,
     instead,
 )
+from danet.config.targets import TRUSTED, locate
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError, first_line
-from danet.plain import is_int, is_number, printable, problem_with
+from danet.plain import flat, is_int, is_number, problem_with
 from danet.types import MAX_CLASSES
 
 T = TypeVar("T")
-
-TRUSTED: Mapping[str, Mapping[str, str]] = {
-    "data": {"danet.datasets.": "fingerprint", "danet.data.transforms": "__call__"},
-    "model": {"danet.models.": "forward"},
-    "loss": {"danet.losses": "forward"},
-    "optimizer": {"danet.engine.optimizer": "__call__"},
-    "schedule": {"danet.engine.schedule": "__call__"},
-    "evaluation": {
-        "danet.evaluation.inference": "predict",
-        "danet.evaluation.protocols": "predict",
-    },
-}
-"""Group of a config -> the modules whose own classes it may name, with what such a class defines.
-
-A checkpoint may come from anybody, and its config chooses which classes are called with which
-arguments. Nodes of ``data`` may name transforms of albumentations, too."""
 
 _ROOTS = {
     "data.dataset": True,
@@ -60,7 +44,6 @@ _ROOTS = {
 }
 """Nodes that name a class, and whether they are partial: called later, with more arguments."""
 
-_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}", re.ASCII)
 _MOST_ERRORS = 20
 
@@ -145,22 +128,19 @@ def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> TrainConfig
     return TrainConfig(data=data, trainer=trainer, run=run, plain=plain, **others)
 
 
-def _references(node: Any, prefix: str = "") -> dict[str, str]:
+def _references(unresolved: Any) -> dict[str, str]:
     """Return key -> key whose value it has, of the interpolations in an unresolved config.
 
     Of the arguments of a resolver, this is the one with the name of the key: the names of
     ``data.dataset.classes`` are those of ``data.classes``, and ``data.num_classes`` is their count.
     """
-    if isinstance(node, dict):
-        return {k: v for n, i in node.items() for k, v in _references(i, f"{prefix}{n}.").items()}
-    if not isinstance(node, str):
-        return {}
-    key = prefix.rstrip(".")
-    if whole := _REFERENCE.fullmatch(node):
-        return {key: whole[1]}
-    name = key.rpartition(".")[2]
-    paths = [path for path in _REFERENCE.findall(node) if path.split(".")[-1] == name]
-    return {key: paths[0]} if paths else {}
+    found: dict[str, str] = {}
+    for key, value in flat(unresolved).items():
+        text = value if isinstance(value, str) else ""
+        for source in _REFERENCE.findall(text):
+            if text == f"${{{source}}}" or source.split(".")[-1] == key.split(".")[-1]:
+                found.setdefault(key, source)
+    return found
 
 
 def _name_settings(errors: str, references: Mapping[str, str]) -> str:
@@ -195,7 +175,7 @@ def _refuse(errors: Iterable[str]) -> None:
 
 def _refuse_missing(plain: Any) -> None:
     """Raise InputError with the keys whose value is "???"."""
-    missing = _missing_keys(plain)
+    missing = [key for key, value in flat(plain).items() if value == MISSING]
     if missing:
         _refuse(f"{key}: no value is given; set {key}={_hint(key)}" for key in missing)
 
@@ -267,15 +247,6 @@ def _unknown_keys(node: Mapping[str, Any], schema: type, prefix: str) -> list[st
         for key in node
         if key not in known
     ]
-
-
-def _missing_keys(node: Any, prefix: str = "") -> list[str]:
-    """Return the keys whose value is "???"."""
-    if node == MISSING:
-        return [prefix.rstrip(".")]
-    if not isinstance(node, dict):
-        return []
-    return [key for name, value in node.items() for key in _missing_keys(value, f"{prefix}{name}.")]
 
 
 def check_node(node: dict[str, Any], key: str) -> None:
@@ -412,62 +383,3 @@ def _hints(target: Any) -> dict[str, Any]:
         return typing.get_type_hints(function)
     except (NameError, TypeError):  # a foreign class with annotations that cannot be resolved
         return {}
-
-
-def _trusted(group: str | None) -> dict[str, str]:
-    """Return module -> what its classes must define ("" for nothing), of the modules of a group."""
-    groups = TRUSTED if group is None else {group: TRUSTED.get(group, {})}
-    found = {module: needed for of in groups.values() for module, needed in of.items()}
-    own = (name.strip() for name in os.environ.get("DANET_TRUST", "").split(","))
-    return {**found, **{name: "" for name in own if name}}
-
-
-def locate(path: Any, group: str | None = None) -> Any:
-    """Return the class that a ``_target_`` names, if configs may name it.
-
-    Args:
-        path: Module and class, as in ``danet.losses.OHEM``.
-        group: First part of the key of the node, such as ``loss``; None for any.
-
-    Raises:
-        InputError: The class is not trusted, or does not exist.
-    """
-    if not isinstance(path, str) or not _PATH.fullmatch(path):
-        raise InputError(
-            f"{printable(str(path)[:60])} is no path of a class, as in danet.losses.OHEM"
-        )
-    module_name, _, name = path.rpartition(".")
-    trusted = _trusted(group)
-    needed = next(
-        (trusted[m] for m in trusted if f"{module_name}.".startswith(m.rstrip(".") + ".")), None
-    )
-    is_transform = module_name == "albumentations" and group in (None, "data")
-    if needed is None and not is_transform:
-        raise InputError(
-            f"{path} is refused: {group or 'a config'} may name classes of "
-            f"{', '.join(prefix.rstrip('.') for prefix in trusted)}"
-            f"{' and transforms of albumentations' * (group in (None, 'data'))} only; "
-            "name modules of your own in the environment variable DANET_TRUST"
-        )
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InputError(f"there is no module {module_name}") from error
-    target = getattr(module, name, None)
-    # Only what the module itself defines: getattr finds what it imports, too (danet.losses.Tensor).
-    defined = [
-        n
-        for n, v in vars(module).items()
-        if inspect.isclass(v)
-        and not n.startswith("_")
-        and (is_transform or v.__module__ == module_name)
-        and (not needed or needed in dir(v))
-    ]
-    if name not in defined:
-        raise InputError(f"{module_name} has no class {name}{did_you_mean(name, defined)}")
-    if is_transform:
-        import albumentations  # late: it takes two seconds
-
-        if not issubclass(target, albumentations.BasicTransform):  # type: ignore[arg-type]
-            raise InputError(f"{path} is refused: it is not a transform")
-    return target

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from danet.errors import InputError
+from danet.plain import flat
 
 PlainSettings = dict[str, int | float | str | bool]
 
@@ -190,17 +191,13 @@ TRACKERS: dict[str, type[TensorBoard] | type[Wandb] | type[Mlflow]] = {
 }
 
 
-def plain_settings(config: Mapping[str, Any], prefix: str = "") -> PlainSettings:
+def plain_settings(config: Mapping[str, Any]) -> PlainSettings:
     """Return a config as one level of plain values with dotted keys; lists become text."""
-    flat: PlainSettings = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= plain_settings(value, f"{prefix}{name}.")
-        else:
-            # NaN, which is not equal to itself, becomes text.
-            is_plain = isinstance(value, (int, float, str, bool)) and value == value
-            flat[f"{prefix}{name}"] = value if is_plain else str(value)
-    return flat
+    # NaN, which is not equal to itself, becomes text.
+    return {
+        key: value if isinstance(value, (int, float, str, bool)) and value == value else str(value)
+        for key, value in flat(config).items()
+    }
 
 
 def finite(values: Mapping[str, float | None]) -> dict[str, float]:

@@ -165,7 +165,7 @@ class PixelBudget:
 class BandInference(ABC):
     """Base of the inference modes, which define ``bands``.
 
-    It lies outside the modules whose classes a config may name, see ``danet.config.validate``.
+    It lies outside the modules whose classes a config may name, see ``danet.config.targets``.
     """
 
     @abstractmethod
