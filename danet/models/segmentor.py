@@ -72,6 +72,8 @@ class Segmentor(nn.Module):
         main = logits.pop("main")
         if not self.training:
             size = (image.shape[-2], image.shape[-1])
+            # In half precision neighbouring classes would often have equal logits.
+            main = main.to(torch.promote_types(main.dtype, torch.float32))
             return SegmentationOutput(resize(main, size, align_corners=self.align_corners), {})
         if self.auxiliary_head is not None:
             logits["backbone"] = self.auxiliary_head(maps[-2])["main"]
