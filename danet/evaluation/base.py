@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ class WindowInference(BandInference):
 def _computing_in(precision: Precision, device_type: str) -> Iterator[None]:
     """Let a network compute in a precision for a while, whatever the caller's settings are."""
     # By default torch rounds the operands of convolutions on CUDA to the 10 bits of TF32.
-    settings = torch.backends.cudnn, torch.backends.cuda.matmul
+    settings: tuple[Any, Any] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     kept = [setting.allow_tf32 for setting in settings]
     half = precision == "bfloat16"
     try:

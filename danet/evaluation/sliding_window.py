@@ -241,7 +241,7 @@ def resize_bands(
 
 
 def _row_weights(height: int, wanted: int, align_corners: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each output row the two input rows around it and the second's weight, (wanted,)."""
+    """Return for each output row the two input rows around it, and the second's weight."""
     # In float32 throughout, the precision in which torch's kernels compute coordinates.
     place = torch.arange(wanted, dtype=torch.float32)
     if align_corners:

@@ -96,39 +96,35 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
 
 def _forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Return the context (B, M, C) and log2 of each query's softmax denominator, (B, M, 1)."""
-    with without_autocast(value.device.type):
-        return _scan(query, key, value)
-
-
-def _scan(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     batch, queries, _ = query.shape
     context = value.new_empty(batch, queries, value.shape[-1])
     log_sum = value.new_empty(batch, queries, 1, dtype=_sum_dtype(value))
-    for rows in _tiles(queries, QUERIES_PER_TILE):
-        running_max = running_sum = accumulator = torch.empty(0)
-        tile_query = _widen(query[:, rows]) * _LOG2_E  # (B, rows, D)
-        for columns in _tiles(key.shape[1], KEYS_PER_TILE):
-            # (B, rows, columns), overwritten by the weights below
-            energy = torch.bmm(tile_query, _widen(key[:, columns]).transpose(1, 2))
-            tile_value = _widen(value[:, columns])  # (B, columns, C)
-            tile_max = energy.amax(dim=-1, keepdim=True)  # (B, rows, 1)
-            if columns.start == 0:
-                # No start from -inf and zeros: that would be one more pass over the accumulator.
-                running_max = tile_max
-                weights = energy.sub_(running_max).exp2_()
-                running_sum = weights.sum(dim=-1, keepdim=True)
-                accumulator = torch.bmm(weights, tile_value)  # (B, rows, C)
-                continue
-            new_max = torch.maximum(running_max, tile_max)
-            # What came before is brought to the new maximum, so no exponent is ever positive.
-            rescale = running_max.sub_(new_max).exp2_()
-            weights = energy.sub_(new_max).exp2_()
-            running_sum.mul_(rescale).add_(weights.sum(dim=-1, keepdim=True))
-            accumulator.mul_(rescale).baddbmm_(weights, tile_value)
-            running_max = new_max
-        # Divided once at the end instead of once per tile, as in FlashAttention-2.
-        context[:, rows] = accumulator.div_(running_sum)
-        log_sum[:, rows] = running_sum.log2_().add_(running_max)
+    with without_autocast(value.device.type):
+        for rows in _tiles(queries, QUERIES_PER_TILE):
+            running_max = running_sum = accumulator = torch.empty(0)
+            tile_query = _widen(query[:, rows]) * _LOG2_E  # (B, rows, D)
+            for columns in _tiles(key.shape[1], KEYS_PER_TILE):
+                # (B, rows, columns), overwritten by the weights below
+                energy = torch.bmm(tile_query, _widen(key[:, columns]).transpose(1, 2))
+                tile_value = _widen(value[:, columns])  # (B, columns, C)
+                tile_max = energy.amax(dim=-1, keepdim=True)  # (B, rows, 1)
+                if columns.start == 0:
+                    # No start from -inf and zeros: one more pass over the accumulator.
+                    running_max = tile_max
+                    weights = energy.sub_(running_max).exp2_()
+                    running_sum = weights.sum(dim=-1, keepdim=True)
+                    accumulator = torch.bmm(weights, tile_value)  # (B, rows, C)
+                    continue
+                new_max = torch.maximum(running_max, tile_max)
+                # What came before is brought to the new maximum, so no exponent is ever positive.
+                rescale = running_max.sub_(new_max).exp2_()
+                weights = energy.sub_(new_max).exp2_()
+                running_sum.mul_(rescale).add_(weights.sum(dim=-1, keepdim=True))
+                accumulator.mul_(rescale).baddbmm_(weights, tile_value)
+                running_max = new_max
+            # Divided once at the end instead of once per tile, as in FlashAttention-2.
+            context[:, rows] = accumulator.div_(running_sum)
+            log_sum[:, rows] = running_sum.log2_().add_(running_max)
     return context, log_sum
 
 
@@ -136,34 +132,28 @@ def _backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, context: Tensor, log_sum: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value, given that of the context."""
-    with without_autocast(value.device.type):
-        return _scan_back(gradient, query, key, value, context, log_sum)
-
-
-def _scan_back(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, context: Tensor, log_sum: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
     dtype = _sum_dtype(value)
     grad_query, grad_key, grad_value = (
         torch.zeros_like(t, dtype=dtype) for t in (query, key, value)
     )
     # Term of the softmax itself (D in FlashAttention): sum_j p_j dp_j = gradient . context.
     delta = torch.empty_like(log_sum)  # (B, M, 1)
-    for rows in _tiles(query.shape[1], QUERIES_PER_TILE):
-        product = _widen(gradient[:, rows]) * _widen(context[:, rows])
-        delta[:, rows] = product.sum(dim=-1, keepdim=True)
-    for columns in _tiles(key.shape[1], KEYS_PER_TILE):
-        tile_key, tile_value = _widen(key[:, columns]), _widen(value[:, columns])
+    with without_autocast(value.device.type):
         for rows in _tiles(query.shape[1], QUERIES_PER_TILE):
-            tile_query, tile_gradient = _widen(query[:, rows]), _widen(gradient[:, rows])
-            energy = torch.bmm(tile_query * _LOG2_E, tile_key.transpose(1, 2))
-            weights = energy.sub_(log_sum[:, rows]).exp2_()  # (B, rows, columns)
-            grad_value[:, columns].baddbmm_(weights.transpose(1, 2), tile_gradient)
-            # Of the energies before log2 e, which therefore does not appear below.
-            grad_energy = torch.bmm(tile_gradient, tile_value.transpose(1, 2))
-            grad_energy.sub_(delta[:, rows]).mul_(weights)  # (B, rows, columns)
-            grad_query[:, rows].baddbmm_(grad_energy, tile_key)
-            grad_key[:, columns].baddbmm_(grad_energy.transpose(1, 2), tile_query)
+            product = _widen(gradient[:, rows]) * _widen(context[:, rows])
+            delta[:, rows] = product.sum(dim=-1, keepdim=True)
+        for columns in _tiles(key.shape[1], KEYS_PER_TILE):
+            tile_key, tile_value = _widen(key[:, columns]), _widen(value[:, columns])
+            for rows in _tiles(query.shape[1], QUERIES_PER_TILE):
+                tile_query, tile_gradient = _widen(query[:, rows]), _widen(gradient[:, rows])
+                energy = torch.bmm(tile_query * _LOG2_E, tile_key.transpose(1, 2))
+                weights = energy.sub_(log_sum[:, rows]).exp2_()  # (B, rows, columns)
+                grad_value[:, columns].baddbmm_(weights.transpose(1, 2), tile_gradient)
+                # Of the energies before log2 e, which therefore does not appear below.
+                grad_energy = torch.bmm(tile_gradient, tile_value.transpose(1, 2))
+                grad_energy.sub_(delta[:, rows]).mul_(weights)  # (B, rows, columns)
+                grad_query[:, rows].baddbmm_(grad_energy, tile_key)
+                grad_key[:, columns].baddbmm_(grad_energy.transpose(1, 2), tile_query)
     return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype)
 
 
