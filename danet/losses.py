@@ -271,8 +271,7 @@ def _probabilities_and_truth(
 ) -> tuple[Tensor, Tensor]:
     """Return softmax and one-hot truth, both float32 (K, P) with zeros where ignored."""
     num_classes = logits.shape[1]
-    size = (target.shape[1], target.shape[2])
-    logits = resize(logits.float(), size, align_corners=align_corners)
+    logits = resize(logits.float(), target.shape[1:], align_corners=align_corners)
     valid = target != IGNORE
     truth = F.one_hot(target.masked_fill(~valid, 0), num_classes).movedim(-1, 0)  # (K, B, H, W)
     probabilities = logits.softmax(dim=1).movedim(1, 0)  # (K, B, H, W)

@@ -56,24 +56,13 @@ def _is_dtype_fused(x: Tensor) -> bool:
     return x.dtype in (torch.float16, torch.float32)
 
 
-def attend_in_slices(
-    query: Tensor, key: Tensor, value: Tensor, *, width: int | None = None
-) -> Tensor:
+def attend_in_slices(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Compute ``attend`` by torch's fused kernels, of which flash needs values as wide as the keys.
 
     The values are cut into slices that pass as heads with the same queries and keys, so the
-    energies are computed once per slice and the map is never stored. float32 has only the
-    memory-efficient kernel, which supports wider slices as well; whether they are faster depends
-    on the device (scripts/benchmark.py).
-
-    Args:
-        query: As of ``attend``, like the other two.
-        key: (B, N, D).
-        value: (B, N, C).
-        width: Of a slice, D by default; C is divisible by it.
+    energies are computed once per slice and the map is never stored. C is divisible by D.
     """
-    batch, queries, _ = query.shape
-    width = query.shape[-1] if width is None else width
+    batch, queries, width = query.shape
     slices = value.shape[-1] // width
     # scale=1: unlike a transformer, the paper does not divide by sqrt(D).
     with sdpa_kernel(_KERNELS):
