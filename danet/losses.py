@@ -109,11 +109,13 @@ class CrossEntropy(Loss):
         super().__init__()
         factors = None
         if class_weights is not None:
-            if not all(0 <= value < math.inf for value in class_weights) or not any(class_weights):
-                raise ValueError(
-                    f"class_weights={list(class_weights)}: expected finite numbers of at least 0, "
-                    "not all of them 0"
-                )
+            for position, value in enumerate(class_weights):
+                if not 0 <= value < math.inf:
+                    raise ValueError(
+                        f"class_weights[{position}]={value} is not a finite number >= 0"
+                    )
+            if not any(class_weights):
+                raise ValueError("class_weights are all zero")
             factors = torch.tensor(class_weights, dtype=torch.float32)
         # A buffer, to follow the loss to its device; not persistent, as a setting is no state.
         self.register_buffer("class_weights", factors, persistent=False)

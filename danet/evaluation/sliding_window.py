@@ -100,10 +100,10 @@ class Windows:
                     sums = part.new_zeros(*part.shape[:3], width)  # (B, K, tall, W)
                 if row > top:  # no later window starts above this one
                     done = row - top
-                    yield Band(top, sums[:, :, :done] / (row_counts[top:row] * column_counts))
+                    yield Band(top, sums[:, :, :done].div_(row_counts[top:row] * column_counts))
                     sums, top = F.pad(sums[:, :, done:], (0, 0, 0, done)), row
                 sums[:, :, :, left : left + wide] += part
-        yield Band(top, sums / (row_counts[top:] * column_counts))
+        yield Band(top, sums.div_(row_counts[top:] * column_counts))
 
     def argmax(self, infer: Infer, image: Tensor) -> Tensor:
         """Return the most probable classes, uint8 (B, H, W), those of ``bands``.
