@@ -170,14 +170,6 @@ def test_whole_is_one_pass_or_the_mean_with_the_mirrored_image(model, flip, want
     assert capsys.readouterr() == ("", ""), "within the limit"
 
 
-@pytest.mark.parametrize("flip", [False, True], ids=["plain", "flip"])
-@pytest.mark.parametrize("crop", [(40, 50), (41, 50), (64, 96)], ids=str)
-def test_a_window_that_covers_the_image_is_the_whole_image(model, crop, flip):
-    image = picture(40, 50)
-    got = Sliding(crop=crop, stride=(7, 11), flip=flip)(model, image)
-    torch.testing.assert_close(got, Whole(flip=flip)(model, image))
-
-
 def slow_sliding(model, image, crop, stride, single):
     """Every window by itself: steps of ``stride``, each moved back to end inside the image."""
     height, width = image.shape[2:]
@@ -219,18 +211,6 @@ def test_windows_equal_a_loop_over_windows(model, size, crop, stride, flip):
         torch.testing.assert_close(infer(model, image), wanted, atol=1e-6, rtol=1e-5)
 
 
-def test_a_network_is_shown_full_windows_only(model):
-    spy = Spy(model)
-    image = picture(50, 75, batch=1)
-    windows = {"crop": (32, 40), "stride": (20, 30)}
-    Sliding(**windows)(spy, image)
-    assert [shape for _, shape in spy.seen] == [(6, 3, 32, 40)]
-    spy.seen.clear()
-    Sliding(**windows, flip=True, windows_per_batch=4)(spy, image)
-    shapes = [shape for _, shape in spy.seen]
-    assert shapes == [(8, 3, 32, 40), (4, 3, 32, 40)], "mirror images share the pass"
-
-
 @pytest.mark.parametrize("flip", [False, True], ids=["plain", "flip"])
 def test_scales_equal_the_steps_written_out(model, flip):
     image, single = picture(40, 52), mirrored_mean if flip else softmax
@@ -251,26 +231,6 @@ def test_scales_in_windows_equal_the_steps_written_out(model):
         wanted += resize(parts, (40, 52)) / 2
     got = MultiScale(scales=(0.75, 1.5), **windows)(model, image)
     torch.testing.assert_close(got, wanted)
-
-
-@pytest.mark.parametrize(
-    "infer",
-    [
-        Whole(),
-        Whole(flip=True),
-        Sliding(crop=(32, 32), stride=(20, 9)),
-        MultiScale(scales=(0.5, 0.9, 2.2)),
-        MultiScale(scales=(0.5, 2.2), crop=(32, 32), stride=(20, 20)),
-    ],
-    ids=lambda i: type(i).__name__,
-)
-def test_results_are_probabilities_of_the_size_of_the_image(model, infer):
-    for image in (picture(35, 47), picture(35, 47).float()):
-        got = infer(model, image)
-        assert got.shape == (2, K, 35, 47)
-        assert got.dtype == torch.float32
-        assert (got >= 0).all()
-        torch.testing.assert_close(got.sum(dim=1), torch.ones(2, 35, 47))
 
 
 def assert_most_probable(classes, probabilities):
@@ -322,6 +282,50 @@ class Spy(nn.Module):
         return self.model(image)
 
 
+SMALL = {"crop": (32, 40), "stride": (20, 30)}
+
+
+@pytest.mark.parametrize(
+    ("infer", "size", "shapes"),
+    [
+        (Sliding(**SMALL), (50, 75), [(6, 3, 32, 40)]),
+        # Mirror images share the pass.
+        (
+            Sliding(**SMALL, flip=True, windows_per_batch=4),
+            (50, 75),
+            [(8, 3, 32, 40), (4, 3, 32, 40)],
+        ),
+        (MultiScale(scales=(1, 2), max_pixels=2500), (50, 50), [(2, 3, 50, 50)] * 10),
+        # The windows of a large image have all their scales.
+        (
+            MultiScale(scales=(0.5, 1.5), max_pixels=2500, **SMALL),
+            (50, 60),
+            [(2, 3, 25, 25), (24, 3, 32, 40)] * 2,
+        ),
+        # Scales of one size are computed once.
+        (
+            MultiScale(scales=(1, 0.5, 1.001, 1), flip=False),
+            (40, 52),
+            [(1, 3, 40, 52), (1, 3, 20, 26)],
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if callable(value) else str(value),
+)
+def test_a_network_is_shown_these_windows(model, infer, size, shapes):
+    spy = Spy(model)
+    infer(spy, picture(*size, batch=1))
+    assert [shape for _, shape in spy.seen] == shapes
+
+
+def test_windows_are_cut_as_bytes_and_scales_of_one_size_count_as_often(model):
+    spy, image = Spy(model), picture(40, 52)
+    Sliding(**SMALL).predict(spy, image)
+    assert {kind for kind, _ in spy.seen} == {torch.uint8}
+    got = MultiScale(scales=(1, 0.5, 1.001, 1), flip=False)(model, image)
+    half = resize(softmax(model, resize(image.float(), (20, 26))), (40, 52))
+    torch.testing.assert_close(got, 0.75 * softmax(model, image) + 0.25 * half)
+
+
 @pytest.mark.bad_input("I06")
 def test_a_large_image_is_done_in_windows_and_one_line_says_so(model, capsys):
     image, infer = picture(70, 90), Whole(max_pixels=1700)
@@ -334,36 +338,6 @@ def test_a_large_image_is_done_in_windows_and_one_line_says_so(model, capsys):
     assert said.count("\n") == 1
     for part in ("90 x 70", "evaluation.max_pixels=1700", "41 x 41", "every 30 pixels"):
         assert part in said
-
-
-def test_windows_of_a_large_image_have_all_their_scales(model):
-    image, scales = picture(70, 60, batch=1), (0.5, 1.5)
-    small = MultiScale(scales=scales)
-    wanted = slow_sliding(model, image, (50, 50), (37, 37), small)
-    spy = Spy(model)
-    got = MultiScale(scales=scales, max_pixels=2500, crop=(96, 96), stride=(96, 96))(spy, image)
-    torch.testing.assert_close(got, wanted)
-    assert {shape[2:] for _, shape in spy.seen} == {(25, 25), (75, 75)}
-
-
-def test_a_scale_above_the_limit_is_done_in_windows(model):
-    spy = Spy(model)
-    MultiScale(scales=(1, 2), max_pixels=2500)(spy, picture(50, 50, batch=1))
-    assert [shape[2:] for _, shape in spy.seen] == [(50, 50)] + [(50, 50)] * 9
-
-
-def test_scales_of_one_size_are_computed_once(model):
-    spy, image = Spy(model), picture(40, 52)
-    got = MultiScale(scales=(1, 0.5, 1.001, 1), flip=False)(spy, image)
-    assert [shape[2:] for _, shape in spy.seen] == [(40, 52), (20, 26)]
-    half = resize(softmax(model, resize(image.float(), (20, 26))), (40, 52))
-    torch.testing.assert_close(got, 0.75 * softmax(model, image) + 0.25 * half)
-
-
-def test_windows_are_cut_as_bytes(model):
-    spy = Spy(model)
-    Sliding(crop=(32, 32), stride=(32, 32), flip=True).predict(spy, picture(64, 64, batch=1))
-    assert spy.seen == [(torch.uint8, (8, 3, 32, 32))]
 
 
 class LargestTensor(TorchDispatchMode):
@@ -496,12 +470,6 @@ def test_two_processes_count_what_one_counts(danet):
     pictures = Pictures(*MIXED)
     halves = [run(danet, pictures, batch_size=2, rank=r, world=2).counts for r in (0, 1)]
     assert torch.equal(sum(halves), run(danet, pictures, batch_size=2).counts)
-
-
-def test_evaluation_uses_the_inference_it_is_given(danet):
-    pictures = Pictures(*ONE_SIZE)
-    several = run(danet, pictures, MultiScale(scales=(0.5, 1.5)), batch_size=2)
-    assert not torch.equal(several.matrix, run(danet, pictures, batch_size=2).matrix)
 
 
 def test_evaluation_leaves_eval_mode_and_statistics_as_they_should_be(danet):
