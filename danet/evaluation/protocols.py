@@ -103,7 +103,10 @@ class AuthorsProtocol(BandInference):
         long = math.ceil(self.base_size * scale)
         rows, columns = (max(1, int(n * long / max(height, width) + 0.5)) for n in (height, width))
         # One padding for all windows: the script pads each, which gives the same pixels.
-        below, right = (self._padded_length(n) - n for n in (rows, columns))
+        below, right = (
+            self.crop + math.ceil(max(n - self.crop, 0) / self.stride) * self.stride - n
+            for n in (rows, columns)
+        )
         padded = F.pad(resize(image.float(), (rows, columns)), (0, right, 0, below))
         windows = Windows((self.crop, self.crop), (self.stride, self.stride), mirrored=self.flip)
         bands = windows.bands(lambda part: self._exp_logits(model, part), padded)
@@ -111,11 +114,6 @@ class AuthorsProtocol(BandInference):
             Band(top, part[:, :, : rows - top, :columns]) for top, part in bands if top < rows
         )
         return inside, rows
-
-    def _padded_length(self, length: int) -> int:
-        """Return the pixels that full windows need to cover an axis of ``length`` pixels."""
-        beyond = max(length - self.crop, 0)
-        return self.crop + math.ceil(beyond / self.stride) * self.stride
 
     def _exp_logits(self, model: nn.Module, image: Tensor) -> Tensor:
         """Compute exp(logits), (B, K, h, w), of windows (B, 3, h, w).
