@@ -228,8 +228,7 @@ class Dice(nn.Module):
 
     def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
         """Maps (B, K, h, w) and (B, H, W) to a scalar."""
-        target = _target(logits, mask)
-        probabilities, truth = _probabilities_and_truth(logits, target, align_corners)
+        probabilities, truth = _probabilities_and_truth(logits, mask, align_corners)
         overlap = (probabilities * truth).sum(dim=1)  # (K,)
         total = probabilities.sum(dim=1) + truth.sum(dim=1)  # (K,)
         # With smooth=0 this would be 0 / 0 where every pixel is ignored.
@@ -247,8 +246,7 @@ class LovaszSoftmax(nn.Module):
 
     def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
         """Maps (B, K, h, w) and (B, H, W) to a scalar."""
-        target = _target(logits, mask)
-        probabilities, truth = _probabilities_and_truth(logits, target, align_corners)
+        probabilities, truth = _probabilities_and_truth(logits, mask, align_corners)
         # Ignored pixels have error 0 and truth 0: sorted last, they add nothing.
         errors = (truth - probabilities).abs()  # (K, P)
         errors, order = errors.sort(dim=1, descending=True)
@@ -265,18 +263,18 @@ def _lovasz_gradient(truth: Tensor) -> Tensor:
     intersection = total - truth.cumsum(dim=1)
     union = total + (1 - truth).cumsum(dim=1)
     jaccard = 1 - intersection / union.clamp(min=1)
-    return torch.cat((jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]), dim=1)
+    return jaccard.diff(dim=1, prepend=torch.zeros_like(total))
 
 
 def _probabilities_and_truth(
-    logits: Tensor, target: Tensor, align_corners: bool
+    logits: Tensor, mask: Tensor, align_corners: bool
 ) -> tuple[Tensor, Tensor]:
     """Return softmax and one-hot truth, both float32 (K, P) with zeros where ignored."""
-    num_classes = logits.shape[1]
-    logits = resize(logits.float(), target.shape[1:], align_corners=align_corners)
+    target = _target(logits, mask)
+    fine = resize(logits.float(), target.shape[1:], align_corners=align_corners)
     valid = target != IGNORE
-    truth = F.one_hot(target.masked_fill(~valid, 0), num_classes).movedim(-1, 0)  # (K, B, H, W)
-    probabilities = logits.softmax(dim=1).movedim(1, 0)  # (K, B, H, W)
+    truth = F.one_hot(target.masked_fill(~valid, 0), logits.shape[1]).movedim(-1, 0)
+    probabilities = fine.softmax(dim=1).movedim(1, 0)  # (K, B, H, W), as the truth
     return (probabilities * valid).flatten(1), (truth * valid).flatten(1).float()  # P = B * H * W
 
 
