@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from conftest import LargestTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from danet.ops import tiles
@@ -159,19 +158,6 @@ def test_energies_beyond_the_end_of_half_precision_stay_finite():
     context = attend_in_tiles(*tokens)[0]
     assert torch.isfinite(context).all()
     assert relative_error(context, attention_formula(*tokens)) < 2e-3
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the most elements of any tensor that an operation returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        self.numel = max(self.numel, *(getattr(t, "numel", int)() for t in tree_leaves(result)))
-        return result
 
 
 @pytest.mark.parametrize("positions", [1024, 2048, 4096])

@@ -3,8 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from conftest import LargestTensor
 
 from danet.losses import OHEM, CrossEntropy
 from danet.ops import cross_entropy
@@ -121,19 +120,6 @@ def test_the_value_does_not_depend_on_whether_a_gradient_is_wanted(loss, logits,
 # Memory
 
 
-class Largest(TorchDispatchMode):
-    """Records the number of elements of the largest float tensor that is made."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
-                self.elements = max(self.elements, leaf.numel())
-        return result
-
-
 @pytest.mark.parametrize("loss", [CrossEntropy(), CrossEntropy((1.0,) * 19), OHEM()], ids=str)
 def test_fine_logits_of_a_batch_never_exist(loss, monkeypatch):
     monkeypatch.setattr(cross_entropy, "ELEMENTS_PER_CHUNK", 2 * 19 * 128 * 96)
@@ -141,11 +127,11 @@ def test_fine_logits_of_a_batch_never_exist(loss, monkeypatch):
     mask = torch.randint(0, 19, (4, 128, 96), dtype=torch.uint8)
     kept = []
     with (
-        Largest() as largest,
+        LargestTensor() as largest,
         torch.autograd.graph.saved_tensors_hooks(
             lambda x: kept.append(x.numel()) or x, lambda x: x
         ),
     ):
         loss(logits, mask).backward()
-    assert largest.elements == 2 * 19 * 128 * 96, "two of four images, as the bound says"
+    assert largest.numel == 2 * 19 * 128 * 96, "two of four images, as the bound says"
     assert max(kept) == logits.numel(), "only the coarse gradient waits for backward"
