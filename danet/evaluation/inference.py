@@ -148,11 +148,11 @@ class MultiScale(WindowInference):
         return total.div_(len(self.scales))
 
 
-def require_factors(name: str, values: Sequence[float], largest: float) -> None:
+def require_factors(name: str, values: Sequence[float], largest: float, why: str = "") -> None:
     """Raise ValueError unless there are values, all above 0 and up to ``largest``."""
     if not values or not 0 < min(values) <= max(values) <= largest:
         raise ValueError(
-            f"{name}={list(values)} is not a list of positive numbers up to {largest:g}"
+            f"{name}={list(values)} is not a list of positive numbers up to {largest:g}{why}"
         )
 
 

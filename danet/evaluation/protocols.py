@@ -69,7 +69,8 @@ class AuthorsProtocol(BandInference):
             raise ValueError(f"base_size={base_size} and crop={crop} must be at least 32")
         if max(base_size, crop) > _MAX_SIDE:
             raise ValueError(f"base_size={base_size} and crop={crop} must be at most {_MAX_SIDE}")
-        require_factors("scales", scales, _MAX_SIDE / base_size)
+        why = f", by which base_size={base_size} has {_MAX_SIDE} pixels"
+        require_factors("scales", scales, _MAX_SIDE / base_size, why)
         if not 0 < stride_rate <= 1 or int(crop * stride_rate) < 1:
             low = math.ceil(10_000 / crop) / 10_000  # a stride of one pixel, rounded up
             raise ValueError(
