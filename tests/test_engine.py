@@ -347,7 +347,6 @@ def test_a_log_without_a_folder_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     silent = RunLog(None, step=0, steps=10)
     silent.advance()
-    silent.status(loss="1")
     silent.write("hello")
     silent.scalars(1, "train", {"loss": 1.0})
     silent.images(1, {"a": None})

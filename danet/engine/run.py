@@ -238,7 +238,7 @@ def make_evaluate(config: TrainConfig, parts: Parts, device: torch.device, log: 
         # Shares of different images take different times, more than a collective would wait.
         wait_patiently(f"the evaluation at step {step}")
         collectives.sum_in_place(confusion.counts)
-        if log.takes_images():
+        if log.trackers:
             log.images(
                 step,
                 validation_pictures(model, val_set, infer, device=device, max_pixels=pixels),

@@ -169,6 +169,7 @@ class Trainer:
     @contextmanager
     def _ending(self, signals: Signals) -> Iterator[None]:
         """End the run in good order, however it ends."""
+        last_scores: dict[str, float | None] = {}
         try:
             try:
                 yield
@@ -180,10 +181,10 @@ class Trainer:
             if error := collectives.from_first(self.checkpoints.finish()):
                 raise error
             if self.step == self.settings.steps and self.scores:
-                self.log.summary(self.step, {**self.scores, "best_miou": self.best_miou})
+                last_scores = {**self.scores, "best_miou": self.best_miou}
         finally:
             self.checkpoints.close()
-            self.log.close()
+            self.log.close(last_scores)
 
     def _stop(self, by: str) -> None:
         """Save a checkpoint and end the run, for a signal.
