@@ -1,12 +1,10 @@
 """Living with runs: what TensorBoard and others are shown, comparing, sweeping, profiling."""
 
-import itertools
 import json
 import re
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,6 @@ import pytest
 from conftest import ROOT, TINY, call, tool
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_trainer import batch, make, scored
 
 from danet.config import schema
 from danet.engine import trackers
@@ -53,12 +50,13 @@ def test_tensorboard_shows_classes_pictures_attention_and_settings_with_the_scor
 
 def test_the_profile_leaves_a_trace_costs_and_the_share_of_waiting(run):
     reported = (run / "profile" / "costs.txt").read_text()
-    assert "5 steps from step 6 on:" in reported.splitlines()[0]
-    assert "% of it waiting for data" in reported.splitlines()[0]
+    assert re.match(r"5 steps from step 6 on, each 0.\d+ s waiting for data", reported)
     assert "convolution" in reported
     trace = json.loads((run / "profile" / "trace.json").read_text())
     names = {event.get("name", "") for event in trace["traceEvents"]}
     assert any("convolution_backward" in name for name in names)
+    assert {"waiting for data", "ProfilerStep#5", "ProfilerStep#9"} <= names
+    assert not {"ProfilerStep#4", "ProfilerStep#10"} & names
 
 
 def test_a_run_too_short_for_a_profile_says_so_and_draws_for_nobody(tmp_path, capsys, monkeypatch):
@@ -68,19 +66,6 @@ def test_a_run_too_short_for_a_profile_says_so_and_draws_for_nobody(tmp_path, ca
     assert "begins at step 6 and this had 3" in capsys.readouterr().out
     call("train", *settings, "trainer.steps=7", f"run.dir={tmp_path / 'longer'}")
     assert "profile: 2 steps from step 6 on" in capsys.readouterr().out
-
-
-def test_a_profile_does_not_count_evaluations(tmp_path):
-    def look(network, step):
-        time.sleep(3)
-        return scored()
-
-    run = make(tmp_path, steps=10, eval_every=7, profile=True)
-    run.evaluate = look
-    run.fit(map(batch, itertools.count()))
-    reported = (tmp_path / "profile/costs.txt").read_text().splitlines()[0]
-    # Usually 0.02; with the evaluation it would be 1.5, since two steps are looked at.
-    assert float(re.search(r"([\d.]+) s a step", reported)[1]) < 1
 
 
 def test_half_a_line_of_metrics_is_left_out(tmp_path):

@@ -60,7 +60,7 @@ class TrainSettings:
         device: auto, cpu or cuda.
         deterministic: Ask torch for deterministic kernels (CUDA; slower).
         seed: Of dropout, together with the step and the process.
-        profile: Record steps 6 to 10 of this start: a trace, the top costs, the share of waiting
+        profile: Record steps 6 to 10 of this start: a trace, the top costs, the time waiting
             for data; in ``profile/`` of the run's folder.
     """
 

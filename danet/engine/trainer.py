@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.profiler import record_function
 
 from danet.checkpoint.format import Checkpoint
 from danet.checkpoint.manager import CheckpointManager
@@ -17,7 +18,7 @@ from danet.distributed.failures import naming_gradient_failures
 from danet.distributed.signals import FAIL, SAVE, STOP, Signals, Stop
 from danet.engine.log import RunLog
 from danet.engine.nonfinite import NonFiniteGuard
-from danet.engine.profile import StepProfile
+from danet.engine.profile import WAITING, StepProfile
 from danet.engine.throughput import Throughput
 from danet.engine.train_step import TrainStep
 from danet.errors import Interrupted, StorageError
@@ -82,7 +83,7 @@ class Trainer:
                 with naming_gradient_failures(self.step + 1):
                     terms = self.train_step(group, self.step)
                 self.step += 1
-                self.profile.end(self.throughput.last_wait)
+                self.profile.step()
                 self.guard.append(self.step, [n for batch in group for n in batch.name], terms)
                 self.log.advance()
                 is_logged = self.log_due()
@@ -100,9 +101,9 @@ class Trainer:
 
     def next_batches(self, batches: Iterator[Batch]) -> list[Batch]:
         """Return the micro-batches of a step."""
-        self.profile.begin()
         start = time.perf_counter()
-        group = [next(batches) for _ in range(self.settings.accumulate)]
+        with record_function(WAITING):
+            group = [next(batches) for _ in range(self.settings.accumulate)]
         images = sum(len(batch.name) for batch in group)
         self.throughput.update(time.perf_counter() - start, images)
         return group
