@@ -121,7 +121,7 @@ def refuse_other_states(
     saved: Checkpoint, model: nn.Module, factory: OptimizerFactory, path: str | None
 ) -> None:
     """Raise InputError if the state in a checkpoint is of another optimizer or other parameters."""
-    if problem := optimizer_misfit(factory(model), model, saved["optimizer"]):
+    if problem := optimizer_misfit(factory, model, saved["optimizer"]):
         raise InputError(
             f"resume={path}: the state of the optimizer does not fit: {problem}; to start a new "
             "run from the weights use init_from"
