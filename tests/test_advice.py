@@ -338,9 +338,7 @@ ADVICE = {
     ": expected a number above 0, or null": "settings",
     ": expected a number of minutes, or null": "settings",
     ": expected 0 < decay < 1, or null": "settings",
-    "trainer.precision=…: expected …": "settings",
-    "trainer.on_storage_error=…: expected …": "settings",
-    "trainer.device=": "settings",
+    "trainer.…=…: expected …": "settings",
     # danet/engine/trainer.py
     "; go on with": "a_run_that_a_signal_stopped_goes_on",
     # danet/evaluation/boundary.py

@@ -452,23 +452,22 @@ def test_good_settings_have_no_faults():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "trainer.steps=0: expected a whole number of at least 1"),
-        ({"stop_at": 0}, "trainer.stop_at=0: expected a whole number of at least 1"),
-        ({"eval_every": -1}, "trainer.eval_every=-1: expected a whole number of at least 1"),
-        ({"log_every": 0}, "trainer.log_every=0: expected a whole number of at least 1"),
-        ({"accumulate": 0}, "trainer.accumulate=0: expected a whole number of at least 1"),
-        ({"clip_norm": 0}, "trainer.clip_norm=0: expected a number above 0, or null"),
-        ({"clip_norm": math.nan}, "trainer.clip_norm=nan: expected a number above 0, or null"),
-        ({"ema_decay": 1.0}, "trainer.ema_decay=1.0: expected 0 < decay < 1, or null"),
-        (
-            {"precision": "half"},
-            "trainer.precision=half: expected auto, float32, bfloat16, float16",
-        ),
-        ({"device": "tpu"}, "trainer.device=tpu: expected auto, cpu or cuda"),
+        ({"steps": 0}, "expected a whole number of at least 1"),
+        ({"stop_at": 0}, "expected a whole number of at least 1"),
+        ({"eval_every": -1}, "expected a whole number of at least 1"),
+        ({"log_every": 0}, "expected a whole number of at least 1"),
+        ({"accumulate": 0}, "expected a whole number of at least 1"),
+        ({"clip_norm": 0}, "expected a number above 0, or null"),
+        ({"clip_norm": math.nan}, "expected a number above 0, or null"),
+        ({"ema_decay": 1.0}, "expected 0 < decay < 1, or null"),
+        ({"precision": "half"}, "expected auto, float32, bfloat16 or float16"),
+        ({"device": "tpu"}, "expected auto, cpu or cuda"),
     ],
 )
 def test_a_wrong_setting_is_named(change, message):
-    assert TrainSettings(**{"steps": 9, **change}).errors() == [message]
+    ((name, value),) = change.items()
+    (error,) = TrainSettings(**{"steps": 9, **change}).errors()
+    assert error == f"trainer.{name}={value}: {message}"
 
 
 def test_all_faults_are_reported_at_once():

@@ -89,7 +89,7 @@ class NonFiniteGuard:
         return {name: value / world_size for name, value in zip(latest, values, strict=False)}
 
     def require_finite(self, model: nn.Module, step: int, *, on_all: bool) -> None:
-        """Check all weights and statistics in one reduction; wait for the device.
+        """Check all weights and statistics; wait for the device.
 
         Args:
             model: The network.
@@ -107,20 +107,15 @@ class NonFiniteGuard:
 
     def _problem_of(self, model: nn.Module, step: int) -> str:
         named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        named = {k: v.detach() for k, v in named.items() if v.is_floating_point() and v.numel()}
-        if not named:
+        bad = {name: int((~value.isfinite()).sum()) for name, value in named.items()}
+        name = next((name for name, count in bad.items() if count), None)
+        if name is None:
             return ""
-        # The largest absolute value is NaN or inf exactly if one of the values is; computed for all
-        # tensors in a few launches, where isfinite would take several for each.
-        largest = torch._foreach_norm(list(named.values()), ord=float("inf"))
-        if bool(torch.isfinite(torch.stack([value.float() for value in largest])).all()):
-            return ""
-        name, value = next((k, v) for k, v in named.items() if not bool(torch.isfinite(v).all()))
-        count = int((~torch.isfinite(value)).sum())
         samples = f"its samples: {shorten(self._names)}; " if self._names else ""
         return (
-            f"step {step}: {count} of {value.numel()} values of {name} are not finite on process "
-            f"{collectives.rank()} of {collectives.world_size()}; {samples}{self.replay(step)}"
+            f"step {step}: {bad[name]} of {named[name].numel()} values of {name} are not finite on "
+            f"process {collectives.rank()} of {collectives.world_size()}; {samples}"
+            f"{self.replay(step)}"
         )
 
     def replay(self, step: int) -> str:

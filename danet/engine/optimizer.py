@@ -1,23 +1,18 @@
 """Optimizer factories: settings from which an optimizer for a network is made."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from danet.plain import is_number
 
-
-class OptimizerFactory(Protocol):
-    """Makes an optimizer for a network."""
-
-    def __call__(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return an optimizer over the parameters of the model."""
-        ...
+OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
+"""Returns an optimizer over the parameters of a network."""
 
 
 @dataclass
@@ -172,7 +167,7 @@ def misfit(factory: OptimizerFactory, model: nn.Module, saved: Mapping[str, Any]
     for index, state in states.items():
         # Texts out of the file are cut, since they may be of any length.
         if index not in range(len(known)) or not isinstance(state, dict):
-            return f"state {str(index)[:20]!r} is not one of a parameter"
+            return f"state {str(index)[:20]!r} is of no parameter"
         name, parameter = known[index]
         added = {"name": name, "shape": list(parameter.shape)}
         found = {**added, **state}
@@ -182,7 +177,7 @@ def misfit(factory: OptimizerFactory, model: nn.Module, saved: Mapping[str, Any]
             return f"the state of {name} has {str(keys[0])[:99]}; {kind} has {keys[1]}"
         for key, value in found.items():
             if (own := _describe(value)) != (wanted := _describe(expected[key])):
-                return f"state {index} is not of {name}: its {key} is {own[:99]}, expected {wanted}"
+                return f"state {index} is not of {name}: its {key} is {own[:99]}, not {wanted}"
     return ""
 
 

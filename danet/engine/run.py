@@ -55,6 +55,11 @@ class Parts(NamedTuple):
     train_set: SegmentationDataset
     val_set: SegmentationDataset
 
+    def fingerprints(self) -> dict[str, str]:
+        """Return digests of the data sets, under the names that they have in a checkpoint."""
+        sets = {"training_set": self.train_set, "validation_set": self.val_set}
+        return {name: dataset.fingerprint() for name, dataset in sets.items()}
+
 
 def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
     """Train, or with ``dry_run`` print the plan of the run.
@@ -83,13 +88,20 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
         memory = out_of_memory.free_memory(device)
         parts = make_parts(config)
         require_same_start(config, parts)
-        if saved and is_finished(saved, config.trainer.steps):
-            end = f"at step {saved['step']} of {config.trainer.steps}"
-            cli.say(f"{config.resume}: this run is finished, {end}")
+        done, steps = saved["step"] if saved else 0, config.trainer.steps
+        if saved and steps <= done <= saved["evaluated_at"]:
+            cli.say(f"{config.resume}: this run is finished, at step {done} of {steps}")
             return
         validate_data(config, saved, parts)
-        done = saved["step"] if saved else 0
-        batches = make_batches(config, parts.train_set, device, done=done)
+        batches = train_batches(
+            parts.train_set,
+            seed=config.seed,
+            start=done * config.trainer.accumulate,
+            warn=warn,
+            on_bad_sample=config.data.on_bad_sample,
+            max_bad_share=config.data.max_bad_share,
+            **loader_settings(config, device),
+        )
         trainer = make_trainer(config, saved, device, parts, batches)
         with explaining_failures(config, device, memory, batches, trainer):
             trainer.fit(batches)
@@ -155,8 +167,7 @@ def make_trainer(
             "config": config.plain,
             "classes": list(val_set.classes),
             "palette": [list(color) for color in val_set.palette],
-            "training_set": train_set.fingerprint(),
-            "validation_set": val_set.fingerprint(),
+            **parts.fingerprints(),
             "run_id": run_folder.id_of(folder),
         },
         best=[(score, step) for score, step in saved.get("best", ())] if saved else (),
@@ -194,21 +205,6 @@ def make_folder(config: TrainConfig, saved: Checkpoint | None) -> Path:
         if aside:
             cli.say(f"resume: the best checkpoint so far is now {aside}")
     return folder
-
-
-def make_batches(
-    config: TrainConfig, dataset: SegmentationDataset, device: torch.device, *, done: int
-) -> TrainBatches:
-    """Return the batches of this process from a step on; they do not run out."""
-    return train_batches(
-        dataset,
-        seed=config.seed,
-        start=done * config.trainer.accumulate,
-        warn=warn,
-        on_bad_sample=config.data.on_bad_sample,
-        max_bad_share=config.data.max_bad_share,
-        **loader_settings(config, device),
-    )
 
 
 def loader_settings(config: TrainConfig, device: torch.device) -> dict[str, Any]:
@@ -250,19 +246,9 @@ def make_evaluate(config: TrainConfig, parts: Parts, device: torch.device, log: 
 
 def require_same_start(config: TrainConfig, parts: Parts) -> None:
     """Raise InputError if the processes have different configs, code or data."""
-    consistency.require_same(
-        {
-            "config": consistency.digest_of({**config.plain, "run": None, "resume": None}),
-            "code": consistency.code_version(),
-            "training set": parts.train_set.fingerprint(),
-            "validation set": parts.val_set.fingerprint(),
-        }
-    )
-
-
-def is_finished(saved: Checkpoint, steps: int) -> bool:
-    """Return whether a run has done its steps and evaluated the last one."""
-    return bool(saved["step"] >= steps and saved["evaluated_at"] >= saved["step"])
+    data = {name.replace("_", " "): value for name, value in parts.fingerprints().items()}
+    digest = consistency.digest_of({**config.plain, "run": None, "resume": None})
+    consistency.require_same({"config": digest, "code": consistency.code_version(), **data})
 
 
 def validate_data(config: TrainConfig, saved: Checkpoint | None, parts: Parts) -> None:
@@ -273,15 +259,13 @@ def validate_data(config: TrainConfig, saved: Checkpoint | None, parts: Parts) -
     """
     train_set, val_set = parts.train_set, parts.val_set
     overlap = refuse_overlap(train_set, val_set, allowed=config.data.allow_overlap)
-    if overlap:
-        cli.say(overlap)
-    if isinstance(train_set, Folder) and train_set.division:
-        cli.say(train_set.division)
+    division = train_set.division if isinstance(train_set, Folder) else ""
     skipped = train_set if config.data.on_bad_sample == "skip" else None
-    for note in check_sample(train_set, val_set, training=train_set, skipping=skipped):
-        cli.say(note)
-    found = {"training_set": train_set.fingerprint(), "validation_set": val_set.fingerprint()}
-    for note in resume.compare_data(saved or {}, found, allowed=config.allow_changes):
+    for note in (
+        *filter(None, (overlap, division)),
+        *check_sample(train_set, val_set, training=train_set, skipping=skipped),
+        *resume.compare_data(saved or {}, parts.fingerprints(), allowed=config.allow_changes),
+    ):
         cli.say(note)
 
 
@@ -295,12 +279,7 @@ def explaining_failures(
 ) -> Iterator[None]:
     """Raise a UserError in the place of what torch raises for dead workers and lack of memory.
 
-    Args:
-        config: Of the run.
-        device: That trains.
-        memory: Bytes that were free before the start.
-        batches: Whose workers may have died.
-        trainer: Whose network is in training mode except in an evaluation.
+    ``memory`` is what was free before the start, in bytes.
     """
     try:
         yield
@@ -309,6 +288,7 @@ def explaining_failures(
         if isinstance(error, RuntimeError):
             explained = batches.explain(error)
         if explained is None and out_of_memory.is_shortage(error):
+            # The network is in training mode except in an evaluation.
             is_training = trainer.train_step.model.training
             explained = out_of_memory.explain(config, device, memory, training=is_training)
         if explained is None:

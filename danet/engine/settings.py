@@ -17,8 +17,11 @@ _COUNTS = (
     "keep_every",
 )
 _SAVING = "saving changes no weight"
-ON_STORAGE_ERROR = ("stop", "warn")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+_CHOICES = {
+    "precision": ("auto", "float32", "bfloat16", "float16"),
+    "on_storage_error": ("stop", "warn"),
+    "device": ("auto", "cpu", "cuda"),
+}
 
 
 def resumable(default: T, reason: str) -> T:
@@ -103,13 +106,8 @@ class TrainSettings:
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             lines.append(f"trainer.ema_decay={self.ema_decay}: expected 0 < decay < 1, or null")
-        if self.precision not in PRECISIONS:
-            lines.append(f"trainer.precision={self.precision}: expected {', '.join(PRECISIONS)}")
-        if self.on_storage_error not in ON_STORAGE_ERROR:
-            lines.append(
-                f"trainer.on_storage_error={self.on_storage_error}: expected "
-                f"{' or '.join(ON_STORAGE_ERROR)}"
-            )
-        if self.device not in ("auto", "cpu", "cuda"):
-            lines.append(f"trainer.device={self.device}: expected auto, cpu or cuda")
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+                lines.append(f"trainer.{name}={value}: expected {expected}")
         return lines

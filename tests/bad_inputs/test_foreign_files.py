@@ -447,23 +447,23 @@ def test_states_that_are_not_of_this_optimizer_are_named(recipe):
     assert problem(lambda content: None) == ""
     names = [content["name"] for content in state_of(optimizer, model)["state"].values()]
     one = names[1]
-    swapped = f"state 0 is not of {names[0]}: its name is {names[2]!r}, expected {names[0]!r}"
+    swapped = f"state 0 is not of {names[0]}: its name is {names[2]!r}, not {names[0]!r}"
     assert problem(swap) == swapped
     start, shape = f"state 1 is not of {one}: its ", list(model.get_parameter(one).shape)
-    assert problem(replace("name", "x")) == f"{start}name is 'x', expected {one!r}"
-    assert problem(replace("shape", [9])) == f"{start}shape is [9], expected {shape}"
+    assert problem(replace("name", "x")) == f"{start}name is 'x', not {one!r}"
+    assert problem(replace("shape", [9])) == f"{start}shape is [9], not {shape}"
     for value, text in (
         (torch.zeros(5), "floating point of shape [5]"),
         (torch.zeros(shape).int(), f"torch.int32 of shape {shape}"),
         (torch.full(shape, float("nan")), f"NaN or infinite of shape {shape}"),
         ("x", "'x'"),
     ):
-        wanted = f"{start}{moment} is {text}, expected floating point of shape {shape}"
+        wanted = f"{start}{moment} is {text}, not floating point of shape {shape}"
         assert problem(replace(moment, value)) == wanted
     assert f"the state of {one} has" in problem(replace("other", torch.zeros(4)))
     assert f"the state of {one} has" in problem(drop)
-    assert "is not one of a parameter" in problem(lambda c: c["state"].__setitem__(99, {}))
-    assert "is not one of a parameter" in problem(lambda c: c["state"].__setitem__(0, 3))
+    assert "is of no parameter" in problem(lambda c: c["state"].__setitem__(99, {}))
+    assert "is of no parameter" in problem(lambda c: c["state"].__setitem__(0, 3))
     assert "is not a state of" in problem(lambda c: c["param_groups"][0]["params"].reverse())
     assert "is not a state of" in problem(lambda c: c.__setitem__("state", [1]))
     assert "is not a state of" in problem(lambda c: c.__setitem__("param_groups", None))
