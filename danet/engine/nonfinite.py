@@ -1,8 +1,7 @@
 """Ending a run whose loss, weights or gradients are no longer finite."""
 
 import shlex
-from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,7 +148,6 @@ class Overflows:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # (in all, in a row)
-        self._factors: Tensor | None = None
 
     def resume(self, total: int) -> None:
         """Continue from the count of a checkpoint."""
@@ -163,18 +161,6 @@ class Overflows:
         total, in_a_row = self._counts
         # A product in the place of an if, which would need the value on the host.
         self._counts = torch.stack([total + is_skipped, (in_a_row + 1) * is_skipped])
-
-    def factor(self, schedule: Callable[[int, int], float], step: int, steps: int) -> Tensor:
-        """Return the schedule's factor for a step; skipped steps do not advance the schedule."""
-        # The number of skipped steps is on the device; so the factors of all steps go there once.
-        if self._factors is None:
-            factors = array("f", (schedule(step, steps) for step in range(steps)))
-            table = torch.frombuffer(factors, dtype=torch.float32)
-            # From pageable memory the copy would wait for the device, non_blocking or not.
-            table = table.pin_memory() if self.device.type == "cuda" else table.clone()
-            self._factors = table.to(self.device, non_blocking=True)
-        # Indexing with a scalar tensor would read the index on the host.
-        return self._factors.take(step - self._counts[0])
 
     def total(self) -> int:
         """Return how many steps of the run were skipped; wait for the device."""

@@ -94,8 +94,8 @@ def _check(factory: SGD | AdamW) -> None:
 
 
 def _can_fuse(model: nn.Module) -> bool:
-    # One kernel reads and writes each tensor once, and takes a learning rate and the overflow flag
-    # of float16 from the device, so a step needs no wait.
+    # One kernel reads and writes each tensor once, and takes the overflow flag of float16 from the
+    # device, so a step needs no wait.
     return all(
         p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in model.parameters()
     )

@@ -68,7 +68,9 @@ class TrainStep:
         """
         divisors = self._divisors(group, step) if len(group) > 1 else None
         self._seed(step)
-        self._set_learning_rate(step)
+        factor = self.schedule(step, self.settings.steps)
+        for param_group in self.optimizer.param_groups:
+            param_group["lr"] = param_group["base_lr"] * factor
         sums: dict[str, Tensor] = {}
         for i, batch in enumerate(group):
             # DDP averages the gradients in the last backward pass of a step alone.
@@ -130,16 +132,6 @@ class TrainStep:
         # With the rank, or all processes would drop the same units. CUDA is seeded by this, too.
         torch.manual_seed(mix(self.settings.seed, step, collectives.rank()))
 
-    def _set_learning_rate(self, step: int) -> None:
-        """Set the rates of this step: base rates times the schedule's factor."""
-        factor: float | Tensor = self.schedule(step, self.settings.steps)
-        if self.scaler.is_enabled():
-            factor = self.overflows.factor(self.schedule, step, self.settings.steps)
-        for group in self.optimizer.param_groups:
-            rate = group["base_lr"] * factor
-            # Only torch's fused kernels take a rate that is a tensor on the device.
-            group["lr"] = rate if group.get("fused") else float(rate)
-
     def require_updates(self, step: int, last_step: int, replay: str) -> None:
         """Raise DivergedError if float16 overflows in every step; see Overflows.check."""
         if self.scaler.is_enabled():
@@ -147,7 +139,7 @@ class TrainStep:
 
     def figures(self) -> dict[str, float]:
         """Return the rates of the latest step, lowest and highest; with float16 skipped steps."""
-        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         figures = {"lr": min(rates), "lr_head": max(rates)}
         if self.scaler.is_enabled():
             figures["skipped"] = self.overflows.total()
