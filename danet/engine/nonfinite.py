@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from danet.distributed import collectives
 from danet.errors import DivergedError
 
-CAPACITY = 1000
-"""Losses kept before they must be checked; each is a few scalars on the device."""
+CHECK_EVERY = 1000
+"""Steps after which losses are checked at the latest; each is a few scalars on the device."""
 _SHOWN_NAMES = 8
 
 
@@ -30,11 +30,6 @@ class NonFiniteGuard:
         self._steps: list[tuple[int, Sequence[str], Tensor]] = []  # number, samples, loss
         self._names: Sequence[str] = ()
         self._terms: Mapping[str, Tensor] = {}
-
-    @property
-    def is_full(self) -> bool:
-        """Whether ``check`` must be called, even if no line of the log is due."""
-        return len(self._steps) >= CAPACITY
 
     def append(self, step: int, names: Sequence[str], terms: Mapping[str, Tensor]) -> None:
         """Keep the loss terms of a step, scalars on the device, and the names of its samples."""

@@ -17,7 +17,7 @@ from danet.distributed.agreement import Agreement, Farewell
 from danet.distributed.failures import naming_gradient_failures
 from danet.distributed.signals import FAIL, SAVE, STOP, Signals, Stop
 from danet.engine.log import RunLog
-from danet.engine.nonfinite import NonFiniteGuard
+from danet.engine.nonfinite import CHECK_EVERY, NonFiniteGuard
 from danet.engine.profile import WAITING, StepProfile
 from danet.engine.throughput import Throughput
 from danet.engine.train_step import TrainStep
@@ -87,7 +87,8 @@ class Trainer:
                 self.guard.append(self.step, [n for batch in group for n in batch.name], terms)
                 self.log.advance()
                 is_logged = self.log_due()
-                if is_logged or self.checkpoints.due(self.step) or self.guard.is_full:
+                is_checked = is_logged or self.step % CHECK_EVERY == 0
+                if is_checked or self.checkpoints.due(self.step):
                     losses = self.guard.check()  # while training, the only wait for the device
                     replay = self.guard.replay(self.step)
                     self.train_step.require_updates(self.step, self.last_step, replay)
