@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from danet import console
+from danet.distributed import collectives
 from danet.engine.trackers import TRACKERS, Tracker, finite, plain_settings
 from danet.evaluation.inference import describe
 from danet.evaluation.metrics import ConfusionMatrix, single_class_warning
@@ -32,7 +33,7 @@ class RunLog:
         config: Of the run.
         log_to: Names of trackers, see danet.engine.trackers.
         run_id: Of the run, the same after resuming.
-        count: Returns further numbers for the lines of training; called on all processes.
+        count: Returns numbers of this process; the lines of training have their sums over all.
 
     Attributes:
         trackers: By name, those that could be started; none on other processes.
@@ -124,7 +125,8 @@ class RunLog:
         """Log a step: losses by name, rates and throughput, the counters of all processes."""
         named = {f"loss_{name}": loss for name, loss in losses.items()}
         values = {"loss": sum(losses.values()), **named, **figures}
-        values |= self._count()  # on all ranks: the count is a collective
+        for name, count in self._count().items():
+            values[name] = sum(collectives.gather(count))  # a collective: on all ranks
         shown = {"loss": f"{values['loss']:.3f}", "waiting": f"{values['data_waiting']:.0%}"}
         self._bar.set_postfix(shown, refresh=False)  # drawn with the next step
         self.scalars(step, "train", values)

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ from danet.engine.optimizer import OptimizerFactory
 from danet.engine.precision import place
 from danet.engine.schedule import Schedule
 from danet.engine.train_step import TrainStep
-from danet.engine.trainer import Evaluate, Trainer
+from danet.engine.trainer import Trainer
 from danet.errors import UserError
 from danet.evaluation.evaluate import evaluate
 from danet.evaluation.inference import Inference
@@ -158,7 +159,7 @@ def make_trainer(
         config=config.plain,
         log_to=config.run.log_to,
         run_id=run_folder.id_of(folder),
-        count=lambda: sum_over_processes(batches.count(), device),
+        count=batches.count,
     )
     checkpoints = CheckpointManager(
         folder,
@@ -177,7 +178,7 @@ def make_trainer(
     train_step = TrainStep(
         model, parts.loss.to(device), parts.optimizer(model), parts.schedule, settings
     )
-    trainer = Trainer(train_step, checkpoints, log, make_evaluate(config, parts, device, log))
+    trainer = Trainer(train_step, checkpoints, log, partial(score, config, parts, device, log))
     if saved:
         trainer.load_state(saved)
     images = config.data.batch_size * settings.accumulate * collectives.world_size()
@@ -219,29 +220,30 @@ def loader_settings(config: TrainConfig, device: torch.device) -> dict[str, Any]
     }
 
 
-def make_evaluate(config: TrainConfig, parts: Parts, device: torch.device, log: RunLog) -> Evaluate:
-    """Return the function that scores a network on the whole validation set."""
+def score(
+    config: TrainConfig,
+    parts: Parts,
+    device: torch.device,
+    log: RunLog,
+    model: nn.Module,
+    step: int,
+) -> ConfusionMatrix:
+    """Score a network on the whole validation set; show pictures of it."""
     infer, val_set = parts.evaluation, parts.val_set
-    height, width = config.data.crop or config.data.size or (512, 512)
-    # A training batch of so many pixels fits the device; attention maps are drawn of as many.
-    pixels = config.data.batch_size * height * width
-
-    def score(model: nn.Module, step: int) -> ConfusionMatrix:
-        collectives.broadcast_buffers(model)
-        batches = eval_batches(val_set, **loader_settings(config, device))
-        num_classes = config.data.num_classes
-        confusion = evaluate(model, batches, infer, num_classes=num_classes, device=device)
-        # Shares of different images take different times, more than a collective would wait.
-        wait_patiently(f"the evaluation at step {step}")
-        collectives.sum_in_place(confusion.counts)
-        if log.trackers:
-            log.images(
-                step,
-                validation_pictures(model, val_set, infer, device=device, max_pixels=pixels),
-            )
-        return confusion
-
-    return score
+    collectives.broadcast_buffers(model)
+    batches = eval_batches(val_set, **loader_settings(config, device))
+    num_classes = config.data.num_classes
+    confusion = evaluate(model, batches, infer, num_classes=num_classes, device=device)
+    # Shares of different images take different times, more than a collective would wait.
+    wait_patiently(f"the evaluation at step {step}")
+    collectives.sum_in_place(confusion.counts)
+    if log.trackers:
+        height, width = config.data.crop or config.data.size or (512, 512)
+        # A training batch of so many pixels fits the device; attention maps are drawn of as many.
+        pixels = config.data.batch_size * height * width
+        pictures = validation_pictures(model, val_set, infer, device=device, max_pixels=pixels)
+        log.images(step, pictures)
+    return confusion
 
 
 def require_same_start(config: TrainConfig, parts: Parts) -> None:
@@ -294,14 +296,6 @@ def explaining_failures(
         if explained is None:
             raise
         raise explained from error
-
-
-def sum_over_processes(counts: Mapping[str, float], device: torch.device) -> dict[str, float]:
-    """Return the sums of named counts; the same names on all processes."""
-    if not counts:
-        return {}
-    numbers = torch.tensor(list(counts.values()), dtype=torch.float64, device=device)
-    return dict(zip(counts, collectives.sum_of(numbers, "sum of counters"), strict=True))
 
 
 def warn(text: str) -> None:
