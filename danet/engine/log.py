@@ -36,7 +36,7 @@ class RunLog:
         count: Returns numbers of this process; the lines of training have their sums over all.
 
     Attributes:
-        trackers: By name, those that could be started; none on other processes.
+        trackers: By name, those that have not failed; none on other processes.
     """
 
     def __init__(
@@ -53,8 +53,7 @@ class RunLog:
     ) -> None:
         self.folder, self.classes, self.config = folder, classes, config or {}
         self._count = count
-        self._warned: set[str] = set()
-        self._has_partial_line = False
+        self._has_warned = self._has_partial_line = self._has_logged_console_failure = False
         self.trackers: dict[str, Tracker] = {}
         if folder is not None:
             self._path = folder / "metrics.jsonl"
@@ -62,7 +61,7 @@ class RunLog:
             # ``run`` (folder, name, trackers) differs between runs and explains no score.
             settings = plain_settings({k: v for k, v in self.config.items() if k != "run"})
             for name in log_to:
-                with self._warning_once(f"run.log_to: {name} failed"):
+                with self._leaving_out(name):
                     self.trackers[name] = TRACKERS[name](folder, step, run_id, settings)
         # tqdm redraws ten times a second by default, which fills the log file of a batch job.
         self._bar = tqdm(
@@ -96,10 +95,8 @@ class RunLog:
             return
         known = finite(values)
         shown = {f"{kind}/{name}": value for name, value in known.items()}
-        for name, tracker in self.trackers.items():
-            with self._warning_once(
-                f"run.log_to: {name} failed"
-            ):  # one by one: the others still get the numbers
+        for name, tracker in tuple(self.trackers.items()):
+            with self._leaving_out(name):
                 tracker.scalars(step, shown)
         # Python writes NaN and Infinity, which are not JSON: other readers refuse the whole line.
         self._append({"step": step, "kind": kind, **{name: known.get(name) for name in values}})
@@ -107,19 +104,23 @@ class RunLog:
 
     def _log_console_failure(self, step: int) -> None:
         """Log once that the console fails, which ends no training."""
-        if (reason := console.failure()) and "console" not in self._warned:
-            self._warned.add("console")
+        if (reason := console.failure()) and not self._has_logged_console_failure:
+            self._has_logged_console_failure = True
             self._append({"step": step, "kind": "warning", "text": f"console: {reason}"})
 
     def _append(self, line: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
-        with self._warning_once(f"{self._path}: the log cannot be written"):
-            # A disk that fills within a line leaves its first half; the next line starts a new one.
-            after_partial, self._has_partial_line = self._has_partial_line, True
+        # A disk that fills within a line leaves its first half; the next line starts a new one.
+        after_partial, self._has_partial_line = self._has_partial_line, True
+        try:
             # Opened for each line: closing it reports a full disk here, and readers miss nothing.
             with open(self._path, "a") as file:
                 file.write("\n" * after_partial + json.dumps(line) + "\n")
             self._has_partial_line = False
+        except OSError as error:  # days of training are worth more than lines of a log
+            if not self._has_warned:
+                self._has_warned = True
+                self.warn(f"{self._path}: the log cannot be written ({error.strerror or error})")
 
     def train(self, step: int, losses: Mapping[str, float], figures: Mapping[str, float]) -> None:
         """Log a step: losses by name, rates and throughput, the counters of all processes."""
@@ -163,20 +164,19 @@ class RunLog:
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Show pictures, uint8 (H, W, 3) RGB."""
-        for name, tracker in self.trackers.items():
-            with self._warning_once(f"run.log_to: {name} failed"):
+        for name, tracker in tuple(self.trackers.items()):
+            with self._leaving_out(name):
                 tracker.images(step, images)
 
     @contextmanager
-    def _warning_once(self, what: str) -> Iterator[None]:
-        """Turn the first error into a warning and drop further ones of the same kind."""
+    def _leaving_out(self, tracker: str) -> Iterator[None]:
+        """Turn any error of a tracker into a warning, and leave the tracker out from then on."""
         try:
             yield
-        except Exception as error:  # days of training are worth more than lines of a log
-            if what not in self._warned:
-                self._warned.add(what)
-                reason = getattr(error, "strerror", None) or " ".join(repr(error).split())
-                self.warn(f"{what} ({reason})")
+        except Exception as error:  # each further call might wait for a server that is gone
+            self.trackers.pop(tracker, None)
+            reason = getattr(error, "strerror", None) or " ".join(repr(error).split())
+            self.warn(f"run.log_to: {tracker} failed and is left out from now on ({reason})")
 
     def close(self, scores: Mapping[str, float | None] | None = None) -> None:
         """End the progress bar and write what is pending.
@@ -190,8 +190,8 @@ class RunLog:
             with suppress(OSError, ValueError):
                 sys.stdout.flush()  # what is buffered may fail only here
             self._log_console_failure(step)
-        for name, tracker in self.trackers.items():
-            with self._warning_once(f"run.log_to: {name} failed"):
+        for name, tracker in tuple(self.trackers.items()):
+            with self._leaving_out(name):
                 tracker.close(step, finite(scores or {}))
 
 
