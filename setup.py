@@ -36,7 +36,10 @@ SWEEP = ["optuna>=4"]
 WANDB = ["wandb>=0.19"]
 MLFLOW = ["mlflow-skinny>=3"]
 """For run.log_to."""
-DOCS = ["mkdocs>=1.6,<2", "mkdocstrings[python]>=0.29", "nbclient>=0.10", "ipykernel>=6.29"]
+DOCS = [
+    *("mkdocs>=1.6,<2", "mkdocstrings[python]>=0.29"),
+    *("nbclient>=0.10", "ipykernel>=6.29", "safetensors>=0.5"),
+]
 """For the API pages and the notebook."""
 
 setup(
