@@ -1,21 +1,10 @@
 """The settings of the trainer; free of torch, which the command line need not wait for."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_COUNTS = (
-    "steps",
-    "stop_at",
-    "eval_every",
-    "log_every",
-    "accumulate",
-    "save_every",
-    "keep_last",
-    "keep_best",
-    "keep_every",
-)
 _SAVING = "saving changes no weight"
 _CHOICES = {
     "precision": ("auto", "float32", "bfloat16", "float16"),
@@ -92,9 +81,10 @@ class TrainSettings:
 
     def errors(self) -> list[str]:
         """Return what is wrong with the values, one line each."""
+        counts = [f.name for f in fields(self) if f.type in (int, int | None) and f.name != "seed"]
         lines = [
             f"trainer.{name}={getattr(self, name)}: expected a whole number of at least 1"
-            for name in _COUNTS
+            for name in counts
             if getattr(self, name) is not None and getattr(self, name) < 1
         ]
         # ``not x > 0`` instead of ``x <= 0``: NaN, which YAML can spell, fails every comparison.
