@@ -123,7 +123,7 @@ def test_the_ablation_of_the_paper_is_one_override_each():
         (["loss.main.class_weights=[1,2]"], "2 weights for data.num_classes=16"),
         (["loss.main.class_weights=[1,-1]"], "loss.main.class_weights[1]=-1: expected a number"),
         (["optimizer.lr=nan"], "optimizer.lr=nan: expected a finite number"),
-        (["trainer.precision=half"], "expected auto, float32, bfloat16, float16"),
+        (["trainer.precision=half"], "expected auto, float32, bfloat16 or float16"),
         (
             ["model.backbone.multi_grid=[a]"],
             "expected a whole number, got the text 'a' in the list",
