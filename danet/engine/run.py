@@ -80,7 +80,6 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
     for note in (*notes, *advice.notes(config, device, typed=overrides)):
         cli.say(note)
     with process_group(device):
-        memory = out_of_memory.free_memory(device)
         parts = make_parts(config)
         require_same_start(config, parts)
         if saved and is_finished(saved, config.trainer.steps):
@@ -91,7 +90,7 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
         done = saved["step"] if saved else 0
         batches = make_batches(config, parts.train_set, device, done=done)
         trainer = make_trainer(config, saved, device, parts, batches)
-        with explaining_failures(config, device, memory, batches, trainer):
+        with explaining_failures(config, device, batches, trainer):
             trainer.fit(batches)
         for line in bad_samples.summary(collectives.gather(batches.bad.reasons)):
             cli.say(line)
@@ -289,7 +288,6 @@ def validate_data(config: TrainConfig, saved: Checkpoint | None, parts: Parts) -
 def explaining_failures(
     config: TrainConfig,
     device: torch.device,
-    memory: int,
     batches: TrainBatches,
     trainer: Trainer,
 ) -> Iterator[None]:
@@ -298,7 +296,6 @@ def explaining_failures(
     Args:
         config: Of the run.
         device: That trains.
-        memory: Bytes that were free before the start.
         batches: Whose workers may have died.
         trainer: Whose network is in training mode except in an evaluation.
     """
@@ -310,7 +307,7 @@ def explaining_failures(
             explained = batches.explain(error)
         if explained is None and out_of_memory.is_shortage(error):
             is_training = trainer.train_step.model.training
-            explained = out_of_memory.explain(config, device, memory, training=is_training)
+            explained = out_of_memory.explain(config, device, training=is_training)
         if explained is None:
             raise
         raise explained from error
