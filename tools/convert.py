@@ -195,7 +195,7 @@ def main() -> None:
     own = tuple(f"{field.name}=" for field in fields(ConvertConfig))
     given = sys.argv[1:]
     sys.argv[1:] = [text for text in given if text.startswith(("-", *own))]
-    further = [cli.quote_path(text) for text in given if text not in sys.argv[1:]]
+    further = [cli.quote(text) for text in given if text not in sys.argv[1:]]
     cli.run(partial(run, further=further), "convert")
 
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,9 @@ def _named(key: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{key}: {first_line(error)}") from error
     except Exception as error:  # with the values of a foreign file torch may raise anything
-        raise InputError(f"{key}: {type(error).__name__}: {first_line(error)}") from error
+        kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
+        raise InputError(f"{key}: {kind}{first_line(error)}") from error
 
 
 def make_dataset(config: TrainConfig, split: str, *, training: bool) -> SegmentationDataset:
@@ -184,11 +183,11 @@ def untrained(config: TrainConfig) -> nn.Module:
 
     For a checkpoint, which holds its weights: that file need not exist any more.
     """
-    node, backbone = config.model, config.model.get("backbone")
+    backbone = config.model.get("backbone")
     if isinstance(backbone, Mapping) and "weights" in backbone:
-        node = {**node, "backbone": {**backbone, "weights": None}}
-    model: nn.Module = make(node, "model")
-    return model
+        node = {**config.model, "backbone": {**backbone, "weights": None}}
+        config = replace(config, model=node)
+    return make_model(config)
 
 
 def model_of(saved: Checkpoint, config: TrainConfig, path: str | Path) -> nn.Module:

@@ -46,6 +46,11 @@ _ROOTS = {
 }
 """Nodes that name a class, and whether they are partial: called later, with more arguments."""
 
+_MOST_CLASSES = f"at most {MAX_CLASSES}; 255 is no class"
+_ONE_KIND = (
+    "; for one kind of object these are background and object, data.classes=[background,object]"
+)
+
 
 def _whole(low: int) -> Callable[[Any], bool]:
     return lambda number: is_int(number) and number >= low
@@ -63,25 +68,12 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("device_memory", lambda n: n is None or n > 0, "GiB above 0, or null to ask the device"),
     ("data.batch_size", _whole(1), "a whole number of at least 1"),
     ("data.num_workers", _whole(0), "a whole number of at least 0"),
-    (
-        "data.num_classes",
-        _whole(2),
-        "a whole number of at least 2; for one kind of object these are background and object, "
-        "data.classes=[background,object]",
-    ),
-    (
-        "data.num_classes",
-        lambda n: not is_int(n) or n <= MAX_CLASSES,
-        f"at most {MAX_CLASSES}; 255 is no class",
-    ),
+    ("data.num_classes", _whole(2), f"a whole number of at least 2{_ONE_KIND}"),
+    ("data.num_classes", lambda n: not is_int(n) or n <= MAX_CLASSES, _MOST_CLASSES),
     ("data.crop", _pair(32), "two whole numbers of at least 32, data.crop=[512,512]"),
     ("data.size", _pair(1), "two whole numbers of at least 1, data.size=[64,384]"),
     ("data.on_bad_sample", lambda text: text in ON_BAD_SAMPLE, " or ".join(ON_BAD_SAMPLE)),
-    (
-        "data.max_bad_share",
-        lambda n: is_number(n) and 0 <= n <= 1,
-        "a share between 0 and 1",
-    ),
+    ("data.max_bad_share", lambda n: is_number(n) and 0 <= n <= 1, "a share between 0 and 1"),
     ("data.timeout", lambda n: is_number(n) and n >= 0, "seconds, or 0 to wait for ever"),
 )
 """Key of a setting, whether a value is in its range, and the range in words."""
@@ -231,14 +223,14 @@ def _value_errors(plain: Mapping[str, Any]) -> list[str]:
         for key, fits, expected in _RANGES
         if key in values and not fits(values[key])
     ]
+    count = values["data.num_classes"]
     for key, value, _ in walk(plain, ""):
         if isinstance(value, float) and not math.isfinite(value):
             errors.append(f"{key}={value}: expected a finite number")
         elif re.search(r"\.class_weights\[\d+\]$", key) and is_number(value) and value < 0:
             errors.append(f"{key}={value}: expected a number of at least 0")
-        elif key.endswith(".class_weights") and isinstance(value, list):
-            if len(value) != (count := values["data.num_classes"]):
-                errors.append(f"{key}: {len(value)} weights for data.num_classes={count}")
+        elif key.endswith(".class_weights") and isinstance(value, list) and len(value) != count:
+            errors.append(f"{key}: {len(value)} weights for data.num_classes={count}")
     return errors
 
 

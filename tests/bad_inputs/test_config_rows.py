@@ -215,7 +215,7 @@ def test_C27_half_precision_without_hardware(given, monkeypatch):
 def test_C28_other_settings_than_the_checkpoint():
     before = check_of("data=camvid")
     now = check_of("data=camvid", "model.backbone.depth=50", "optimizer.lr=0.01")
-    lines = differences(before.plain, now.plain)
+    lines = differences(before.plain, now.plain).values()
     assert "  model.backbone.depth: 18 in the checkpoint, 50 now" in lines
     assert "  optimizer.lr: 0.002 in the checkpoint, 0.01 now" in lines
 
