@@ -36,7 +36,7 @@ def require_packages(file: str) -> None:
     path = Path(file).resolve()
     root, version = path.parents[1], sys.version_info[:2]
     environment = root / ".venv"
-    activate = "source " + shlex.quote(str(environment / "bin" / "activate"))
+    activate = f"source {shlex.quote(str(environment / 'bin' / 'activate'))}"
     is_active = os.path.realpath(sys.prefix) == os.path.realpath(str(environment))
     missing = missing_packages(root)
     is_supported = _OLDEST <= version <= _NEWEST

@@ -176,7 +176,6 @@ NOT_ADVICE = {
     ": it and others like it are done in windows": "says what is done; the setting is the reason",
     ": neither reachable nor here already": "a fact about the hub",
     "its entries are compressed and unpack": "of a file that is made to harm",
-    "none (trainer.ema_decay=null)": "a row of a plan; the setting is what it says",
     ": allow_changes=true, from here on with": "says what the setting allowed",
     "resume: allow_changes=true, …; it goes on": "says what the setting allowed",
     "resume: allow_changes=true, …; samples": "says what the setting allowed",
@@ -223,19 +222,20 @@ ADVICE = {
     # danet/config/validate.py
     ": there is no such folder;": "a_folder_that_exists_is_given; a_backslash_belongs_to_the_name",
     ": expected a finite number": "settings",
-    ": expected a whole number of at least 0": "settings",
-    ": expected GiB above 0, or null to ask the device": "settings",
+    "expected a whole number of at least 0": "settings",
+    "expected a whole number of at least 1": "settings",
+    "expected a whole number of at least 2…": "few",
+    "expected GiB above 0, or null to ask the device": "settings",
     "…: no value is given; set …=…": "a_value_that_is_missing_is_given",
     ": names no class; expected _target_ and its": "target",
     "…._partial_=…: expected …": "settings",
     ": expected danet.losses.DeepSupervision; a loss": "loss",
     ": expected a number of at least 0": "classes_weigh",
     "; for one kind of object these are background and": "one_kind_of_object_is_two_classes",
-    "data.…=…: expected a whole number of at least ……": "settings; few",
-    ": expected two whole numbers of at least": "windows; two sides; words",
-    ": expected at most": "num_classes",
+    "expected two whole numbers of at least 32": "windows",
+    "expected two whole numbers of at least 1": "two sides; words",
+    "expected at most …; 255 is no class": "num_classes",
     "): leave data.num_classes out": "a_class_count_follows_from_the_names; num_classes",
-    "…._partial_=…: expected true or false": "head partial",
     # danet/cli.py
     ", and here are other bytes; set": "bytes_that_are_not_text_are_passed_as_the_message_shows",
     ": settings are given without dashes, as in": "no dashes; help_shows_the_settings",
@@ -245,12 +245,12 @@ ADVICE = {
     ": not understood; a setting has the form": (
         "brackets_are_closed_as_the_message_shows; several_values_are_several_runs"
     ),
-    "…=…: expected …": "whole number",
-    "…=…: expected true or false": "truth",
+    "…=…: expected …": "whole number; truth",
     "…: no value is given; set …=<…>": "a_file_that_is_missing_is_given",
     "=null: expected a value": "value",
     "; YAML is indented with blanks, not with tabs": "tabs_become_blanks",
-    # danet/config/annotations.py
+    # danet/config/arguments.py
+    "…._partial_=…: expected true or false": "head partial",
     "expected one of ……": "one of",
     "expected …, got …": "number",
     "expected a mapping, {name: value}, got": "mapping",
@@ -276,9 +276,9 @@ ADVICE = {
     "samples do not fill one batch: data.batch_size=": "a_smaller_batch_is_filled",
     # danet/data/bad_samples.py
     "; mend or remove them (tools/check_data.py full=true": "bad_samples_are_mended_or_removed",
-    "data.on_bad_sample=": "pictures",
-    ": expected a share between 0 and 1": "pictures",
-    ": expected seconds, or 0 to wait for ever": "parts",
+    "expected error or skip": "pictures",
+    "expected a share between 0 and 1": "pictures",
+    "expected seconds, or 0 to wait for ever": "parts",
     # danet/data/transforms.py
     "size=… is not [height, width] of at least 32": "authors",
     "is not [low, high] with 0 < low <= high": "windows",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import Tensor, nn
+from torch import nn
 
 from danet.checkpoint import exported
 from danet.checkpoint import format as checkpoint_format
@@ -172,12 +172,6 @@ def misfit(saved: Checkpoint, config: TrainConfig) -> str:
     return problems
 
 
-def averaged(saved: Checkpoint) -> dict[str, Tensor]:
-    """Return the averaged weights of a checkpoint by the names of the network."""
-    prefix = "module."
-    return {k[len(prefix) :]: v for k, v in saved["ema"].items() if k.startswith(prefix)}
-
-
 def untrained(config: TrainConfig) -> nn.Module:
     """Build the network of a config with random weights, even if the run started from a file.
 
@@ -197,8 +191,10 @@ def model_of(saved: Checkpoint, config: TrainConfig, path: str | Path) -> nn.Mod
             f"checkpoint={path}: the weights do not fit its own config: {problems}; one of the two "
             "was changed after the training"
         )
-    model = untrained(config)
-    model.load_state_dict(saved["model"] if saved.get("ema") is None else averaged(saved))
+    model, weights, prefix = untrained(config), saved["model"], "module."
+    if (ema := saved.get("ema")) is not None:
+        weights = {k.removeprefix(prefix): v for k, v in ema.items() if k.startswith(prefix)}
+    model.load_state_dict(weights)
     return model.eval()
 
 

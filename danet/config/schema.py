@@ -35,8 +35,6 @@ _ELSEWHERE = {
 }
 """Last part of a key of other programs -> the setting here that has the same effect."""
 
-ON_BAD_SAMPLE = ("error", "skip")
-
 LOG_TO = ("tensorboard", "wandb", "mlflow")
 """Programs that show a log; each is the name of its package, too."""
 

@@ -1,31 +1,28 @@
 """Validation of a composed config: reports every error in it before anything is built.
 
-It covers what the schema cannot: missing values, interpolations, and every ``_target_`` node, whose
-arguments are compared with the signature of the class that it names.
+It covers what the schema cannot: missing values, interpolations, ranges, and every ``_target_``
+node (see ``danet.config.arguments``).
 """
 
-import inspect
 import math
 import os
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from danet.config.annotations import mismatch
+from danet.config.arguments import target_errors
 from danet.config.schema import (
-    ON_BAD_SAMPLE,
     DataConfig,
     RunSettings,
     TrainConfig,
     TrainSchema,
-    did_you_mean,
     instead,
 )
 from danet.config.targets import TRUSTED, locate
@@ -36,17 +33,7 @@ from danet.types import MAX_CLASSES
 
 T = TypeVar("T")
 
-_ROOTS = {
-    "data.dataset": True,
-    "model": False,
-    "loss": False,
-    "optimizer": False,
-    "schedule": False,
-    "evaluation": False,
-}
-"""Nodes that name a class, and whether they are partial: called later, with more arguments."""
-
-_MOST_CLASSES = f"at most {MAX_CLASSES}; 255 is no class"
+_MOST_CLASSES = f"expected at most {MAX_CLASSES}; 255 is no class"
 _ONE_KIND = (
     "; for one kind of object these are background and object, data.classes=[background,object]"
 )
@@ -63,18 +50,26 @@ def _pair(low: int) -> Callable[[Any], bool]:
     )
 
 
+def _is_share(number: Any) -> bool:
+    return is_number(number) and 0 <= number <= 1
+
+
+def _is_size(gib: Any) -> bool:
+    return gib is None or gib > 0
+
+
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("seed", _whole(0), "a whole number of at least 0"),
-    ("device_memory", lambda n: n is None or n > 0, "GiB above 0, or null to ask the device"),
-    ("data.batch_size", _whole(1), "a whole number of at least 1"),
-    ("data.num_workers", _whole(0), "a whole number of at least 0"),
-    ("data.num_classes", _whole(2), f"a whole number of at least 2{_ONE_KIND}"),
+    ("seed", _whole(0), "expected a whole number of at least 0"),
+    ("device_memory", _is_size, "expected GiB above 0, or null to ask the device"),
+    ("data.batch_size", _whole(1), "expected a whole number of at least 1"),
+    ("data.num_workers", _whole(0), "expected a whole number of at least 0"),
+    ("data.num_classes", _whole(2), f"expected a whole number of at least 2{_ONE_KIND}"),
     ("data.num_classes", lambda n: not is_int(n) or n <= MAX_CLASSES, _MOST_CLASSES),
-    ("data.crop", _pair(32), "two whole numbers of at least 32, data.crop=[512,512]"),
-    ("data.size", _pair(1), "two whole numbers of at least 1, data.size=[64,384]"),
-    ("data.on_bad_sample", lambda text: text in ON_BAD_SAMPLE, " or ".join(ON_BAD_SAMPLE)),
-    ("data.max_bad_share", lambda n: is_number(n) and 0 <= n <= 1, "a share between 0 and 1"),
-    ("data.timeout", lambda n: is_number(n) and n >= 0, "seconds, or 0 to wait for ever"),
+    ("data.crop", _pair(32), "expected two whole numbers of at least 32, data.crop=[512,512]"),
+    ("data.size", _pair(1), "expected two whole numbers of at least 1, data.size=[64,384]"),
+    ("data.on_bad_sample", lambda text: text in ("error", "skip"), "expected error or skip"),
+    ("data.max_bad_share", _is_share, "expected a share between 0 and 1"),
+    ("data.timeout", lambda n: is_number(n) and n >= 0, "expected seconds, or 0 to wait for ever"),
 )
 """Key of a setting, whether a value is in its range, and the range in words."""
 
@@ -135,8 +130,8 @@ def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> TrainConfig
     _refuse_missing(plain)
     trainer, run = _typed(TrainSettings, plain["trainer"]), _typed(RunSettings, plain["run"])
     errors = [*_unknown_keys(plain, added), *_value_errors(plain)]
-    errors += [error for key, is_partial in _ROOTS.items() for error in _root_errors(plain, key)]
-    errors += [error for group in TRUSTED for error in _node_errors(plain[group], group)]
+    for group in TRUSTED:
+        errors += [*_root_errors(plain[group], group), *_node_errors(plain[group], group)]
     errors += [*_class_errors(plain["data"]), *trainer.errors(), *run.errors()]
     if errors:
         _refuse(errors)
@@ -219,7 +214,7 @@ def _value_errors(plain: Mapping[str, Any]) -> list[str]:
     """Check single values: those of ``_RANGES``, that numbers are finite, and class weights."""
     values = {"data.num_classes": None, **flat(plain)}
     errors = [
-        f"{key}={values[key]}: expected {expected}"
+        f"{key}={values[key]}: {expected}"
         for key, fits, expected in _RANGES
         if key in values and not fits(values[key])
     ]
@@ -234,17 +229,17 @@ def _value_errors(plain: Mapping[str, Any]) -> list[str]:
     return errors
 
 
-def _root_errors(plain: Mapping[str, Any], key: str) -> list[str]:
-    """Check that a node which must name a class does, with the ``_partial_`` that it must have."""
-    node: Any = plain
-    if not plain[key.split(".")[0]]:  # tools/check_data.py has data alone
+def _root_errors(node: Mapping[str, Any], group: str) -> list[str]:
+    """Check that a group names its class, which for data sets is called later, for each split."""
+    if not node:  # tools/check_data.py has data alone
         return []
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
+    key, is_partial = group, False
+    if group == "data":
+        key, is_partial, node = "data.dataset", True, node.get("dataset") or {}
     if not isinstance(node, Mapping) or "_target_" not in node:
         return [f"{key}: names no class; expected _target_ and its arguments"]
-    if node.get("_partial_", False) is not _ROOTS[key]:
-        return [f"{key}._partial_={node.get('_partial_')}: expected {str(_ROOTS[key]).lower()}"]
+    if node.get("_partial_", False) is not is_partial:
+        return [f"{key}._partial_={node.get('_partial_')}: expected {str(is_partial).lower()}"]
     if key == "loss":
         from danet.losses import DeepSupervision  # late, since it loads torch
 
@@ -288,57 +283,5 @@ def _node_errors(node: Any, key: str) -> list[str]:
         error
         for place, value, _ in walk(node, key)
         if isinstance(value, Mapping) and "_target_" in value
-        for error in _target_errors(value, place)
+        for error in target_errors(value, place)
     ]
-
-
-def _target_errors(node: Mapping[str, Any], key: str) -> list[str]:
-    """Compare the arguments of a node with the signature of its target."""
-    try:
-        target = locate(node["_target_"], key.split(".")[0])
-    except InputError as error:
-        return [f"{key}._target_: {error}"]
-    if not isinstance(node.get("_partial_", False), bool):
-        return [f"{key}._partial_={node['_partial_']}: expected true or false"]
-    arguments = {k: v for k, v in node.items() if k not in ("_target_", "_partial_")}
-    errors = _argument_errors(arguments, target, key)
-    parameters = inspect.signature(target).parameters
-    if not node.get("_partial_"):
-        errors += [
-            f"{key}.{name}: {target.__name__} needs this argument"
-            for name, p in parameters.items()
-            if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-            if name not in arguments
-        ]
-    return errors
-
-
-def _argument_errors(arguments: Mapping[str, Any], target: Any, key: str) -> list[str]:
-    """Check names and types of arguments; a mapping for a dataclass is checked in the same way."""
-    parameters, hints = inspect.signature(target).parameters, _hints(target)
-    errors = []
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for name, value in arguments.items():
-        is_unknown = name not in parameters and not open_ended
-        if is_unknown or not isinstance(name, str) or name.startswith("_"):
-            errors.append(
-                f"{key}.{name}: {target.__name__} takes no such argument"
-                + did_you_mean(name, parameters)
-            )
-        elif name in hints and not (isinstance(value, dict) and "_target_" in value):
-            if problem := mismatch(value, hints[name]):
-                errors.append(f"{key}.{name}={value}: {problem}")
-            elif isinstance(value, dict):
-                groups = (hint for hint in typing.get_args(hints[name]) if is_dataclass(hint))
-                for group in groups:
-                    errors += _argument_errors(value, group, f"{key}.{name}")
-    return errors
-
-
-def _hints(target: Any) -> dict[str, Any]:
-    """Return the annotations of the parameters of a target."""
-    function = target.__init__ if inspect.isclass(target) else target
-    try:
-        return typing.get_type_hints(function)
-    except (NameError, TypeError):  # a foreign class with annotations that cannot be resolved
-        return {}
