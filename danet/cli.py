@@ -40,6 +40,11 @@ _PATHS = (
 )
 """Keys of settings whose value is a path."""
 
+_UNKNOWN_KEY = re.compile(
+    r"Could not override '([^']+)'|not in '?(?:struct|.+?)'?\n *full_key: (\S+)"
+)
+"""Ends of the messages of Hydra and OmegaConf about keys that do not exist."""
+
 
 def run(work: Callable[[DictConfig], None], config_name: str) -> None:
     """Compose ``config_name`` with the command line, call ``work``, and end the process.
@@ -196,11 +201,9 @@ def _explain(error: Exception, config_name: str) -> str:
     text = str(error)
     cause: BaseException | None = error
     while cause is not None:
-        if key := re.search(
-            r"Could not override '([^']+)'|not in '?(?:struct|.+?)'?\n *full_key: (\S+)", text
-        ):
+        if found := _UNKNOWN_KEY.search(text):
             known = _keys(config_name)
-            unknown = dict.fromkeys([key[1] or key[2], *_unknown_keys(known)])
+            unknown = dict.fromkeys([found[1] or found[2], *_unknown_keys(known)])
             return "\n".join(f"{k}: there is no such key{instead(k, known)}" for k in unknown)
         full_key = getattr(cause, "full_key", None)
         if full_key and not isinstance(cause, ConfigCompositionException):

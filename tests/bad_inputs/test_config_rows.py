@@ -47,6 +47,7 @@ def test_C03_choice_that_does_not_exist(given):
     text = given("model/backbone=resnet52").refused("model/backbone=resnet52")
     assert "choices: resnet101, resnet18, resnet18_narrow, resnet34, resnet50" in text
     given("data=null").refused("data=null: expected one of ade20k, camvid")
+    given("evaluation=null").refused("evaluation=null: expected one of danet_multi, danet_single")
 
 
 def test_C04_text_for_a_number(given):
