@@ -86,7 +86,6 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
     for note in (*notes, *advice.notes(config, device, typed=overrides)):
         cli.say(note)
     with process_group(device):
-        memory = out_of_memory.free_memory(device)
         parts = make_parts(config)
         require_same_start(config, parts)
         done, steps = saved["step"] if saved else 0, config.trainer.steps
@@ -104,7 +103,7 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
             **loader_settings(config, device),
         )
         trainer = make_trainer(config, saved, device, parts, batches)
-        with explaining_failures(config, device, memory, batches, trainer):
+        with explaining_failures(config, device, batches, trainer):
             trainer.fit(batches)
         for line in bad_samples.summary(collectives.gather(batches.bad.reasons)):
             cli.say(line)
@@ -275,14 +274,10 @@ def validate_data(config: TrainConfig, saved: Checkpoint | None, parts: Parts) -
 def explaining_failures(
     config: TrainConfig,
     device: torch.device,
-    memory: int,
     batches: TrainBatches,
     trainer: Trainer,
 ) -> Iterator[None]:
-    """Raise a UserError in the place of what torch raises for dead workers and lack of memory.
-
-    ``memory`` is what was free before the start, in bytes.
-    """
+    """Raise a UserError in the place of what torch raises for dead workers and lack of memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -292,7 +287,7 @@ def explaining_failures(
         if explained is None and out_of_memory.is_shortage(error):
             # The network is in training mode except in an evaluation.
             is_training = trainer.train_step.model.training
-            explained = out_of_memory.explain(config, device, memory, training=is_training)
+            explained = out_of_memory.explain(config, device, training=is_training)
         if explained is None:
             raise
         raise explained from error
