@@ -42,6 +42,18 @@ def atomic_write(path: Path, *, shared: bool = False, durable: bool = False) -> 
         raise
 
 
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file of results and the folders above it; raise StorageError."""
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise explain_storage(error) or StorageError(
+            f"{path}: cannot be written ({error.strerror})"
+        ) from error
+
+
 def sync_folder(folder: Path) -> None:
     """Flush the entries of a folder to the disk, where the system allows folders to be opened."""
     if os.name == "posix":

@@ -13,7 +13,7 @@ from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
 from danet.types import Sample
 from danet.visualization import attention, overlay, sheets
-from danet.visualization.figure import FigureOptions, figure, heatmap, validation_pictures
+from danet.visualization.figure import figure, heatmap, validation_pictures
 from danet.visualization.overlay import SegmentedImage
 
 CLASSES = ("sky", "road", "a class with a long name", "car")
@@ -48,7 +48,8 @@ def test_errors_are_red_and_ignored_pixels_black(scene):
     prediction = truth.copy()
     prediction[20, 100] = 3
     prediction[0, 0] = 1
-    drawn = overlay.error_map(image, prediction, truth)
+    *_, drawn = overlay.panels_of(SegmentedImage("x", image, prediction, truth), PALETTE)
+    drawn = drawn[18:]  # below the title
     assert drawn[20, 100].tolist() == [220, 40, 40]
     assert drawn[0, 0].tolist() == [0, 0, 0]
     assert (drawn == (220, 40, 40)).all(axis=2).sum() == 1
@@ -56,7 +57,7 @@ def test_errors_are_red_and_ignored_pixels_black(scene):
 
 @pytest.mark.parametrize("width", [60, 200, 700])
 def test_the_legend_shows_every_present_class_and_no_other(width):
-    drawn = overlay.legend(CLASSES, PALETTE, [0, 2, 3], width)
+    drawn = overlay.with_legend(np.zeros((1, width, 3), np.uint8), CLASSES, PALETTE, {0, 2, 3})
     assert drawn.shape[1] == width
     colors = {tuple(c) for c in drawn.reshape(-1, 3).tolist()}
     assert {PALETTE[0], PALETTE[2], PALETTE[3]} <= colors
@@ -156,7 +157,7 @@ def test_figure_6_has_a_panel_for_all_there_is(scene, head, panels):
     model, prediction = network(head), np.where(mask == 255, 0, mask).astype(np.uint8)
     points = [attention.Point(30, 45), attention.Point(100, 10)]
     picture = SegmentedImage("x", image, prediction, mask)
-    drawn = figure(model, picture, CLASSES, PALETTE, FigureOptions(points=points))
+    drawn = figure(model, picture, CLASSES, PALETTE, points=points)
     one = image.shape[0] + 18
     rows = (drawn.shape[0] - panels * one - (panels - 1) * 4) / 18
     assert rows == int(rows) >= 1
@@ -167,8 +168,8 @@ def test_figure_6_shows_means_of_classes_and_several_channels(scene):
     model = network(functools.partial(DualAttentionHead, reduction=2))
     prediction = np.where(mask == 255, 0, mask).astype(np.uint8)
     picture = SegmentedImage("x", image, prediction, mask)
-    options = FigureOptions(wanted=[1, 3], by_class=True, channels=2)
-    drawn = figure(model, picture, CLASSES, PALETTE, options)
+    options = {"wanted": [1, 3], "by_class": True, "channels": 2}
+    drawn = figure(model, picture, CLASSES, PALETTE, **options)
     panels = 1 + 2 + 2 * 2 + 2
     rows = (drawn.shape[0] - panels * (60 + 18) - (panels - 1) * 4) / 18
     assert rows == int(rows) >= 1
@@ -185,9 +186,7 @@ def test_pictures_of_a_validation_pass_the_network_in_small_parts(scene):
     model, seen = network(functools.partial(DualAttentionHead, reduction=2)), []
     model.backbone.register_forward_pre_hook(lambda _, x: seen.append(x[0][0, 0].numel()))
     infer = Sliding(crop=(32, 32), stride=(32, 32), windows_per_batch=1)
-    drawn = validation_pictures(
-        model, samples, infer, device=torch.device("cpu"), max_pixels=1500, count=2
-    )
+    drawn = validation_pictures(model, samples, infer, max_pixels=1500, count=2)
     assert list(drawn) == ["a", "a_attention", "b"]
     assert max(seen) <= 1500
 

@@ -13,7 +13,7 @@ from danet.data_check.scan import SplitReport
 from danet.datasets.base import SegmentationDataset
 from danet.errors import InputError
 from danet.types import IGNORE
-from danet.visualization.overlay import add_title, arrange, legend, overlay
+from danet.visualization.overlay import add_title, arrange, overlay, with_legend
 
 _TILE = (240, 320)
 """Height and width of a tile of the contact sheet, in pixels."""
@@ -176,9 +176,7 @@ def contact_sheet(dataset: SegmentationDataset, indices: Iterable[int]) -> np.nd
         tiles.append(add_title(_tile(image, mask, dataset), name))
     if not tiles:
         return None
-    body = arrange(tiles)
-    key = legend(dataset.classes, dataset.palette, sorted(present), body.shape[1])
-    return np.vstack((body, key))
+    return with_legend(arrange(tiles), dataset.classes, dataset.palette, present)
 
 
 def _tile(image: np.ndarray, mask: np.ndarray, dataset: SegmentationDataset) -> np.ndarray:

@@ -239,10 +239,7 @@ def make_evaluate(config: TrainConfig, parts: Parts, device: torch.device, log: 
         wait_patiently(f"the evaluation at step {step}")
         collectives.sum_in_place(confusion.counts)
         if log.takes_images():
-            log.images(
-                step,
-                validation_pictures(model, val_set, infer, device=device, max_pixels=pixels),
-            )
+            log.images(step, validation_pictures(model, val_set, infer, max_pixels=pixels))
         return confusion
 
     return score

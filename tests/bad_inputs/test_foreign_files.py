@@ -340,7 +340,7 @@ def test_drawn_pictures_of_any_size_are_refused():
 def test_lines_and_scores_beside_a_file_are_numbers_or_left_out(tmp_path):
     from danet.engine.log import read_metrics
     from danet.tools.export import are_scores
-    from danet.visualization.report import named_curves
+    from danet.visualization.pages import named_curves
 
     good = {"step": 1, "kind": "train", "loss": 0.5, "lr": None}
     odd = ["[1]", '"x"', "[" * 100_000, '{"step": "<b>"}', '{"step": 1e999, "kind": "train"}', "{"]
