@@ -20,7 +20,7 @@ from danet import cli
 from danet.config.build import checked_config, load_saved, make, model_of
 from danet.config.schema import PredictConfig, did_you_mean
 from danet.config.validate import check_node
-from danet.data_check.sample import dropped_notes
+from danet.data_check.report import dropped_notes
 from danet.datasets.image_io import Levels
 from danet.distributed.device import choose_device
 from danet.errors import InputError
