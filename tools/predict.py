@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ from danet.prediction.results import KINDS, Results, weights_digest
 from danet.prediction.sources import (
     Picture,
     Source,
-    Unreadable,
     count_frames,
     find_sources,
     prefetch,
@@ -72,22 +71,16 @@ def run(config: DictConfig) -> None:
     )
     fused = fuse_for_inference(model.to(device), device)
 
-    start, unreadable = time.perf_counter(), list[str]()
-    total = sum(count_frames(source) if source.is_video else 1 for source in sources)
-    with tqdm(total=total, desc="predict", unit="image", dynamic_ncols=True) as bar:
-        pictures = PictureReader(sources, results, settings.max_pixels, bar, unreadable)
+    start = time.perf_counter()
+    with results, PictureReader(sources, results, settings.max_pixels) as pictures:
         found = predictions(fused, pictures, infer, device=device, batch_size=settings.batch_size)
-        try:
-            results.refuse_others(sources)
-            for picture, classes in found:
-                results.write(picture, classes)
-                bar.update()
-                del picture, classes  # large; not held while the next are read
-            results.finish_video()
-        finally:
-            results.close()
+        results.refuse_others(sources)
+        for picture, classes in found:
+            results.write(picture, classes)
+            pictures.bar.update()
+            del picture, classes  # large; not held while the next are read
     seconds = time.perf_counter() - start
-    count = pictures.count
+    count, problems = pictures.count, pictures.problems
     earlier = f", {pictures.skipped} were there already" if pictures.skipped else ""
     print(
         f"{count} images in {seconds:.1f} s, {count / seconds:.2f} images/s{earlier}; "
@@ -101,34 +94,38 @@ def run(config: DictConfig) -> None:
             f"{saved['classes'][results.found.pop()]}",
             file=sys.stderr,
         )
-    if unreadable:
-        more = (
-            f"\nand {len(unreadable) - _MAX_LISTED} more" if len(unreadable) > _MAX_LISTED else ""
-        )
+    if problems:
+        more = len(problems) - _MAX_LISTED
         raise InputError(
-            f"{len(unreadable)} of {len(sources)} files could not be read whole, the others are "
-            "done:\n" + "\n".join(unreadable[:_MAX_LISTED]) + more
+            f"{len(problems)} of {len(sources)} files could not be read whole, the others are "
+            "done:\n"
+            + "\n".join(problems[:_MAX_LISTED])
+            + (f"\nand {more} more" if more > 0 else "")
         )
 
 
 class PictureReader:
-    """Iterates over the pictures without results, and counts all others."""
+    """Iterates over the pictures without results, and counts all others.
 
-    def __init__(
-        self,
-        sources: list[Source],
-        results: Results,
-        max_pixels: int,
-        bar: "tqdm[Any]",
-        unreadable: list[str],
-    ) -> None:
-        self._items = read_pictures(sources, results.is_done, max_pixels=max_pixels)
-        self._bar = bar
-        self._unreadable = unreadable
+    It is a context, with a progress bar.
+    """
+
+    def __init__(self, sources: Sequence[Source], results: Results, max_pixels: int) -> None:
+        self._items = read_pictures(sources, results.find_done, max_pixels=max_pixels)
+        total = sum(count_frames(source) if source.is_video else 1 for source in sources)
+        self.bar = tqdm(total=total, desc="predict", unit="image", dynamic_ncols=True)
         self.count = self.skipped = 0
+        self.problems: list[str] = []
+        """Why files could not be read."""
         self.dropped: Counter[str] = Counter()
         """What the reader dropped -> in how many pictures."""
         self.squeezed: list[tuple[str, Levels]] = []
+
+    def __enter__(self) -> "PictureReader":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.bar.close()
 
     def __iter__(self) -> Iterator[Picture]:
         """Yield pictures, which are read ahead while the network runs."""
@@ -140,12 +137,12 @@ class PictureReader:
                     self.squeezed.append((item.name, item.levels))
                 yield item
                 continue
-            self._bar.update()
-            if isinstance(item, Unreadable):
-                self._unreadable.append(item.problem)
-                self._bar.write(f"warning: {item.problem}", file=sys.stderr)
-            else:
+            self.bar.update()
+            if item is None:
                 self.skipped += 1
+            else:
+                self.problems.append(str(item))
+                self.bar.write(f"warning: {item}", file=sys.stderr)
 
 
 def refuse_settings(settings: PredictConfig) -> None:
