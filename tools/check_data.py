@@ -65,15 +65,15 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
     for report in reports:
         split = report.dataset.split
         is_training = split == settings.data["train_split"]
-        if is_training and not report.num_problems:
+        if is_training and not report.problems:
             problem = find_single_class(report)
             if problem:
-                report.add_problem(problem)
+                report.problems.append(problem)
         notes = notes_of(report, absent="cannot be learnt" if is_training else "have no score")
-        print(describe(report, notes))
+        print(describe(report, notes, show=settings.show))
         if is_training and report.pixels.any():
             print(f"  balanced by median frequency: {weights_setting(report)}")
-        found["splits"][split] = as_json(report, notes)
+        found["splits"][split] = as_json(report, notes, show=settings.show)
         warnings += sum(note.startswith("warning: ") for note in notes)
         indices = sample_indices(len(report.dataset), settings.samples)
         sheet = contact_sheet(report.dataset, indices)
@@ -86,12 +86,11 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
     if setting:
         print(f"these lists freeze it: {setting}")
     write_file(output / "report.json", json.dumps(found, indent=1) + "\n")
-    count = sum(report.num_problems for report in reports)
     problems = [*refused, *(text for report in reports for text in report.problems)]
-    if refused or count:
+    if problems:
         shown = problems[:_MAX_PROBLEMS]
-        if count + len(refused) > _MAX_PROBLEMS:
-            shown.append(f"{count + len(refused)} problems in all; see {output / 'report.json'}")
+        if len(problems) > _MAX_PROBLEMS:
+            shown.append(f"{len(problems)} problems in all; see {output / 'report.json'}")
         raise InputError("\n".join(shown))
     warned = f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""
     print(f"no problems{warned}; {output / 'report.json'}")
@@ -126,7 +125,6 @@ def scan_splits(
             report = scan(
                 dataset,
                 full=settings.full,
-                max_problems=settings.show,
                 num_workers=data.num_workers,
                 progress=bar.update,
             )
@@ -141,7 +139,7 @@ def scan_splits(
         values = set().union(*(report.values for report in reports))
         suggestion = suggest_setting(reports[0].dataset, values)
         if suggestion:
-            reports[0].add_problem(suggestion, first=True)
+            reports[0].problems.insert(0, suggestion)
     return reports, list(dict.fromkeys(refused))
 
 

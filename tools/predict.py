@@ -2,7 +2,6 @@
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,13 +79,13 @@ def run(config: DictConfig) -> None:
             pictures.bar.update()
             del picture, classes  # large; not held while the next are read
     seconds = time.perf_counter() - start
-    count, problems = pictures.count, pictures.problems
+    count, problems = len(pictures.read), pictures.problems
     earlier = f", {pictures.skipped} were there already" if pictures.skipped else ""
     print(
         f"{count} images in {seconds:.1f} s, {count / seconds:.2f} images/s{earlier}; "
         f"written to {output}"
     )
-    for note in dropped_notes("", count, pictures.dropped, pictures.squeezed):
+    for note in dropped_notes(pictures.read):
         print(note, file=sys.stderr)
     if count > 1 and len(results.found) == 1:
         print(
@@ -114,12 +113,11 @@ class PictureReader:
         self._items = read_pictures(sources, results.find_done, max_pixels=max_pixels)
         total = sum(count_frames(source) if source.is_video else 1 for source in sources)
         self.bar = tqdm(total=total, desc="predict", unit="image", dynamic_ncols=True)
-        self.count = self.skipped = 0
+        self.skipped = 0
         self.problems: list[str] = []
         """Why files could not be read."""
-        self.dropped: Counter[str] = Counter()
-        """What the reader dropped -> in how many pictures."""
-        self.squeezed: list[tuple[str, Levels]] = []
+        self.read: list[tuple[str, tuple[str, ...], Levels | None]] = []
+        """Name of each picture, what its reader dropped, and its levels."""
 
     def __enter__(self) -> "PictureReader":
         return self
@@ -131,10 +129,7 @@ class PictureReader:
         """Yield pictures, which are read ahead while the network runs."""
         for item in prefetch(self._items):
             if isinstance(item, Picture):
-                self.count += 1
-                self.dropped.update(item.dropped)
-                if item.levels is not None:
-                    self.squeezed.append((item.name, item.levels))
+                self.read.append((item.name, item.dropped, item.levels))
                 yield item
                 continue
             self.bar.update()

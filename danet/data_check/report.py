@@ -1,6 +1,7 @@
 """The results of a scan, for people (text, contact sheet) and for programs (JSON)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from danet.data_check.scan import SplitReport
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.image_io import Levels
 from danet.errors import InputError
+from danet.types import IGNORE
 from danet.visualization.overlay import add_title, arrange, classes_in, overlay, with_legend
 
 _TILE = (320, 240)
@@ -41,19 +43,20 @@ def class_weights(report: SplitReport) -> np.ndarray:
 
 def report_duplicates(reports: Sequence[SplitReport], *, allow_overlap: bool) -> None:
     """Add duplicate images to the reports: a note within a split, a problem between splits."""
-    groups = group_copies({path: n for report in reports for path, n in report.bytes_of.items()})
+    lengths = [report.bytes_of for report in reports]
+    groups = group_copies({path: n for split in lengths for path, n in split.items()})
     for i, report in enumerate(reports):
-        own = [[Path(path).name for path in group if path in report.bytes_of] for group in groups]
+        own = [[Path(path).name for path in group if path in lengths[i]] for group in groups]
         if twice := [" = ".join(names) for names in own if len(names) > 1]:
             shown = "; ".join(twice[:_MAX_NAMES])
             report.notes.append(f"{len(twice)} images are there more than once: {shown}")
-        for other in reports[i + 1 :]:
-            for image in shared_images(report.bytes_of, other.bytes_of, groups):
-                text = describe_shared([image], report.dataset.split, other.dataset.split)
+        for j in range(i + 1, len(reports)):
+            for image in shared_images(lengths[i], lengths[j], groups):
+                text = describe_shared([image], report.dataset.split, reports[j].dataset.split)
                 if allow_overlap:
                     report.notes.append(text)
                 else:
-                    report.add_problem(f"{text}; {FORBIDDEN}")
+                    report.problems.append(f"{text}; {FORBIDDEN}")
 
 
 def notes_of(report: SplitReport, *, absent: str = "", where: str = "") -> list[str]:
@@ -64,21 +67,24 @@ def notes_of(report: SplitReport, *, absent: str = "", where: str = "") -> list[
         absent: What it means that a class never occurs; without it such classes are left out.
         where: Begins each note.
     """
-    dataset, count = report.dataset, len(report.inspected)
-    others = {mode: n for mode, n in report.modes.items() if mode not in ("", "RGB")}
-    modes = ", ".join(f"{number} of mode {mode}" for mode, number in sorted(others.items()))
+    dataset, count, pairs = report.dataset, len(report.pairs), report.usable
+    modes = Counter(pair.mode for pair in pairs if pair.mode not in ("", "RGB"))
     notes = []
     if modes:
+        shown = ", ".join(f"{number} of mode {mode}" for mode, number in sorted(modes.items()))
         notes.append(
-            f"{modes} of {count} images become 8-bit RGB: grey is repeated, alpha is dropped, 16 "
+            f"{shown} of {count} images become 8-bit RGB: grey is repeated, alpha is dropped, 16 "
             "bits are divided by 257"
         )
-    for names, what in (
-        (report.rotated, "images have an EXIF turn, which is not applied"),
-        (report.all_ignored, "labels are ignored everywhere and teach nothing"),
+    rotated = [pair for pair in pairs if pair.is_rotated]
+    empty = [pair for pair in pairs if pair.classes is not None and set(pair.classes) <= {IGNORE}]
+    for found, what in (
+        (rotated, "images have an EXIF turn, which is not applied"),
+        (empty, "labels are ignored everywhere and teach nothing"),
     ):
-        if names:
-            notes.append(f"{len(names)} of {count} {what}: {', '.join(names[:_MAX_NAMES])}")
+        if found:
+            names = ", ".join(dataset.items[pair.index].name for pair in found[:_MAX_NAMES])
+            notes.append(f"{len(found)} of {count} {what}: {names}")
     classes = [f"{i} ({dataset.classes[i]})" for i in np.flatnonzero(report.pixels == 0)]
     if classes and absent and dataset.is_labelled:
         is_all = count == len(dataset)
@@ -89,22 +95,25 @@ def notes_of(report: SplitReport, *, absent: str = "", where: str = "") -> list[
             + f" and {more} more" * (more > 0)
             + "; tools/check_data.py counts all labels" * (not is_all)
         )
-    lost = dropped_notes(where, count, report.dropped, report.quantized)
+    lost = dropped_notes(
+        [(dataset.items[pair.index].name, pair.dropped, pair.levels) for pair in pairs], where
+    )
     return [*report.notes, *lost, *(f"{where}{note}" for note in notes)]
 
 
 def dropped_notes(
-    where: str, count: int, dropped: Mapping[str, int], quantized: Sequence[tuple[str, Levels]]
+    pictures: Sequence[tuple[str, Sequence[str], Levels | None]], where: str = ""
 ) -> list[str]:
     """Return notes on parts of images that are not read and on images with few values left.
 
     Args:
+        pictures: Name, parts that are not read, and levels if it has more than 8 bits, of each.
         where: Begins each note.
-        count: Number of images that were inspected.
-        dropped: Part that is not read -> number of images.
-        quantized: Names and values of images of more than 8 bits.
     """
-    notes = [f"{where}{n} of {count} images: {text}" for text, n in sorted(dropped.items())]
+    count = len(pictures)
+    parts = Counter(part for _, dropped, _ in pictures for part in dropped)
+    notes = [f"{where}{number} of {count} images: {part}" for part, number in sorted(parts.items())]
+    quantized = [(name, levels) for name, _, levels in pictures if levels is not None]
     few = [(name, of) for name, of in quantized if of.after <= _FEW and of.low < of.high]
     if few:
         name, worst = min(few, key=lambda pair: pair[1].after)
@@ -118,18 +127,19 @@ def dropped_notes(
     return notes
 
 
-def describe(report: SplitReport, notes: Sequence[str]) -> str:
-    """Return the statistics of a split as text, for people."""
+def describe(report: SplitReport, notes: Sequence[str], *, show: int) -> str:
+    """Return the statistics of a split and its first ``show`` problems as text, for people."""
     dataset, ignored = report.dataset, report.ignored
     head = f"{dataset.split}: {len(dataset)} images"
     if expected := dataset.expected.get(dataset.split):
         head += f" (expected {' or '.join(map(str, expected))})"
     lines = [head]
-    if by_area := sorted(report.sizes.elements(), key=lambda size: (size[0] * size[1], size)):
+    sizes = [pair.size for pair in report.pairs if pair.size is not None]
+    if by_area := sorted(sizes, key=lambda size: (size[0] * size[1], size)):
         chosen = [by_area[0], by_area[len(by_area) // 2], by_area[-1]]
         shown = [f"{width} x {height}" for height, width in chosen]
-        sizes = "smallest {}, median {}, largest {}" if len(report.sizes) > 1 else "{}, all"
-        lines.append(f"  width x height: {sizes.format(*shown)}")
+        text = "smallest {}, median {}, largest {}" if len(set(sizes)) > 1 else "{}, all"
+        lines.append(f"  width x height: {text.format(*shown)}")
     total = int(report.pixels.sum()) + ignored
     if dataset.is_labelled and total:
         width = max(map(len, (*dataset.classes, "(ignored)")))
@@ -141,9 +151,9 @@ def describe(report: SplitReport, notes: Sequence[str]) -> str:
             lines.append(f"  {i:>3} {name} {share:>9} {report.images_with[i]:>8} {shown_weight:>9}")
         lines.append(f"  {'':>3} {'(ignored)':<{width}} {100 * ignored / total:>7.3f} %")
     lines += [f"  {'' if note.startswith('warning: ') else 'note: '}{note}" for note in notes]
-    lines += [f"  problem: {problem}" for problem in report.problems]
-    if report.num_problems > len(report.problems):
-        lines.append(f"  ... and {report.num_problems - len(report.problems)} more problems")
+    lines += [f"  problem: {problem}" for problem in report.problems[:show]]
+    if len(report.problems) > show:
+        lines.append(f"  ... and {len(report.problems) - show} more problems")
     return "\n".join(lines)
 
 
@@ -152,9 +162,10 @@ def weights_setting(report: SplitReport) -> str:
     return f"loss.main.class_weights=[{','.join(f'{w:.4g}' for w in class_weights(report))}]"
 
 
-def as_json(report: SplitReport, notes: Sequence[str]) -> dict[str, Any]:
-    """Return the statistics of a split as plain values, for programs."""
+def as_json(report: SplitReport, notes: Sequence[str], *, show: int) -> dict[str, Any]:
+    """Return the statistics of a split and its first problems as plain values, for programs."""
     dataset = report.dataset
+    sizes = Counter(pair.size for pair in report.pairs if pair.size is not None)
     columns = report.pixels, report.images_with, class_weights(report).round(6)
     rows = zip(dataset.classes, *(column.tolist() for column in columns), strict=True)
     return {
@@ -162,7 +173,7 @@ def as_json(report: SplitReport, notes: Sequence[str]) -> dict[str, Any]:
         "expected": list(dataset.expected.get(dataset.split, ())),
         "sizes": [
             {"width": width, "height": height, "images": number}
-            for (height, width), number in sorted(report.sizes.items())
+            for (height, width), number in sorted(sizes.items())
         ],
         "classes": [
             {"index": i, "name": name, "pixels": pixels, "images": images, "weight": weight}
@@ -170,8 +181,8 @@ def as_json(report: SplitReport, notes: Sequence[str]) -> dict[str, Any]:
         ],
         "ignored_pixels": report.ignored,
         "notes": list(notes),
-        "problems": report.problems,
-        "num_problems": report.num_problems,
+        "problems": report.problems[:show],
+        "num_problems": len(report.problems),
     }
 
 

@@ -41,7 +41,7 @@ def check_sample(
     for dataset in datasets:
         if not isinstance(dataset, FileDataset):
             continue
-        report = SplitReport(dataset, max_problems=count)
+        report = SplitReport(dataset)
         for index in sample_indices(len(dataset), count):
             report.add(inspect_pair(dataset, index))
         reports.append(report)
@@ -58,7 +58,7 @@ def check_sample(
         if suggestion and not problems:
             raise InputError(suggestion)
         if problems:
-            num_pairs = sum(len(report.inspected) for report in reports)
+            num_pairs = sum(len(report.pairs) for report in reports)
             raise InputError(_join(problems, suggestion, num_pairs))
         for report in reports:  # last: it may read all labels
             if report.dataset is training and (problem := find_single_class(report)):
@@ -92,12 +92,12 @@ def find_single_class(report: SplitReport) -> str:
     """
     dataset = report.dataset
     seen = set(np.flatnonzero(report.pixels).tolist())
-    for index in range(len(dataset)):
-        if len(seen) > 1 or not dataset.is_labelled:
-            return ""
-        if index not in report.inspected:
-            classes = inspect_pair(dataset, index).classes
-            seen |= set(() if classes is None else classes.tolist()) - {IGNORE}
+    rest = {*range(len(dataset))} - {pair.index for pair in report.pairs}
+    while rest and len(seen) < 2 and dataset.is_labelled:
+        classes = inspect_pair(dataset, rest.pop()).classes
+        seen |= set(() if classes is None else classes.tolist()) - {IGNORE}
+    if len(seen) > 1 or not dataset.is_labelled:
+        return ""
     what = ", ".join(f"class {i} ({dataset.classes[i]})" for i in seen) or "ignored pixels"
     return (
         f"{dataset.split}: all {len(dataset)} labels hold {what} and nothing else, so there is "

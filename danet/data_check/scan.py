@@ -1,7 +1,6 @@
 """Inspecting all pairs of a split in several processes, and their statistics."""
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -122,65 +121,49 @@ def count_values(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass
 class SplitReport:
-    """The statistics of the pairs of a split that were inspected.
+    """The pairs of a split that were inspected, and their sums.
 
     Attributes:
         dataset: The split.
-        max_problems: How many problems are kept.
-        inspected: Indices of the pairs.
-        sizes: (H, W) -> number of images.
-        modes: Pillow's mode -> number of images.
-        rotated: Names of images with an EXIF orientation.
-        dropped: Part of images that is not read -> number of images.
-        quantized: Names of images of more than 8 bits, with their values before and after.
+        pairs: In order.
+        problems: Why pairs, or all of them together, cannot be used.
+        notes: What else is known of the split.
         pixels: Of each class, int64 (K,).
-        values: Distinct values of the label files.
-        ignored: Number of ignored pixels.
         images_with: Images in which each class occurs, int64 (K,).
         pixels_with: All pixels, ignored or not, of these images, int64 (K,).
-        all_ignored: Names of labels without any class.
-        bytes_of: Path of each image -> length of the file.
-        problems: Why pairs cannot be used; the first ``max_problems`` of them.
-        num_problems: How many there are.
+        ignored: Number of ignored pixels.
     """
 
     dataset: FileDataset
-    max_problems: int = 5
-    inspected: set[int] = field(default_factory=set)
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    modes: Counter[str] = field(default_factory=Counter)
-    rotated: list[str] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
-    quantized: list[tuple[str, Levels]] = field(default_factory=list)
-    values: set[int] = field(default_factory=set)
-    ignored: int = 0
-    all_ignored: list[str] = field(default_factory=list)
-    bytes_of: dict[str, int] = field(default_factory=dict)
+    pairs: list[PairReport] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    num_problems: int = 0
+    ignored: int = 0
 
     def __post_init__(self) -> None:
         shape = 3, len(self.dataset.classes)
         self.pixels, self.images_with, self.pixels_with = np.zeros(shape, np.int64)
         self.notes = list(self.dataset.notes)
 
+    @property
+    def usable(self) -> list[PairReport]:
+        """The pairs whose image can be used."""
+        return [pair for pair in self.pairs if pair.size is not None]
+
+    @property
+    def values(self) -> set[int]:
+        """Distinct values of the label files."""
+        return set().union(*(pair.values.tolist() for pair in self.usable))
+
+    @property
+    def bytes_of(self) -> dict[str, int]:
+        """Path of each image -> length of the file."""
+        return {self.dataset.items[pair.index].image: pair.num_bytes for pair in self.usable}
+
     def add(self, pair: PairReport) -> None:
         """Add a pair of the data set."""
-        item = self.dataset.items[pair.index]
-        self.inspected.add(pair.index)
+        self.pairs.append(pair)
         if pair.problem:
-            self.add_problem(pair.problem)
-        if pair.size is None:
-            return
-        self.sizes[pair.size] += 1
-        self.modes[pair.mode] += 1
-        self.bytes_of[item.image] = pair.num_bytes
-        self.values.update(pair.values.tolist())
-        if pair.is_rotated:
-            self.rotated.append(item.name)
-        self.dropped.update(pair.dropped)
-        if pair.levels is not None:
-            self.quantized.append((item.name, pair.levels))
+            self.problems.append(pair.problem)
         if pair.classes is None:
             return
         for index in np.unique(pair.classes):
@@ -191,21 +174,12 @@ class SplitReport:
                 self.pixels[index] += pixels
                 self.images_with[index] += 1
                 self.pixels_with[index] += pair.counts.sum()
-        if (pair.classes == IGNORE).all():
-            self.all_ignored.append(item.name)
-
-    def add_problem(self, problem: str, *, first: bool = False) -> None:
-        """Count a problem and keep it if it is among the first; ``first`` puts it in front."""
-        self.num_problems += 1
-        self.problems.insert(0 if first else len(self.problems), problem)
-        del self.problems[self.max_problems :]
 
 
 def scan(
     dataset: FileDataset,
     *,
     full: bool = False,
-    max_problems: int = 5,
     num_workers: int = 0,
     progress: Callable[[int], object] = lambda _: None,
 ) -> SplitReport:
@@ -214,11 +188,10 @@ def scan(
     Args:
         dataset: The split.
         full: Whether to decode images, too; see ``inspect_pair``.
-        max_problems: How many problems are kept in full.
         num_workers: Number of worker processes.
         progress: Called with the number of pairs inspected since the last call.
     """
-    report = SplitReport(dataset, max_problems)
+    report = SplitReport(dataset)
     batches: Iterable[list[PairReport]] = DataLoader(
         range(len(dataset)),  # type: ignore[arg-type]
         batch_size=16,
