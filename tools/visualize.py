@@ -194,11 +194,11 @@ def examine(
         confusion.counts.add_(alone.counts)
         by_image.append(alone.scores().miou if alone.matrix.any() else math.nan)
 
-    def scored(index: int) -> report.ScoredImage:
+    def scored(index: int) -> tuple[SegmentedImage, float]:
         # Predicted again: the predictions of a whole split may not fit into memory.
         image, mask, name = dataset[index]
         picture = SegmentedImage(name, image, predict(fused, image, infer), mask)
-        return report.ScoredImage(picture, by_image[index])
+        return picture, by_image[index]
 
     order = [int(i) for i in np.argsort(by_image) if not math.isnan(by_image[i])]
     views = []
@@ -220,11 +220,12 @@ def examine(
         ],
         classes=classes,
         palette=network.palette,
-        matrix=confusion.matrix.numpy(),
-        scores=confusion.scores(),
+        confusion=confusion,
         lines=read_metrics(folder / "metrics.jsonl"),
-        best=[scored(i) for i in order[::-1][:_EXTREMES]],
-        worst=[scored(i) for i in order[:_EXTREMES]],
+        examples={
+            "Best pictures": [scored(i) for i in order[::-1][:_EXTREMES]],
+            "Worst pictures": [scored(i) for i in order[:_EXTREMES]],
+        },
         views=views,
     )
 

@@ -5,6 +5,7 @@ into a template is escaped, so that no name of a file or a class becomes a part 
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,16 @@ def render(template: str, **values: Any) -> Markup:
     return Markup(_TEMPLATES.get_template(template).render(values))
 
 
-def named_curves(lines: Iterable[Mapping[str, Any]], kind: str, start: str) -> dict[str, Curve]:
+def named_curves(
+    lines: Iterable[Mapping[str, Any]], kind: str, start: str
+) -> dict[str, list[tuple[float, float]]]:
     """Return the curves of one kind of lines of metrics.jsonl whose names begin with ``start``."""
-    curves: dict[str, list[tuple[float, float]]] = {}
+    curves = defaultdict(list)
     for line in lines:
         for name, value in line.items():
             if line.get("kind") == kind and name.startswith(start) and value is not None:
-                curves.setdefault(name, []).append((line["step"], value))
-    return {**curves}
+                curves[name].append((line["step"], value))
+    return curves
 
 
 def chart(title: str, curves: Mapping[str, Curve]) -> Markup:

@@ -5,21 +5,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from danet.evaluation.metrics import Scores
+from danet.evaluation.metrics import ConfusionMatrix
 from danet.visualization.overlay import Palette, SegmentedImage, arrange, panels_of, shrink
 from danet.visualization.pages import chart, named_curves, render
 from danet.visualization.viewer import AttentionView, data_uri, viewer_data
 
 _MAX_WIDTH = 800
 """Of a picture on the page, in pixels."""
-
-
-class ScoredImage(NamedTuple):
-    """An example of good or bad results."""
-
-    picture: SegmentedImage
-    score: float
-    """Mean IoU over the classes that occur in it."""
 
 
 class Report(NamedTuple):
@@ -30,25 +22,24 @@ class Report(NamedTuple):
     """Sentences below the title."""
     classes: Sequence[str]
     palette: Palette
-    matrix: np.ndarray
-    """int64 (K, K): rows are truth, columns prediction, in pixels."""
-    scores: Scores
+    confusion: ConfusionMatrix
     lines: Sequence[Mapping[str, Any]]
     """Of metrics.jsonl; empty where there is none."""
-    best: Sequence[ScoredImage]
-    worst: Sequence[ScoredImage]
+    examples: Mapping[str, Sequence[tuple[SegmentedImage, float]]]
+    """Heading -> pictures, each with the mean IoU over the classes that occur in it."""
     views: Sequence[AttentionView]
 
 
 def page(report: Report) -> str:
     """Return the whole page as text."""
-    totals = report.matrix.sum(axis=1)  # (K,)
-    lines = report.lines
+    matrix, lines = report.confusion.matrix.numpy(), report.lines
+    totals = matrix.sum(axis=1)  # (K,)
     scores = named_curves(lines, "val", "miou") | named_curves(lines, "val", "pixel_accuracy")
     return render(
         "report.html",
         title=report.title,
         report=report,
+        scores=report.confusion.scores(),
         charts=[
             chart("loss", named_curves(lines, "train", "loss")),
             chart("validation, mean IoU and pixel accuracy", scores),
@@ -57,13 +48,10 @@ def page(report: Report) -> str:
         ],
         pixels=totals / max(1, totals.sum()),
         # Zeros for classes without a true pixel.
-        confusion=(report.matrix / np.maximum(totals, 1)[:, None]).tolist(),
-        pictures={
-            heading: [(one.picture.name, one.score, _draw(one.picture, report)) for one in scored]
-            for heading, scored in (
-                ("Best pictures", report.best),
-                ("Worst pictures", report.worst),
-            )
+        confusion=(matrix / np.maximum(totals, 1)[:, None]).tolist(),
+        examples={
+            heading: [(picture.name, score, _draw(picture, report)) for picture, score in scored]
+            for heading, scored in report.examples.items()
         },
         viewer=viewer_data(report.views, report.classes, report.palette),
     )

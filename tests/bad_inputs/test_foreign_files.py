@@ -531,10 +531,8 @@ def test_names_of_classes_are_escaped_wherever_they_are_shown(saved, tmp_path):
     assert len(class_table(classes, {"IoU": scores.iou}).splitlines()) == 17
 
     numbers = matrix.matrix.numpy()
-    facts = {"title": "t", "facts": ["f"], "lines": (), "best": (), "worst": (), "views": ()}
-    html = page(
-        Report(classes=classes, palette=[(0, 0, 0)] * 16, matrix=numbers, scores=scores, **facts)
-    )
+    facts = {"title": "t", "facts": ["f"], "lines": (), "examples": {}, "views": ()}
+    html = page(Report(classes=classes, palette=[(0, 0, 0)] * 16, confusion=matrix, **facts))
     assert "<script>alert" not in html
     assert "&lt;script&gt;alert" in html
 
