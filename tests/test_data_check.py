@@ -1,13 +1,12 @@
 """The doctor counts what a slow count counts, goes on after a problem, and writes nowhere else."""
 
 import json
-import os
 import types
 
 import hydra
 import numpy as np
 import pytest
-from conftest import make_folder, tool, write_pair
+from conftest import write_pair
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
@@ -149,19 +148,6 @@ def test_copies_are_found_within_and_between_splits_whatever_they_are_called(cam
     assert reports[0].problems == []
 
 
-def test_a_class_that_never_occurs_is_named(camvid_tree):
-    for path in (camvid_tree / "labels/train").iterdir():
-        Image.fromarray(np.full((44, 60), 3, np.uint8)).save(path)
-    report = scan(CamVid(root=camvid_tree, split="train"))
-    (note,) = [n for n in notes_of(report, absent="cannot be learnt") if "never occur" in n]
-    names = "0 (Sky), 1 (Building)"
-    assert note.startswith(
-        f"classes that never occur in its 4 labels and cannot be learnt: {names}"
-    )
-    assert "3 (Road)" not in note
-    assert "10 (Bicyclist)" in note
-
-
 def test_the_json_is_the_report(camvid_tree):
     report = scan(CamVid(root=camvid_tree, split="train"))
     plain = json.loads(json.dumps(as_json(report, ["x"], show=5)))
@@ -284,59 +270,3 @@ def test_the_tool_writes_a_report_and_nothing_into_the_data(camvid_tree, tmp_pat
     assert set(found["splits"]) == {"train", "val", "test"}
     with pytest.raises(InputError, match=r"lies in data.root, where nothing is ever written"):
         examine(composed("check_data", *settings), [], camvid_tree / "out")
-
-
-def test_the_printed_weights_are_a_setting_that_a_training_takes(camvid_tree, tmp_path, capsys):
-    from danet.config.validate import check
-
-    settings = ["data=camvid", f"data.root={camvid_tree}"]
-    examine(composed("check_data", *settings, "data.num_workers=0"), [], tmp_path / "out")
-    (word,) = [w for w in capsys.readouterr().out.split() if w.startswith("loss.main.")]
-    checked = check(composed("train", *settings, word))
-    assert len(checked.loss["main"]["class_weights"]) == 11
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (["data=scenes"], "Scenes has no files to look at"),
-        (["data=camvid", "data.root=/nowhere"], "data.root=/nowhere: there is no such folder"),
-        (["data=camvid"], "data.root: no value is given"),
-        (["data=camvid", "data.root=.", "show=0"], "show=0: expected at least 1"),
-        (["data=camvid", "data.root=.", "data.num_workers=-1"], "data.num_workers=-1: expected"),
-    ],
-)
-def test_settings_of_the_tool_are_checked(tmp_path, settings, message):
-    with pytest.raises(InputError, match=message):
-        examine(composed("check_data", *settings), [], tmp_path / "out")
-
-
-@pytest.mark.slow
-def test_the_tool_ends_with_code_2_and_the_first_problem_last_on_stderr(camvid_tree, tmp_path):
-    (camvid_tree / "images/val/val_1.png").write_bytes(b"<html>")
-    settings = ["data=camvid", f"data.root={camvid_tree}", "output=out", "data.num_workers=2"]
-    done = tool("check_data", *settings, cwd=tmp_path, code=2)
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"error: {camvid_tree}/images/val/val_1.png: not a readable image")
-    assert "Traceback" not in done.stderr
-    found = json.loads((tmp_path / "out/report.json").read_text())
-    assert found["splits"]["val"]["num_problems"] == 1
-    assert found["splits"]["train"]["num_problems"] == 0
-
-
-def test_a_folder_of_own_pictures_is_looked_at_with_its_settings(tmp_path):
-    rng = np.random.default_rng(0)
-    for i in range(20):
-        write_pair(
-            tmp_path / "own",
-            ".",
-            f"p{i}",
-            rng.integers(0, 256, (8, 9, 3), dtype=np.uint8),
-            rng.choice(np.array([[0, 0, 0], [255, 0, 0]], np.uint8), (8, 9)),
-            labels="masks",
-        )
-    colors = {"classes": ("a", "b"), "colors": ((0, 0, 0), (255, 0, 0))}
-    both = [make_folder(root=tmp_path / "own", split=split, **colors) for split in ("train", "val")]
-    assert check_sample(*both) == []
-    assert sum(scan(d).pixels.sum() for d in both) == 20 * 72
-    assert os.listdir(tmp_path) == ["own"]

@@ -149,17 +149,3 @@ def test_a_chart_draws_finite_points_with_round_numbers():
     assert "circle" in alone
     assert ">350<" in alone
     assert alone.count('text-anchor="middle"') == 2  # one tick and the name of the axis
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (["report=true", "images=."], "report=true scores a split: leave images out"),
-        (["by_class=true", "points=[[1,1]]"], "by_class=true shows means of classes"),
-        (["channels=0"], "channels=0: expected at least 1"),
-        (["other=nowhere.pt"], "nowhere.pt: there is no such file"),
-    ],
-)
-def test_mistakes_are_reported_in_one_line(tiny_checkpoint, capsys, settings, message):
-    call("visualize", f"checkpoint={tiny_checkpoint}", *settings, "device=cpu", code=2)
-    assert message in capsys.readouterr().err
