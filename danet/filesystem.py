@@ -42,18 +42,6 @@ def atomic_write(path: Path, *, shared: bool = False, durable: bool = False) -> 
         raise
 
 
-def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file of results and the folders above it; raise StorageError."""
-    data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as error:
-        raise explain_storage(error) or StorageError(
-            f"{path}: cannot be written ({error.strerror})"
-        ) from error
-
-
 def sync_folder(folder: Path) -> None:
     """Flush the entries of a folder to the disk, where the system allows folders to be opened."""
     if os.name == "posix":
@@ -105,6 +93,18 @@ def explain_storage(error: OSError) -> StorageError | None:
     if error.errno in _REFUSED:
         return StorageError(f"{name or 'writing'}: {error.strerror}")
     return None
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file of results and the folders above it; raise StorageError."""
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise explain_storage(error) or StorageError(
+            f"{path}: cannot be written ({error.strerror})"
+        ) from error
 
 
 def folder_of(wanted: Path, file: str, facts: Mapping[str, Any]) -> Path:

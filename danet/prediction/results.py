@@ -20,7 +20,7 @@ from torch import nn
 from danet.errors import InputError, StorageError
 from danet.filesystem import atomic_write
 from danet.prediction.sources import Picture, Source
-from danet.visualization.overlay import Palette, colorize, overlay, row_blocks, save_image
+from danet.visualization.overlay import Palette, colorize, overlay, save_image
 
 KINDS = ("index", "color", "overlay")
 _JOURNAL = "predictions.jsonl"
@@ -39,10 +39,10 @@ def weights_digest(model: nn.Module) -> str:
 
 def class_shares(classes: np.ndarray, num_classes: int) -> list[float]:
     """Return the fraction of the pixels of each class, 0..1."""
-    counts = np.zeros(num_classes, np.int64)
-    for rows in row_blocks(classes):  # since bincount takes eight bytes a pixel
-        counts += np.bincount(classes[rows].ravel(), minlength=num_classes)
-    return (counts / classes.size).tolist()
+    # In parts, since bincount takes eight bytes a pixel.
+    parts = np.array_split(classes, 1 + classes.size // 2**20)
+    counts = [np.bincount(part.ravel(), minlength=num_classes) for part in parts]
+    return (np.sum(counts, axis=0) / classes.size).tolist()
 
 
 class Results:

@@ -64,19 +64,10 @@ def overlay(
     image: np.ndarray, mask: np.ndarray, palette: Palette, *, opacity: float = 0.55
 ) -> np.ndarray:
     """Blend the colours of the classes with the image; ignored pixels show the image."""
-    drawn = np.empty_like(image)
-    for rows in row_blocks(mask):
-        mixed = image[rows] * (1 - opacity) + colorize(mask[rows], palette) * opacity
-        is_ignored = (mask[rows] == IGNORE)[..., None]
-        drawn[rows] = np.where(is_ignored, image[rows], np.rint(mixed).astype(np.uint8))
+    drawn = cv2.addWeighted(image, 1 - opacity, colorize(mask, palette), opacity, 0)
+    is_ignored = mask == IGNORE
+    drawn[is_ignored] = image[is_ignored]
     return drawn
-
-
-def row_blocks(picture: np.ndarray) -> list[slice]:
-    """Cut the rows of a picture into blocks of at most 2**20 pixels, or one row."""
-    # Blending in float64 takes 24 bytes a pixel.
-    step = max(1, 2**20 // max(1, picture.shape[1]))
-    return [slice(top, top + step) for top in range(0, picture.shape[0], step)]
 
 
 def mark(image: np.ndarray, *marks: tuple[np.ndarray, tuple[int, int, int]]) -> np.ndarray:
