@@ -13,7 +13,7 @@ import danet
 from danet.evaluation.inference import Whole
 from danet.visualization.attention import Point, position_maps
 from danet.visualization.overlay import predict
-from danet.visualization.pages import chart
+from danet.visualization.pages import chart, render
 from danet.visualization.viewer import compute_view, data_uri
 
 
@@ -149,3 +149,12 @@ def test_a_chart_draws_finite_points_with_round_numbers():
     assert "circle" in alone
     assert ">350<" in alone
     assert alone.count('text-anchor="middle"') == 2  # one tick and the name of the axis
+
+
+def test_text_of_others_is_only_ever_shown():
+    curves = {"<i>": [(0, 1.0)], "<b>": [(0, 1.0)]}
+    text = render("runs.html", title="<u>", rows=[["<s>"]], charts=[chart("<em>", curves)])
+    assert "<svg" in text
+    for tag in ("<i>", "<b>", "<u>", "<s>", "<em>"):
+        assert tag not in text
+        assert tag.replace("<", "&lt;").replace(">", "&gt;") in text
