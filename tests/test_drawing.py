@@ -12,7 +12,7 @@ from danet.models.heads.dual import DualAttentionHead, FCNHead, SingleAttentionH
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
 from danet.types import Sample
-from danet.visualization import attention, overlay, sheets
+from danet.visualization import attention, overlay
 from danet.visualization.figure import figure, heatmap, validation_pictures
 from danet.visualization.overlay import SegmentedImage
 
@@ -194,8 +194,8 @@ def test_a_contact_sheet_has_a_line_for_each_picture_whatever_its_size(picture):
     tall = SegmentedImage("tall", *(np.rot90(array).copy() for array in picture[1:]))
     large = SegmentedImage("large", *(a.repeat(9, 0).repeat(9, 1) for a in picture[1:]))
     own = picture._replace(truth=None)
-    lines = [picture, tall, own, sheets.thumbnail(large)]
-    drawn = sheets.contact_sheet(lines, CLASSES, PALETTE)
+    lines = [picture, tall, own, overlay.thumbnail(large)]
+    drawn = overlay.contact_sheet(lines, CLASSES, PALETTE)
     assert drawn.shape[1] == 4 * 292
     assert drawn.shape[0] == 4 * (18 + 4) + 60 + 200 + 60 + 86 + 18
 
@@ -206,7 +206,7 @@ def test_side_by_side_shows_where_only_one_is_right(picture, is_known):
     second[50:55, 100:110] = 3
     picture.prediction[10:12, 50:60] = 3
     first = picture if is_known else picture._replace(truth=None)
-    drawn = sheets.side_by_side(first, second, ("1st: a", "2nd: b"), CLASSES, PALETTE)
+    drawn = overlay.side_by_side(first, second, ("1st: a", "2nd: b"), CLASSES, PALETTE)
     pixels = drawn.reshape(-1, 3)
 
     def count(color):

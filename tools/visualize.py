@@ -40,11 +40,13 @@ from danet.visualization.figure import figure, spread
 from danet.visualization.overlay import (
     Palette,
     SegmentedImage,
+    contact_sheet,
     predict,
     save_image,
     sheet,
+    side_by_side,
+    thumbnail,
 )
-from danet.visualization.sheets import contact_sheet, side_by_side, thumbnail
 
 Picture = tuple[str, np.ndarray, np.ndarray | None]
 """A name, an image, and its true classes where they are known."""

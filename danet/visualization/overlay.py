@@ -1,4 +1,4 @@
-"""Class maps as colours over a picture, with a legend and titles.
+"""Class maps as colours over a picture, with a legend and titles, alone and on sheets.
 
 All pictures are uint8 (H, W, 3), RGB.
 """
@@ -23,6 +23,8 @@ _LINE = 18
 """Height of a line of text, in pixels."""
 _GAP = 4
 """Between pictures, in pixels."""
+_TILE = 288
+"""Width of a picture on a contact sheet, in pixels."""
 
 Palette = Sequence[tuple[int, int, int]]
 
@@ -163,6 +165,68 @@ def sheet(
     """Draw the panels of an image above a legend."""
     body = arrange(panels_of(picture, palette, opacity=opacity))
     return with_legend(body, classes, palette, classes_in(picture.prediction, picture.truth))
+
+
+def thumbnail(picture: SegmentedImage) -> SegmentedImage:
+    """Return the picture at the size of a contact sheet, so that many fit into memory."""
+    height, width = picture.prediction.shape
+    return shrink(picture, min(_TILE / width, 2 * _TILE / height))
+
+
+def contact_sheet(
+    pictures: Sequence[SegmentedImage],
+    classes: Sequence[str],
+    palette: Palette,
+    *,
+    opacity: float = 0.55,
+) -> np.ndarray:
+    """Draw a row per thumbnail: image, prediction and, where it is known, truth and errors."""
+    rows = [panels_of(picture, palette, opacity=opacity) for picture in pictures]
+    masks = (mask for picture in pictures for mask in (picture.prediction, picture.truth))
+    return with_legend(stack(rows, width=_TILE), classes, palette, classes_in(*masks))
+
+
+def side_by_side(
+    first: SegmentedImage,
+    second: np.ndarray,
+    titles: tuple[str, str],
+    classes: Sequence[str],
+    palette: Palette,
+    *,
+    opacity: float = 0.55,
+) -> np.ndarray:
+    """Draw the predictions of two networks for one image, and where they differ.
+
+    Where the truth is known, the last panel marks pixels that only one has right: blue the first,
+    orange the second. Otherwise pixels with different classes are magenta.
+
+    Args:
+        first: With the prediction of the first network.
+        second: Prediction of the second, uint8 (H, W).
+        titles: Of both.
+        classes: Of both networks.
+        palette: Of both networks.
+        opacity: Of overlays.
+    """
+    _, image, prediction, truth = first
+    masks = {"truth": truth} if truth is not None else {}
+    masks |= dict(zip(titles, (prediction, second), strict=True))
+    panels = [add_title(image, "image")]
+    panels += [
+        add_title(overlay(image, mask, palette, opacity=opacity), title)
+        for title, mask in masks.items()
+    ]
+    differ = prediction != second
+    if truth is None:
+        shown = mark(image, (differ, (200, 0, 200)))
+        panels.append(add_title(shown, f"they differ on {100 * differ.mean():.1f} %"))
+    else:
+        only_first = (prediction == truth) & differ, (30, 110, 220)
+        only_second = (second == truth) & differ, (240, 130, 20)
+        shown = mark(image, only_first, only_second, (truth == IGNORE, (0, 0, 0)))
+        panels.append(add_title(shown, "only blue: 1st right, orange: 2nd"))
+    present = classes_in(prediction, second, truth)
+    return with_legend(arrange(panels), classes, palette, present)
 
 
 def as_tensor(image: np.ndarray, model: nn.Module) -> Tensor:
