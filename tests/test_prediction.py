@@ -235,6 +235,13 @@ def test_patterns_and_lists_name_files_and_equal_names_are_kept_apart(folder, tm
     listed = [f"{folder / 'sub' / '图 2.png'}\n", "\n", f"{folder / '图 1.png'}\n"]
     assert [s.name for s in find_sources("-", listed)] == ["sub/图 2", "图 1"]
     assert [s.name for s in find_sources("-", [listed[0]] * 2)] == ["图 2"]
+    names = ("a.png", "a.jpg", "a.png.png", "clip.mp4", "clip/000000.png", "clip/b.png", "c.PNG")
+    for path in (tmp_path / "alike" / name for name in names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = [source.name for source in find_sources(str(tmp_path / "alike"))]
+    alike = ["a.jpg", "a.png", "a.png.png", "c", "clip", "clip/000000.png", "clip/b.png"]
+    assert sorted(found) == alike
     with pytest.raises(InputError, match=r"nowhere.png: there is no such file"):
         find_sources("-", ["nowhere.png"])
     with pytest.raises(InputError, match="no pictures or videos there"):

@@ -72,7 +72,7 @@ def run(config: DictConfig) -> None:
 
     start = time.perf_counter()
     with results, PictureReader(sources, results, settings.max_pixels) as pictures:
-        found = predictions(fused, pictures, infer, device=device, batch_size=settings.batch_size)
+        found = predictions(fused, pictures, infer, batch_size=settings.batch_size)
         results.refuse_others(sources)
         for picture, classes in found:
             results.write(picture, classes)

@@ -72,11 +72,8 @@ def predict(
     wanted = images if isinstance(images, (list, tuple)) else [images]
     if not wanted:
         return []
-    device = next(model.parameters()).device
     arrays = (_ArrayImage(_as_array(image, number)) for number, image in enumerate(wanted))
-    found = predictions(
-        model.eval(), arrays, infer or Whole(), device=device, batch_size=batch_size
-    )
+    found = predictions(model.eval(), arrays, infer or Whole(), batch_size=batch_size)
     results = [classes for _, classes in found]
     return results if wanted is images else results[0]
 
@@ -87,19 +84,18 @@ def predictions(
     pictures: Iterable[T],
     infer: Inference,
     *,
-    device: torch.device,
     batch_size: int = 1,
 ) -> Iterator[tuple[T, np.ndarray]]:
     """Yield each picture with its classes, uint8 (H, W), in order.
 
     Args:
-        model: In eval mode, on ``device``.
+        model: In eval mode.
         pictures: Read one group at a time, so they need not fit into memory together.
         infer: The inference mode.
-        device: Of the model.
         batch_size: The most consecutive pictures of one size that pass together, with at most
             PIXELS_PER_PASS pixels in total.
     """
+    device = next(model.parameters()).device
     for group in _groups(pictures, batch_size):
         first, *others = (picture.image[None] for picture in group)
         # One picture is not copied: it may be as large as memory allows.

@@ -38,11 +38,15 @@ class Source(NamedTuple):
     @property
     def is_video(self) -> bool:
         """Return whether the suffix is that of a video."""
-        return self.path.suffix.lower() in VIDEO_SUFFIXES
+        return _is_video(self.path)
 
     def frame(self, number: int) -> str:
         """Return the name of the results of a frame of a video; frames count from 0."""
         return f"{self.name}/{number:06d}"
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 class Picture(NamedTuple):
@@ -110,9 +114,13 @@ def _names(paths: Sequence[Path], root: str | Path) -> list[str]:
     """Return unique names: the paths below a folder, with the suffix only where it is needed."""
     whole = [path.relative_to(root) for path in paths]
     bare = [path.with_suffix("") for path in whole]
-    count = Counter(bare)
-    chosen = [b if count[b] == 1 else w for b, w in zip(bare, whole, strict=True)]
-    return [name.as_posix() for name in chosen]
+    count = Counter([*whole, *bare])
+    # Frames of clip.mp4 are clip/000000 and so on, as a picture of a folder clip may be.
+    videos = {b for b, path in zip(bare, paths, strict=True) if _is_video(path)}
+    return [
+        (b if count[b] == 1 and b.parent not in videos else w).as_posix()
+        for b, w in zip(bare, whole, strict=True)
+    ]
 
 
 def count_frames(source: Source) -> int:
