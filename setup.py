@@ -54,7 +54,7 @@ setup(
     package_dir=LINKED,
     package_data={
         "danet.configs": ["**/*.yaml"],
-        "danet.visualization": ["*.css", "*.js"],
+        "danet.visualization": ["templates/*"],
         "danet.datasets": ["tables/*", "splits/*.md", "splits/*/*.txt"],
     },
     install_requires=REQUIREMENTS,

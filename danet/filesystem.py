@@ -95,6 +95,18 @@ def explain_storage(error: OSError) -> StorageError | None:
     return None
 
 
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file of results and the folders above it; raise StorageError."""
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise explain_storage(error) or StorageError(
+            f"{path}: cannot be written ({error.strerror})"
+        ) from error
+
+
 def folder_of(wanted: Path, file: str, facts: Mapping[str, Any]) -> Path:
     """Return the first of ``wanted``, ``wanted-2``, ... that holds no results of other inputs.
 

@@ -240,8 +240,7 @@ def score(
         height, width = config.data.crop or config.data.size or (512, 512)
         # A training batch of so many pixels fits the device; attention maps are drawn of as many.
         pixels = config.data.batch_size * height * width
-        pictures = validation_pictures(model, val_set, infer, device=device, max_pixels=pixels)
-        log.images(step, pictures)
+        log.images(step, validation_pictures(model, val_set, infer, max_pixels=pixels))
     return confusion
 
 

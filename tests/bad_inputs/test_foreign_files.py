@@ -340,7 +340,7 @@ def test_drawn_pictures_of_any_size_are_refused():
 def test_lines_and_scores_beside_a_file_are_numbers_or_left_out(tmp_path):
     from danet.engine.log import read_metrics
     from danet.tools.export import are_scores
-    from danet.visualization.report import named_curves
+    from danet.visualization.pages import named_curves
 
     good = {"step": 1, "kind": "train", "loss": 0.5, "lr": None}
     odd = ["[1]", '"x"', "[" * 100_000, '{"step": "<b>"}', '{"step": 1e999, "kind": "train"}', "{"]
@@ -537,10 +537,8 @@ def test_names_of_classes_are_escaped_wherever_they_are_shown(saved, tmp_path):
     assert len(class_table(classes, {"IoU": scores.iou}).splitlines()) == 17
 
     numbers = matrix.matrix.numpy()
-    facts = {"title": "t", "facts": ["f"], "lines": (), "best": (), "worst": (), "views": ()}
-    html = page(
-        Report(classes=classes, palette=[(0, 0, 0)] * 16, matrix=numbers, scores=scores, **facts)
-    )
+    facts = {"title": "t", "facts": ["f"], "lines": (), "examples": {}, "views": ()}
+    html = page(Report(classes=classes, palette=[(0, 0, 0)] * 16, confusion=matrix, **facts))
     assert "<script>alert" not in html
     assert "&lt;script&gt;alert" in html
 
