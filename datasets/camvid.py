@@ -1,11 +1,10 @@
 """CamVid in SegNet's split: 701 street scenes of 480x360, 11 classes."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from danet.datasets.base import FileDataset, Item
 from danet.datasets.labels import read_class_table
-from danet.datasets.listing import find_files, unused_labels
+from danet.datasets.listing import find_files, named_files, unused_note
 
 _TABLE = read_class_table("camvid")
 
@@ -30,9 +29,7 @@ class CamVid(FileDataset):
     def find_items(self) -> list[Item]:
         """Return every picture of the split with the label of the same name."""
         images, labels = self.root / "images" / self.split, self.root / "labels" / self.split
-        items = [
-            Item(f"{images}/{name}", f"{labels}/{Path(name).stem}.png", Path(name).stem)
-            for name in find_files(images, (".jpg", ".png"))
-        ]
-        self.notes += unused_labels(labels, ".png", {item.mask for item in items})
-        return items
+        found = named_files(images, ".jpg", ".png")
+        unused = [n for n in find_files(labels, {".png"}) if n.rpartition(".")[0] not in found]
+        self.notes += unused_note(labels, unused)
+        return [Item(path, f"{labels}/{name}.png", name) for name, path in found.items()]

@@ -13,7 +13,7 @@ from danet.data.loader import train_batches
 from danet.data.transforms import Pipeline, ScaleCrop
 from danet.datasets.base import Reading
 from danet.datasets.formats.color_masks import ColorTable
-from danet.datasets.labels import read_class_names
+from danet.datasets.labels import read_class_file
 from danet.errors import InputError
 from danet.types import IGNORE
 
@@ -148,17 +148,6 @@ def test_colours_are_looked_up_as_one_by_one():
     table = ColorTable(colors[:50], colors[50:])
     wanted = slow_decode(pixels, colors[:50], colors[50:])
     assert np.array_equal(table.decode(opaque(pixels), "x"), wanted)
-
-
-def test_a_table_of_colours_travels_to_a_worker_without_its_megabytes():
-    import pickle
-
-    table = ColorTable(COLORS)
-    pixels = opaque(np.array(COLORS, np.uint8)[None])
-    assert table.decode(pixels, "x").tolist() == [[0, 1, 2]]
-    packed = pickle.dumps(table)
-    assert len(packed) < 2000
-    assert pickle.loads(packed).decode(pixels, "x").tolist() == [[0, 1, 2]]
 
 
 def test_a_megapixel_of_colours_is_looked_up_in_a_part_of_a_loop_s_time():
@@ -297,14 +286,14 @@ def test_class_names_come_from_a_text_file_too(tmp_path):
     path = tmp_path / "names.txt"
     path.write_bytes("\ufeffbackground\r\ntraffic light\r\n\r\n café \n".encode())
     names = ["background", "traffic light", "café"]
-    assert read_class_names(str(path)) == names
+    assert read_class_file(str(path)).names == names
     write(tmp_path / "images/a.png")
     write(tmp_path / "masks/a.png", mode="L")
     assert own(tmp_path, classes=str(path), val_share=0.001).classes == tuple(names)
     with pytest.raises(
         InputError, match=r"data.classes=nowhere: neither a list, .* nor a text file"
     ):
-        read_class_names("nowhere")
+        read_class_file("nowhere")
 
 
 def checked(root, classes, *settings):

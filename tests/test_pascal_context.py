@@ -197,7 +197,7 @@ def test_the_shipped_lists_are_used_where_the_tree_has_none(tmp_path):
     with pytest.raises(InputError, match=r"pascal_context/train.txt: line \d+ .*\(4996 of 4998"):
         PascalContext(root=tmp_path, split="train")
     for split, count in (("train", 4998), ("val", 5105)):
-        assert len(shipped_list("pascal_context", split).names) == count
+        assert len(shipped_list("pascal_context", split).lines) == count
         assert count in PascalContext.expected[split]
 
 
@@ -268,7 +268,7 @@ def test_an_index_equals_painting_one_annotation_after_another(tmp_path, as_text
     path = tmp_path / "trainval_merged.json"
     write_json(path, CLASSES, as_text=as_text)
     index = detail_index(path)
-    assert index.phases == {**NAMES, "test": ()}
+    assert index.phases == {**{phase: list(names) for phase, names in NAMES.items()}, "test": []}
     for name, classes in zip([*NAMES["train"], *NAMES["val"]], CLASSES, strict=True):
         labels = index.labels(name)
         assert labels.dtype == np.uint16
@@ -318,9 +318,9 @@ def test_a_cache_keeps_the_pictures_of_one_json_apart(tmp_path):
     ("change", "says"),
     [
         (lambda text: text[: len(text) // 2], "not the JSON of PASCAL in Detail"),
-        (lambda text: "[" + text + "]", "it is no JSON object"),
-        (lambda text: "", "it is no JSON object"),
-        (lambda text: text.replace("annos_segmentation", "annotations"), "no annos_segmentation"),
+        (lambda text: "[" + text + "]", "not the JSON of PASCAL in Detail"),
+        (lambda text: "", "Expecting value"),
+        (lambda text: text.replace("annos_segmentation", "annotations"), "no key 'annos_segmen"),
         (lambda text: text.replace("category_id", "class"), "no key 'category_id'"),
         (lambda text: text.replace("2008_000015", "2008_000008"), "one image_id or file_name"),
     ],
