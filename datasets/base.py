@@ -64,8 +64,7 @@ class Reading:
         if not is_number(self.cache_gib) or not 0 < self.cache_gib < math.inf:
             raise InputError(f"data.cache_gib={self.cache_gib}: expected a number above 0")
         if not is_int(self.max_pixels) or self.max_pixels < 1:
-            given = f"data.max_pixels={self.max_pixels}"
-            raise InputError(f"{given}: expected a whole number of at least 1")
+            raise InputError(f"data.max_pixels={self.max_pixels}: expected at least 1, and whole")
 
 
 class SegmentationDataset(Dataset[Sample], ABC):

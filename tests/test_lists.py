@@ -38,9 +38,7 @@ def test_a_list_of_a_user_may_have_marks_blanks_and_windows_line_ends(tmp_path):
     path.write_bytes("\ufeffein Bild \r\n\r\n  北京/b\t\r\nc\rd\x85e\n\nein Bild".encode())
     found = read_list(path)
     assert found.lines == {"ein Bild": 1, "北京/b": 3, "c": 4, "d\x85e": 5}
-    assert found.notes == (
-        f"{path}: 1 images stand there more than once and count once: ein Bild",
-    )
+    assert found.notes == (f"{path}: 1 images stand there more than once and count once: ein Bild",)
 
 
 @pytest.mark.parametrize(
