@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import shutil
 
 import hydra
 import numpy as np
@@ -10,6 +11,7 @@ import yaml
 from conftest import write_pair
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from PIL import Image
 
 from danet.cli import CONFIGS
 from danet.config import schema
@@ -105,3 +107,37 @@ def accepted(kind, root, tmp_path, monkeypatch, capsys, *parts, settings=()):
         for part in parts:
             assert str(part) in text, f"{tool}: {part!r} is not in\n{text}"
     return reported["train"]
+
+
+class Site:
+    """A tree of pairs in ``root`` that a test damages, and both ways in which a user meets it."""
+
+    def __init__(self, kind, folder, monkeypatch, capsys):
+        self.kind, self.folder, self.root = kind, folder, folder / "data"
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def plant(self, **how):
+        shutil.rmtree(self.root, ignore_errors=True)
+        return plant(self.root, self.kind, **how)
+
+    def image(self, name="train_2", suffix=".png"):
+        return self.root / "images/train" / f"{name}{suffix}"
+
+    def label(self, name="train_2", suffix=".png"):
+        return self.root / LABELS[self.kind] / "train" / f"{name}{suffix}"
+
+    def relabel(self, change):
+        """Changes every mask: array in, array out."""
+        for path in sorted((self.root / LABELS[self.kind]).rglob("*.png")):
+            with Image.open(path) as picture:
+                new = change(np.array(picture))
+            Image.fromarray(new).save(path)
+
+    def refused(self, *parts, settings=(), root=None):
+        root = root or self.root
+        return refused(self.kind, root, self.folder, self._monkeypatch, *parts, settings=settings)
+
+    def accepted(self, *parts, settings=(), root=None):
+        tools = self._monkeypatch, self._capsys
+        root = root or self.root
+        return accepted(self.kind, root, self.folder, *tools, *parts, settings=settings)
