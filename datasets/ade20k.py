@@ -1,14 +1,11 @@
 """ADE20K in the form of the scene parsing challenge: ADEChallengeData2016, 150 classes."""
 
-from collections.abc import Mapping
-
 from danet.datasets.base import FileDataset, Item
 from danet.datasets.labels import read_class_table
 from danet.datasets.layout import first_folder
 from danet.datasets.listing import named_files
 from danet.datasets.submission import Submission
 
-_TABLE = read_class_table("ade20k")
 _FOLDERS = {"train": "training", "val": "validation", "test": "testing"}
 
 
@@ -19,8 +16,9 @@ class ADE20K(FileDataset):
     Scene parsing through ADE20K dataset, CVPR 2017.
     """
 
-    classes = _TABLE.classes
-    palette = _TABLE.palette
+    table = read_class_table("ade20k")
+    classes = table.classes
+    palette = table.palette
     expected = {"train": (20210,), "val": (2000,)}
     marker = "images/training"
     label_hint = "; ADEChallengeData2016 has 0 for other things and 1..150"
@@ -28,10 +26,6 @@ class ADE20K(FileDataset):
         "  [ADEChallengeData2016/]images/{training,validation}/ADE_{train,val}_<8 digits>.jpg\n"
         "  [ADEChallengeData2016/]annotations/{training,validation}/<the same>.png"
     )
-
-    def label_map(self) -> Mapping[int, int]:
-        """Return 0 -> IGNORE and 1..150 -> 0..149."""
-        return _TABLE.label_map
 
     def find_items(self) -> list[Item]:
         """Return every picture of the split; those of the challenge's test set have no label."""

@@ -17,7 +17,7 @@ from danet.datasets.hints import orientation_note
 from danet.datasets.image_io import MAX_PIXELS, read_image, read_labels
 from danet.datasets.items import Item as Item
 from danet.datasets.items import Items
-from danet.datasets.labels import UNKNOWN, Color, label_table, ranges
+from danet.datasets.labels import UNKNOWN, ClassTable, Color, label_table, ranges
 from danet.datasets.layout import elsewhere
 from danet.errors import InputError
 from danet.plain import is_int, is_number
@@ -108,7 +108,8 @@ class FileDataset(SegmentationDataset):
     """Pairs of an image file and a label file below one folder.
 
     Subclasses define ``classes``, ``palette``, ``find_items`` and, where the files hold other
-    values than class indices, ``label_map``; where labels are not pictures, ``decode_labels``.
+    values than class indices, ``table`` or ``label_map``; where labels are not pictures,
+    ``decode_labels``.
 
     Args:
         root: The folder as the publisher ships it; ``~`` is expanded.
@@ -124,6 +125,8 @@ class FileDataset(SegmentationDataset):
         InputError: No such folder or split, no images, or images without labels.
     """
 
+    table: ClassTable | None = None
+    """Classes, colours and label values, where a table ships with the package."""
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     expected: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     """Split -> number of images according to the publisher; several where releases differ."""
@@ -199,7 +202,9 @@ class FileDataset(SegmentationDataset):
         return ""
 
     def label_map(self) -> Mapping[int, int]:
-        """Return value on disk -> class or IGNORE; other values are errors."""
+        """Return value on disk -> class or IGNORE, of the table; other values are errors."""
+        if self.table is not None:
+            return self.table.label_map
         return {**{i: i for i in range(len(self.classes))}, IGNORE: IGNORE}
 
     def decode_labels(self, path: Path) -> np.ndarray:

@@ -166,7 +166,9 @@ class Folder(FileDataset):
             return ""
         if not self._unused:
             has_images = self.files.folders(self.root)[0].is_dir()
-            return self.files.suggest_masks(self.root if has_images else self._masks.parent)
+            parent = self.root if has_images else self._masks.parent
+            has_masks = self.files.folders(parent)[1].is_dir()
+            return "" if has_masks else self.files.suggest_folders(parent)
         image = self.items[self.items.without_label()[0]].image
         pair = (os.path.relpath(path, self.root) for path in (image, self._masks / "<its mask>"))
         return (

@@ -87,15 +87,6 @@ class PairLayout:
             f"data.masks_dir, as in {folder_settings(filled[0], filled[1])}"
         )
 
-    def suggest_masks(self, parent: Path) -> str:
-        """Return which folder may have the masks where ``masks_dir`` does not exist."""
-        others = (p for p in sorted(parent.iterdir()) if p.is_dir() and p.name != self.images_dir)
-        filled = next((path.name for path in others if find_files(path)), None)
-        if filled is None or (parent / self.masks_dir).is_dir():
-            return ""
-        settings = folder_settings(self.images_dir, filled)
-        return f"; there is no folder {self.masks_dir}: set {settings}"
-
     def _is_mask(self, name: str) -> bool:
         # The suffix of a mask may have capitals, as that of an image.
         return name.lower().endswith(self.mask_suffix.lower())

@@ -9,7 +9,7 @@ import numpy as np
 from danet.datasets.base import FileDataset, Item, Reading, Transform, check_choice
 from danet.datasets.formats.matlab import open_mat, read_mat_labels
 from danet.datasets.formats.pascal_in_detail import DetailIndex, detail_index
-from danet.datasets.labels import ClassTable, read_class_table
+from danet.datasets.labels import read_class_table
 from danet.datasets.layout import first_folder
 from danet.datasets.listing import named_files
 from danet.datasets.lists import SplitList, read_list, shipped_list
@@ -49,7 +49,7 @@ class PascalContext(FileDataset):
         labels: The form in use, never "auto".
     """
 
-    table: ClassTable = read_class_table("context59")
+    table = read_class_table("context59")
     classes = table.classes
     palette = table.palette
     splits = ("train", "val")
@@ -123,24 +123,22 @@ class PascalContext(FileDataset):
 
     def _find_labels(self, base: Path) -> tuple[str, Path]:
         """Return the form of the labels and their folder or file."""
-        places = {
-            form: [folder / name for folder in (base, base.parent, self.root)]
-            for form, name in _PLACES.items()
-            if self.labels in ("auto", form)
-        }
-        found = [(form, p) for form, paths in places.items() for p in paths if p.exists()]
-        if not found:
-            tried = ", ".join(str(path) for paths in places.values() for path in paths[:1])
+        forms = _PLACES if self.labels == "auto" else [self.labels]
+        folders = (base, base.parent, self.root)
+        places = {form: [folder / _PLACES[form] for folder in folders] for form in forms}
+        found = {form: next(filter(Path.exists, paths), None) for form, paths in places.items()}
+        there = {form: place for form, place in found.items() if place is not None}
+        if not there:
+            tried = ", ".join(str(paths[0]) for paths in places.values())
             raise InputError(
                 f"{self}: data.labels={self.labels}, but there are no labels at {tried}; "
                 f"expected\n{self.layout}"
             )
-        form, place = found[0]
+        form, *others = there
         if self.labels == "auto":
-            others = ", ".join(dict.fromkeys(f for f, _ in found if f != form))
-            unused = f"; not used: {others}" if others else ""
-            self.notes.append(f"{self}: data.labels=auto takes {form}, {place}{unused}")
-        return form, place
+            unused = f"; not used: {', '.join(others)}" if others else ""
+            self.notes.append(f"{self}: data.labels=auto takes {form}, {there[form]}{unused}")
+        return form, there[form]
 
 
 class PascalContext60(PascalContext):

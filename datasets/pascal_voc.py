@@ -1,6 +1,5 @@
 """PASCAL VOC 2012 segmentation, with the masks of SBD for the training split of 10,582 images."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +14,6 @@ from danet.datasets.lists import read_list, shipped_list
 from danet.datasets.submission import Submission
 from danet.errors import InputError
 
-_TABLE = read_class_table("voc")
 # Split -> lists that ship with the package, where they are not the split itself.
 _LISTS = {"trainval": ("train", "val"), "seg11valid": ("seg11valid_736",)}
 # Places of VOC below ``data.root``: the folder that holds VOCdevkit, VOCdevkit, or VOC2012.
@@ -42,8 +40,9 @@ class PascalVOC(FileDataset):
             own train and val, not even ImageNet.
     """
 
-    classes = _TABLE.classes
-    palette = _TABLE.palette
+    table = read_class_table("voc")
+    classes = table.classes
+    palette = table.palette
     splits = ("train", "val", "trainval", "trainaug", "seg11valid", "test")
     expected = {
         "train": (1464,),
@@ -75,10 +74,6 @@ class PascalVOC(FileDataset):
         self.sbd_root = sbd_root
         self.competition = competition
         super().__init__(root=root, split=split, transform=transform, reading=reading)
-
-    def label_map(self) -> Mapping[int, int]:
-        """Return 0..20 as they are and 255 -> IGNORE."""
-        return _TABLE.label_map
 
     def find_items(self) -> list[Item]:
         """Return the images of the split's list with their masks."""

@@ -523,8 +523,9 @@ ADVICE = {
     "images stand in the lists of two splits:": "pictures_in_two_lists_are_allowed_on_purpose",
     ": rename or move one, or give data.lists": "two_folders_of_one_split",
     "; set data.images_dir=. data.masks_dir=.": "beside",
-    ": set data.images_dir and data.masks_dir, as in": "other names; capitals",
-    "; there is no folder": "other masks; split first",
+    ": set data.images_dir and data.masks_dir, as in": (
+        "other names; capitals; other masks; split first"
+    ),
     # datasets/hints.py
     "grey and alpha: save it without alpha": "a_mask_is_saved_without_alpha",
     "; data=folder reads colours with": "colours_are_listed_as_the_message_shows",
@@ -1364,9 +1365,9 @@ def only_masks(root):
 TREES = {
     "other names": (other_names, r"as in (.*?); expected"),
     "beside": (beside_one_another, r"set (data.images_dir=.*?); expected"),
-    "split first": (split_first, r"set (data.images_dir=.*)$"),
+    "split first": (split_first, r"as in (.*)$"),
     "capitals": (capitals, r"as in (data.images_dir=.*?); expected"),
-    "other masks": (only_masks, r"there is no folder masks: set (.*)$"),
+    "other masks": (only_masks, r"as in (.*)$"),
     "no val": (lambda root: shutil.rmtree(root / "images/val"), r"names with (.*?); expected"),
 }
 """What is done to a tree, and where the message has the settings that find its files."""

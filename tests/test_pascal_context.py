@@ -209,12 +209,6 @@ def test_a_picture_that_a_list_names_must_be_there(tmp_path, form):
         PascalContext(root=tmp_path, split="train")
 
 
-def test_the_right_root_is_suggested_for_a_wrong_one(tmp_path):
-    write_tree(tmp_path / "a" / "VOC2010", "mat")
-    with pytest.raises(InputError, match=f"set data.root={tmp_path / 'a' / 'VOC2010'}"):
-        PascalContext(root=tmp_path, split="train")
-
-
 # Run lengths
 
 
@@ -339,15 +333,6 @@ def test_runs_of_another_size_are_refused_with_the_picture(tmp_path):
     path.write_text(path.read_text().replace('"height": 30', '"height": 31'))
     Image.new("RGB", (40, 31)).save(tmp_path / "JPEGImages" / "2008_000008.jpg")
     with pytest.raises(InputError, match=r"2008_000008: the runs cover 1200 pixels, .* 1240"):
-        PascalContext(root=tmp_path, split="train").read(0)
-
-
-def test_a_picture_of_another_size_is_refused(tmp_path):
-    write_tree(tmp_path, "json")
-    Image.new("RGB", (40, 31)).save(tmp_path / "JPEGImages" / "2008_000008.jpg")
-    with pytest.raises(
-        InputError, match=r"merged.json: the label is 40 x 30 and its image .*8.jpg is 40 x 31"
-    ):
         PascalContext(root=tmp_path, split="train").read(0)
 
 

@@ -174,11 +174,6 @@ def test_every_class_occurs_and_has_a_colour_of_its_own(level):
     assert seen == set(range(16))
 
 
-def test_the_pairs_are_named_as_their_classes():
-    names = [tuple(Scenes.classes[kind] for kind in pair) for pair in PAIRS]
-    assert names == list(Scenes.far_pairs)
-
-
 @pytest.mark.parametrize("size", [(48, 48), (48, 96), (97, 131), (128, 512)], ids=str)
 def test_pictures_are_drawn_at_any_size(level, size):
     data = scenes("test", level=level, size=size)
