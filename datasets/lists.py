@@ -31,7 +31,7 @@ class SplitList(NamedTuple):
 
     path: Path
     lines: dict[str, int]
-    """Name -> number of its first line, from 1 on."""
+    """Name -> number of its first line, from 1 on; 0 where they stand in no lines."""
     notes: tuple[str, ...] = ()
     """A warning where names stand there twice."""
 
@@ -49,9 +49,10 @@ class SplitList(NamedTuple):
             return []
         missing = [name for name in self.lines if name not in images]
         if missing:
+            line = self.lines[missing[0]]
             place = Path(next(iter(images.values()))).parent / f"{missing[0]}.jpg"
             raise InputError(
-                f"{self.path}: line {self.lines[missing[0]]} names {missing[0]}, but there is no "
+                f"{self.path}: {f'line {line} ' * bool(line)}names {missing[0]}, but there is no "
                 f"{place} ({len(missing)} of {len(self.lines)} names have no such file)"
             )
         return [Item(images[name], label(name), name) for name in self.lines]

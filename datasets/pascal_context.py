@@ -92,7 +92,7 @@ class PascalContext(FileDataset):
         self.labels, labels = self._find_labels(base)
         if self.labels == "json":
             self.index = detail_index(labels)
-            lines = dict.fromkeys(self.index.phases[self.split], 1)
+            lines = dict.fromkeys(self.index.phases[self.split], 0)
             return SplitList(labels, lines).find(images, lambda _: str(labels))
         # Main is part of VOC 2010; not ImageSets/Segmentation, which is another task's split.
         own = [

@@ -7,7 +7,9 @@ import pytest
 import torch
 from conftest import make_folder, write_pair
 from PIL import Image
+from test_config import compose
 
+from danet.config.validate import check
 from danet.data.loader import train_batches
 from danet.data.transforms import Pipeline, ScaleCrop
 from danet.datasets.formats.color_masks import ColorTable
@@ -169,23 +171,15 @@ def test_splits_of_other_names_are_read_inside_and_around(tmp_path, names, is_fi
         assert data[0].mask.shape == (4, 5)
 
 
-def test_folders_and_suffixes_of_other_names_are_found(tmp_path):
-    write(tmp_path / "photos/a.b.JPG")
-    write(tmp_path / "photos/deep/c.png")
-    write(tmp_path / "ground/a.b_mask.png", mode="L")
-    write(tmp_path / "ground/deep/c_mask.png", mode="L")
-    places = {"images_dir": "photos", "masks_dir": "ground", "mask_suffix": "_mask.png"}
+@pytest.mark.parametrize(("images", "masks"), [("photos", "ground"), (".", ".")])
+def test_folders_and_suffixes_of_other_names_are_found(tmp_path, images, masks):
+    write(tmp_path / images / "a.b.JPG")
+    write(tmp_path / images / "deep/c.png")
+    write(tmp_path / masks / "a.b_mask.PNG", mode="L")
+    write(tmp_path / masks / "deep/c_mask.png", mode="L")
+    places = {"images_dir": images, "masks_dir": masks, "mask_suffix": "_mask.png"}
     both = [own(tmp_path, split, **places) for split in ("train", "val")]
     assert sorted(item.name for data in both for item in data.items) == ["a.b", "deep/c"]
-
-
-def test_images_and_masks_may_lie_side_by_side(tmp_path):
-    for name in ("a", "b"):
-        write(tmp_path / f"{name}.png")
-        write(tmp_path / f"{name}_mask.png", mode="L")
-    places = {"images_dir": ".", "masks_dir": ".", "mask_suffix": "_mask.png"}
-    both = [own(tmp_path, split, **places) for split in ("train", "val")]
-    assert sorted(item.name for data in both for item in data.items) == ["a", "b"]
     assert both[0][0].mask.shape == (4, 5)
 
 
@@ -224,26 +218,11 @@ def test_class_names_come_from_a_text_file_too(tmp_path):
     write(tmp_path / "images/a.png")
     write(tmp_path / "masks/a.png", mode="L")
     assert own(tmp_path, classes=str(path), val_share=0.001).classes == tuple(names)
-    with pytest.raises(
-        InputError, match=r"data.classes=nowhere: neither a list, .* nor a text file"
-    ):
-        read_class_file("nowhere")
 
 
 def checked(root, classes, *settings):
     """Returns the config of data=folder after its check, which does not look at files."""
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-
-    from danet.cli import CONFIGS
-    from danet.config import schema
-    from danet.config.validate import check
-
-    schema.register()
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        data = ["data=folder", f"data.root={root}", f"data.classes={classes}"]
-        return check(hydra.compose("train", [*data, *settings]))
+    return check(compose("data=folder", f"data.root={root}", f"data.classes={classes}", *settings))
 
 
 def test_the_config_counts_the_names_of_a_file_and_keeps_them(tmp_path):
@@ -256,23 +235,13 @@ def test_the_config_counts_the_names_of_a_file_and_keeps_them(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        (
-            "data.labels_start_at=one",
-            "data.labels_start_at=one: expected a whole number, got the text",
-        ),
-        ("data.values=[0,255]", "data.values=[0, 255]: expected a mapping"),
-        ("data.images_dir=3", "data.images_dir=3: expected a text, got 3"),
-        ("data.val_share=half", "data.val_share=half: expected a number, got the text 'half'"),
-        ("data.lists=train.txt", "data.lists=train.txt: expected a mapping"),
-        (
-            "+data.dataset.files.image_dir=x",
-            "data.dataset.files.image_dir: PairLayout takes no such argument; did you",
-        ),
-        (
-            "+data.dataset.label_format._x=1",
-            "data.dataset.label_format._x: LabelFormat takes no such argument",
-        ),
-        ("data.dataset.split_rule=3", "data.dataset.split_rule=3: expected a mapping"),
+        ("data.labels_start_at=one", "labels_start_at=one: expected a whole number, got the text"),
+        ("data.values=[0,255]", "values=[0, 255]: expected a mapping"),
+        ("data.images_dir=3", "images_dir=3: expected a text, got 3"),
+        ("data.val_share=half", "val_share=half: expected a number, got the text 'half'"),
+        ("+data.dataset.files.image_dir=x", "dataset.files.image_dir: PairLayout takes no such"),
+        ("+data.dataset.label_format._x=1", "dataset.label_format._x: LabelFormat takes no such"),
+        ("data.dataset.split_rule=3", "dataset.split_rule=3: expected a mapping"),
     ],
 )
 def test_groups_of_settings_are_checked_like_arguments(tmp_path, setting, message):
@@ -280,7 +249,7 @@ def test_groups_of_settings_are_checked_like_arguments(tmp_path, setting, messag
         checked(tmp_path, "[a,b]", setting, "trainer.steps=0")
     lines = str(error.value).splitlines()
     assert len(lines) == 2, "together with all other mistakes"
-    assert any(line.startswith(message) for line in lines), lines
+    assert any(line.startswith(f"data.{message}") for line in lines), lines
 
 
 @pytest.mark.parametrize(
@@ -291,11 +260,7 @@ def test_groups_of_settings_are_checked_like_arguments(tmp_path, setting, messag
         ({"labels_start_at": -1}, "data.labels_start_at=-1: expected 0 or more"),
         ({"ignore_colors": [VOID]}, "data.ignore_colors is for masks of colours"),
         ({"colors": COLORS[:2]}, "data.colors: 2 colours for 3 class names"),
-        (
-            {"colors": [*COLORS[:2], COLORS[0]]},
-            r"\[0, 0, 0\] stands there twice, at positions 0 and 2",
-        ),
-        ({"colors": COLORS, "ignore_colors": COLORS[:1]}, r"\[0, 0, 0\] stands there twice"),
+        ({"colors": COLORS, "ignore_colors": COLORS[:1]}, "twice, at positions 0 and 3 of"),
         ({"colors": [*COLORS[:2], (0, 0, 300)]}, r"data.colors: \[0, 0, 300\] is not three"),
         ({"classes": ["a", "b c", "d"], "colors": COLORS[:2]}, "2 colours for 3 class names"),
     ],
