@@ -38,9 +38,9 @@ class DetailIndex(NamedTuple):
         canvas = np.zeros(height * width, np.uint16)  # (W * H,): COCO's runs go down the columns
         for category, counts in self.annotations[name]:
             try:
-                is_text = isinstance(counts, str)
-                runs = runs_of_text(counts.encode()) if is_text else np.array(counts, np.int64)
-                np.putmask(canvas, mask_of_runs(runs, canvas.size), category)
+                runs = runs_of_text(counts) if isinstance(counts, str) else counts
+                mask = mask_of_runs(np.array(runs, np.int64), canvas.size)
+                np.putmask(canvas, mask, category)
             except ValueError as error:
                 raise InputError(
                     f"{self.path}: annotation of category {category} in picture {name}: {error}"
@@ -48,8 +48,8 @@ class DetailIndex(NamedTuple):
         return canvas.reshape(width, height).T  # (H, W)
 
 
-def runs_of_text(text: bytes) -> np.ndarray:
-    """Decode COCO's text form of run lengths to int64 (runs), the first of them background.
+def runs_of_text(text: str) -> list[int]:
+    """Decode COCO's text form of run lengths, the first of them background.
 
     A number is a sequence of characters, five bits in each from the low end, two's complement; bit
     5 says that more follow; 48 is added. From the fourth number on the difference to the number two
@@ -58,22 +58,20 @@ def runs_of_text(text: bytes) -> np.ndarray:
     Raises:
         ValueError: Characters that no encoder writes, or a text that ends inside a number.
     """
-    codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
-    if not codes.size:
-        return codes
-    continues = (codes & 32) != 0
-    if codes.min() < 0 or codes.max() > 63 or continues[-1]:
-        raise ValueError("not a run-length text of COCO")
-    last = np.nonzero(~continues)[0]  # (runs,), position of the last character of each number
-    first = np.concatenate(([0], last[:-1] + 1))
-    length = last - first + 1
-    if length.max() > 8:
-        raise ValueError("a run length of more than 40 bits")
-    digit = np.arange(codes.size) - np.repeat(first, length)  # place within its number, from 0
-    runs = np.add.reduceat((codes & 31) << (5 * digit), first)
-    runs -= np.where(codes[last] & 16, np.int64(1) << (5 * length), 0)  # two's complement
-    runs[1::2] = runs[1::2].cumsum()  # undoes the differences
-    runs[2::2] = runs[2::2].cumsum()  # from 2 on: the first three numbers are plain
+    runs: list[int] = []
+    number = shift = 0
+    for character in text:
+        digit = ord(character) - 48
+        if not 0 <= digit < 64 or shift > 35:  # 40 bits are more than any picture has
+            raise ValueError("not a run-length text of COCO")
+        number |= (digit & 31) << shift
+        shift += 5
+        if not digit & 32:
+            number -= (1 << shift) * bool(digit & 16)
+            runs.append(number + (runs[-2] if len(runs) > 2 else 0))
+            number = shift = 0
+    if shift:
+        raise ValueError("a run-length text of COCO that ends inside a number")
     return runs
 
 
