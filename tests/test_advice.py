@@ -474,7 +474,7 @@ ADVICE = {
     ),
     ": expected a folder or null": "reading cache_dir",
     "data.cache_gib=": "pictures",
-    "data.max_pixels=…: expected at least 1, and whole": "max_pixels from; reading max_pixels",
+    "data.max_pixels=…: expected a whole number, at": "max_pixels from; reading max_pixels",
     "…: split=… is not one of …": "a_split_that_is_known_is_named",
     "…: no images for split … under …; expected\n…": (
         "folder layout; camvid layout; ade20k layout; cityscapes layout; pascal_voc layout; "
@@ -953,7 +953,7 @@ TYPES = {
     ),
     "list": ((), "loss.main.class_weights=1", "expected a list", ONES),
     "one of": ((), "model.backbone.stem=7x8", "expected one of 7x7", "7x7"),
-    "max_pixels from": (FOLDER, "data.max_pixels=0", "expected at least 1", "100000"),
+    "max_pixels from": (FOLDER, "data.max_pixels=0", "number, at least 1", "100000"),
     "length": ((), f"run.log_to=[{'x' * 10001}]", "expected at most 10000", "[tensorboard]"),
     "written": ((), r"run.name=\${oc.env:HOME}", "write the value itself", "/root"),
     "head partial": ((), "model.head._partial_=maybe", "expected true or false", "true"),

@@ -218,6 +218,14 @@ def test_a_text_that_nobody_writes_is_refused(text):
         runs_of_text(text)
 
 
+@pytest.mark.parametrize(
+    ("runs", "says"), [([5, 4], "cover 9 pixels, the picture has 10"), ([12, -2], "length -2")]
+)
+def test_runs_that_do_not_fill_the_picture_are_refused(runs, says):
+    with pytest.raises(ValueError, match=says):
+        mask_of_runs(np.array(runs), 10)
+
+
 # The JSON
 
 
