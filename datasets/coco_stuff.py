@@ -16,7 +16,7 @@ from danet.datasets.base import FileDataset, Item, Reading, Transform, check_cho
 from danet.datasets.formats.matlab import open_mat, read_mat_labels
 from danet.datasets.labels import read_class_table
 from danet.datasets.listing import named_files
-from danet.datasets.lists import read_list, shipped_list
+from danet.datasets.lists import find_list
 from danet.errors import InputError
 from danet.types import IGNORE
 
@@ -59,7 +59,7 @@ class CocoStuff10k(FileDataset):
     def find_items(self) -> list[Item]:
         """Return the pictures that the list of the split names."""
         own = self.root / "imageLists" / f"{self.split}.txt"
-        listed = read_list(own) if own.exists() else shipped_list("cocostuff10k", self.split)
+        listed = find_list([own], "cocostuff10k", self.split)
         self.notes += listed.notes
         labels = self.root / "annotations"
         images = named_files(self.root / "images", ".jpg")

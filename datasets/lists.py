@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -70,6 +70,12 @@ def read_list(path: Path) -> SplitList:
         if lines.setdefault(name, number) != number:
             repeated.append(name)
     return SplitList(path, lines, _repeated_note(path, repeated))
+
+
+def find_list(places: Iterable[Path], data_set: str, split: str) -> SplitList:
+    """Read the first list of a tree that exists, else the one of the package."""
+    own = next(filter(Path.exists, places), None)
+    return read_list(own) if own else shipped_list(data_set, split)
 
 
 def shipped_list(data_set: str, split: str) -> SplitList:

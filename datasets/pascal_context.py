@@ -12,7 +12,7 @@ from danet.datasets.formats.pascal_in_detail import DetailIndex, detail_index
 from danet.datasets.labels import read_class_table
 from danet.datasets.layout import first_folder
 from danet.datasets.listing import named_files
-from danet.datasets.lists import SplitList, read_list, shipped_list
+from danet.datasets.lists import SplitList, find_list
 from danet.errors import InputError
 
 Labels = Literal["auto", "mat", "png", "json"]
@@ -98,8 +98,7 @@ class PascalContext(FileDataset):
         own = [
             base / "ImageSets" / f / f"{self.split}.txt" for f in ("SegmentationContext", "Main")
         ]
-        found = [path for path in own if path.exists()]
-        listed = read_list(found[0]) if found else shipped_list("pascal_context", self.split)
+        listed = find_list(own, "pascal_context", self.split)
         self.notes += listed.notes
         return listed.find(images, lambda name: f"{labels}/{name}.{self.labels}")
 
