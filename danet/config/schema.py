@@ -266,9 +266,9 @@ def _class_names(source: Any) -> list[str]:
                 "one name per line"
             )
         return list(source)
-    from danet.datasets.labels import read_class_names  # late, since it loads torch
+    from danet.datasets.labels import read_class_file  # late, since it loads torch
 
-    return read_class_names(source)
+    return read_class_file(source).names
 
 
 def _class_colors(source: Any, colors: Any, values: Any, first: Any) -> Any:
