@@ -48,6 +48,7 @@ setup(
     package_dir=LINKED,
     package_data={
         "danet.configs": ["**/*.yaml"],
+        "danet.export": ["*.j2"],
         "danet.visualization": ["*.css", "*.js"],
         "danet.datasets": ["tables/*", "splits/*.md", "splits/*/*.txt"],
     },
