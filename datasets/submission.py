@@ -195,7 +195,7 @@ def _pack(packed: Path, members: Sequence[Path], folder: str) -> None:
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """Remove the user from an entry of the archive."""
-    return member.replace(uid=0, gid=0, uname="", gname="")
+    return member.replace(uid=0, gid=0, uname="", gname="", deep=False)
 
 
 @contextmanager
