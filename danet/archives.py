@@ -28,7 +28,7 @@ from danet.filesystem import file_lock
 
 _SMALL = 2**20
 """Bytes; an archive that unpacks to no more than this is no bomb, whatever its ratio."""
-_MAX_HEADER = 16 * 2**20
+_MAX_HEADER = 2**20
 """Bytes of a tar that are read for one header, in which a name may claim any length."""
 _ODD_NAME = re.compile(r"[\\\x00-\x1f\x7f]|^[A-Za-z]:|[^/]{256}")
 _DAMAGE = (
@@ -36,6 +36,10 @@ _DAMAGE = (
     *(EOFError, ValueError, LookupError, ArithmeticError, RuntimeError, MemoryError),
 )
 """Exceptions of the standard library on files that are damaged or forged."""
+
+
+_Entry = tuple[tarfile.TarInfo, Callable[[], Any]]
+"""Name, size and type of a member, and what opens it."""
 
 
 class Limits(NamedTuple):
@@ -65,7 +69,7 @@ def read_table(path: Path, limits: Limits = DEFAULT_LIMITS) -> dict[str, int]:
     with _explain(path):
         packed, total = path.stat().st_size, 0
         for count, (info, _) in enumerate(_entries(path), start=1):
-            name = _check(info, path, spellings)
+            name = _check(info, spellings)
             if info.isreg():
                 if name in sizes:
                     raise tarfile.FilterError(f"the member {info.name!r} is there twice")
@@ -130,7 +134,7 @@ def unpack(
     return len(missing)
 
 
-def _check(info: tarfile.TarInfo, archive: Path, spellings: dict[str, str]) -> str:
+def _check(info: tarfile.TarInfo, spellings: dict[str, str]) -> str:
     """Return the path of a member; raise FilterError if it is not allowed.
 
     ``spellings`` has the earlier members and their folders: names that differ only in case or
@@ -143,17 +147,13 @@ def _check(info: tarfile.TarInfo, archive: Path, spellings: dict[str, str]) -> s
         raise tarfile.FilterError(f"{start} {what}")
     if info.issym() or info.islnk() or info.issparse() or info.size < 0:
         raise tarfile.FilterError(f"{start} is a link or special; only files and folders are taken")
-    tarfile.data_filter(info, str(archive))  # nothing is below a file: no link there is followed
+    tarfile.data_filter(info, os.devnull)  # nothing is below it, so no link is followed
     places = [f"{folder}/" for folder in member.parents]
     for place in (*places, f"{member}/" if info.isdir() else str(member)):
         folded = unicodedata.normalize("NFC", place).casefold().rstrip("/")
         if (known := spellings.setdefault(folded, place)) != place:
             raise tarfile.FilterError(f"{start} and {known!r} are one name in two ways")
     return str(member)
-
-
-_Entry = tuple[tarfile.TarInfo, Callable[[], Any]]
-"""Name, size and type of a member, and what opens it."""
 
 
 def _entries(path: Path) -> Iterator[_Entry]:
@@ -191,7 +191,7 @@ def _tar_entries(file: IO[bytes] | gzip.GzipFile) -> Iterator[_Entry]:
     # tarfile takes an unreadable header and a truncated file for the end of the archive.
     if blocks.last != bytes(512):
         raise tarfile.ReadError(f"no end at byte {tar.offset:,}")
-    while blocks.read(2**20):  # the checksum of a tgz follows
+    while blocks.read(2**14):  # the checksum of a tgz follows
         pass
 
 
