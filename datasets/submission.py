@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -42,14 +42,6 @@ class Submission:
     def file_name(self, name: str) -> str:
         """Return the file name of the prediction for an image."""
         return self.pattern.format(name=name)
-
-
-@runtime_checkable
-class SupportsSubmission(Protocol):
-    """A data set with a test server."""
-
-    def submission(self) -> Submission:
-        """Return the format of the server."""
 
 
 def is_labelled(dataset: SegmentationDataset) -> bool:
@@ -87,12 +79,13 @@ class SubmissionWriter:
     """
 
     def __init__(self, folder: Path, dataset: SegmentationDataset) -> None:
-        if not isinstance(dataset, FileDataset) or not isinstance(dataset, SupportsSubmission):
+        make_form = getattr(dataset, "submission", None)
+        if not isinstance(dataset, FileDataset) or make_form is None:
             raise InputError(
                 f"submission={folder}: {type(dataset).__name__} has no test server whose form is "
                 "known here; leave submission= away to score a split with labels"
             )
-        self.form = dataset.submission()
+        self.form: Submission = make_form()
         self.dataset = dataset
         self.folder = folder.expanduser()
         self.archive = self.folder / f"{str(dataset).lower()}_{dataset.split}.{self.form.archive}"
