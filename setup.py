@@ -54,6 +54,7 @@ setup(
     package_dir=LINKED,
     package_data={
         "danet.configs": ["**/*.yaml"],
+        "danet.export": ["*.j2"],
         "danet.visualization": ["templates/*"],
         "danet.datasets": ["tables/*", "splits/*.md", "splits/*/*.txt"],
     },
