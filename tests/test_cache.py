@@ -404,7 +404,7 @@ def test_the_folder_is_the_users_own_unless_named(monkeypatch, tmp_path):
         ({"cache_gib": 0}, "data.cache_gib=0: expected a number above 0"),
         ({"cache_gib": "much"}, "data.cache_gib=much: expected a number above 0"),
         ({"cache_dir": 3}, "data.cache_dir=3: expected a folder or null"),
-        ({"max_pixels": 0}, "data.max_pixels=0: expected at least 1"),
+        ({"max_pixels": 0}, "data.max_pixels=0: expected a whole number, at least 1"),
         ({"max_pixels": 1e9}, "data.max_pixels=1000000000.0: expected a whole number"),
     ],
 )

@@ -166,7 +166,7 @@ def train_config(network: Network, source: str, settings: list[str], file: str) 
 def classes_of(train: TrainConfig) -> tuple[list[str], list[Any]]:
     """Return names and colours of the classes, without reading files of the data set."""
     node = train.data.dataset
-    target = locate(node["_target_"])
+    target = locate(node["_target_"], "data")
     classes = node.get("classes") or target.classes
     palette = node.get("palette") or node.get("colors") or getattr(target, "palette", None)
     return list(classes), list(palette or voc_palette(len(classes)))
@@ -195,7 +195,7 @@ def main() -> None:
     own = tuple(f"{field.name}=" for field in fields(ConvertConfig))
     given = sys.argv[1:]
     sys.argv[1:] = [text for text in given if text.startswith(("-", *own))]
-    further = [cli.quote_path(text) for text in given if text not in sys.argv[1:]]
+    further = [cli.quote(text) for text in given if text not in sys.argv[1:]]
     cli.run(partial(run, further=further), "convert")
 
 

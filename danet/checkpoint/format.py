@@ -67,11 +67,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     try:
         # Durable: a rename can reach the disk before the data, and a power cut then leaves an
         # empty file under the final name; the folder is flushed, too, or the rename may be lost.
-        # Shared: the process id in the temporary name lets the next run remove what a kill left.
-        with (
-            atomic_write(path, shared=True, durable=True) as temporary,
-            open(temporary, "wb") as file,
-        ):
+        # The process id in its temporary name lets the next run remove what a kill left.
+        with atomic_write(path, durable=True) as temporary, open(temporary, "wb") as file:
             hashing = _Hashing(file)
             torch.save(checkpoint, hashing)  # type: ignore[arg-type]
             # torch's reader ignores what follows the table of the archive, so plain torch.load

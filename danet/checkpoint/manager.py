@@ -287,7 +287,7 @@ class CheckpointManager:
 def _link(path: Path, name: Path) -> None:
     """Make ``name`` another name of the file ``path``, replacing its old target atomically."""
     try:
-        with atomic_write(name, shared=True, durable=True) as temporary:
+        with atomic_write(name, durable=True) as temporary:
             # A leftover of an earlier process with this id may itself be a hard link to a
             # checkpoint, and the copy below would then write into that checkpoint.
             temporary.unlink(missing_ok=True)

@@ -340,7 +340,7 @@ def test_drawn_pictures_of_any_size_are_refused():
 def test_lines_and_scores_beside_a_file_are_numbers_or_left_out(tmp_path):
     from danet.engine.log import read_metrics
     from danet.tools.export import are_scores
-    from danet.visualization.report import named_curves
+    from danet.visualization.pages import named_curves
 
     good = {"step": 1, "kind": "train", "loss": 0.5, "lr": None}
     odd = ["[1]", '"x"', "[" * 100_000, '{"step": "<b>"}', '{"step": 1e999, "kind": "train"}', "{"]
@@ -411,7 +411,7 @@ def test_a_state_goes_back_to_where_it_was(recipe):
     model, optimizer = trained(recipe)
     content = copy.deepcopy(state_of(optimizer, model))
     again = recipe(model)
-    assert misfit(again, model, content) == ""
+    assert misfit(recipe, model, content) == ""
     restore(again, content)
     for parameter in model.parameters():
         old, new = optimizer.state[parameter], again.state[parameter]
@@ -420,7 +420,7 @@ def test_a_state_goes_back_to_where_it_was(recipe):
             assert value is None or torch.equal(value, new[key])
     # Files of before have no names.
     bare = optimizer.state_dict()
-    assert misfit(again, model, bare) == ""
+    assert misfit(recipe, model, bare) == ""
 
 
 @pytest.mark.bad_input("K22")
@@ -432,7 +432,7 @@ def test_states_that_are_not_of_this_optimizer_are_named(recipe):
     def problem(change):
         content = copy.deepcopy(state_of(optimizer, model))
         change(content)
-        return misfit(recipe(model), model, content)
+        return misfit(recipe, model, content)
 
     def swap(content):
         states = content["state"]
@@ -447,25 +447,31 @@ def test_states_that_are_not_of_this_optimizer_are_named(recipe):
     assert problem(lambda content: None) == ""
     names = [content["name"] for content in state_of(optimizer, model)["state"].values()]
     one = names[1]
-    assert problem(swap) == f"state 0 is of {names[2]!r}, and parameter 0 is 0.weight"
-    assert "has shape [5]" in problem(replace(moment, torch.zeros(5)))
-    assert "has shape [9]" in problem(replace("shape", [9]))
-    assert problem(replace("name", "x")) == f"state 1 is of 'x', and parameter 1 is {one}"
-    assert f"{moment} of {one} is not a tensor" in problem(replace(moment, "x"))
-    assert f"{moment} of {one} is not a tensor" in problem(replace(moment, torch.zeros(4, 4).int()))
-    assert "values that are NaN" in problem(replace(moment, torch.full((4, 4), float("nan"))))
+    swapped = f"state 0 is not of {names[0]}: its name is {names[2]!r}, not {names[0]!r}"
+    assert problem(swap) == swapped
+    start, shape = f"state 1 is not of {one}: its ", list(model.get_parameter(one).shape)
+    assert problem(replace("name", "x")) == f"{start}name is 'x', not {one!r}"
+    assert problem(replace("shape", [9])) == f"{start}shape is [9], not {shape}"
+    for value, text in (
+        (torch.zeros(5), "floating point of shape [5]"),
+        (torch.zeros(shape).int(), f"torch.int32 of shape {shape}"),
+        (torch.full(shape, float("nan")), f"NaN or infinite of shape {shape}"),
+        ("x", "'x'"),
+    ):
+        wanted = f"{start}{moment} is {text}, not floating point of shape {shape}"
+        assert problem(replace(moment, value)) == wanted
     assert f"the state of {one} has" in problem(replace("other", torch.zeros(4)))
     assert f"the state of {one} has" in problem(drop)
     assert "is of no parameter" in problem(lambda c: c["state"].__setitem__(99, {}))
-    assert "is not one" in problem(lambda c: c["state"].__setitem__(0, 3))
+    assert "is of no parameter" in problem(lambda c: c["state"].__setitem__(0, 3))
     assert "is not a state of" in problem(lambda c: c["param_groups"][0]["params"].reverse())
     assert "is not a state of" in problem(lambda c: c.__setitem__("state", [1]))
     assert "is not a state of" in problem(lambda c: c.__setitem__("param_groups", None))
     assert "is not a state of" in problem(lambda c: c["param_groups"].pop())
     other = trained(RECIPES[1] if recipe is RECIPES[0] else RECIPES[0])[1].state_dict()
-    assert "the state of 0.weight has" in misfit(recipe(model), model, other)
+    assert "the state of 0.weight has" in misfit(recipe, model, other)
     deeper = trained(recipe, sizes=(4, 4, 4))[1].state_dict()
-    assert "over 4 parameters" in misfit(recipe(model), model, deeper)
+    assert "over 4 parameters" in misfit(recipe, model, deeper)
 
 
 @pytest.mark.bad_input("K22")
@@ -531,10 +537,8 @@ def test_names_of_classes_are_escaped_wherever_they_are_shown(saved, tmp_path):
     assert len(class_table(classes, {"IoU": scores.iou}).splitlines()) == 17
 
     numbers = matrix.matrix.numpy()
-    facts = {"title": "t", "facts": ["f"], "lines": (), "best": (), "worst": (), "views": ()}
-    html = page(
-        Report(classes=classes, palette=[(0, 0, 0)] * 16, matrix=numbers, scores=scores, **facts)
-    )
+    facts = {"title": "t", "facts": ["f"], "lines": (), "examples": {}, "views": ()}
+    html = page(Report(classes=classes, palette=[(0, 0, 0)] * 16, confusion=matrix, **facts))
     assert "<script>alert" not in html
     assert "&lt;script&gt;alert" in html
 

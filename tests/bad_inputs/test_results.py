@@ -293,9 +293,9 @@ def test_R07_pictures_and_viewer_are_of_the_protocol_that_scores(network, tmp_pa
     image = rng.integers(0, 256, (48, 96, 3), dtype=np.uint8)
     expected, whole = predict(model, image, infer=infer), predict(model, image)
     assert (expected != whole).any(), "else this test could not fail"
-    seen = compute_view(model, "x", image, torch.device("cpu"), infer)
-    assert np.array_equal(seen.prediction, expected)
-    keys = queries_and_keys(model, as_tensor(image, torch.device("cpu")))[1]
+    seen = compute_view(model, "x", image, infer)
+    assert np.array_equal(seen.picture.prediction, expected)
+    keys = queries_and_keys(model, as_tensor(image, model))[1]
     assert np.allclose(seen.keys, keys, atol=1e-5 * float(keys.abs().max())), "of the whole picture"
     Image.fromarray(image).save(tmp_path / "p.png")
     call("visualize", f"checkpoint={network}", f"images={tmp_path / 'p.png'}", "attention=false")
