@@ -47,6 +47,7 @@ setup(
     packages=[*find_packages(include=["danet", "danet.*"]), *LINKED],
     package_dir=LINKED,
     package_data={
+        "danet.checkpoint": ["*.yaml"],
         "danet.configs": ["**/*.yaml"],
         "danet.visualization": ["*.css", "*.js"],
         "danet.datasets": ["tables/*", "splits/*.md", "splits/*/*.txt"],

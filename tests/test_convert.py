@@ -292,7 +292,7 @@ def test_a_missing_tensor_is_named():
         fill_in({"head.weight": state["head.weight"]}, state, "official", "file")
     with pytest.raises(InputError, match=r"head\.bias is \(5,\) in the file and \(4,\) here"):
         fill_in({**state, "head.bias": torch.zeros(5)}, state, "official", "file")
-    with pytest.raises(InputError, match="not in this network: tail"):
+    with pytest.raises(InputError, match="unexpected: tail"):
         fill_in({**state, "tail": torch.zeros(5)}, state, "official", "file")
 
 
