@@ -132,12 +132,12 @@ def unsound(tensors: Mapping[str, Tensor]) -> str:
         if value.dtype not in _DTYPES:
             return f"{name} is of type {value.dtype}; expected {', '.join(map(str, _DTYPES))}"
     counts = {name: int((~value.isfinite()).sum()) for name, value in tensors.items()}
-    bad = [name for name, count in counts.items() if count]
+    bad = [name for name in counts if counts[name]]
     if not bad:
         return ""
+    name = bad[0]
     more = f"; {len(bad)} tensors of {len(counts)} have such" if len(bad) > 1 else ""
-    first = bad[0]
-    return f"{counts[first]} of {tensors[first].numel()} values of {first} are NaN or infinite{more}"
+    return f"{counts[name]} of {tensors[name].numel()} values of {name} are NaN or infinite{more}"
 
 
 def _instead(path: Path) -> str:
