@@ -78,18 +78,16 @@ def _agree_on_attempt(store: Store, rank: int, size: int, timeout: timedelta) ->
         attempt = store.get(f"attempt/{own}").decode()  # blocks until rank 0 has answered
         store.set(f"present/{attempt}/{rank}", "")
         return attempt
-    answered: set[str] = set()
-    deadline = time.monotonic() + timeout.total_seconds()
-    others = range(1, size)
-    while not all(store.check([f"present/{own}/{other}"]) for other in others):
-        for other in others:
+    waiting, deadline = set(range(1, size)), time.monotonic() + timeout.total_seconds()
+    while waiting:
+        for other in waiting:
             if store.check([f"greeting/{other}"]):  # get() alone would block on one rank
-                name = store.get(f"greeting/{other}").decode()  # perhaps of a dead process
-                if name not in answered:
-                    store.set(f"attempt/{name}", own)
-                    answered.add(name)
-        if time.monotonic() > deadline:
-            missing = [n for n in others if not store.check([f"present/{own}/{n}"])]
-            raise InputError(f"processes {missing} of {size} did not arrive within {timeout}")
+                # Perhaps of a dead process, so each is answered until a living one is present.
+                store.set(f"attempt/{store.get(f'greeting/{other}').decode()}", own)
+        waiting = {n for n in waiting if not store.check([f"present/{own}/{n}"])}
+        if waiting and time.monotonic() > deadline:
+            raise InputError(
+                f"processes {sorted(waiting)} of {size} did not arrive within {timeout}"
+            )
         time.sleep(error_reporting.POLL / 2)
     return own

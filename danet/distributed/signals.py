@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 STOP = 1
@@ -49,26 +49,20 @@ def handled(
             signal.signal(number, previous)
 
 
-class Signals:
-    """Collects requests while it is entered.
+class Signals(ExitStack):
+    """Collects requests until the block ends that it is entered for.
 
     Attributes:
         name: Of the signal that asked for the stop, for messages.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.name = ""
         self._requests = 0
         self._since = 0.0
         self._raises_stop = False
-
-    def __enter__(self) -> "Signals":
-        self._handlers = handled(self._on_signal)
-        self._handlers.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handlers.__exit__(None, None, None)
+        self.enter_context(handled(self._on_signal))
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         request = _REQUESTS[signal.Signals(number)]
