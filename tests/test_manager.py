@@ -40,6 +40,9 @@ def steps_in(folder):
     return [checkpoint_format.load(p)["step"] for p in sorted(folder.glob("step_*.pt"))]
 
 
+LEAST = {"keep_last": 1, "keep_every": 4}
+
+
 @pytest.mark.parametrize(
     ("settings", "scores", "kept", "best"),
     [
