@@ -120,8 +120,9 @@ class CheckpointManager:
         # A checkpoint that was deleted or moved must not keep later ones from being the best.
         self.best = [(score, step) for score, step in best if path_at(folder, step).exists()]
         self._warn = warn
+        self._only_warns = policy.on_storage_error == "warn"
         # A thread is enough, since hashing and writing release the GIL; one keeps the order.
-        self._thread = ThreadPoolExecutor(1, "checkpoint") if policy.save_in_background else None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         self._last_save = time.monotonic()
         self._error: StorageError | None = None
@@ -174,15 +175,13 @@ class CheckpointManager:
             "threads": torch.get_num_threads(),
             "best": [list(pair) for pair in self.best],
         }
-        # The optimizer changes parameters in place, so without a copy a background write would mix
-        # the tensors of two steps.
-        if self._thread is not None:
-            self._pending = self._thread.submit(self._write, _copied(content), step, is_best)
-            return
-        try:
-            self._write(content, step, is_best)
-        except StorageError as error:
-            self._handle(error)
+        if self.policy.save_in_background:
+            # The optimizer changes parameters in place, so without a copy the file would mix the
+            # tensors of two steps.
+            content = _copied(content)
+        self._pending = self._thread.submit(self._write, content, step, is_best)
+        if not self.policy.save_in_background:
+            self._handle(self._wait())
 
     def finish(self) -> StorageError | None:
         """Wait for the write under way; return why the newest checkpoint is not on the disk."""
@@ -196,8 +195,7 @@ class CheckpointManager:
             if (error := self.finish()) is not None:
                 self._warn(str(error))
         finally:
-            if self._thread is not None:
-                self._thread.shutdown()
+            self._thread.shutdown()
 
     def _rank(self, step: int, score: float | None) -> bool:
         """Enter a score into ``best``; return whether it is the highest."""
@@ -209,10 +207,6 @@ class CheckpointManager:
         ranked = sorted([*others, (score, step)], key=lambda pair: (-pair[0], pair[1]))
         self.best = ranked[: self.policy.keep_best]
         return not others or score > others[0][0]
-
-    @property
-    def _only_warns(self) -> bool:
-        return self.policy.on_storage_error == "warn"
 
     def _wait(self) -> StorageError | None:
         """Wait for the write under way; return its failure."""

@@ -1,11 +1,8 @@
 """Starting processes with torchrun, and the variables by which a launcher numbers them."""
 
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from danet.distributed import signals
 from danet.errors import InputError, ProcessError
 
 _LOW = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}
@@ -22,19 +19,18 @@ def start(count: int, command: Sequence[str]) -> None:
     Raises:
         ProcessError: A process failed, and has reported why.
     """
-    # As a module: a torchrun on PATH may be that of another environment.
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    with subprocess.Popen([sys.executable, *launcher, *command]) as child:
+    # Late, since a misspelt setting is reported before torch is imported.
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-        def forward(number: int, _: object) -> None:
-            # A terminal sends SIGINT to the child as well.
-            if number == signal.SIGTERM or not signals.is_in_foreground():
-                child.send_signal(number)
-
-        with signals.handled(forward, signals.STOP):
-            code = child.wait()
-    if code:
-        raise ProcessError(f"run.processes={count}: the processes ended with code {code}")
+    try:
+        run.main(["--standalone", f"--nproc-per-node={count}", *command])
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        raise ProcessError(f"run.processes={count}: a process ended with code {code}") from error
+    except SignalException as error:  # the processes were sent the signal, too, and have ended
+        raise ProcessError(f"run.processes={count}: ended by {error.sigval.name}") from error
 
 
 def require_sound(environment: Mapping[str, str]) -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
@@ -30,25 +30,6 @@ class Stop(Exception):
     """Ends a training between two steps, or an evaluation anywhere."""
 
 
-@contextmanager
-def handled(
-    handler: Callable[[int, FrameType | None], None], requests: int = STOP | SAVE
-) -> Iterator[None]:
-    """Handle the signals of some requests, and restore the previous handlers afterwards."""
-    # An ignored signal stays ignored: nohup does that to SIGHUP, and a shell to the SIGINT of what
-    # it starts in the background.
-    before = {
-        number: signal.signal(number, handler)
-        for number, request in _REQUESTS.items()
-        if request & requests and signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
-
-
 class Signals(ExitStack):
     """Collects requests until the block ends that it is entered for.
 
@@ -62,7 +43,11 @@ class Signals(ExitStack):
         self._requests = 0
         self._since = 0.0
         self._raises_stop = False
-        self.enter_context(handled(self._on_signal))
+        for number in _REQUESTS:
+            # An ignored signal stays ignored: nohup does that to SIGHUP, and a shell to the SIGINT
+            # of what it starts in the background.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self.callback(signal.signal, number, signal.signal(number, self._on_signal))
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         request = _REQUESTS[signal.Signals(number)]
@@ -101,15 +86,6 @@ class Signals(ExitStack):
             yield
         finally:
             self._raises_stop = False
-
-
-def is_in_foreground() -> bool:
-    """Return whether a terminal sends its signals to this process and those in its group."""
-    try:
-        with open("/dev/tty") as terminal:
-            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
-    except (OSError, AttributeError):  # no terminal, or Windows
-        return False
 
 
 def follow_parent() -> None:
