@@ -156,7 +156,14 @@ def require_sound(saved: Checkpoint, source: str) -> None:
             if name in saved and not is_right(saved[name]):
                 raise InputError(f"{source}: its {name} is not what it must be: {expected}")
     if "classes" in saved:
-        saved["classes"] = [printable(name) for name in saved["classes"]]
+        # Each name once, since a list may hold one a million times.
+        shown = {name: printable(name) for name in set(saved["classes"])}
+        saved["classes"] = [shown[name] for name in saved["classes"]]
+
+
+def _shown(value: Any) -> str:
+    # The text of nested lists that hold one another twice is of any length.
+    return printable(str(value)[:20]) if isinstance(value, (str, int)) else type(value).__name__
 
 
 def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
@@ -182,8 +189,8 @@ def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
     if number != FORMAT:
         advice = "; its weights can start a new run with init_from" if number in (1, 2) else ""
         raise InputError(
-            f"{key}={path}: format {printable(str(version)[:20])} of danet "
-            f"{printable(str(checkpoint.get('version'))[:20])}; this is danet "
+            f"{key}={path}: format {_shown(version)} of danet "
+            f"{_shown(checkpoint.get('version'))}; this is danet "
             f"{danet.__version__}, which reads format {FORMAT}{advice}"
         )
     # Judged after the format: files of format 1 have no checksum and need other advice.

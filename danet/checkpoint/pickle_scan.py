@@ -52,6 +52,10 @@ class Scan(NamedTuple):
     """Why the file must not be loaded, as a part of a message; empty if nothing is wrong."""
 
 
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**63  # as torch counts
+
+
 class Inert:
     """Placeholder of whatever a file names: takes any arguments and state, does nothing."""
 
@@ -163,7 +167,7 @@ class _Reader(pickle._Unpickler):
             kind, type_, key, _, numel = pid[:5]
             is_right = kind == "storage" and isinstance(type_, _Storage)
             # A negative size would lower the sum that is held against the file.
-            is_right = is_right and isinstance(key, str) and isinstance(numel, int) and numel >= 0
+            is_right = is_right and isinstance(key, str) and _is_size(numel)
         except (TypeError, ValueError):
             is_right = False
         if not is_right:
@@ -178,7 +182,7 @@ class _Reader(pickle._Unpickler):
         # Before any product: prod() of huge or of negative sizes means nothing.
         numbers = [offset, *size, *stride]
         is_right = isinstance(storage, _Storage) and len(size) == len(stride) <= _MOST_AXES
-        if not is_right or not all(isinstance(n, int) and n >= 0 for n in numbers):
+        if not is_right or not all(map(_is_size, numbers)):
             raise _Problem("a tensor of it has no shape")
         numel, shape = prod(size), tuple(size)
         # Index of the last element in the storage, for any strides.

@@ -140,6 +140,7 @@ STRIDE = b"K\x01\x85"
         (lambda d: d.replace(SHAPE, b"J\0\0\0\x10\x85"), "reaches beyond its storage of 16"),
         (lambda d: d.replace(STRIDE, b"K\x02\x85"), "(16,) reaches beyond its storage of 16"),
         (lambda d: d.replace(SHAPE, b"J\xff\xff\xff\xff\x85"), "a tensor of it has no shape"),
+        (lambda d: d.replace(SHAPE, b"\x8a\x09" + bytes(8) + b"\1\x85"), "has no shape"),
         (lambda d: d.replace(b"storage", b"stonage"), "of a kind that is not read"),
         (lambda d: b"\x80\x02\x96" + struct.pack("<Q", 2**34) + b".", "damaged or incomplete"),
         (lambda d: d[:-1], "damaged or incomplete"),
@@ -567,6 +568,16 @@ def test_names_of_classes_are_escaped_wherever_they_are_shown(saved, tmp_path):
     assert "<b>" not in text
     assert r"| 4 | x\|y\`z\` |" in text
     assert r"\[l\](http://x)" in text
+
+
+@pytest.mark.bad_input("K21")
+def test_texts_of_a_file_are_not_repeated_without_limit(saved, place):
+    nested = "x"
+    for _ in range(40):
+        nested = [nested, nested]
+    assert ": format list of danet 0.2" in outcome("checkpoint", {**saved, "format": nested}, place)
+    many = ["\x1b" * 1000] * 10**6  # 4 kB each when escaped, and 2 bytes in the file
+    assert "1000000 class" in outcome("checkpoint", {**saved, "classes": many}, place)
 
 
 @pytest.mark.bad_input("K23")
