@@ -5,7 +5,6 @@ import re
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -298,7 +297,3 @@ def test_flags_of_the_command_line_are_handed_on_without_those_of_a_sweep(monkey
     line = "train.py -m --config-dir x --config-name=y a=1,2 +b=3 -cn z"
     monkeypatch.setattr("sys.argv", line.split())
     assert cli.flags() == ["--config-dir", "x", "--config-name=y", "-cn", "z"]
-
-
-def test_the_scripts_folder_is_where_the_sweep_looks_for_the_tool():
-    assert Path(sweep.TRAIN).is_file()
