@@ -53,6 +53,7 @@ setup(
     packages=[*find_packages(include=["danet", "danet.*"]), *LINKED],
     package_dir=LINKED,
     package_data={
+        "danet.checkpoint": ["*.yaml"],
         "danet.configs": ["**/*.yaml"],
         "danet.export": ["*.j2"],
         "danet.visualization": ["templates/*"],

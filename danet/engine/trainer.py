@@ -13,8 +13,8 @@ from danet.checkpoint.format import Checkpoint
 from danet.checkpoint.manager import CheckpointManager
 from danet.checkpoint.run_folder import STOPPED
 from danet.distributed import collectives
-from danet.distributed.agreement import Agreement, Farewell
-from danet.distributed.failures import naming_gradient_failures
+from danet.distributed.agreement import Agreement, all_arrived, arrive
+from danet.distributed.failures import naming_failures
 from danet.distributed.signals import FAIL, SAVE, STOP, Signals, Stop
 from danet.engine.log import RunLog
 from danet.engine.nonfinite import CHECK_EVERY, NonFiniteGuard
@@ -80,7 +80,7 @@ class Trainer:
                 if request := self.agreement.exchange(signals.take() | self.checkpoints.status()):
                     self.obey(request)
                 group = self.next_batches(batches)
-                with naming_gradient_failures(self.step + 1):
+                with naming_failures(f"gradients of step {self.step + 1}"):
                     terms = self.train_step(group, self.step)
                 self.step += 1
                 self.profile.step()
@@ -178,7 +178,7 @@ class Trainer:
             except Stop:
                 self._stop(signals.name or "another process")
             self.profile.close()
-            self.agreement.close()
+            self.agreement.finish()
             # All processes must end alike, and only rank 0 knows whether its last write worked.
             if error := collectives.from_first(self.checkpoints.finish()):
                 raise error
@@ -194,16 +194,16 @@ class Trainer:
         The file ``stopped`` asks a scheduler to start the run again. It is written only if all
         processes are alive: after a death the signal is the launcher's, and the run has failed.
         """
-        farewell = Farewell()
+        arrive()
         try:
             self.save(on_all=False)  # the signal may have come within an evaluation
             error = self.checkpoints.finish()
         finally:
-            all_arrived = farewell.all_arrived()
+            have_all_arrived = all_arrived()
         if error:
             raise error
         folder = self.checkpoints.folder
-        if collectives.is_first() and all_arrived:
+        if collectives.is_first() and have_all_arrived:
             (folder / STOPPED).touch()
         raise Interrupted(
             f"stopped by {by} at step {self.step} of {self.settings.steps}; go on with "
