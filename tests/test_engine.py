@@ -34,7 +34,7 @@ from danet.models.segmentor import Segmentor
         (Cosine(), lambda x: 0.5 * (1 + math.cos(math.pi * x))),
         (Cosine(0.1), lambda x: 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * x))),
     ],
-    ids=str,
+    ids=["poly 0", "poly 2", "cosine", "cosine to 0.1"],
 )
 def test_schedules_equal_their_formulas(schedule, formula):
     for step in range(40):
