@@ -54,7 +54,7 @@ from danet.config.schema import RunSettings
 from danet.config.validate import check
 from danet.data import workers
 from danet.data.sampler import StepSampler
-from danet.datasets import cache, cache_folder, pascal_voc
+from danet.datasets import cache, pascal_voc
 from danet.datasets.ade20k import ADE20K
 from danet.datasets.base import Reading
 from danet.datasets.cityscapes import Cityscapes
@@ -485,6 +485,8 @@ ADVICE = {
     # datasets/cache.py
     "data.cache: there is none on this system; use": "there_are_systems_without_caches",
     "GiB, or what is free there); further images are": "a_cache_that_is_full_gets_more_room",
+    "data.cache=ram: there is no": "no shared memory",
+    "is somebody else's; use data.cache=disk": "memory of others",
     # datasets/cityscapes.py
     "; data.labels says which files are read: ids,": "files_of_train_ids_are_chosen",
     ": expected fine or coarse": "annotation",
@@ -577,9 +579,6 @@ ADVICE = {
     "or more high and at least as wide as high": "small scene",
     "Scenes: level=": "parts",
     "Scenes: cue_radius=": "parts",
-    # datasets/cache_folder.py
-    "data.cache=ram: there is no": "no shared memory",
-    "is somebody else's; use data.cache=disk": "memory of others",
     # datasets/submission.py
     "has no test server whose form is known here;": "a_split_with_labels_is_scored",
     "is there from an earlier submission; remove it or": "a_split_without_labels_is_submitted",
@@ -2820,10 +2819,10 @@ def test_there_are_systems_without_caches(door, root, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["no shared memory", "memory of others"])
 def test_a_disk_takes_the_place_of_memory(name, door, root, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_folder, "_SHARED_MEMORY", tmp_path / "shm")
+    monkeypatch.setattr(cache, "_SHARED_MEMORY", tmp_path / "shm")
     if name == "memory of others":
         (tmp_path / "shm").mkdir()
-        monkeypatch.setattr(cache_folder, "os", System(getuid=lambda: os.getuid() + 1))
+        monkeypatch.setattr(cache, "os", System(getuid=lambda: os.getuid() + 1))
     cached = (*own(root), f"data.cache_dir={tmp_path / 'cache'}")
     setting = re.search(r"; use (\S+)$", door.refused("train", *cached, "data.cache=ram"))[1]
     door.follow("train", *cached, setting)
