@@ -96,7 +96,7 @@ class Cache:
         except Exception:  # numpy has many errors for a damaged header
             return None
         self._verified.add(path.name)
-        mask = np.asarray(record["mask"]) if "mask" in record.dtype.fields else None
+        mask = np.asarray(record["mask"]) if "mask" in record.dtype.names else None
         return np.asarray(record["image"]), mask
 
     def _store(self, path: Path, pair: Pair) -> None:
@@ -161,7 +161,8 @@ def _record(image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
 def _checksum(record: np.ndarray) -> int:
     """Return the CRC-32 of the names, types and shapes of all fields, and of the mask."""
     header = zlib.crc32(repr(record.dtype.descr).encode())
-    return zlib.crc32(record["mask"], header) if "mask" in record.dtype.fields else header
+    has_mask = "mask" in (record.dtype.names or ())
+    return zlib.crc32(record["mask"].data, header) if has_mask else header
 
 
 def _room(folder: Path) -> int:

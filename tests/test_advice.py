@@ -2549,9 +2549,7 @@ def test_bad_samples_are_mended_or_removed(door, tmp_path):
 def test_workers_without_room_or_memory(door):
     message = str(workers.shared_memory_error())
     killed = str(
-        workers.explain(
-            RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed."), ["x"], 0
-        )
+        workers.exit_error([types.SimpleNamespace(pid=1, exitcode=-signal.SIGKILL)], lambda: ["x"])
     )
     door.reported += message + killed
     setting, path = re.search(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, Pictures
@@ -99,17 +100,26 @@ def test_a_worker_ignores_signals_meant_for_the_trainer():
     assert group != os.getpgrp(), "a signal to the trainer's group does not reach it"
 
 
-def test_errors_about_other_things_are_not_taken_for_a_worker_s():
-    assert workers.explain(RuntimeError("mat1 and mat2 shapes"), [], 0) is None
-    several = RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly")
-    assert "(process 12, 13) exited unexpectedly; being read were a, b" in str(
-        workers.explain(several, ["a", "b"], 0)
-    )
-    unknown = RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly")
-    reported = workers.explain(unknown, [], 0, {12: -9, 13: None})
-    assert "(process 12) is killed by signal: Killed; if nobody" in str(reported)
-    bus = RuntimeError("DataLoader worker (pid 12) is killed by signal: Bus error. It is possible")
-    assert "killed by signal: Bus error; shared memory was full" in str(workers.explain(bus, [], 0))
+@pytest.mark.parametrize(
+    ("codes", "reported"),
+    [
+        ([None, -signal.SIGKILL], "(process 1) is killed by signal: Killed; if nobody did that"),
+        ([1, -signal.SIGBUS], "(process 1) is killed by signal: Bus error; shared memory was full"),
+        ([None, 1], "(process 1) exited with code 1; being read were a, b"),
+    ],
+)
+def test_a_worker_that_has_exited_is_described_by_its_code(codes, reported):
+    exited = [SimpleNamespace(pid=i, exitcode=code) for i, code in enumerate(codes)]
+    error = RuntimeError("DataLoader worker (pid(s) 0, 1) exited unexpectedly")
+    assert reported in str(workers.explain(error, exited, lambda: ["a", "b"], 0))
+    other = RuntimeError("Caught RuntimeError in DataLoader worker process 0. mat1 and mat2 shapes")
+    assert workers.explain(other, exited, list, 0) is None
+
+
+def test_many_names_are_cut_short():
+    alone = [SimpleNamespace(pid=1, exitcode=1)]
+    reported = str(workers.exit_error(alone, lambda: list("abcdefghijklmnop")))
+    assert reported.endswith("j, k, l, ...")
 
 
 _ORPHANS = """

@@ -11,8 +11,6 @@ from danet.types import Sample, SampleKey
 
 GRACE = 3
 """Number of bad samples tolerated, whatever share of a small data set they are."""
-_MAX_RETRIES = 20
-"""Successive replacements that may be bad as well."""
 
 
 class BadSample(NamedTuple):
@@ -37,10 +35,15 @@ class SkipBadSamples(Dataset[LoadedSample]):
     The replacement depends on the seed in the key alone, not on previous samples, so a resumed run
     has the samples of an uninterrupted one, as long as the same files are bad. Other processes are
     not affected.
+
+    Args:
+        dataset: For training.
+        max_retries: Successive replacements that may be bad as well; 0 replaces nothing.
     """
 
-    def __init__(self, dataset: Dataset[Sample]) -> None:
+    def __init__(self, dataset: Dataset[Sample], max_retries: int = 20) -> None:
         self.dataset = dataset
+        self.max_retries = max_retries
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
@@ -49,15 +52,17 @@ class SkipBadSamples(Dataset[LoadedSample]):
         """Return the sample of a key, or its replacement.
 
         Raises:
-            InputError: None of many replacements can be read.
+            InputError: It cannot be read, nor can its replacements.
         """
         bad: list[BadSample] = []
         while True:
             try:
                 return LoadedSample(self.dataset[key], tuple(bad))
             except (InputError, OSError) as error:  # other errors are bugs and must not be hidden
+                if not self.max_retries:
+                    raise
                 bad.append(BadSample(key.index, str(error)))
-                if len(bad) > _MAX_RETRIES:
+                if len(bad) > self.max_retries:
                     lines = [f"  {one.reason}" for one in bad[:GRACE]]
                     raise InputError(
                         f"data.on_bad_sample=skip: {len(bad)} samples in a row cannot be read; "
