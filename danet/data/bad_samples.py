@@ -1,7 +1,6 @@
 """Unreadable training samples: an error, or replaced by other samples."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from torch.utils.data import Dataset
 
@@ -12,24 +11,11 @@ from danet.types import Sample, SampleKey
 GRACE = 3
 """Number of bad samples tolerated, whatever share of a small data set they are."""
 
-
-class BadSample(NamedTuple):
-    """A sample that could not be read."""
-
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
-    """Its index in the data set."""
-    reason: str
-    """Message of the data set, with the path."""
+Reasons = dict[int, str]
+"""Index in the data set of a sample that could not be read -> message, with the path."""
 
 
-class LoadedSample(NamedTuple):
-    """A sample, and the bad samples that it replaces."""
-
-    sample: Sample
-    bad: tuple[BadSample, ...]
-
-
-class SkipBadSamples(Dataset[LoadedSample]):
+class SkipBadSamples(Dataset[tuple[Sample, Reasons]]):
     """Data set in which a random other sample replaces one that cannot be read.
 
     The replacement depends on the seed in the key alone, not on previous samples, so a resumed run
@@ -48,28 +34,26 @@ class SkipBadSamples(Dataset[LoadedSample]):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, key: SampleKey) -> LoadedSample:
-        """Return the sample of a key, or its replacement.
+    def __getitem__(self, key: SampleKey) -> tuple[Sample, Reasons]:
+        """Return the sample of a key, or its replacement and the samples that it replaces.
 
         Raises:
             InputError: It cannot be read, nor can its replacements.
         """
-        bad: list[BadSample] = []
-        while True:
+        bad: Reasons = {}
+        for _ in range(self.max_retries + 1):
             try:
-                return LoadedSample(self.dataset[key], tuple(bad))
+                return self.dataset[key], bad
             except (InputError, OSError) as error:  # other errors are bugs and must not be hidden
                 if not self.max_retries:
                     raise
-                bad.append(BadSample(key.index, str(error)))
-                if len(bad) > self.max_retries:
-                    lines = [f"  {one.reason}" for one in bad[:GRACE]]
-                    raise InputError(
-                        f"data.on_bad_sample=skip: {len(bad)} samples in a row cannot be read; "
-                        "is the storage still there?\n" + "\n".join(lines)
-                    ) from error
-                # 2 and 3, since StepSampler uses 0 and 1.
-                key = SampleKey(mix(key.seed, 2) % len(self), mix(key.seed, 3))
+                bad[key.index] = str(error)
+            # 2 and 3, since StepSampler uses 0 and 1.
+            key = SampleKey(mix(key.seed, 2) % len(self), mix(key.seed, 3))
+        raise InputError(
+            f"data.on_bad_sample=skip: {self.max_retries + 1} samples in a row cannot be read; is "
+            "the storage still there?\n  " + "\n  ".join(list(bad.values())[:GRACE])
+        )
 
 
 class BadSamples:
@@ -89,11 +73,11 @@ class BadSamples:
         self.num_samples = num_samples
         self.max_share = max_share
         self.warn = warn
-        self.reasons: dict[int, str] = {}
+        self.reasons: Reasons = {}
         self.replaced = 0
         self._seen = 0
 
-    def record(self, num_read: int, bad: tuple[BadSample, ...]) -> None:
+    def record(self, num_read: int, bad: Reasons) -> None:
         """Count samples that were read, and record those that could not be.
 
         Raises:
@@ -101,10 +85,10 @@ class BadSamples:
         """
         self._seen += num_read
         self.replaced += len(bad)
-        for one in bad:
-            if one.index not in self.reasons:
-                self.reasons[one.index] = one.reason
-                self.warn(f"skipped, another sample takes its place: {one.reason}")
+        for index, reason in bad.items():
+            if index not in self.reasons:
+                self.reasons[index] = reason
+                self.warn(f"skipped, another sample takes its place: {reason}")
         # A second epoch has no new samples, and must not raise the number that is tolerated.
         seen = min(self._seen, self.num_samples)
         if len(self.reasons) > max(GRACE, self.max_share * seen):
@@ -116,7 +100,7 @@ class BadSamples:
             )
 
 
-def summary(reasons_by_rank: list[dict[int, str]]) -> list[str]:
+def summary(reasons_by_rank: list[Reasons]) -> list[str]:
     """Return lines that list the bad samples of all processes, each once; none if there are none.
 
     Args:

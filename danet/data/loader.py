@@ -4,13 +4,13 @@ import errno
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
 
 from danet.data import workers
-from danet.data.bad_samples import BadSample, BadSamples, LoadedSample, SkipBadSamples
+from danet.data.bad_samples import BadSamples, Reasons, SkipBadSamples
 from danet.data.sampler import StepSampler
 from danet.errors import InputError, ProcessError, StorageError
 from danet.types import Batch, Sample
@@ -49,16 +49,9 @@ def collate_by_size(samples: list[Sample]) -> list[Batch]:
     return [collate(group) for group in groups.values()]
 
 
-class _LoadedBatch(NamedTuple):
-    """A batch, and the bad samples that were replaced in it."""
-
-    batch: Batch
-    bad: tuple[BadSample, ...]
-
-
-def _collate_loaded(loaded: list[LoadedSample]) -> _LoadedBatch:
-    bad = tuple(one for each in loaded for one in each.bad)
-    return _LoadedBatch(collate([each.sample for each in loaded]), bad)
+def _collate_loaded(loaded: list[tuple[Sample, Reasons]]) -> tuple[Batch, Reasons]:
+    bad = {index: reason for _, reasons in loaded for index, reason in reasons.items()}
+    return collate([sample for sample, _ in loaded]), bad
 
 
 class Loader:
@@ -176,7 +169,7 @@ class TrainBatches(Iterator[Batch]):
         self.bad = bad
         self.explain = loader.explain
         self._is_skipping = is_skipping
-        self._loaded: Iterator[_LoadedBatch] = iter(loader)
+        self._loaded: Iterator[tuple[Batch, Reasons]] = iter(loader)
 
     def __next__(self) -> Batch:
         """Return the next batch.
