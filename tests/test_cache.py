@@ -5,7 +5,6 @@ import itertools
 import multiprocessing
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import time
@@ -16,11 +15,12 @@ import pytest
 from conftest import ROOT, make_folder, write_pair
 from test_config import compose
 
+from danet import memory
 from danet.config.build import checked_config, make_dataset
 from danet.config.resume import RESUMABLE
 from danet.config.schema import DataFolder
 from danet.config.validate import check
-from danet.data.loader import eval_batches, train_batches
+from danet.data.loader import train_batches
 from danet.data.transforms import Pipeline, ScaleCrop
 from danet.datasets import base
 from danet.datasets import cache as module
@@ -224,7 +224,7 @@ def test_a_split_without_labels_is_kept_without_them(tmp_path):
 
 @pytest.mark.parametrize("content", [None, "", "rubbish", str(10**12)])
 def test_a_full_cache_is_reported_once_and_images_are_decoded(tree, tmp_path, capfd, content):
-    """Whatever the count says that an earlier run has left."""
+    """Whatever an earlier run has left as the count."""
     _, make = tree
     make()[0]
     (path,) = kept(tmp_path)
@@ -241,21 +241,16 @@ def test_a_full_cache_is_reported_once_and_images_are_decoded(tree, tmp_path, ca
     assert "data.cache_gib" in reported
 
 
-def refuse(number):
-    def save(path, record):
-        path.write_bytes(bytes(10))
-        raise OSError(number, os.strerror(number))
-
-    return save
-
-
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_a_full_disk_warns_once_and_leaves_nothing_behind(
     tree, tmp_path, monkeypatch, capfd, number
 ):
-    _, make = tree
-    monkeypatch.setattr(module.np, "save", refuse(number))
-    batches = train_batches(make(), batch_size=2, seed=0, num_workers=2)
+    def refuse(path, record):
+        path.write_bytes(bytes(10))
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(module.np, "save", refuse)
+    batches = train_batches(tree[1](), batch_size=2, seed=0, num_workers=2)
     names = [name for batch in itertools.islice(batches, 4) for name in batch.name]
     assert sorted(names) == sorted("pqrs" * 2)
     reported = capfd.readouterr().err
@@ -277,32 +272,31 @@ def test_a_cache_that_cannot_be_written_is_read(tree, tmp_path, capfd, decoded):
 
 
 @pytest.mark.parametrize(
-    ("available", "memory", "disk"),
-    [(None, 200, 300), (250, 150, 300), (0, -100, 300)],
+    ("available_kib", "limit", "room"),
+    # All of the folder, of the memory, or of the container, less an eighth of the folder.
+    [(10**6, "max\n", 300_000), (200, "max\n", 200 * 1024), (10**6, "250000\n", 243_000)],
 )
-def test_the_run_keeps_room_on_the_disk_and_an_eighth_of_the_memory(
-    monkeypatch, tmp_path, available, memory, disk
+def test_memory_has_room_for_what_the_least_of_three_leaves(
+    monkeypatch, tmp_path, available_kib, limit, room
 ):
-    usage = SimpleNamespace(total=800, free=300)
+    texts = {
+        "/proc/meminfo": f"MemFree: 1 kB\nMemAvailable:  {available_kib} kB\n",
+        "/sys/fs/cgroup/memory.max": limit,
+        "/sys/fs/cgroup/memory.current": "7000\n",
+    }
+    monkeypatch.setattr(memory, "Path", lambda name: SimpleNamespace(read_text=lambda: texts[name]))
+    usage = SimpleNamespace(total=800_000, free=300_000)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage)
-    monkeypatch.setattr(module, "available_memory", lambda: available)
     monkeypatch.setattr(module, "_SHARED_MEMORY", tmp_path / "memory")
-    assert room_of_the_system(tmp_path / "memory" / "danet-cache-0") == memory
-    assert room_of_the_system(tmp_path / "disk") == disk - 2**30
-
-
-def test_without_room_nothing_is_stored(tree, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(module, "_room", lambda folder: 100)
-    tree[1]()[0]
-    assert kept(tmp_path) == []
-    assert "full" in capfd.readouterr().err
+    assert room_of_the_system(tmp_path / "memory" / "danet-cache-0") == room - 100_000
+    assert room_of_the_system(tmp_path / "disk") == 300_000 - 2**30
 
 
 # Use
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_batches_are_those_without_a_cache_and_whole_images_are_evaluated(tree, num_workers):
+def test_batches_are_those_without_a_cache(tree, num_workers):
     _, make = tree
     crop = Pipeline({"crop": ScaleCrop((32, 32))})
     for _ in range(2):
@@ -311,10 +305,6 @@ def test_batches_are_those_without_a_cache_and_whole_images_are_evaluated(tree, 
             for c in ("none", "disk")
         ]
         for one, two in itertools.islice(zip(*streams, strict=True), 4):
-            assert (one.image == two.image).all()
-            assert (one.mask == two.mask).all()
-        whole = [list(eval_batches(make(c), batch_size=2, num_workers=0)) for c in ("none", "disk")]
-        for (one,), (two,) in zip(*whole, strict=True):
             assert (one.image == two.image).all()
             assert (one.mask == two.mask).all()
 
@@ -387,38 +377,29 @@ sys.stdin.readline()
 """
 
 
-def start(tmp_path, name):
-    """Starts a process that holds the folder in memory until it is given a line."""
-    program = PROGRAM.format(root=str(ROOT), memory=str(tmp_path))
-    command = [sys.executable, "-c", program, name]
-    process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True)
-    found = int(process.stdout.readline())
-    return process, found
-
-
-def end(process):
-    process.communicate("\n")
-    return process.returncode
-
-
 @pytest.mark.slow
 def test_memory_is_shared_left_by_the_last_and_cleaned_after_a_crash(tmp_path):
     folder = tmp_path / f"danet-cache-{os.getuid()}"
-    first, found = start(tmp_path, "a")
-    assert found == 0
-    second, found = start(tmp_path, "b")
-    assert found == 1, "both have one folder"
-    end(first)
+    program = PROGRAM.format(root=str(ROOT), memory=str(tmp_path))
+
+    def start(name, *, expected):
+        """Starts a process that holds the folder in memory until it is given a line."""
+        command = [sys.executable, "-c", program, name]
+        process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True)
+        assert int(process.stdout.readline()) == expected, "files that others have left"
+        return process
+
+    first = start("a", expected=0)
+    second = start("b", expected=1)
+    first.communicate("\n")
     assert sorted(p.name for p in folder.iterdir()) == ["a", "b"], "the second still has it"
-    end(second)
+    second.communicate("\n")
     assert not folder.exists()
-    killed, _ = start(tmp_path, "c")
-    killed.send_signal(signal.SIGKILL)
+    killed = start("c", expected=0)
+    killed.kill()
     killed.communicate()
     assert folder.exists()
-    third, found = start(tmp_path, "d")
-    assert found == 0, "what the killed one left is gone"
-    end(third)
+    start("d", expected=0).communicate("\n")
     assert not folder.exists()
 
 
