@@ -33,7 +33,10 @@ EXPORT = ["safetensors>=0.5", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.2
 """For tools/export.py and for loading what it wrote."""
 SWEEP = ["optuna>=4"]
 """For scripts/sweep.py."""
-DOCS = ["mkdocs>=1.6,<2", "mkdocstrings[python]>=0.29", "nbclient>=0.10", "ipykernel>=6.29"]
+DOCS = [
+    *("mkdocs>=1.6,<2", "mkdocstrings[python]>=0.29"),
+    *("nbclient>=0.10", "ipykernel>=6.29", "safetensors>=0.5"),
+]
 """For the API pages and the notebook."""
 
 setup(

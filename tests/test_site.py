@@ -31,7 +31,8 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the notebook puts its runs
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
     notebook = nbformat.read(ROOT / "docs" / "first_hour.ipynb", as_version=4)
-    assert not any(cell.get("outputs") for cell in notebook.cells), "outputs are not kept"
+    stored = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in stored) == 2, "run and save it"
     runner = client.NotebookClient(
         notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "docs")}}
     )
