@@ -157,8 +157,12 @@ def test_a_changed_file_is_never_served_from_before(tree, tmp_path):
     assert np.array_equal(make()[0].image, image)
     masks = root / "masks" / "train"
     (masks / "p.png").write_bytes((masks / "q.png").read_bytes())
-    assert np.array_equal(make()[0].mask, make("none")[1].mask)
+    data = make()
+    assert np.array_equal(data[0].mask, make("none")[1].mask)
     assert len(kept(tmp_path)) == 1, "the new pair takes the place of the old"
+    path.unlink()
+    with pytest.raises(InputError, match=r"p.png: .*the file does not exist"):
+        data[0]
 
 
 def test_other_meanings_of_the_labels_have_files_of_their_own(tree):

@@ -1,6 +1,7 @@
 """A worker that dies or hangs ends the run with its reason, and none outlives its trainer."""
 
 import contextlib
+import errno
 import itertools
 import multiprocessing
 import os
@@ -13,12 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, Pictures
-from torch.utils.data import get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 
 from danet.data import workers
 from danet.data.loader import eval_batches, train_batches
 from danet.distributed.failures import is_alive
-from danet.errors import ProcessError
+from danet.errors import ProcessError, StorageError
 
 
 class Hurting(Pictures):
@@ -114,6 +115,32 @@ def test_a_worker_that_has_exited_is_described_by_its_code(codes, reported):
     assert reported in str(workers.explain(error, exited, lambda: ["a", "b"], 0))
     other = RuntimeError("Caught RuntimeError in DataLoader worker process 0. mat1 and mat2 shapes")
     assert workers.explain(other, exited, list, 0) is None
+
+
+def test_a_broken_connection_waits_for_the_code_of_its_worker():
+    reader = multiprocessing.get_context("fork").Process(target=os._exit, args=(3,))
+    reader.start()
+    assert "exited with code 3" in str(workers.explain(EOFError(), [reader], list, 0))
+
+
+@pytest.mark.parametrize(
+    ("text", "reported"),
+    [
+        ("unable to write to shared memory: No space left on device", "no room for the batches of"),
+        ("DataLoader timed out after 7 seconds", "no batch came within data.timeout=7 seconds"),
+    ],
+)
+def test_other_failures_of_a_loader_are_named(text, reported):
+    assert reported in str(workers.explain(RuntimeError(text), [], list, 7))
+
+
+def test_no_room_for_the_locks_of_workers_is_reported(monkeypatch):
+    def refuse(loader):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(DataLoader, "__iter__", refuse)
+    with pytest.raises(StorageError, match=r"no room for the batches of data.num_workers"):
+        list(eval_batches(Pictures(8), batch_size=2, num_workers=2))
 
 
 def test_many_names_are_cut_short():

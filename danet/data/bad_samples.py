@@ -29,6 +29,7 @@ class SkipBadSamples(Dataset[tuple[Sample, Reasons]]):
 
     def __init__(self, dataset: Dataset[Sample], max_retries: int = 20) -> None:
         self.dataset = dataset
+        self.items = getattr(dataset, "items", None)  # with the names for messages
         self.max_retries = max_retries
 
     def __len__(self) -> int:

@@ -134,8 +134,7 @@ class Loader:
 
     def _pending_names(self) -> list[str]:
         """Return the names of the samples being read, the awaited first."""
-        dataset = self.loader.dataset
-        items = getattr(getattr(dataset, "dataset", dataset), "items", None)
+        items = getattr(self.loader.dataset, "items", None)
         keys = [key for keys in self._sampler.pending for key in keys]
         indices = [key[0] if isinstance(key, tuple) else key for key in keys]
         return [f"sample {i}" if items is None else str(items[i].name) for i in indices]
