@@ -202,24 +202,6 @@ def test_a_batch_of_several_sizes_is_an_error_with_advice():
         collate(Plain(3, sizes=[(8, 10), (9, 9)]).samples)
 
 
-class Broken(Plain):
-    """Its third sample cannot be read."""
-
-    def __getitem__(self, draw):
-        if draw == 2:
-            raise InputError("c.png: not a readable image")
-        return super().__getitem__(draw)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_error_of_a_worker_is_reported_as_if_there_were_none(num_workers):
-    batches = iter(eval_batches(Broken(4), batch_size=2, num_workers=num_workers))
-    assert next(batches)[0].name == ("s0", "s1")
-    with pytest.raises(InputError) as caught:
-        next(batches)
-    assert str(caught.value) == "c.png: not a readable image"
-
-
 def test_samples_of_one_size_share_a_batch_and_others_do_not():
     samples = Plain(5, sizes=[(8, 10), (10, 8)]).samples
     batches = collate_by_size(samples)
@@ -380,17 +362,6 @@ def test_camvid_finds_every_picture_with_its_label(camvid_tree):
         labels = stored(camvid_tree / "labels" / "val" / f"val_{i}.png")[1]
         assert np.array_equal(mask, np.where(labels == 11, IGNORE, labels))
         assert 11 in labels
-
-
-def test_camvid_shows_the_layout_where_it_finds_nothing(tmp_path):
-    with pytest.raises(InputError, match=rf"data.root={tmp_path}/no: there is no such") as caught:
-        CamVid(root=tmp_path / "no", split="train")
-    assert CamVid.layout in str(caught.value)
-    with pytest.raises(InputError, match=rf"no images for split 'val' under {tmp_path}") as caught:
-        CamVid(root=tmp_path, split="val")
-    assert CamVid.layout in str(caught.value)
-    with pytest.raises(InputError, match="CamVid: split='all' is not one of train, val, test"):
-        CamVid(root=tmp_path, split="all")
 
 
 def test_the_home_folder_may_be_written_as_a_tilde(camvid_tree, monkeypatch):
