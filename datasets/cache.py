@@ -13,6 +13,7 @@ import mmap
 import os
 import shutil
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from danet.memory import available_memory
 Pair = tuple[np.ndarray, np.ndarray | None]
 
 _VERSION = b"2"  # raised when the files or the decoders give other bytes
+_HEADER = 256  # bytes of a file before its record, at most
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -100,40 +102,46 @@ class Cache:
         return np.asarray(record["image"]), mask
 
     def _store(self, path: Path, pair: Pair) -> None:
-        """Write a pair, unless the cache is full; one process at a time, so that counts hold."""
+        """Write a pair, unless the cache is full."""
         record = _record(*pair)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            counter = self.folder / "used"
-            # Opened anew each time: forked processes share the lock of a file they inherit.
-            with open(counter, "a") as lock:
-                file_lock(lock)
-                # Of sources that have changed, damaged, or stored by another process meanwhile.
-                others = list(path.parent.glob(f"{path.name.split('-')[0]}-*"))
-                freed = sum(other.stat().st_size for other in others)
-                for other in others:
-                    other.unlink()
-                text = counter.read_text()
-                used = int(text) - freed if text.isdigit() else self._count()
-                if used + record.nbytes > self.limit:
-                    used = self._count()  # files may have been removed
-                if used + record.nbytes > self.limit or record.nbytes > _room(self.folder):
-                    self._stop(
-                        f"the cache in {self.folder} is full ({self.limit / 2**30:g} GiB, or what "
-                        "is free there); further images are decoded every time; see data.cache_gib"
-                    )
-                    return
-                # Durable: a power cut must not leave zeros under a good header.
-                with atomic_write(path, durable=True) as draft:
-                    np.save(draft, record)
-                    # Before it is renamed: after a crash the count may be too high, never too low.
-                    counter.write_text(str(used + draft.stat().st_size))
+            if not self._reserve(path, record.nbytes + _HEADER):
+                self._stop(
+                    f"the cache in {self.folder} is full ({self.limit / 2**30:g} GiB, or what is "
+                    "free there); further images are decoded every time; see data.cache_gib"
+                )
+                return
+            with atomic_write(path, shared=True) as draft, open(draft, "wb") as file:
+                np.save(file, record)
+                file.flush()
+                os.fsync(file.fileno())  # a power cut must not leave zeros under a good header
         except OSError as error:
             reason = error.strerror or error  # numpy knows the bytes written, but not why no more
             self._stop(f"{self.folder}: {reason}; images are decoded every time from here on")
 
-    def _count(self) -> int:
-        return sum(file.stat().st_size for file in self.folder.rglob("*.npy"))
+    def _reserve(self, path: Path, size: int) -> bool:
+        """Count a file before it is written, under a lock; return whether there is room.
+
+        After a crash the count may be too high, never too low; when the cache seems full, its files
+        are counted anew.
+        """
+        counter = self.folder / "used"
+        # Opened anew each time: forked processes share the lock of a file they inherit.
+        with open(counter, "a") as lock:
+            file_lock(lock)
+            # Of sources that have changed, damaged, or stored by another process meanwhile.
+            others = list(path.parent.glob(f"{path.name.split('-')[0]}-*"))
+            freed = sum(other.stat().st_size for other in others)
+            for other in others:
+                other.unlink()
+            text = counter.read_bytes()
+            used = int(text) - freed if text.isdigit() else _count(self.folder)
+            if used + size > self.limit:
+                used = _count(self.folder)
+            has_room = used + size <= self.limit and size <= _room(self.folder)
+            counter.write_text(str(used + size * has_room))
+        return has_room
 
     def _stop(self, reason: str) -> None:
         """Store no more pairs in this process; warn once per run."""
@@ -141,6 +149,15 @@ class Cache:
         if not self._warned[0] and os.environ.get("LOCAL_RANK", "0") == "0":
             self._warned[0] = 1
             print(f"warning: {reason}", file=sys.stderr, flush=True)
+
+
+def _count(folder: Path) -> int:
+    """Return the bytes of all files in the folder; remove what killed processes left unfinished."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for path in files:
+        if path.suffix == ".tmp" and time.time() - path.stat().st_mtime > 3600:
+            path.unlink()
+    return sum(path.stat().st_size for path in files if path.exists() and path.name != "used")
 
 
 def _digest(data: bytes) -> str:

@@ -61,9 +61,7 @@ class Loader:
         dataset: Of samples.
         sampler: Of batches of keys.
         collate_fn: Makes a batch of the samples.
-        num_workers: Processes that read samples; 0 reads in this process.
-        pin_memory: For CUDA.
-        timeout: Seconds to wait for a batch of the workers; 0 for ever.
+        num_workers, pin_memory, timeout: See train_batches.
     """
 
     def __init__(
@@ -71,10 +69,9 @@ class Loader:
         dataset: Dataset[Any],
         sampler: Iterable[list[Any]],
         collate_fn: Callable[[list[Any]], Any],
-        *,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        timeout: float = 0,
+        num_workers: int,
+        pin_memory: bool,
+        timeout: float,
     ) -> None:
         self._sampler = _PendingKeys(sampler)
         self._workers: Sequence[BaseProcess] = ()
@@ -194,10 +191,12 @@ def train_batches(
     start: int = 0,
     rank: int = 0,
     world: int = 1,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    timeout: float = 0,
     on_bad_sample: str = "error",
     max_bad_share: float = 0.01,
     warn: Callable[[str], None] = print,
-    **loading: Any,
 ) -> TrainBatches:
     """Return endless batches from batch number ``start`` on; see StepSampler.
 
@@ -208,10 +207,12 @@ def train_batches(
         start: Number of the first batch.
         rank: Number of this process.
         world: Number of processes.
+        num_workers: Processes that read samples; 0 reads in this process.
+        pin_memory: For CUDA.
+        timeout: Seconds to wait for a batch of the workers; 0 for ever.
         on_bad_sample: ``error``, or ``skip`` to replace unreadable samples, see SkipBadSamples.
         max_bad_share: Largest share of bad samples, see BadSamples.
         warn: Called with one line per skipped sample.
-        loading: See Loader.
 
     Raises:
         InputError: The data set does not fill one batch.
@@ -221,13 +222,20 @@ def train_batches(
     is_skipping = on_bad_sample == "skip"
     # Replaced in the worker, so that no batch is short.
     replacing = SkipBadSamples(dataset, max_retries=20 if is_skipping else 0)
-    loader = Loader(replacing, sampler, _collate_loaded, **loading)
+    loader = Loader(replacing, sampler, _collate_loaded, num_workers, pin_memory, timeout)
     bad = BadSamples(length, max_bad_share, warn)
     return TrainBatches(loader, bad, is_skipping=is_skipping)
 
 
 def eval_batches(
-    dataset: Dataset[Sample], *, batch_size: int, rank: int = 0, world: int = 1, **loading: Any
+    dataset: Dataset[Sample],
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    timeout: float = 0,
 ) -> Loader:
     """Return an iterable of lists of batches, one per image size; no padding, no repeats.
 
@@ -239,10 +247,12 @@ def eval_batches(
         batch_size: Per process.
         rank: Number of this process.
         world: Number of processes.
-        loading: See Loader.
+        num_workers: Processes that read samples; 0 reads in this process.
+        pin_memory: For CUDA.
+        timeout: Seconds to wait for a batch of the workers; 0 for ever.
     """
     # Not torch's DistributedSampler: it repeats samples to equalise the shards, and a score would
     # depend on the number of processes.
     shard = range(rank, len(dataset), world)  # type: ignore[arg-type]
     sampler = BatchSampler(shard, batch_size, drop_last=False)
-    return Loader(dataset, sampler, collate_by_size, **loading)
+    return Loader(dataset, sampler, collate_by_size, num_workers, pin_memory, timeout)
