@@ -33,6 +33,9 @@ EXPORT = ["safetensors>=0.5", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.2
 """For tools/export.py and for loading what it wrote."""
 SWEEP = ["optuna>=4"]
 """For scripts/sweep.py."""
+WANDB = ["wandb>=0.19"]
+MLFLOW = ["mlflow-skinny>=3"]
+"""For run.log_to."""
 DOCS = [
     *("mkdocs>=1.6,<2", "mkdocstrings[python]>=0.29"),
     *("nbclient>=0.10", "ipykernel>=6.29", "safetensors>=0.5"),
@@ -50,8 +53,10 @@ setup(
     packages=[*find_packages(include=["danet", "danet.*"]), *LINKED],
     package_dir=LINKED,
     package_data={
+        "danet.checkpoint": ["*.yaml"],
         "danet.configs": ["**/*.yaml"],
-        "danet.visualization": ["*.css", "*.js"],
+        "danet.export": ["*.j2"],
+        "danet.visualization": ["templates/*"],
         "danet.datasets": ["tables/*", "splits/*.md", "splits/*/*.txt"],
     },
     install_requires=REQUIREMENTS,
@@ -62,12 +67,12 @@ setup(
         "hub": HUB,
         "sweep": SWEEP,
         "docs": DOCS,
-        "wandb": ["wandb>=0.19"],
-        "mlflow": ["mlflow-skinny>=3"],
+        "wandb": WANDB,
+        "mlflow": MLFLOW,
         "test": [
             *("pytest>=8", "pytest-xdist>=3.6"),
             *("ruff>=0.17,<0.18", "mypy>=2.4,<2.5", "types-PyYAML", "types-tqdm"),
-            *(*TIMM, *RESULTS, *EXPORT, *HUB, *SWEEP, *DOCS),
+            *(*TIMM, *RESULTS, *EXPORT, *HUB, *SWEEP, *DOCS, *WANDB, *MLFLOW),
         ],
     },
     entry_points={

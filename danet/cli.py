@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import hydra
 import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -29,30 +29,9 @@ from danet.config.schema import did_you_mean, instead
 from danet.distributed import error_reporting, launcher
 from danet.errors import InputError, UserError, first_line
 from danet.filesystem import explain_storage, refuse_name
-from danet.plain import printable, quoted
+from danet.plain import printable, quoted, walk
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-
-_HYDRA_FLAGS = [
-    "help",
-    "hydra-help",
-    "version",
-    "cfg",
-    "resolve",
-    "package",
-    "run",
-    "multirun",
-    "shell-completion",
-    "config-path",
-    "config-name",
-    "config-dir",
-    "experimental-rerun",
-    "info",
-]
-
-_SHORT_FLAGS = ("-h", "-c", "-p", "-r", "-m", "-sc", "-cp", "-cn", "-cd", "-i")
-_OPTIONAL = ("experiment", "debug", "evaluation")
-"""Groups in which null may be chosen; in the last if a checkpoint has a choice."""
 
 _PATHS = (
     *("data.root", "run.dir", "resume", "init_from", "model.backbone.weights"),
@@ -60,6 +39,11 @@ _PATHS = (
     *("data.sbd_root", "data.cache_dir"),
 )
 """Keys of settings whose value is a path."""
+
+_UNKNOWN_KEY = re.compile(
+    r"Could not override '([^']+)'|not in '?(?:struct|.+?)'?\n *full_key: (\S+)"
+)
+"""Ends of the messages of Hydra and OmegaConf about keys that do not exist."""
 
 
 def run(work: Callable[[DictConfig], None], config_name: str) -> None:
@@ -80,7 +64,7 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
         launcher.require_sound(os.environ)
         check_arguments(sys.argv[1:])
         # hydra.main reads sys.argv and takes no arguments.
-        sys.argv[1:] = [quote_text(quote_path(argument)) for argument in sys.argv[1:]]
+        sys.argv[1:] = [quote(argument) for argument in sys.argv[1:]]
         errors: list[Exception] = []
         task = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
         task(_keeping(errors)(work))()
@@ -122,31 +106,23 @@ def _exit_codes(config_name: str) -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
 
 
-def quote_path(argument: str) -> str:
-    """Quote a setting that is a path, since Hydra's grammar has few characters outside quotes.
+def quote(argument: str) -> str:
+    """Quote a value, or the items of a list, that Hydra's grammar refuses, and every path.
 
-    Spaces, brackets and letters of any alphabet are kept, and ``~`` is the home folder.
+    Names in any alphabet and with any punctuation are thus taken literally; ``~`` at the start of a
+    path is the home folder.
     """
     key, equals, value = argument.partition("=")
-    if key.lstrip("+") not in _PATHS or not value or value == "null" or value[0] in "'\"":
-        return argument
-    return f"{key}{equals}{quoted(os.path.expanduser(value))}"
-
-
-def quote_text(argument: str) -> str:
-    """Quote a value that Hydra's grammar refuses, or the items of a list that it refuses.
-
-    Names in any alphabet and with any punctuation are thus taken literally.
-    """
-    key, equals, value = argument.partition("=")
+    if key.lstrip("+") in _PATHS and value not in ("", "null") and value[0] not in "'\"":
+        return f"{key}={quoted(os.path.expanduser(value))}"
     is_list = value[:1] == "[" and value[-1:] == "]"
     is_broken = value[:1] in ("[", "{") and not is_list
     if not equals or argument.startswith("-") or is_broken or _is_understood(argument):
         return argument
     if is_list:
         parts = [part.strip() for part in value[1:-1].split(",")]
-        value = ",".join(p if _is_understood(f"x=[{p}]") else quoted(p) for p in parts)
-        fitting = f"{key}=[{value}]"
+        parts = [part if _is_understood(f"x=[{part}]") else quoted(part) for part in parts]
+        fitting = f"{key}=[{','.join(parts)}]"
     else:
         fitting = f"{key}={quoted(value)}"
     return fitting if _is_understood(fitting) else argument
@@ -163,6 +139,7 @@ def _is_understood(argument: str) -> bool:
 
 def check_arguments(arguments: list[str]) -> None:
     """Raise InputError for ``--steps 3``, the form of other programs, and for choices of null."""
+    flags_of_hydra = get_args_parser()._option_string_actions
     for argument in arguments:
         if any("\ud800" <= letter <= "\udfff" for letter in argument):  # bytes that are not text
             shown = os.fsencode(argument).decode("ascii", "backslashreplace")
@@ -173,14 +150,12 @@ def check_arguments(arguments: list[str]) -> None:
         name, _, value = argument.lstrip("-+").partition("=")
         if name in (*_PATHS, "run.name"):
             refuse_name(name, value)
-        is_long = argument.startswith("--")
-        is_flag = argument in _SHORT_FLAGS or (is_long and name in _HYDRA_FLAGS)
-        if argument.startswith("-") and not is_flag:
+        if argument.startswith("-") and argument.partition("=")[0] not in flags_of_hydra:
             raise InputError(
                 f"{argument}: settings are given without dashes, as in trainer.steps=300; "
                 "--help shows them"
             )
-        if value in ("null", "") and "=" in argument and _choices(name) and name not in _OPTIONAL:
+        if "=" in argument and value in ("null", "") and _choices(name):  # Hydra has a traceback
             raise InputError(f"{argument}: expected one of {', '.join(_choices(name))}")
     if {"-m", "--multirun"} & set(arguments) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("--multirun under torchrun: start torchrun once per run instead")
@@ -198,12 +173,12 @@ def overrides() -> list[str]:
 
 def flags() -> list[str]:
     """Return the flags of the command line with their values, except those of a sweep."""
-    kept, is_value = [], False
+    kept, takes_value = [], False
     for argument in sys.argv[1:]:
-        is_flag = argument.startswith("-")
-        if (is_flag and argument not in ("-m", "--multirun")) or (is_value and not is_flag):
+        is_flag = argument.startswith("-") and argument not in ("-m", "--multirun")
+        if is_flag or (takes_value and not argument.startswith("-")):
             kept.append(argument)
-        is_value = is_flag and "=" not in argument and argument not in ("-m", "--multirun")
+        takes_value = is_flag and "=" not in argument
     return kept
 
 
@@ -226,13 +201,9 @@ def _explain(error: Exception, config_name: str) -> str:
     text = str(error)
     cause: BaseException | None = error
     while cause is not None:
-        override = re.search(r"(?:override|append to config:?|merging override) '?([^'\s]+)", text)
-        if "not in struct" in text or re.search(r"Key '.+?' (?:is )?not in ", text):
-            full_key = re.search(r"full_key: (\S+)", text)
-            typed = override.group(1) if override else full_key[1] if full_key else ""
-            key = typed.lstrip("+~").split("=")[0].rstrip(".")
+        if found := _UNKNOWN_KEY.search(text):
             known = _keys(config_name)
-            unknown = dict.fromkeys([key, *_unknown_keys(known)])
+            unknown = dict.fromkeys([found[1] or found[2], *_unknown_keys(known)])
             return "\n".join(f"{k}: there is no such key{instead(k, known)}" for k in unknown)
         full_key = getattr(cause, "full_key", None)
         if full_key and not isinstance(cause, ConfigCompositionException):
@@ -253,12 +224,12 @@ def _explain(error: Exception, config_name: str) -> str:
 
 def _shorten(text: str, key: str) -> str:
     """Return a message of OmegaConf in plain words, with the key and the value."""
-    match = re.match(r"Value '(.*)' of type '(\w+)' could not be converted to (\w+)", text)
+    match = re.match(
+        r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)", text
+    )
     if match:
-        names = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
-        return f"{key}={match[1]}: expected {names.get(match[3], match[3])}"
-    if match := re.match(r"Value '(.*)' is not a valid bool", text):
-        return f"{key}={match[1]}: expected true or false"
+        names = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+        return f"{key}={match[1]}: expected {names.get(match[2], match[2])}"
     if "missing mandatory value" in text:
         is_file = key in ("checkpoint", "input", "output")
         return f"{key}: no value is given; set {key}=<{'file' if is_file else 'value'}>"
@@ -286,16 +257,7 @@ def _keys(config_name: str) -> list[str]:
             config = hydra.compose(config_name, chosen)
     except (HydraException, OmegaConfBaseException):  # the config files themselves are invalid
         return []
-    keys: list[str] = []
-
-    def collect(node: Any, prefix: str) -> None:
-        if isinstance(node, dict):
-            for name, value in node.items():
-                keys.append(f"{prefix}{name}")
-                collect(value, f"{prefix}{name}.")
-
-    collect(OmegaConf.to_container(config, resolve=False), "")
-    return keys
+    return [key for key, _, _ in walk(OmegaConf.to_container(config, resolve=False), "")]
 
 
 def _unknown_keys(known: Collection[str]) -> list[str]:

@@ -16,17 +16,17 @@ _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
-def atomic_write(path: Path, *, shared: bool = False, durable: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it on success, remove it on failure.
 
     Args:
         path: Replaced as a whole; a reader never finds half a file.
-        shared: Whether other processes may write it, too. The temporary name is then
-            ``.NAME.PID.tmp``; else ``.NAME``, whose suffix libraries recognise and whose leftover,
-            of a process that was killed, the next write replaces.
-        durable: Whether file and folder are flushed to the disk, to survive a power cut.
+        durable: Whether file and folder are flushed to the disk, to survive a power cut, and other
+            processes may write the file, too. The temporary name is then ``.NAME.PID.tmp``; else
+            ``.NAME``, whose suffix libraries recognise and whose leftover, of a process that was
+            killed, the next write replaces.
     """
-    ending = f".{os.getpid()}.tmp" if shared else ""
+    ending = f".{os.getpid()}.tmp" if durable else ""
     temporary = path.with_name(f".{path.name}{ending}")
     try:
         yield temporary
@@ -34,22 +34,16 @@ def atomic_write(path: Path, *, shared: bool = False, durable: bool = False) -> 
             with open(temporary, "r+b") as file:
                 os.fsync(file.fileno())
         temporary.replace(path)
-        if durable:
-            sync_folder(path.parent)
+        if durable and os.name == "posix":  # elsewhere folders cannot be opened
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush the entries of a folder to the disk, where the system allows folders to be opened."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def file_lock(handle: int | IO[Any], *, exclusive: bool = True, wait: bool = True) -> bool:
@@ -69,7 +63,7 @@ def file_lock(handle: int | IO[Any], *, exclusive: bool = True, wait: bool = Tru
 
     operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     try:
-        fcntl.flock(handle, operation if wait else operation | fcntl.LOCK_NB)
+        fcntl.flock(handle, operation | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     return True
@@ -93,6 +87,18 @@ def explain_storage(error: OSError) -> StorageError | None:
     if error.errno in _REFUSED:
         return StorageError(f"{name or 'writing'}: {error.strerror}")
     return None
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file of results and the folders above it; raise StorageError."""
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise explain_storage(error) or StorageError(
+            f"{path}: cannot be written ({error.strerror})"
+        ) from error
 
 
 def folder_of(wanted: Path, file: str, facts: Mapping[str, Any]) -> Path:
@@ -134,11 +140,8 @@ def require_writable(folder: Path, key: str = "output") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(bytes(4096))
     except OSError as error:
-        explained = explain_storage(error)
-        reason = explained or f"cannot be written ({error.strerror})"
-        raise StorageError(
-            f"{key}={reason}" if explained else f"{key}={folder}: {reason}"
-        ) from error
+        reason = explain_storage(error) or f"{folder}: cannot be written ({error.strerror})"
+        raise StorageError(f"{key}={reason}") from error
     finally:
         with suppress(OSError):
             probe.unlink(missing_ok=True)

@@ -21,8 +21,6 @@ _MODULES = {
     "pyyaml": "yaml",
 }
 """Package -> module, where the names differ."""
-_NAMED = 3
-"""How many missing packages are listed where another Python has them."""
 
 
 def require_packages(file: str) -> None:
@@ -37,22 +35,25 @@ def require_packages(file: str) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     path = Path(file).resolve()
     root, version = path.parents[1], sys.version_info[:2]
-    if _OLDEST <= version <= _NEWEST:
-        missing = missing_packages(root)
-        if not missing:
-            return
-        if _is_meant(root, missing):
-            problem = "has no " + ", ".join(missing)
-            requirements = shell_path(root / "requirements.txt")
-            remedy = f"{shell_path(sys.executable)} -m pip install -r {requirements}"
-        else:  # another Python has them all, so some names are enough
-            further = len(missing) - _NAMED
-            problem = "has no " + ", ".join(missing[:_NAMED])
-            problem += f" and {further} more" if further > 0 else ""
-            remedy = _way_to_environment(root)
-    else:
+    environment = root / ".venv"
+    activate = f"source {shlex.quote(str(environment / 'bin' / 'activate'))}"
+    is_active = os.path.realpath(sys.prefix) == os.path.realpath(str(environment))
+    missing = missing_packages(root)
+    is_supported = _OLDEST <= version <= _NEWEST
+    if is_supported and not missing:
+        return
+    problem = "has no " + ", ".join(missing)
+    if not is_supported:
         problem = "is {}.{}, and {}.{} to {}.{} work".format(*version, *_OLDEST, *_NEWEST)
-        remedy = _way_to_environment(root, "PYTHON=python3.12 ")
+    if is_supported and is_active:
+        requirements = shlex.quote(str(root / "requirements.txt"))
+        remedy = f"{shlex.quote(sys.executable)} -m pip install -r {requirements}"
+    elif (environment / "bin" / "activate").is_file() and not is_active:
+        remedy = activate
+    else:
+        choice = "" if is_supported else "PYTHON=python3.12 "
+        install = shlex.quote(str(root / "scripts" / "install.sh"))
+        remedy = f"{choice}bash {install} && {activate}"
     name = path.relative_to(root).as_posix()
     print(f"error: {name}: this Python ({sys.executable}) {problem}; {remedy}", file=sys.stderr)
     sys.exit(2)
@@ -66,38 +67,3 @@ def missing_packages(root: Path) -> "list[str]":
     lines = path.read_text(encoding="utf-8").splitlines()
     names = [re.split(r"[^\w.-]", line)[0] for line in lines if line and not line.startswith("#")]
     return [name for name in names if importlib.util.find_spec(_MODULES.get(name, name)) is None]
-
-
-def _is_meant(root: Path, missing: "list[str]") -> bool:
-    """Return whether packages belong into this Python: that of .venv, or else one with torch."""
-    if _has_environment(root):
-        return os.path.realpath(sys.prefix) == os.path.realpath(root / ".venv")
-    return "torch" not in missing
-
-
-def _has_environment(root: Path) -> bool:
-    folder = root / ".venv" / "bin"
-    return (folder / "activate").is_file() and os.access(folder / "python", os.X_OK)
-
-
-def _way_to_environment(root: Path, choice: str = "") -> str:
-    """Return the command that leads to a Python with the packages, from the current folder."""
-    activate = f"source {shell_path(root / '.venv' / 'bin' / 'activate')}"
-    if not _has_environment(root):
-        return f"{choice}bash {shell_path(root / 'scripts' / 'install.sh')} && {activate}"
-    active = os.environ.get("VIRTUAL_ENV")
-    if active and os.path.realpath(active) == os.path.realpath(root / ".venv"):
-        return f"start it with {shell_path(root / '.venv' / 'bin' / 'python')}"
-    return activate
-
-
-def shell_path(path: "str | Path") -> str:
-    """Return a path quoted for a shell, relative to the current folder unless that is longer."""
-    absolute = str(path)
-    try:
-        relative = os.path.relpath(absolute)
-    except (OSError, ValueError):  # the current folder was deleted; another drive
-        return shlex.quote(absolute)
-    if os.sep not in relative:  # a shell would search PATH for it
-        relative = os.path.join(".", relative)
-    return shlex.quote(min(absolute, relative, key=lambda text: (len(text), text == absolute)))

@@ -54,7 +54,7 @@ def problem_with(value: Any, key: str) -> str:
         value: From a file or a composed config.
         key: Its key, such as ``config``; empty for the root.
     """
-    for count, (place, item, depth) in enumerate(_walk(value, key)):
+    for count, (place, item, depth) in enumerate(walk(value, key)):
         if count >= MOST_VALUES:
             return f"{key}: more than {MOST_VALUES} values"
         if depth > DEEPEST:
@@ -86,8 +86,11 @@ def flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _walk(value: Any, key: str) -> Iterator[tuple[str, Any, int]]:
-    """Yield every value with its key and depth; iterative, since a file may nest to any depth."""
+def walk(value: Any, key: str) -> Iterator[tuple[str, Any, int]]:
+    """Yield every value with its key and depth; iterative, since a file may nest to any depth.
+
+    Keys are those of the command line, ``losses.0.smooth``; plain values of a list are ``crop[1]``.
+    """
     waiting = [(key, value, 0)]
     while waiting:
         place, item, depth = waiting.pop()
@@ -98,10 +101,17 @@ def _walk(value: Any, key: str) -> Iterator[tuple[str, Any, int]]:
         if isinstance(item, Mapping):
             inside = [(f"{prefix}{printable(str(n))}", v, depth + 1) for n, v in item.items()]
         elif _is_list(item):
-            inside = [(f"{prefix}{i}", v, depth + 1) for i, v in enumerate(item)]
+            inside = [
+                (f"{prefix}{i}" if _is_nested(v) else f"{place}[{i}]", v, depth + 1)
+                for i, v in enumerate(item)
+            ]
         else:
             continue
         waiting += reversed(inside)
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, Mapping) or _is_list(value)
 
 
 def _is_list(value: Any) -> bool:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
-import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
@@ -18,7 +17,7 @@ from danet.datasets.hints import orientation_note
 from danet.datasets.image_io import MAX_PIXELS, read_image, read_labels
 from danet.datasets.items import Item as Item
 from danet.datasets.items import Items
-from danet.datasets.labels import UNKNOWN, Color, label_table, ranges
+from danet.datasets.labels import UNKNOWN, ClassTable, Color, label_table, ranges
 from danet.datasets.layout import elsewhere
 from danet.errors import InputError
 from danet.plain import is_int, is_number
@@ -26,6 +25,13 @@ from danet.types import IGNORE, Sample, SampleKey
 
 Transform = Callable[[Sample, int], Sample]
 """Maps a sample to a sample; the int is the seed of all that is random in it."""
+CacheKind = Literal["none", "ram", "disk"]
+
+
+def check_choice(key: str, value: object, options: Any) -> None:
+    """Raise InputError if the value of a setting is none of the options of a Literal."""
+    if value not in get_args(options):
+        raise InputError(f"data.{key}={value}: expected one of {', '.join(get_args(options))}")
 
 
 @dataclass(frozen=True)
@@ -45,23 +51,22 @@ class Reading:
         InputError: A value is out of its range; with the key.
     """
 
-    cache: Literal["none", "ram", "disk"] = "none"
+    cache: CacheKind = "none"
     cache_dir: str | None = None
     cache_gib: float = 64.0
     max_pixels: int = MAX_PIXELS
     allow_missing_labels: bool = False
 
     def __post_init__(self) -> None:
-        if self.cache not in get_args(Literal["none", "ram", "disk"]):
-            raise InputError(f"data.cache={self.cache}: expected one of none, ram, disk")
+        check_choice("cache", self.cache, CacheKind)
         if self.cache_dir is not None and not isinstance(self.cache_dir, str):
             raise InputError(f"data.cache_dir={self.cache_dir}: expected a folder or null")
         if not is_number(self.cache_gib) or not 0 < self.cache_gib < math.inf:
             raise InputError(f"data.cache_gib={self.cache_gib}: expected a number above 0")
-        if not is_int(self.max_pixels):
-            raise InputError(f"data.max_pixels={self.max_pixels}: expected a whole number")
-        if self.max_pixels < 1:
-            raise InputError(f"data.max_pixels={self.max_pixels}: expected at least 1")
+        if not is_int(self.max_pixels) or self.max_pixels < 1:
+            raise InputError(
+                f"data.max_pixels={self.max_pixels}: expected a whole number, at least 1"
+            )
 
 
 class SegmentationDataset(Dataset[Sample], ABC):
@@ -105,7 +110,8 @@ class FileDataset(SegmentationDataset):
     """Pairs of an image file and a label file below one folder.
 
     Subclasses define ``classes``, ``palette``, ``find_items`` and, where the files hold other
-    values than class indices, ``label_map``; where labels are not pictures, ``decode_labels``.
+    values than class indices, ``table`` or ``label_map``; where labels are not pictures,
+    ``decode_labels``.
 
     Args:
         root: The folder as the publisher ships it; ``~`` is expanded.
@@ -121,6 +127,8 @@ class FileDataset(SegmentationDataset):
         InputError: No such folder or split, no images, or images without labels.
     """
 
+    table: ClassTable | None = None
+    """Classes, colours and label values, where a table ships with the package."""
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     expected: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     """Split -> number of images according to the publisher; several where releases differ."""
@@ -155,29 +163,33 @@ class FileDataset(SegmentationDataset):
             raise InputError(
                 f"{self}: no images for split {split!r} under {where}; expected\n{self.layout}"
             )
-        missing = self.items.without_label()
-        if missing:
-            names = ", ".join(Path(self.items[i].image).name for i in missing[:5])
-            found = (
-                f"{len(missing)} of {len(self.items)} images of split {split!r} have no label "
-                f"file: {names}; the first was looked for at {self.items[missing[0]].mask}"
-                f"{self.explain_no_label()}"
-            )
-            if len(missing) == len(self.items):
-                raise InputError(f"{self}: {found}")
-            if not self.reading.allow_missing_labels:
-                raise InputError(
-                    f"{self}: {found}; data.allow_missing_labels=true leaves such images out"
-                )
-            self.notes.append(f"left out: {found}")
-            left_out = set(missing)
-            self.items = Items(item for i, item in enumerate(self.items) if i not in left_out)
+        self._leave_out_unlabelled()
         self._table = label_table(self.label_map(), len(self.classes))
-        self._byte_table = _byte_table(self._table)
         self._cache = self._make_cache()
 
     def __str__(self) -> str:
         return type(self).__name__
+
+    def _leave_out_unlabelled(self) -> None:
+        """Leave out images without a label file where that is allowed; else raise InputError."""
+        missing = self.items.without_label()
+        if not missing:
+            return
+        names = ", ".join(Path(self.items[i].image).name for i in missing[:5])
+        found = (
+            f"{len(missing)} of {len(self.items)} images of split {self.split!r} have no label "
+            f"file: {names}; the first was looked for at {self.items[missing[0]].mask}"
+            f"{self.explain_no_label()}"
+        )
+        if len(missing) == len(self.items):
+            raise InputError(f"{self}: {found}")
+        if not self.reading.allow_missing_labels:
+            raise InputError(
+                f"{self}: {found}; data.allow_missing_labels=true leaves such images out"
+            )
+        self.notes.append(f"left out: {found}")
+        left_out = set(missing)
+        self.items = Items(item for i, item in enumerate(self.items) if i not in left_out)
 
     @abstractmethod
     def find_items(self) -> Iterable[Item]:
@@ -192,7 +204,9 @@ class FileDataset(SegmentationDataset):
         return ""
 
     def label_map(self) -> Mapping[int, int]:
-        """Return value on disk -> class or IGNORE; other values are errors."""
+        """Return value on disk -> class or IGNORE, of the table; other values are errors."""
+        if self.table is not None:
+            return self.table.label_map
         return {**{i: i for i in range(len(self.classes))}, IGNORE: IGNORE}
 
     def decode_labels(self, path: Path) -> np.ndarray:
@@ -261,14 +275,9 @@ class FileDataset(SegmentationDataset):
 
     def map_labels(self, labels: np.ndarray, path: Path) -> np.ndarray:
         """Map values on disk (H, W) to class indices; an unknown value is an error."""
-        if labels.dtype == np.uint8 and self._byte_table is not None:
-            table, free = self._byte_table
-            mapped = cv2.LUT(labels, table)  # five times as fast as numpy
-            if not (mapped == free).any():
-                return mapped
-        mapped = self._table[labels]  # (H, W), int16
-        unknown = mapped == UNKNOWN
-        if unknown.any():
+        mapped = self._table.take(labels)  # (H, W), int16
+        if mapped.max(initial=0) == UNKNOWN:
+            unknown = mapped == UNKNOWN
             value = int(labels[unknown][0])
             row, column = (int(i[0]) for i in np.nonzero(unknown & (labels == value)))
             known = sorted(self.label_map())
@@ -278,19 +287,6 @@ class FileDataset(SegmentationDataset):
                 f"{ranges(known)}" + self.label_hint.replace("VALUE", str(value))
             )
         return mapped.astype(np.uint8)
-
-
-def _byte_table(table: np.ndarray) -> tuple[np.ndarray, int] | None:
-    """Return a table for labels of one byte, and the value in it that means unknown.
-
-    Returns:
-        The table, uint8 (256,), and a value that no class has; None where every byte is a class.
-    """
-    first = table[:256]
-    free = np.setdiff1d(np.arange(256), table)
-    if not free.size:
-        return None
-    return np.where(first == UNKNOWN, free[0], first).astype(np.uint8), int(free[0])
 
 
 def _size(array: np.ndarray) -> str:

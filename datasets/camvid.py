@@ -1,13 +1,8 @@
 """CamVid in SegNet's split: 701 street scenes of 480x360, 11 classes."""
 
-from collections.abc import Mapping
-from pathlib import Path
-
 from danet.datasets.base import FileDataset, Item
 from danet.datasets.labels import read_class_table
-from danet.datasets.listing import find_files, unused_labels
-
-_TABLE = read_class_table("camvid")
+from danet.datasets.listing import find_files, named_files, unused_note
 
 
 class CamVid(FileDataset):
@@ -17,22 +12,17 @@ class CamVid(FileDataset):
     video, PRL 2009; the split is SegNet's: 367 train, 101 val, 233 test.
     """
 
-    classes = _TABLE.classes
-    palette = _TABLE.palette
+    table = read_class_table("camvid")
+    classes = table.classes
+    palette = table.palette
     expected = {"train": (367,), "val": (101,), "test": (233,)}
     marker = "images/train"
     layout = "  images/{train,val,test}/<name>.jpg\n  labels/{train,val,test}/<name>.png"
 
-    def label_map(self) -> Mapping[int, int]:
-        """Return the 11 classes and void -> IGNORE."""
-        return _TABLE.label_map
-
     def find_items(self) -> list[Item]:
         """Return every picture of the split with the label of the same name."""
         images, labels = self.root / "images" / self.split, self.root / "labels" / self.split
-        items = [
-            Item(f"{images}/{name}", f"{labels}/{Path(name).stem}.png", Path(name).stem)
-            for name in find_files(images, (".jpg", ".png"))
-        ]
-        self.notes += unused_labels(labels, ".png", {item.mask for item in items})
-        return items
+        found = named_files(images, ".jpg", ".png")
+        unused = [n for n in find_files(labels, {".png"}) if n.rpartition(".")[0] not in found]
+        self.notes += unused_note(labels, unused)
+        return [Item(path, f"{labels}/{name}.png", name) for name, path in found.items()]

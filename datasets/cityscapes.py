@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from danet.datasets.base import FileDataset, Item, Reading, Transform
+from danet.datasets.base import FileDataset, Item, Reading, Transform, check_choice
 from danet.datasets.image_io import read_labels
 from danet.datasets.labels import read_class_table
-from danet.datasets.layout import elsewhere
 from danet.datasets.listing import find_files
 from danet.datasets.submission import Submission
 from danet.errors import InputError
@@ -23,6 +22,8 @@ _FOLDERS = {"trainval": ("train", "val")}  # split -> folders, where they are no
 _SUFFIX = "_leftImg8bit.png"
 _FILES = {"ids": "labelIds", "train_ids": "labelTrainIds"}
 
+Annotation = Literal["fine", "coarse"]
+Labels = Literal["ids", "train_ids"]
 
 # All labels, as the official scores need them.
 LABELS = tuple(
@@ -79,15 +80,13 @@ class Cityscapes(FileDataset):
         *,
         root: str | Path,
         split: str,
-        annotation: Literal["fine", "coarse"] = "fine",
-        labels: Literal["ids", "train_ids"] = "ids",
+        annotation: Annotation = "fine",
+        labels: Labels = "ids",
         transform: Transform | None = None,
         reading: Reading | None = None,
     ) -> None:
-        if annotation not in ("fine", "coarse"):
-            raise InputError(f"data.annotation={annotation}: expected fine or coarse")
-        if labels not in _FILES:
-            raise InputError(f"data.labels={labels}: expected ids or train_ids")
+        check_choice("annotation", annotation, Annotation)
+        check_choice("labels", labels, Labels)
         self.annotation = "coarse" if split == "train_extra" else annotation
         self.labels = labels
         super().__init__(root=root, split=split, transform=transform, reading=reading)
@@ -101,31 +100,29 @@ class Cityscapes(FileDataset):
 
     def find_items(self) -> list[Item]:
         """Return every image of the split's cities with its label file."""
-        folders = [self.root / "leftImg8bit" / f for f in _FOLDERS.get(self.split, (self.split,))]
-        images = [
-            folder / name
-            for folder in folders
-            for name in find_files(folder, {".png"})
-            if name.endswith(_SUFFIX) and name.count("/") == 1
-        ]
-        if not images:
-            searched = " or ".join(f"{folder}/*/*{_SUFFIX}" for folder in folders)
-            raise InputError(
-                f"{self}: no images for split {self.split!r}: nothing is at {searched}"
-                f"{elsewhere(self.root, self.marker)}; expected below data.root\n{self.layout}"
+        items = []
+        for folder in _FOLDERS.get(self.split, (self.split,)):
+            images = self.root / "leftImg8bit" / folder
+            for found in find_files(images, {".png"}):
+                if found.endswith(_SUFFIX) and found.count("/") == 1:
+                    name = found.partition("/")[2].removesuffix(_SUFFIX)
+                    items.append(Item(f"{images}/{found}", self._label_of(images / found), name))
+        if items and self.split != "test" and self.labels == "ids":
+            self.notes.append(
+                f"{self}: label ids become the {len(self.classes)} classes by a table; files "
+                "of train ids are not needed"
             )
-        items = [
-            Item(str(path), self._label_of(path), path.name.removesuffix(_SUFFIX))
-            for path in images
-        ]
-        if self.split != "test":
-            self._require_label_files(items)
-            if self.labels == "ids":
-                self.notes.append(
-                    f"{self}: label ids become the {len(self.classes)} classes by a table; files "
-                    "of train ids are not needed"
-                )
         return items
+
+    def explain_no_label(self) -> str:
+        """Return which files there are and which package holds them."""
+        if self.labels == "train_ids":
+            return (
+                "; files of train ids are not in the download: leave data.labels=ids, which gives "
+                "the same classes"
+            )
+        package = {"fine": "gtFine_trainvaltest.zip", "coarse": "gtCoarse.zip"}[self.annotation]
+        return f"; unpack {package} into data.root"
 
     def _label_of(self, image: Path, kind: str | None = None) -> str | None:
         """Return the path of the label file, or of another ``kind`` of file beside it."""
@@ -136,23 +133,6 @@ class Cityscapes(FileDataset):
         name = image.name.removesuffix(_SUFFIX)
         kind = kind or _FILES[self.labels]
         return str(self.root / truth / split / city / f"{name}_{truth}_{kind}.png")
-
-    def _require_label_files(self, items: list[Item]) -> None:
-        """Raise InputError with a remedy if not one label file of the wanted kind exists."""
-        if any(item.mask and Path(item.mask).exists() for item in items):
-            return
-        package = {"fine": "gtFine_trainvaltest.zip", "coarse": "gtCoarse.zip"}[self.annotation]
-        remedy = f"unpack {package} into data.root"
-        if self.labels == "train_ids":
-            remedy = (
-                "files of train ids are not in the download: leave data.labels=ids, which gives "
-                "the same classes"
-            )
-        raise InputError(
-            f"{self}: none of the {len(items)} images of split {self.split!r} has a label; the "
-            f"first was looked for at {items[0].mask}; {remedy}; expected below data.root\n"
-            f"{self.layout}"
-        )
 
     def instance_path(self, item: Item) -> str | None:
         """Return the path of the file of instance ids of an image; None in the split "test"."""

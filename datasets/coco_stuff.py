@@ -5,19 +5,18 @@ annotated. The 171 others in ascending order are the classes. Caesar et al., COC
 stuff classes in context, CVPR 2018.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
-from danet.datasets.base import FileDataset, Item, Reading, Transform
+from danet.datasets.base import FileDataset, Item, Reading, Transform, check_choice
 from danet.datasets.formats.matlab import open_mat, read_mat_labels
 from danet.datasets.labels import read_class_table
-from danet.datasets.listing import find_files
-from danet.datasets.lists import read_list, shipped_list
+from danet.datasets.listing import named_files
+from danet.datasets.lists import find_list
 from danet.errors import InputError
 from danet.types import IGNORE
 
@@ -28,10 +27,10 @@ _NAMES_OF_V1_0 = 172
 Labels = Literal["ids", "train_ids"]
 
 
-def removed_ids() -> dict[int, str]:
-    """Return id -> name of the 11 things that COCO-Stuff lists and no label has."""
-    path = Path(__file__).parent / "tables" / "cocostuff_ids_0_182.json"
-    return {row["id"]: row["name"] for row in json.loads(path.read_text()) if row["removed"]}
+_REMOVED = (
+    "; a .mat file of the 10k holds the id, 1..182, and 0 for unlabeled, a PNG of the 164k the id "
+    "- 1; 11 of the ids were removed"
+)
 
 
 class CocoStuff10k(FileDataset):
@@ -46,7 +45,7 @@ class CocoStuff10k(FileDataset):
     splits = ("train", "test")
     marker = "annotations"
     expected = {"train": (9000,), "test": (1000,)}
-    label_hint = "; S holds 0 for unlabeled and the ids 1..182 without the 11 that were removed"
+    label_hint = _REMOVED
     layout = (
         "  images/COCO_train2014_<12 digits>.jpg\n"
         "  annotations/COCO_train2014_<12 digits>.mat\n"
@@ -59,17 +58,12 @@ class CocoStuff10k(FileDataset):
 
     def find_items(self) -> list[Item]:
         """Return the pictures that the list of the split names."""
-        listed = self.root / "imageLists" / f"{self.split}.txt"
-        names = read_list(listed) if listed.exists() else shipped_list("cocostuff10k", self.split)
-        images, labels = self.root / "images", self.root / "annotations"
-        present = {Path(name).stem for name in find_files(images, {".jpg"})}
-        if not present:
-            return []
-        names.require(present, tried=str(images / "{name}.jpg"))
-        return [
-            Item(str(images / f"{name}.jpg"), str(labels / f"{name}.mat"), name)
-            for name in names.names
-        ]
+        own = self.root / "imageLists" / f"{self.split}.txt"
+        listed = find_list([own], "cocostuff10k", self.split)
+        self.notes += listed.notes
+        labels = self.root / "annotations"
+        images = named_files(self.root / "images", ".jpg")
+        return listed.find(images, lambda name: f"{labels}/{name}.mat")
 
     def decode_labels(self, path: Path) -> np.ndarray:
         """Read the field S, (H, W), uint8 or uint16.
@@ -84,14 +78,6 @@ class CocoStuff10k(FileDataset):
                 "other numbers; take cocostuff-10k-v1.1.zip"
             )
         return read_mat_labels(mat, "S", max_pixels=self.reading.max_pixels)
-
-    def map_labels(self, labels: np.ndarray, path: Path) -> np.ndarray:
-        """Map ids to classes; the error about a removed id names it."""
-        try:
-            return super().map_labels(labels, path)
-        except InputError as error:
-            _refuse_removed(labels, path, first_id=0)
-            raise error
 
 
 class CocoStuff164k(FileDataset):
@@ -111,6 +97,7 @@ class CocoStuff164k(FileDataset):
     splits = ("train", "val")
     marker = "images/train2017"
     expected = {"train": (118287,), "val": (5000,)}
+    label_hint = _REMOVED
     layout = (
         "  images/{train2017,val2017}/<12 digits>.jpg\n"
         "  annotations/{train2017,val2017}/<12 digits>.png      of stuffthingmaps_trainval2017.zip"
@@ -125,8 +112,7 @@ class CocoStuff164k(FileDataset):
         transform: Transform | None = None,
         reading: Reading | None = None,
     ) -> None:
-        if labels not in get_args(Labels):
-            raise InputError(f"data.labels={labels}: expected one of {', '.join(get_args(Labels))}")
+        check_choice("labels", labels, Labels)
         self.labels = labels
         super().__init__(root=root, split=split, transform=transform, reading=reading)
 
@@ -141,29 +127,5 @@ class CocoStuff164k(FileDataset):
         images = self.root / "images" / f"{self.split}2017"
         labels = self.root / "annotations" / f"{self.split}2017"
         suffix = "_labelTrainIds.png" if self.labels == "train_ids" else ".png"
-        names = [(name, name.rpartition(".")[0]) for name in find_files(images, {".jpg"})]
-        return [
-            Item(str(images / name), str(labels / (stem + suffix)), stem) for name, stem in names
-        ]
-
-    def map_labels(self, labels: np.ndarray, path: Path) -> np.ndarray:
-        """Map values on disk to classes; the error about a removed id names it."""
-        try:
-            return super().map_labels(labels, path)
-        except InputError as error:
-            if self.labels == "ids":
-                _refuse_removed(labels, path, first_id=1)
-            raise error
-
-
-def _refuse_removed(labels: np.ndarray, path: Path, *, first_id: int) -> None:
-    """Raise InputError for a removed id in labels (H, W), whose value 0 is ``first_id``."""
-    for id_, name in removed_ids().items():
-        value = id_ - first_id
-        rows, columns = np.nonzero(labels == value)
-        if rows.size:
-            raise InputError(
-                f"{path}: label value {value} on {rows.size} pixels, first at row {rows[0]}, "
-                f"column {columns[0]}: that is id {id_}, {name}, which COCO-Stuff "
-                "removed; 10k files (.mat) hold the id, 164k files (.png) the id - 1"
-            )
+        found = named_files(images, ".jpg")
+        return [Item(path, f"{labels}/{name}{suffix}", name) for name, path in found.items()]

@@ -1,8 +1,6 @@
 """Anybody's own pictures: a folder of images, a folder of masks, a list of class names."""
 
 import os
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -104,7 +102,11 @@ class Folder(FileDataset):
     def find_items(self) -> list[Item]:
         """Return the pictures of the split with the masks of the same relative names."""
         if self.split_rule.lists:
-            return self._listed_items()
+            items, notes = self.split_rule.read_items(
+                self.split, self.splits, self.root, self.files
+            )
+            self.notes += notes
+            return items
         places = self.files.split_folders(self.root)
         if places:
             return self._pair_folders(*places[self.split]) if self.split in places else []
@@ -123,12 +125,7 @@ class Folder(FileDataset):
 
     def _pair_folders(self, images: Path, masks: Path) -> list[Item]:
         """Return all pictures of a folder with their masks, whether or not those exist."""
-        found = find_files(images)
-        labels = self.files.find_masks(masks)
-        if images == masks:
-            found = [name for name in found if not self.files.is_mask(name)]
-        on_disk = self.files.by_name(labels)
-        items = [self.files.pair(name, (images, masks), on_disk) for name in found]
+        items = list(self.files.pairs(images, masks).values())
         first = {item.name: item for item in items}
         for item in items:
             if first[item.name] is not item:
@@ -136,27 +133,13 @@ class Folder(FileDataset):
                     f"{item.image} and {first[item.name].image} would share the mask {item.mask}: "
                     "names must differ in more than their suffix"
                 )
-        self._unused = []
+        self._masks = masks
+        used = {item.mask for item in items}
         if images != masks:
-            used = {item.mask for item in items}
-            self._unused = [name for name in labels if f"{masks}/{name}" not in used]
-            self._masks = masks
-            if self._unused:
-                self.notes.append(unused_note(masks, self._unused))
+            found = self.files.find_masks(masks).values()
+            self._unused = [name for name in found if f"{masks}/{name}" not in used]
+            self.notes += unused_note(masks, self._unused)
         return items
-
-    def _listed_items(self) -> list[Item]:
-        """Return the pictures of the list of this split, each once."""
-        pairs = self.split_rule.read_pairs(self.split, self.splits, self.root, self.files)
-        items = {pair.item.image: pair.item for pair in pairs}
-        if len(items) < len(pairs):
-            counts = Counter(pair.item.image for pair in pairs)
-            repeated = [Path(image).name for image in items if counts[image] > 1]
-            self.notes.append(
-                f"{pairs[0].source}: {len(repeated)} images stand there more than once and count "
-                f"once: {', '.join(repeated[:5])}"
-            )
-        return list(items.values())
 
     def explain_no_images(self) -> str:
         """Return why a split has no images, and which setting may be meant."""
@@ -179,22 +162,18 @@ class Folder(FileDataset):
 
     def explain_no_label(self) -> str:
         """Return the names of label files without an image, or a folder that may have masks."""
+        if self.split_rule.lists:
+            return ""
         if not self._unused:
             has_images = self.files.folders(self.root)[0].is_dir()
             parent = self.root if has_images else self._masks.parent
-            if self.split_rule.lists or self.files.folders(parent)[1].is_dir():
-                return ""
-            return self.files.suggest_masks(parent)
-        names, image = ", ".join(self._unused[:3]), self.items[self.items.without_label()[0]]
-        numbers = re.findall(r"\d+", image.name)
-        alike = [name for name in self._unused if numbers and re.findall(r"\d+", name) == numbers]
-        pair = (
-            os.path.relpath(path, self.root)
-            for path in (image.image, self._masks / (alike or ["<its mask>"])[0])
-        )
+            has_masks = self.files.folders(parent)[1].is_dir()
+            return "" if has_masks else self.files.suggest_folders(parent)
+        image = self.items[self.items.without_label()[0]].image
+        pair = (os.path.relpath(path, self.root) for path in (image, self._masks / "<its mask>"))
         return (
-            f"; {self._masks} has {names}: give them the names of their images, or name pairs in "
-            f"data.lists, a line each: {' '.join(pair)}"
+            f"; {self._masks} has {', '.join(self._unused[:3])}: give them the names of their "
+            f"images, or name pairs in data.lists, a line each: {' '.join(pair)}"
         )
 
 

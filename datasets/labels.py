@@ -2,24 +2,20 @@
 
 import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import yaml
 
 from danet.errors import InputError
-from danet.plain import quoted
 from danet.types import IGNORE, MAX_CLASSES
 
 Color = tuple[int, int, int]  # RGB, 0..255
 
-# A text that Hydra reads as one without quotes.
-_PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_][\w-]*", re.ASCII | re.IGNORECASE)
-
-_BESIDE_NUMBER = r" +(?=\d)|(?<=\d) +"
+# A number beside a name, as tables of classes have it.
+_NUMBER_IN_ROW = re.compile(r"[\s;,:]\d+\s*([;,:\s]|$)|^\d+\s*[\s;,:]")
 
 UNKNOWN = 256  # entry of a table for a value on disk without a class
 
@@ -66,11 +62,6 @@ class ClassFile(NamedTuple):
     colors: list[Color] | None = None  # of the masks, if the file has them
 
 
-def read_class_names(source: Sequence[str] | str) -> list[str]:
-    """Return names of classes as they are, or read them from a file; raise InputError."""
-    return read_class_file(source).names if isinstance(source, str) else list(source)
-
-
 def read_class_file(source: str) -> ClassFile:
     """Read names of classes from a text file.
 
@@ -95,7 +86,14 @@ def read_class_file(source: str) -> ClassFile:
         return _labelmap(lines[1:], source)
     if head in ("pixelvalue,class", "value,class", "id,name", "index,name"):
         return _numbered(lines[1:], source)
-    _refuse_tables(lines, source)
+    body = lines[1:] if len(lines) > 1 and not _NUMBER_IN_ROW.search(lines[0]) else lines
+    is_numbered = bool(body) and all(map(_NUMBER_IN_ROW.search, body))
+    if is_numbered or any(line.startswith(("{", "[", "<", "- ")) for line in lines):
+        raise InputError(
+            f"data.classes={source}: not a list of names, with a line {body[0][:60]!r}; expected "
+            "one name a line and nothing else, or the names themselves, as in "
+            "data.classes=[background,cat]"
+        )
     return ClassFile(lines)
 
 
@@ -116,62 +114,19 @@ def _labelmap(lines: Sequence[str], source: str) -> ClassFile:
 
 def _numbered(lines: Sequence[str], source: str) -> ClassFile:
     """Read ``value, name``; the values must count from 0 in order."""
-    values, names = [], []
+    names = {}
     for line in lines:
         value, _, name = line.partition(",")
         if not value.strip().isdecimal() or not name.strip():
             raise InputError(f"data.classes={source}: {line!r} is not a number, a comma and a name")
-        values.append(int(value))
-        names.append(name.strip())
-    if values != list(range(len(values))):
-        pairs = ",".join(f"{value}:{index}" for index, value in enumerate(values))
+        names[int(value)] = name.strip()
+    if list(names) != list(range(len(lines))):
+        pairs = ",".join(f"{value}:{index}" for index, value in enumerate(names))
         raise InputError(
-            f"data.classes={source}: its values are not 0 to {len(values) - 1} in order; set "
-            f"{as_setting('data.classes', names)} 'data.values={{{pairs}}}'"
+            f"data.classes={source}: its values are not 0 to {len(lines) - 1} in order; give a "
+            f"file with the names alone, one a line, and set 'data.values={{{pairs}}}'"
         )
-    return ClassFile(names)
-
-
-def as_setting(key: str, names: Sequence[str]) -> str:
-    """Format a list of texts as a setting, quoted for a shell and for Hydra."""
-    shown = (name if _PLAIN.fullmatch(name) else quoted(name) for name in names)
-    return shlex.quote(f"{key}=[{','.join(shown)}]")
-
-
-def _refuse_tables(lines: Sequence[str], source: str) -> None:
-    """Raise InputError for a file whose lines have numbers or marks beside the names."""
-    mark = next((m for m in ";\t,:" if all(m in line for line in lines)), None)
-    rows = [line.split(mark) if mark else re.split(_BESIDE_NUMBER, line) for line in lines]
-    cells = [[cell.strip() for cell in row] for row in rows]
-    has_head = len(cells) > 1 and not any(cell.isdecimal() for cell in cells[0])
-    body = cells[1:] if has_head else cells
-    has_numbers = all(len(row) > 1 and any(cell.isdecimal() for cell in row) for row in body)
-    is_marked = bool(lines) and lines[0][0] in "{[<"
-    if is_marked or (has_numbers and body) or any(line.startswith("- ") for line in lines):
-        shown = (lines[1:] or lines)[0][:60]
-        raise InputError(
-            f"data.classes={source}: not a list of names, with a line {shown!r}; expected "
-            "one name a line and nothing else, or the names themselves, as in "
-            + as_setting("data.classes", _names_in(lines, body) or ["background", "cat"])
-        )
-
-
-def _names_in(lines: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """Return the names in JSON, YAML or the rows of a table; empty if they are ambiguous."""
-    try:
-        found = yaml.safe_load("\n".join(lines))
-    except yaml.YAMLError:
-        found = None
-    if isinstance(found, dict):
-        found = next((found[k] for k in ("names", "classes", "categories") if found.get(k)), found)
-    if isinstance(found, dict):
-        found = [value for value in found.values() if isinstance(value, str)] or list(found)
-    if isinstance(found, list):
-        names = [item.get("name") if isinstance(item, dict) else item for item in found]
-    else:
-        names = [next((c.strip("\"'") for c in row if c and not c.isdecimal()), "") for row in body]
-    texts = [name for name in names if isinstance(name, str) and name]
-    return texts if 1 < len(names) == len(texts) and "<" not in texts[0] else []
+    return ClassFile(list(names.values()))
 
 
 def check_class_names(names: Sequence[str]) -> None:
@@ -203,23 +158,15 @@ def check_colors(colors: Sequence[Sequence[int]], count: int, key: str) -> tuple
 def voc_palette(num_classes: int) -> tuple[Color, ...]:
     """Return the colours of PASCAL VOC's development kit: bits of the index, spread over RGB."""
 
-    def color(index: int) -> Color:
-        rgb = [0, 0, 0]
-        for bit in range(8):
-            for channel in range(3):  # bits 0, 1, 2 of the index are the highest of R, G, B
-                rgb[channel] |= (index >> channel & 1) << (7 - bit)
-            index >>= 3
-        return rgb[0], rgb[1], rgb[2]
+    def channel(index: int, first: int) -> int:
+        # Bits 0, 1, 2 of the index are the highest of R, G, B, the next three the second highest.
+        return sum((index >> (3 * bit + first) & 1) << (7 - bit) for bit in range(8))
 
-    return tuple(color(i) for i in range(num_classes))
+    return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(num_classes))
 
 
-def ranges(values: list[int]) -> str:
+def ranges(values: Sequence[int]) -> str:
     """Format sorted integers as ranges: [0, 1, 2, 255] as 0..2, 255."""
-    parts, start = [], 0
-    for i in range(1, len(values) + 1):
-        if i == len(values) or values[i] != values[i - 1] + 1:
-            first, last = values[start], values[i - 1]
-            parts.append(str(first) if first == last else f"{first}..{last}")
-            start = i
-    return ", ".join(parts)
+    runs = groupby(enumerate(values), lambda pair: pair[1] - pair[0])
+    found = [[value for _, value in run] for _, run in runs]
+    return ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 1 else str(run[0]) for run in found)

@@ -3,8 +3,9 @@
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 
 from danet.datasets.hints import is_coloured
@@ -20,7 +21,7 @@ _SPLITS = {
 }
 _SPLIT_OF = {name: split for split, names in _SPLITS.items() for name in names}
 
-_LIMIT = 2000  # most folders that are searched: this only makes a message better
+_LIMIT = 2000  # folders of a level that are searched: this only makes a message better
 
 
 @dataclass(frozen=True)
@@ -49,41 +50,29 @@ class PairLayout:
         around = {s: self.folders(root / name) for s, name in _split_names(root).items()}
         return {split: pair for split, pair in around.items() if pair[0].is_dir()}
 
-    def find_masks(self, folder: Path) -> list[str]:
-        """Return the names of the masks below a folder, relative to it."""
-        return [n for n in find_files(folder, (_last_suffix(self.mask_suffix),)) if self.is_mask(n)]
+    def find_masks(self, folder: Path) -> dict[str, str]:
+        """Return name without ``mask_suffix`` -> name of the masks below a folder."""
+        found = find_files(folder, (os.path.splitext(f"x{self.mask_suffix}")[1].lower(),))
+        return {
+            name[: len(name) - len(self.mask_suffix)]: name for name in found if self._is_mask(name)
+        }
 
-    def is_mask(self, name: str) -> bool:
-        """Return whether a name ends with ``mask_suffix``, whose last part may have capitals."""
-        return self._normalized(name).endswith(self.mask_suffix)
-
-    def by_name(self, masks: Sequence[str]) -> dict[str, str]:
-        """Return the name that a mask should have -> its name on disk."""
-        return {self._normalized(name): name for name in masks}
-
-    def pair(self, name: str, folders: tuple[Path, Path], on_disk: Mapping[str, str]) -> Item:
-        """Return the pair of an image, whether or not its mask exists.
-
-        Args:
-            name: Of the image, relative to its folder.
-            folders: Of images and masks.
-            on_disk: As ``by_name`` returns it.
-        """
-        stem = stem_of(name)
-        mask = f"{stem}{self.mask_suffix}"
-        # PNG in the place of png: the suffix of a mask may have capitals, as that of an image.
-        return Item(f"{folders[0]}/{name}", f"{folders[1]}/{on_disk.get(mask, mask)}", stem)
+    def pairs(self, images: Path, masks: Path) -> dict[str, Item]:
+        """Return name -> pair of all images of a folder, whether or not the masks exist."""
+        on_disk = self.find_masks(masks)
+        found = {}
+        for name in find_files(images):
+            if images != masks or not self._is_mask(name):
+                stem = stem_of(name)
+                mask = on_disk.get(stem, f"{stem}{self.mask_suffix}")
+                found[name] = Item(f"{images}/{name}", f"{masks}/{mask}", stem)
+        return found
 
     def suggest_folders(self, root: Path) -> str:
-        """Return which folders may be meant: names in another case, else those with pictures."""
-        folders = sorted(path.name for path in root.iterdir() if path.is_dir())
-        close = {name.lower(): name for name in folders}
-        images, masks = self.images_dir.lower(), self.masks_dir.lower()
-        if close.get(images, self.images_dir) != self.images_dir and masks in close:
-            return f"; set {folder_settings(close[images], close[masks])}"
-        found = {name: find_files(root / name) for name in folders}
+        """Return which settings may find the images: folders with pictures, masks beside them."""
+        found = {path.name: find_files(path) for path in sorted(root.iterdir()) if path.is_dir()}
         # A folder with a tree of its own is another data set.
-        filled = [n for n in folders if found[n] and not (root / n / self.images_dir).is_dir()]
+        filled = [n for n in found if found[n] and not (root / n / self.images_dir).is_dir()]
         if filled and all(name.lower() in _SPLIT_OF for name in filled):
             suffix = _suffix_of_masks(found[filled[0]])
             suffix = shlex.quote(f"data.mask_suffix={suffix}") * bool(suffix)
@@ -98,20 +87,9 @@ class PairLayout:
             f"data.masks_dir, as in {folder_settings(filled[0], filled[1])}"
         )
 
-    def suggest_masks(self, parent: Path) -> str:
-        """Return which folder may have the masks where ``masks_dir`` does not exist."""
-        others = (p for p in sorted(parent.iterdir()) if p.is_dir() and p.name != self.images_dir)
-        filled = next((path.name for path in others if find_files(path)), None)
-        if filled is None:
-            return ""
-        settings = folder_settings(self.images_dir, filled)
-        return f"; there is no folder {self.masks_dir}: set {settings}"
-
-    def _normalized(self, name: str) -> str:
-        """Return a name with its suffix in the case of ``mask_suffix``."""
-        suffix = _last_suffix(self.mask_suffix)
-        end = self.mask_suffix[len(self.mask_suffix) - len(suffix) :]
-        return name[: len(name) - len(suffix)] + end if name.lower().endswith(suffix) else name
+    def _is_mask(self, name: str) -> bool:
+        # The suffix of a mask may have capitals, as that of an image.
+        return name.lower().endswith(self.mask_suffix.lower())
 
 
 def stem_of(name: str) -> str:
@@ -125,6 +103,11 @@ def folder_settings(images_dir: str, masks_dir: str) -> str:
     return " ".join(map(shlex.quote, settings))
 
 
+def first_folder(root: Path, places: Iterable[str], marker: str) -> Path | None:
+    """Return the first of some places below ``root`` that has a folder ``marker``."""
+    return next((root / place for place in places if (root / place / marker).is_dir()), None)
+
+
 def elsewhere(root: Path, marker: str) -> str:
     """Return which folder near ``root`` does have ``marker``; empty where none has.
 
@@ -136,7 +119,9 @@ def elsewhere(root: Path, marker: str) -> str:
         root: ``data.root``, which lacks the marker.
         marker: A relative path that only the right folder has.
     """
-    found = [folder for folder in (*root.parents[:2], *_below(root)) if _has(folder, marker)]
+    below = (sorted(islice(root.glob("*/" * depth), _LIMIT)) for depth in (1, 2, 3))
+    near = chain(root.parents[:2], *below)
+    found = [folder for folder in near if os.path.exists(folder / marker)]
     beside = [folder for folder in found if folder.parent == found[0].parent]
     if len(beside) > 1:
         names = ", ".join(map(str, beside[:5]))
@@ -145,38 +130,6 @@ def elsewhere(root: Path, marker: str) -> str:
         setting = shlex.quote(f"data.root={found[0]}")
         return f"; the folder that has {marker} is {found[0]}: set {setting}"
     return ""
-
-
-def _has(folder: Path, marker: str) -> bool:
-    try:
-        return (folder / marker).exists()
-    except OSError:
-        return False
-
-
-def _below(root: Path) -> Iterator[Path]:
-    """Yield the folders of three levels, the nearest first."""
-    level, count = [root], 0
-    for _ in range(3):
-        deeper: list[Path] = []
-        for folder in level:
-            try:
-                with os.scandir(folder) as entries:
-                    names = sorted(e.name for e in entries if e.is_dir() and e.name[:1] != ".")
-            except OSError:
-                continue
-            for name in names:
-                count += 1
-                if count > _LIMIT:
-                    return
-                deeper.append(folder / name)
-                yield deeper[-1]
-        level = deeper
-
-
-def _last_suffix(name: str) -> str:
-    """Return the suffix in lower case, or the whole name if it has none."""
-    return os.path.splitext(f"x{name}")[1].lower() or name
 
 
 def _split_names(parent: Path) -> dict[str, str]:

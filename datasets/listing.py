@@ -22,23 +22,15 @@ def find_files(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list
     return sorted(_walk(folder, "", suffixes)) if folder.is_dir() else []
 
 
-def unused_labels(folder: Path, suffix: str, used: Collection[str | None]) -> list[str]:
-    """Return a note on label files without an image, or no note.
-
-    Args:
-        folder: Of the labels.
-        suffix: End of their names.
-        used: Paths of the labels that have an image.
-    """
-    found = find_files(folder, (os.path.splitext(suffix)[1].lower() or suffix,))
-    unused = [n for n in found if n.endswith(suffix) and f"{folder}/{n}" not in used]
-    return [unused_note(folder, unused)] if unused else []
+def named_files(folder: Path, *suffixes: str) -> dict[str, str]:
+    """Return relative path without suffix -> path of the files with these suffixes, sorted."""
+    return {name.rpartition(".")[0]: f"{folder}/{name}" for name in find_files(folder, suffixes)}
 
 
-def unused_note(folder: Path, names: Sequence[str]) -> str:
-    """Return a note on label files without an image."""
-    shown = ", ".join(names[:5])
-    return f"{folder}: {len(names)} label files have no image and are not used: {shown}"
+def unused_note(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return a note on label files without an image, or no note."""
+    shown = f"label files have no image and are not used: {', '.join(names[:5])}"
+    return [f"{folder}: {len(names)} {shown}"] if names else []
 
 
 def _walk(folder: Path, prefix: str, suffixes: Collection[str]) -> Iterator[str]:

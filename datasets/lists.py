@@ -3,15 +3,14 @@
 import hashlib
 import os
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from danet.datasets.items import Item
 from danet.datasets.layout import PairLayout, stem_of
-from danet.datasets.listing import IMAGE_SUFFIXES, find_files
+from danet.datasets.listing import IMAGE_SUFFIXES
 from danet.errors import InputError
 
 # Folder of the lists that ship with the package; its README.md names their sources.
@@ -27,49 +26,36 @@ _TWO_PATHS = re.compile(
 )
 
 
-class Entry(NamedTuple):
-    """One name of a list."""
-
-    name: str
-    line: int  # counted from 1, for messages
-
-
 class SplitList(NamedTuple):
-    """A list file and its entries."""
+    """The names of a list, each once, and where they stand."""
 
     path: Path
-    entries: tuple[Entry, ...]
+    lines: dict[str, int]
+    """Name -> number of its first line, from 1 on; 0 where they stand in no lines."""
+    notes: tuple[str, ...] = ()
+    """A warning where names stand there twice."""
 
-    @property
-    def names(self) -> list[str]:
-        """The names in the order of the file, without duplicates."""
-        return list(dict.fromkeys(entry.name for entry in self.entries))
-
-    @property
-    def repeated(self) -> list[str]:
-        """The names that occur more than once, in order."""
-        counts = Counter(entry.name for entry in self.entries)
-        return [name for name, count in counts.items() if count > 1]
-
-    def line_of(self, name: str) -> int:
-        """Return the first line with a name."""
-        return next(entry.line for entry in self.entries if entry.name == name)
-
-    def require(self, present: Collection[str], *, tried: str) -> None:
-        """Raise InputError if names of the list are missing, with the line and the path.
+    def find(self, images: Mapping[str, str], label: Callable[[str], str | None]) -> list[Item]:
+        """Return the pairs of the names; none where there is not one image.
 
         Args:
-            present: The names that have a file.
-            tried: The path of a file, with {name} in the name's place.
+            images: Name -> path of the images that exist.
+            label: From a name to the path of its label, whether or not that exists.
+
+        Raises:
+            InputError: Names have no image; with the line and the path of the first.
         """
-        missing = [name for name in self.names if name not in present]
+        if not images:
+            return []
+        missing = [name for name in self.lines if name not in images]
         if missing:
-            first = missing[0]
+            line = self.lines[missing[0]]
+            place = Path(next(iter(images.values()))).parent / f"{missing[0]}.jpg"
             raise InputError(
-                f"{self.path}: line {self.line_of(first)} names {first}, but there is no "
-                f"{tried.format(name=first)} ({len(missing)} of {len(self.names)} names have no "
-                "such file)"
+                f"{self.path}: {f'line {line} ' * bool(line)}names {missing[0]}, but there is no "
+                f"{place} ({len(missing)} of {len(self.lines)} names have no such file)"
             )
+        return [Item(images[name], label(name), name) for name in self.lines]
 
 
 def read_list(path: Path) -> SplitList:
@@ -78,21 +64,18 @@ def read_list(path: Path) -> SplitList:
     Raises:
         InputError: It cannot be read, is no text, is empty, or a name leaves the data's folder.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: the list cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: the list is not a UTF-8 text ({error.reason})") from error
-    # Not splitlines(): it also cuts at characters that a file name may hold.
-    lines = [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
-    entries = tuple(Entry(name, i) for i, name in enumerate(lines, start=1) if name)
-    if not entries:
-        raise InputError(f"{path}: the list is empty; expected one name a line")
-    for name, line in entries:
-        if _OUTSIDE.match(name):
-            raise InputError(f"{path}: line {line}: the path {name!r} leaves the data's folder")
-    return SplitList(path, entries)
+    lines: dict[str, int] = {}
+    repeated = []
+    for name, number in _entries(path):
+        if lines.setdefault(name, number) != number:
+            repeated.append(name)
+    return SplitList(path, lines, _repeated_note(path, repeated))
+
+
+def find_list(places: Iterable[Path], data_set: str, split: str) -> SplitList:
+    """Read the first list of a tree that exists, else the one of the package."""
+    own = next(filter(Path.exists, places), None)
+    return read_list(own) if own else shipped_list(data_set, split)
 
 
 def shipped_list(data_set: str, split: str) -> SplitList:
@@ -100,13 +83,30 @@ def shipped_list(data_set: str, split: str) -> SplitList:
     return read_list(SHIPPED / data_set / f"{split}.txt")
 
 
-class ListedPair(NamedTuple):
-    """A pair of files and where a list names it."""
+def _entries(path: Path) -> list[tuple[str, int]]:
+    """Return the lines of a list that are not empty, with their numbers."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: the list cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: the list is not a UTF-8 text ({error.reason})") from error
+    # Not splitlines(): it also cuts at characters that a file name may hold.
+    lines = [line.strip() for line in text.split("\n")]
+    entries = [(name, i) for i, name in enumerate(lines, start=1) if name]
+    if not entries:
+        raise InputError(f"{path}: the list is empty; expected one name a line")
+    for name, number in entries:
+        if _OUTSIDE.match(name):
+            raise InputError(f"{path}: line {number}: the path {name!r} leaves the data's folder")
+    return entries
 
-    item: Item
-    split: str
-    source: Path
-    line: int
+
+def _repeated_note(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Return a note on names that stand in a list more than once, or no note."""
+    unique = list(dict.fromkeys(names))
+    shown = f"images stand there more than once and count once: {', '.join(unique[:5])}"
+    return (f"{path}: {len(unique)} {shown}",) if unique else ()
 
 
 @dataclass(frozen=True)
@@ -138,13 +138,16 @@ class SplitRule:
         count = round(len(ordered) * self.val_share)
         return set(ordered[: max(0, min(max(count, 1), len(ordered) - 1))])
 
-    def read_pairs(
+    def read_items(
         self, split: str, splits: Sequence[str], root: Path, files: PairLayout
-    ) -> list[ListedPair]:
+    ) -> tuple[list[Item], tuple[str, ...]]:
         """Read the list of ``split``, one of ``splits``; images must exist, masks need not.
 
+        Returns:
+            The pairs, each once, and a note on images that stand in the list twice.
+
         Raises:
-            InputError: A list or an image is missing, or lists of two splits share a picture.
+            InputError: A list or an image is missing, or lists of two splits share an image.
         """
         lists = self.lists or {}
         if not set(lists) <= set(splits) or split not in lists:
@@ -152,26 +155,34 @@ class SplitRule:
                 f"data.lists has the splits {', '.join(map(str, lists))}; expected some of "
                 f"{', '.join(splits)}, and {split!r} is needed now"
             )
-        folders = files.folders(root)
-        present = find_files(folders[0])
-        by_name = {name: name for name in present} | {stem_of(name): name for name in present}
-        on_disk = files.by_name(files.find_masks(folders[1]))
-        pairs: dict[str, list[ListedPair]] = {}
+        images, masks = files.folders(root)
+        known = files.pairs(images, masks)
+        by_name = known | {stem_of(name): item for name, item in known.items()}
+        items: dict[str, Item] = {}
+        places: dict[str, tuple[str, str]] = {}  # image -> split and line of its list
+        repeated, shared = [], []
         for key in [split] if self.allow_overlap else lists:
-            pairs[key] = []
-            source = read_list(root / Path(lists[key]).expanduser())
-            for line, number in source.entries:
-                where = f"{source.path}, line {number}"
-                if item := _two_paths(line, root, where):
-                    exists = Path(item.image).is_file()
-                else:
-                    exists = line in by_name
-                    item = files.pair(by_name.get(line, line), folders, on_disk)
-                if not exists:
-                    raise InputError(f"{where} names {line!r}, but there is no image {item.image}")
-                pairs[key].append(ListedPair(item, key, source.path, number))
-        _check_overlap(pair for listed in pairs.values() for pair in listed)
-        return pairs[split]
+            path = root / Path(lists[key]).expanduser()
+            for line, number in _entries(path):
+                where = f"{path}, line {number}"
+                item = _two_paths(line, root, where) or by_name.get(line)
+                if item is None or not (line in by_name or Path(item.image).is_file()):
+                    image = item.image if item else images / line
+                    raise InputError(f"{where} names {line!r}, but there is no image {image}")
+                first = places.setdefault(item.image, (key, where))
+                if first[0] != key:
+                    shared.append((Path(item.image).name, first[1], where))
+                elif key == split:
+                    items[item.image] = item
+                    repeated += [Path(item.image).name] * (first[1] != where)
+        if shared:
+            names = ", ".join(name for name, _, _ in shared[:5])
+            raise InputError(
+                f"data.lists: {len(shared)} images stand in the lists of two splits: {names}; the "
+                f"first in {shared[0][1]}, and {shared[0][2]}; take them out of one list, or set "
+                "data.allow_overlap=true to allow it on purpose"
+            )
+        return list(items.values()), _repeated_note(root / lists[split], repeated)
 
 
 def _two_paths(line: str, root: Path, where: str) -> Item | None:
@@ -184,21 +195,3 @@ def _two_paths(line: str, root: Path, where: str) -> Item | None:
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
             raise InputError(f"{where}: the path {path!r} leaves {root}")
     return Item(str(root / image), str(root / mask), stem_of(image))
-
-
-def _check_overlap(pairs: Iterable[ListedPair]) -> None:
-    """Raise InputError if two lists share a picture: training data must not be scored."""
-    seen: dict[str, ListedPair] = {}
-    shared: dict[str, tuple[ListedPair, ListedPair]] = {}
-    for pair in pairs:
-        first = seen.setdefault(pair.item.image, pair)
-        if first.split != pair.split:
-            shared.setdefault(pair.item.image, (first, pair))
-    if shared:
-        one, other = next(iter(shared.values()))
-        names = ", ".join(Path(image).name for image in list(shared)[:5])
-        raise InputError(
-            f"data.lists: {len(shared)} images stand in the lists of two splits: {names}; the "
-            f"first in {one.source}, line {one.line}, and {other.source}, line {other.line}; "
-            "take them out of one list, or set data.allow_overlap=true to allow it on purpose"
-        )

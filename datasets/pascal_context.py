@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
-from danet.datasets.base import FileDataset, Item, Reading, Transform
+from danet.datasets.base import FileDataset, Item, Reading, Transform, check_choice
 from danet.datasets.formats.matlab import open_mat, read_mat_labels
 from danet.datasets.formats.pascal_in_detail import DetailIndex, detail_index
-from danet.datasets.labels import ClassTable, read_class_table
-from danet.datasets.layout import elsewhere
-from danet.datasets.listing import find_files
-from danet.datasets.lists import read_list, shipped_list
+from danet.datasets.labels import read_class_table
+from danet.datasets.layout import first_folder
+from danet.datasets.listing import named_files
+from danet.datasets.lists import SplitList, find_list
 from danet.errors import InputError
 
 Labels = Literal["auto", "mat", "png", "json"]
@@ -24,6 +24,8 @@ _PLACES = {
     "json": "trainval_merged.json",
 }
 
+# Places of VOC below ``data.root``: the folder that holds VOCdevkit, VOCdevkit, or VOC2010.
+_DEVKITS = ("VOCdevkit/VOC2010", "VOC2010", ".")
 # Kinds of objects in the original labels; those outside the 59 classes are background.
 _NUM_IDS = 459
 
@@ -47,11 +49,12 @@ class PascalContext(FileDataset):
         labels: The form in use, never "auto".
     """
 
-    table: ClassTable = read_class_table("context59")
+    table = read_class_table("context59")
     classes = table.classes
     palette = table.palette
     splits = ("train", "val")
     expected = {"train": (4998, 4996), "val": (5105, 5104)}
+    marker = "JPEGImages"
     layout = (
         "  [VOCdevkit/VOC2010/]JPEGImages/<id>.jpg     of VOCtrainval_03-May-2010.tar, and one of\n"
         "  [VOCdevkit/VOC2010/]trainval/<id>.mat       or beside VOCdevkit\n"
@@ -68,8 +71,7 @@ class PascalContext(FileDataset):
         transform: Transform | None = None,
         reading: Reading | None = None,
     ) -> None:
-        if labels not in get_args(Labels):
-            raise InputError(f"data.labels={labels}: expected one of {', '.join(get_args(Labels))}")
+        check_choice("labels", labels, Labels)
         self.labels: str = labels
         self.index: DetailIndex | None = None
         super().__init__(root=root, split=split, transform=transform, reading=reading)
@@ -83,31 +85,22 @@ class PascalContext(FileDataset):
 
     def find_items(self) -> list[Item]:
         """Return the pictures of the split: named by the JSON, a list of the tree, or ours."""
-        base = self._base()
+        base = first_folder(self.root, _DEVKITS, self.marker) or self.root
+        images = named_files(base / self.marker, ".jpg")
+        if not images:
+            return []
         self.labels, labels = self._find_labels(base)
-        images = base / "JPEGImages"
-        present = {Path(name).stem for name in find_files(images, {".jpg"})}
         if self.labels == "json":
             self.index = detail_index(labels)
-            names = self.index.phases[self.split]
-            missing = [name for name in names if name not in present]
-            if missing:
-                raise InputError(
-                    f"{labels}: names {missing[0]}, but there is no {images / missing[0]}.jpg "
-                    f"({len(missing)} of {len(names)} names have no such file)"
-                )
-            return [Item(str(images / f"{name}.jpg"), str(labels), name) for name in names]
+            lines = dict.fromkeys(self.index.phases[self.split], 0)
+            return SplitList(labels, lines).find(images, lambda _: str(labels))
         # Main is part of VOC 2010; not ImageSets/Segmentation, which is another task's split.
         own = [
             base / "ImageSets" / f / f"{self.split}.txt" for f in ("SegmentationContext", "Main")
         ]
-        found = [path for path in own if path.exists()]
-        listed = read_list(found[0]) if found else shipped_list("pascal_context", self.split)
-        listed.require(present, tried=str(images / "{name}.jpg"))
-        return [
-            Item(str(images / f"{name}.jpg"), str(labels / f"{name}.{self.labels}"), name)
-            for name in listed.names
-        ]
+        listed = find_list(own, "pascal_context", self.split)
+        self.notes += listed.notes
+        return listed.find(images, lambda name: f"{labels}/{name}.{self.labels}")
 
     def decode_labels(self, path: Path) -> np.ndarray:
         """Read LabelMap of a .mat file, or a PNG, (H, W), uint8 or uint16."""
@@ -119,7 +112,7 @@ class PascalContext(FileDataset):
         """Read the label of a pair, or paint it from the run lengths of the JSON."""
         if self.index is None:
             return super().labels_of(item)
-        height, width = self.index.size(item.name)
+        height, width = self.index.sizes[item.name]
         if height * width > self.reading.max_pixels:
             raise InputError(
                 f"{item.mask}: the label of {item.name} has {height} x {width} pixels, more than "
@@ -127,36 +120,24 @@ class PascalContext(FileDataset):
             )
         return self.index.labels(item.name)
 
-    def _base(self) -> Path:
-        """Return the folder VOC2010, which the root is or contains."""
-        for below in ("VOCdevkit/VOC2010", "VOC2010", "."):
-            if (self.root / below / "JPEGImages").is_dir():
-                return self.root / below
-        raise InputError(
-            f"{self}: no JPEGImages in {self.root}, VOC2010 or VOCdevkit/VOC2010 below it"
-            f"{elsewhere(self.root, 'JPEGImages')}; expected\n{self.layout}"
-        )
-
     def _find_labels(self, base: Path) -> tuple[str, Path]:
         """Return the form of the labels and their folder or file."""
-        places = {
-            form: [folder / name for folder in (base, base.parent, self.root)]
-            for form, name in _PLACES.items()
-            if self.labels in ("auto", form)
-        }
-        found = [(form, p) for form, paths in places.items() for p in paths if p.exists()]
-        if not found:
-            tried = ", ".join(str(path) for paths in places.values() for path in paths[:1])
+        forms = _PLACES if self.labels == "auto" else [self.labels]
+        folders = (base, base.parent, self.root)
+        places = {form: [folder / _PLACES[form] for folder in folders] for form in forms}
+        found = {form: next(filter(Path.exists, paths), None) for form, paths in places.items()}
+        there = {form: place for form, place in found.items() if place is not None}
+        if not there:
+            tried = ", ".join(str(paths[0]) for paths in places.values())
             raise InputError(
                 f"{self}: data.labels={self.labels}, but there are no labels at {tried}; "
                 f"expected\n{self.layout}"
             )
-        form, place = found[0]
+        form, *others = there
         if self.labels == "auto":
-            others = ", ".join(dict.fromkeys(f for f, _ in found if f != form))
-            unused = f"; not used: {others}" if others else ""
-            self.notes.append(f"{self}: data.labels=auto takes {form}, {place}{unused}")
-        return form, place
+            unused = f"; not used: {', '.join(others)}" if others else ""
+            self.notes.append(f"{self}: data.labels=auto takes {form}, {there[form]}{unused}")
+        return form, there[form]
 
 
 class PascalContext60(PascalContext):

@@ -24,7 +24,11 @@ import numpy as np
 from danet.datasets.base import SegmentationDataset, Transform
 from danet.datasets.canvas import Box, Canvas, pick, shade, spread
 from danet.datasets.image_io import MAX_PIXELS
+from danet.datasets.labels import read_class_table
 from danet.errors import InputError
+
+_TABLE = read_class_table("scenes")
+LEVELS = ("wide", "small", "relation")
 
 SKY, BUILDING, ROAD, SIDEWALK, TREE, POLE, PERSON, CAR = range(8)
 MILL, TOWER, HEATH, LAWN, BUS, TRAM, KIOSK, BOOTH = range(8, 16)
@@ -120,42 +124,28 @@ def draw_texture(canvas: Canvas, landmark: Box) -> None:
     canvas.grid(ASPHALT, ground, pitch=columns, fill=(0.12, 1), opacity=0.15)
 
 
-# Paints a cue: canvas, generator, cue, bit to show, box to keep in, radius.
-Level = Callable[[Canvas, random.Random, Cue, int, Box, float], None]
-
-
-def paint_wide(canvas: Canvas, rng: random.Random, cue: Cue, bit: int, box: Box, _: float) -> None:
-    """Tint the whole box; the tint is the bit."""
-    canvas.box(cue[bit], pick(rng, [TINTS[cue[bit]]]), box)
-
-
-def paint_small(
-    canvas: Canvas, rng: random.Random, cue: Cue, bit: int, box: Box, radius: float
+def paint_cue(
+    canvas: Canvas, rng: random.Random, cue: Cue, bit: int, box: Box, level: str, radius: float
 ) -> None:
-    """Paint a disc somewhere in the box, lying flat on the ground; its tint is the bit."""
-    left, top, right, bottom = box
-    across, down = (radius, radius) if cue == LANDMARK else (1.4 * radius, 0.45 * radius)
-    canvas.box(BEHIND[cue], pick(rng, STONE), box)
-    center = (rng.uniform(left + across, right - across), rng.uniform(top + down, bottom - down))
-    canvas.ellipse(cue[bit], pick(rng, [TINTS[cue[bit]]]), center, across, down)
+    """Paint what shows a bit inside a box.
 
-
-def paint_relation(
-    canvas: Canvas, rng: random.Random, cue: Cue, bit: int, box: Box, _: float
-) -> None:
-    """Paint two patches of one tint (bit 0) or of two (bit 1); neither tint alone is a cue."""
+    "wide": a tint of the whole box. "small": a disc of this radius on stone, on the ground lying
+    flat. "relation": two patches on stone, of one tint (bit 0) or of two (bit 1), so that neither
+    tint alone is a cue.
+    """
     left, top, right, bottom = box
+    if level == "wide":
+        canvas.box(cue[bit], pick(rng, [TINTS[cue[bit]]]), box)
+        return
     canvas.box(BEHIND[cue], pick(rng, STONE), box)
+    if level == "small":
+        across, down = (radius, radius) if cue == LANDMARK else (1.4 * radius, 0.45 * radius)
+        x, y = rng.uniform(left + across, right - across), rng.uniform(top + down, bottom - down)
+        canvas.ellipse(cue[bit], pick(rng, [TINTS[cue[bit]]]), (x, y), across, down)
+        return
     first, third = rng.getrandbits(1), (right - left) / 3
     for x, kind in ((left, cue[first]), (right - third, cue[first ^ bit])):
         canvas.box(kind, pick(rng, [TINTS[kind]]), (x, top, x + third, bottom))
-
-
-LEVELS: dict[str, Level] = {
-    "wide": paint_wide,
-    "small": paint_small,
-    "relation": paint_relation,
-}
 
 
 def draw_tree(canvas: Canvas, rng: random.Random, left: float, bottom: float) -> None:
@@ -278,7 +268,7 @@ def draw_scene(
     Returns:
         The image, (H, W, 3) uint8 RGB, and its mask, (H, W) uint8 class indices.
     """
-    canvas, paint_cue = Canvas(*size, background=SKY), LEVELS[level]
+    canvas = Canvas(*size, background=SKY)
     height, end, unit = float(canvas.height), CUE_END * canvas.width, canvas.unit
     left, top = rng.uniform(0, 0.2) * end, rng.uniform(0.04, 0.08) * height
     landmark = (left, top, end, HORIZON * height)
@@ -286,9 +276,9 @@ def draw_scene(
     coach_bit, stall_bit = rng.getrandbits(1), rng.getrandbits(1)
     draw_sky(canvas, rng)
     draw_buildings(canvas, rng)
-    paint_cue(canvas, rng, LANDMARK, coach_bit, landmark, cue_radius)
+    paint_cue(canvas, rng, LANDMARK, coach_bit, landmark, level, cue_radius)
     draw_ground(canvas, rng)
-    paint_cue(canvas, rng, SQUARE, stall_bit, square, cue_radius)
+    paint_cue(canvas, rng, SQUARE, stall_bit, square, level, cue_radius)
     draw_texture(canvas, landmark)
     draw_street(canvas, rng, coach=(BUS, TRAM)[coach_bit], stall=(KIOSK, BOOTH)[stall_bit])
     return expose(canvas.image, rng), canvas.mask
@@ -311,17 +301,8 @@ class Scenes(SegmentationDataset):
         far_pairs: The pairs of classes that look the same.
     """
 
-    classes = (
-        *("sky", "building", "road", "sidewalk", "tree", "pole", "person", "car"),
-        *("mill", "tower", "heath", "lawn"),  # of the cues
-        *("bus", "tram", "kiosk", "booth"),  # of the far pairs
-    )
-    palette = (
-        *((70, 130, 180), (70, 70, 70), (128, 64, 128), (244, 35, 232)),
-        *((107, 142, 35), (153, 153, 153), (220, 20, 60), (0, 0, 142)),
-        *((190, 80, 50), (60, 90, 160), (150, 110, 170), (152, 251, 152)),
-        *((0, 170, 170), (240, 160, 0), (170, 220, 60), (120, 60, 220)),
-    )
+    classes = _TABLE.classes
+    palette = _TABLE.palette
     far_pairs = (("bus", "tram"), ("kiosk", "booth"))
     splits = ("train", "val", "test")
 
@@ -337,22 +318,18 @@ class Scenes(SegmentationDataset):
         transform: Transform | None = None,
     ) -> None:
         super().__init__(split=split, transform=transform)
-        if len(size) != 2:
-            raise InputError(f"Scenes: size={list(size)} must be [height, width]")
-        height, width = size
         if split not in self.splits:
             raise InputError(f"Scenes: split={split!r} is not one of {', '.join(self.splits)}")
         if lengths.get(split, 0) < 1:
             raise InputError(
                 f"Scenes: lengths={dict(lengths)} must give split {split!r} 1 picture or more"
             )
-        if height < MIN_HEIGHT or width < height:
+        height, width = size if len(size) == 2 else (0, 0)
+        if not MIN_HEIGHT <= height <= width or height * width > MAX_PIXELS:
             raise InputError(
-                f"Scenes: size={height} x {width} (height x width) must be {MIN_HEIGHT} or more "
-                "high and at least as wide as high"
+                f"Scenes: size={list(size)} must be [height, width], {MIN_HEIGHT} or more high, at "
+                f"least as wide as high, and {MAX_PIXELS} pixels or fewer"
             )
-        if height * width > MAX_PIXELS:
-            raise InputError(f"Scenes: size={height} x {width} are more than {MAX_PIXELS} pixels")
         if level not in LEVELS:
             raise InputError(f"Scenes: level={level!r} is not one of {', '.join(LEVELS)}")
         largest = min(0.2 * height, 0.07 * width)  # that fits into the narrowest landmark
@@ -382,7 +359,6 @@ class Scenes(SegmentationDataset):
     def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         if not 0 <= index < self.length:
             raise IndexError(f"Scenes: index={index} is not in 0..{self.length - 1}")
-        rng = random.Random(
-            f"{self.seed}/{self.split}/{index}"
-        )  # a str is hashed by SHA-512, not hash()
+        # A str is hashed by SHA-512, not hash().
+        rng = random.Random(f"{self.seed}/{self.split}/{index}")
         return draw_scene(rng, size=self.size, level=self.level, cue_radius=self.cue_radius)

@@ -1,13 +1,13 @@
 """Submissions to test servers: predictions as label files, checked, packed into one archive."""
 
-import gzip
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -42,14 +42,6 @@ class Submission:
     def file_name(self, name: str) -> str:
         """Return the file name of the prediction for an image."""
         return self.pattern.format(name=name)
-
-
-@runtime_checkable
-class SupportsSubmission(Protocol):
-    """A data set with a test server."""
-
-    def submission(self) -> Submission:
-        """Return the format of the server."""
 
 
 def is_labelled(dataset: SegmentationDataset) -> bool:
@@ -87,12 +79,13 @@ class SubmissionWriter:
     """
 
     def __init__(self, folder: Path, dataset: SegmentationDataset) -> None:
-        if not isinstance(dataset, FileDataset) or not isinstance(dataset, SupportsSubmission):
+        make_form = getattr(dataset, "submission", None)
+        if not isinstance(dataset, FileDataset) or make_form is None:
             raise InputError(
                 f"submission={folder}: {type(dataset).__name__} has no test server whose form is "
                 "known here; leave submission= away to score a split with labels"
             )
-        self.form = dataset.submission()
+        self.form: Submission = make_form()
         self.dataset = dataset
         self.folder = folder.expanduser()
         self.archive = self.folder / f"{str(dataset).lower()}_{dataset.split}.{self.form.archive}"
@@ -112,11 +105,9 @@ class SubmissionWriter:
 
     def begin(self) -> None:
         """Create the folder, without remains of an interrupted submission."""
-        try:
+        with _explain_storage(self.folder):
             shutil.rmtree(self._unfinished, ignore_errors=True)
             self._files.mkdir(parents=True)
-        except OSError as error:
-            raise _storage_error(self.folder, error) from error
 
     def write(self, name: str, prediction: np.ndarray) -> None:
         """Write the prediction for an image: class indices, (H, W), at the image's size."""
@@ -124,10 +115,8 @@ class SubmissionWriter:
         if self.form.palette is not None:
             picture.putpalette(np.asarray(self.form.palette, np.uint8).tobytes())
         path = self._files / self.form.file_name(name)
-        try:
+        with _explain_storage(path):
             picture.save(path)
-        except OSError as error:
-            raise _storage_error(path, error) from error
 
     def finish(self) -> list[str]:
         """Check and pack all files; return lines to print.
@@ -137,17 +126,12 @@ class SubmissionWriter:
             StorageError: Disk full, no permission.
         """
         self.check()
-        packed = self._unfinished / self.archive.name
         members = sorted(self._files.iterdir())
-        names = [f"{self.form.folder}/{path.name}" for path in members]
-        try:
-            with packed.open("wb") as file:
-                (_zip if self.form.archive == "zip" else _tgz)(file, members, names)
+        with _explain_storage(self.archive):
+            _pack(self._unfinished / self.archive.name, members, self.form.folder)
             for source, target in self._moves.items():
                 source.rename(target)
             self._unfinished.rmdir()
-        except OSError as error:
-            raise _storage_error(self.archive, error) from error
         lines = [f"{len(members)} predictions, checked and packed: {self.archive}"]
         expected = self.dataset.expected.get(self.dataset.split, ())
         if expected and len(members) not in expected:
@@ -190,27 +174,26 @@ class SubmissionWriter:
             raise InputError(f"{path}: values {ranges(invalid)}; the server takes {values}")
 
 
-def _zip(file: IO[bytes], members: Sequence[Path], names: Sequence[str]) -> None:
-    with zipfile.ZipFile(file, "w") as archive:  # stored: PNG is compressed already
-        for path, name in zip(members, names, strict=True):
-            archive.write(path, name)
-
-
-def _tgz(file: IO[bytes], members: Sequence[Path], names: Sequence[str]) -> None:
-    with (
-        gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1) as packed,
-        tarfile.open(fileobj=packed, mode="w") as archive,
-    ):
-        for path, name in zip(members, names, strict=True):
-            archive.add(path, name, filter=_anonymous)
+def _pack(packed: Path, members: Sequence[Path], folder: str) -> None:
+    """Write a zip or tgz, as its name says, of files that are put into a folder."""
+    if packed.suffix == ".zip":
+        with zipfile.ZipFile(packed, "w") as archive:  # stored: PNG is compressed already
+            for path in members:
+                archive.write(path, f"{folder}/{path.name}")
+    else:
+        with tarfile.open(packed, "w:gz", compresslevel=1) as tar:
+            for path in members:
+                tar.add(path, f"{folder}/{path.name}", filter=_anonymous)
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """Remove the user from an entry of the archive."""
-    member.uid = member.gid = 0
-    member.uname = member.gname = ""
-    return member
+    return member.replace(uid=0, gid=0, uname="", gname="", deep=False)
 
 
-def _storage_error(path: Path, error: OSError) -> StorageError:
-    return StorageError(f"{path}: cannot be written ({error.strerror or error})")
+@contextmanager
+def _explain_storage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror or error})") from error

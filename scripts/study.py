@@ -252,7 +252,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{number} of {len(runs)}: {run.study} {run.name}", flush=True)
         found = do(run, base / run.study / run.name, settings.places)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, shared=True) as temporary:
+        with atomic_write(path, durable=True) as temporary:
             temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print("\n".join(status(runs, results)))
 

@@ -23,11 +23,7 @@ class Page:
         command = [
             *(find(), "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"),
             *("--remote-debugging-pipe", f"--user-data-dir={profile}", "--disable-dev-shm-usage"),
-            *(
-                "--disable-background-networking",
-                "--disable-extensions",
-                "--host-resolver-rules=MAP * ~NOTFOUND",
-            ),
+            *("--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND"),
         ]
 
         def connect():  # the browser reads from 3 and writes to 4
@@ -98,14 +94,6 @@ class Page:
         """Presses a key."""
         for kind in ("keyDown", "keyUp"):
             self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key)
-
-    def screenshot(self, clip=None, scale=1):
-        """Returns a PNG of the page, or of a part of it: x, y, width, height."""
-        import base64
-
-        more = {"clip": {**clip, "scale": scale}} if clip else {}
-        shot = self.ask("Page.captureScreenshot", captureBeyondViewport=True, **more)
-        return base64.b64decode(shot["data"])
 
     def problems(self):
         """Returns errors on the console and requests that went anywhere."""

@@ -182,6 +182,16 @@ def make_folder(**settings):
 
 
 @pytest.fixture
+def site(request, tmp_path, monkeypatch, capsys):
+    """A tree of own pictures or, by an indirect parameter, of CamVid; see bad_inputs/starts.py."""
+    from starts import Site
+
+    site = Site(getattr(request, "param", "folder"), tmp_path, monkeypatch, capsys)
+    site.plant()
+    return site
+
+
+@pytest.fixture
 def camvid_tree(tmp_path):
     """Makes a replica of CamVid: 4 train, 3 val and 2 test images of 60 x 44 with all labels."""
     rng = np.random.default_rng(0)

@@ -67,23 +67,3 @@ def test_a_value_above_150_is_refused(tmp_path, value):
     write(tmp_path, values)
     with pytest.raises(InputError, match=f"label value {value} on 1 pixels, .*has 0 for other"):
         ADE20K(root=tmp_path, split="val").read(0)
-
-
-def test_labels_of_the_full_release_are_refused_with_a_hint(tmp_path):
-    says = "full ADE20K release .* ADEChallengeData2016.zip"
-    write(tmp_path, np.zeros((4, 6, 3), np.uint8))
-    with pytest.raises(InputError, match=f"0001.png: a colour picture; the {says}"):
-        ADE20K(root=tmp_path, split="val").read(0)
-    full = tmp_path / "ADE20K_2021_17_01" / "images" / "ADE" / "training" / "urban" / "street"
-    full.mkdir(parents=True)
-    (full / "ADE_train_00000001.jpg").write_bytes(b"")
-    (full / "ADE_train_00000001_seg.png").write_bytes(b"")
-    with pytest.raises(InputError, match=rf"holds labels named \*_seg.png; the {says}"):
-        ADE20K(root=tmp_path / "ADE20K_2021_17_01", split="train")
-
-
-def test_a_damaged_label_keeps_its_own_message(tmp_path):
-    write(tmp_path, ALL)
-    (tmp_path / "annotations" / "validation" / "ADE_val_00000001.png").write_bytes(b"")
-    with pytest.raises(InputError, match="the file is empty"):
-        ADE20K(root=tmp_path, split="val").read(0)

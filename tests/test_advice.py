@@ -45,23 +45,20 @@ from torch.distributed import run as torchrun
 
 import danet
 from danet import cli, extras, interpreter
-from danet.archives import unpack as unpacking
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint import run_folder
 from danet.checkpoint.convert import PROGRAMS
 from danet.config.build import make_dataset, make_model
-from danet.config.schema import RunSettings
 from danet.config.validate import check
 from danet.data import workers
 from danet.data.sampler import StepSampler
 from danet.datasets import cache, pascal_voc
-from danet.datasets.ade20k import ADE20K
 from danet.datasets.base import Reading
 from danet.datasets.cityscapes import Cityscapes
 from danet.datasets.coco_stuff import CocoStuff10k, CocoStuff164k
 from danet.datasets.folder import Folder
 from danet.datasets.formats.pascal_in_detail import detail_index
-from danet.datasets.lists import Entry, shipped_list
+from danet.datasets.lists import shipped_list
 from danet.datasets.pascal_context import PascalContext
 from danet.datasets.pascal_voc import PascalVOC
 from danet.datasets.scenes import Scenes
@@ -176,7 +173,6 @@ NOT_ADVICE = {
     ": it and others like it are done in windows": "says what is done; the setting is the reason",
     ": neither reachable nor here already": "a fact about the hub",
     "its entries are compressed and unpack": "of a file that is made to harm",
-    "none (trainer.ema_decay=null)": "a row of a plan; the setting is what it says",
     ": allow_changes=true, from here on with": "says what the setting allowed",
     "resume: allow_changes=true, …; it goes on": "says what the setting allowed",
     "resume: allow_changes=true, …; samples": "says what the setting allowed",
@@ -202,19 +198,14 @@ OUT_OF_REACH = {
     "; fetch it on another machine and set": "a download: a file is put in its place",
     "unpack … into data.root": "a publisher's download: prepare.py knows it, and it is packed here",
     "names have other numbers; take": "a publisher's download: prepare.py knows it",
-    "the full ADE20K release colours its labels": "a publisher's download: prepare.py knows it",
 }
 """Fragments of advice of which only a part can be followed here -> why, and what is asserted."""
 
 ADVICE = {
-    # danet/archives/members.py
-    ": the download was cut off or changed; fetch it": "an_archive_with_another_checksum",
-    ": damaged or cut off (": "a_damaged_archive_is_fetched_again",
-    ": damaged or cut off at byte": "a_tar_that_ends_between_two_files_is_fetched_again",
-    # danet/archives/unpack.py
+    # danet/archives.py
+    ": damaged, cut off, or no zip, tar or tgz (": "a_damaged_archive_is_fetched_again",
     "; move it away or choose another root": "a_file_in_the_way_is_moved",
-    ": is in the way of what was unpacked; move it away": "what_comes_in_the_way_is_moved",
-    "; run the same command again when this is mended:": "the_same_command_goes_on",
+    "; run the same command again when this is mended:": "what_comes_in_the_way_is_moved",
     # danet/config/build.py
     "class names: leave data.num_classes as the data": "a_class_count_stays_as_the_data_set_has_it",
     # danet/config/targets.py
@@ -223,19 +214,20 @@ ADVICE = {
     # danet/config/validate.py
     ": there is no such folder;": "a_folder_that_exists_is_given; a_backslash_belongs_to_the_name",
     ": expected a finite number": "settings",
-    ": expected a whole number of at least 0": "settings",
-    ": expected GiB above 0, or null to ask the device": "settings",
+    "expected a whole number of at least 0": "settings",
+    "expected a whole number of at least 1": "settings",
+    "expected a whole number of at least 2…": "few",
+    "expected GiB above 0, or null to ask the device": "settings",
     "…: no value is given; set …=…": "a_value_that_is_missing_is_given",
     ": names no class; expected _target_ and its": "target",
     "…._partial_=…: expected …": "settings",
     ": expected danet.losses.DeepSupervision; a loss": "loss",
     ": expected a number of at least 0": "classes_weigh",
     "; for one kind of object these are background and": "one_kind_of_object_is_two_classes",
-    "data.…=…: expected a whole number of at least ……": "settings; few",
-    ": expected two whole numbers of at least": "windows; two sides; words",
-    ": expected at most": "num_classes",
+    "expected two whole numbers of at least 32": "windows",
+    "expected two whole numbers of at least 1": "two sides; words",
+    "expected at most …; 255 is no class": "num_classes",
     "): leave data.num_classes out": "a_class_count_follows_from_the_names; num_classes",
-    "…._partial_=…: expected true or false": "head partial",
     # danet/cli.py
     ", and here are other bytes; set": "bytes_that_are_not_text_are_passed_as_the_message_shows",
     ": settings are given without dashes, as in": "no dashes; help_shows_the_settings",
@@ -245,12 +237,12 @@ ADVICE = {
     ": not understood; a setting has the form": (
         "brackets_are_closed_as_the_message_shows; several_values_are_several_runs"
     ),
-    "…=…: expected …": "whole number",
-    "…=…: expected true or false": "truth",
+    "…=…: expected …": "whole number; truth",
     "…: no value is given; set …=<…>": "a_file_that_is_missing_is_given",
     "=null: expected a value": "value",
     "; YAML is indented with blanks, not with tabs": "tabs_become_blanks",
-    # danet/config/annotations.py
+    # danet/config/arguments.py
+    "…._partial_=…: expected true or false": "head partial",
     "expected one of ……": "one of",
     "expected …, got …": "number",
     "expected a mapping, {name: value}, got": "mapping",
@@ -276,9 +268,9 @@ ADVICE = {
     "samples do not fill one batch: data.batch_size=": "a_smaller_batch_is_filled",
     # danet/data/bad_samples.py
     "; mend or remove them (tools/check_data.py full=true": "bad_samples_are_mended_or_removed",
-    "data.on_bad_sample=": "pictures",
-    ": expected a share between 0 and 1": "pictures",
-    ": expected seconds, or 0 to wait for ever": "parts",
+    "expected error or skip": "pictures",
+    "expected a share between 0 and 1": "pictures",
+    "expected seconds, or 0 to wait for ever": "parts",
     # danet/data/transforms.py
     "size=… is not [height, width] of at least 32": "authors",
     "is not [low, high] with 0 < low <= high": "windows",
@@ -339,13 +331,9 @@ ADVICE = {
     ": expected a number above 0, or null": "settings",
     ": expected a number of minutes, or null": "settings",
     ": expected 0 < decay < 1, or null": "settings",
-    "trainer.precision=…: expected …": "settings",
-    "trainer.on_storage_error=…: expected …": "settings",
-    "trainer.device=": "settings",
+    "trainer.…=…: expected …": "settings",
     # danet/engine/trainer.py
     "; go on with": "a_run_that_a_signal_stopped_goes_on",
-    # danet/engine/trackers.py
-    ", or leave it out": "another_log_that_fails_is_left_out",
     # danet/evaluation/boundary.py
     "is not in 0..1, both left out": "boundary",
     # danet/evaluation/inference.py
@@ -377,7 +365,6 @@ ADVICE = {
     "-m pip install -r": "packages",
     "source …": "activate",
     "bash": "install",
-    "start it with": "start",
     # danet/distributed/launcher.py
     "start the processes with torchrun, or unset the": "a_variable_of_a_launcher_is_unset",
     ": expected 1 to 65535": "a_port_is_in_its_range",
@@ -443,7 +430,6 @@ ADVICE = {
     "characters; expected at most": "length",
     # danet/preflight/advice.py
     "core(s), so more workers than that wait for one": "more_workers_than_cores",
-    ".normalise=kept with trainer.accumulate: the kept": "a_loss_that_needs_fewer_passes",
     "is a file; give the name of a folder": "a_run_has_a_folder",
     "may not be written by you; give another": "a_folder_that_may_be_written_is_given",
     "gets one value per channel, which is its own": (
@@ -453,8 +439,8 @@ ADVICE = {
     "data.crop=null: the size of a batch is not known;": "a_plan_needs_a_crop",
     "; the largest crop that fits is": "a_crop_that_fits_is_named",
     # danet/preflight/out_of_memory.py
-    ", and an evaluation needs more; use": "memory_that_was_not_enough",
-    "; see also model.backbone.recompute and": "memory_that_was_not_enough",
+    "in an evaluation; use evaluation=sliding": "memory_that_was_not_enough",
+    "; try in this order: trainer.precision=bfloat16": "memory_that_was_not_enough",
     # danet/prediction/predict.py
     ", expected uint8 in 0..255: an array (H, W, 3) or": "pictures_of_bytes_are_predicted",
     # danet/prediction/results.py
@@ -470,16 +456,18 @@ ADVICE = {
     "; allow_changes=true goes on with the new one,": "other_data_go_on_on_purpose",
     ": sums are added in another order, so weights are": "threads_are_set_in_the_environment",
     "; choose the two settings so that": "the_product_of_the_batch_is_kept_or_allowed_to_change",
-    # datasets/ade20k.py
-    "the full ADE20K release colours its labels by": "the_challenge_of_ade20k_is_taken",
     # datasets/base.py
-    ": expected one of none, ram, disk": "reading cache; pictures",
+    "data.…=…: expected one of …": (
+        "reading cache; pictures; annotation; labels of streets; labels of stuff; labels of context"
+    ),
     ": expected a folder or null": "reading cache_dir",
     "data.cache_gib=": "pictures",
-    "data.max_pixels=…: expected a whole number": "max_pixels",
-    "data.max_pixels=…: expected at least 1": "max_pixels from",
+    "data.max_pixels=…: expected a whole number, at": "max_pixels from; reading max_pixels",
     "…: split=… is not one of …": "a_split_that_is_known_is_named",
-    "…: no images for split … under …; expected\n…": "folder layout; camvid layout; ade20k layout",
+    "…: no images for split … under …; expected\n…": (
+        "folder layout; camvid layout; ade20k layout; cityscapes layout; pascal_voc layout; "
+        "pascal_context layout"
+    ),
     "; data.allow_missing_labels=true leaves such": "images_without_labels_are_left_out",
     ": the label is": "a_turned_picture_or_its_label_is_turned",
     # datasets/cache.py
@@ -489,25 +477,22 @@ ADVICE = {
     "is somebody else's; use data.cache=disk": "memory of others",
     # datasets/cityscapes.py
     "; data.labels says which files are read: ids,": "files_of_train_ids_are_chosen",
-    ": expected fine or coarse": "annotation",
-    ": expected ids or train_ids": "labels of streets",
-    ": nothing is at": "cityscapes layout",
     "unpack … into data.root": "labels_of_streets_are_unpacked_or_chosen",
     "files of train ids are not in the download: leave": "labels_of_streets_are_unpacked_or_chosen",
-    "has a label; the first was looked for at": "labels_of_streets_are_unpacked_or_chosen",
     # datasets/coco_stuff.py
     "names have other numbers; take": "version 1.0",
-    "data.labels=…: expected one of …": "labels of stuff; labels of context",
     # datasets/formats/pascal_in_detail.py
     "); expected images with image_id, file_name,": "the_json_of_detail_has_what_is_asked_for",
     # datasets/image_io.py
     "), of which it is not known what is black and": "32 bits",
-    ": JPEG is lossy and would change class values;": "values of jpeg",
+    ": JPEG is lossy and would change class values;": "values of jpeg; colours of jpeg",
     ": a label must be one picture, and this file has": "pages",
     ": a label must have one channel of class indices,": (
         "a_mask_is_saved_without_alpha; colours_are_listed_as_the_message_shows"
     ),
-    "…: labels must be whole numbers 0..65535, found …": "whole numbers",
+    ": a label must be an array of whole numbers": (
+        "whole numbers; array; array range; whole numbers of mat"
+    ),
     "; raise data.max_pixels if it is meant to be read": "the_limit_of_pixels_is_raised",
     "a TIFF of a kind that is not read, such as one of": "bands",
     # datasets/folder.py
@@ -527,10 +512,10 @@ ADVICE = {
     "data.lists has the splits": "lists_name_the_splits_that_are_known",
     "images stand in the lists of two splits:": "pictures_in_two_lists_are_allowed_on_purpose",
     ": rename or move one, or give data.lists": "two_folders_of_one_split",
-    "; set …": "capitals",
     "; set data.images_dir=. data.masks_dir=.": "beside",
-    ": set data.images_dir and data.masks_dir, as in": "other names; one in capitals",
-    "; there is no folder": "other masks; split first",
+    ": set data.images_dir and data.masks_dir, as in": (
+        "other names; capitals; other masks; split first"
+    ),
     # datasets/hints.py
     "grey and alpha: save it without alpha": "a_mask_is_saved_without_alpha",
     "; data=folder reads colours with": "colours_are_listed_as_the_message_shows",
@@ -542,9 +527,7 @@ ADVICE = {
     "is not name:red,green,blue:: as CVAT writes it": "a_row_of_cvat_is_mended",
     "is not a number, a comma and a name": "a_row_of_roboflow_is_mended",
     ": its values are not 0 to": "values_of_roboflow_become_settings",
-    "; expected one name a line and nothing else, or": (
-        "a_table_of_names_becomes_a_list; the_list_has_all_names_of_a_table"
-    ),
+    "; expected one name a line and nothing else, or": "a_table_of_names_becomes_a_list",
     "; for one kind of object write [background,": "one_kind_of_object_is_two_classes",
     "is not three numbers 0..255": "a_colour_has_three_numbers",
     # datasets/layout.py
@@ -556,27 +539,18 @@ ADVICE = {
     ": the list is empty; expected one name a line": "an_empty_list_gets_a_name_a_line",
     # datasets/formats/color_masks.py
     "; add it there or to data.ignore_colors": "an_unknown_colour_is_listed",
-    ": JPEG is lossy and would change class colours;": "colours of jpeg",
     "pixels are partly transparent, first at row": "a_mask_of_colours_is_saved_without_alpha",
-    ": a label must be an array of whole numbers": "array",
-    "…: labels must be whole numbers 0..65535, found …..…": "array range",
     # datasets/formats/matlab.py
     ": a .mat file of version 7.3; save it as version": "version 7.3",
-    "…: … must hold whole numbers 0..65535, found … with …": "whole numbers of mat",
     # datasets/pascal_context.py
-    ", VOC2010 or VOCdevkit/VOC2010 below it": "pascal_context layout",
     ", but there are no labels at": "labels_of_context_lie_as_the_layout_shows",
     # datasets/pascal_voc.py
-    ": no VOC2012 under": "pascal_voc layout",
-    "; remove this list, and the one that ships with": "a_list_that_leaks_is_removed",
-    ".mat; unpack SBD (benchmark.tgz) into data.root,": "labels_of_sbd_are_unpacked_or_named",
+    "; unpack SBD (benchmark.tgz) into data.root,": "labels_of_sbd_are_unpacked_or_named",
     "; the split 'train' with": "the_split_that_works_is_named",
-    ": GTcls.Segmentation must hold whole numbers": "a_label_of_sbd_holds_whole_numbers",
     # datasets/scenes.py
-    "must be [height, width]": "a_scene_has_height_and_width",
+    "must be [height, width]": "a_scene_has_height_and_width; small scene",
     "Scenes: split=": "split of scenes",
     "1 picture or more": "pictures of a split",
-    "or more high and at least as wide as high": "small scene",
     "Scenes: level=": "parts",
     "Scenes: cue_radius=": "parts",
     # datasets/submission.py
@@ -966,8 +940,7 @@ TYPES = {
     ),
     "list": ((), "loss.main.class_weights=1", "expected a list", ONES),
     "one of": ((), "model.backbone.stem=7x8", "expected one of 7x7", "7x7"),
-    "max_pixels": (FOLDER, "data.max_pixels=1.5", "expected a whole number", "100000"),
-    "max_pixels from": (FOLDER, "data.max_pixels=0", "expected at least 1", "100000"),
+    "max_pixels from": (FOLDER, "data.max_pixels=0", "number, at least 1", "100000"),
     "length": ((), f"run.log_to=[{'x' * 10001}]", "expected at most 10000", "[tensorboard]"),
     "written": ((), r"run.name=\${oc.env:HOME}", "write the value itself", "/root"),
     "head partial": ((), "model.head._partial_=maybe", "expected true or false", "true"),
@@ -1107,22 +1080,12 @@ def test_modules_of_ones_own_are_named_in_the_environment(door, tmp_path, monkey
     door.follow("train", typed)
 
 
-@pytest.mark.skipif(is_installed("mlflow"), reason="mlflow is installed")
-def test_a_log_that_is_not_installed_is_installed(door, tmp_path, monkeypatch):
-    typed = "run.log_to=[mlflow]"
-    command = re.search(r"not installed: (pip install (\w+))", door.refused("train", typed))
-    (tmp_path / "site" / command[2]).mkdir(parents=True)  # as if the command had been run
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    assert not RunSettings(log_to=["mlflow"]).errors()
-
-
-def test_another_log_that_fails_is_left_out(door):
-    from danet.engine.trackers import _import_optional
-
-    with pytest.raises(InputError, match="pip install nobody, or leave it out") as error:
-        _import_optional("nobody")
-    door.reported += str(error.value)
-    door.follow("train", "run.log_to=[]", trains=True)
+def test_a_log_that_is_not_installed_is_installed(door, monkeypatch):
+    with monkeypatch.context() as missing:
+        missing.setattr("importlib.util.find_spec", lambda name: None)
+        message = door.refused("train", "run.log_to=[mlflow]")
+    assert "mlflow is not installed: pip install mlflow" in message
+    door.follow("train", "run.log_to=[mlflow]")
 
 
 def test_tabs_become_blanks(door, tmp_path):
@@ -1280,9 +1243,8 @@ def test_the_check_counts_all_labels(door, tmp_path):
     root = plant(tmp_path / "data", splits=(("train", 60), ("val", 2)), size=(8, 8))
     reported = door.follow("train", *own(root, "[a,b,c]"), "data.batch_size=2")
     name = re.search(r"tools/(\w+)\.py counts all labels", reported)[1]
-    assert "classes that never occur and cannot be learnt: 2 (c)" in door.follow(
-        name, *own(root, "[a,b,c]")
-    )
+    text = "classes that never occur in its 60 labels and cannot be learnt: 2 (c)"
+    assert text in door.follow(name, *own(root, "[a,b,c]"))
 
 
 def test_lists_freeze_what_a_hash_divided(door, tmp_path, monkeypatch):
@@ -1372,11 +1334,6 @@ def capitals(root):
     (root / "masks").rename(root / "MASKS")
 
 
-def one_in_capitals(root):
-    (root / "images").rename(root / "Images")
-    (root / "masks").rename(root / "Annotations")
-
-
 def only_masks(root):
     (root / "masks").rename(root / "labels of it")
 
@@ -1384,10 +1341,9 @@ def only_masks(root):
 TREES = {
     "other names": (other_names, r"as in (.*?); expected"),
     "beside": (beside_one_another, r"set (data.images_dir=.*?); expected"),
-    "split first": (split_first, r"set (data.images_dir=.*)$"),
-    "capitals": (capitals, r"set (data.images_dir=.*?); expected"),
-    "one in capitals": (one_in_capitals, r"as in (data.images_dir=.*?); expected"),
-    "other masks": (only_masks, r"there is no folder masks: set (.*)$"),
+    "split first": (split_first, r"as in (.*)$"),
+    "capitals": (capitals, r"as in (data.images_dir=.*?); expected"),
+    "other masks": (only_masks, r"as in (.*)$"),
     "no val": (lambda root: shutil.rmtree(root / "images/val"), r"names with (.*?); expected"),
 }
 """What is done to a tree, and where the message has the settings that find its files."""
@@ -1455,12 +1411,12 @@ def test_masks_get_the_names_of_their_images_or_stand_in_lists(door, root):
         path.rename(path.with_name(f"gt_{path.name.rpartition('_')[2]}"))
     message = door.refused("check_data", *own(root))
     assert "give them the names of their images, or name pairs in data.lists" in message
-    pair = re.search(r"a line each: (\S+) (\S+)$", message, re.MULTILINE)
-    assert pair.groups() == ("images/train/train_0.png", "masks/train/gt_0.png")
+    pair = re.search(r"a line each: (\S+) (\S+)/<its mask>$", message, re.MULTILINE)
+    assert pair.groups() == ("images/train/train_0.png", "masks/train")
     lists = {}
     for split, count in (("train", 4), ("val", 2)):
         lines = [
-            " ".join(pair.groups()).replace("train", split).replace("_0", f"_{i}")
+            f"{pair[1]} {pair[2]}/gt_0.png".replace("train", split).replace("_0", f"_{i}")
             for i in range(count)
         ]
         (root / f"{split}.txt").write_text("\n".join(lines))
@@ -1600,26 +1556,12 @@ def test_a_table_of_names_becomes_a_list(name, door, root, tmp_path):
     path = tmp_path / "names"
     path.write_text(NAMES[name])
     message = door.refused("check_data", *own(root, path))
-    assert "expected one name a line and nothing else" in message
-    (setting,) = shlex.split(re.search(r"as in (.*)$", message, re.MULTILINE)[1])
-    names = {"marks": ["it's [a]", "b, or c"], "markup": ["background", "cat"]}.get(
-        name, ["a", "b"]
-    )
-    reported = door.follow("check_data", *own(root)[:2], setting)
-    for word in names:
-        assert f" {word} " in reported
-    if name == "marks":
-        path.write_text("".join(f"{word}\n" for word in names))
-        door.follow("check_data", *own(root, path))
-
-
-def test_the_list_has_all_names_of_a_table(door, tmp_path):
-    root = plant(tmp_path / "data", values=range(7))
-    path = tmp_path / "names.csv"
-    path.write_text("".join(f"{name},{i},0,0\n" for i, name in enumerate("abcdefg")))
-    message = door.refused("check_data", *own(root, path))
-    (setting,) = shlex.split(re.search(r"as in (.*)$", message, re.MULTILINE)[1])
+    setting = re.search(
+        r"expected one name a line and nothing else, or the names themselves, as in (.*)$", message
+    )[1]
     door.follow("check_data", *own(root)[:2], setting)
+    path.write_text("it's [a]\nb, or c\n")
+    door.follow("check_data", *own(root, path))
 
 
 def test_values_of_roboflow_become_settings(door, tmp_path):
@@ -1627,10 +1569,10 @@ def test_values_of_roboflow_become_settings(door, tmp_path):
     path = tmp_path / "_classes.csv"
     path.write_text("Pixel Value, Class\n1, a\n2, b or c\n")
     message = door.refused("check_data", *own(root, path))
-    settings = shlex.split(re.search(r"in order; set (.*)$", message, re.MULTILINE)[1])
-    assert len(settings) == 2
-    assert "b or c" in door.follow("check_data", *own(root)[:2], *settings)
-    door.follow("train", *own(root)[:2], *settings)
+    (setting,) = shlex.split(re.search(r"one a line, and set (.*)$", message, re.MULTILINE)[1])
+    path.write_text("a\nb or c\n")
+    assert "b or c" in door.follow("check_data", *own(root, path), setting)
+    door.follow("train", *own(root, path), setting)
 
 
 def test_a_row_of_roboflow_is_mended(door, root, tmp_path):
@@ -1776,17 +1718,21 @@ FILES = {
         lambda label, path: label.save(path),
     ),
     "whole numbers": (
-        *("masks", ".tif", "labels must be whole numbers 0..65535, found float32"),
+        *("masks", ".tif", "whole numbers 0..65535 (height, width), this is float32"),
         lambda label, path: label.convert("F").save(path),
         lambda label, path: label.save(path),
     ),
     "array": (
-        *("masks", ".npy", "must be an array of whole numbers (height, width), this is float64"),
+        *("masks", ".npy", "whole numbers 0..65535 (height, width), this is float64"),
         lambda label, path: np.save(path, np.array(label) / 1.0),
         lambda label, path: np.save(path, np.array(label)),
     ),
     "array range": (
-        *("masks", ".npy", "labels must be whole numbers 0..65535, found -1..0"),
+        *(
+            "masks",
+            ".npy",
+            "whole numbers 0..65535 (height, width), this is int64 (44, 60)",
+        ),
         lambda label, path: np.save(path, np.array(label).astype(int) - 1),
         lambda label, path: np.save(path, np.array(label).astype(int)),
     ),
@@ -2329,7 +2275,7 @@ def test_labels_of_streets_are_unpacked_or_chosen(door, tmp_path):
     shutil.rmtree(root / "gtFine")
     message = heard(door, Cityscapes, root=root, split="val")
     package = re.search(r"unpack (\S+) into data.root", message)[1]
-    assert package in (ROOT / "scripts/prepare.py").read_text()
+    assert package in (ROOT / "scripts/archives.yaml").read_text()
     with zipfile.ZipFile(tmp_path / package, "w") as archive:
         grow(tmp_path / "other", "streets")
         for path in (tmp_path / "other/gtFine").rglob("*.png"):
@@ -2354,9 +2300,9 @@ def test_files_of_train_ids_are_chosen(door, tmp_path):
 @pytest.fixture
 def voc(tmp_path):
     """VOC with one picture each of train and val, and one that only SBD labels."""
-    train, val = (shipped_list("voc2012", s).names[0] for s in ("train", "val"))
-    names = set(shipped_list("voc2012", "train").names)
-    extra = next(n for n in shipped_list("voc2012", "trainaug").names if n not in names)
+    train, val = (next(iter(shipped_list("voc2012", s).lines)) for s in ("train", "val"))
+    names = shipped_list("voc2012", "train").lines
+    extra = next(n for n in shipped_list("voc2012", "trainaug").lines if n not in names)
     root = tmp_path / "voc"
     for name in (train, val, extra):
         save_photo(root / f"JPEGImages/{name}.jpg")
@@ -2377,9 +2323,11 @@ def save_sbd(folder, name):
 def test_labels_of_sbd_are_unpacked_or_named(way, door, voc, tmp_path):
     root, _, _, extra = voc
     message = heard(door, PascalVOC, root=root, split="trainaug")
-    key = re.search(r"unpack SBD \(\S+\) into data.root, or name its folder with (\S+)", message)[1]
+    key = re.search(
+        r"unpack SBD \(\S+\) into data.root, or name its folder with ([\w.]+)", message
+    )[1]
     if way == "sbd unpacked":
-        place = Path(re.search(r"and (\S+)/cls/\S+\.mat; unpack", message)[1])
+        place = Path(re.search(r"and in (\S+)/cls; unpack", message)[1])
         assert place.is_relative_to(root)
         save_sbd(place, extra)
         PascalVOC(root=root, split="trainaug")
@@ -2392,30 +2340,14 @@ def test_labels_of_sbd_are_unpacked_or_named(way, door, voc, tmp_path):
 def test_the_split_that_works_is_named(door, voc, monkeypatch):
     root, train, _, _ = voc
     lists = pascal_voc.shipped_list
-    few = {"train": [train]}
     monkeypatch.setattr(
         pascal_voc,
         "shipped_list",
-        lambda data, split: lists(data, split)._replace(
-            entries=tuple(Entry(n, 1) for n in few.get(split, lists(data, split).names))
-        ),
+        lambda *names: lists(*names)._replace(lines={train: 1}),
     )
     message = heard(door, PascalVOC, root=root, split="trainaug")
     split = re.search(r"; the split '(\w+)' with 1 images works now", message)[1]
     assert len(PascalVOC(root=root, split=split)) == 1
-
-
-def test_a_list_that_leaks_is_removed(door, voc, monkeypatch):
-    root, train, val, _ = voc
-    path = root / "ImageSets/Segmentation/trainaug.txt"
-    path.write_text(f"{train}\n{val}\n")
-    message = heard(door, PascalVOC, root=root, split="trainaug")
-    assert "; remove this list, and the one that ships with this program is used" in message
-    Path(message.partition(": ")[0]).unlink()
-    message = heard(door, PascalVOC, root=root, split="trainaug")
-    assert "names are not among" not in message
-    assert "line 1 names" in message or "names" in message, "the shipped one wants all pictures"
-    assert "splits/voc2012/trainaug.txt" in message
 
 
 MAT = {
@@ -2425,7 +2357,7 @@ MAT = {
     ),
     "whole numbers of mat": (
         lambda path, label: scipy.io.savemat(path, {"S": label + 0.5}),
-        r"S must hold whole numbers 0\.\.65535",
+        r"S: a label must be an array of whole numbers 0\.\.65535",
     ),
     "version 1.0": (
         lambda path, label: scipy.io.savemat(
@@ -2451,18 +2383,9 @@ def test_a_label_of_matlab_is_saved_as_asked_for(name, door, tmp_path):
     message = heard(door, CocoStuff10k(root=tmp_path, split="train").read, 0)
     assert re.search(said, message), message
     if name == "version 1.0":
-        assert "cocostuff-10k-v1.1.zip" in (ROOT / "scripts/prepare.py").read_text()
+        assert "cocostuff-10k-v1.1.zip" in (ROOT / "scripts/archives.yaml").read_text()
     scipy.io.savemat(path, {"S": label, "names": np.array(["x"] * 182, object)[:, None]})
     CocoStuff10k(root=tmp_path, split="train").read(0)
-
-
-def test_a_label_of_sbd_holds_whole_numbers(door, tmp_path):
-    path = tmp_path / "one.mat"
-    label = np.zeros((4, 6))
-    scipy.io.savemat(path, {"GTcls": {"Segmentation": label + 0.5}})
-    assert "must hold whole numbers 0..65535" in heard(door, pascal_voc.read_sbd, path)
-    scipy.io.savemat(path, {"GTcls": {"Segmentation": label}})
-    pascal_voc.read_sbd(path)
 
 
 def test_the_json_of_detail_has_what_is_asked_for(door, tmp_path):
@@ -2481,19 +2404,6 @@ def test_the_json_of_detail_has_what_is_asked_for(door, tmp_path):
     }
     path.write_text(json.dumps(content))
     assert detail_index(path).labels("one").tolist() == [[2, 2], [2, 2]]
-
-
-def test_the_challenge_of_ade20k_is_taken(door, tmp_path):
-    save_photo(tmp_path / "images/training/ADE_train_00000001.jpg")
-    path = tmp_path / "annotations/training/ADE_train_00000001.png"
-    save_photo(path)
-    message = heard(door, ADE20K(root=tmp_path, split="train").read, 0)
-    package, top = re.search(
-        r"expected (\S+), whose labels have one channel with 0\.\.(\d+)", message
-    ).groups()
-    assert package in (ROOT / "scripts/prepare.py").read_text()
-    save_label(path, (0, int(top)))
-    ADE20K(root=tmp_path, split="train").read(0)
 
 
 # --- Batches, memory, devices -------------------------------------------------------------------
@@ -2653,12 +2563,6 @@ def test_a_sweep_starts_torchrun_for_each_run(door, monkeypatch):
     cli.check_arguments(["seed=2"])
 
 
-def test_a_loss_that_needs_fewer_passes(door):
-    typed = ("loss=ohem", "trainer.accumulate=2")
-    setting = re.search(r"a third more work; (\S+) needs none", door.follow("train", *typed))[1]
-    assert "passes without gradients" not in door.follow("train", *typed, setting)
-
-
 def test_a_batch_norm_gets_several_values(door, root):
     typed = ("data.crop=[32,32]", "data.batch_size=1", "model.backbone.output_stride=32")
     message = door.refused("train", *own(root), *typed)
@@ -2692,7 +2596,7 @@ def test_a_crop_that_fits_is_named(door, root):
     height, width = map(int, crop.groups())
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = check(hydra.compose("train", [*typed, "model.head.reduction=2"]))
-    assert StepSimulator(config, precision=torch.float32).run(2, height, width).peak < 0.05 * 2**30
+    assert StepSimulator(config, precision=torch.float32).peak(2, height, width) < 0.05 * 2**30
     door.follow("train", *typed, f"data.crop=[{height},{width}]")
 
 
@@ -2700,15 +2604,16 @@ def test_memory_that_was_not_enough(door, monkeypatch):
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = check(hydra.compose("train", TINY))
     device = torch.device("cpu")
-    message = str(out_of_memory.explain(config, device, 2**50, training=True))
+    message = str(out_of_memory.explain(config, device, training=True))
     door.reported += message
-    images, side = re.search(
-        r"would fit: (\d+), .* of this batch: \[(\d+),\d+\];", message
+    precision, recompute, batch, accumulate, size, plan = re.search(
+        r"order: (\S+), (\S+), a smaller (\S+) with a larger (\S+), a smaller (\S+); (\S+) shows",
+        message,
     ).groups()
-    keys = re.search(r"see also (\S+) and (\S+)$", message).groups()
-    door.follow("train", f"data.batch_size={images}", f"{keys[0]}=[1,2,3,4]", f"{keys[1]}=2")
-    door.follow("train", f"data.size=[{side},{side}]")
-    message = str(out_of_memory.explain(config, device, 0, training=False))
+    door.follow("train", precision, recompute)
+    door.follow("train", f"{batch}=3", f"{accumulate}=2", f"{size}=[32,32]")
+    assert "largest crop" in door.follow("train", f"{plan}")
+    message = str(out_of_memory.explain(config, device, training=False))
     door.reported += message
     setting, key = re.search(r"use (\S+), or a smaller (\S+)$", message).groups()
     door.follow("train", setting)
@@ -2763,7 +2668,7 @@ def test_sizes_that_fit_are_found_in_the_message(name, door):
         "width": (r"a positive number of channels()", "model.backbone.width=8{0}"),
         "two sides": (r"expected two whole numbers of at least 1, (\S+)$", "{0}"),
         "words": (r"expected two whole numbers of at least 1, (\S+)$", "{0}"),
-        "small scene": (r"must be (\d+) or more high and at least as", "data.size=[{0},96]"),
+        "small scene": (r"(\d+) or more high, at least as wide as", "data.size=[{0},96]"),
         "pictures of a split": (
             r"must give split 'val' (\d) picture or more",
             "data.lengths={{train: 12, val: {0}, test: 1}}",
@@ -3333,7 +3238,7 @@ def test_what_an_export_needs_is_installed(door, network, monkeypatch):
     door.follow("export", f"checkpoint={network}", "formats=[]")
 
 
-@pytest.mark.parametrize("kind", ["packages", "activate", "install", "start"])
+@pytest.mark.parametrize("kind", ["packages", "activate", "install"])
 def test_another_python_is_named(kind, door, tmp_path, monkeypatch, capsys):
     root = tmp_path / "a checkout"
     (root / "scripts").mkdir(parents=True)
@@ -3341,7 +3246,6 @@ def test_another_python_is_named(kind, door, tmp_path, monkeypatch, capsys):
     shutil.copy(ROOT / "requirements.txt", root)
     shutil.copy(ROOT / "scripts/install.sh", root / "scripts")
     monkeypatch.setattr(interpreter, "missing_packages", lambda root: ["torch", "numpy"])
-    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
     python = root / ".venv/bin/python"
     if kind != "install":
         python.parent.mkdir(parents=True)
@@ -3349,8 +3253,6 @@ def test_another_python_is_named(kind, door, tmp_path, monkeypatch, capsys):
         (python.parent / "activate").write_text("export ACTIVATED=1\n")
     if kind == "packages":
         monkeypatch.setattr(sys, "prefix", str(root / ".venv"))
-    if kind == "start":
-        monkeypatch.setenv("VIRTUAL_ENV", str(root / ".venv"))
     with pytest.raises(SystemExit):
         interpreter.require_packages(str(root / "tools/train.py"))
     message = capsys.readouterr().err.strip()
@@ -3364,17 +3266,12 @@ def test_another_python_is_named(kind, door, tmp_path, monkeypatch, capsys):
         assert words[0] == "bash"
         assert Path(words[1]).is_file()
         assert words[2:4] == ["&&", "source"]
-        assert Path(words[4]).parent.parent == Path(os.path.relpath(root / ".venv")) or Path(
-            words[4]
-        ).is_relative_to(root)
-    elif kind == "activate":
+        assert Path(words[4]).is_relative_to(root)
+    else:
         done = subprocess.run(
             ["bash", "-c", f"{remedy} && echo $ACTIVATED"], capture_output=True, text=True
         )
         assert done.stdout.strip() == "1"
-    else:
-        assert words[:3] == ["start", "it", "with"]
-        assert subprocess.run([words[3], "-c", ""], check=False).returncode == 0
 
 
 # --- Archives -----------------------------------------------------------------------------------
@@ -3418,27 +3315,17 @@ def prepared(door, path, root):
     return None
 
 
-ARCHIVES = {"zip": r"fetch it again$", "tar": r"fetch it again$", "tgz": r"fetch it again$"}
-
-
-def test_a_tar_that_ends_between_two_files_is_fetched_again(door, tmp_path):
-    path = pack(tmp_path / "ade.tar", "tar")
-    whole = path.read_bytes()
-    with tarfile.open(path) as archive:
-        second = archive.getmembers()[1].offset
-    path.write_bytes(whole[:second])
-    message = prepared(door, path, tmp_path / "root")
-    assert re.search(r"damaged or cut off at byte [\d,]+; fetch it again$", message)
-    path.write_bytes(whole)
-    assert prepared(door, path, tmp_path / "root") is None
-
-
-@pytest.mark.parametrize("kind", ARCHIVES)
+@pytest.mark.parametrize("kind", ["zip", "tar", "tgz", "tar cut between two files"])
 def test_a_damaged_archive_is_fetched_again(kind, door, tmp_path):
+    kind, *between = kind.split(maxsplit=1)
     path = pack(tmp_path / f"ade.{kind}", kind)
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 3])
-    assert re.search(ARCHIVES[kind], prepared(door, path, tmp_path / "root"))
+    end = len(whole) // 3
+    if between:
+        with tarfile.open(path) as archive:
+            end = archive.getmembers()[1].offset
+    path.write_bytes(whole[:end])
+    assert prepared(door, path, tmp_path / "root").endswith("; fetch it again")
     path.write_bytes(whole)
     assert prepared(door, path, tmp_path / "root") is None
 
@@ -3452,9 +3339,7 @@ def test_an_archive_with_another_checksum(way, door, tmp_path, monkeypatch):
         path = path.rename(tmp_path / "mine.zip")
     else:
         program, digest = load_prepare(), hashlib.sha1(path.read_bytes()).hexdigest()
-        layout = program.LAYOUTS["ade20k"]
-        fetched = layout.sources[0]._replace(digest=f"sha1:{digest}")
-        monkeypatch.setitem(program.LAYOUTS, "ade20k", layout._replace(sources=(fetched,)))
+        monkeypatch.setitem(program.LAYOUTS["ade20k"]["checksums"], path.name, f"sha1:{digest}")
     assert prepared(door, path, tmp_path / "root") is None
 
 
@@ -3473,35 +3358,14 @@ def test_a_file_in_the_way_is_moved(way, door, tmp_path):
 
 
 def test_what_comes_in_the_way_is_moved(door, tmp_path, monkeypatch):
-    path = pack(tmp_path / "ade.zip", "zip")
-
-    def late():  # called when all is unpacked and nothing is in its place
-        (tmp_path / "root/ADEChallengeData2016").write_text("came meanwhile")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "sync", late)
+    path, place = pack(tmp_path / "ade.zip", "zip"), tmp_path / "root/ADEChallengeData2016"
+    with monkeypatch.context() as patch:  # called when all is unpacked and nothing in its place
+        patch.setattr(os, "sync", lambda: place.write_text("came meanwhile"))
         message = prepared(door, path, tmp_path / "root")
-    goal = re.search(r"^(\S+): is in the way of what was unpacked; move it away$", message)[1]
-    Path(goal).rename(tmp_path / "away")
+    assert message.startswith(f"{place}")
+    assert "run the same command again when this is mended: ade.zip starts anew" in message
+    place.rename(tmp_path / "away")
     assert prepared(door, path, tmp_path / "root") is None
-
-
-def test_the_same_command_goes_on(door, tmp_path, monkeypatch, capsys):
-    path = pack(tmp_path / "ade.zip", "zip")
-    copy, done = unpacking._copy, []
-
-    def full(*arguments):
-        if len(done) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device", "x")
-        done.append(copy(*arguments))
-        return done[-1]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(unpacking, "_copy", full)
-        message = prepared(door, path, tmp_path / "root")
-    assert "run the same command again when this is mended: it goes on where it stopped" in message
-    assert prepared(door, path, tmp_path / "root") is None
-    assert "2 of them by an earlier run" in capsys.readouterr().out
 
 
 def test_the_next_command_is_the_check(door, tmp_path, capsys):

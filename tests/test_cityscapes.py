@@ -155,7 +155,7 @@ def test_the_dummy_labels_of_test_are_not_read(tree):
 
 def test_a_tree_of_the_shipped_names_has_the_counts_of_the_publisher(tmp_path):
     cities = {"frankfurt": 267, "lindau": 59, "munster": 174}
-    names = shipped_list("cityscapes", "val").names
+    names = list(shipped_list("cityscapes", "val").lines)
     assert {city: sum(n.startswith(f"{city}/") for n in names) for city in cities} == cities
     for name in names:
         for part in ("leftImg8bit/val/{}_leftImg8bit", "gtFine/val/{}_gtFine_labelIds"):
@@ -166,16 +166,16 @@ def test_a_tree_of_the_shipped_names_has_the_counts_of_the_publisher(tmp_path):
     assert (len(dataset),) == Cityscapes.expected["val"]
     assert [item.name for item in dataset.items] == sorted(n.split("/")[1] for n in names)
     for split in ("train", "test"):
-        assert len(shipped_list("cityscapes", split).names) in Cityscapes.expected[split]
+        assert len(shipped_list("cityscapes", split).lines) in Cityscapes.expected[split]
 
 
 @pytest.mark.parametrize(
     ("root", "arguments", "message"),
     [
         (".", {"split": "validation"}, "split='validation' is not one of train, val, trainval"),
-        (".", {"annotation": "rough"}, "data.annotation=rough: expected fine or coarse"),
-        (".", {"labels": "color"}, "data.labels=color: expected ids or train_ids"),
-        (".", {"labels": "train_ids"}, "none of the 3 images .*leave data.labels=ids"),
+        (".", {"annotation": "rough"}, "data.annotation=rough: expected one of fine, coarse"),
+        (".", {"labels": "color"}, "data.labels=color: expected one of ids, train_ids"),
+        (".", {"labels": "train_ids"}, "3 of 3 images .*leave data.labels=ids"),
         ("leftImg8bit", {}, r"no images for split 'val'.*set data.root=\S+/cityscapes;"),
         ("..", {}, r"no images for split 'val'.*set data.root=\S+/cityscapes;"),
         ("gtFine/val", {}, r"no images.*set data.root=\S+/cityscapes;"),
@@ -189,7 +189,7 @@ def test_what_cannot_be_read_is_reported_with_the_remedy(tree, root, arguments, 
 def test_missing_labels_are_reported_with_the_package_that_has_them(tree):
     for path in tree.glob("gtFine/val/*/*_labelIds.png"):
         path.unlink()
-    with pytest.raises(InputError, match=r"none of the 3 images.*gtFine_trainvaltest\.zip"):
+    with pytest.raises(InputError, match=r"3 of 3 images.*gtFine_trainvaltest\.zip"):
         Cityscapes(root=tree, split="val")
     write_image(tree, "val", IMAGES["val"][0])
     with pytest.raises(InputError, match="2 of 3 images of split 'val' have no label file"):

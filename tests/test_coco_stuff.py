@@ -6,7 +6,7 @@ import scipy.io
 from conftest import SAMPLES
 from PIL import Image
 
-from danet.datasets.coco_stuff import CocoStuff10k, CocoStuff164k, removed_ids
+from danet.datasets.coco_stuff import CocoStuff10k, CocoStuff164k
 from danet.datasets.formats.matlab import open_mat, read_mat_labels
 from danet.datasets.labels import read_class_table
 from danet.errors import InputError
@@ -94,7 +94,6 @@ def test_both_releases_agree_with_the_published_list_of_names():
         *("person", "toothbrush", "banner", "mat", "wood")
     ]
     assert len(set(table.palette)) == 171
-    assert set(removed_ids()) == REMOVED
 
 
 def test_the_loaders_agree_on_real_pictures_in_both_forms(samples):
@@ -131,23 +130,15 @@ def test_the_train_ids_that_mmsegmentation_writes_are_an_option(tmp_path):
         CocoStuff164k(root=root, split="val", labels="trainids")
 
 
-@pytest.mark.parametrize(("id_", "name"), sorted(removed_ids().items()))
-def test_an_id_that_was_removed_is_refused_by_name(tmp_path, id_, name):
+@pytest.mark.parametrize("id_", [*sorted(REMOVED), 183, 254])
+def test_other_ids_are_refused_as_in_every_data_set(tmp_path, id_):
     ids = np.ones((3, 4), np.uint8)
     ids[2, 1:3] = id_
-    says = f"on 2 pixels, first at row 2, column 1: that is id {id_}, {name},"
+    says = "on 2 pixels, first at row 2, column 1; .* of the ids were removed"
     with pytest.raises(InputError, match=f"0000.mat: label value {id_} {says}"):
         CocoStuff10k(root=tree_10k(tmp_path / "10k", [ids]), split="train").read(0)
     with pytest.raises(InputError, match=f"0000.png: label value {id_ - 1} {says}"):
         CocoStuff164k(root=tree_164k(tmp_path / "164k", [ids - 1]), split="train").read(0)
-
-
-@pytest.mark.parametrize("value", [183, 255, 300])
-def test_other_values_are_refused_as_in_every_data_set(tmp_path, value):
-    ids = np.ones((3, 4), np.uint16)
-    ids[0, 3] = value
-    with pytest.raises(InputError, match=f"label value {value} on 1 pixels, first at row 0, col"):
-        CocoStuff10k(root=tree_10k(tmp_path, [ids]), split="train").read(0)
 
 
 def test_labels_of_version_1_0_are_refused(tmp_path):
@@ -163,22 +154,6 @@ def test_the_shipped_lists_stand_in_for_missing_ones(tmp_path):
         CocoStuff10k(root=root, split="test")
 
 
-def test_a_list_that_names_a_missing_picture_is_refused_with_its_line(tmp_path):
-    root = tree_10k(tmp_path, [np.ones((4, 6), np.uint8)] * 2)
-    gone = root / "images" / "COCO_train2014_000000000001.jpg"
-    gone.unlink()
-    with pytest.raises(InputError, match=f"imageLists/train.txt: line 2 names .* no {gone}"):
-        CocoStuff10k(root=root, split="train")
-
-
-def test_grey_pictures_become_rgb(tmp_path):
-    root = tree_164k(tmp_path, [np.zeros((4, 6), np.uint8)])
-    Image.new("L", (6, 4), 90).save(root / "images" / "train2017" / "000000000000.jpg")
-    image, _, _ = CocoStuff164k(root=root, split="train").read(0)
-    assert image.shape == (4, 6, 3)
-    assert (abs(image.astype(int) - 90) < 3).all()
-
-
 @pytest.mark.parametrize(
     ("write", "says"),
     [
@@ -186,10 +161,22 @@ def test_grey_pictures_become_rgb(tmp_path):
         (lambda path: path.write_bytes(b"<!DOCTYPE html><html>" * 20), "begins with b'<!DOCTYPE"),
         (lambda path: path.write_bytes(path.read_bytes()[:-40]), "0.mat: "),
         (lambda path: path.write_bytes(b"M" * 124 + b"\0\2IM" + b"\0" * 400), "version 7.3"),
-        (lambda path: write_mat(path, np.full((4, 6), 1.5)), "whole numbers 0..65535, found float"),
-        (lambda path: write_mat(path, np.full((4, 6), np.nan)), "whole numbers 0..65535"),
-        (lambda path: write_mat(path, np.full((4, 6), -1)), "whole numbers 0..65535, found int64"),
-        (lambda path: write_mat(path, np.ones((4, 6, 2))), "not an array of numbers"),
+        (
+            lambda path: write_mat(path, np.full((4, 6), 1.5)),
+            ", S: .* this is float64",
+        ),
+        (
+            lambda path: write_mat(path, np.full((4, 6), np.nan)),
+            "whole .* with nan",
+        ),
+        (
+            lambda path: write_mat(path, np.full((4, 6), -1)),
+            "whole .* with -1..-1",
+        ),
+        (
+            lambda path: write_mat(path, np.ones((4, 6, 2))),
+            r"this is float64 \(4, 6, 2\)",
+        ),
         (lambda path: scipy.io.savemat(path, {"T": np.ones(3)}), "no variable S .* it holds T"),
     ],
     ids=["empty", "page", "cut", "7.3", "half", "nan", "negative", "3-d", "other"],

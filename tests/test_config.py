@@ -9,9 +9,9 @@ from conftest import ROOT
 from hydra.core.global_hydra import GlobalHydra
 
 from danet.config import schema
-from danet.config.annotations import mismatch
+from danet.config.arguments import mismatch
 from danet.config.build import make, make_model
-from danet.config.targets import locate
+from danet.config.targets import TRUSTED, locate
 from danet.config.validate import check
 from danet.errors import InputError
 from danet.types import SegmentationOutput
@@ -28,14 +28,10 @@ def compose(*overrides, name="train"):
         return hydra.compose(name, overrides=list(overrides))
 
 
-def errors_of(*overrides, added=()):
+def errors_of(*overrides):
     with pytest.raises(InputError) as error:
-        check(compose(*overrides), added=added)
+        check(compose(*overrides))
     return str(error.value).splitlines()
-
-
-def test_the_default_config_has_no_fault():
-    assert check(compose()).trainer.steps == 350
 
 
 def choices(group):
@@ -83,10 +79,6 @@ def test_every_experiment_runs_a_step_on_the_meta_device(experiment):
     assert make(config.optimizer, "optimizer")(model).param_groups
 
 
-def test_there_are_experiments():
-    assert "camvid_quick" in EXPERIMENTS
-
-
 def test_the_ablation_of_the_paper_is_one_override_each():
     names = set()
     for head in ("dual", "position", "channel", "fcn"):
@@ -99,14 +91,8 @@ def test_the_ablation_of_the_paper_is_one_override_each():
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["optimizer.lr=fast"], "optimizer.lr=fast: expected a number, got the text 'fast'"),
-        (["trainer.steps=0"], "trainer.steps=0: expected a whole number of at least 1"),
-        (["data.batch_size=1.5"], "data.batch_size=1.5: expected a whole number of at least 1"),
-        (["data.num_classes=1"], "data.num_classes=1: expected a whole number of at least 2"),
-        (["data.crop=[0,512]"], "data.crop=[0, 512]: expected two whole numbers of at least 32"),
         (["model.head.energy=distanc"], "did you mean distance?"),
         (["+model.head.chanels=3"], "model.head.chanels: DualAttentionHead takes no such argument"),
-        (["+trainer.stepz=3"], "trainer.stepz: there is no such key; did you mean trainer.steps?"),
         (["+trainr=3"], "trainr: there is no such key; did you mean trainer?"),
         (["~optimizer.lr"], "optimizer.lr: AdamW needs this argument"),
         (
@@ -117,13 +103,9 @@ def test_the_ablation_of_the_paper_is_one_override_each():
         (["model.head._target_=os.system"], "os.system is refused"),
         (["model.backbone.depth=fifty"], "model.backbone.depth=fifty: expected a whole number"),
         (["model.backbone.stem=8x8"], "expected one of 7x7, 64-64-128, 32-32-64"),
-        (["data=camvid"], "data.root: no value is given"),
         (["data=folder"], "data.classes: no value is given"),
         (["model.head.num_classes=${data.nclass}"], "Interpolation key 'data.nclass' not found"),
-        (["loss.main.class_weights=[1,2]"], "2 weights for data.num_classes=16"),
-        (["loss.main.class_weights=[1,-1]"], "loss.main.class_weights[1]=-1: expected a number"),
-        (["optimizer.lr=nan"], "optimizer.lr=nan: expected a finite number"),
-        (["trainer.precision=half"], "expected auto, float32, bfloat16, float16"),
+        (["trainer.precision=half"], "expected auto, float32, bfloat16 or float16"),
         (
             ["model.backbone.multi_grid=[a]"],
             "expected a whole number, got the text 'a' in the list",
@@ -135,15 +117,12 @@ def test_a_fault_is_reported_in_one_line(overrides, line):
     assert any(line in text for text in found), found
 
 
-def test_a_made_up_key_of_the_data_is_refused():
-    assert errors_of("+data.foo=3", added=["data.foo"]) == ["data.foo: there is no such key"]
-
-
 def test_all_faults_come_at_once():
     found = errors_of(
-        "optimizer.lr=fast", "trainer.steps=0", "+model.head.chanels=3", "data.batch_size=0"
+        *("optimizer.lr=fast", "trainer.steps=0", "+model.head.chanels=3", "data.batch_size=0"),
+        *("seed=-1", "run.processes=0", "data.timeout=-1"),
     )
-    assert len(found) == 4
+    assert len(found) == 7
 
 
 @pytest.mark.parametrize(
@@ -160,7 +139,6 @@ def test_all_faults_come_at_once():
         (["data=folder", *NEEDED, "data.num_classes=x"], "data.num_classes=x: expected a whole"),
         (["data=folder", *NEEDED, "data.num_classes=3"], "data.num_classes=3, but Folder has 2"),
         (["model.align_corners=3"], "model.align_corners=3: expected true or false, got 3"),
-        (["seed=-1"], "seed=-1: expected a whole number of at least 0"),
         (["loss=ohem", "loss.main.class_weights=[1]"], "loss.main.class_weights: 1 weights for"),
         (
             ["data.dataset.size=${data.level}"],
@@ -176,21 +154,15 @@ def test_an_error_names_the_setting_and_not_what_interpolates_it(overrides, line
 
 
 @pytest.mark.parametrize(
-    ("overrides", "group", "message"),
+    ("override", "message"),
     [
-        (["optimizer.lr=-0.01"], "optimizer", "optimizer: lr=-0.01 is not a finite number above 0"),
-        (["loss=ohem", "loss.main.threshold=1.5"], "loss", "threshold=1.5 is not a probability"),
-        (["loss=ohem", "loss.main.min_kept=-1"], "loss", "min_kept=-1"),
-        (["evaluation=multi_scale", "evaluation.scales=[]"], "evaluation", r"scales=\[\] is not"),
-        (["evaluation=sliding", "evaluation.stride=[900,9]"], "evaluation", "is larger than crop"),
-        (["model.backbone.depth=19"], "model", "depth=19 is not one of 18, 34, 50, 101"),
-        (["model.head.reduction=7"], "model", "channels=48 is not divisible by reduction=7"),
+        ("model.backbone.depth=19", "depth=19 is not one of 18, 34, 50, 101"),
+        ("model.head.reduction=7", "channels=48 is not divisible by reduction=7"),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_its_class(overrides, group, message):
-    config = check(compose(*overrides))
+def test_a_value_out_of_range_is_refused_by_its_class(override, message):
     with pytest.raises(InputError, match=message):
-        make_model(config) if group == "model" else make(getattr(config, group), group)
+        make_model(check(compose(override)))
 
 
 @pytest.mark.parametrize(
@@ -211,22 +183,16 @@ def test_a_value_out_of_range_is_refused_by_its_class(overrides, group, message)
     ],
 )
 def test_a_config_cannot_name_what_is_not_meant_for_it(path):
-    with pytest.raises(InputError):
-        locate(path)
+    for group in TRUSTED:
+        with pytest.raises(InputError):
+            locate(path, group)
 
 
 @pytest.mark.parametrize(
-    "path",
-    [
-        "danet.models.resnet.ResNet",
-        "danet.losses.OHEM",
-        "danet.datasets.scenes.Scenes",
-        "danet.data.transforms.ScaleCrop",
-        "albumentations.HorizontalFlip",
-    ],
+    "path", ["danet.data.transforms.ScaleCrop", "albumentations.HorizontalFlip"]
 )
-def test_a_config_can_name_the_parts(path):
-    assert locate(path).__name__ == path.rpartition(".")[2]
+def test_a_config_can_name_transforms(path):
+    assert locate(path, "data").__name__ == path.rpartition(".")[2]
 
 
 def test_the_root_of_a_loss_makes_named_terms():
@@ -272,6 +238,6 @@ def test_the_user_may_trust_modules_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setenv("DANET_TRUST", "other, my_parts")
     assert type(make_model(check(compose(*own))).head).__name__ == "MyHead"
     with pytest.raises(InputError, match="my_parts has no class FCNHead"):
-        locate("my_parts.FCNHead")
+        locate("my_parts.FCNHead", "model")
     with pytest.raises(InputError, match=r"os\.system is refused"):
-        locate("os.system")
+        locate("os.system", "model")

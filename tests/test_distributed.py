@@ -1,17 +1,12 @@
 """Processes end together, with one message, whatever happens to one of them."""
 
-import itertools
 import os
 import signal
 import socket
-import time
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import batch, poisoned
-from conftest import make_trainer as make
 
 from danet.distributed import collectives
 from danet.distributed.agreement import wait_patiently
@@ -52,44 +47,6 @@ def two(tmp_path):
         return [path.read_text() if path.exists() else "" for path in reported]
 
     return run
-
-
-def diverge(rank, folder):
-    run = make(folder, steps=20, log_every=10, eval_every=20)
-    if rank == 1:
-        poisoned(run, at=3)
-    run.fit(map(batch, itertools.count(100 * rank)))
-
-
-@pytest.mark.slow
-def test_a_loss_that_is_not_finite_on_one_process_ends_both_with_one_message(two):
-    reported = two(diverge)
-    assert reported[0] == reported[1]
-    assert reported[0].startswith(
-        "step 4: the loss is not finite (nan) on process 1 of 2; its samples"
-    )
-
-
-def dawdle(rank, folder):
-    if rank == 1:
-        time.sleep(8)
-    wait_patiently("the slow one")
-    counts = torch.ones(2)
-    collectives.sum_in_place(counts)
-    (folder / f"sum {rank}").write_text(str(counts.tolist()))
-
-
-def dawdle_within_five_seconds(rank, folder):
-    collectives.dist.distributed_c10d._get_default_group()._get_backend(
-        torch.device("cpu")
-    )._set_default_timeout(timedelta(seconds=5))
-    dawdle(rank, folder)
-
-
-@pytest.mark.slow
-def test_a_process_may_evaluate_longer_than_an_exchange_waits(two, tmp_path):
-    assert two(dawdle_within_five_seconds) == ["", ""]
-    assert [(tmp_path / f"sum {rank}").read_text() for rank in range(2)] == ["[2.0, 2.0]"] * 2
 
 
 def die_or_sum(rank, folder):

@@ -12,8 +12,8 @@ from danet.models.heads.dual import DualAttentionHead, FCNHead, SingleAttentionH
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
 from danet.types import Sample
-from danet.visualization import attention, overlay, sheets
-from danet.visualization.figure import FigureOptions, figure, heatmap, validation_pictures
+from danet.visualization import attention, overlay
+from danet.visualization.figure import figure, heatmap, validation_pictures
 from danet.visualization.overlay import SegmentedImage
 
 CLASSES = ("sky", "road", "a class with a long name", "car")
@@ -30,6 +30,16 @@ def scene():
     return image, mask
 
 
+@pytest.fixture
+def picture(scene):
+    image, truth = scene
+    prediction = np.where(truth == 255, 0, truth).astype(np.uint8)
+    return SegmentedImage("x", image, prediction, truth)
+
+
+DUAL = functools.partial(DualAttentionHead, reduction=2)
+
+
 def network(head):
     return Segmentor(ResNet(depth=18, width=8), functools.partial(head, num_classes=4)).eval()
 
@@ -43,12 +53,10 @@ def test_an_overlay_mixes_the_colours_of_the_table(scene):
     assert overlay.colorize(mask, PALETTE)[0, 0].tolist() == [0, 0, 0]
 
 
-def test_errors_are_red_and_ignored_pixels_black(scene):
-    image, truth = scene
-    prediction = truth.copy()
-    prediction[20, 100] = 3
-    prediction[0, 0] = 1
-    drawn = overlay.error_map(image, prediction, truth)
+def test_errors_are_red_and_ignored_pixels_black(picture):
+    picture.prediction[20, 100] = 3
+    picture.prediction[0, 0] = 1
+    drawn = overlay.panels_of(picture, PALETTE)[-1][18:]  # below the title
     assert drawn[20, 100].tolist() == [220, 40, 40]
     assert drawn[0, 0].tolist() == [0, 0, 0]
     assert (drawn == (220, 40, 40)).all(axis=2).sum() == 1
@@ -56,18 +64,16 @@ def test_errors_are_red_and_ignored_pixels_black(scene):
 
 @pytest.mark.parametrize("width", [60, 200, 700])
 def test_the_legend_shows_every_present_class_and_no_other(width):
-    drawn = overlay.legend(CLASSES, PALETTE, [0, 2, 3], width)
+    drawn = overlay.with_legend(np.zeros((1, width, 3), np.uint8), CLASSES, PALETTE, {0, 2, 3})
     assert drawn.shape[1] == width
     colors = {tuple(c) for c in drawn.reshape(-1, 3).tolist()}
     assert {PALETTE[0], PALETTE[2], PALETTE[3]} <= colors
     assert PALETTE[1] not in colors
 
 
-def test_a_sheet_has_truth_only_where_there_is_one(scene):
-    image, mask = scene
-    prediction = np.where(mask == 255, 0, mask).astype(np.uint8)
-    with_truth = overlay.sheet(SegmentedImage("x", image, prediction, mask), CLASSES, PALETTE)
-    without = overlay.sheet(SegmentedImage("x", image, prediction), CLASSES, PALETTE)
+def test_a_sheet_has_truth_only_where_there_is_one(picture):
+    with_truth = overlay.sheet(picture, CLASSES, PALETTE)
+    without = overlay.sheet(picture._replace(truth=None), CLASSES, PALETTE)
     assert with_truth.shape[0] > without.shape[0]
     assert with_truth.shape[1] == without.shape[1] == 200
 
@@ -83,7 +89,7 @@ def test_a_picture_is_written_with_its_colours_under_any_name(tmp_path, scene):
 
 
 def test_position_maps_are_the_rows_of_the_chosen_pixels():
-    model = network(functools.partial(DualAttentionHead, reduction=2))
+    model = network(DUAL)
     image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
     points = [attention.Point(0, 0), attention.Point(95, 63), attention.Point(50, 20)]
     maps = attention.position_maps(model, image, points)
@@ -111,7 +117,7 @@ def test_channels_are_ranked_by_how_well_they_tell_a_class():
 
 
 def test_a_map_of_a_class_is_the_mean_over_its_cells():
-    model = network(functools.partial(DualAttentionHead, reduction=2))
+    model = network(DUAL)
     image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
     prediction = np.zeros((64, 96), np.uint8)
     prediction[16:32, 8:24] = 2  # cells (2..3, 1..2)
@@ -124,7 +130,7 @@ def test_a_map_of_a_class_is_the_mean_over_its_cells():
 
 
 def test_queries_and_keys_give_the_maps():
-    model = network(functools.partial(DualAttentionHead, reduction=2))
+    model = network(DUAL)
     image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
     queries, keys = attention.queries_and_keys(model, image)
     weights = (queries.flatten(1).T @ keys.flatten(1)).softmax(dim=-1).view(8, 12, 8, 12)
@@ -132,9 +138,8 @@ def test_queries_and_keys_give_the_maps():
     torch.testing.assert_close(weights[2, 6], expected)
 
 
-def test_points_lie_inside_wanted_or_rare_classes(scene):
-    _, mask = scene
-    prediction = np.where(mask == 255, 0, mask).astype(np.uint8)
+def test_points_lie_inside_wanted_or_rare_classes(picture):
+    prediction = picture.prediction
     (point,) = attention.choose_points(prediction, wanted=[3, 2])
     assert prediction[point.y, point.x] == 3
     assert 24 <= point.x <= 35
@@ -142,34 +147,23 @@ def test_points_lie_inside_wanted_or_rare_classes(scene):
     assert [int(prediction[p.y, p.x]) for p in chosen] == [3, 1]
 
 
+POINTS = {"points": [attention.Point(30, 45), attention.Point(100, 10)]}
+POSITION = functools.partial(SingleAttentionHead, reduction=2, attention="position")
+CHANNEL = functools.partial(SingleAttentionHead, attention="channel")
+
+
 @pytest.mark.parametrize(
-    ("head", "panels"),
+    ("head", "options", "panels"),
     [
-        (functools.partial(DualAttentionHead, reduction=2), 7),
-        (functools.partial(SingleAttentionHead, reduction=2, attention="position"), 5),
-        (functools.partial(SingleAttentionHead, attention="channel"), 5),
+        (DUAL, POINTS, 7),
+        (POSITION, POINTS, 5),
+        (CHANNEL, POINTS, 5),
+        (DUAL, {"wanted": [1, 3], "by_class": True, "channels": 2}, 1 + 2 + 2 * 2 + 2),
     ],
-    ids=["dual", "position", "channel"],
+    ids=["dual", "position", "channel", "means of classes"],
 )
-def test_figure_6_has_a_panel_for_all_there_is(scene, head, panels):
-    image, mask = scene
-    model, prediction = network(head), np.where(mask == 255, 0, mask).astype(np.uint8)
-    points = [attention.Point(30, 45), attention.Point(100, 10)]
-    picture = SegmentedImage("x", image, prediction, mask)
-    drawn = figure(model, picture, CLASSES, PALETTE, FigureOptions(points=points))
-    one = image.shape[0] + 18
-    rows = (drawn.shape[0] - panels * one - (panels - 1) * 4) / 18
-    assert rows == int(rows) >= 1
-
-
-def test_figure_6_shows_means_of_classes_and_several_channels(scene):
-    image, mask = scene
-    model = network(functools.partial(DualAttentionHead, reduction=2))
-    prediction = np.where(mask == 255, 0, mask).astype(np.uint8)
-    picture = SegmentedImage("x", image, prediction, mask)
-    options = FigureOptions(wanted=[1, 3], by_class=True, channels=2)
-    drawn = figure(model, picture, CLASSES, PALETTE, options)
-    panels = 1 + 2 + 2 * 2 + 2
+def test_figure_6_has_a_panel_for_all_there_is(picture, head, options, panels):
+    drawn = figure(network(head), picture, CLASSES, PALETTE, **options)
     rows = (drawn.shape[0] - panels * (60 + 18) - (panels - 1) * 4) / 18
     assert rows == int(rows) >= 1
 
@@ -182,48 +176,37 @@ class Pictures(list):
 
 def test_pictures_of_a_validation_pass_the_network_in_small_parts(scene):
     samples = Pictures(Sample(*scene, name) for name in "ab")
-    model, seen = network(functools.partial(DualAttentionHead, reduction=2)), []
+    model, seen = network(DUAL), []
     model.backbone.register_forward_pre_hook(lambda _, x: seen.append(x[0][0, 0].numel()))
     infer = Sliding(crop=(32, 32), stride=(32, 32), windows_per_batch=1)
-    drawn = validation_pictures(
-        model, samples, infer, device=torch.device("cpu"), max_pixels=1500, count=2
-    )
+    drawn = validation_pictures(model, samples, infer, max_pixels=1500, count=2)
     assert list(drawn) == ["a", "a_attention", "b"]
     assert max(seen) <= 1500
 
 
-def test_no_channel_indicates_a_class_that_fills_the_picture(scene, monkeypatch):
-    image, mask = scene
-    model = network(functools.partial(DualAttentionHead, reduction=2))
+def test_no_channel_indicates_a_class_that_fills_the_picture(picture, monkeypatch):
     monkeypatch.setattr("danet.visualization.figure.rank_channels", None)  # not to be called
-    picture = SegmentedImage("x", image, np.full_like(mask, 3), mask)
-    figure(model, picture, CLASSES, PALETTE)
+    picture.prediction[:] = 3
+    figure(network(DUAL), picture, CLASSES, PALETTE)
 
 
-def test_a_contact_sheet_has_a_line_for_each_picture_whatever_its_size(scene):
-    image, mask = scene
-    prediction = np.where(mask == 255, 0, mask).astype(np.uint8)
-    tall = np.rot90(image).copy(), np.rot90(prediction).copy(), np.rot90(mask).copy()
-    lines = [
-        SegmentedImage("wide", image, prediction, mask),
-        SegmentedImage("tall", *tall),
-        SegmentedImage("own", image, prediction),
-    ]
-    drawn = sheets.contact_sheet(lines, CLASSES, PALETTE)
+def test_a_contact_sheet_has_a_line_for_each_picture_whatever_its_size(picture):
+    tall = SegmentedImage("tall", *(np.rot90(array).copy() for array in picture[1:]))
+    large = SegmentedImage("large", *(a.repeat(9, 0).repeat(9, 1) for a in picture[1:]))
+    own = picture._replace(truth=None)
+    lines = [picture, tall, own, overlay.thumbnail(large)]
+    drawn = overlay.contact_sheet(lines, CLASSES, PALETTE)
     assert drawn.shape[1] == 4 * 292
-    assert drawn.shape[0] == 3 * (18 + 4) + 60 + 200 + 60 + 18
+    assert drawn.shape[0] == 4 * (18 + 4) + 60 + 200 + 60 + 86 + 18
 
 
 @pytest.mark.parametrize("is_known", [True, False])
-def test_side_by_side_shows_where_only_one_is_right(scene, is_known):
-    image, truth = scene
-    first = np.where(truth == 255, 0, truth).astype(np.uint8)
-    second = first.copy()
+def test_side_by_side_shows_where_only_one_is_right(picture, is_known):
+    second = picture.prediction.copy()
     second[50:55, 100:110] = 3
-    first[10:12, 50:60] = 3
-    titles = ("1st: a", "2nd: b")
-    picture = SegmentedImage("x", image, first, truth if is_known else None)
-    drawn = sheets.side_by_side(picture, second, titles, CLASSES, PALETTE)
+    picture.prediction[10:12, 50:60] = 3
+    first = picture if is_known else picture._replace(truth=None)
+    drawn = overlay.side_by_side(first, second, ("1st: a", "2nd: b"), CLASSES, PALETTE)
     pixels = drawn.reshape(-1, 3)
 
     def count(color):

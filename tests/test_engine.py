@@ -3,8 +3,6 @@
 import json
 import math
 import os
-import pickle
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -28,19 +26,19 @@ from danet.models.segmentor import Segmentor
 # Schedules
 
 
-@pytest.mark.parametrize("power", [0.0, 0.9, 2.0])
-def test_poly_equals_its_formula(power):
-    schedule = Poly(power)
+@pytest.mark.parametrize(
+    ("schedule", "formula"),
+    [
+        (Poly(0.0), lambda x: 1.0),
+        (Poly(2.0), lambda x: (1 - x) ** 2),
+        (Cosine(), lambda x: 0.5 * (1 + math.cos(math.pi * x))),
+        (Cosine(0.1), lambda x: 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * x))),
+    ],
+    ids=str,
+)
+def test_schedules_equal_their_formulas(schedule, formula):
     for step in range(40):
-        assert schedule(step, 40) == pytest.approx((1 - step / 40) ** power)
-
-
-@pytest.mark.parametrize("final", [0.0, 0.1, 1.0])
-def test_cosine_equals_its_formula(final):
-    schedule = Cosine(final)
-    for step in range(40):
-        wave = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * step / 40))
-        assert schedule(step, 40) == pytest.approx(wave)
+        assert schedule(step, 40) == pytest.approx(formula(step / 40))
 
 
 @pytest.mark.parametrize("kind", [Poly, Cosine])
@@ -48,14 +46,6 @@ def test_warm_up_rises_in_equal_steps_to_the_curve_and_then_is_the_curve(kind):
     warm, curve = kind(warmup_steps=4), kind()
     shares = [warm(step, 40) / curve(step, 40) for step in range(8)]
     assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1])
-
-
-@pytest.mark.parametrize("kind", [Poly, Cosine])
-def test_rates_start_at_one_fall_and_stay_above_zero(kind):
-    factors = [kind()(step, 100) for step in range(100)]
-    assert factors[0] == 1
-    assert factors == sorted(factors, reverse=True)
-    assert 0 < factors[-1] < 0.02
 
 
 @pytest.mark.parametrize(
@@ -110,14 +100,6 @@ def test_every_parameter_is_in_one_group_with_its_own_rate_and_decay(danet, reci
         group = where[parameter]
         assert group["lr"] == group["base_lr"] == pytest.approx(rate), name
         assert group["weight_decay"] == decay, name
-
-
-def test_the_heads_of_the_paper_learn_ten_times_as_fast(danet):
-    optimizer = SGD(0.003)(danet)
-    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    assert {rates[p] for p in danet.backbone.parameters()} == {0.003}
-    assert {rates[p] for p in danet.head.parameters()} == {0.003 * 10}
-    assert {rates[p] for p in danet.auxiliary_head.parameters()} == {0.003 * 10}
 
 
 def test_settings_reach_the_optimizer(danet):
@@ -182,104 +164,15 @@ def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch, er
         raise error
 
     monkeypatch.setattr(torch, "save", write_half)
-    with pytest.raises(
-        StorageError, match=r"last.pt: the checkpoint could not be written"
-    ) as caught:
+    could_not = "the checkpoint could not be written"
+    with pytest.raises(StorageError, match=f"last.pt: {could_not}") as caught:
         checkpoint_format.save(path, {**STATE, "step": 8})
     assert str(error) in str(caught.value)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["last.pt"]
-
-
-def test_a_folder_that_is_not_there_is_a_storage_error(tmp_path):
-    with pytest.raises(StorageError, match=r"none/last.pt: the checkpoint could not be written"):
-        checkpoint_format.save(tmp_path / "none" / "last.pt", STATE)
-
-
-def test_a_file_in_place_of_the_folder_is_a_storage_error(tmp_path):
-    (tmp_path / "run").write_text("not a folder")
-    with pytest.raises(StorageError, match=r"run/last.pt: the checkpoint could not be written"):
-        checkpoint_format.save(tmp_path / "run" / "last.pt", STATE)
-
-
-class Command:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return subprocess.check_call, (["mkdir", str(self.path)],)
-
-
-def whole(tmp_path):
-    checkpoint_format.save(tmp_path / "whole.pt", STATE)
-    return (tmp_path / "whole.pt").read_bytes()
-
-
-DAMAGED = {
-    "zero bytes": (lambda data: b"", "not a checkpoint: 0 bytes"),
-    "cut at the start": (lambda data: data[:3], r"(damaged .*\(|not a checkpoint: )3 bytes"),
-    "cut in the middle": (lambda data: data[: len(data) // 2], "damaged or incomplete"),
-    "cut at the end": (lambda data: data[:-1], "damaged or incomplete"),
-    "a web page": (lambda data: b"<!DOCTYPE html>\n<title>404</title>", "begin with b'<!DOCTYPE"),
-    "text": (lambda data: b"version https://git-lfs", "not a checkpoint: 23 bytes that begin"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGED)
-def test_a_file_that_is_not_whole_is_refused_by_name(tmp_path, damage):
-    change, message = DAMAGED[damage]
-    path = tmp_path / "last.pt"
-    path.write_bytes(change(whole(tmp_path)))
-    with pytest.raises(InputError, match=rf"^checkpoint={path}: .*{message}"):
-        checkpoint_format.load(path)
-
-
-def test_a_missing_file_is_refused_with_the_names_of_those_there(tmp_path):
-    for name in ("last.pt", "best.pt", "notes.txt"):
-        (tmp_path / name).write_bytes(b"")
-    with pytest.raises(InputError) as caught:
-        checkpoint_format.load(tmp_path / "lost.pt")
-    assert str(caught.value) == (
-        f"checkpoint={tmp_path}/lost.pt: there is no such file; "
-        f"there are {tmp_path}/best.pt, {tmp_path}/last.pt"
-    )
-    with pytest.raises(InputError, match=r"nowhere/last.pt: there is no such file, and no folder "):
-        checkpoint_format.load(tmp_path / "nowhere" / "last.pt")
-    with pytest.raises(InputError, match="there is no such file"):
-        checkpoint_format.load(tmp_path)
-
-
-@pytest.mark.parametrize("form", ["torch", "torch, old", "pickle"])
-def test_a_file_that_would_run_a_command_is_refused_and_runs_nothing(tmp_path, form):
-    path, made = tmp_path / "last.pt", tmp_path / "made by the file"
-    state = {**STATE, "config": Command(made)}
-    if form == "pickle":
-        path.write_bytes(pickle.dumps(state))
-        message = "not a checkpoint"
-    else:
-        zipped = form == "torch"
-        torch.save(state, path, _use_new_zipfile_serialization=zipped)
-        message = "it holds Python objects, and those can run code" if zipped else ""
-    with pytest.raises(InputError, match=rf"^checkpoint={path}: .*{message}"):
-        checkpoint_format.load(path)
-    assert not made.exists()
-    pickle.loads(pickle.dumps(Command(made)))
-    assert made.is_dir(), "the file was no danger to begin with"
-
-
-@pytest.mark.parametrize("content", [{"weight": torch.ones(2)}, [1, 2], torch.ones(2)], ids=type)
-def test_plain_weights_are_refused_with_advice(tmp_path, content):
-    torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(InputError, match=r"w.pt: not a checkpoint of this project .* init_from"):
-        checkpoint_format.load(tmp_path / "w.pt")
-
-
-def test_a_newer_format_is_refused(tmp_path):
-    checkpoint_format.save(tmp_path / "last.pt", {**STATE, "format": checkpoint_format.FORMAT + 1})
-    with pytest.raises(InputError, match=r"last.pt: format 4 of danet .*reads format 3$"):
-        checkpoint_format.load(tmp_path / "last.pt")
+    for place in ("no folder", "last.pt"):
+        with pytest.raises(StorageError, match=f"{place}/x.pt: {could_not}"):
+            checkpoint_format.save(tmp_path / place / "x.pt", STATE)
 
 
 # Log
@@ -320,13 +213,6 @@ def test_a_resumed_log_goes_on_from_its_step_and_drops_what_was_later(tmp_path, 
     assert sorted(os.listdir(tmp_path)) == ["metrics.jsonl", "tensorboard"]
 
 
-def test_a_log_whose_last_line_was_cut_short_can_be_resumed(tmp_path, log):
-    """A machine that stops while it writes leaves half a line."""
-    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "kind": "train", "loss": 1}\n{"step": 4, ')
-    log(step=2).scalars(4, "train", {"loss": 0.5})
-    assert [line["step"] for line in lines(tmp_path)] == [2, 4]
-
-
 def test_numbers_that_json_does_not_know_become_null(tmp_path, log):
     log().scalars(1, "val", {"a": math.nan, "b": math.inf, "c": 0.5})
     text = (tmp_path / "metrics.jsonl").read_text()
@@ -347,7 +233,6 @@ def test_a_log_without_a_folder_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     silent = RunLog(None, step=0, steps=10)
     silent.advance()
-    silent.status(loss="1")
     silent.write("hello")
     silent.scalars(1, "train", {"loss": 1.0})
     silent.images(1, {"a": None})
@@ -427,12 +312,6 @@ def test_a_run_that_goes_on_with_other_settings_reports_both(tmp_path):
     assert configs == {"config.yaml": 2, "config_until_000000040.yaml": 1}
 
 
-def test_an_empty_folder_may_be_named(tmp_path):
-    (tmp_path / "a").mkdir()
-    assert prepare(str(tmp_path / "a"), tmp_path / "b") == tmp_path / "a"
-    assert (tmp_path / "a" / "config.yaml").is_file()
-
-
 @pytest.mark.parametrize("below", ["", "/deeper"])
 def test_a_file_in_place_of_the_folder_of_a_run_is_a_storage_error(tmp_path, below):
     (tmp_path / "a").write_text("mine")
@@ -444,33 +323,27 @@ def test_a_file_in_place_of_the_folder_of_a_run_is_a_storage_error(tmp_path, bel
 # Settings
 
 
-def test_good_settings_have_no_faults():
-    assert TrainSettings(steps=1).errors() == []
+def test_good_settings_have_no_errors_and_all_wrong_ones_are_named_at_once():
     assert TrainSettings(9, stop_at=1, clip_norm=1.0, ema_decay=0.99, device="cpu").errors() == []
-    assert TrainSettings(9, compile=True).errors() == []
+    assert len(TrainSettings(steps=0, log_every=0, device="x", precision="y").errors()) == 4
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "trainer.steps=0: expected a whole number of at least 1"),
-        ({"stop_at": 0}, "trainer.stop_at=0: expected a whole number of at least 1"),
-        ({"eval_every": -1}, "trainer.eval_every=-1: expected a whole number of at least 1"),
-        ({"log_every": 0}, "trainer.log_every=0: expected a whole number of at least 1"),
-        ({"accumulate": 0}, "trainer.accumulate=0: expected a whole number of at least 1"),
-        ({"clip_norm": 0}, "trainer.clip_norm=0: expected a number above 0, or null"),
-        ({"clip_norm": math.nan}, "trainer.clip_norm=nan: expected a number above 0, or null"),
-        ({"ema_decay": 1.0}, "trainer.ema_decay=1.0: expected 0 < decay < 1, or null"),
-        (
-            {"precision": "half"},
-            "trainer.precision=half: expected auto, float32, bfloat16, float16",
-        ),
-        ({"device": "tpu"}, "trainer.device=tpu: expected auto, cpu or cuda"),
+        ({"steps": 0}, "expected a whole number of at least 1"),
+        ({"stop_at": 0}, "expected a whole number of at least 1"),
+        ({"eval_every": -1}, "expected a whole number of at least 1"),
+        ({"log_every": 0}, "expected a whole number of at least 1"),
+        ({"accumulate": 0}, "expected a whole number of at least 1"),
+        ({"clip_norm": 0}, "expected a number above 0, or null"),
+        ({"clip_norm": math.nan}, "expected a number above 0, or null"),
+        ({"ema_decay": 1.0}, "expected 0 < decay < 1, or null"),
+        ({"precision": "half"}, "expected auto, float32, bfloat16 or float16"),
+        ({"device": "tpu"}, "expected auto, cpu or cuda"),
     ],
 )
 def test_a_wrong_setting_is_named(change, message):
-    assert TrainSettings(**{"steps": 9, **change}).errors() == [message]
-
-
-def test_all_faults_are_reported_at_once():
-    assert len(TrainSettings(steps=0, log_every=0, device="x", precision="y").errors()) == 4
+    ((name, value),) = change.items()
+    (error,) = TrainSettings(**{"steps": 9, **change}).errors()
+    assert error == f"trainer.{name}={value}: {message}"

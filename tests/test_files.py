@@ -7,7 +7,6 @@ import tracemalloc
 import warnings
 import zlib
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
@@ -180,18 +179,6 @@ def test_an_honest_large_picture_passes_and_pillows_limit_stays_as_it_was(tmp_pa
         warnings.simplefilter("error")
         assert read_image(path).shape == NOISE.shape  # four times Pillow's limit: it would refuse
     assert Image.MAX_IMAGE_PIXELS == 500
-
-
-def test_opencv_reads_the_common_kinds_and_pillow_the_others(tmp_path, monkeypatch):
-    seen = []
-    decode = cv2.imdecode
-    monkeypatch.setattr(cv2, "imdecode", lambda *a: seen.append(kind) or decode(*a))
-    for kind in KINDS:
-        (tmp_path / "a.x").write_bytes(KINDS[kind])
-        read_image(tmp_path / "a.x")
-    assert set(seen) == {"PNG", "grey PNG", "JPEG", "progressive JPEG", "grey JPEG"} | {
-        "JPEG with restarts"
-    }
 
 
 def test_a_palette_with_transparent_colours_is_read_without_a_warning(tmp_path):

@@ -8,12 +8,11 @@ from danet.filesystem import atomic_write, file_lock
 
 
 @pytest.mark.parametrize("durable", [False, True])
-@pytest.mark.parametrize("shared", [False, True])
-def test_a_file_is_replaced_at_the_end_and_not_before(tmp_path, shared, durable):
+def test_a_file_is_replaced_at_the_end_and_not_before(tmp_path, durable):
     path = tmp_path / "last.pt"
     path.write_text("old")
-    with atomic_write(path, shared=shared, durable=durable) as temporary:
-        expected = f".last.pt.{os.getpid()}.tmp" if shared else ".last.pt"
+    with atomic_write(path, durable=durable) as temporary:
+        expected = f".last.pt.{os.getpid()}.tmp" if durable else ".last.pt"
         assert temporary == tmp_path / expected
         temporary.write_text("new")
         assert path.read_text() == "old"

@@ -8,7 +8,7 @@ from danet.errors import InputError
 
 def test_the_shipped_lists_are_the_splits_of_the_publication():
     names = {
-        split: shipped_list("voc2012", split).names
+        split: list(shipped_list("voc2012", split).lines)
         for split in ("train", "val", "test", "trainaug", "seg11valid_736")
     }
     assert {split: len(found) for split, found in names.items()} == {
@@ -29,7 +29,7 @@ def test_every_shipped_list_can_be_read_and_names_nothing_twice():
     paths = sorted(SHIPPED.rglob("*.txt"))
     assert len(paths) >= 12
     for path in paths:
-        assert read_list(path).repeated == []
+        assert read_list(path).notes == ()
         assert path.parent.name in (SHIPPED / "README.md").read_text()
 
 
@@ -37,10 +37,8 @@ def test_a_list_of_a_user_may_have_marks_blanks_and_windows_line_ends(tmp_path):
     path = tmp_path / "list.txt"
     path.write_bytes("\ufeffein Bild \r\n\r\n  北京/b\t\r\nc\rd\x85e\n\nein Bild".encode())
     found = read_list(path)
-    assert found.names == ["ein Bild", "北京/b", "c", "d\x85e"]
-    assert [entry.line for entry in found.entries] == [1, 3, 4, 5, 7]
-    assert found.repeated == ["ein Bild"]
-    assert found.line_of("c") == 4
+    assert found.lines == {"ein Bild": 1, "北京/b": 3, "c": 4, "d\x85e": 5}
+    assert found.notes == (f"{path}: 1 images stand there more than once and count once: ein Bild",)
 
 
 @pytest.mark.parametrize(

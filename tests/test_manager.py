@@ -3,7 +3,6 @@
 import itertools
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -11,15 +10,14 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, batch
+from conftest import batch
 from conftest import make_trainer as make
 
 from danet.checkpoint import format as checkpoint_format
-from danet.checkpoint.manager import CheckpointManager, by_age, path_at, remove_leftovers
+from danet.checkpoint.manager import CheckpointManager, path_at, remove_leftovers
 from danet.checkpoint.weights import initialise
 from danet.distributed.signals import FAIL
 from danet.engine.settings import TrainSettings
-from danet.engine.train_step import TrainStep
 from danet.errors import InputError, StorageError
 
 
@@ -42,28 +40,30 @@ def steps_in(folder):
     return [checkpoint_format.load(p)["step"] for p in sorted(folder.glob("step_*.pt"))]
 
 
-def test_the_newest_and_the_best_are_kept_and_named(tmp_path):
-    manager = manager_of(tmp_path, keep_last=2)
-    for step, score in ((1, 0.3), (2, 0.9), (3, 0.4), (4, None), (5, 0.2)):
+LEAST = {"keep_last": 1, "keep_every": 4}
+
+
+@pytest.mark.parametrize(
+    ("settings", "scores", "kept", "best"),
+    [
+        ({"keep_last": 2}, (0.3, 0.9, 0.4, None, 0.2), [2, 4, 5], 2),
+        (
+            {"keep_last": 1, "keep_best": 2, "keep_every": 4},
+            (0.5, 0.1, 0.7, 0.2, 0.6),
+            [3, 4, 5],
+            3,
+        ),
+        ({}, (0.5, 0.5), [1, 2], 1),
+    ],
+    ids=["the newest and the best", "several best and round ones", "the earlier of equal ones"],
+)
+def test_the_checkpoints_that_are_asked_for_are_kept(tmp_path, settings, scores, kept, best):
+    manager = manager_of(tmp_path, **settings)
+    for step, score in enumerate(scores, start=1):
         manager.save(state_at(step), score=score)
-    assert steps_in(tmp_path) == [2, 4, 5]
-    assert checkpoint_format.load(tmp_path / "last.pt")["step"] == 5
-    assert checkpoint_format.load(tmp_path / "best.pt")["step"] == 2
-
-
-def test_several_best_ones_and_round_steps_are_kept_for_ever(tmp_path):
-    manager = manager_of(tmp_path, keep_last=1, keep_best=2, keep_every=4)
-    for step, score in enumerate((0.5, 0.1, 0.7, 0.2, 0.6, 0.3, 0.1, 0.2, 0.1, 0.1), start=1):
-        manager.save(state_at(step), score=score)
-    assert steps_in(tmp_path) == [3, 4, 5, 8, 10]
-    assert checkpoint_format.load(tmp_path / "best.pt")["step"] == 3
-
-
-def test_equal_scores_leave_the_earlier_one_the_best(tmp_path):
-    manager = manager_of(tmp_path)
-    for step in (1, 2):
-        manager.save(state_at(step), score=0.5)
-    assert checkpoint_format.load(tmp_path / "best.pt")["step"] == 1
+    assert steps_in(tmp_path) == kept
+    assert checkpoint_format.load(tmp_path / "last.pt")["step"] == len(scores)
+    assert checkpoint_format.load(tmp_path / "best.pt")["step"] == best
 
 
 def test_a_resumed_run_remembers_its_best(tmp_path):
@@ -121,15 +121,6 @@ def test_names_share_one_file_where_links_work_and_copy_it_where_not(tmp_path, m
         assert checkpoint_format.load(tmp_path / name)["step"] == 2
 
 
-def test_the_newest_is_known_by_its_step_and_not_by_the_clock(tmp_path):  # T25
-    manager = manager_of(tmp_path, keep_last=3)
-    for step in (1, 2, 3):
-        manager.save(state_at(step))
-        os.utime(path_at(tmp_path, step), (1000 - step, 1000 - step))
-    (tmp_path / "last.pt").unlink()
-    assert by_age(tmp_path) == [path_at(tmp_path, step) for step in (3, 2, 1)]
-
-
 def test_what_is_written_in_the_background_is_the_state_of_its_step(tmp_path, monkeypatch):  # T26
     write = checkpoint_format.save
 
@@ -173,11 +164,6 @@ def test_a_failure_is_noticed_without_waiting(tmp_path, monkeypatch):  # T27
     manager.close()
 
 
-def test_a_wrong_storage_policy_is_named():
-    wrong = TrainSettings(steps=1, on_storage_error="x").errors()
-    assert wrong == ["trainer.on_storage_error=x: expected stop or warn"]
-
-
 def test_leftovers_of_dead_processes_are_removed_and_others_left(tmp_path):  # T02
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -209,97 +195,26 @@ def test_any_flipped_bit_is_noticed(written, tmp_path):  # T21
             checkpoint_format.load(path)
 
 
-def test_any_cut_and_any_addition_is_noticed(written, tmp_path):  # T20, T21
-    path = tmp_path / "last.pt"
-    cuts = [0, 1, 10, len(written) // 2, len(written) - 1, len(written) - 40, len(written) - 41]
-    for data in [*(written[:cut] for cut in cuts), written + b"\0", written + written[-40:]]:
-        path.write_bytes(data)
-        with pytest.raises(InputError, match=r"damaged|not a checkpoint"):
-            checkpoint_format.load(path)
-
-
 @pytest.mark.parametrize("number", [1, 2])
 def test_files_of_older_formats_are_refused_and_still_start_a_run(tmp_path, number):  # T55
     path = tmp_path / "old.pt"
     checkpoint_format.save(path, {**state_at(3), "format": number})
-    with pytest.raises(InputError) as error:
+    advice = "which reads format 3; its weights can start a new run with init_from"
+    with pytest.raises(InputError, match=f"format {number} of danet .*{advice}"):
         checkpoint_format.load(path)
-    assert "\n" not in str(error.value)
-    assert f"format {number} of danet" in str(error.value)
-    assert "which reads format 3; its weights can start a new run with init_from" in str(
-        error.value
-    )
     network = torch.nn.Linear(1, 1)
     network.weight = torch.nn.Parameter(torch.zeros(1000))
     assert "1 of 2 tensors" in initialise(network, path)[0]
     assert torch.equal(network.weight, torch.full((1000,), 3.0))
 
 
-_LOOP = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from test_manager import manager_of, state_at
-from danet.checkpoint.manager import remove_leftovers
-folder = Path(sys.argv[1])
-remove_leftovers(folder)
-manager = manager_of(folder, keep_last=2)
-step = int(sys.argv[3])
-print("ready", flush=True)
-while True:
-    step += 1
-    manager.save(state_at(step, 200_000), score=step / 1e9)
-"""
-
-
-@pytest.mark.slow
-def test_kills_at_any_moment_leave_a_whole_checkpoint(tmp_path):  # T01
-    """A process that saves in a loop is killed; each kill continues where the file says."""
-    draw, step, kills = random.Random(1), 0, 12
-    for _ in range(kills):
-        process = subprocess.Popen(
-            [sys.executable, "-c", _LOOP, str(tmp_path), str(ROOT / "tests"), str(step)],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )
-        process.stdout.readline()
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "last.pt").exists():  # the first needs one that is whole
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(0.05 + draw.random() * 0.3)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        for path in by_age(tmp_path):
-            saved = checkpoint_format.load(path)  # verifies
-            assert torch.equal(
-                saved["model"]["weight"], torch.full((200_000,), float(saved["step"]))
-            )
-        newest = checkpoint_format.load(tmp_path / "last.pt")["step"]
-        assert newest >= step  # equal where a disk takes longer for one than the pause
-        step = newest
-    assert step >= 1
-    remove_leftovers(tmp_path)
-    assert not list(tmp_path.glob(".*.tmp"))
-
-
-class Steps(set):
-    """Steps whose checkpoints fail; ``failed`` has those that have failed."""
-
-    def __init__(self):
-        super().__init__()
-        self.failed = []
-
-
 @pytest.fixture
 def full_disk(monkeypatch):
     """Returns the steps whose checkpoints fail."""
-    failing, save = Steps(), checkpoint_format.save
+    failing, save = set(), checkpoint_format.save
 
     def fail(path, content):
         if content["step"] in failing:
-            failing.failed.append(content["step"])
             raise StorageError(f"{path}: the disk is full")
         save(path, content)
 
@@ -307,21 +222,9 @@ def full_disk(monkeypatch):
     return failing
 
 
-@pytest.mark.parametrize("in_background", [False, True])
-def test_a_failed_checkpoint_stops_the_run_at_the_next_step(
-    tmp_path, full_disk, in_background, monkeypatch
-):
+def test_a_failed_checkpoint_stops_the_run_at_the_next_step(tmp_path, full_disk):
     full_disk.add(2)
-    run = make(tmp_path, steps=30, eval_every=30, save_every=2, save_in_background=in_background)
-    update = TrainStep.__call__
-
-    def slowly(self, group, step):
-        deadline = time.monotonic() + 60
-        while step == 2 and not full_disk.failed and time.monotonic() < deadline:
-            time.sleep(0.01)  # the thread is not slower than a step
-        return update(self, group, step)
-
-    monkeypatch.setattr(TrainStep, "__call__", slowly)
+    run = make(tmp_path, steps=30, eval_every=30, save_every=2, save_in_background=False)
     with pytest.raises(StorageError, match=r"step_000000002.pt: the disk is full"):
         run.fit(map(batch, itertools.count()))
     assert run.step <= 3

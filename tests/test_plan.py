@@ -1,4 +1,4 @@
-"""A plan says what the run then takes: held against the allocations of the real trainer."""
+"""A plan says what the run then takes: compared with the allocations of the real trainer."""
 
 import json
 import math
@@ -18,7 +18,6 @@ from danet.preflight.memory_estimate import Ledger, StepSimulator
 from danet.types import Batch
 
 GIB = 2**30
-NO_ATTENTION = ["model/head=fcn", *(s for s in TINY if "reduction" not in s)]
 RECOMPUTE = "model.backbone.recompute=[1,2,3,4]"
 
 
@@ -27,7 +26,10 @@ def config(*overrides):
 
 
 def simulate(plain, *size, precision=torch.float32):
-    return StepSimulator(plain, precision=precision).run(*size)
+    """The peak of a step, and what it allocates above weights, optimizer and average."""
+    simulator = StepSimulator(plain, precision=precision)
+    peak = simulator.peak(*size)
+    return peak, peak - simulator.weights - simulator.optimizer - simulator.average
 
 
 def real_step(plain, device="cpu"):
@@ -67,39 +69,39 @@ def allocated(function, path):
     return peak
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        [],
+LIKE_REALITY = [
+    ([], (2, 96, 160), 0.1),
+    (
         ["optimizer=sgd", "loss=ohem", "loss.main.min_kept=500", "trainer.channels_last=false"],
+        (2, 96, 160),
+        0.1,
+    ),
+    (
         ["trainer.accumulate=2", "trainer.ema_decay=0.9", "trainer.clip_norm=1.0"],
-        [RECOMPUTE],
-    ],
-    ids=str,
-)
-def test_the_predicted_peak_is_what_the_trainer_allocates(overrides, tmp_path):
-    plain = config(*TINY, *overrides)
-    size = (2, 96, 160)
-    step, real = simulate(plain, *size), real_step(plain)
-    batches = group(plain, *size)
-    measured = allocated(lambda: real(batches, 2), tmp_path / "trace.json")
-    standing = step.parameters + step.optimizer + step.average
-    assert step.peak - standing == pytest.approx(measured, rel=0.1)
+        (2, 96, 160),
+        0.1,
+    ),
+    ([RECOMPUTE], (2, 96, 160), 0.1),
+]
+AT_REAL_SIZES = [
+    ([], (6, 64, 384), 0.25),
+    (["model/backbone=resnet50", "optimizer=sgd"], (2, 256, 256), 0.25),
+]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("overrides", "size"),
-    [([], (6, 64, 384)), (["model/backbone=resnet50", "optimizer=sgd"], (2, 256, 256))],
-    ids=["default", "resnet50"],
+    ("overrides", "size", "tolerance"),
+    [
+        *(pytest.param([*TINY, *o], s, t, id=str(o)) for o, s, t in LIKE_REALITY),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in AT_REAL_SIZES),
+    ],
 )
-def test_the_prediction_holds_at_real_sizes(overrides, size, tmp_path):
+def test_the_predicted_peak_is_what_the_trainer_allocates(overrides, size, tolerance, tmp_path):
     plain = config("trainer.device=cpu", "trainer.precision=float32", *overrides)
-    step, real = simulate(plain, *size), real_step(plain)
+    (_, above), real = simulate(plain, *size), real_step(plain)
     batches = group(plain, *size)
     measured = allocated(lambda: real(batches, 2), tmp_path / "trace.json")
-    standing = step.parameters + step.optimizer + step.average
-    assert step.peak - standing == pytest.approx(measured, rel=0.25)
+    assert above == pytest.approx(measured, rel=tolerance)
 
 
 @pytest.mark.gpu
@@ -117,42 +119,38 @@ def test_the_prediction_holds_on_cuda(precision, tmp_path):
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     step(batches, 2)
-    assert simulator.run(*size).peak == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.25)
+    assert simulator.peak(*size) == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.25)
 
 
 def test_parts_of_the_plan_are_what_they_are_called():
     plain = config(*TINY, "optimizer=sgd", "trainer.ema_decay=0.9")
-    simulator = StepSimulator(plain, precision=torch.float32)
-    step = simulator.run(2, 64, 64)
+    step = StepSimulator(plain, precision=torch.float32)
     with torch.device("meta"):
         model = make_model(plain)
     weights = sum(p.numel() for p in model.parameters())
     state = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    assert simulator.parameters == weights
-    assert 0 < simulator.head_parameters < weights
-    assert step.gradients == step.optimizer == 4 * weights  # one momentum each
-    assert state <= step.parameters <= state + 1024  # and buffers of the loss
-    assert step.average == state
-    assert 0 < step.attention < step.activations < step.peak
-    assert simulate(config(*NO_ATTENTION), 2, 64, 64).attention == 0
-    adam = simulate(config(*TINY, "optimizer=adamw"), 2, 64, 64)
+    assert step.optimizer == 4 * weights  # one momentum each
+    assert state <= step.weights <= state + 1024  # and buffers of the loss
+    assert step.average == step.weights
+    adam = StepSimulator(config(*TINY, "optimizer=adamw"), precision=torch.float32)
     assert adam.optimizer == pytest.approx(2 * 4 * weights, rel=0.01)  # and step counters
+    assert adam.average == 0
 
 
 @pytest.mark.slow
 def test_flops_are_those_of_the_paper():
     """673 G multiply-adds: counted with the authors' code, ResNet-101 at 768 x 768, 19 classes."""
     plain = config("model/backbone=resnet101", "data=cityscapes", "data.root=.")
-    step = simulate(plain, 1, 768, 768)
-    assert step.forward_flops == pytest.approx(2 * 673e9, rel=0.005)
-    assert 3 * step.forward_flops <= step.step_flops <= 3.3 * step.forward_flops
+    forward, step = StepSimulator(plain, precision=torch.float32).flops(1, 768, 768)
+    assert forward == pytest.approx(2 * 673e9, rel=0.005)
+    assert 3 * forward <= step <= 3.3 * forward
 
 
 def test_bfloat16_and_recomputation_take_less():
-    plain = config(*TINY)
-    full = simulate(plain, 2, 96, 160).activations
-    assert simulate(plain, 2, 96, 160, precision=torch.bfloat16).activations < 0.75 * full
-    assert simulate(config(*TINY, RECOMPUTE), 2, 96, 160).activations < 0.75 * full
+    size = (6, 64, 384)
+    _, full = simulate(config(), *size)
+    assert simulate(config(), *size, precision=torch.bfloat16)[1] < 0.75 * full
+    assert simulate(config(RECOMPUTE), *size)[1] < 0.75 * full
 
 
 def test_a_ledger_counts_what_is_alive_and_no_view_twice():
@@ -166,46 +164,20 @@ def test_a_ledger_counts_what_is_alive_and_no_view_twice():
         del b
         assert ledger.now == 0
         assert ledger.peak == 2 * 4096
-        torch.ones(8, 16) @ torch.ones(16, 4)
-        assert ledger.flops == 2 * 8 * 16 * 4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("share", [0.3, 3.0])
-def test_proposed_sizes_fit_and_larger_ones_do_not(share):
+def test_the_largest_crop_fits_and_a_larger_one_does_not():
     simulator = StepSimulator(config(*TINY), precision=torch.float32)
-    limit = int(share * simulator.run(4, 256, 256).peak)
+    limit = int(0.3 * simulator.peak(4, 256, 256))
     side = plan.largest_crop(simulator, 4, limit)
-    wider = side * 11 // 10 + 32
-    assert simulator.run(4, side, side).peak <= limit < simulator.run(4, wider, wider).peak
-    count = plan.largest_batch(simulator, 128, 128, limit)
-    more = count * 11 // 10 + 1
-    assert simulator.run(count, 128, 128).peak <= limit < simulator.run(more, 128, 128).peak
-
-
-@pytest.mark.parametrize("limit", [999, 1000, 1100, 5000, 10**9])
-def test_the_search_ends_at_the_last_size_that_fits_also_where_memory_is_flat_or_bent(limit):
-    calls = []
-
-    def peak(size):
-        calls.append(size)
-        return max(1000, 10 * size if size < 200 else 20 * size - 2000)
-
-    known = [(size, peak(size)) for size in (1, 2)]
-    found = plan.largest_within(peak, lambda n: n, limit, known=known, step=1, most=1024)
-    assert len(calls) < 16
-    assert found == max((n for n in range(1, 1025) if peak(n) <= limit), default=0)
-
-
-def test_nothing_fits_where_there_is_no_room():
-    simulator = StepSimulator(config(*TINY), precision=torch.float32)
+    assert simulator.peak(4, side, side) <= limit < simulator.peak(4, side + 32, side + 32)
     assert plan.largest_crop(simulator, 4, 1000) == 0
-    assert plan.largest_batch(simulator, 64, 64, 1000) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_can_be_planned(experiment):
+def test_every_experiment_can_be_planned(experiment, monkeypatch):
+    monkeypatch.setattr(plan, "SIDES", range(64, 129, 32))
     plain = config(f"experiment={experiment}", "data.root=/nowhere")
     plain.device_memory = 40.0
     text = plan.describe(plain, torch.device("cpu"))
@@ -232,7 +204,7 @@ def test_an_absurd_crop_is_refused_with_one_that_fits():
     ) as e:
         plan.refuse_the_impossible(plain, torch.device("cpu"))
     side = int(str(e.value).rsplit("[", 1)[1].split(",")[0])
-    assert simulate(plain, 2, side, side).peak <= 4.0 * GIB
+    assert simulate(plain, 2, side, side)[0] <= 4.0 * GIB
     plain.device_memory = 1e9
     plan.refuse_the_impossible(plain, torch.device("cpu"))
 
@@ -251,18 +223,9 @@ def test_the_memory_of_this_machine_is_a_number():
 @pytest.mark.slow
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     done = tool("train", *TINY, "dry_run=true", "device_memory=2", cwd=tmp_path)
-    for word in ("parameters", "FLOPs step", "optimizer", "attention", "largest crop", "fits"):
+    for word in ("parameters", "FLOPs step", "optimizer", "peak", "largest crop", "fits"):
         assert word in done.stdout
     assert list(tmp_path.iterdir()) == []
     done = tool("train", "experiment=camvid_quick", "dry_run=true", cwd=tmp_path)
     assert "8 x 256 x 320" in done.stdout
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_training_refuses_an_absurd_crop_before_it_builds_anything(camvid_tree, tmp_path):
-    crop = ["data=camvid", f"data.root={camvid_tree}", "data.crop=[20000,20000]", "run.dir=r"]
-    refused = tool("train", *crop, "trainer.device=cpu", cwd=tmp_path, code=2)
-    assert "data.crop=[20000, 20000] with data.batch_size=8: a step needs about" in refused.stderr
-    assert "the largest crop that fits is [" in refused.stderr
-    assert not (tmp_path / "r").exists()

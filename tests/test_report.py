@@ -10,9 +10,10 @@ import torch
 from conftest import call
 
 import danet
+from danet.evaluation.inference import Whole
 from danet.visualization.attention import Point, position_maps
-from danet.visualization.curves import chart
 from danet.visualization.overlay import predict
+from danet.visualization.pages import chart, render
 from danet.visualization.viewer import compute_view, data_uri
 
 
@@ -91,7 +92,7 @@ def test_pointing_at_a_pixel_shows_what_it_attends_to(browser, tiny_checkpoint):
     torch.testing.assert_close(weights.float(), expected, atol=1e-6, rtol=1e-4)
 
     readout = browser.value("readout.innerText")
-    seen = predict(model, image, torch.device("cpu"))
+    seen = predict(model, image, Whole())
     middle = model.classes[seen[y // 8 * 8 + 4, x // 8 * 8 + 4]]  # of the cell of eight pixels
     assert f"Pixel ({x}, {y}), predicted as {middle}, attends to" in readout
     assert browser.value("attention.toDataURL()") != before
@@ -124,10 +125,11 @@ def test_a_large_picture_is_made_smaller_for_the_viewer(tiny_checkpoint, monkeyp
     monkeypatch.setattr("danet.visualization.viewer.MAX_POSITIONS", 40)
     model = danet.load_model(tiny_checkpoint)
     image = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
-    seen = compute_view(model, "x", image, torch.device("cpu"))
+    seen = compute_view(model, "x", image, Whole())
     assert seen.queries[0].size <= 40
-    assert seen.image.shape[:2] == seen.prediction.shape
-    assert seen.image.shape[1] / seen.image.shape[0] == pytest.approx(2, rel=0.1)
+    height, width = seen.picture.prediction.shape
+    assert seen.picture.image.shape == (height, width, 3)
+    assert width / height == pytest.approx(2, rel=0.1)
 
 
 def test_pictures_become_jpeg_only_where_they_are_large():
@@ -149,15 +151,10 @@ def test_a_chart_draws_finite_points_with_round_numbers():
     assert alone.count('text-anchor="middle"') == 2  # one tick and the name of the axis
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (["report=true", "images=."], "report=true scores a split: leave images out"),
-        (["by_class=true", "points=[[1,1]]"], "by_class=true shows means of classes"),
-        (["channels=0"], "channels=0: expected at least 1"),
-        (["other=nowhere.pt"], "nowhere.pt: there is no such file"),
-    ],
-)
-def test_mistakes_are_reported_in_one_line(tiny_checkpoint, capsys, settings, message):
-    call("visualize", f"checkpoint={tiny_checkpoint}", *settings, "device=cpu", code=2)
-    assert message in capsys.readouterr().err
+def test_text_of_others_is_only_ever_shown():
+    curves = {"<i>": [(0, 1.0)], "<b>": [(0, 1.0)]}
+    text = render("runs.html", title="<u>", rows=[["<s>"]], charts=[chart("<em>", curves)])
+    assert "<svg" in text
+    for tag in ("<i>", "<b>", "<u>", "<s>", "<em>"):
+        assert tag not in text
+        assert tag.replace("<", "&lt;").replace(">", "&gt;") in text

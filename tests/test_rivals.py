@@ -20,8 +20,6 @@ from danet.models.heads.psanet import PointwiseAttention, PSAHead
 from danet.models.heads.pspnet import PyramidPoolingHead
 from danet.models.heads.serial import CBAMHead, ConvolutionalAttention, SerialAttentionHead
 from danet.preflight.advice import refuse_single_values
-from danet.preflight.memory_estimate import StepSimulator
-from danet.preflight.plan import LARGEST_BATCH, largest_batch
 
 K = 5
 HEADS = {
@@ -203,17 +201,6 @@ def test_a_batch_of_one_image_is_refused_before_it_starts(head):
     config = check(compose(*tiny, f"model/head={head}", "data.batch_size=1"))
     with pytest.raises(InputError, match=r"gets one value per channel.*data\.batch_size=2"):
         refuse_single_values(config, torch.device("cpu"))
-
-
-@pytest.mark.parametrize("free", [2**62, 1], ids=["room", "no room"])
-def test_a_plan_never_proposes_one_image_to_a_head_that_needs_two(free):
-    tiny = [text for text in TINY if "reduction" not in text]
-    config = check(compose(*tiny, "model/head=pspnet"))
-    simulator = StepSimulator(config, precision=torch.float32)
-    images = largest_batch(simulator, 48, 96, free)
-    assert images == (LARGEST_BATCH if free > 1 else 0)
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        simulator.run(1, 48, 96)
 
 
 # timm

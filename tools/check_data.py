@@ -14,15 +14,14 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
 
     require_packages(__file__)
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from danet import cli
 from danet.config.schema import CheckConfig, TrainConfig, TrainSchema
 from danet.config.validate import check
 from danet.engine.settings import TrainSettings
-from danet.errors import InputError, StorageError
-from danet.filesystem import folder_of, require_writable
+from danet.errors import InputError
+from danet.filesystem import folder_of, require_writable, write_file
 from danet.plain import quoted
 
 if TYPE_CHECKING:
@@ -57,42 +56,41 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
     _check_settings(settings, output)
     require_writable(output)
     from danet.data_check.report import as_json, contact_sheet, describe, notes_of, weights_setting
-    from danet.data_check.sample import describe_single_class, sample_indices
-    from danet.datasets.base import FileDataset
+    from danet.data_check.sample import find_single_class, sample_indices
     from danet.visualization.overlay import save_image
 
-    reports, datasets, refused = scan_splits(checked, settings)
+    reports, refused = scan_splits(checked, settings)
     warnings = 0
     found: dict[str, Any] = {**facts, "refused": refused, "splits": {}}
-    for report, dataset in zip(reports, datasets, strict=True):
-        assert isinstance(dataset, FileDataset)
-        is_training = report.split == settings.data["train_split"]
-        if is_training and not report.num_problems:
-            problem = describe_single_class(dataset, np.flatnonzero(report.pixels).tolist())
+    for report in reports:
+        split = report.dataset.split
+        is_training = split == settings.data["train_split"]
+        if is_training and not report.problems:
+            problem = find_single_class(report)
             if problem:
-                report.add_problem(problem)
-        notes = notes_of(report, is_training=is_training)
-        print(describe(report, notes))
+                report.problems.append(problem)
+        notes = notes_of(report, absent="cannot be learnt" if is_training else "have no score")
+        print(describe(report, notes, show=settings.show))
         if is_training and report.pixels.any():
             print(f"  balanced by median frequency: {weights_setting(report)}")
-        found["splits"][report.split] = as_json(report, notes)
+        found["splits"][split] = as_json(report, notes, show=settings.show)
         warnings += sum(note.startswith("warning: ") for note in notes)
-        sheet = contact_sheet(dataset, sample_indices(len(dataset), settings.samples))
+        indices = sample_indices(len(report.dataset), settings.samples)
+        sheet = contact_sheet(report.dataset, indices)
         if sheet is not None:
-            save_image(output / f"{report.split}.png", sheet)
-            print(f"  {output / f'{report.split}.png'}")
+            save_image(output / f"{split}.png", sheet)
+            print(f"  {output / f'{split}.png'}")
     images = "decoded" if settings.full else "structure and checksums (full=true decodes them)"
     print(f"looked at every pair; labels: decoded; images: {images}")
-    setting = write_lists(datasets, output)
+    setting = write_lists((report.dataset for report in reports), output)
     if setting:
         print(f"these lists freeze it: {setting}")
-    _save_json(output / "report.json", found)
-    count = sum(report.num_problems for report in reports)
+    write_file(output / "report.json", json.dumps(found, indent=1) + "\n")
     problems = [*refused, *(text for report in reports for text in report.problems)]
-    if refused or count:
+    if problems:
         shown = problems[:_MAX_PROBLEMS]
-        if count + len(refused) > _MAX_PROBLEMS:
-            shown.append(f"{count + len(refused)} problems in all; see {output / 'report.json'}")
+        if len(problems) > _MAX_PROBLEMS:
+            shown.append(f"{len(problems)} problems in all; see {output / 'report.json'}")
         raise InputError("\n".join(shown))
     warned = f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""
     print(f"no problems{warned}; {output / 'report.json'}")
@@ -100,13 +98,13 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
 
 def scan_splits(
     config: TrainConfig, settings: CheckConfig
-) -> tuple[list["SplitReport"], list["FileDataset"], list[str]]:
-    """Scan the splits; return reports, data sets, and why other splits were refused as a whole."""
+) -> tuple[list["SplitReport"], list[str]]:
+    """Scan the splits; return reports, and why other splits were refused as a whole."""
     from tqdm import tqdm
 
     from danet.config.build import make_dataset
     from danet.data_check.overlap import refuse_overlap
-    from danet.data_check.report import report_duplicates, shared_names
+    from danet.data_check.report import report_duplicates
     from danet.data_check.sample import suggest_setting
     from danet.data_check.scan import scan
     from danet.datasets.base import FileDataset
@@ -114,7 +112,7 @@ def scan_splits(
     data = config.data
     if "cache" in config.plain["data"]:
         config.plain["data"]["cache"] = "none"  # check the files, not copies of them
-    reports, datasets, refused = [], [], []
+    reports, refused = [], list[str]()
     for split in settings.splits or dict.fromkeys((data.train_split, data.val_split)):
         try:
             dataset = make_dataset(config, split, training=False)
@@ -127,28 +125,22 @@ def scan_splits(
             report = scan(
                 dataset,
                 full=settings.full,
-                max_problems=settings.show,
                 num_workers=data.num_workers,
                 progress=bar.update,
             )
         reports.append(report)
-        datasets.append(dataset)
-    allowed = data.allow_overlap
-    report_duplicates(reports, allow_overlap=allowed)
-    by_split = {dataset.split: dataset for dataset in datasets}
-    if data.train_split == data.val_split in by_split:
-        dataset = by_split[data.val_split]
-        try:
-            reports[0].notes.append(refuse_overlap(dataset, dataset, allowed=allowed))
-        except InputError as error:
-            refused.append(str(error))
+        if data.train_split == data.val_split == split:
+            try:
+                report.notes.append(refuse_overlap(dataset, dataset, allowed=data.allow_overlap))
+            except InputError as error:
+                refused.append(str(error))
+    report_duplicates(reports, allow_overlap=data.allow_overlap)
     if reports:
-        reports[0].notes += shared_names(reports)
         values = set().union(*(report.values for report in reports))
-        suggestion = suggest_setting(datasets[0], values)
+        suggestion = suggest_setting(reports[0].dataset, values)
         if suggestion:
-            reports[0].add_problem(suggestion, first=True)
-    return reports, datasets, list(dict.fromkeys(refused))
+            reports[0].problems.insert(0, suggestion)
+    return reports, list(dict.fromkeys(refused))
 
 
 def write_lists(datasets: Iterable["FileDataset"], output: Path) -> str:
@@ -165,7 +157,7 @@ def write_lists(datasets: Iterable["FileDataset"], output: Path) -> str:
             f"{os.path.relpath(item.mask or '', dataset.root)}\n"
             for item in dataset.items
         ]
-        _save(files[dataset.split], "".join(lines))
+        write_file(files[dataset.split], "".join(lines))
     print(divided[0].division)
     lists = ", ".join(f"{split}: {quoted(str(path))}" for split, path in files.items())
     return shlex.quote(f"data.lists={{{lists}}}")
@@ -179,19 +171,6 @@ def _check_settings(settings: CheckConfig, output: Path) -> None:
     root = settings.data.get("root")
     if root is not None and output.is_relative_to(root):
         raise InputError(f"output={output} lies in data.root, where nothing is ever written")
-
-
-def _save_json(path: Path, found: dict[str, Any]) -> None:
-    _save(path, json.dumps(found, indent=1) + "\n")
-
-
-def _save(path: Path, text: str) -> None:
-    """Write a part of the report; raise StorageError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise StorageError(f"{path}: the report could not be written ({error.strerror})") from error
 
 
 def main() -> None:

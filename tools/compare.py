@@ -1,9 +1,9 @@
 """Compare runs: ``python tools/compare.py RUN RUN ...``, where a RUN is a folder."""
 
 import argparse
+import statistics
 import sys
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +18,19 @@ import yaml
 from danet import console
 from danet.engine.log import read_metrics
 from danet.engine.trackers import plain_settings
-from danet.errors import InputError, StorageError, UserError
-from danet.filesystem import explain_storage
+from danet.errors import InputError, UserError
+from danet.filesystem import explain_storage, write_file
 from danet.plain import problem_with
-from danet.visualization.curves import chart
+from danet.visualization.pages import Curve, chart, named_curves, render
 
 _NOT_COMPARED = ("run.", "resume", "hydra.", "defaults")
-_SCORES = ("step", "best mIoU", "mIoU", "pixel accuracy", "loss", "images/s")
+_CURVES = (
+    ("loss", "train", "loss"),
+    ("validation, mean IoU", "val", "miou"),
+    ("validation, pixel accuracy", "val", "pixel_accuracy"),
+    ("images per second", "train", "images_per_second"),
+)
+"""Title, kind of lines of metrics.jsonl, and key of each chart."""
 
 
 class Run(NamedTuple):
@@ -59,29 +65,31 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return {key: values for key, values in rows.items() if len(set(map(str, values))) > 1}
 
 
+def curve(run: Run, kind: str, key: str) -> Curve:
+    """Return a curve of one kind of lines; empty where the run has none."""
+    return named_curves(run.lines, kind, key).get(key, ())
+
+
 def scores_of(run: Run) -> dict[str, str]:
     """Return the scores of a run as text; a dash where it has none."""
-    train = [line for line in run.lines if line.get("kind") == "train"]
-    val = [line for line in run.lines if line.get("kind") == "val"]
-    mious = [line["miou"] for line in val if line.get("miou") is not None]
-    rates = sorted(line["images_per_second"] for line in train if "images_per_second" in line)
-    found = {
+    loss, miou, accuracy, rates = (
+        [value for _, value in curve(run, kind, key)] for _, kind, key in _CURVES
+    )
+    return {
         "step": str(max((line["step"] for line in run.lines), default="-")),
-        "best mIoU": f"{100 * max(mious):.2f}" if mious else "-",
-        "mIoU": f"{100 * mious[-1]:.2f}" if mious else "-",
-        "pixel accuracy": f"{100 * val[-1]['pixel_accuracy']:.2f}" if val else "-",
-        "loss": f"{train[-1]['loss']:.4f}" if train else "-",
-        "images/s": f"{rates[len(rates) // 2]:.1f}" if rates else "-",
+        "best mIoU": f"{100 * max(miou):.2f}" if miou else "-",
+        "mIoU": f"{100 * miou[-1]:.2f}" if miou else "-",
+        "pixel accuracy": f"{100 * accuracy[-1]:.2f}" if accuracy else "-",
+        "loss": f"{loss[-1]:.4f}" if loss else "-",
+        "images/s": f"{statistics.median_high(rates):.1f}" if rates else "-",
     }
-    return {name: found[name] for name in _SCORES}
 
 
 def table(runs: Sequence[Run]) -> list[list[str]]:
     """Return a head and one row per run: its name, scores, and values of differing settings."""
-    keys = differing(runs)
-    head = ["run", *_SCORES, *keys]
-    return [head] + [
-        [run.name, *scores_of(run).values(), *(str(values[i]) for values in keys.values())]
+    keys, scores = differing(runs), [scores_of(run) for run in runs]
+    return [["run", *scores[0], *keys]] + [
+        [run.name, *scores[i].values(), *(str(values[i]) for values in keys.values())]
         for i, run in enumerate(runs)
     ]
 
@@ -100,38 +108,11 @@ def as_text(rows: Sequence[Sequence[str]], *, width: int = 100) -> str:
 
 def as_page(runs: Sequence[Run]) -> str:
     """Return an HTML page with the table and the curves of all runs."""
-    head, *rows = table(runs)
-    cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
     charts = [
-        chart(title, {run.name: _curve(run, kind, key) for run in runs})
-        for title, kind, key in (
-            ("loss", "train", "loss"),
-            ("validation, mean IoU", "val", "miou"),
-            ("validation, pixel accuracy", "val", "pixel_accuracy"),
-            ("images per second", "train", "images_per_second"),
-        )
+        chart(title, {run.name: curve(run, kind, key) for run in runs})
+        for title, kind, key in _CURVES
     ]
-    style = (
-        "body{font:15px/1.5 sans-serif;max-width:1120px;margin:24px auto;padding:0 16px}"
-        "table{border-collapse:collapse}td,th{padding:2px 12px 2px 0;text-align:left}"
-        "svg{width:520px;max-width:100%}"
-    )
-    return (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Runs</title>"
-        f"<style>{style}</style></head><body><h1>Runs</h1><table><tr>{cells}</tr>{body}</table>"
-        f"{''.join(charts)}</body></html>\n"
-    )
-
-
-def _curve(run: Run, kind: str, key: str) -> list[tuple[float, float]]:
-    return [
-        (line["step"], line[key])
-        for line in run.lines
-        if line.get("kind") == kind and line.get(key) is not None
-    ]
+    return render("runs.html", title="Runs", rows=table(runs), charts=charts)
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
@@ -142,14 +123,6 @@ def names_of(folders: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     raise InputError("the same folder is named twice")
-
-
-def write_page(path: Path, text: str) -> None:
-    """Write the page; raise StorageError."""
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -166,17 +139,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             names = names_of(folders)
             runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
             if options.page:
-                write_page(options.page, as_page(runs))
+                write_file(options.page, as_page(runs))
             print(as_text(table(runs)))
             if options.page:
                 print(options.page)
         except (UserError, OSError) as error:
-            explained = explain_storage(error) if isinstance(error, OSError) else None
-            if explained is None and not isinstance(error, UserError):
+            problem = error if isinstance(error, UserError) else explain_storage(error)
+            if problem is None:
                 raise
-            code = error.exit_code if isinstance(error, UserError) else StorageError.exit_code
-            print(f"error: {explained or error}", file=sys.stderr)
-            sys.exit(code)
+            print(f"error: {problem}", file=sys.stderr)
+            sys.exit(problem.exit_code)
 
 
 if __name__ == "__main__":

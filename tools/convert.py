@@ -47,12 +47,6 @@ DATA = {
     171: "coco_stuff_10k",
 }
 """Number of classes -> data set."""
-TRAINED_WITH = {
-    # Neither can be derived from the tensors, so it is printed at the end; settings override it.
-    "official": ("model.backbone.multi_grid=[4,8,16]", "evaluation=danet_single"),
-    "mmsegmentation": ("model.align_corners=false", "evaluation=mmseg_single"),
-    "torchvision": (),
-}
 
 
 def run(config: DictConfig, *, further: list[str]) -> None:
@@ -106,7 +100,7 @@ def run(config: DictConfig, *, further: list[str]) -> None:
     for note in [*notes, *account(renamed, fresh)]:
         cli.say(note)
     cli.say(f"{output}: ResNet-{network.depth}, {len(classes)} classes of {train_name(train)}")
-    for assumed in TRAINED_WITH[source]:
+    for assumed in PROGRAMS[source].trained_with:
         if not any(text.startswith(assumed.partition("=")[0]) for text in further):
             cli.say(f"  assumed, since the file does not tell: {assumed}")
     if network.num_classes is None:
@@ -147,7 +141,7 @@ def train_config(network: Network, source: str, settings: list[str], file: str) 
             f"model/auxiliary_head={auxiliary}",
             "optimizer=sgd",
             "schedule.warmup_steps=0",
-            *TRAINED_WITH[source],
+            *PROGRAMS[source].trained_with,
             *settings,
         ],
     )
@@ -166,7 +160,7 @@ def train_config(network: Network, source: str, settings: list[str], file: str) 
 def classes_of(train: TrainConfig) -> tuple[list[str], list[Any]]:
     """Return names and colours of the classes, without reading files of the data set."""
     node = train.data.dataset
-    target = locate(node["_target_"])
+    target = locate(node["_target_"], "data")
     classes = node.get("classes") or target.classes
     palette = node.get("palette") or node.get("colors") or getattr(target, "palette", None)
     return list(classes), list(palette or voc_palette(len(classes)))
@@ -195,7 +189,7 @@ def main() -> None:
     own = tuple(f"{field.name}=" for field in fields(ConvertConfig))
     given = sys.argv[1:]
     sys.argv[1:] = [text for text in given if text.startswith(("-", *own))]
-    further = [cli.quote_path(text) for text in given if text not in sys.argv[1:]]
+    further = [cli.quote(text) for text in given if text not in sys.argv[1:]]
     cli.run(partial(run, further=further), "convert")
 
 

@@ -164,7 +164,7 @@ def count(
     if writer:
         if collectives.is_first():
             writer.begin()
-        collectives.barrier()
+        wait_patiently("the folder of predictions")
     for prediction in predictions:
         if has_labels:
             # Pixels are counted once: the matrix of the split is the sum of those of the images.

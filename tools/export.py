@@ -19,7 +19,7 @@ from danet import cli
 from danet.checkpoint import exported
 from danet.config.build import checked_config, load_saved, model_of
 from danet.config.schema import ExportConfig, did_you_mean
-from danet.errors import InputError, StorageError
+from danet.errors import InputError
 from danet.export import folder, hub
 from danet.export.card import card
 from danet.export.network import SMALLEST
@@ -54,16 +54,9 @@ def run(config: DictConfig) -> None:
         programs[FORMATS[name]] = write_program(model, name, output, settings)
     num_weights = sum(p.numel() for p in model.parameters())
     text = card(
-        saved,
-        num_weights=num_weights,
-        programs=programs,
-        opset=settings.opset,
-        metrics=found,
+        saved, num_weights=num_weights, programs=programs, opset=settings.opset, metrics=found
     )
-    try:
-        (output / "README.md").write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"output={output}: cannot be written ({error.strerror})") from error
+    (output / "README.md").write_text(text, encoding="utf-8")
     print_file(output / "README.md")
     if settings.push:
         print(hub.push(output, settings.push, private=settings.private))
@@ -71,11 +64,11 @@ def run(config: DictConfig) -> None:
 
 def refuse_leftovers(output: Path, formats: Sequence[str], step: int) -> None:
     """Raise InputError for a folder where programs of another step would stay."""
-    stale = [output / FORMATS[name] for name in FORMATS if name not in formats]
-    stale = [path for path in stale if path.exists()]
+    stale = [file for name, file in FORMATS.items() if name not in formats]
+    stale = [file for file in stale if (output / file).exists()]
     if stale and folder_of(output, exported.CONFIG, {"step": step}) != output:
         raise InputError(
-            f"output={output}: {stale[0].name} of another step is there and would stay; name "
+            f"output={output}: {stale[0]} of another step is there and would stay; name "
             "another folder, or remove it"
         )
 
@@ -85,10 +78,8 @@ def write_program(
 ) -> Sequence[Parity]:
     """Write one program and compare it with the network."""
     path = output / FORMATS[name]
-    if name == "onnx":
-        program = export_onnx(model, path, opset=settings.opset)
-    else:
-        program = export_torch(model, path)
+    is_onnx = name == "onnx"
+    program = export_onnx(model, path, settings.opset) if is_onnx else export_torch(model, path)
     found = compare(model, program, [(height, width) for height, width in settings.sizes])
     print_file(path)
     for parity in found:
@@ -127,20 +118,16 @@ def refuse_settings(settings: ExportConfig) -> None:
 
 def are_scores(metrics: Any) -> bool:
     """Return whether the content of a file is what ``tools/eval.py`` writes."""
+    fields = {"split": str, "images": int, "step": int, "evaluation": dict, "per_class": dict}
     if not isinstance(metrics, dict) or problem_with(metrics, ""):
         return False
-    classes, protocol = metrics.get("per_class"), metrics.get("evaluation")
+    if not all(isinstance(metrics.get(key), kind) for key, kind in fields.items()):
+        return False
+    found = [values for values in metrics["per_class"].values() if isinstance(values, dict)]
     return (
-        isinstance(metrics.get("split"), str)
-        and isinstance(metrics.get("images"), int)
-        and isinstance(metrics.get("step"), int)
-        and isinstance(protocol, dict)
-        and "_target_" in protocol
-        and isinstance(classes, dict)
-        and all(isinstance(values, dict) for values in classes.values())
-        and all(
-            isinstance(v, (float, int, type(None))) for c in classes.values() for v in c.values()
-        )
+        "_target_" in metrics["evaluation"]
+        and len(found) == len(metrics["per_class"])
+        and all(v is None or isinstance(v, (float, int)) for c in found for v in c.values())
     )
 
 

@@ -2,8 +2,7 @@
 
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from danet import cli
 from danet.config.build import checked_config, load_saved, make, model_of
 from danet.config.schema import PredictConfig, did_you_mean
 from danet.config.validate import check_node
-from danet.data_check.sample import dropped_notes
+from danet.data_check.report import dropped_notes
 from danet.datasets.image_io import Levels
 from danet.distributed.device import choose_device
 from danet.errors import InputError
@@ -31,7 +30,6 @@ from danet.prediction.results import KINDS, Results, weights_digest
 from danet.prediction.sources import (
     Picture,
     Source,
-    Unreadable,
     count_frames,
     find_sources,
     prefetch,
@@ -72,28 +70,22 @@ def run(config: DictConfig) -> None:
     )
     fused = fuse_for_inference(model.to(device), device)
 
-    start, unreadable = time.perf_counter(), list[str]()
-    total = sum(count_frames(source) if source.is_video else 1 for source in sources)
-    with tqdm(total=total, desc="predict", unit="image", dynamic_ncols=True) as bar:
-        pictures = PictureReader(sources, results, settings.max_pixels, bar, unreadable)
-        found = predictions(fused, pictures, infer, device=device, batch_size=settings.batch_size)
-        try:
-            results.refuse_others(sources)
-            for picture, classes in found:
-                results.write(picture, classes)
-                bar.update()
-                del picture, classes  # large; not held while the next are read
-            results.finish_video()
-        finally:
-            results.close()
+    start = time.perf_counter()
+    with results, PictureReader(sources, results, settings.max_pixels) as pictures:
+        found = predictions(fused, pictures, infer, batch_size=settings.batch_size)
+        results.refuse_others(sources)
+        for picture, classes in found:
+            results.write(picture, classes)
+            pictures.bar.update()
+            del picture, classes  # large; not held while the next are read
     seconds = time.perf_counter() - start
-    count = pictures.count
+    count, problems = len(pictures.read), pictures.problems
     earlier = f", {pictures.skipped} were there already" if pictures.skipped else ""
     print(
         f"{count} images in {seconds:.1f} s, {count / seconds:.2f} images/s{earlier}; "
         f"written to {output}"
     )
-    for note in dropped_notes("", count, pictures.dropped, pictures.squeezed):
+    for note in dropped_notes(pictures.read):
         print(note, file=sys.stderr)
     if count > 1 and len(results.found) == 1:
         print(
@@ -101,51 +93,51 @@ def run(config: DictConfig) -> None:
             f"{saved['classes'][results.found.pop()]}",
             file=sys.stderr,
         )
-    if unreadable:
-        more = (
-            f"\nand {len(unreadable) - _MAX_LISTED} more" if len(unreadable) > _MAX_LISTED else ""
-        )
+    if problems:
+        more = len(problems) - _MAX_LISTED
         raise InputError(
-            f"{len(unreadable)} of {len(sources)} files could not be read whole, the others are "
-            "done:\n" + "\n".join(unreadable[:_MAX_LISTED]) + more
+            f"{len(problems)} of {len(sources)} files could not be read whole, the others are "
+            "done:\n"
+            + "\n".join(problems[:_MAX_LISTED])
+            + (f"\nand {more} more" if more > 0 else "")
         )
 
 
 class PictureReader:
-    """Iterates over the pictures without results, and counts all others."""
+    """Iterates over the pictures without results, and counts all others.
 
-    def __init__(
-        self,
-        sources: list[Source],
-        results: Results,
-        max_pixels: int,
-        bar: "tqdm[Any]",
-        unreadable: list[str],
-    ) -> None:
-        self._items = read_pictures(sources, results.is_done, max_pixels=max_pixels)
-        self._bar = bar
-        self._unreadable = unreadable
-        self.count = self.skipped = 0
-        self.dropped: Counter[str] = Counter()
-        """What the reader dropped -> in how many pictures."""
-        self.squeezed: list[tuple[str, Levels]] = []
+    It is a context, with a progress bar.
+    """
+
+    def __init__(self, sources: Sequence[Source], results: Results, max_pixels: int) -> None:
+        self._items = read_pictures(sources, results.find_done, max_pixels=max_pixels)
+        total = sum(count_frames(source) if source.is_video else 1 for source in sources)
+        self.bar = tqdm(total=total, desc="predict", unit="image", dynamic_ncols=True)
+        self.skipped = 0
+        self.problems: list[str] = []
+        """Why files could not be read."""
+        self.read: list[tuple[str, tuple[str, ...], Levels | None]] = []
+        """Name of each picture, what its reader dropped, and its levels."""
+
+    def __enter__(self) -> "PictureReader":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.bar.close()
 
     def __iter__(self) -> Iterator[Picture]:
         """Yield pictures, which are read ahead while the network runs."""
         for item in prefetch(self._items):
             if isinstance(item, Picture):
-                self.count += 1
-                self.dropped.update(item.dropped)
-                if item.levels is not None:
-                    self.squeezed.append((item.name, item.levels))
+                self.read.append((item.name, item.dropped, item.levels))
                 yield item
                 continue
-            self._bar.update()
-            if isinstance(item, Unreadable):
-                self._unreadable.append(item.problem)
-                self._bar.write(f"warning: {item.problem}", file=sys.stderr)
-            else:
+            self.bar.update()
+            if item is None:
                 self.skipped += 1
+            else:
+                self.problems.append(str(item))
+                self.bar.write(f"warning: {item}", file=sys.stderr)
 
 
 def refuse_settings(settings: PredictConfig) -> None:

@@ -28,24 +28,25 @@ from danet.datasets.listing import IMAGE_SUFFIXES
 from danet.datasets.submission import require_labels
 from danet.distributed.device import choose_device
 from danet.engine.log import read_metrics
-from danet.errors import InputError, StorageError
+from danet.errors import InputError
 from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.inference import Inference, describe
 from danet.evaluation.metrics import ConfusionMatrix, single_class_warning
-from danet.filesystem import folder_of, require_writable
+from danet.filesystem import folder_of, require_writable, write_file
 from danet.prediction.results import weights_digest
 from danet.visualization import report, viewer
-from danet.visualization.attention import Point, has_attention
-from danet.visualization.figure import FigureOptions, figure
+from danet.visualization.attention import Point, attention_branch, has_attention
+from danet.visualization.figure import figure, spread
 from danet.visualization.overlay import (
     Palette,
     SegmentedImage,
-    as_tensor,
+    contact_sheet,
     predict,
     save_image,
     sheet,
+    side_by_side,
+    thumbnail,
 )
-from danet.visualization.sheets import contact_sheet, shrink, side_by_side
 
 Picture = tuple[str, np.ndarray, np.ndarray | None]
 """A name, an image, and its true classes where they are known."""
@@ -104,21 +105,12 @@ def run(config: DictConfig) -> None:
     output = Path(settings.output).expanduser() if settings.output else default
     require_writable(output)
     if not settings.output:  # a folder that was named is the user's own affair
-        write(output / _ORIGIN, json.dumps(facts, indent=1) + "\n")
-    draw(pictures, network, other, settings, output, device)
+        write_file(output / _ORIGIN, json.dumps(facts, indent=1) + "\n")
+    draw(pictures, network, other, settings, output)
     if settings.report:
-        text = report.page(examine(network, dataset, settings.count, beside, device))
-        write(output / "report.html", text)
+        text = report.page(examine(network, dataset, settings.count, beside))
+        write_file(output / "report.html", text)
         print(output / "report.html", flush=True)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file of the output; raises StorageError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"output={path.parent}: cannot be written ({error.strerror})") from error
 
 
 def load_network(path: str, settings: VisualizeConfig, device: torch.device) -> Network:
@@ -150,87 +142,75 @@ def draw(
     other: Network | None,
     settings: VisualizeConfig,
     output: Path,
-    device: torch.device,
 ) -> None:
     """Write the pictures of each image, and at the end the contact sheet of all."""
     classes, palette, opacity = network.classes, network.palette, settings.opacity
-    options = FigureOptions(
-        points=read_points(settings.points),
-        wanted=find_classes(settings.classes, classes),
-        by_class=settings.by_class,
-        channels=settings.channels,
-    )
-    shrunk = []
+    points, wanted = read_points(settings.points), find_classes(settings.classes, classes)
+    thumbnails = []
     for name, image, truth in pictures:
-        prediction = predict(network.model, image, device, network.infer)
+        prediction = predict(network.model, image, network.infer)
         picture = SegmentedImage(name, image, prediction, truth)
         drawn = sheet(picture, classes, palette, opacity=opacity)
         save_image(output / f"{name}.png", drawn)
-        shrunk.append(shrink(picture))
+        thumbnails.append(thumbnail(picture))
         if other:
-            second = predict(other.model, image, device, other.infer)
+            second = predict(other.model, image, other.infer)
             titles = f"1st: {Path(network.path).name}", f"2nd: {Path(other.path).name}"
             drawn = side_by_side(picture, second, titles, classes, palette, opacity=opacity)
             save_image(output / f"{name}_versus.png", drawn)
         if settings.attention and has_attention(network.model):
             height, width = prediction.shape
-            inside = [p for p in options.points if p.x < width and p.y < height]
-            if options.points and not inside:
+            inside = [p for p in points if p.x < width and p.y < height]
+            if points and not inside:
                 raise InputError(
                     f"points={settings.points}: none lies in {name}, which is {width} x {height}"
                 )
             drawn = figure(
-                network.model, picture, classes, palette, options._replace(points=inside)
+                network.model,
+                picture,
+                classes,
+                palette,
+                points=inside,
+                wanted=wanted,
+                by_class=settings.by_class,
+                channels=settings.channels,
             )
             save_image(output / f"{name}_attention.png", drawn)
         print(output / f"{name}.png", flush=True)
-    drawn = contact_sheet(shrunk, classes, palette, opacity=opacity)
+    drawn = contact_sheet(thumbnails, classes, palette, opacity=opacity)
     save_image(output / "contact_sheet.png", drawn)
     print(output / "contact_sheet.png", flush=True)
 
 
 def examine(
-    network: Network,
-    dataset: SegmentationDataset,
-    count: int,
-    folder: Path,
-    device: torch.device,
+    network: Network, dataset: SegmentationDataset, count: int, folder: Path
 ) -> report.Report:
     """Score a split by the protocol of the training, and choose pictures for the report."""
-    infer = network.infer
-    fused = fuse_for_inference(network.model, device)
-    confusion, by_image = ConfusionMatrix(len(network.classes), device), list[float]()
-
-    def predicted(image: np.ndarray) -> torch.Tensor:
-        with torch.inference_mode():
-            return infer.predict(fused, as_tensor(image, device))[0]  # (H, W)
-
+    model, classes, infer = network.model, network.classes, network.infer
+    fused = fuse_for_inference(model, next(model.parameters()).device)
+    confusion, by_image = ConfusionMatrix(len(classes)), list[float]()
     for index in tqdm(range(len(dataset)), desc=dataset.split, unit="image"):
-        sample = dataset[index]
-        classes, mask = predicted(sample.image), torch.from_numpy(sample.mask).to(device)
-        confusion.update(classes, mask)
-        alone = ConfusionMatrix(len(network.classes), device)
-        alone.update(classes, mask)
-        has_labels = bool(alone.matrix.sum())
-        by_image.append(alone.scores().miou if has_labels else math.nan)
+        image, mask, _ = dataset[index]
+        alone, predicted = ConfusionMatrix(len(classes)), predict(fused, image, infer)
+        alone.update(torch.from_numpy(predicted), torch.from_numpy(mask))
+        confusion.counts.add_(alone.counts)
+        by_image.append(alone.scores().miou if alone.matrix.any() else math.nan)
 
-    def scored(index: int) -> report.ScoredImage:
+    def scored(index: int) -> tuple[SegmentedImage, float]:
         # Predicted again: the predictions of a whole split may not fit into memory.
         image, mask, name = dataset[index]
-        prediction = predicted(image).cpu().numpy()
-        return report.ScoredImage(SegmentedImage(name, image, prediction, mask), by_image[index])
+        picture = SegmentedImage(name, image, predict(fused, image, infer), mask)
+        return picture, by_image[index]
 
     order = [int(i) for i in np.argsort(by_image) if not math.isnan(by_image[i])]
-    few = min(_EXTREMES, len(order))
     views = []
-    if viewer.has_position_attention(network.model):
+    if attention_branch(model, "position") is not None:
         chosen = (dataset[i] for i in spread(len(dataset), count))
-        views = [viewer.compute_view(network.model, s.name, s.image, device, infer) for s in chosen]
-    warning = single_class_warning(confusion.matrix, network.classes)
+        views = [viewer.compute_view(model, s.name, s.image, infer) for s in chosen]
+    warning = single_class_warning(confusion.matrix, classes)
     if warning:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
-    log = folder / "metrics.jsonl"
-    weights = sum(p.numel() for p in network.model.parameters())
+    weights = sum(p.numel() for p in model.parameters())
     return report.Report(
         title=f"{Path(network.path).name} of {folder.absolute().name}",
         facts=[
@@ -240,20 +220,16 @@ def examine(
             "one pass over the whole picture.",
             *([warning] if warning else []),
         ],
-        classes=network.classes,
+        classes=classes,
         palette=network.palette,
-        matrix=confusion.matrix.cpu().numpy(),
-        scores=confusion.scores(),
-        lines=read_metrics(log),
-        best=[scored(i) for i in order[::-1][:few]],
-        worst=[scored(i) for i in order[:few]],
+        confusion=confusion,
+        lines=read_metrics(folder / "metrics.jsonl"),
+        examples={
+            "Best pictures": [scored(i) for i in order[::-1][:_EXTREMES]],
+            "Worst pictures": [scored(i) for i in order[:_EXTREMES]],
+        },
         views=views,
     )
-
-
-def spread(length: int, count: int) -> list[int]:
-    """Return evenly spaced indices."""
-    return [int(i) for i in np.linspace(0, length - 1, min(count, length)).round()]
 
 
 def split_pictures(dataset: SegmentationDataset, count: int) -> Iterator[Picture]:
@@ -275,19 +251,16 @@ def own_pictures(path: Path) -> Iterator[Picture]:
     return ((name, read_image(file), None) for name, file in zip(names, files, strict=True))
 
 
-def read_points(values: list[object] | None) -> list[Point]:
+def read_points(values: list[Any] | None) -> list[Point]:
     """Return the points of ``points=[[x,y],...]``; raises InputError for other values."""
-    points = []
-    for value in values or []:
-        whole = (
-            isinstance(value, list) and len(value) == 2 and all(isinstance(n, int) for n in value)
-        )
-        if not isinstance(value, list) or not whole or min(value) < 0:
+    values = values or []
+    for value in values:
+        is_list = isinstance(value, list)
+        if not is_list or len(value) != 2 or not all(isinstance(n, int) and n >= 0 for n in value):
             raise InputError(
                 f"points={values}: expected pairs of pixels, points=[[120,40],[300,52]]"
             )
-        points.append(Point(*value))
-    return points
+    return [Point(*value) for value in values]
 
 
 def find_classes(names: list[str] | None, classes: list[str]) -> list[int]:

@@ -1,91 +1,36 @@
 """Weights of other programs under this project's names.
 
-Each program has a table of prefixes: theirs, and ours. A second table holds what is left out on
-purpose, with the reason, so that every tensor of a file is accounted for.
+programs.yaml has a table of prefixes for each program: theirs, and ours. A second table holds what
+is left out on purpose, with the reason, so that every tensor of a file is accounted for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+import yaml
 from torch import Tensor
 
-from danet.checkpoint.weights import depth_of
+from danet.checkpoint.weights import depth_of, explain_mismatch
 from danet.errors import InputError
 
 
 class Program(NamedTuple):
-    """How another program names the tensors of a network."""
+    """How another program names the tensors of a network; see programs.yaml."""
 
     names: Mapping[str, str]
-    """Beginning of a name there -> here; the longest that fits counts."""
     dropped: Mapping[str, str]
-    """Beginning of a name there -> why it is left out."""
     is_whole: bool
     """Whether its files have a head, too."""
+    trained_with: Sequence[str]
 
 
-PROGRAMS: dict[str, Program] = {
-    # The authors' repository, and the released DANet101 (a prefix for the backbone, one for the
-    # head; every classifier stands behind a dropout, hence its number).
-    "official": Program(
-        names={
-            "pretrained.": "backbone.",
-            "head.conv5a.": "head.position.reduce.",
-            "head.conv5c.": "head.channel.reduce.",
-            "head.sa.query_conv.": "head.position.attention.query.",
-            "head.sa.key_conv.": "head.position.attention.key.",
-            "head.sa.value_conv.": "head.position.attention.value.",
-            "head.sa.gamma": "head.position.attention.gamma",
-            "head.sc.gamma": "head.channel.attention.gamma",
-            "head.conv51.": "head.position.refine.",
-            "head.conv52.": "head.channel.refine.",
-            "head.conv6.": "head.classify_position.",
-            "head.conv7.": "head.classify_channel.",
-            "head.conv8.": "head.classify.",
-        },
-        dropped={
-            "pretrained.fc.": "the classifier of ImageNet, which segmentation does not use",
-            "auxlayer.": "an auxiliary head that the authors' code declares and never calls",
-        },
-        is_whole=True,
-    ),
-    # DANet of mmsegmentation 1.x and its forks: ResNet(V1c), DAHead, auxiliary FCNHead.
-    "mmsegmentation": Program(
-        names={
-            "backbone.": "backbone.",
-            # In the stem of a ResNetV1c 0, 3 and 6 are convolutions and 7 the last norm.
-            "backbone.stem.": "backbone.conv1.",
-            "backbone.stem.7.": "backbone.bn1.",
-            "decode_head.pam_in_conv.conv.": "head.position.reduce.0.",
-            "decode_head.pam_in_conv.bn.": "head.position.reduce.1.",
-            "decode_head.pam.query_project.": "head.position.attention.query.",
-            "decode_head.pam.key_project.": "head.position.attention.key.",
-            "decode_head.pam.value_project.": "head.position.attention.value.",
-            "decode_head.pam.gamma.scale": "head.position.attention.gamma",
-            "decode_head.pam_out_conv.conv.": "head.position.refine.0.",
-            "decode_head.pam_out_conv.bn.": "head.position.refine.1.",
-            "decode_head.pam_conv_seg.": "head.classify_position.1.",
-            "decode_head.cam_in_conv.conv.": "head.channel.reduce.0.",
-            "decode_head.cam_in_conv.bn.": "head.channel.reduce.1.",
-            "decode_head.cam.gamma.scale": "head.channel.attention.gamma",
-            "decode_head.cam_out_conv.conv.": "head.channel.refine.0.",
-            "decode_head.cam_out_conv.bn.": "head.channel.refine.1.",
-            "decode_head.cam_conv_seg.": "head.classify_channel.1.",
-            "decode_head.conv_seg.": "head.classify.1.",
-            "auxiliary_head.convs.0.conv.": "auxiliary_head.reduce.0.",
-            "auxiliary_head.convs.0.bn.": "auxiliary_head.reduce.1.",
-            "auxiliary_head.conv_seg.": "auxiliary_head.classify.1.",
-        },
-        dropped={},
-        is_whole=True,
-    ),
-    "torchvision": Program(
-        names={"conv1.": "backbone.conv1.", "bn1.": "backbone.bn1.", "layer": "backbone.layer"},
-        dropped={"fc.": "the classifier of ImageNet, which segmentation does not use"},
-        is_whole=False,
-    ),
+PROGRAMS = {
+    name: Program(**table)
+    for name, table in yaml.safe_load(
+        Path(__file__).with_name("programs.yaml").read_text(encoding="utf-8")
+    ).items()
 }
-
 _STEMS = {(7, 64): "7x7", (3, 64): "64-64-128", (3, 32): "32-32-64"}
 """Size of the first kernel, and its outputs -> stem."""
 _COUNTER = "num_batches_tracked"
@@ -182,24 +127,12 @@ def fill_in(
     Raises:
         InputError: Tensors are missing or have other shapes.
     """
-    shapes = [
-        f"{name} is {tuple(tensors[name].shape)} in the file and {tuple(value.shape)} here"
-        for name, value in expected.items()
-        if name in tensors and tensors[name].shape != value.shape
-    ]
+    needed = "" if PROGRAMS[source].is_whole else "backbone."
     absent = [name for name in expected if name not in tensors]
     # Without a dot: mean and std of the images, which are buffers of the network itself.
-    fresh = [name for name in absent if not name.endswith(_COUNTER) and "." in name]
-    needed = "" if PROGRAMS[source].is_whole else "backbone."
-    missing = [name for name in fresh if name.startswith(needed)]
-    surplus = [name for name in tensors if name not in expected]
-    problems = [("missing", missing), ("shape", shapes), ("not in this network", surplus)]
-    texts = [f"{label}: {_some(names)}" for label, names in problems if names]
-    if texts:
-        raise InputError(f"{file} does not fit: {'; '.join(texts)}")
-    return {name: tensors.get(name, value) for name, value in expected.items()}, fresh
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"{', '.join(names[:5])}{more}"
+    trained = [name for name in absent if not name.endswith(_COUNTER) and "." in name]
+    missing = {name for name in trained if name.startswith(needed)}
+    state = {**{name: expected[name] for name in absent if name not in missing}, **tensors}
+    if problems := explain_mismatch(expected, state):
+        raise InputError(f"{file} does not fit: {problems}")
+    return {name: state[name] for name in expected}, trained

@@ -20,10 +20,9 @@ before, so that a flipped bit is noticed. Files of formats 1 and 2 name classes 
 longer exist; their weights can still start a run, with ``init_from``.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,24 +39,6 @@ FORMAT = 3
 Checkpoint = dict[str, Any]
 
 
-class _Hashing:
-    """File that computes the SHA-256 of what is written to it.
-
-    So the archive is not read again after the write, to hash hundreds of megabytes.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically: the file is complete or absent, even after a power cut.
 
@@ -67,16 +48,12 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     try:
         # Durable: a rename can reach the disk before the data, and a power cut then leaves an
         # empty file under the final name; the folder is flushed, too, or the rename may be lost.
-        # Shared: the process id in the temporary name lets the next run remove what a kill left.
-        with (
-            atomic_write(path, shared=True, durable=True) as temporary,
-            open(temporary, "wb") as file,
-        ):
-            hashing = _Hashing(file)
-            torch.save(checkpoint, hashing)  # type: ignore[arg-type]
+        # The process id in its temporary name lets the next run remove what a kill left.
+        with atomic_write(path, durable=True) as temporary, open(temporary, "w+b") as file:
+            torch.save(checkpoint, file)
             # torch's reader ignores what follows the table of the archive, so plain torch.load
             # still reads the file.
-            file.write(reading.MARK + hashing.digest.digest())
+            file.write(reading.MARK + reading.digest_of(file, file.tell()))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise StorageError(f"{path}: the checkpoint could not be written ({error})") from error
 
@@ -89,66 +66,64 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float) or (is_int(value) and abs(value) < 2**53)
 
 
-def _are_tensors(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        # Names are printed in messages, where control characters would reach the terminal.
-        isinstance(k, str) and printable(k) == k and isinstance(v, Tensor)
-        for k, v in value.items()
-    )
-
-
 def _is_text(value: Any) -> bool:
+    # Printed in messages, where control characters would reach the terminal.
     return isinstance(value, str) and len(value) <= 1000 and printable(value) == value
 
 
+def _by_name(value: Any, is_right: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(_is_text(k) and is_right(v) for k, v in value.items())
+
+
+def _are_all(values: Any, is_right: Callable[[Any], bool], count: int | None = None) -> bool:
+    is_list = isinstance(values, (list, tuple)) and count in (None, len(values))
+    return is_list and all(map(is_right, values))
+
+
+def _are_tensors(value: Any) -> bool:
+    return _by_name(value, lambda tensor: isinstance(tensor, Tensor))
+
+
 def _are_scores(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        _is_text(name) and (score is None or _is_number(score)) for name, score in value.items()
-    )
+    return _by_name(value, lambda score: score is None or _is_number(score))
 
 
-def _are_names(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(
-        isinstance(name, str) and len(name) <= 1000 for name in value
-    )
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 1000  # made printable below
 
 
-def _are_best(value: Any) -> bool:
-    pairs = value if isinstance(value, (list, tuple)) else [None]
-    return all(
-        isinstance(pair, (list, tuple))
-        and len(pair) == 2
-        and _is_number(pair[0])
-        and _is_count(pair[1])
-        for pair in pairs
-    )
+def _is_color(value: Any) -> bool:
+    return _are_all(value, lambda part: _is_count(part) and part < 256, 3)
+
+
+def _is_best(value: Any) -> bool:
+    return _are_all(value, _is_number, 2) and _is_count(value[1])
 
 
 # All keys at once: GradScaler.load_state_dict raises KeyError on a state with some of them.
 _SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
-_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "classes": (_are_names, "a list of names"),
-    "palette": (lambda v: isinstance(v, (list, tuple)), "a list of RGB colours"),
-    "model": (_are_tensors, "tensors by name"),
-    "ema": (lambda v: v is None or _are_tensors(v), "tensors by name, or null"),
-    "optimizer": (lambda v: v is None or isinstance(v, dict), "a state, or null"),
+_FIELDS: dict[tuple[str, ...], tuple[Callable[[Any], bool], str]] = {
+    ("step", "evaluated_at", "skipped"): (_is_count, "a whole number of at least 0"),
+    ("processes", "threads"): (lambda v: _is_count(v, 1), "a whole number of at least 1"),
+    ("classes",): (lambda v: _are_all(v, _is_name), "a list of names"),
+    ("palette",): (lambda v: _are_all(v, _is_color), "a list of RGB colours of 0 to 255"),
+    ("model",): (_are_tensors, "tensors by name"),
+    ("ema",): (lambda v: v is None or _are_tensors(v), "tensors by name, or null"),
+    ("optimizer",): (lambda v: v is None or isinstance(v, dict), "a state, or null"),
     # The state of a disabled scaler is empty.
-    "scaler": (lambda v: not v or (_are_scores(v) and set(v) == _SCALER), "of a loss scaler"),
-    "step": (_is_count, "a whole number of at least 0"),
-    "evaluated_at": (_is_count, "a whole number of at least 0"),
-    "skipped": (_is_count, "a whole number of at least 0"),
-    "processes": (lambda v: _is_count(v, 1), "a whole number of at least 1"),
-    "threads": (lambda v: _is_count(v, 1), "a whole number of at least 1"),
-    "best_miou": (lambda v: v is None or _is_number(v), "a number, or null"),
-    "scores": (lambda v: v is None or _are_scores(v), "numbers by name, or null"),
-    "best": (_are_best, "pairs of a score and a step"),
-    "training_set": (lambda v: v is None or _is_text(v), "a text of printable letters"),
-    "validation_set": (lambda v: v is None or _is_text(v), "a text of printable letters"),
-    "version": (_is_text, "a text of printable letters"),
+    ("scaler",): (lambda v: not v or (_are_scores(v) and set(v) == _SCALER), "of a loss scaler"),
+    ("best_miou",): (lambda v: v is None or _is_number(v), "a number, or null"),
+    ("scores",): (lambda v: v is None or _are_scores(v), "numbers by name, or null"),
+    ("best",): (lambda v: _are_all(v, _is_best), "pairs of a score and a step"),
+    ("version",): (_is_text, "a text of printable letters"),
+    ("training_set", "validation_set"): (
+        lambda v: v is None or _is_text(v),
+        "a text of printable letters, or null",
+    ),
     # Letters and digits, since it is printed in messages.
-    "run_id": (lambda v: v == "" or (isinstance(v, str) and v.isalnum()), "letters and digits"),
+    ("run_id",): (lambda v: v == "" or (isinstance(v, str) and v.isalnum()), "letters and digits"),
 }
-"""Field of a checkpoint -> what it must be; not all formats and folders have all of them."""
+"""Fields of a checkpoint -> what they must be; not all formats and folders have all of them."""
 
 
 FOR_USE = ("config", "classes", "palette", "model", "step")
@@ -173,15 +148,19 @@ def require_sound(saved: Checkpoint, source: str) -> None:
     Raises:
         InputError: A field is of another type.
     """
-    for name, (is_right, expected) in _FIELDS.items():
-        if name in saved and not is_right(saved[name]):
-            raise InputError(f"{source}: its {name} is not what it must be: {expected}")
-    for color in saved.get("palette", ()):
-        is_color = isinstance(color, (list, tuple)) and len(color) == 3
-        if not is_color or not all(_is_count(part) and part < 256 for part in color):
-            raise InputError(f"{source}: its palette is not RGB colours of 0 to 255")
+    for names, (is_right, expected) in _FIELDS.items():
+        for name in names:
+            if name in saved and not is_right(saved[name]):
+                raise InputError(f"{source}: its {name} is not what it must be: {expected}")
     if "classes" in saved:
-        saved["classes"] = [printable(name) for name in saved["classes"]]
+        # Each name once, since a list may hold one a million times.
+        shown = {name: printable(name) for name in set(saved["classes"])}
+        saved["classes"] = [shown[name] for name in saved["classes"]]
+
+
+def _shown(value: Any) -> str:
+    # The text of nested lists that hold one another twice is of any length.
+    return printable(str(value)[:20]) if isinstance(value, (str, int)) else type(value).__name__
 
 
 def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
@@ -207,8 +186,8 @@ def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
     if number != FORMAT:
         advice = "; its weights can start a new run with init_from" if number in (1, 2) else ""
         raise InputError(
-            f"{key}={path}: format {printable(str(version)[:20])} of danet "
-            f"{printable(str(checkpoint.get('version'))[:20])}; this is danet "
+            f"{key}={path}: format {_shown(version)} of danet "
+            f"{_shown(checkpoint.get('version'))}; this is danet "
             f"{danet.__version__}, which reads format {FORMAT}{advice}"
         )
     # Judged after the format: files of format 1 have no checksum and need other advice.
@@ -221,12 +200,10 @@ def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
     require_fields(checkpoint, ("model",), f"{key}={path}")
     checkpoint["model"], notes = without_wrappers(checkpoint["model"], f"{key}={path}")
     if average := checkpoint.get("ema"):
-        # AveragedModel puts "module." before every tensor but its counter, and wrappers of the
-        # network come after it: so it is taken off and put back around the cleaning.
+        # AveragedModel puts "module." before every tensor but its counter.
         count = {name: value for name, value in average.items() if name == "n_averaged"}
-        inner = {n.removeprefix("module."): v for n, v in average.items() if n not in count}
-        tensors = without_wrappers(inner, f"{key}={path}").tensors
-        checkpoint["ema"] = {**count, **{f"module.{n}": v for n, v in tensors.items()}}
+        inner = without_wrappers(average, f"{key}={path}").tensors.items()
+        checkpoint["ema"] = {**count, **{f"module.{n}": v for n, v in inner if n not in count}}
     if collectives.is_first():  # every rank reads the file, one prints
         print("".join(f"{note}\n" for note in notes), end="", flush=True)
     # A network of NaN predicts class 0 everywhere through argmax: its score looks merely bad.

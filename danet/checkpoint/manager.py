@@ -17,19 +17,24 @@ from torch.utils._pytree import tree_map
 import danet
 from danet.checkpoint import format as checkpoint_format
 from danet.distributed import collectives
-from danet.distributed.failures import is_alive
 from danet.distributed.signals import FAIL, SAVE
 from danet.errors import StorageError
 from danet.filesystem import atomic_write
 
 _STEP = re.compile(r"step_(\d{9})\.pt")
-# Temporary names of atomic_write; the group is the id of the process that writes it.
 _TEMPORARY = re.compile(r"\.(?:last|best|step_\d{9})\.pt\.(\d+)\.tmp")
+"""Names of atomic_write; the group is the id of the process that writes it."""
 
 
 def path_at(folder: Path, step: int) -> Path:
     """Return the path of the checkpoint of a step."""
     return folder / f"step_{step:09d}.pt"
+
+
+def steps_of(folder: Path) -> dict[int, Path]:
+    """Return the numbered checkpoints of a run by their steps."""
+    found = ((_STEP.fullmatch(path.name), path) for path in folder.glob("step_*.pt"))
+    return {int(match[1]): path for match, path in found if match}
 
 
 def by_age(folder: Path) -> list[Path]:
@@ -38,18 +43,16 @@ def by_age(folder: Path) -> list[Path]:
     ``last.pt`` comes first; ``best.pt`` comes last, since its name does not hold its step. The
     order is that of the steps and not of the clock, which may have been set back.
     """
-    # Nine digits with leading zeros: the order of the names is that of the steps.
-    steps = sorted((p for p in folder.glob("step_*.pt") if _STEP.fullmatch(p.name)), reverse=True)
-    ends = folder / "last.pt", folder / "best.pt"
-    return [*(p for p in ends[:1] if p.exists()), *steps, *(p for p in ends[1:] if p.exists())]
+    steps = [path for _, path in sorted(steps_of(folder).items(), reverse=True)]
+    return [p for p in (folder / "last.pt", *steps, folder / "best.pt") if p.exists()]
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of processes that no longer run."""
+    """Remove temporary files of other processes from a folder that this one has locked."""
     for path in folder.glob(".*.pt.*.tmp"):
         match = _TEMPORARY.fullmatch(path.name)
-        # Ids are those of this host; the lock of the run keeps out processes of other hosts.
-        if match and not is_alive(int(match[1])):
+        # With the lock no other process writes here: whatever wrote this has been killed.
+        if match and int(match[1]) != os.getpid():
             with suppress(OSError):  # a leftover costs space, and no more
                 path.unlink()
 
@@ -67,15 +70,8 @@ def set_aside_best(folder: Path, step: int) -> Path | None:
     Raises:
         StorageError: It cannot be moved.
     """
-    best, aside = folder / "best.pt", folder / "abandoned" / f"best_before_step_{step:09d}.pt"
-    if not best.exists():
-        return None
-    try:
-        aside.parent.mkdir(exist_ok=True)
-        # Moved, not removed: other names of this file may be gone.
-        return best.replace(aside)
-    except OSError as error:
-        raise StorageError(f"{aside}: could not be written ({error.strerror})") from error
+    best = folder / "best.pt"
+    return _set_aside(best, f"best_before_step_{step:09d}.pt") if best.exists() else None
 
 
 class CheckpointPolicy(Protocol):
@@ -124,14 +120,13 @@ class CheckpointManager:
         # A checkpoint that was deleted or moved must not keep later ones from being the best.
         self.best = [(score, step) for score, step in best if path_at(folder, step).exists()]
         self._warn = warn
+        self._only_warns = policy.on_storage_error == "warn"
         # A thread is enough, since hashing and writing release the GIL; one keeps the order.
-        self._thread = ThreadPoolExecutor(1, "checkpoint") if policy.save_in_background else None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         self._last_save = time.monotonic()
-        self._unsaved: StorageError | None = None
-        """Why the newest checkpoint is not on the disk."""
-        self._fatal: StorageError | None = None
-        """The failure that stops the run."""
+        self._error: StorageError | None = None
+        """Why the newest checkpoint is not on the disk, or why the run must stop."""
 
     def due(self, step: int) -> bool:
         """Return whether ``save_every`` asks for a checkpoint of this step."""
@@ -144,7 +139,7 @@ class CheckpointManager:
         # Only a write that is done is collected: this is called at every step and must not wait.
         if self._pending is not None and self._pending.done():
             self._handle(self._wait())
-        flags = FAIL if self._fatal is not None else 0
+        flags = FAIL if self._error is not None and not self._only_warns else 0
         minutes = self.policy.save_minutes
         if minutes is not None and time.monotonic() - self._last_save >= 60 * minutes:
             # Not left to save(): ranks agree on a flag one step later, and until then this one
@@ -166,7 +161,8 @@ class CheckpointManager:
         if not collectives.is_first():
             return
         self._handle(self._wait())  # at most one copy of the state is in memory
-        self._unsaved = None  # what failed before is not the newest checkpoint any more
+        if self._only_warns:
+            self._error = None  # what failed before is not the newest checkpoint any more
         self._last_save = time.monotonic()
         step = state["step"]
         is_best = self._rank(step, score)
@@ -179,23 +175,18 @@ class CheckpointManager:
             "threads": torch.get_num_threads(),
             "best": [list(pair) for pair in self.best],
         }
-        # The optimizer changes parameters in place, so without a copy a background write would mix
-        # the tensors of two steps.
-        if self._thread is not None:
-            self._pending = self._thread.submit(self._write, _copied(content), step, is_best)
-            return
-        try:
-            self._write(content, step, is_best)
-        except StorageError as error:
-            self._handle(error)
+        if self.policy.save_in_background:
+            # The optimizer changes parameters in place, so without a copy the file would mix the
+            # tensors of two steps.
+            content = _copied(content)
+        self._pending = self._thread.submit(self._write, content, step, is_best)
+        if not self.policy.save_in_background:
+            self._handle(self._wait())
 
     def finish(self) -> StorageError | None:
         """Wait for the write under way; return why the newest checkpoint is not on the disk."""
-        error = self._wait()
-        if error is not None:
-            self._unsaved = error
-        error = self._fatal or self._unsaved
-        self._fatal = self._unsaved = None
+        error = self._wait() or self._error
+        self._error = None
         return error
 
     def close(self) -> None:
@@ -204,8 +195,7 @@ class CheckpointManager:
             if (error := self.finish()) is not None:
                 self._warn(str(error))
         finally:
-            if self._thread is not None:
-                self._thread.shutdown()
+            self._thread.shutdown()
 
     def _rank(self, step: int, score: float | None) -> bool:
         """Enter a score into ``best``; return whether it is the highest."""
@@ -221,22 +211,17 @@ class CheckpointManager:
     def _wait(self) -> StorageError | None:
         """Wait for the write under way; return its failure."""
         pending, self._pending = self._pending, None
-        try:
-            if pending is not None:
-                pending.result()
-        except StorageError as error:
-            return error
-        return None
+        error = pending.exception() if pending is not None else None
+        if error is not None and not isinstance(error, StorageError):
+            raise error
+        return error
 
     def _handle(self, error: StorageError | None) -> None:
-        """Keep a failure that stops the run, or warn of one that does not."""
-        if error is None:
-            return
-        self._unsaved = error
-        if self.policy.on_storage_error == "warn":
-            self._warn(f"{error}; the training goes on (trainer.on_storage_error=warn)")
-        else:
-            self._fatal = error
+        """Keep a failure for ``status`` and ``finish``; warn of one that does not stop the run."""
+        if error is not None:
+            self._error = error
+            if self._only_warns:
+                self._warn(f"{error}; the training goes on (trainer.on_storage_error=warn)")
 
     def _write(self, content: checkpoint_format.Checkpoint, step: int, is_best: bool) -> None:
         path = path_at(self.folder, step)
@@ -247,33 +232,20 @@ class CheckpointManager:
         self._set_aside_after(step)
         self._prune()
 
-    def _steps(self) -> dict[int, Path]:
-        return {
-            int(match[1]): path
-            for path in self.folder.glob("step_*.pt")
-            if (match := _STEP.fullmatch(path.name))
-        }
-
     def _set_aside_after(self, now: int) -> None:
         """Move checkpoints of later steps away; point ``best.pt`` to one of the remaining."""
-        later = [path for step, path in self._steps().items() if step > now]
-        if not later:
-            return
-        aside, best = self.folder / "abandoned", self.folder / "best.pt"
-        try:
-            aside.mkdir(exist_ok=True)
-            for path in later:
-                path.replace(aside / path.name)  # else resume=auto would take the abandoned ones
-            if not self.best and best.exists():
-                best.replace(aside / best.name)
-        except OSError as error:
-            raise StorageError(f"{aside}: could not be written ({error.strerror})") from error
-        if self.best:
+        later = [path for step, path in steps_of(self.folder).items() if step > now]
+        for path in later:
+            _set_aside(path, path.name)  # else resume=auto would take the abandoned ones
+        best = self.folder / "best.pt"
+        if later and self.best:
             _link(path_at(self.folder, self.best[0][1]), best)
+        elif later and best.exists():
+            _set_aside(best, best.name)
 
     def _prune(self) -> None:
         """Remove the checkpoints that no rule keeps."""
-        policy, steps = self.policy, self._steps()
+        policy, steps = self.policy, steps_of(self.folder)
         best = {step for _, step in self.best}
         newest = sorted(steps)[-policy.keep_last :]
         for step, path in steps.items():
@@ -284,10 +256,20 @@ class CheckpointManager:
                     path.unlink()
 
 
+def _set_aside(path: Path, name: str) -> Path:
+    """Move a checkpoint to the folder ``abandoned``."""
+    aside = path.parent / "abandoned" / name
+    try:
+        aside.parent.mkdir(exist_ok=True)
+        return path.replace(aside)  # not removed: other names of this file may be gone
+    except OSError as error:
+        raise StorageError(f"{aside}: could not be written ({error.strerror})") from error
+
+
 def _link(path: Path, name: Path) -> None:
     """Make ``name`` another name of the file ``path``, replacing its old target atomically."""
     try:
-        with atomic_write(name, shared=True, durable=True) as temporary:
+        with atomic_write(name, durable=True) as temporary:
             # A leftover of an earlier process with this id may itself be a hard link to a
             # checkpoint, and the copy below would then write into that checkpoint.
             temporary.unlink(missing_ok=True)
@@ -305,11 +287,6 @@ def _copied(content: Any) -> Any:
     """Return a state whose tensors are copies on the CPU; shared storages are copied apart."""
 
     def copy(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        value = value.detach()
-        # Tensor.to returns the tensor itself where it is on the CPU already.
-        return value.clone() if value.device.type == "cpu" else value.to("cpu")
+        return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
 
-    with torch.no_grad():
-        return tree_map(copy, content)
+    return tree_map(copy, content)

@@ -12,7 +12,8 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -23,17 +24,17 @@ _STORAGES = {
     f"torch.{place}{name}Storage": size for name, size in _SIZES.items() for place in ("", "cuda.")
 }
 """Names of storages -> bytes of a number; complex, quantised and 8-bit floats are not read."""
-_TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
-_PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
-# On torch's own list of safe names, too; here none of them is called.
-_HARMLESS = ("_codecs.encode", "builtins.set", "collections.Counter", "torch.Size", "torch.device")
+_COPIES = ("builtins.set", "collections.Counter", "torch.Size", "torch.device")
+"""Classes on torch's list of safe names that copy what they are given."""
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8")
-_INERT = frozenset((*_HARMLESS, "torch.bool", *(f"torch.{name}" for name in _DTYPES)))
+_INERT = frozenset(f"torch.{name}" for name in (*_DTYPES, "bool"))
 
 _MOST_PICKLED = 1 << 24
 """Bytes of a pickle; those of checkpoints have some 100 kB."""
 _MOST_SHARED = 2
 """How many times the bytes of the file its tensors may have together, as tied weights do."""
+_MOST_MADE = 1 << 26
+"""Bytes of the objects that a pickle calls for, roughly; those of checkpoints have some MB."""
 _MOST_AXES = 64  # torch has no tensors of more
 _MAGIC = 0x1950A86A20F9469CFC6C
 """First pickle of a file that torch.save wrote before it wrote zip archives (torch 1.6)."""
@@ -51,7 +52,11 @@ class Scan(NamedTuple):
     """Why the file must not be loaded, as a part of a message; empty if nothing is wrong."""
 
 
-class _Inert:
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**63  # as torch counts
+
+
+class Inert:
     """Placeholder of whatever a file names: takes any arguments and state, does nothing."""
 
     def __init__(self, *_: object, **__: object) -> None:
@@ -61,11 +66,7 @@ class _Inert:
         pass
 
     # Opcodes that fill lists and dictionaries call these on whatever is on the stack.
-    def append(self, item: object) -> None:
-        pass
-
-    def extend(self, items: object) -> None:
-        pass
+    append = extend = __setstate__
 
     def __setitem__(self, key: object, value: object) -> None:
         pass
@@ -84,17 +85,11 @@ class _Ordered(OrderedDict[Any, Any]):
             raise _Problem("it replaces attributes of a dictionary")
 
 
-class _StorageType(NamedTuple):
-    size: int
-
-
 class _Storage(NamedTuple):
-    numel: int
+    """Bytes of a number, and how many there are: none in the type of a storage."""
+
     size: int
-
-
-class _Tensor(NamedTuple):
-    nbytes: int
+    numel: int = 0
 
 
 # The private class is the unpickler in Python; pickle.Unpickler is the one in C.
@@ -103,7 +98,8 @@ class _Reader(pickle._Unpickler):
 
     Args:
         file: At the start of a pickle.
-        foreign: Packages whose classes are allowed.
+        packages: Those whose classes are allowed.
+        names: Receives what the file names beside tensors, and whether it is allowed.
 
     Attributes:
         storages: Key of each storage that a tensor needs -> its bytes, as declared.
@@ -114,52 +110,64 @@ class _Reader(pickle._Unpickler):
     dispatch = {
         code: read
         for code, read in pickle._Unpickler.dispatch.items()
-        if code
-        not in (
-            pickle.PERSID[0],
-            pickle.BYTEARRAY8[0],
-            pickle.NEXT_BUFFER[0],
-            pickle.READONLY_BUFFER[0],
-            pickle.EXT1[0],
-            pickle.EXT2[0],
-            pickle.EXT4[0],
-        )
+        if bytes([code]) not in (b"P", b"\x82", b"\x83", b"\x84", b"\x96", b"\x97", b"\x98")
     }
 
-    def __init__(self, file: BinaryIO, foreign: Sequence[str]) -> None:
+    def __init__(self, file: BinaryIO, packages: Sequence[str], names: dict[str, bool]) -> None:
         super().__init__(file, encoding="latin1")  # decodes any byte, as of Python 2's strings
-        self._packages = foreign
-        self.forbidden: dict[str, None] = {}
-        self.foreign: dict[str, None] = {}
+        self._packages = packages
+        self._names = names
+        self._made = 0
         self.storages: dict[str, int] = {}
         self.nbytes = 0
+        self._known = {
+            "collections.OrderedDict": lambda items=(): _Ordered(self._copy(items)),
+            "_codecs.encode": self._encode,
+            "torch._utils._rebuild_tensor": self._tensor,
+            "torch._utils._rebuild_tensor_v2": self._tensor,
+            # A parameter is counted as the tensor in it.
+            "torch._utils._rebuild_parameter": lambda data, *_: data,
+            "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+            **dict.fromkeys(_COPIES, self._copy),
+        }
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what takes the place of a function or class."""
         module = module.replace("__builtin__", "builtins")  # as protocol 2 calls it
         full = f"{module}.{name}"
-        if full == "collections.OrderedDict":
-            return _Ordered
+        if full in self._known:
+            return self._known[full]
         if full in _STORAGES:
-            return _StorageType(_STORAGES[full])
-        if full in _TENSORS:
-            return self._tensor
-        if full in _PARAMETERS:  # a parameter is counted as the tensor in it
-            return lambda data, *_: data
-        if module.partition(".")[0] in self._packages:
-            self.foreign[full] = None
-        elif full not in _INERT:
+            return _Storage(_STORAGES[full])
+        if full not in _INERT:
             # Recorded, not raised: the message lists all names, even if the rest is damaged.
-            self.forbidden[full] = None
-        return _Inert
+            self._names[full] = module.partition(".")[0] in self._packages
+        return Inert
+
+    def _count(self, nbytes: int) -> None:
+        # Five bytes of a pickle repeat a call on one long list, and each call makes a copy.
+        self._made += nbytes
+        if self._made > _MOST_MADE:
+            raise _Problem(f"its pickle makes more than {_MOST_MADE >> 20} MiB beside the tensors")
+
+    def _copy(self, values: Any = (), *_: object) -> Any:
+        """Count what a class would copy; return it in place of the copy."""
+        self._count(64 + (1 if isinstance(values, str) else 64) * len(values))
+        return values
+
+    def _encode(self, text: str, encoding: str) -> Any:
+        """Return the text in place of its bytes; pickle writes bytes as a call of this."""
+        if encoding != "latin1":  # others make it longer, each time they are called
+            raise _Problem(f"it encodes text as {str(encoding)[:20]!r}")
+        return self._copy(text)
 
     def persistent_load(self, pid: Any) -> _Storage:
         """Return the storage that a record of the pickle declares."""
         try:
             kind, type_, key, _, numel = pid[:5]
-            is_right = kind == "storage" and isinstance(type_, _StorageType)
+            is_right = kind == "storage" and isinstance(type_, _Storage)
             # A negative size would lower the sum that is held against the file.
-            is_right = is_right and isinstance(key, str) and isinstance(numel, int) and numel >= 0
+            is_right = is_right and isinstance(key, str) and _is_size(numel)
         except (TypeError, ValueError):
             is_right = False
         if not is_right:
@@ -167,14 +175,14 @@ class _Reader(pickle._Unpickler):
         # Tied weights name a storage twice; a second size would go unchecked.
         if self.storages.setdefault(key, numel * type_.size) != numel * type_.size:
             raise _Problem(f"it declares two sizes of storage {key!r}")
-        return _Storage(numel, type_.size)
+        return _Storage(type_.size, numel)
 
-    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tensor:
-        """Check the shape of a tensor against its storage; return its bytes."""
+    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Inert:
+        """Check the shape of a tensor against its storage."""
         # Before any product: prod() of huge or of negative sizes means nothing.
         numbers = [offset, *size, *stride]
         is_right = isinstance(storage, _Storage) and len(size) == len(stride) <= _MOST_AXES
-        if not is_right or not all(isinstance(n, int) and n >= 0 for n in numbers):
+        if not is_right or not all(map(_is_size, numbers)):
             raise _Problem("a tensor of it has no shape")
         numel, shape = prod(size), tuple(size)
         # Index of the last element in the storage, for any strides.
@@ -190,7 +198,8 @@ class _Reader(pickle._Unpickler):
                 "clone of it"
             )
         self.nbytes += numel * storage.size
-        return _Tensor(numel * storage.size)
+        self._count(512)  # the object itself
+        return Inert()
 
 
 def scan(path: Path, end: int, *, foreign: Sequence[str] = ()) -> Scan:
@@ -204,60 +213,62 @@ def scan(path: Path, end: int, *, foreign: Sequence[str] = ()) -> Scan:
     Raises:
         OSError: It cannot be read.
     """
-    forbidden: dict[str, None] = {}
-    allowed: dict[str, None] = {}
+    names: dict[str, bool] = {}
+    problem = ""
     try:
         with open(path, "rb") as file:
             is_archive = file.read(4) == b"PK\x03\x04"  # by which torch decides, too
-        if is_archive:
-            with zipfile.ZipFile(path) as archive:
-                top = _judge_table(archive, path, end)
-                # The table before the pickle: it bounds how much is read here.
-                reader = _read(archive.read(f"{top}/data.pkl"), foreign, forbidden, allowed)
-                for key, nbytes in reader.storages.items():
-                    if archive.getinfo(f"{top}/data/{key}").file_size < nbytes:
-                        raise _Problem(f"storage {key!r} has fewer bytes than it declares")
-        else:
-            reader = _read_old(path, foreign, forbidden, allowed)
-            # Old files have no table of sizes, so only the sum can be checked.
-            if sum(reader.storages.values()) > end:
-                raise _Problem("its storages have fewer bytes than it declares")
+            file.seek(0)
+            read = partial(_Reader, packages=foreign, names=names)
+            reader = _read_archive(file, end, read) if is_archive else _read_old(file, end, read)
         # A thousand views of one storage pass the checks above, and need its memory each if copied.
         if reader.nbytes > _MOST_SHARED * end + (1 << 20):
             raise _Problem(
                 f"its tensors have {reader.nbytes / 2**20:.0f} MiB and the file {end / 2**20:.0f}: "
                 "they share their storages; save clones of them"
             )
-        problem = ""
     except _Problem as error:
         problem = str(error)
     except OSError:  # of the disk, not of the content
         raise
     except Exception:  # of bytes that are not a pickle, or a partial one: any error may occur
         problem = "damaged"
-    return Scan(list(forbidden)[:_SHOWN], list(allowed), problem)
+    forbidden = [name for name, is_allowed in names.items() if not is_allowed]
+    return Scan(forbidden[:_SHOWN], [name for name in names if names[name]], problem)
 
 
-def _judge_table(archive: zipfile.ZipFile, path: Path, end: int) -> str:
+def _read_archive(file: BinaryIO, end: int, read: Callable[[BinaryIO], _Reader]) -> _Reader:
+    """Read a zip archive, as torch.save writes it."""
+    with zipfile.ZipFile(file) as archive:
+        top = _judge_table(archive, file, end)
+        # The table before the pickle: it bounds how much is read here.
+        reader = read(io.BytesIO(archive.read(f"{top}/data.pkl")))
+        reader.load()
+        for key, nbytes in reader.storages.items():
+            if archive.getinfo(f"{top}/data/{key}").file_size < nbytes:
+                raise _Problem(f"storage {key!r} has fewer bytes than it declares")
+    return reader
+
+
+def _judge_table(archive: zipfile.ZipFile, file: BinaryIO, end: int) -> str:
     """Refuse what torch.save never writes; return the folder that all entries of a file are in."""
     entries = archive.infolist()
+    whole = sum(entry.file_size for entry in entries)
     # Python's zipfile unpacks deflated entries, and so does torch: a few kB become gigabytes.
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        whole = sum(entry.file_size for entry in entries)
         raise _Problem(
             f"its entries are compressed and unpack from {end / 2**20:.1f} to "
             f"{whole / 2**20:.1f} MiB, which torch.save never writes"
         )
-    if not all(entry.filename.partition("/")[2].isascii() for entry in entries):
-        raise _Problem("its entries have other names than torch.save gives")
-    # torch's zip reader compares names without case, so "A" and "a" are one entry to it.
+    # torch's zip reader compares names without case, so "A" and "a" are one entry to it; and a
+    # flag that torch ignores says how names that are not ASCII are encoded.
     names = {entry.filename.lower() for entry in entries}
     tops = {entry.filename.partition("/")[0] for entry in entries}
-    whole = sum(entry.file_size for entry in entries)
-    if len(names) != len(entries) or len(tops) != 1 or whole > end:
-        raise _Problem("its entries overlap or have one name, which torch.save never writes")
+    is_ascii = all(entry.filename.partition("/")[2].isascii() for entry in entries)
+    if len(names) != len(entries) or len(tops) != 1 or whole > end or not is_ascii:
+        raise _Problem("its entries overlap or have names that torch.save never gives")
     # torch finds the table by other rules than Python where a file is made for that.
-    if _start_of_table(path, end) != archive.start_dir:
+    if _start_of_table(file, end) != archive.start_dir:
         raise ValueError("its table of entries is not where torch.save writes it")
     (top,) = tops
     if archive.getinfo(f"{top}/data.pkl").file_size > _MOST_PICKLED:
@@ -265,57 +276,34 @@ def _judge_table(archive: zipfile.ZipFile, path: Path, end: int) -> str:
     return top
 
 
-def _start_of_table(path: Path, end: int) -> int:
+def _start_of_table(file: BinaryIO, end: int) -> int:
     """Return where a zip archive that ends at byte ``end`` declares its table to start; else -1."""
-    size, size64, locator = 22, 56, 20  # bytes of the end records of zip and zip64, and a link
-    with open(path, "rb") as file:
-        start = max(end - size - locator - size64, 0)
-        file.seek(start)
-        tail = file.read(end - start)
-    # The end record must be the last 22 bytes, with an empty comment: in a longer one a second end
-    # record could hide.
-    if tail[-size:-18] != b"PK\x05\x06" or tail[-2:] != b"\0\0":
+    file.seek(max(end - 98, 0))  # the end records of zip64 and zip, and a link between them
+    tail = file.read(end - file.tell())
+    kind, start, comment = struct.unpack("<4s12xIH", tail[-22:])
+    # The end record must be last, without a comment: in one a second end record could hide.
+    if kind != b"PK\x05\x06" or comment:
         return -1
-    declared: int = struct.unpack("<I", tail[-6:-2])[0]
-    place = tail[-size - locator : -size]
-    if place[:4] == b"PK\x06\x07":  # zip64, which torch writes for any size
-        record = tail[: -size - locator]
-        if struct.unpack("<Q", place[8:16])[0] != start or record[:4] != b"PK\x06\x06":
+    if tail[-42:-38] == b"PK\x06\x07":  # zip64, which torch writes for any size
+        (place,) = struct.unpack("<Q", tail[-34:-26])
+        kind, start = struct.unpack("<4s44xQ", tail[-98:-42])
+        if kind != b"PK\x06\x06" or place != end - 98:
             return -1
-        declared = struct.unpack("<Q", record[48:56])[0]
-    return declared
+    return int(start)
 
 
-def _read(
-    pickled: bytes, foreign: Sequence[str], forbidden: dict[str, None], allowed: dict[str, None]
-) -> _Reader:
-    """Read one pickle; add what it names to the two records, even if it ends in the middle."""
-    reader = _Reader(io.BytesIO(pickled), foreign)
-    try:
-        reader.load()
-    finally:
-        forbidden |= reader.forbidden
-        allowed |= reader.foreign
-    return reader
-
-
-def _read_old(
-    path: Path, foreign: Sequence[str], forbidden: dict[str, None], allowed: dict[str, None]
-) -> _Reader:
+def _read_old(file: BinaryIO, end: int, read: Callable[[BinaryIO], _Reader]) -> _Reader:
     """Read a file from before zip archives: five pickles, and the storages behind them."""
-    with open(path, "rb") as file:
-        content = io.BytesIO(file.read(_MOST_PICKLED))
-    found, readers = [], []
-    for _ in range(5):  # magic number, protocol, system, the object, keys of its storages
-        reader = _Reader(content, foreign)
-        readers.append(reader)
-        try:
-            found.append(reader.load())
-        finally:
-            forbidden |= reader.forbidden
-            allowed |= reader.foreign
-        if found[0] != _MAGIC:
-            raise ValueError("not a file of torch.save")
-    if sorted(found[4]) != sorted(readers[3].storages):
+    content = io.BytesIO(file.read(_MOST_PICKLED))
+    if read(content).load() != _MAGIC:
+        raise ValueError("not a file of torch.save")
+    for _ in range(2):  # protocol and system
+        read(content).load()
+    reader = read(content)
+    reader.load()
+    if sorted(read(content).load()) != sorted(reader.storages):
         raise _Problem("it lists other storages than its tensors need")
-    return readers[3]
+    # Old files have no table of sizes, so only the sum can be checked.
+    if sum(reader.storages.values()) > end:
+        raise _Problem("its storages have fewer bytes than it declares")
+    return reader

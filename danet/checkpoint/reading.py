@@ -8,13 +8,13 @@ import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.serialization import safe_globals
 
-from danet.checkpoint.pickle_scan import Scan, scan
+from danet.checkpoint.pickle_scan import Inert, Scan, scan
 from danet.errors import InputError
 from danet.plain import printable
 
@@ -34,16 +34,6 @@ class Content(NamedTuple):
     value: Any
     is_sealed: bool
     """Whether a checksum stood at its end; it was right then."""
-
-
-class _Nothing:
-    """Placeholder of an object of another program: takes any arguments and state, does nothing."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
 
 
 def read(path: Path, key: str, *, foreign: Sequence[str] = ()) -> Content:
@@ -78,7 +68,7 @@ def read(path: Path, key: str, *, foreign: Sequence[str] = ()) -> Content:
     if found.forbidden or found.problem:
         raise InputError(f"{key}={path}: {_what_is_wrong(path, found)}")
     # safe_globals takes pairs of a class and the name in the pickle that it replaces.
-    stand_ins: list[Any] = [(type(n.rpartition(".")[2], (_Nothing,), {}), n) for n in found.foreign]
+    stand_ins: list[Any] = [(type(n.rpartition(".")[2], (Inert,), {}), n) for n in found.foreign]
     try:
         with warnings.catch_warnings(), safe_globals(stand_ins):
             warnings.simplefilter("ignore")  # torch warns of foreign pickles that it then refuses
@@ -91,19 +81,23 @@ def read(path: Path, key: str, *, foreign: Sequence[str] = ()) -> Content:
 
 def has_checksum(path: Path) -> bool | None:
     """Return whether the checksum at the end of a file is right; None if there is none."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        rest = max(path.stat().st_size - TAIL, 0)
-        file.seek(rest)
+        end = max(path.stat().st_size - TAIL, 0)
+        file.seek(end)
         tail = file.read()
         if not tail.startswith(MARK) or len(tail) != TAIL:
             return None
-        file.seek(0)
-        while rest:
-            block = file.read(min(rest, 1 << 22))  # files have hundreds of megabytes
-            digest.update(block)
-            rest -= len(block)
-    return digest.digest() == tail[len(MARK) :]
+        return digest_of(file, end) == tail[len(MARK) :]
+
+
+def digest_of(file: BinaryIO, end: int) -> bytes:
+    """Return the SHA-256 of the first ``end`` bytes of a file, which is left at that place."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while block := file.read(min(end, 1 << 22)):  # files have hundreds of megabytes
+        digest.update(block)
+        end -= len(block)
+    return digest.digest()
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -135,19 +129,15 @@ def unsound(tensors: Mapping[str, Tensor]) -> str:
     """
     # Before the values, since isfinite is not implemented for every type.
     for name, value in tensors.items():
-        if isinstance(value, Tensor) and value.dtype not in _DTYPES:
+        if value.dtype not in _DTYPES:
             return f"{name} is of type {value.dtype}; expected {', '.join(map(str, _DTYPES))}"
-    found = [
-        (name, int((~value.isfinite()).sum()))
-        for name, value in tensors.items()
-        if isinstance(value, Tensor) and value.is_floating_point()
-    ]
-    bad = [(name, count) for name, count in found if count]
+    counts = {name: int((~value.isfinite()).sum()) for name, value in tensors.items()}
+    bad = [name for name in counts if counts[name]]
     if not bad:
         return ""
-    name, count = bad[0]
-    more = f"; {len(bad)} tensors of {len(found)} have such" if len(bad) > 1 else ""
-    return f"{count} of {tensors[name].numel()} values of {name} are NaN or infinite{more}"
+    name = bad[0]
+    more = f"; {len(bad)} tensors of {len(counts)} have such" if len(bad) > 1 else ""
+    return f"{counts[name]} of {tensors[name].numel()} values of {name} are NaN or infinite{more}"
 
 
 def _instead(path: Path) -> str:

@@ -1,5 +1,6 @@
 """The folder of a run: made once, by one process, never shared by two runs."""
 
+import itertools
 import os
 import shlex
 from collections.abc import Mapping
@@ -107,20 +108,16 @@ def _make(wanted: str | None, fallback: Path, resuming: bool) -> Path:
             f"run.dir={folder}: another run is there; give resume=auto to go on with it, or "
             "another run.dir"
         )
-    number = 2
-    while True:
+    for number in itertools.count(2):
         try:
             # mkdir decides, not exists(): of two runs started in one second, it lets one win.
             folder.mkdir(parents=True, exist_ok=wanted is not None)
-        except FileExistsError as error:
-            if wanted:  # a file is there
+            break
+        except OSError as error:
+            if wanted or not isinstance(error, FileExistsError):
                 raise _unwritable(folder, error) from error
             folder = fallback.with_name(f"{fallback.name}-{number}")  # of a run of this second
-            number += 1
-        except OSError as error:
-            raise _unwritable(folder, error) from error
-        else:
-            return folder
+    return folder
 
 
 def _unwritable(folder: Path, error: OSError) -> StorageError:
@@ -176,9 +173,9 @@ def _lock(folder: Path) -> None:
         return
     path = folder / ".lock"
     try:
-        # Not truncated, so that the owner can be read; not inherited by programs that are executed,
-        # which would hold the lock beyond the end of the run.
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # Not truncated, so that the owner can be read. Programs that are executed do not inherit
+        # it; they would hold the lock beyond the end of the run.
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise _unwritable(folder, error) from error
     try:

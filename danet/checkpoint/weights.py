@@ -19,8 +19,6 @@ _PREFIXES = ("module.", "model.")
 """What DataParallel and moving averages, and classes that hold a model, put before every name."""
 _COUNTER = "n_averaged"
 """Of torch's moving average, beside the tensors of its module."""
-_NAMED = 40
-"""How many tensors a message names at most."""
 _DEPTHS = {
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,
@@ -62,15 +60,14 @@ def read_state_dict(path: Path, key: str = "init_from", *, foreign: Sequence[str
         raise InputError(
             f"{key}={path}: expected a dictionary of tensors, found {type(content).__name__}"
         )
-    # Cut in the message, since a key of a foreign file may be of any length.
-    wrong = [k for k, v in content.items() if not isinstance(v, Tensor)]
-    if wrong:
-        raise InputError(
-            f"{key}={path}: expected a dictionary of tensors, but {str(wrong[0])[:99]!r} is not one"
-        )
-    odd = [k for k in content if not isinstance(k, str) or printable(k) != k]
-    if odd:
-        raise InputError(f"{key}={path}: {str(odd[0])[:200]!r} is no name of a tensor")
+    for name, value in content.items():
+        # Cut in the message, since a key of a foreign file may be of any length.
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"{key}={path}: expected a dictionary of tensors, but {str(name)[:99]!r} is not one"
+            )
+        if not isinstance(name, str) or printable(name) != name:
+            raise InputError(f"{key}={path}: {str(name)[:200]!r} is no name of a tensor")
     problem = reading.unsound(content)
     if problem:
         raise InputError(f"{key}={path}: {problem}; take weights from before the run diverged")
@@ -86,8 +83,9 @@ def without_wrappers(tensors: Mapping[str, Tensor], source: str) -> Weights:
     names = {old: old for old in tensors}
     notes = []
     for part in _WRAPPERS:
-        if any(part in name.split(".") for name in names.values()):
-            names = {old: _without_part(name, part) for old, name in names.items()}
+        pieces = {old: name.split(".") for old, name in names.items()}
+        if any(part in found for found in pieces.values()):
+            names = {old: ".".join(p for p in found if p != part) for old, found in pieces.items()}
             notes.append(f"{source}: the {part + '.'!r} in names was taken off")
     # The counter of a moving average never has a prefix. A prefix goes only if every other name has
     # it, since a network may have a part of that name; in a loop, since DataParallel and averages
@@ -102,10 +100,6 @@ def without_wrappers(tensors: Mapping[str, Tensor], source: str) -> Weights:
         if old_of.setdefault(name, old) != old:
             raise InputError(f"{source}: {old} and {old_of[name]} both stand for the tensor {name}")
     return Weights({name: tensors[old] for old, name in names.items()}, notes)
-
-
-def _without_part(name: str, part: str) -> str:
-    return ".".join(piece for piece in name.split(".") if piece != part)
 
 
 def load_backbone(backbone: nn.Module, depth: int, weights: str) -> None:
@@ -169,17 +163,27 @@ def depth_of(names: Iterable[str], prefix: str = "") -> int | None:
     return _DEPTHS.get((has_bottlenecks, (a, b, c, d)))
 
 
-def explain_mismatch(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+def explain_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """Return in one line why ``found`` does not fit ``expected``; empty if it does."""
-    missing = [key for key in expected if key not in found]
-    unexpected = [key for key in found if key not in expected]
-    shapes = _other_shapes(expected, found)
-    parts = [text for text in (_depths(expected, found), _class_counts(expected, found)) if text]
-    for label, names in (("missing", missing), ("unexpected", unexpected), ("shape", shapes)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            parts.append(f"{label}: {', '.join(names[:3])}{more}")
-    return "; ".join(parts)
+    parts = [_depths(expected, found), _class_counts(expected, found)]
+    differences = _differences(expected, found)
+    parts += [f"{kind}: {_named(names, 3)}" for kind, names in differences.items() if names]
+    return "; ".join(filter(None, parts))
+
+
+def _differences(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> dict[str, list[str]]:
+    """Return the names of tensors that are missing, unexpected, or have another shape."""
+    return {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "shape": [
+            f"{name} is {tuple(found[name].shape)} in the file and {tuple(value.shape)} here"
+            for name, value in expected.items()
+            if name in found and found[name].shape != value.shape
+        ],
+    }
 
 
 def initialise(model: nn.Module, path: Path) -> list[str]:
@@ -221,14 +225,15 @@ def initialise(model: nn.Module, path: Path) -> list[str]:
                 f"its images were normalised with {name}={_rounded(value)}, these will be with "
                 f"{_rounded(used)}; +model.{name}=[...] sets it"
             )
-    rest = (
-        (f"left out, since {_class_counts(expected, found)}", _other_shapes(expected, found)),
-        ("not in the file, so random as before", [k for k in expected if k not in found]),
-        ("in the file and not in this network", [k for k in found if k not in expected]),
-    )
-    lines += [
-        f"{label.removesuffix(', since ')}: {_named(names)}" for label, names in rest if names
-    ]
+    reason = _class_counts(expected, found)
+    differences = _differences(expected, found)
+    for kind, label in (
+        ("shape", f"left out, since {reason}" if reason else "left out"),
+        ("missing", "not in the file, so random as before"),
+        ("unexpected", "in the file and not in this network"),
+    ):
+        if names := differences[kind]:
+            lines.append(f"{label}: {_named(names, 40)}")
     return [*notes, *(f"init_from={path}: {line}" for line in lines)]
 
 
@@ -236,17 +241,9 @@ def _rounded(values: Tensor) -> str:
     return f"[{','.join(f'{value:g}' for value in values.flatten().tolist())}]"
 
 
-def _named(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{', '.join(names[:_NAMED])}{more}"
-
-
-def _other_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    return [
-        f"{key} is {tuple(found[key].shape)} in the file and {tuple(expected[key].shape)} here"
-        for key in expected
-        if key in found and found[key].shape != expected[key].shape
-    ]
+def _named(names: list[str], most: int) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def _depths(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

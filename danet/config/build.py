@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import Tensor, nn
+from torch import nn
 
 from danet.checkpoint import exported
 from danet.checkpoint import format as checkpoint_format
@@ -71,10 +71,9 @@ def _named(key: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{key}: {first_line(error)}") from error
     except Exception as error:  # with the values of a foreign file torch may raise anything
-        raise InputError(f"{key}: {type(error).__name__}: {first_line(error)}") from error
+        kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
+        raise InputError(f"{key}: {kind}{first_line(error)}") from error
 
 
 def make_dataset(config: TrainConfig, split: str, *, training: bool) -> SegmentationDataset:
@@ -173,22 +172,16 @@ def misfit(saved: Checkpoint, config: TrainConfig) -> str:
     return problems
 
 
-def averaged(saved: Checkpoint) -> dict[str, Tensor]:
-    """Return the averaged weights of a checkpoint by the names of the network."""
-    prefix = "module."
-    return {k[len(prefix) :]: v for k, v in saved["ema"].items() if k.startswith(prefix)}
-
-
 def untrained(config: TrainConfig) -> nn.Module:
     """Build the network of a config with random weights, even if the run started from a file.
 
     For a checkpoint, which holds its weights: that file need not exist any more.
     """
-    node, backbone = config.model, config.model.get("backbone")
+    backbone = config.model.get("backbone")
     if isinstance(backbone, Mapping) and "weights" in backbone:
-        node = {**node, "backbone": {**backbone, "weights": None}}
-    model: nn.Module = make(node, "model")
-    return model
+        node = {**config.model, "backbone": {**backbone, "weights": None}}
+        config = replace(config, model=node)
+    return make_model(config)
 
 
 def model_of(saved: Checkpoint, config: TrainConfig, path: str | Path) -> nn.Module:
@@ -198,8 +191,10 @@ def model_of(saved: Checkpoint, config: TrainConfig, path: str | Path) -> nn.Mod
             f"checkpoint={path}: the weights do not fit its own config: {problems}; one of the two "
             "was changed after the training"
         )
-    model = untrained(config)
-    model.load_state_dict(saved["model"] if saved.get("ema") is None else averaged(saved))
+    model, weights, prefix = untrained(config), saved["model"], "module."
+    if (ema := saved.get("ema")) is not None:
+        weights = {k.removeprefix(prefix): v for k, v in ema.items() if k.startswith(prefix)}
+    model.load_state_dict(weights)
     return model.eval()
 
 

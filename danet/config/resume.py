@@ -103,15 +103,21 @@ def _merge_settings(
     typed = {override.lstrip("+~").split("=")[0] for override in overrides}
     if not typed <= RESUMABLE:
         notes = compare_settings(path, stored, wanted)
-        if any(_is_measure(line.split(":")[0].strip()) for line in differences(stored, wanted)):
+        if any(map(_is_measure, differences(stored, wanted))):
             forget_best(saved)
             notes.append("resume: scores are measured otherwise, so the best score begins anew")
         return deepcopy(wanted), notes
     settled = deepcopy(dict(stored))
     # It was the end of the start before: a run that reached it would stop at once.
     settled["trainer"]["stop_at"] = None
+    values = flat(wanted)
     for key in typed:
-        _put(settled, key, _get(wanted, key))
+        *parents, last = key.split(".")
+        node = settled
+        for part in parents:
+            node = node[part]
+        if last in node or values.get(key) is not None:  # a data set may not have every free key
+            node[last] = values.get(key)
     if "data.root" in typed and "root" in settled["data"]["dataset"]:
         settled["data"]["dataset"]["root"] = config.data.root
     return settled, []
@@ -121,7 +127,7 @@ def refuse_other_states(
     saved: Checkpoint, model: nn.Module, factory: OptimizerFactory, path: str | None
 ) -> None:
     """Raise InputError if the state in a checkpoint is of another optimizer or other parameters."""
-    if problem := optimizer_misfit(factory(model), model, saved["optimizer"]):
+    if problem := optimizer_misfit(factory, model, saved["optimizer"]):
         raise InputError(
             f"resume={path}: the state of the optimizer does not fit: {problem}; to start a new "
             "run from the weights use init_from"
@@ -158,19 +164,13 @@ def compare_settings(path: Path, stored: Mapping[str, Any], config: Mapping[str,
     different = differences(stored, config)
     if not different:
         return []
-    keys = [line.split(":")[0].strip() for line in different]
-    fixed = [key for key in keys if key in NEVER or not key.startswith(CHANGEABLE)]
-    text = "\n".join(different)
-    if fixed:
-        raise InputError(
-            f"resume={path}: the run had other settings:\n{text}\n"
-            "to start a new run from these weights use init_from"
-        )
-    if not config["allow_changes"]:
-        raise InputError(
-            f"resume={path}: the run had other settings:\n{text}\n"
-            "allow_changes=true goes on with the new ones; init_from starts a new run"
-        )
+    text = "\n".join(different.values())
+    advice = "allow_changes=true goes on with the new ones; init_from starts a new run"
+    is_fixed = any(key in NEVER or not key.startswith(CHANGEABLE) for key in different)
+    if is_fixed:
+        advice = "to start a new run from these weights use init_from"
+    if is_fixed or not config["allow_changes"]:
+        raise InputError(f"resume={path}: the run had other settings:\n{text}\n{advice}")
     return [f"resume={path}: allow_changes=true, from here on with other settings:\n{text}"]
 
 
@@ -278,26 +278,11 @@ def _compare_roots(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list
     ]
 
 
-def differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Return a line for every key that differs and is not in ``RESUMABLE``."""
+def differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
+    """Return key -> line for every key that differs and is not in ``RESUMABLE``."""
     old, new = flat(stored), flat(config)
-    return [
-        f"  {key}: {old.get(key, 'not set')} in the checkpoint, {new.get(key, 'not set')} now"
+    return {
+        key: f"  {key}: {old.get(key, 'not set')} in the checkpoint, {new.get(key, 'not set')} now"
         for key in sorted(old.keys() | new.keys())
         if key not in RESUMABLE and old.get(key) != new.get(key)
-    ]
-
-
-def _get(config: Mapping[str, Any], key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def _put(config: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for part in parents:
-        config = config[part]
-    if value is not None or last in config:  # a data set may not have every free key
-        config[last] = value
+    }

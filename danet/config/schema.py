@@ -17,7 +17,6 @@ from omegaconf import MISSING, ListConfig, OmegaConf
 
 from danet.engine.settings import TrainSettings, resumable
 from danet.errors import InputError
-from danet.plain import is_number
 
 Node = dict[str, Any]
 """A class, ``_target_``, and its arguments: plain values and further nodes."""
@@ -35,8 +34,6 @@ _ELSEWHERE = {
     "learning_rate": "see optimizer.lr",
 }
 """Last part of a key of other programs -> the setting here that has the same effect."""
-
-ON_BAD_SAMPLE = ("error", "skip")
 
 LOG_TO = ("tensorboard", "wandb", "mlflow")
 """Programs that show a log; each is the name of its package, too."""
@@ -134,19 +131,6 @@ class DataConfig:
     cache_dir: str | None = resumable(None, _READING)
     cache_gib: float | None = resumable(None, _READING)
     max_pixels: int | None = resumable(None, _READING)
-
-    def errors(self) -> list[str]:
-        """Return what is wrong with the settings of loading, one line each."""
-        lines = []
-        if self.on_bad_sample not in ON_BAD_SAMPLE:
-            choices = " or ".join(ON_BAD_SAMPLE)
-            lines.append(f"data.on_bad_sample={self.on_bad_sample}: expected {choices}")
-        if not is_number(self.max_bad_share) or not 0 <= self.max_bad_share <= 1:
-            share = self.max_bad_share
-            lines.append(f"data.max_bad_share={share}: expected a share between 0 and 1")
-        if not is_number(self.timeout) or not self.timeout >= 0:
-            lines.append(f"data.timeout={self.timeout}: expected seconds, or 0 to wait for ever")
-        return lines
 
 
 @dataclass(kw_only=True)  # fields without a default after those of the base, which have one
@@ -282,9 +266,9 @@ def _class_names(source: Any) -> list[str]:
                 "one name per line"
             )
         return list(source)
-    from danet.datasets.labels import read_class_names  # late, since it loads torch
+    from danet.datasets.labels import read_class_file  # late, since it loads torch
 
-    return read_class_names(source)
+    return read_class_file(source).names
 
 
 def _class_colors(source: Any, colors: Any, values: Any, first: Any) -> Any:

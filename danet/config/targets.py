@@ -30,20 +30,12 @@ arguments. Nodes of ``data`` may name transforms of albumentations, too."""
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 
 
-def _trusted(group: str | None) -> dict[str, str]:
-    """Return module -> what its classes must define ("" for nothing), of the modules of a group."""
-    groups = TRUSTED if group is None else {group: TRUSTED.get(group, {})}
-    found = {module: needed for of in groups.values() for module, needed in of.items()}
-    own = (name.strip() for name in os.environ.get("DANET_TRUST", "").split(","))
-    return {**found, **{name: "" for name in own if name}}
-
-
-def locate(path: Any, group: str | None = None) -> Any:
+def locate(path: Any, group: str) -> Any:
     """Return the class that a ``_target_`` names, if configs may name it.
 
     Args:
         path: Module and class, as in ``danet.losses.OHEM``.
-        group: First part of the key of the node, such as ``loss``; None for any.
+        group: First part of the key of the node, such as ``loss``.
 
     Raises:
         InputError: The class is not trusted, or does not exist.
@@ -53,16 +45,17 @@ def locate(path: Any, group: str | None = None) -> Any:
             f"{printable(str(path)[:60])} is no path of a class, as in danet.losses.OHEM"
         )
     module_name, _, name = path.rpartition(".")
-    trusted = _trusted(group)
+    own = (name.strip() for name in os.environ.get("DANET_TRUST", "").split(","))
+    trusted = {**TRUSTED.get(group, {}), **{name: "" for name in own if name}}
     needed = next(
         (trusted[m] for m in trusted if f"{module_name}.".startswith(m.rstrip(".") + ".")), None
     )
-    is_transform = module_name == "albumentations" and group in (None, "data")
+    is_transform = module_name == "albumentations" and group == "data"
     if needed is None and not is_transform:
         raise InputError(
-            f"{path} is refused: {group or 'a config'} may name classes of "
+            f"{path} is refused: {group} may name classes of "
             f"{', '.join(prefix.rstrip('.') for prefix in trusted)}"
-            f"{' and transforms of albumentations' * (group in (None, 'data'))} only; "
+            f"{' and transforms of albumentations' * (group == 'data')} only; "
             "name modules of your own in the environment variable DANET_TRUST"
         )
     try:

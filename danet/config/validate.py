@@ -1,48 +1,77 @@
 """Validation of a composed config: reports every error in it before anything is built.
 
-It covers what the schema cannot: missing values, interpolations, and every ``_target_`` node, whose
-arguments are compared with the signature of the class that it names.
+It covers what the schema cannot: missing values, interpolations, ranges, and every ``_target_``
+node (see ``danet.config.arguments``).
 """
 
-import inspect
 import math
 import os
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from danet.config.annotations import mismatch
+from danet.config.arguments import target_errors
 from danet.config.schema import (
     DataConfig,
     RunSettings,
     TrainConfig,
     TrainSchema,
-    did_you_mean,
     instead,
 )
 from danet.config.targets import TRUSTED, locate
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError, first_line
-from danet.plain import flat, is_int, is_number, problem_with
+from danet.plain import flat, is_int, is_number, problem_with, walk
 from danet.types import MAX_CLASSES
 
 T = TypeVar("T")
 
-_ROOTS = {
-    "data.dataset": True,
-    "model": False,
-    "loss": False,
-    "optimizer": False,
-    "schedule": False,
-    "evaluation": False,
-}
-"""Nodes that name a class, and whether they are partial: called later, with more arguments."""
+_MOST_CLASSES = f"expected at most {MAX_CLASSES}; 255 is no class"
+_ONE_KIND = (
+    "; for one kind of object these are background and object, data.classes=[background,object]"
+)
+
+
+def _whole(low: int) -> Callable[[Any], bool]:
+    return lambda number: is_int(number) and number >= low
+
+
+def _pair(low: int) -> Callable[[Any], bool]:
+    fits = _whole(low)
+    return lambda pair: (
+        pair is None or (isinstance(pair, list) and len(pair) == 2 and all(map(fits, pair)))
+    )
+
+
+def _is_share(number: Any) -> bool:
+    return is_number(number) and 0 <= number <= 1
+
+
+def _is_size(gib: Any) -> bool:
+    return gib is None or gib > 0
+
+
+_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("seed", _whole(0), "expected a whole number of at least 0"),
+    ("device_memory", _is_size, "expected GiB above 0, or null to ask the device"),
+    ("data.batch_size", _whole(1), "expected a whole number of at least 1"),
+    ("data.num_workers", _whole(0), "expected a whole number of at least 0"),
+    ("data.num_classes", _whole(2), f"expected a whole number of at least 2{_ONE_KIND}"),
+    ("data.num_classes", lambda n: not is_int(n) or n <= MAX_CLASSES, _MOST_CLASSES),
+    ("data.crop", _pair(32), "expected two whole numbers of at least 32, data.crop=[512,512]"),
+    ("data.size", _pair(1), "expected two whole numbers of at least 1, data.size=[64,384]"),
+    ("data.on_bad_sample", lambda text: text in ("error", "skip"), "expected error or skip"),
+    ("data.max_bad_share", _is_share, "expected a share between 0 and 1"),
+    ("data.timeout", lambda n: is_number(n) and n >= 0, "expected seconds, or 0 to wait for ever"),
+)
+"""Key of a setting, whether a value is in its range, and the range in words."""
 
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}", re.ASCII)
 _MOST_ERRORS = 20
@@ -99,31 +128,15 @@ def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> TrainConfig
     if problem := problem_with(plain, ""):
         raise InputError(problem)
     _refuse_missing(plain)
-    errors = _unknown_keys(plain, TrainSchema, "")
-    errors += _unknown_keys(plain["trainer"], TrainSettings, "trainer.")
-    errors += _unknown_keys(plain["run"], RunSettings, "run.")
-    # Each data set has keys of its own, so ``data`` has no schema, and Hydra accepts any "+" there.
-    made_up = [key for key in added if re.fullmatch(r"data\.\w+", key)]
-    errors += [f"{key}: there is no such key{instead(key, ())}" for key in made_up]
-    errors += _data_errors(plain["data"])
-    errors += _weight_errors(plain["loss"], "loss", plain["data"].get("num_classes"))
-    errors += [error for key in _ROOTS for error in _root_errors(plain, key)]
-    for group in TRUSTED:
-        errors += _node_errors(plain[group], group)
-    errors += [f"{key}={value}: expected a finite number" for key, value in _not_finite(plain)]
-    if plain["seed"] < 0:
-        errors.append(f"seed={plain['seed']}: expected a whole number of at least 0")
-    memory = plain["device_memory"]
-    if memory is not None and not memory > 0:
-        errors.append(f"device_memory={memory}: expected GiB above 0, or null to ask the device")
     trainer, run = _typed(TrainSettings, plain["trainer"]), _typed(RunSettings, plain["run"])
-    errors += [*trainer.errors(), *run.errors()]
+    errors = [*_unknown_keys(plain, added), *_value_errors(plain)]
+    for group in TRUSTED:
+        errors += [*_root_errors(plain[group], group), *_node_errors(plain[group], group)]
+    errors += [*_class_errors(plain["data"]), *trainer.errors(), *run.errors()]
     if errors:
         _refuse(errors)
     # Only now: DataConfig has required fields, which may be among the errors above.
     data = _typed(DataConfig, plain["data"])
-    if errors := data.errors():
-        _refuse(errors)
     others = {k: v for k, v in plain.items() if k not in ("data", "trainer", "run")}
     return TrainConfig(data=data, trainer=trainer, run=run, plain=plain, **others)
 
@@ -176,77 +189,85 @@ def _refuse(errors: Iterable[str]) -> None:
 def _refuse_missing(plain: Any) -> None:
     """Raise InputError with the keys whose value is "???"."""
     missing = [key for key, value in flat(plain).items() if value == MISSING]
+    hints = {"data.root": "<folder>", "data.classes": "[name,name]"}
     if missing:
-        _refuse(f"{key}: no value is given; set {key}={_hint(key)}" for key in missing)
+        _refuse(
+            f"{key}: no value is given; set {key}={hints.get(key, '<value>')}" for key in missing
+        )
 
 
-def _root_errors(plain: Mapping[str, Any], key: str) -> list[str]:
-    """Check that a node which must name a class does, with the ``_partial_`` that it must have."""
-    node: Any = plain
-    if not plain[key.split(".")[0]]:  # tools/check_data.py has data alone
-        return []
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        return [f"{key}: names no class; expected _target_ and its arguments"]
-    if node.get("_partial_", False) is not _ROOTS[key]:
-        return [f"{key}._partial_={node.get('_partial_')}: expected {str(_ROOTS[key]).lower()}"]
-    return _loss_errors(node["_target_"]) if key == "loss" else []
+def _unknown_keys(plain: Mapping[str, Any], added: Iterable[str]) -> list[str]:
+    """Return a line for each key that was added with ``+`` and that nothing reads."""
+    # Each data set has keys of its own, so ``data`` has no schema, and Hydra accepts any "+" there.
+    unknown: list[tuple[str, list[str]]] = [(k, []) for k in added if re.fullmatch(r"data\.\w+", k)]
+    for node, schema, prefix in (
+        (plain, TrainSchema, ""),
+        (plain["trainer"], TrainSettings, "trainer."),
+        (plain["run"], RunSettings, "run."),
+    ):
+        known = [prefix + f.name for f in fields(schema)]
+        unknown += [(prefix + key, known) for key in node if f"{prefix}{key}" not in known]
+    return [f"{key}: there is no such key{instead(key, known)}" for key, known in unknown]
 
 
-def _loss_errors(path: Any) -> list[str]:
-    """Check that the root of the loss returns the named terms that a trainer sums."""
-    try:
-        target = locate(path, "loss")
-    except InputError:
-        return []  # reported with all other targets
-    from danet.losses import DeepSupervision  # late, since it loads torch
-
-    if issubclass(target, DeepSupervision):
-        return []
-    return [
-        f"loss._target_={path}: expected danet.losses.DeepSupervision; a loss is its argument: "
-        f"loss.main._target_={path}"
+def _value_errors(plain: Mapping[str, Any]) -> list[str]:
+    """Check single values: those of ``_RANGES``, that numbers are finite, and class weights."""
+    values = {"data.num_classes": None, **flat(plain)}
+    errors = [
+        f"{key}={values[key]}: {expected}"
+        for key, fits, expected in _RANGES
+        if key in values and not fits(values[key])
     ]
-
-
-def _weight_errors(node: Any, key: str, num_classes: Any) -> list[str]:
-    """Check that class weights are one per class, and none negative."""
-    if isinstance(node, list):
-        nodes = [(f"{key}.{i}", item) for i, item in enumerate(node)]
-    elif isinstance(node, dict):
-        nodes = [(f"{key}.{name}", value) for name, value in node.items()]
-    else:
-        return []
-    errors = []
-    for name, value in nodes:
-        if name.endswith(".class_weights") and isinstance(value, list):
-            if len(value) != num_classes:
-                errors.append(f"{name}: {len(value)} weights for data.num_classes={num_classes}")
-            errors += [
-                f"{name}[{position}]={weight}: expected a number of at least 0"
-                for position, weight in enumerate(value)
-                if is_number(weight) and weight < 0
-            ]
-        else:
-            errors += _weight_errors(value, name, num_classes)
+    count = values["data.num_classes"]
+    for key, value, _ in walk(plain, ""):
+        if isinstance(value, float) and not math.isfinite(value):
+            errors.append(f"{key}={value}: expected a finite number")
+        elif re.search(r"\.class_weights\[\d+\]$", key) and is_number(value) and value < 0:
+            errors.append(f"{key}={value}: expected a number of at least 0")
+        elif key.endswith(".class_weights") and isinstance(value, list) and len(value) != count:
+            errors.append(f"{key}: {len(value)} weights for data.num_classes={count}")
     return errors
 
 
-def _hint(key: str) -> str:
-    """Return a placeholder of a missing value."""
-    return {"data.root": "<folder>", "data.classes": "[name,name]"}.get(key, "<value>")
+def _root_errors(node: Mapping[str, Any], group: str) -> list[str]:
+    """Check that a group names its class, which for data sets is called later, for each split."""
+    if not node:  # tools/check_data.py has data alone
+        return []
+    key, is_partial = group, False
+    if group == "data":
+        key, is_partial, node = "data.dataset", True, node.get("dataset") or {}
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return [f"{key}: names no class; expected _target_ and its arguments"]
+    if node.get("_partial_", False) is not is_partial:
+        return [f"{key}._partial_={node.get('_partial_')}: expected {str(is_partial).lower()}"]
+    if key == "loss":
+        from danet.losses import DeepSupervision  # late, since it loads torch
+
+        path = node["_target_"]
+        with suppress(InputError):  # reported with all other targets
+            if not issubclass(locate(path, "loss"), DeepSupervision):
+                return [
+                    f"loss._target_={path}: expected danet.losses.DeepSupervision; a loss is its "
+                    f"argument: loss.main._target_={path}"
+                ]
+    return []
 
 
-def _unknown_keys(node: Mapping[str, Any], schema: type, prefix: str) -> list[str]:
-    """Return a line for each key that was added to a typed node with ``+``."""
-    known = [f.name for f in fields(schema)]
-    return [
-        f"{prefix}{key}: there is no such key"
-        + instead(f"{prefix}{key}", [prefix + k for k in known])
-        for key in node
-        if key not in known
-    ]
+def _class_errors(data: Mapping[str, Any]) -> list[str]:
+    """Compare the number of classes with their names, where no file must be read for these."""
+    node, count = data.get("dataset"), data.get("num_classes")
+    if not isinstance(node, dict) or not is_int(count):
+        return []
+    with suppress(InputError):  # reported with all other targets
+        target = locate(node.get("_target_"), "data")
+        names = node.get("classes")
+        names = names if isinstance(names, list) else getattr(target, "classes", None)
+        if isinstance(names, (list, tuple)) and len(names) != count:
+            return [
+                f"data.num_classes={count}, but {target.__name__} has {len(names)} class names "
+                f"({names[0]} to {names[-1]}): leave data.num_classes out"
+            ]
+    return []
 
 
 def check_node(node: dict[str, Any], key: str) -> None:
@@ -256,130 +277,11 @@ def check_node(node: dict[str, Any], key: str) -> None:
         _refuse(errors)
 
 
-def _data_errors(data: Mapping[str, Any]) -> list[str]:
-    """Check the values that every data set has."""
-    errors = []
-    for key, low, why in (
-        ("batch_size", 1, ""),
-        ("num_workers", 0, ""),
-        (
-            *("num_classes", 2),
-            "; for one kind of object these are background and object, "
-            "data.classes=[background,object]",
-        ),
-    ):
-        value = data.get(key)
-        if not is_int(value) or value < low:
-            errors.append(f"data.{key}={value}: expected a whole number of at least {low}{why}")
-    errors += _class_errors(data)
-    for key, low, example in (("crop", 32, "[512,512]"), ("size", 1, "[64,384]")):
-        size = data.get(key)
-        is_pair = isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2
-        if size is not None and not (is_pair and all(is_int(n) and n >= low for n in size)):
-            errors.append(
-                f"data.{key}={size}: expected two whole numbers of at least {low}, "
-                f"data.{key}={example}"
-            )
-    return errors
-
-
-def _class_errors(data: Mapping[str, Any]) -> list[str]:
-    """Compare the number of classes with their names, where no file must be read for these."""
-    node, count = data.get("dataset"), data.get("num_classes")
-    if not is_int(count) or not isinstance(node, dict):
-        return []
-    errors = []
-    if count > MAX_CLASSES:
-        errors = [f"data.num_classes={count}: expected at most {MAX_CLASSES}; 255 is no class"]
-    try:
-        target = locate(node.get("_target_"), "data")
-    except InputError:  # reported with all other targets
-        return errors
-    names = node.get("classes")
-    if not isinstance(names, list):
-        names = getattr(target, "classes", None)
-    if not isinstance(names, (list, tuple)) or len(names) == count:
-        return errors
-    return [
-        *errors,
-        f"data.num_classes={count}, but {target.__name__} has {len(names)} class names "
-        f"({names[0]} to {names[-1]}): leave data.num_classes out",
-    ]
-
-
-def _not_finite(node: Any, prefix: str = "") -> list[tuple[str, float]]:
-    """Return the infinite numbers and NaNs, with their keys; lists count from 0."""
-    if isinstance(node, float):
-        return [] if math.isfinite(node) else [(prefix.rstrip("."), node)]
-    inside: list[tuple[str, Any]] = []
-    if isinstance(node, list):
-        inside = [(f"{prefix.rstrip('.')}[{i}].", value) for i, value in enumerate(node)]
-    elif isinstance(node, dict):
-        inside = [(f"{prefix}{name}.", value) for name, value in node.items()]
-    return [found for key, value in inside for found in _not_finite(value, key)]
-
-
 def _node_errors(node: Any, key: str) -> list[str]:
-    """Check a node and all nodes below it; ``key`` is its position in the config."""
-    if isinstance(node, list):
-        return [f for i, item in enumerate(node) for f in _node_errors(item, f"{key}.{i}")]
-    if not isinstance(node, dict):
-        return []
-    errors = []
-    if "_target_" in node:
-        errors += _target_errors(node, key)
-    for name, value in node.items():
-        errors += _node_errors(value, f"{key}.{name}")
-    return errors
-
-
-def _target_errors(node: dict[str, Any], key: str) -> list[str]:
-    """Compare the arguments of a node with the signature of its target."""
-    try:
-        target = locate(node["_target_"], key.split(".")[0])
-    except InputError as error:
-        return [f"{key}._target_: {error}"]
-    if not isinstance(node.get("_partial_", False), bool):
-        return [f"{key}._partial_={node['_partial_']}: expected true or false"]
-    arguments = {k: v for k, v in node.items() if k not in ("_target_", "_partial_")}
-    errors = _argument_errors(arguments, target, key)
-    parameters = inspect.signature(target).parameters
-    if not node.get("_partial_"):
-        errors += [
-            f"{key}.{name}: {target.__name__} needs this argument"
-            for name, p in parameters.items()
-            if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-            if name not in arguments
-        ]
-    return errors
-
-
-def _argument_errors(arguments: Mapping[str, Any], target: Any, key: str) -> list[str]:
-    """Check names and types of arguments; a mapping for a dataclass is checked in the same way."""
-    parameters, hints = inspect.signature(target).parameters, _hints(target)
-    errors = []
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for name, value in arguments.items():
-        is_unknown = name not in parameters and not open_ended
-        if is_unknown or not isinstance(name, str) or name.startswith("_"):
-            errors.append(
-                f"{key}.{name}: {target.__name__} takes no such argument"
-                + did_you_mean(name, parameters)
-            )
-        elif name in hints and not (isinstance(value, dict) and "_target_" in value):
-            if problem := mismatch(value, hints[name]):
-                errors.append(f"{key}.{name}={value}: {problem}")
-            elif isinstance(value, dict):
-                groups = (hint for hint in typing.get_args(hints[name]) if is_dataclass(hint))
-                for group in groups:
-                    errors += _argument_errors(value, group, f"{key}.{name}")
-    return errors
-
-
-def _hints(target: Any) -> dict[str, Any]:
-    """Return the annotations of the parameters of a target."""
-    function = target.__init__ if inspect.isclass(target) else target
-    try:
-        return typing.get_type_hints(function)
-    except (NameError, TypeError):  # a foreign class with annotations that cannot be resolved
-        return {}
+    """Check all nodes of a group that name a class; ``key`` is its position in the config."""
+    return [
+        error
+        for place, value, _ in walk(node, key)
+        if isinstance(value, Mapping) and "_target_" in value
+        for error in target_errors(value, place)
+    ]

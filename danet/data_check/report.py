@@ -1,24 +1,28 @@
 """The results of a scan, for people (text, contact sheet) and for programs (JSON)."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+from PIL import Image, ImageOps
 
-from danet.data_check.overlap import FORBIDDEN, describe_shared, identical_files, shared_images
-from danet.data_check.sample import dropped_notes
+from danet.data_check.overlap import FORBIDDEN, describe_shared, group_copies, shared_images
 from danet.data_check.scan import SplitReport
 from danet.datasets.base import SegmentationDataset
+from danet.datasets.image_io import Levels
 from danet.errors import InputError
 from danet.types import IGNORE
-from danet.visualization.overlay import add_title, arrange, legend, overlay
+from danet.visualization.overlay import add_title, arrange, classes_in, overlay, with_legend
 
-_TILE = (240, 320)
-"""Height and width of a tile of the contact sheet, in pixels."""
+_TILE = (320, 240)
+"""Width and height of a tile of the contact sheet, in pixels."""
 _MAX_CLASSES = 20
 """How many classes without a pixel are listed; report.json has all."""
+_MAX_NAMES = 5
+_FEW = 16
+"""Distinct values at or below which an image can hardly show anything."""
 
 
 def class_weights(report: SplitReport) -> np.ndarray:
@@ -30,8 +34,7 @@ def class_weights(report: SplitReport) -> np.ndarray:
     median of all freq divided by freq(c). A class that does not occur gets 0 and is left out of
     the median.
     """
-    weights = np.zeros(len(report.classes))
-    seen = report.pixels > 0
+    weights, seen = np.zeros(len(report.pixels)), report.pixels > 0
     if seen.any():
         frequency = report.pixels[seen] / report.pixels_with[seen]
         weights[seen] = np.median(frequency) / frequency
@@ -40,95 +43,118 @@ def class_weights(report: SplitReport) -> np.ndarray:
 
 def report_duplicates(reports: Sequence[SplitReport], *, allow_overlap: bool) -> None:
     """Add duplicate images to the reports: a note within a split, a problem between splits."""
-    groups = identical_files({path: n for report in reports for path, n in report.bytes_of.items()})
+    lengths = [report.bytes_of for report in reports]
+    groups = group_copies({path: n for split in lengths for path, n in split.items()})
     for i, report in enumerate(reports):
-        own = [[path for path in group if path in report.bytes_of] for group in groups]
-        if twice := [paths for paths in own if len(paths) > 1]:
-            shown = "; ".join(" = ".join(Path(path).name for path in paths) for paths in twice[:5])
+        own = [[Path(path).name for path in group if path in lengths[i]] for group in groups]
+        if twice := [" = ".join(names) for names in own if len(names) > 1]:
+            shown = "; ".join(twice[:_MAX_NAMES])
             report.notes.append(f"{len(twice)} images are there more than once: {shown}")
-        for other in reports[i + 1 :]:
-            for image in shared_images(report.bytes_of, other.bytes_of, groups):
-                text = describe_shared([image], report.split, other.split)
+        for j in range(i + 1, len(reports)):
+            for image in shared_images(lengths[i], lengths[j], groups):
+                text = describe_shared([image], report.dataset.split, reports[j].dataset.split)
                 if allow_overlap:
                     report.notes.append(text)
                 else:
-                    report.add_problem(f"{text}; {FORBIDDEN}")
+                    report.problems.append(f"{text}; {FORBIDDEN}")
 
 
-def shared_names(reports: Sequence[SplitReport]) -> list[str]:
-    """Return notes on names that images of several splits share; their contents may differ."""
+def notes_of(report: SplitReport, *, absent: str = "", where: str = "") -> list[str]:
+    """Return notes on the pairs of a split that are not problems.
+
+    Args:
+        report: Of the pairs that were inspected.
+        absent: What it means that a class never occurs; without it such classes are left out.
+        where: Begins each note.
+    """
+    dataset, count, pairs = report.dataset, len(report.pairs), report.usable
+    modes = Counter(pair.mode for pair in pairs if pair.mode not in ("", "RGB"))
     notes = []
-    for i, one in enumerate(reports):
-        names = {Path(path).stem for path in one.bytes_of}
-        for other in reports[i + 1 :]:
-            common = sorted(names & {Path(path).stem for path in other.bytes_of})
-            if common:
-                notes.append(
-                    f"{len(common)} names are those of different images in {one.split} and "
-                    f"{other.split}: {', '.join(common[:5])}"
-                )
+    if modes:
+        shown = ", ".join(f"{number} of mode {mode}" for mode, number in sorted(modes.items()))
+        notes.append(
+            f"{shown} of {count} images become 8-bit RGB: grey is repeated, alpha is dropped, 16 "
+            "bits are divided by 257"
+        )
+    rotated = [pair for pair in pairs if pair.is_rotated]
+    empty = [pair for pair in pairs if pair.classes is not None and set(pair.classes) <= {IGNORE}]
+    for found, what in (
+        (rotated, "images have an EXIF turn, which is not applied"),
+        (empty, "labels are ignored everywhere and teach nothing"),
+    ):
+        if found:
+            names = ", ".join(dataset.items[pair.index].name for pair in found[:_MAX_NAMES])
+            notes.append(f"{len(found)} of {count} {what}: {names}")
+    classes = [f"{i} ({dataset.classes[i]})" for i in np.flatnonzero(report.pixels == 0)]
+    if classes and absent and dataset.is_labelled:
+        is_all = count == len(dataset)
+        of = f"its {count} labels and {absent}" if is_all else f"{count} labels looked at"
+        more = len(classes) - _MAX_CLASSES
+        notes.append(
+            f"classes that never occur in {of}: {', '.join(classes[:_MAX_CLASSES])}"
+            + f" and {more} more" * (more > 0)
+            + "; tools/check_data.py counts all labels" * (not is_all)
+        )
+    lost = dropped_notes(
+        [(dataset.items[pair.index].name, pair.dropped, pair.levels) for pair in pairs], where
+    )
+    return [*report.notes, *lost, *(f"{where}{note}" for note in notes)]
+
+
+def dropped_notes(
+    pictures: Sequence[tuple[str, Sequence[str], Levels | None]], where: str = ""
+) -> list[str]:
+    """Return notes on parts of images that are not read and on images with few values left.
+
+    Args:
+        pictures: Name, parts that are not read, and levels if it has more than 8 bits, of each.
+        where: Begins each note.
+    """
+    count = len(pictures)
+    parts = Counter(part for _, dropped, _ in pictures for part in dropped)
+    notes = [f"{where}{number} of {count} images: {part}" for part, number in sorted(parts.items())]
+    quantized = [(name, levels) for name, _, levels in pictures if levels is not None]
+    few = [(name, of) for name, of in quantized if of.after <= _FEW and of.low < of.high]
+    if few:
+        name, worst = min(few, key=lambda pair: pair[1].after)
+        low, high = min(of.low for _, of in few), max(of.high for _, of in few)
+        notes.append(
+            f"warning: {where}{len(few)} of {count} images keep {_FEW} values or fewer as 8 bits: "
+            f"{name} has {worst.before}, {worst.low} to {worst.high}, and keeps {worst.after}; "
+            "save all images with 8 bits first, stretched alike, as by "
+            f"numpy.interp(image, [{low}, {high}], [0, 255]).astype('uint8')"
+        )
     return notes
 
 
-def notes_of(report: SplitReport, *, is_training: bool) -> list[str]:
-    """Return notes on a split that are not problems."""
-    notes = list(report.notes)
-    others = {mode: n for mode, n in report.modes.items() if mode != "RGB"}
-    if others:
-        shown = ", ".join(f"{number} {mode}" for mode, number in sorted(others.items()))
-        notes.append(f"images that are turned into 8-bit RGB: {shown}")
-    notes += dropped_notes("", report.num_images, report.dropped, report.quantized)
-    if report.rotated:
-        notes.append(
-            f"{len(report.rotated)} images have an EXIF turn, which is not applied: "
-            f"{', '.join(report.rotated[:5])}"
-        )
-    if report.all_ignored:
-        notes.append(
-            f"{len(report.all_ignored)} labels are ignored everywhere: "
-            f"{', '.join(report.all_ignored[:5])}"
-        )
-    absent = [f"{i} ({report.classes[i]})" for i in np.flatnonzero(report.pixels == 0)]
-    if absent and report.has_labels:
-        effect = "and cannot be learnt" if is_training else "and have no score"
-        more = f" and {len(absent) - _MAX_CLASSES} more" if len(absent) > _MAX_CLASSES else ""
-        notes.append(f"classes that never occur {effect}: {', '.join(absent[:_MAX_CLASSES])}{more}")
-    return notes
-
-
-def describe(report: SplitReport, notes: Sequence[str]) -> str:
-    """Return the statistics of a split as text, for people."""
-    head = f"{report.split}: {report.num_images} images"
-    if report.expected:
-        head += f" (expected {' or '.join(map(str, report.expected))})"
+def describe(report: SplitReport, notes: Sequence[str], *, show: int) -> str:
+    """Return the statistics of a split and its first ``show`` problems as text, for people."""
+    dataset, ignored = report.dataset, report.ignored
+    head = f"{dataset.split}: {len(dataset)} images"
+    if expected := dataset.expected.get(dataset.split):
+        head += f" (expected {' or '.join(map(str, expected))})"
     lines = [head]
-    if report.sizes:
-        lines.append(f"  width x height: {_sizes(report)}")
-    total = int(report.pixels.sum()) + report.ignored
-    if report.has_labels and total:
-        width = max(map(len, (*report.classes, "class")))
+    sizes = [pair.size for pair in report.pairs if pair.size is not None]
+    if by_area := sorted(sizes, key=lambda size: (size[0] * size[1], size)):
+        chosen = [by_area[0], by_area[len(by_area) // 2], by_area[-1]]
+        shown = [f"{width} x {height}" for height, width in chosen]
+        text = "smallest {}, median {}, largest {}" if len(set(sizes)) > 1 else "{}, all"
+        lines.append(f"  width x height: {text.format(*shown)}")
+    total = int(report.pixels.sum()) + ignored
+    if dataset.is_labelled and total:
+        width = max(map(len, (*dataset.classes, "(ignored)")))
         lines.append(f"  {'':>3} {'class':<{width}} {'pixels':>9} {'images':>8} {'weight':>9}")
         for i, weight in enumerate(class_weights(report)):
             share = f"{100 * report.pixels[i] / total:.3f} %"
-            shown = f"{weight:.4g}" if weight else "-"
-            name = f"{report.classes[i]:<{width}}"
-            lines.append(f"  {i:>3} {name} {share:>9} {report.images_with[i]:>8} {shown:>9}")
-        lines.append(f"  {'':>3} {'(ignored)':<{width}} {100 * report.ignored / total:>7.3f} %")
+            shown_weight = f"{weight:.4g}" if weight else "-"
+            name = f"{dataset.classes[i]:<{width}}"
+            lines.append(f"  {i:>3} {name} {share:>9} {report.images_with[i]:>8} {shown_weight:>9}")
+        lines.append(f"  {'':>3} {'(ignored)':<{width}} {100 * ignored / total:>7.3f} %")
     lines += [f"  {'' if note.startswith('warning: ') else 'note: '}{note}" for note in notes]
-    lines += [f"  problem: {problem}" for problem in report.problems]
-    if report.num_problems > len(report.problems):
-        lines.append(f"  ... and {report.num_problems - len(report.problems)} more problems")
+    lines += [f"  problem: {problem}" for problem in report.problems[:show]]
+    if len(report.problems) > show:
+        lines.append(f"  ... and {len(report.problems) - show} more problems")
     return "\n".join(lines)
-
-
-def _sizes(report: SplitReport) -> str:
-    """Return the smallest, median and largest size by area, or the only one."""
-    by_area = sorted(report.sizes.elements(), key=lambda size: (size[0] * size[1], size))
-    chosen = [by_area[0], by_area[len(by_area) // 2], by_area[-1]]
-    shown = [f"{width} x {height}" for height, width in chosen]
-    if len(report.sizes) == 1:
-        return f"{shown[0]}, all"
-    return f"smallest {shown[0]}, median {shown[1]}, largest {shown[2]}"
 
 
 def weights_setting(report: SplitReport) -> str:
@@ -136,58 +162,44 @@ def weights_setting(report: SplitReport) -> str:
     return f"loss.main.class_weights=[{','.join(f'{w:.4g}' for w in class_weights(report))}]"
 
 
-def as_json(report: SplitReport, notes: Sequence[str]) -> dict[str, Any]:
-    """Return the statistics of a split as plain values, for programs."""
+def as_json(report: SplitReport, notes: Sequence[str], *, show: int) -> dict[str, Any]:
+    """Return the statistics of a split and its first problems as plain values, for programs."""
+    dataset = report.dataset
+    sizes = Counter(pair.size for pair in report.pairs if pair.size is not None)
+    columns = report.pixels, report.images_with, class_weights(report).round(6)
+    rows = zip(dataset.classes, *(column.tolist() for column in columns), strict=True)
     return {
-        "images": report.num_images,
-        "expected": list(report.expected),
+        "images": len(dataset),
+        "expected": list(dataset.expected.get(dataset.split, ())),
         "sizes": [
             {"width": width, "height": height, "images": number}
-            for (height, width), number in sorted(report.sizes.items())
+            for (height, width), number in sorted(sizes.items())
         ],
         "classes": [
-            {
-                "index": i,
-                "name": name,
-                "pixels": int(report.pixels[i]),
-                "images": int(report.images_with[i]),
-                "weight": round(float(weight), 6),
-            }
-            for i, (name, weight) in enumerate(
-                zip(report.classes, class_weights(report), strict=True)
-            )
+            {"index": i, "name": name, "pixels": pixels, "images": images, "weight": weight}
+            for i, (name, pixels, images, weight) in enumerate(rows)
         ],
         "ignored_pixels": report.ignored,
         "notes": list(notes),
-        "problems": report.problems,
-        "num_problems": report.num_problems,
+        "problems": report.problems[:show],
+        "num_problems": len(report.problems),
     }
 
 
 def contact_sheet(dataset: SegmentationDataset, indices: Iterable[int]) -> np.ndarray | None:
     """Return masks over their images with a legend, uint8 (H, W, 3); None if none can be read."""
-    tiles, present = [], set()
+    tiles, masks = [], []
     for index in indices:
         try:
             image, mask, name = dataset.read(index)
         except InputError:
             continue  # already among the problems
-        present |= set(np.unique(mask).tolist()) - {IGNORE}
-        tiles.append(add_title(_tile(image, mask, dataset), name))
+        masks.append(np.unique(mask))
+        drawn = Image.fromarray(overlay(image, mask, dataset.palette))
+        # A small one is enlarged without smoothing, a large one is averaged.
+        box = Image.Resampling.BOX
+        tile = ImageOps.pad(drawn, _TILE, method=box, color="white", centering=(0, 0))
+        tiles.append(add_title(np.asarray(tile), name))
     if not tiles:
         return None
-    body = arrange(tiles)
-    key = legend(dataset.classes, dataset.palette, sorted(present), body.shape[1])
-    return np.vstack((body, key))
-
-
-def _tile(image: np.ndarray, mask: np.ndarray, dataset: SegmentationDataset) -> np.ndarray:
-    """Scale a pair to fit a white tile; a small one is enlarged without smoothing."""
-    factor = min(_TILE[0] / image.shape[0], _TILE[1] / image.shape[1])
-    size = max(1, int(image.shape[1] * factor)), max(1, int(image.shape[0] * factor))
-    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
-    small = cv2.resize(image, size, interpolation=interpolation)
-    labels = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
-    tile = np.full((*_TILE, 3), 255, np.uint8)
-    tile[: size[1], : size[0]] = overlay(small, labels, dataset.palette)
-    return tile
+    return with_legend(arrange(tiles), dataset.classes, dataset.palette, classes_in(*masks))

@@ -1,16 +1,15 @@
 """Inspecting all pairs of a split in several processes, and their statistics."""
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from danet.datasets.base import FileDataset
 from danet.datasets.hints import ORIENTATION
@@ -19,30 +18,35 @@ from danet.errors import InputError
 from danet.types import IGNORE
 
 
-class PairReport(NamedTuple):
-    """The properties of an image and its label."""
+@dataclass
+class PairReport:
+    """The properties of an image and its label.
 
-    pair_index: int
-    """Position in the split."""
-    size: tuple[int, int] | None
-    """(H, W) of the image."""
-    mode: str
-    """Pillow's mode of the image: RGB, L, RGBA, CMYK, ..."""
-    is_rotated: bool
-    """Whether EXIF data gives the image another orientation, which is not applied."""
-    num_bytes: int
-    """Length of the image file."""
-    dropped: tuple[str, ...]
-    """Parts of the image that are not read, such as alpha."""
-    levels: Levels | None
-    """Values of an image of more than 8 bits, before and after reading."""
-    values: np.ndarray
-    """Distinct values of the label file, int64 (V,)."""
-    counts: np.ndarray
-    """Pixels of each value, int64 (V,)."""
-    classes: np.ndarray | None
-    """Class of each value, uint8 (V,); None where a value has none, or without a label."""
-    problem: str | None
+    Attributes:
+        index: Position in the split.
+        size: (H, W) of the image; None if it cannot be used.
+        mode: Pillow's mode of the image: RGB, L, RGBA, CMYK, ...
+        is_rotated: Whether EXIF data gives the image another orientation, which is not applied.
+        num_bytes: Length of the image file.
+        dropped: Parts of the image that are not read, such as alpha.
+        levels: Values of an image of more than 8 bits, before and after reading.
+        values: Distinct values of the label file, int64 (V,).
+        counts: Pixels of each value, int64 (V,).
+        classes: Class of each value, uint8 (V,); None where a value has none, or without a label.
+        problem: Why the pair cannot be used.
+    """
+
+    index: int
+    size: tuple[int, int] | None = None
+    mode: str = ""
+    is_rotated: bool = False
+    num_bytes: int = 0
+    dropped: tuple[str, ...] = ()
+    levels: Levels | None = None
+    values: np.ndarray = field(default_factory=partial(np.zeros, 0, np.int64))
+    counts: np.ndarray = field(default_factory=partial(np.zeros, 0, np.int64))
+    classes: np.ndarray | None = None
+    problem: str | None = None
 
 
 def inspect_pair(dataset: FileDataset, index: int, *, full: bool = False) -> PairReport:
@@ -54,51 +58,52 @@ def inspect_pair(dataset: FileDataset, index: int, *, full: bool = False) -> Pai
         full: Whether to decode PNG and JPEG images, too. Otherwise only their structure and
             checksums are verified, which finds truncated files. Other formats are always decoded.
     """
-    item = dataset.items[index]
-    empty = np.zeros(0, np.int64)
-    pair = PairReport(index, None, "", False, 0, (), None, empty, empty, None, None)
+    pair = PairReport(index)
     try:
-        pair = _inspect_image(pair, dataset, full)
-        if item.mask is None:
-            return pair
-        path = Path(item.mask)
-        labels = dataset.labels_of(item)
-        values, counts = count_values(labels)
-        pair = pair._replace(values=values, counts=counts)
-        if labels.shape != pair.size:
-            dataset.read(index)  # raises the error that training would raise
-        try:
-            classes = dataset.map_labels(values[None].astype(labels.dtype), path)[0]
-        except InputError:
-            dataset.map_labels(labels, path)  # the same error with the number of pixels and where
-            raise
-        return pair._replace(classes=classes)
+        pair.size = _inspect_image(pair, dataset, full)
+        if dataset.items[index].mask is not None:
+            _inspect_label(pair, dataset)
     except InputError as error:
-        return pair._replace(problem=str(error))
+        pair.problem = str(error)
+    return pair
 
 
-def _inspect_image(pair: PairReport, dataset: FileDataset, full: bool) -> PairReport:
-    path = Path(dataset.items[pair.pair_index].image)
+def _inspect_image(pair: PairReport, dataset: FileDataset, full: bool) -> tuple[int, int]:
+    """Return the size of an image; raise InputError if it cannot be used."""
+    path, size = Path(dataset.items[pair.index].image), (0, 0)
+    max_pixels = dataset.reading.max_pixels
     try:
-        pair = pair._replace(num_bytes=path.stat().st_size)
+        pair.num_bytes = path.stat().st_size
         with warnings.catch_warnings():
             # data.max_pixels replaces Pillow's own limit, which warns at half of it.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(path)
         with picture:
-            width, height = picture.size
+            size, pair.mode = (picture.height, picture.width), picture.mode
             # PNG may store EXIF data behind the pixels: searching for it would decode them.
             exif = {} if picture.format == "PNG" else picture.getexif()
-            is_rotated = exif.get(ORIENTATION, 1) not in (0, 1)
-            pair = pair._replace(size=(height, width), mode=picture.mode, is_rotated=is_rotated)
-        dropped, levels = inspect_dropped(path, max_pixels=dataset.reading.max_pixels)
-        pair = pair._replace(dropped=dropped, levels=levels)
+            pair.is_rotated = exif.get(ORIENTATION, 1) not in (0, 1)
+        pair.dropped, pair.levels = inspect_dropped(path, max_pixels=max_pixels)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         full = True
-    if full or not verify_complete(path, max_pixels=dataset.reading.max_pixels):
-        image = dataset.read(pair.pair_index)[0]  # raises the error that training would raise
-        pair = pair._replace(size=image.shape[:2])
-    return pair
+    if full or not verify_complete(path, max_pixels=max_pixels):
+        height, width, _ = dataset.read(pair.index)[0].shape  # raises the error of a training
+        size = height, width
+    return size
+
+
+def _inspect_label(pair: PairReport, dataset: FileDataset) -> None:
+    """Count the values of a label and map them to classes; raise InputError if one has none."""
+    item = dataset.items[pair.index]
+    labels, path = dataset.labels_of(item), Path(item.mask or "")
+    pair.values, pair.counts = count_values(labels)
+    if labels.shape != pair.size:
+        dataset.read(pair.index)  # raises the error of a training
+    try:
+        pair.classes = dataset.map_labels(pair.values[None].astype(labels.dtype), path)[0]
+    except InputError:
+        dataset.map_labels(labels, path)  # the same error with the number of pixels and where
+        raise
 
 
 def count_values(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -116,100 +121,65 @@ def count_values(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass
 class SplitReport:
-    """The statistics of a split.
+    """The pairs of a split that were inspected, and their sums.
 
     Attributes:
-        sizes: (H, W) -> number of images.
-        modes: Pillow's mode -> number of images.
-        rotated: Names of images with an EXIF orientation.
-        dropped: Part of images that is not read -> number of images.
-        quantized: Names of images of more than 8 bits, with their values before and after.
+        dataset: The split.
+        pairs: In order.
+        problems: Why pairs, or all of them together, cannot be used.
+        notes: What else is known of the split.
         pixels: Of each class, int64 (K,).
-        values: Distinct values of the label files.
-        ignored: Number of ignored pixels.
         images_with: Images in which each class occurs, int64 (K,).
         pixels_with: All pixels, ignored or not, of these images, int64 (K,).
-        all_ignored: Names of labels without any class.
-        bytes_of: Path of each image -> length of the file.
-        problems: Why pairs cannot be used; the first ``max_problems`` of them.
-        num_problems: How many there are.
+        ignored: Number of ignored pixels.
     """
 
-    split: str
-    classes: tuple[str, ...]
-    num_images: int
-    expected: tuple[int, ...]
-    max_problems: int
-    notes: list[str] = field(default_factory=list)
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    modes: Counter[str] = field(default_factory=Counter)
-    rotated: list[str] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
-    quantized: list[tuple[str, Levels]] = field(default_factory=list)
-    values: set[int] = field(default_factory=set)
-    ignored: int = 0
-    all_ignored: list[str] = field(default_factory=list)
-    bytes_of: dict[str, int] = field(default_factory=dict)
+    dataset: FileDataset
+    pairs: list[PairReport] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    num_problems: int = 0
-    has_labels: bool = True
+    ignored: int = 0
 
     def __post_init__(self) -> None:
-        self.pixels, self.images_with, self.pixels_with = np.zeros((3, len(self.classes)), np.int64)
+        shape = 3, len(self.dataset.classes)
+        self.pixels, self.images_with, self.pixels_with = np.zeros(shape, np.int64)
+        self.notes = list(self.dataset.notes)
 
-    def add(self, pair: PairReport, dataset: FileDataset) -> None:
-        """Add a pair of ``dataset``."""
-        item = dataset.items[pair.pair_index]
+    @property
+    def usable(self) -> list[PairReport]:
+        """The pairs whose image can be used."""
+        return [pair for pair in self.pairs if pair.size is not None]
+
+    @property
+    def values(self) -> set[int]:
+        """Distinct values of the label files."""
+        return set().union(*(pair.values.tolist() for pair in self.usable))
+
+    @property
+    def bytes_of(self) -> dict[str, int]:
+        """Path of each image -> length of the file."""
+        return {self.dataset.items[pair.index].image: pair.num_bytes for pair in self.usable}
+
+    def add(self, pair: PairReport) -> None:
+        """Add a pair of the data set."""
+        self.pairs.append(pair)
         if pair.problem:
-            self.add_problem(pair.problem)
-        if pair.size is None:
-            return
-        self.sizes[pair.size] += 1
-        self.modes[pair.mode or "unknown"] += 1
-        self.bytes_of[item.image] = pair.num_bytes
-        self.values.update(pair.values.tolist())
-        if pair.is_rotated:
-            self.rotated.append(item.name)
-        self.dropped.update(pair.dropped)
-        if pair.levels is not None:
-            self.quantized.append((item.name, pair.levels))
+            self.problems.append(pair.problem)
         if pair.classes is None:
             return
-        counts = np.bincount(pair.classes, minlength=256)  # label values per class
-        present = np.flatnonzero(counts[: len(self.classes)])
-        for index in present:
-            self.pixels[index] += pair.counts[pair.classes == index].sum()
-        self.images_with[present] += 1
-        self.pixels_with[present] += pair.counts.sum()
-        self.ignored += int(pair.counts[pair.classes == IGNORE].sum())
-        if not present.size:
-            self.all_ignored.append(item.name)
-
-    def add_problem(self, problem: str, *, first: bool = False) -> None:
-        """Count a problem and keep it if it is among the first; ``first`` puts it in front."""
-        self.num_problems += 1
-        self.problems.insert(0 if first else len(self.problems), problem)
-        del self.problems[self.max_problems :]
-
-
-class _Pairs(Dataset[PairReport]):
-    """The reports of all pairs, for a DataLoader."""
-
-    def __init__(self, dataset: FileDataset, full: bool) -> None:
-        self.dataset, self.full = dataset, full
-
-    def __len__(self) -> int:
-        return len(self.dataset.items)
-
-    def __getitem__(self, index: int) -> PairReport:
-        return inspect_pair(self.dataset, index, full=self.full)
+        for index in np.unique(pair.classes):
+            pixels = pair.counts[pair.classes == index].sum()
+            if index == IGNORE:
+                self.ignored += int(pixels)
+            else:
+                self.pixels[index] += pixels
+                self.images_with[index] += 1
+                self.pixels_with[index] += pair.counts.sum()
 
 
 def scan(
     dataset: FileDataset,
     *,
     full: bool = False,
-    max_problems: int = 5,
     num_workers: int = 0,
     progress: Callable[[int], object] = lambda _: None,
 ) -> SplitReport:
@@ -218,36 +188,30 @@ def scan(
     Args:
         dataset: The split.
         full: Whether to decode images, too; see ``inspect_pair``.
-        max_problems: How many problems are kept in full.
         num_workers: Number of worker processes.
         progress: Called with the number of pairs inspected since the last call.
     """
-    report = SplitReport(
-        split=dataset.split,
-        classes=dataset.classes,
-        num_images=len(dataset),
-        expected=tuple(dataset.expected.get(dataset.split, ())),
-        max_problems=max_problems,
-        notes=list(dataset.notes),
-        has_labels=dataset.is_labelled,
-    )
+    report = SplitReport(dataset)
     batches: Iterable[list[PairReport]] = DataLoader(
-        _Pairs(dataset, full),
+        range(len(dataset)),  # type: ignore[arg-type]
         batch_size=16,
-        collate_fn=list,
+        collate_fn=partial(_inspect_pairs, dataset, full),
         num_workers=num_workers,
         worker_init_fn=_single_thread,
     )
     for batch in batches:
         for pair in batch:
-            report.add(pair, dataset)
+            report.add(pair)
         progress(len(batch))
-    if report.expected and report.num_images not in report.expected:
-        report.notes.append(
-            f"{report.num_images} images, but the publisher counts "
-            f"{' or '.join(map(str, report.expected))}"
-        )
+    expected = dataset.expected.get(dataset.split, ())
+    if expected and len(dataset) not in expected:
+        shown = " or ".join(map(str, expected))
+        report.notes.append(f"{len(dataset)} images, but the publisher counts {shown}")
     return report
+
+
+def _inspect_pairs(dataset: FileDataset, full: bool, indices: Iterable[int]) -> list[PairReport]:
+    return [inspect_pair(dataset, index, full=full) for index in indices]
 
 
 def _single_thread(_: int) -> None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from danet.distributed import failures, signals
 from danet.distributed.collectives import is_first, world_size
 from danet.distributed.error_reporting import POLL
-from danet.distributed.failures import dead_ranks, default_store, naming_failures
+from danet.distributed.failures import naming_failures
 
 _LONGEST_EVALUATION = timedelta(hours=24)
 """How long ``wait_patiently`` waits for a process that is alive."""
@@ -45,18 +45,15 @@ class Agreement:
         """
         if self._group is None:
             return flags
-        raised = self._finish()  # begun a step ago, so it costs no wait
+        raised = self.finish()  # begun a step ago, so it costs no wait
         self._flags = torch.tensor([flags])
         self._work = dist.all_reduce(
             self._flags, dist.ReduceOp.BOR, group=self._group, async_op=True
         )
         return raised
 
-    def close(self) -> None:
-        """Finish the last exchange, so that no process is left alone in it."""
-        self._finish()
-
-    def _finish(self) -> int:
+    def finish(self) -> int:
+        """Finish the last exchange, so that no process is left alone in it; return its flags."""
         if self._work is None:
             return 0
         with naming_failures("agreement between steps"):
@@ -65,53 +62,28 @@ class Agreement:
         return int(self._flags.item())
 
 
-class Farewell:
-    """The common end of a run: counts the processes that reach it.
+def arrive() -> None:
+    """Count this process among those that reach the common end of a run."""
+    _count("the end", 1)
+    if is_first():
+        _count("the end of the first", 1)
+
+
+def all_arrived() -> bool:
+    """Return whether all processes arrived; called when this one has nothing left to write.
 
     A launcher sends SIGTERM when one process has died, and a preempted job sends it to all. Only
-    in the second case do all processes arrive here. Constructing a Farewell counts this process.
+    in the second case do all processes arrive. Rank 0 waits some seconds for the others. They wait
+    until it has written the checkpoint, since a launcher ends all as soon as one has ended.
     """
-
-    def __init__(self) -> None:
-        self._add("arrived")
-        if is_first():
-            self._add("first arrived")
-
-    def all_arrived(self) -> bool:
-        """Return whether all processes arrived; called when this one has nothing left to write.
-
-        Rank 0 waits some seconds for the others. They wait until it has written the checkpoint,
-        since a launcher ends all processes as soon as one has ended.
-        """
-        if world_size() == 1:
-            return True
-        if is_first():
-            all_arrived = self._wait_for("arrived", world_size(), _ARRIVAL)
-            self._add("first finished")
-            return all_arrived
-        # In two waits: a rank 0 that died on another host must not cost the whole TIMEOUT.
-        if self._wait_for("first arrived", 1, _ARRIVAL):
-            self._wait_for("first finished", 1, failures.TIMEOUT.total_seconds())
-        return self._add("arrived", 0) == world_size()
-
-    def _add(self, name: str, amount: int = 1) -> int:
-        """Add to a counter of the store and return its value; -1 if the store is gone."""
-        if world_size() == 1:
-            return 1
-        # Adding 0 reads a counter; get() would block until the key exists.
-        try:
-            return default_store().add(f"farewell/{name}", amount)
-        except (RuntimeError, ValueError):  # it died with the launcher or with rank 0
-            return -1
-
-    def _wait_for(self, name: str, count: int, seconds: float) -> bool:
-        """Wait until a counter reaches ``count``; give up when a process of this host has died."""
-        deadline = time.monotonic() + seconds
-        while 0 <= (value := self._add(name, 0)) < count and time.monotonic() < deadline:
-            if dead_ranks():
-                return False
-            time.sleep(POLL)
-        return value >= count
+    if is_first():
+        have_all = _wait_for("the end", world_size(), _ARRIVAL)
+        _count("the last checkpoint", 1)
+        return have_all
+    # In two waits: a rank 0 that died on another host must not cost the whole TIMEOUT.
+    if _wait_for("the end of the first", 1, _ARRIVAL):
+        _wait_for("the last checkpoint", 1, failures.TIMEOUT.total_seconds())
+    return _count("the end") == world_size()
 
 
 def wait_patiently(name: str) -> None:
@@ -123,20 +95,32 @@ def wait_patiently(name: str) -> None:
     Raises:
         ProcessError: A process of this host has died, or the launcher has.
     """
-    if world_size() == 1:
-        return
     # A barrier fails after TIMEOUT, but one process may evaluate hours longer than another; and it
     # blocks in C++, where Python handles no signal.
-    pause, deadline = POLL / 10, time.monotonic() + _LONGEST_EVALUATION.total_seconds()
-    with naming_failures(f"waiting for {name}"):
-        store = default_store()
-        store.add(f"arrived/{name}", 1)
-        while store.add(f"arrived/{name}", 0) < world_size():
-            if dead_ranks():
-                time.sleep(_LAUNCHER_NOTICE)  # its SIGTERM lets this process save a checkpoint
-                raise RuntimeError("a process died before it arrived")
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"others did not arrive within {_LONGEST_EVALUATION}")
-            time.sleep(pause)
-            # 5 ms at first, for ranks that are nearly equal; 1 s at most, to spare the store.
-            pause = min(2 * pause, 20 * POLL)
+    _count(name, 1)
+    if not _wait_for(name, world_size(), _LONGEST_EVALUATION.total_seconds()):
+        time.sleep(_LAUNCHER_NOTICE)  # its SIGTERM lets this process save a checkpoint
+        raise failures.failed(f"waiting for {name}", "not all arrived")
+
+
+def _count(name: str, amount: int = 0) -> int:
+    """Add to a counter of the store and return its value; -1 if the store is gone."""
+    if world_size() == 1:
+        return 1
+    # Adding 0 reads a counter; get() would block until the key exists.
+    try:
+        return failures.default_store().add(f"arrived/{name}", amount)
+    except (RuntimeError, ValueError):  # it died with the launcher or with rank 0
+        return -1
+
+
+def _wait_for(name: str, count: int, seconds: float) -> bool:
+    """Wait until a counter reaches ``count``; give up when a process of this host has died."""
+    pause, deadline = POLL / 10, time.monotonic() + seconds
+    while (value := _count(name)) < count:
+        if value < 0 or failures.dead_ranks() or time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+        # 5 ms at first, for ranks that are nearly equal; 1 s at most, to spare the store.
+        pause = min(2 * pause, 20 * POLL)
+    return True

@@ -51,18 +51,16 @@ def gather(value: T) -> list[T]:
     return box
 
 
-def sum_in_place(counts: Tensor) -> None:
+def sum_in_place(values: Tensor, name: str = "sum of counts") -> None:
     """Replace a tensor by its sum over all processes."""
     if world_size() > 1:
-        with naming_failures("sum of counts"):
-            dist.all_reduce(counts)  # on CUDA it is only queued: the caller does not wait
+        with naming_failures(name):
+            dist.all_reduce(values)  # on CUDA it is only queued: the caller does not wait
 
 
 def sum_of(values: Tensor, name: str) -> list[float]:
     """Return a vector's sum over all processes; waits for the device."""
-    if world_size() > 1:
-        with naming_failures(name):
-            dist.all_reduce(values)
+    sum_in_place(values, name)
     return values.tolist()
 
 
@@ -73,10 +71,3 @@ def broadcast_buffers(module: nn.Module) -> None:
             # One by one, since dtypes differ: some 300 small messages, before evaluations only.
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
-
-
-def barrier() -> None:
-    """Return when all processes have called this."""
-    if world_size() > 1:
-        with naming_failures("waiting for one another"):
-            dist.barrier()  # fails after TIMEOUT; see agreement.wait_patiently for longer waits

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,10 @@ def code_version() -> str:
     # Of the sources, not a git revision: a wheel has none, and local edits count.
     root = Path(danet.__file__).parent
     digest = hashlib.sha256()
-    # In a checkout danet/datasets is a symbolic link, which rglob would not follow.
-    folders = (Path(folder) for folder, _, _ in os.walk(root, followlinks=True))
-    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
-        digest.update(str(path.relative_to(root)).encode())
-        digest.update(path.read_bytes())
+    # In a checkout danet/datasets is a symbolic link, which glob follows and Path.rglob does not.
+    for name in sorted(glob("**/*.py", root_dir=root, recursive=True)):
+        digest.update(name.encode())
+        digest.update((root / name).read_bytes())
     return f"danet {danet.__version__} ({digest.hexdigest()[:16]}), torch {torch.__version__}"
 
 

@@ -17,10 +17,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # a misspelt setting is reported before torch is imported
-    from torch._C._distributed_c10d import Store
 
 POLL = 0.05
 """Seconds between two polls of the store or of another process."""
@@ -30,27 +26,7 @@ REPORT = 20.0
 
 # A part of REPORT: rank 0 may still have to report after this wait, while the others wait REPORT.
 CLAIM = REPORT / 10
-"""Seconds for other ranks to claim the same error while rank 0, which hosts the store, is alive."""
-
-
-def claim(store: "Store", rank: int, world_size: int) -> int:
-    """Claim an error for this rank; return the rank that claimed first and reports.
-
-    Args:
-        store: Of this attempt.
-        rank: Of this process.
-        world_size: Number of processes.
-    """
-    # compare_set is atomic in the store: exactly one rank finds the key empty.
-    reporter = int(store.compare_set("reporter", "", str(rank)))
-    claims = store.add("claims", 1)
-    deadline = time.monotonic() + CLAIM
-    # Without torchrun rank 0 hosts the store: it stays until the others have asked.
-    hosts_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    while hosts_store and claims < world_size and time.monotonic() < deadline:
-        time.sleep(POLL)
-        claims = store.add("claims", 0)
-    return reporter
+"""Seconds for which rank 0, where it hosts the store, lets other ranks claim the same error."""
 
 
 def is_reported(error: BaseException) -> bool:

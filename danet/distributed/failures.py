@@ -1,16 +1,15 @@
 """Processes that died, and exchanges that failed because of them."""
 
 import os
-import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
-import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
+from danet.distributed import error_reporting
 from danet.distributed.error_reporting import POLL
 from danet.errors import ProcessError, UserError, first_line
 
@@ -21,37 +20,35 @@ _NOTICE = 2.0
 """Seconds for a dead process to disappear from the process table once its connection broke."""
 
 
-def announce(store: Store, rank: int) -> None:
-    """Record host and process id of a rank, so that other ranks can check whether it is alive."""
-    store.set(f"process/{rank}", f"{socket.gethostname()} {os.getpid()}")
+_peers: dict[int, int] = {}
+"""Rank -> process id, of the other processes of this host."""
 
 
-def local_pid(store: Store, rank: int) -> int | None:
-    """Return the process id of a rank; None if it runs on another host or has none recorded."""
-    key = f"process/{rank}"
-    if not store.check([key]):
-        return None
-    host, pid = store.get(key).decode().split()
-    return int(pid) if host == socket.gethostname() else None
+def meet(everyone: Sequence[tuple[str, int]], rank: int) -> None:
+    """Remember the processes of this host, so that this one can check whether they are alive.
+
+    Args:
+        everyone: Host and process id of every rank.
+        rank: Of this process.
+    """
+    here, _ = everyone[rank]
+    for other, (host, pid) in enumerate(everyone):
+        if host == here and other != rank:
+            _peers[other] = pid
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process of this host runs; a zombie does not."""
-    if os.name != "posix":  # on Windows signal 0 is Ctrl-C
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it exists, under another user
-        return True
-    # Signal 0 reaches a zombie, which a dead worker is until its launcher has read the exit code.
+    """Return whether a process of this host runs; a zombie does not.
+
+    Without /proc, as on macOS, every process counts as alive: a death is noticed by a time-out.
+    """
     try:
         with open(f"/proc/{pid}/stat") as file:
-            # The name before the state may contain spaces and brackets itself.
+            # The name before the state may contain spaces and brackets itself. A dead worker is a
+            # zombie until its launcher has read the exit code.
             return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (OSError, IndexError):
-        return not os.path.isdir("/proc/self")  # macOS has no /proc
+    except OSError:
+        return not os.path.isdir("/proc/self")
 
 
 def dead_ranks(seconds: float = 0.0) -> list[int]:
@@ -60,15 +57,9 @@ def dead_ranks(seconds: float = 0.0) -> list[int]:
     Args:
         seconds: The longest wait.
     """
-    try:
-        store = default_store()
-        others = [other for other in range(dist.get_world_size()) if other != dist.get_rank()]
-        pids = {other: local_pid(store, other) for other in others}
-    except (RuntimeError, ValueError):  # the store died with the launcher
-        return []
     deadline = time.monotonic() + seconds
     while True:
-        dead = [other for other, pid in pids.items() if pid is not None and not is_alive(pid)]
+        dead = [rank for rank, pid in _peers.items() if not is_alive(pid)]
         if dead or time.monotonic() >= deadline:
             return dead
         time.sleep(POLL)
@@ -79,44 +70,55 @@ def default_store() -> Store:
     return dist.distributed_c10d._get_default_store()
 
 
+def is_reported_by_another(rank: int) -> bool:
+    """Claim an error; return whether another rank reports it, once that rank has exited.
+
+    See error_reporting.py for the reason.
+    """
+    try:
+        # compare_set is atomic in the store: exactly one rank finds the key empty.
+        reporter = int(default_store().compare_set("reporter", "", str(rank)))
+    except (RuntimeError, ValueError):  # the process that hosted the store has died
+        return False
+    if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        time.sleep(error_reporting.CLAIM)  # without torchrun rank 0 hosts the store
+    # A reporter on another host is no peer, and the launcher of this host cannot end it.
+    pid, deadline = _peers.get(reporter), time.monotonic() + error_reporting.REPORT
+    while pid is not None and is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(POLL)
+    return reporter != rank
+
+
+def failed(exchange: str, error: BaseException | str) -> ProcessError:
+    """Return the error of an exchange that failed, which names the ranks that died."""
+    # One death breaks the exchange on all ranks; who reports is settled in error_reporting.py.
+    dead = dead_ranks(_NOTICE)
+    cause = (
+        f"process {' and '.join(map(str, dead))} of this machine has died"
+        if dead
+        else f"after at most {TIMEOUT}; another process has died, hangs, or took another path"
+    )
+    reason = error if isinstance(error, str) else first_line(error)
+    return ProcessError(
+        f"process {dist.get_rank()} of {dist.get_world_size()}: the exchange {exchange!r} "
+        f"failed: {cause} ({reason})"
+    )
+
+
 @contextmanager
 def naming_failures(exchange: str) -> Iterator[None]:
-    """Name the exchange that failed inside, and the ranks that died.
+    """Name the exchange that failed inside, and the ranks that died; other errors pass unchanged.
 
     Raises:
         ProcessError: The exchange failed.
     """
     try:
         yield
-    except (RuntimeError, ValueError) as error:
-        # NCCL raises nothing when a process dies: its watchdog or the launcher ends this process,
-        # so on GPUs these messages are mostly those of set-up and of the gloo group.
-        is_other = isinstance(error, (UserError, torch.OutOfMemoryError))
-        # torch's signal handler raises this one anywhere, also in the midst of an exchange.
-        is_worker = str(error).startswith("DataLoader worker")
-        if not dist.is_initialized() or dist.get_world_size() == 1 or is_other or is_worker:
-            raise
-        # One death breaks the exchange on all ranks; who reports is settled in error_reporting.py.
-        dead = dead_ranks(_NOTICE)
-        cause = (
-            f"process {' and '.join(map(str, dead))} of this machine has died"
-            if dead
-            else f"after at most {TIMEOUT}; another process has died, hangs, or took another path"
-        )
-        raise ProcessError(
-            f"process {dist.get_rank()} of {dist.get_world_size()}: the exchange {exchange!r} "
-            f"failed: {cause} ({first_line(error)})"
-        ) from error
-
-
-@contextmanager
-def naming_gradient_failures(step: int) -> Iterator[None]:
-    """Like ``naming_failures``, around a whole training step, whose own errors pass unchanged."""
-    try:
-        yield
     except RuntimeError as error:
-        # DDP reduces gradients inside backward(), and gloo raises a plain RuntimeError.
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        # NCCL raises nothing when a process dies: its watchdog or the launcher ends this process,
+        # so on GPUs these messages are mostly those of set-up and of the gloo group. gloo raises a
+        # plain RuntimeError, also inside backward(), where DDP reduces gradients.
+        is_ours = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if isinstance(error, UserError) or not is_ours:
             raise
-        with naming_failures(f"gradients of step {step}"):
-            raise
+        raise failed(exchange, error) from error

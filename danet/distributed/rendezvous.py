@@ -1,6 +1,7 @@
 """Joining the processes that a launcher such as torchrun started."""
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from danet.distributed import error_reporting, failures
+from danet.distributed import collectives, error_reporting, failures
 from danet.errors import InputError, ProcessError, UserError, first_line
 
 
@@ -33,28 +34,13 @@ def process_group(device: torch.device) -> Iterator[None]:
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=size, timeout=failures.TIMEOUT
     )
-    store = failures.default_store()  # the one that dead_ranks reads
-    failures.announce(store, rank)
+    failures.meet(collectives.gather((socket.gethostname(), os.getpid())), rank)
     try:
         yield
     except UserError as error:  # others are bugs, whose traceback every process prints
-        error.is_reported = _is_claimed_by_another(store, rank, size)
+        error.is_reported = failures.is_reported_by_another(rank)
         raise
     dist.destroy_process_group()
-
-
-def _is_claimed_by_another(store: Store, rank: int, size: int) -> bool:
-    """Claim an error; return whether another rank reports it, once that rank has exited."""
-    try:  # see error_reporting.py for the reason
-        reporter = error_reporting.claim(store, rank, size)
-        pid = None if reporter == rank else failures.local_pid(store, reporter)
-    except RuntimeError:  # the process that hosted the store has died
-        return False
-    # A reporter on another host has no pid here, and the launcher of this host cannot end it.
-    deadline = time.monotonic() + error_reporting.REPORT
-    while pid is not None and failures.is_alive(pid) and time.monotonic() < deadline:
-        time.sleep(error_reporting.POLL)
-    return reporter != rank
 
 
 def join(timeout: timedelta) -> tuple[Store, int, int]:
@@ -92,18 +78,16 @@ def _agree_on_attempt(store: Store, rank: int, size: int, timeout: timedelta) ->
         attempt = store.get(f"attempt/{own}").decode()  # blocks until rank 0 has answered
         store.set(f"present/{attempt}/{rank}", "")
         return attempt
-    answered: set[str] = set()
-    deadline = time.monotonic() + timeout.total_seconds()
-    others = range(1, size)
-    while not all(store.check([f"present/{own}/{other}"]) for other in others):
-        for other in others:
+    waiting, deadline = set(range(1, size)), time.monotonic() + timeout.total_seconds()
+    while waiting:
+        for other in waiting:
             if store.check([f"greeting/{other}"]):  # get() alone would block on one rank
-                name = store.get(f"greeting/{other}").decode()  # perhaps of a dead process
-                if name not in answered:
-                    store.set(f"attempt/{name}", own)
-                    answered.add(name)
-        if time.monotonic() > deadline:
-            missing = [n for n in others if not store.check([f"present/{own}/{n}"])]
-            raise InputError(f"processes {missing} of {size} did not arrive within {timeout}")
+                # Perhaps of a dead process, so each is answered until a living one is present.
+                store.set(f"attempt/{store.get(f'greeting/{other}').decode()}", own)
+        waiting = {n for n in waiting if not store.check([f"present/{own}/{n}"])}
+        if waiting and time.monotonic() > deadline:
+            raise InputError(
+                f"processes {sorted(waiting)} of {size} did not arrive within {timeout}"
+            )
         time.sleep(error_reporting.POLL / 2)
     return own

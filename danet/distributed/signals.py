@@ -5,8 +5,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 STOP = 1
@@ -30,45 +30,24 @@ class Stop(Exception):
     """Ends a training between two steps, or an evaluation anywhere."""
 
 
-@contextmanager
-def handled(
-    handler: Callable[[int, FrameType | None], None], requests: int = STOP | SAVE
-) -> Iterator[None]:
-    """Handle the signals of some requests, and restore the previous handlers afterwards."""
-    # An ignored signal stays ignored: nohup does that to SIGHUP, and a shell to the SIGINT of what
-    # it starts in the background.
-    before = {
-        number: signal.signal(number, handler)
-        for number, request in _REQUESTS.items()
-        if request & requests and signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
-
-
-class Signals:
-    """Collects requests while it is entered.
+class Signals(ExitStack):
+    """Collects requests until the block ends that it is entered for.
 
     Attributes:
         name: Of the signal that asked for the stop, for messages.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.name = ""
         self._requests = 0
         self._since = 0.0
         self._raises_stop = False
-
-    def __enter__(self) -> "Signals":
-        self._handlers = handled(self._on_signal)
-        self._handlers.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handlers.__exit__(None, None, None)
+        for number in _REQUESTS:
+            # An ignored signal stays ignored: nohup does that to SIGHUP, and a shell to the SIGINT
+            # of what it starts in the background.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self.callback(signal.signal, number, signal.signal(number, self._on_signal))
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         request = _REQUESTS[signal.Signals(number)]
@@ -107,15 +86,6 @@ class Signals:
             yield
         finally:
             self._raises_stop = False
-
-
-def is_in_foreground() -> bool:
-    """Return whether a terminal sends its signals to this process and those in its group."""
-    try:
-        with open("/dev/tty") as terminal:
-            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
-    except (OSError, AttributeError):  # no terminal, or Windows
-        return False
 
 
 def follow_parent() -> None:

@@ -12,10 +12,14 @@ import numpy as np
 from tqdm import tqdm
 
 from danet import console
+from danet.distributed import collectives
 from danet.engine.trackers import TRACKERS, Tracker, finite, plain_settings
 from danet.evaluation.inference import describe
 from danet.evaluation.metrics import ConfusionMatrix, single_class_warning
 from danet.filesystem import atomic_write
+from danet.plain import is_number
+
+_AVERAGES = ("miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
 
 
 class RunLog:
@@ -29,10 +33,10 @@ class RunLog:
         config: Of the run.
         log_to: Names of trackers, see danet.engine.trackers.
         run_id: Of the run, the same after resuming.
-        count: Returns further numbers for the lines of training; called on all processes.
+        count: Returns numbers of this process; the lines of training have their sums over all.
 
-    Raises:
-        InputError: The package of a tracker is not installed.
+    Attributes:
+        trackers: By name, those that have not failed; none on other processes.
     """
 
     def __init__(
@@ -47,64 +51,55 @@ class RunLog:
         run_id: str = "",
         count: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
-        self.folder = folder
-        self.classes = classes
-        self.config = config or {}
+        self.folder, self.classes, self.config = folder, classes, config or {}
         self._count = count
-        if folder is None:  # other ranks: every method is a no-op, and callers need no test
-            return
-        self._has_warned = False
-        self._has_partial_line = False
-        self._has_logged_console_failure = False
-        self._path = folder / "metrics.jsonl"
-        self._drop_lines_after(self._path, step)
-        self._trackers: list[Tracker] = [
-            TRACKERS[name](folder, step=step, run_id=run_id) for name in log_to
-        ]
+        self._has_warned = self._has_partial_line = self._has_logged_console_failure = False
+        self.trackers: dict[str, Tracker] = {}
+        if folder is not None:
+            self._path = folder / "metrics.jsonl"
+            _drop_lines_after(self._path, step)
+            # ``run`` (folder, name, trackers) differs between runs and explains no score.
+            settings = plain_settings({k: v for k, v in self.config.items() if k != "run"})
+            for name in log_to:
+                with self._leaving_out(name):
+                    self.trackers[name] = TRACKERS[name](folder, step, run_id, settings)
         # tqdm redraws ten times a second by default, which fills the log file of a batch job.
         self._bar = tqdm(
-            total=steps, initial=step, desc="train", unit="step", dynamic_ncols=True, mininterval=1
+            total=steps,
+            initial=step,
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=1,
+            disable=folder is None,
         )
-
-    @staticmethod
-    def _drop_lines_after(path: Path, step: int) -> None:
-        """Remove lines that a resumed run is going to write again, and partial ones."""
-        if path.exists():
-            # A line is partial if the machine stopped or the disk was full while it was written.
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            with atomic_write(path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in kept))
 
     def advance(self) -> None:
         """Advance the progress bar by one step."""
-        if self.folder is not None:
-            self._bar.update()
-
-    def status(self, **values: str) -> None:
-        """Show short values beside the progress bar."""
-        if self.folder is not None:
-            self._bar.set_postfix(values, refresh=False)  # drawn with the next step
+        self._bar.update()
 
     def write(self, text: str) -> None:
         """Print above the progress bar."""
         if self.folder is not None:
             # print() would start in the middle of the bar's line; tqdm clears and redraws it.
-            self._bar.write(text, file=sys.stdout)
+            tqdm.write(text, file=sys.stdout)
 
     def warn(self, text: str) -> None:
         """Print a warning above the progress bar."""
         if self.folder is not None:
-            self._bar.write(f"warning: {text}", file=sys.stderr)
+            tqdm.write(f"warning: {text}", file=sys.stderr)
 
     def scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Log named numbers; ``kind`` is ``train`` or ``val``."""
         if self.folder is None:
             return
-        shown = {f"{kind}/{name}": value for name, value in finite(values).items()}
-        for tracker in self._trackers:
-            with self._warn_once_on_error():  # one by one: the others still get the numbers
+        known = finite(values)
+        shown = {f"{kind}/{name}": value for name, value in known.items()}
+        for name, tracker in tuple(self.trackers.items()):
+            with self._leaving_out(name):
                 tracker.scalars(step, shown)
-        self._append({"step": step, "kind": kind} | {k: _json_number(v) for k, v in values.items()})
+        # Python writes NaN and Infinity, which are not JSON: other readers refuse the whole line.
+        self._append({"step": step, "kind": kind, **{name: known.get(name) for name in values}})
         self._log_console_failure(step)
 
     def _log_console_failure(self, step: int) -> None:
@@ -115,20 +110,26 @@ class RunLog:
 
     def _append(self, line: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
-        with self._warn_once_on_error():
-            # A disk that fills within a line leaves its first half; the next line starts a new one.
-            after_partial, self._has_partial_line = self._has_partial_line, True
+        # A disk that fills within a line leaves its first half; the next line starts a new one.
+        after_partial, self._has_partial_line = self._has_partial_line, True
+        try:
             # Opened for each line: closing it reports a full disk here, and readers miss nothing.
             with open(self._path, "a") as file:
                 file.write("\n" * after_partial + json.dumps(line) + "\n")
             self._has_partial_line = False
+        except OSError as error:  # days of training are worth more than lines of a log
+            if not self._has_warned:
+                self._has_warned = True
+                self.warn(f"{self._path}: the log cannot be written ({error.strerror or error})")
 
     def train(self, step: int, losses: Mapping[str, float], figures: Mapping[str, float]) -> None:
         """Log a step: losses by name, rates and throughput, the counters of all processes."""
         named = {f"loss_{name}": loss for name, loss in losses.items()}
         values = {"loss": sum(losses.values()), **named, **figures}
-        values |= self._count()  # on all ranks: the count is a collective
-        self.status(loss=f"{values['loss']:.3f}", waiting=f"{values['data_waiting']:.0%}")
+        for name, count in self._count().items():
+            values[name] = sum(collectives.gather(count))  # a collective: on all ranks
+        shown = {"loss": f"{values['loss']:.3f}", "waiting": f"{values['data_waiting']:.0%}"}
+        self._bar.set_postfix(shown, refresh=False)  # drawn with the next step
         self.scalars(step, "train", values)
 
     def validation(
@@ -145,12 +146,7 @@ class RunLog:
             The scores over all classes, by name.
         """
         scores = confusion.scores()
-        averages = {
-            "miou": scores.miou,
-            "pixel_accuracy": scores.pixel_accuracy,
-            "mean_accuracy": scores.mean_accuracy,
-            "frequency_weighted_iou": scores.frequency_weighted_iou,
-        }
+        averages = {name: getattr(scores, name) for name in _AVERAGES}
         if self.folder is None:  # the other ranks need the scores for the best checkpoint
             return averages
         self.write(f"step {step}: validation, {describe(self.config.get('evaluation', {}))}")
@@ -166,79 +162,75 @@ class RunLog:
         )
         return averages
 
-    def takes_images(self) -> bool:
-        """Return whether a tracker of this process shows pictures."""
-        return self.folder is not None and bool(self._trackers)
-
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Show pictures, uint8 (H, W, 3) RGB."""
-        for tracker in self._trackers if self.folder is not None else ():
-            with self._warn_once_on_error():
+        for name, tracker in tuple(self.trackers.items()):
+            with self._leaving_out(name):
                 tracker.images(step, images)
 
-    def summary(self, step: int, scores: Mapping[str, float | None]) -> None:
-        """Show the settings of the run beside its last scores."""
-        # ``run`` (folder, name, trackers) differs between runs and explains no score.
-        config = {key: value for key, value in self.config.items() if key != "run"}
-        for tracker in self._trackers if self.folder is not None else ():
-            with self._warn_once_on_error():
-                tracker.summary(step, plain_settings(config), finite(scores))
-
     @contextmanager
-    def _warn_once_on_error(self) -> Iterator[None]:
-        """Turn the first OSError into a warning and drop further ones."""
+    def _leaving_out(self, tracker: str) -> Iterator[None]:
+        """Turn any error of a tracker into a warning, and leave the tracker out from then on."""
         try:
             yield
-        except OSError as error:  # days of training are worth more than lines of a log
-            if not self._has_warned:
-                self._has_warned = True
-                self.warn(f"{self.folder}: the log cannot be written ({error.strerror or error})")
+        except Exception as error:  # each further call might wait for a server that is gone
+            self.trackers.pop(tracker, None)
+            reason = getattr(error, "strerror", None) or " ".join(repr(error).split())
+            self.warn(f"run.log_to: {tracker} failed and is left out from now on ({reason})")
 
-    def close(self) -> None:
-        """End the progress bar and write what is pending."""
+    def close(self, scores: Mapping[str, float | None] | None = None) -> None:
+        """End the progress bar and write what is pending.
+
+        Args:
+            scores: The last ones of a run that reached its end, by name.
+        """
+        self._bar.close()
+        step = int(self._bar.n)
         if self.folder is not None:
-            self._bar.close()
             with suppress(OSError, ValueError):
                 sys.stdout.flush()  # what is buffered may fail only here
-            self._log_console_failure(int(self._bar.n))
-            for tracker in self._trackers:
-                with self._warn_once_on_error():
-                    tracker.close()
+            self._log_console_failure(step)
+        for name, tracker in tuple(self.trackers.items()):
+            with self._leaving_out(name):
+                tracker.close(step, finite(scores or {}))
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Remove lines that a resumed run is going to write again, and partial ones."""
+    if path.exists():
+        kept = [x for x in path.read_text().splitlines() if _parse(x).get("step", math.inf) <= step]
+        with atomic_write(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a metrics.jsonl; none where there is no file.
 
-    Partial lines are left out, and so are values that are not numbers.
+    Partial lines are left out, and so are values that are neither finite numbers nor null.
     """
-    lines = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):  # a run that was killed, or that is writing right now
-            continue
-        # The file may lie beside a foreign checkpoint, so nothing of its content is trusted.
-        if isinstance(found, dict) and isinstance(found.get("step"), (int, float)):
-            lines.append({k: v for k, v in found.items() if k == "kind" or _is_score(v)})
-    return lines
+    lines = map(_parse, path.read_text("utf-8").splitlines() if path.exists() else ())
+    # The file may lie beside a foreign checkpoint, so nothing of its content is trusted.
+    return [
+        {
+            key: value
+            for key, value in line.items()
+            if key == "kind" or value is None or (is_number(value) and math.isfinite(value))
+        }
+        for line in lines
+        if line
+    ]
 
 
-def _is_score(value: Any) -> bool:
-    """Return whether a value is a finite number, or the null that stands for NaN."""
-    return value is None or (isinstance(value, (int, float)) and math.isfinite(value))
+def _parse(line: str) -> dict[str, Any]:
+    """Return a line of metrics.jsonl; empty for one without a step, or a partial one.
 
-
-def _step_of(line: str) -> float:
-    """Return the step of a line of metrics.jsonl; infinity for a partial line."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
-        return math.inf
-
-
-def _json_number(value: float) -> float | None:
-    # Python writes NaN and Infinity, which are not JSON: other readers refuse the whole line.
-    return value if math.isfinite(value) else None
+    A line is partial while it is written, or if the disk was full or the machine stopped then.
+    """
+    with suppress(ValueError, RecursionError):
+        found = json.loads(line)
+        if isinstance(found, dict) and is_number(found.get("step")):
+            return found
+    return {}
 
 
 def class_table(classes: Sequence[str], columns: Mapping[str, Sequence[float]]) -> str:

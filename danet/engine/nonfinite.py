@@ -1,10 +1,8 @@
 """Ending a run whose loss, weights or gradients are no longer finite."""
 
 import shlex
-from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +10,9 @@ from torch import Tensor, nn
 from danet.distributed import collectives
 from danet.errors import DivergedError
 
-MOST_OVERFLOWS = 30
-"""Overflows in a row after which a float16 run ends; each halves the loss scale."""
-CAPACITY = 1000
-"""Losses kept before they must be checked; each is a few scalars on the device."""
+CHECK_EVERY = 1000
+"""Steps after which losses are checked at the latest; each is a few scalars on the device."""
 _SHOWN_NAMES = 8
-
-
-class _Step(NamedTuple):
-    number: int
-    names: tuple[str, ...]
-    """Of the samples of this process."""
-    terms: Mapping[str, Tensor]
-    loss: Tensor
-    """float32 scalar on the device."""
 
 
 class NonFiniteGuard:
@@ -40,20 +27,16 @@ class NonFiniteGuard:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._steps: list[_Step] = []
-        self._names: tuple[str, ...] = ()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether ``check`` must be called, even if no line of the log is due."""
-        return len(self._steps) >= CAPACITY
+        self._steps: list[tuple[int, Sequence[str], Tensor]] = []  # number, samples, loss
+        self._names: Sequence[str] = ()
+        self._terms: Mapping[str, Tensor] = {}
 
     def append(self, step: int, names: Sequence[str], terms: Mapping[str, Tensor]) -> None:
         """Keep the loss terms of a step, scalars on the device, and the names of its samples."""
-        self._names = tuple(names)
+        self._names, self._terms = names, terms
         # detach: a kept loss must not keep the activations of its step.
         loss = torch.stack([term.detach().float() for term in terms.values()]).sum()
-        self._steps.append(_Step(step, self._names, dict(terms), loss))
+        self._steps.append((step, names, loss))
 
     def check(self) -> dict[str, float]:
         """Return the loss terms of the latest step, averaged over processes; wait for the device.
@@ -65,8 +48,7 @@ class NonFiniteGuard:
                 has the step, the process, its samples, and the command that repeats it.
         """
         steps, self._steps = self._steps, []
-        latest = steps[-1].terms
-        is_bad = ~torch.isfinite(torch.stack([step.loss for step in steps]))
+        is_bad = ~torch.isfinite(torch.stack([loss for _, _, loss in steps]))
         # 1-based index of the first bad step, 0 if there is none: one number per process, so that
         # a single reduction carries the losses and the verdicts of all processes. argmax takes no
         # bool, and returns the first of equal values.
@@ -74,22 +56,22 @@ class NonFiniteGuard:
         rank, world_size = collectives.rank(), collectives.world_size()
         firsts = torch.zeros(world_size, device=first.device)
         firsts[rank] = first  # a sum in which each process fills its own entry is a gather
-        terms = torch.stack([term.detach().float() for term in latest.values()])
+        terms = torch.stack([term.detach().float() for term in self._terms.values()])
         values = collectives.sum_of(torch.cat([terms, firsts]), "mean of losses")
-        found = [(int(place), r) for r, place in enumerate(values[len(latest) :]) if place]
+        found = [(int(place), r) for r, place in enumerate(values[len(terms) :]) if place]
         if found:
             place, where = min(found)
-            step = steps[place - 1]
+            step, names, loss = steps[place - 1]
             # Loss and samples are only on the process where it happened.
-            loss, names = collectives.from_rank(where, (float(step.loss), step.names))
+            value, names = collectives.from_rank(where, (float(loss), names))
             raise DivergedError(
-                f"step {step.number}: the loss is not finite ({loss}) on process {where} of "
-                f"{world_size}; its samples: {shorten(names)}; {self.replay(step.number)}"
+                f"step {step}: the loss is not finite ({value}) on process {where} of "
+                f"{world_size}; its samples: {shorten(names)}; {self.replay(step)}"
             )
-        return {name: value / world_size for name, value in zip(latest, values, strict=False)}
+        return {name: value / world_size for name, value in zip(self._terms, values, strict=False)}
 
     def require_finite(self, model: nn.Module, step: int, *, on_all: bool) -> None:
-        """Check all weights and statistics in one reduction; wait for the device.
+        """Check all weights and statistics; wait for the device.
 
         Args:
             model: The network.
@@ -107,20 +89,15 @@ class NonFiniteGuard:
 
     def _problem_of(self, model: nn.Module, step: int) -> str:
         named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        named = {k: v.detach() for k, v in named.items() if v.is_floating_point() and v.numel()}
-        if not named:
+        bad = {name: int((~value.isfinite()).sum()) for name, value in named.items()}
+        name = next((name for name, count in bad.items() if count), None)
+        if name is None:
             return ""
-        # The largest absolute value is NaN or inf exactly if one of the values is; computed for all
-        # tensors in a few launches, where isfinite would take several for each.
-        largest = torch._foreach_norm(list(named.values()), ord=float("inf"))
-        if bool(torch.isfinite(torch.stack([value.float() for value in largest])).all()):
-            return ""
-        name, value = next((k, v) for k, v in named.items() if not bool(torch.isfinite(v).all()))
-        count = int((~torch.isfinite(value)).sum())
         samples = f"its samples: {shorten(self._names)}; " if self._names else ""
         return (
-            f"step {step}: {count} of {value.numel()} values of {name} are not finite on process "
-            f"{collectives.rank()} of {collectives.world_size()}; {samples}{self.replay(step)}"
+            f"step {step}: {bad[name]} of {named[name].numel()} values of {name} are not finite on "
+            f"process {collectives.rank()} of {collectives.world_size()}; {samples}"
+            f"{self.replay(step)}"
         )
 
     def replay(self, step: int) -> str:
@@ -140,66 +117,3 @@ def shorten(names: Sequence[str]) -> str:
     """Join names; of many, the first few and a count."""
     more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
     return ", ".join(names[:_SHOWN_NAMES]) + more
-
-
-class Overflows:
-    """Counts float16 steps whose gradients overflowed, which the scaler skips.
-
-    The counts live on the device; only ``total`` and ``check`` wait for it.
-
-    Args:
-        device: That trains.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # (in all, in a row)
-        self._factors: Tensor | None = None
-
-    def resume(self, total: int) -> None:
-        """Continue from the count of a checkpoint."""
-        self._counts[0] = total
-
-    def update(self, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
-        """Count a step; call between the scaler's ``step`` and ``update``, which forgets."""
-        # Private, but the public way, comparing get_scale() before and after, waits for the device.
-        found = scaler._found_inf_per_device(optimizer).values()
-        is_skipped = (torch.stack([value.to(self.device) for value in found]).sum() > 0).long()
-        total, in_a_row = self._counts
-        # A product in the place of an if, which would need the value on the host.
-        self._counts = torch.stack([total + is_skipped, (in_a_row + 1) * is_skipped])
-
-    def factor(self, schedule: Callable[[int, int], float], step: int, steps: int) -> Tensor:
-        """Return the schedule's factor for a step; skipped steps do not advance the schedule."""
-        # The number of skipped steps is on the device; so the factors of all steps go there once.
-        if self._factors is None:
-            factors = array("f", (schedule(step, steps) for step in range(steps)))
-            table = torch.frombuffer(factors, dtype=torch.float32)
-            # From pageable memory the copy would wait for the device, non_blocking or not.
-            table = table.pin_memory() if self.device.type == "cuda" else table.clone()
-            self._factors = table.to(self.device, non_blocking=True)
-        # Indexing with a scalar tensor would read the index on the host.
-        return self._factors.take(step - self._counts[0])
-
-    def total(self) -> int:
-        """Return how many steps of the run were skipped; wait for the device."""
-        return int(self._counts[0])
-
-    def check(self, step: int, last_step: int, replay: str) -> None:
-        """End a run that no longer trains; wait for the device.
-
-        Args:
-            step: Updates done.
-            last_step: Of the run.
-            replay: The command that repeats the step, for the message.
-
-        Raises:
-            DivergedError: MOST_OVERFLOWS steps in a row were skipped, or all steps of the run.
-        """
-        total, in_a_row = self._counts.tolist()
-        if in_a_row >= MOST_OVERFLOWS or (step == last_step and total == step):
-            raise DivergedError(
-                f"step {step}: the gradients of the last {in_a_row} steps were too large for "
-                "float16, so no weight has changed; set trainer.precision=bfloat16 or float32, or "
-                f"lower optimizer.lr; {replay}"
-            )

@@ -1,21 +1,18 @@
 """Optimizer factories: settings from which an optimizer for a network is made."""
 
-import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from danet.plain import is_number
 
-class OptimizerFactory(Protocol):
-    """Makes an optimizer for a network."""
-
-    def __call__(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return an optimizer over the parameters of the model."""
-        ...
+OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
+"""Returns an optimizer over the parameters of a network."""
 
 
 @dataclass
@@ -97,8 +94,8 @@ def _check(factory: SGD | AdamW) -> None:
 
 
 def _can_fuse(model: nn.Module) -> bool:
-    # One kernel reads and writes each tensor once, and takes a learning rate and the overflow flag
-    # of float16 from the device, so a step needs no wait.
+    # One kernel reads and writes each tensor once, and takes the overflow flag of float16 from the
+    # device, so a step needs no wait.
     return all(
         p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in model.parameters()
     )
@@ -140,55 +137,60 @@ def state_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, An
     return {**content, "state": named}
 
 
-def misfit(optimizer: torch.optim.Optimizer, model: nn.Module, saved: Mapping[str, Any]) -> str:
-    """Return why a saved state is not that of this optimizer, as part of a message; "" if it is.
+def misfit(factory: OptimizerFactory, model: nn.Module, saved: Mapping[str, Any]) -> str:
+    """Return why a saved state is not that of an optimizer, as part of a message; "" if it is.
 
     Args:
-        optimizer: Over the parameters of the model.
+        factory: Of the optimizer.
         model: The network.
         saved: From ``state_of``; names and shapes may be missing.
     """
     # Fused kernels do not check sizes: a state of another shape is read and written out of bounds.
-    # Only these two are checked, since others (Adafactor) keep states of other shapes.
-    is_known = isinstance(optimizer, (torch.optim.SGD, torch.optim.AdamW))
-    known, kind = _named_parameters(optimizer, model), type(optimizer).__name__
+    # So states are compared with those after a step, here of tensors without values.
+    twin = deepcopy(model).to("meta")
+    optimizer = factory(twin)
+    for parameter in twin.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    try:
+        optimizer.step()
+        is_known = True
+    except (RuntimeError, NotImplementedError):  # it reads values, as Adafactor does
+        is_known = False
+    known, kind = _named_parameters(optimizer, twin), type(optimizer).__name__
     states, groups = saved.get("state"), saved.get("param_groups")
     try:
         numbers = [number for group in groups or () for number in group["params"]]
-        is_right = isinstance(states, dict) and numbers == list(range(len(known)))
     except (TypeError, KeyError):
-        is_right = False
-    if not is_right or not isinstance(states, dict):
+        numbers = []
+    if not isinstance(states, dict) or numbers != list(range(len(known))):
         return f"it is not a state of {kind} over {len(known)} parameters"
-    expected = _expected_keys(optimizer) if is_known else None
     for index, state in states.items():
-        if not isinstance(index, int) or not 0 <= index < len(known):
-            # Cut, since it comes out of a file and may be of any length.
+        # Texts out of the file are cut, since they may be of any length.
+        if index not in range(len(known)) or not isinstance(state, dict):
             return f"state {str(index)[:20]!r} is of no parameter"
         name, parameter = known[index]
-        if not isinstance(state, dict):
-            return f"the state of {name} is not one"
-        if state.get("name", name) != name:
-            return (
-                f"state {index} is of {str(state['name'])[:99]!r}, and parameter {index} is {name}"
-            )
-        own = {key: value for key, value in state.items() if key not in _ADDED_KEYS}
-        if expected is not None and set(own) != expected:
-            return f"the state of {name} has {sorted(map(str, own))}; {kind} has {sorted(expected)}"
-        shapes = [state.get("shape", list(parameter.shape))]
-        for key, value in own.items() if is_known else ():
-            if key == "step":
-                if not _is_step(value):
-                    return f"step of {name} is not a number"
-            elif value is not None:
-                if not isinstance(value, Tensor) or not value.is_floating_point():
-                    return f"{key} of {name} is not a tensor of floats"
-                if not bool(value.isfinite().all()):  # would reach the weights in the first step
-                    return f"{key} of {name} has values that are NaN or infinite"
-                shapes.append(list(value.shape))
-        if other := [shape for shape in shapes if shape != list(parameter.shape)]:
-            return f"the state of {name} has shape {other[0]}, and {name} {list(parameter.shape)}"
+        added = {"name": name, "shape": list(parameter.shape)}
+        found = {**added, **state}
+        expected = {**(optimizer.state[parameter] if is_known else state), **added}
+        if found.keys() != expected.keys():
+            keys = [sorted(map(str, of.keys() - added)) for of in (found, expected)]
+            return f"the state of {name} has {str(keys[0])[:99]}; {kind} has {keys[1]}"
+        for key, value in found.items():
+            if (own := _describe(value)) != (wanted := _describe(expected[key])):
+                return f"state {index} is not of {name}: its {key} is {own[:99]}, not {wanted}"
     return ""
+
+
+def _describe(value: Any) -> str:
+    """Describe what must be equal in two states: of a tensor not its values, if they are finite."""
+    if is_number(value):  # a step that is counted on the host, not for a fused kernel
+        value = torch.tensor(float(value))
+    if not isinstance(value, Tensor):
+        return repr(value)
+    # Other values would reach the weights in the first step.
+    is_finite = value.is_meta or bool(value.isfinite().all())
+    kind = "floating point" if value.is_floating_point() else str(value.dtype)
+    return f"{kind if is_finite else 'NaN or infinite'} of shape {list(value.shape)}"
 
 
 def restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
@@ -197,7 +199,7 @@ def restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     Rates and other settings stay those of the optimizer.
     """
     states = {
-        index: {key: value for key, value in state.items() if key not in _ADDED_KEYS}
+        index: {key: value for key, value in state.items() if key not in ("name", "shape")}
         for index, state in saved["state"].items()
     }
     # torch would also take the groups of the file, and with them the rate of the earlier run.
@@ -211,30 +213,9 @@ def restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-_ADDED_KEYS = ("name", "shape")
-
-
 def _named_parameters(
     optimizer: torch.optim.Optimizer, model: nn.Module
 ) -> list[tuple[str, nn.Parameter]]:
     """Return the parameters with their names, in the order in which torch numbers their states."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [(names[id(p)], p) for group in optimizer.param_groups for p in group["params"]]
-
-
-def _expected_keys(optimizer: torch.optim.Optimizer) -> set[str]:
-    """Return the keys of the state that an optimizer keeps for every parameter."""
-    # torch makes states in the first step, and which ones depends on settings such as amsgrad.
-    probe = nn.Parameter(torch.zeros(1))
-    probe.grad = torch.zeros(1)
-    arguments = inspect.signature(type(optimizer)).parameters  # defaults hold more
-    settings = {key: value for key, value in optimizer.defaults.items() if key in arguments}
-    other = type(optimizer)([probe], **settings)
-    other.step()
-    return set(other.state[probe])
-
-
-def _is_step(value: Any) -> bool:
-    # Adam counts steps in a tensor, so that fused kernels find the number on the device.
-    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    return isinstance(number, (int, float)) and 0 <= number < math.inf
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [(names[p], p) for group in optimizer.param_groups for p in group["params"]]

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ from danet.engine.optimizer import OptimizerFactory
 from danet.engine.precision import place
 from danet.engine.schedule import Schedule
 from danet.engine.train_step import TrainStep
-from danet.engine.trainer import Evaluate, Trainer
+from danet.engine.trainer import Trainer
 from danet.errors import UserError
 from danet.evaluation.evaluate import evaluate
 from danet.evaluation.inference import Inference
@@ -54,6 +55,11 @@ class Parts(NamedTuple):
     evaluation: Inference
     train_set: SegmentationDataset
     val_set: SegmentationDataset
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return digests of the data sets, under the names that they have in a checkpoint."""
+        sets = {"training_set": self.train_set, "validation_set": self.val_set}
+        return {name: dataset.fingerprint() for name, dataset in sets.items()}
 
 
 def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
@@ -80,18 +86,24 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
     for note in (*notes, *advice.notes(config, device, typed=overrides)):
         cli.say(note)
     with process_group(device):
-        memory = out_of_memory.free_memory(device)
         parts = make_parts(config)
         require_same_start(config, parts)
-        if saved and is_finished(saved, config.trainer.steps):
-            end = f"at step {saved['step']} of {config.trainer.steps}"
-            cli.say(f"{config.resume}: this run is finished, {end}")
+        done, steps = saved["step"] if saved else 0, config.trainer.steps
+        if saved and steps <= done <= saved["evaluated_at"]:
+            cli.say(f"{config.resume}: this run is finished, at step {done} of {steps}")
             return
         validate_data(config, saved, parts)
-        done = saved["step"] if saved else 0
-        batches = make_batches(config, parts.train_set, device, done=done)
+        batches = train_batches(
+            parts.train_set,
+            seed=config.seed,
+            start=done * config.trainer.accumulate,
+            warn=warn,
+            on_bad_sample=config.data.on_bad_sample,
+            max_bad_share=config.data.max_bad_share,
+            **loader_settings(config, device),
+        )
         trainer = make_trainer(config, saved, device, parts, batches)
-        with explaining_failures(config, device, memory, batches, trainer):
+        with explaining_failures(config, device, batches, trainer):
             trainer.fit(batches)
         for line in bad_samples.summary(collectives.gather(batches.bad.reasons)):
             cli.say(line)
@@ -146,7 +158,7 @@ def make_trainer(
         config=config.plain,
         log_to=config.run.log_to,
         run_id=run_folder.id_of(folder),
-        count=lambda: sum_over_processes(batches.count(), device),
+        count=batches.count,
     )
     checkpoints = CheckpointManager(
         folder,
@@ -155,8 +167,7 @@ def make_trainer(
             "config": config.plain,
             "classes": list(val_set.classes),
             "palette": [list(color) for color in val_set.palette],
-            "training_set": train_set.fingerprint(),
-            "validation_set": val_set.fingerprint(),
+            **parts.fingerprints(),
             "run_id": run_folder.id_of(folder),
         },
         best=[(score, step) for score, step in saved.get("best", ())] if saved else (),
@@ -166,7 +177,7 @@ def make_trainer(
     train_step = TrainStep(
         model, parts.loss.to(device), parts.optimizer(model), parts.schedule, settings
     )
-    trainer = Trainer(train_step, checkpoints, log, make_evaluate(config, parts, device, log))
+    trainer = Trainer(train_step, checkpoints, log, partial(score, config, parts, device, log))
     if saved:
         trainer.load_state(saved)
     images = config.data.batch_size * settings.accumulate * collectives.world_size()
@@ -196,21 +207,6 @@ def make_folder(config: TrainConfig, saved: Checkpoint | None) -> Path:
     return folder
 
 
-def make_batches(
-    config: TrainConfig, dataset: SegmentationDataset, device: torch.device, *, done: int
-) -> TrainBatches:
-    """Return the batches of this process from a step on; they do not run out."""
-    return train_batches(
-        dataset,
-        seed=config.seed,
-        start=done * config.trainer.accumulate,
-        warn=warn,
-        on_bad_sample=config.data.on_bad_sample,
-        max_bad_share=config.data.max_bad_share,
-        **loader_settings(config, device),
-    )
-
-
 def loader_settings(config: TrainConfig, device: torch.device) -> dict[str, Any]:
     """Return what the loaders of training and of evaluation share."""
     return {
@@ -223,46 +219,36 @@ def loader_settings(config: TrainConfig, device: torch.device) -> dict[str, Any]
     }
 
 
-def make_evaluate(config: TrainConfig, parts: Parts, device: torch.device, log: RunLog) -> Evaluate:
-    """Return the function that scores a network on the whole validation set."""
+def score(
+    config: TrainConfig,
+    parts: Parts,
+    device: torch.device,
+    log: RunLog,
+    model: nn.Module,
+    step: int,
+) -> ConfusionMatrix:
+    """Score a network on the whole validation set; show pictures of it."""
     infer, val_set = parts.evaluation, parts.val_set
-    height, width = config.data.crop or config.data.size or (512, 512)
-    # A training batch of so many pixels fits the device; attention maps are drawn of as many.
-    pixels = config.data.batch_size * height * width
-
-    def score(model: nn.Module, step: int) -> ConfusionMatrix:
-        collectives.broadcast_buffers(model)
-        batches = eval_batches(val_set, **loader_settings(config, device))
-        num_classes = config.data.num_classes
-        confusion = evaluate(model, batches, infer, num_classes=num_classes, device=device)
-        # Shares of different images take different times, more than a collective would wait.
-        wait_patiently(f"the evaluation at step {step}")
-        collectives.sum_in_place(confusion.counts)
-        if log.takes_images():
-            log.images(
-                step,
-                validation_pictures(model, val_set, infer, device=device, max_pixels=pixels),
-            )
-        return confusion
-
-    return score
+    collectives.broadcast_buffers(model)
+    batches = eval_batches(val_set, **loader_settings(config, device))
+    num_classes = config.data.num_classes
+    confusion = evaluate(model, batches, infer, num_classes=num_classes, device=device)
+    # Shares of different images take different times, more than a collective would wait.
+    wait_patiently(f"the evaluation at step {step}")
+    collectives.sum_in_place(confusion.counts)
+    if log.trackers:
+        height, width = config.data.crop or config.data.size or (512, 512)
+        # A training batch of so many pixels fits the device; attention maps are drawn of as many.
+        pixels = config.data.batch_size * height * width
+        log.images(step, validation_pictures(model, val_set, infer, max_pixels=pixels))
+    return confusion
 
 
 def require_same_start(config: TrainConfig, parts: Parts) -> None:
     """Raise InputError if the processes have different configs, code or data."""
-    consistency.require_same(
-        {
-            "config": consistency.digest_of({**config.plain, "run": None, "resume": None}),
-            "code": consistency.code_version(),
-            "training set": parts.train_set.fingerprint(),
-            "validation set": parts.val_set.fingerprint(),
-        }
-    )
-
-
-def is_finished(saved: Checkpoint, steps: int) -> bool:
-    """Return whether a run has done its steps and evaluated the last one."""
-    return bool(saved["step"] >= steps and saved["evaluated_at"] >= saved["step"])
+    data = {name.replace("_", " "): value for name, value in parts.fingerprints().items()}
+    digest = consistency.digest_of({**config.plain, "run": None, "resume": None})
+    consistency.require_same({"config": digest, "code": consistency.code_version(), **data})
 
 
 def validate_data(config: TrainConfig, saved: Checkpoint | None, parts: Parts) -> None:
@@ -273,15 +259,13 @@ def validate_data(config: TrainConfig, saved: Checkpoint | None, parts: Parts) -
     """
     train_set, val_set = parts.train_set, parts.val_set
     overlap = refuse_overlap(train_set, val_set, allowed=config.data.allow_overlap)
-    if overlap:
-        cli.say(overlap)
-    if isinstance(train_set, Folder) and train_set.division:
-        cli.say(train_set.division)
+    division = train_set.division if isinstance(train_set, Folder) else ""
     skipped = train_set if config.data.on_bad_sample == "skip" else None
-    for note in check_sample(train_set, val_set, training=train_set, skipping=skipped):
-        cli.say(note)
-    found = {"training_set": train_set.fingerprint(), "validation_set": val_set.fingerprint()}
-    for note in resume.compare_data(saved or {}, found, allowed=config.allow_changes):
+    for note in (
+        *filter(None, (overlap, division)),
+        *check_sample(train_set, val_set, training=train_set, skipping=skipped),
+        *resume.compare_data(saved or {}, parts.fingerprints(), allowed=config.allow_changes),
+    ):
         cli.say(note)
 
 
@@ -289,19 +273,10 @@ def validate_data(config: TrainConfig, saved: Checkpoint | None, parts: Parts) -
 def explaining_failures(
     config: TrainConfig,
     device: torch.device,
-    memory: int,
     batches: TrainBatches,
     trainer: Trainer,
 ) -> Iterator[None]:
-    """Raise a UserError in the place of what torch raises for dead workers and lack of memory.
-
-    Args:
-        config: Of the run.
-        device: That trains.
-        memory: Bytes that were free before the start.
-        batches: Whose workers may have died.
-        trainer: Whose network is in training mode except in an evaluation.
-    """
+    """Raise a UserError in the place of what torch raises for dead workers and lack of memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -309,19 +284,12 @@ def explaining_failures(
         if isinstance(error, RuntimeError):
             explained = batches.explain(error)
         if explained is None and out_of_memory.is_shortage(error):
+            # The network is in training mode except in an evaluation.
             is_training = trainer.train_step.model.training
-            explained = out_of_memory.explain(config, device, memory, training=is_training)
+            explained = out_of_memory.explain(config, device, training=is_training)
         if explained is None:
             raise
         raise explained from error
-
-
-def sum_over_processes(counts: Mapping[str, float], device: torch.device) -> dict[str, float]:
-    """Return the sums of named counts; the same names on all processes."""
-    if not counts:
-        return {}
-    numbers = torch.tensor(list(counts.values()), dtype=torch.float64, device=device)
-    return dict(zip(counts, collectives.sum_of(numbers, "sum of counters"), strict=True))
 
 
 def warn(text: str) -> None:

@@ -1,16 +1,11 @@
 """Learning rate over the run: pure functions of (step, steps)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
-
-class Schedule(Protocol):
-    """Maps a step to a factor of the base learning rate."""
-
-    def __call__(self, step: int, steps: int) -> float:
-        """Return the factor of the base rate for the update after ``step`` of ``steps``."""
-        ...
+Schedule = Callable[[int, int], float]
+"""Returns the factor of the base rate for the update after ``step`` of ``steps``."""
 
 
 @dataclass

@@ -1,24 +1,16 @@
 """The settings of the trainer; free of torch, which the command line need not wait for."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_COUNTS = (
-    "steps",
-    "stop_at",
-    "eval_every",
-    "log_every",
-    "accumulate",
-    "save_every",
-    "keep_last",
-    "keep_best",
-    "keep_every",
-)
 _SAVING = "saving changes no weight"
-ON_STORAGE_ERROR = ("stop", "warn")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+_CHOICES = {
+    "precision": ("auto", "float32", "bfloat16", "float16"),
+    "on_storage_error": ("stop", "warn"),
+    "device": ("auto", "cpu", "cuda"),
+}
 
 
 def resumable(default: T, reason: str) -> T:
@@ -60,7 +52,7 @@ class TrainSettings:
         device: auto, cpu or cuda.
         deterministic: Ask torch for deterministic kernels (CUDA; slower).
         seed: Of dropout, together with the step and the process.
-        profile: Record steps 6 to 10 of this start: a trace, the top costs, the share of waiting
+        profile: Record steps 6 to 10 of this start: a trace, the top costs, the time waiting
             for data; in ``profile/`` of the run's folder.
     """
 
@@ -89,9 +81,10 @@ class TrainSettings:
 
     def errors(self) -> list[str]:
         """Return what is wrong with the values, one line each."""
+        counts = [f.name for f in fields(self) if f.type in (int, int | None) and f.name != "seed"]
         lines = [
             f"trainer.{name}={getattr(self, name)}: expected a whole number of at least 1"
-            for name in _COUNTS
+            for name in counts
             if getattr(self, name) is not None and getattr(self, name) < 1
         ]
         # ``not x > 0`` instead of ``x <= 0``: NaN, which YAML can spell, fails every comparison.
@@ -103,13 +96,8 @@ class TrainSettings:
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             lines.append(f"trainer.ema_decay={self.ema_decay}: expected 0 < decay < 1, or null")
-        if self.precision not in PRECISIONS:
-            lines.append(f"trainer.precision={self.precision}: expected {', '.join(PRECISIONS)}")
-        if self.on_storage_error not in ON_STORAGE_ERROR:
-            lines.append(
-                f"trainer.on_storage_error={self.on_storage_error}: expected "
-                f"{' or '.join(ON_STORAGE_ERROR)}"
-            )
-        if self.device not in ("auto", "cpu", "cuda"):
-            lines.append(f"trainer.device={self.device}: expected auto, cpu or cuda")
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+                lines.append(f"trainer.{name}={value}: expected {expected}")
         return lines

@@ -14,14 +14,10 @@ class Throughput:
 
     Args:
         device: That trains.
-
-    Attributes:
-        last_wait: Seconds the latest step waited for its data.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.last_wait = 0.0
         self._since, self._waited, self._images = time.perf_counter(), 0.0, 0
 
     def update(self, waited: float, images: int) -> None:
@@ -31,7 +27,6 @@ class Throughput:
             waited: Seconds spent waiting for its data.
             images: On this process.
         """
-        self.last_wait = waited
         self._waited += waited
         self._images += images
 

@@ -1,74 +1,59 @@
-"""Experiment trackers behind one interface: TensorBoard, Weights & Biases, MLflow."""
+"""Experiment trackers behind one interface: TensorBoard, Weights & Biases, MLflow.
 
-import importlib
+Each class has the methods of ``TensorBoard``. Whatever they raise, RunLog makes a warning of it.
+"""
+
 import math
 import os
+import re
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from danet.errors import InputError
 from danet.plain import flat
 
 PlainSettings = dict[str, int | float | str | bool]
-
-
-class Tracker(Protocol):
-    """Receives the numbers and pictures of one run."""
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Log finite numbers; names have the form ``train/loss``."""
-
-    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Log pictures, uint8 (H, W, 3) RGB."""
-
-    def summary(self, step: int, settings: PlainSettings, scores: Mapping[str, float]) -> None:
-        """Log the settings of the run beside its last scores; called once, at the end."""
-
-    def close(self) -> None:
-        """Write what is pending."""
 
 
 class TensorBoard:
     """Event files in the folder ``tensorboard`` of the run.
 
     Args:
-        folder: Of the run.
-        step: Where it starts or continues; what an earlier attempt wrote later is hidden.
-        run_id: Not used: the folder identifies the run.
+        folder: Of the run; its name is shown.
+        step: Where the run starts or continues.
+        run_id: Of the run, the same after resuming.
+        settings: Of the run.
     """
 
-    def __init__(self, folder: Path, *, step: int, run_id: str = "") -> None:
+    def __init__(self, folder: Path, step: int, run_id: str, settings: PlainSettings) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow, and not needed by all
 
-        self._previous_hook = threading.excepthook
-        threading.excepthook = self._ignore_write_errors
+        self._settings = settings
         # purge_step hides events from that step on: those that a killed attempt wrote last.
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._previous_hook = threading.excepthook
+        threading.excepthook = self._ignore_write_errors
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Log curves."""
+        """Log finite numbers; names have the form ``train/loss``."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Log pictures with a slider over the steps."""
+        """Log pictures, uint8 (H, W, 3) RGB."""
         for name, image in images.items():
             self._writer.add_image(name, image, step, dataformats="HWC")
 
-    def summary(self, step: int, settings: PlainSettings, scores: Mapping[str, float]) -> None:
-        """Fill the tab HPARAMS."""
-        named = {f"final/{name}": value for name, value in scores.items()}
-        # run_name: the default is a subfolder named by the time, another run in the list.
-        self._writer.add_hparams(dict(settings), named, run_name=".", global_step=step)
-
-    def close(self) -> None:
-        """End TensorBoard's thread."""
+    def close(self, step: int, scores: Mapping[str, float]) -> None:
+        """Write what is pending, with the last scores of a finished run, else without scores."""
         try:
+            if scores:  # the tab HPARAMS; by default it makes a subfolder named by the time
+                named = {f"final/{name}": value for name, value in scores.items()}
+                settings = dict(self._settings)
+                self._writer.add_hparams(settings, named, run_name=".", global_step=step)
             self._writer.close()
         finally:
             threading.excepthook = self._previous_hook
@@ -83,112 +68,65 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of Weights & Biases; ``WANDB_PROJECT``, ``WANDB_MODE`` and so on set the place.
+    """A run of Weights & Biases; ``WANDB_PROJECT``, ``WANDB_MODE`` and so on set the place."""
 
-    Args:
-        folder: Of the run; its name is shown.
-        step: As TensorBoard.
-        run_id: Kept by a run that is resumed.
-    """
+    def __init__(self, folder: Path, step: int, run_id: str, settings: PlainSettings) -> None:
+        import wandb
 
-    def __init__(self, folder: Path, *, step: int, run_id: str = "") -> None:
-        wandb = _import_optional("wandb")
         self._image = wandb.Image
         # resume="allow": the first start creates the run of this id, a resumed one continues it.
-        self._run = wandb.init(
-            dir=str(folder), name=folder.name, id=run_id or None, resume="allow", reinit=True
-        )
+        self._run = wandb.init(dir=str(folder), name=folder.name, id=run_id, resume="allow")
+        self._run.config.update(settings, allow_val_change=True)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Log numbers at a step."""
-        # wandb's steps only grow: what a resumed run repeats is dropped there with a warning.
+        """Log numbers; those of a step that a resumed run repeats are dropped with a warning."""
         self._run.log(dict(values), step=step)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Log pictures at a step."""
+        """Log pictures."""
         self._run.log({f"images/{k}": self._image(v) for k, v in images.items()}, step=step)
 
-    def summary(self, step: int, settings: PlainSettings, scores: Mapping[str, float]) -> None:
-        """Fill the config and the summary."""
-        self._run.config.update(settings, allow_val_change=True)  # resumed runs may
+    def close(self, step: int, scores: Mapping[str, float]) -> None:
+        """Fill the summary and end the run."""
         self._run.summary.update({f"final/{name}": value for name, value in scores.items()})
-
-    def close(self) -> None:
-        """End the run."""
         self._run.finish()
 
 
 class Mlflow:
-    """A run of MLflow; ``MLFLOW_TRACKING_URI`` and ``MLFLOW_EXPERIMENT_NAME`` set the place.
+    """A run of MLflow; ``MLFLOW_TRACKING_URI`` and ``MLFLOW_EXPERIMENT_NAME`` set the place."""
 
-    Args:
-        folder: Of the run; its name is shown.
-        step: As TensorBoard.
-        run_id: Kept as a tag, by which a resumed run is found.
-    """
+    def __init__(self, folder: Path, step: int, run_id: str, settings: PlainSettings) -> None:
+        import mlflow
 
-    def __init__(self, folder: Path, *, step: int, run_id: str = "") -> None:
-        mlflow = _import_optional("mlflow")
-        self._error = mlflow.exceptions.MlflowException
-        # The client, not mlflow.log_metric: that one works on a run global to the process.
-        self._client = mlflow.MlflowClient()
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "danet")
-        known = self._client.get_experiment_by_name(name)
-        experiment = known.experiment_id if known else self._client.create_experiment(name)
+        self._mlflow: Any = mlflow
+        mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "danet"))
         # MLflow makes up the ids of runs itself, so ours can only be a tag to search for.
-        has_tag = f"tags.danet_run_id = '{run_id}'"
-        found = self._client.search_runs([experiment], has_tag, max_results=1)
-        if run_id and found:
-            self._id = found[0].info.run_id
+        wanted = f"tags.danet_run_id = '{run_id}'"
+        found: Any = mlflow.search_runs(filter_string=wanted, output_format="list")
+        if found:
+            mlflow.start_run(found[0].info.run_id)
         else:
-            tags = {"danet_run_id": run_id}
-            made = self._client.create_run(experiment, run_name=folder.name, tags=tags)
-            self._id = made.info.run_id
+            mlflow.start_run(run_name=folder.name, tags={"danet_run_id": run_id})
+            mlflow.log_params(settings)  # those of the first start: MLflow refuses to change them
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Log metrics."""
-        with self._as_os_error():
-            for name, value in values.items():
-                self._client.log_metric(self._id, _mlflow_name(name), value, step=step)
+        """Log metrics; characters that MLflow refuses in a name become underscores."""
+        named = {re.sub(r"[^\w\-./ ]", "_", name): value for name, value in values.items()}
+        self._mlflow.log_metrics(named, step=step)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Log artifacts below ``images/``."""
-        with self._as_os_error():
-            for name, image in images.items():
-                # The step is part of the name: log_image with a path overwrites.
-                path = f"images/{_mlflow_name(name)}_{step:09d}.png"
-                self._client.log_image(self._id, image, path)
+        """Log pictures."""
+        for name, image in images.items():
+            self._mlflow.log_image(image, key=name, step=step)
 
-    def summary(self, step: int, settings: PlainSettings, scores: Mapping[str, float]) -> None:
-        """Log parameters and the last scores."""
-        with self._as_os_error():
-            # A parameter cannot be changed; those of the first start stay when a run is resumed.
-            known = self._client.get_run(self._id).data.params
-            for name, value in settings.items():
-                if (key := _mlflow_name(name)) not in known:
-                    # 500 characters: older servers refuse more.
-                    self._client.log_param(self._id, key, str(value)[:500])
+    def close(self, step: int, scores: Mapping[str, float]) -> None:
+        """Log the last scores and end the run."""
         self.scalars(step, {f"final/{name}": value for name, value in scores.items()})
-
-    def close(self) -> None:
-        """End the run."""
-        with self._as_os_error():
-            self._client.set_terminated(self._id)
-
-    @contextmanager
-    def _as_os_error(self) -> Iterator[None]:
-        """Raise OSError in the place of MLflow's error."""
-        try:
-            yield
-        except self._error as error:  # RunLog treats a server that fails like a full disk
-            raise OSError(str(error)) from error
+        self._mlflow.end_run()
 
 
-TRACKERS: dict[str, type[TensorBoard] | type[Wandb] | type[Mlflow]] = {
-    "tensorboard": TensorBoard,
-    "wandb": Wandb,
-    "mlflow": Mlflow,
-}
+Tracker = TensorBoard | Wandb | Mlflow
+TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": Mlflow}
 
 
 def plain_settings(config: Mapping[str, Any]) -> PlainSettings:
@@ -203,17 +141,3 @@ def plain_settings(config: Mapping[str, Any]) -> PlainSettings:
 def finite(values: Mapping[str, float | None]) -> dict[str, float]:
     """Return the values that can be plotted: no None, no NaN, no infinity."""
     return {k: v for k, v in values.items() if v is not None and math.isfinite(v)}
-
-
-def _import_optional(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(
-            f"run.log_to: {module} is not installed: pip install {module}, or leave it out"
-        ) from error
-
-
-def _mlflow_name(name: str) -> str:
-    # Another character, as in "traffic light (off)", would cost all metrics after it in the call.
-    return "".join(c if c.isascii() and (c.isalnum() or c in "_-./ ") else "_" for c in name)

@@ -10,14 +10,17 @@ from danet.checkpoint.format import Checkpoint
 from danet.distributed import collectives, data_parallel
 from danet.engine import global_batch
 from danet.engine.ema import ModelEMA
-from danet.engine.nonfinite import Overflows
 from danet.engine.optimizer import restore, state_of
 from danet.engine.precision import choose_memory_format, choose_precision, compiled
 from danet.engine.schedule import Schedule
 from danet.engine.settings import TrainSettings
+from danet.errors import DivergedError
 from danet.losses import DeepSupervision, Part, mean_of
 from danet.seeds import mix
 from danet.types import Batch
+
+MOST_OVERFLOWS = 30
+"""Overflows in a row after which a float16 run ends; each halves the loss scale."""
 
 
 class TrainStep:
@@ -47,7 +50,8 @@ class TrainStep:
         self.ema = ModelEMA(model, settings.ema_decay) if settings.ema_decay is not None else None
         # A disabled scaler passes everything through: one code path for all precisions.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self.overflows = Overflows(device)
+        # Steps that float16 overflows let the scaler skip: in all, and in a row up to now.
+        self.overflows = torch.zeros(2, dtype=torch.int64, device=device)
         self.ddp_model = model
         if collectives.world_size() > 1:
             self.ddp_model = data_parallel.wrap(model, device)
@@ -68,7 +72,9 @@ class TrainStep:
         """
         divisors = self._divisors(group, step) if len(group) > 1 else None
         self._seed(step)
-        self._set_learning_rate(step)
+        factor = self.schedule(step, self.settings.steps)
+        for param_group in self.optimizer.param_groups:
+            param_group["lr"] = param_group["base_lr"] * factor
         sums: dict[str, Tensor] = {}
         for i, batch in enumerate(group):
             # DDP averages the gradients in the last backward pass of a step alone.
@@ -86,7 +92,11 @@ class TrainStep:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.scaler.step(self.optimizer)
         if self.scaler.is_enabled():
-            self.overflows.update(self.scaler, self.optimizer)  # before update() forgets the flags
+            # Private, but the public way, comparing get_scale() before and after, waits for the
+            # device. So does an ``if``, and a product takes its place.
+            (found,) = self.scaler._found_inf_per_device(self.optimizer).values()
+            total, in_a_row = self.overflows
+            self.overflows = torch.stack([total + found, (in_a_row + 1) * found]).long()
         self.scaler.update()
         # None: the next backward writes the gradients, where zeros would be read and added to.
         self.optimizer.zero_grad(set_to_none=True)
@@ -130,27 +140,33 @@ class TrainStep:
         # With the rank, or all processes would drop the same units. CUDA is seeded by this, too.
         torch.manual_seed(mix(self.settings.seed, step, collectives.rank()))
 
-    def _set_learning_rate(self, step: int) -> None:
-        """Set the rates of this step: base rates times the schedule's factor."""
-        factor: float | Tensor = self.schedule(step, self.settings.steps)
-        if self.scaler.is_enabled():
-            factor = self.overflows.factor(self.schedule, step, self.settings.steps)
-        for group in self.optimizer.param_groups:
-            rate = group["base_lr"] * factor
-            # Only torch's fused kernels take a rate that is a tensor on the device.
-            group["lr"] = rate if group.get("fused") else float(rate)
-
     def require_updates(self, step: int, last_step: int, replay: str) -> None:
-        """Raise DivergedError if float16 overflows in every step; see Overflows.check."""
-        if self.scaler.is_enabled():
-            self.overflows.check(step, last_step, replay)
+        """End a run whose gradients overflow float16 again and again; wait for the device.
+
+        Args:
+            step: Updates done.
+            last_step: Of the run.
+            replay: The command that repeats the step, for the message.
+
+        Raises:
+            DivergedError: MOST_OVERFLOWS steps in a row were skipped, or all steps of the run.
+        """
+        if not self.scaler.is_enabled():
+            return
+        total, in_a_row = self.overflows.tolist()
+        if in_a_row >= MOST_OVERFLOWS or (step == last_step and total == step):
+            raise DivergedError(
+                f"step {step}: the gradients of the last {in_a_row} steps were too large for "
+                "float16, so no weight has changed; set trainer.precision=bfloat16 or float32, or "
+                f"lower optimizer.lr; {replay}"
+            )
 
     def figures(self) -> dict[str, float]:
         """Return the rates of the latest step, lowest and highest; with float16 skipped steps."""
-        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         figures = {"lr": min(rates), "lr_head": max(rates)}
         if self.scaler.is_enabled():
-            figures["skipped"] = self.overflows.total()
+            figures["skipped"] = int(self.overflows[0])
         return figures
 
     def state(self) -> dict[str, Any]:
@@ -161,7 +177,7 @@ class TrainStep:
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "optimizer": state_of(self.optimizer, self.model),
             "scaler": self.scaler.state_dict(),
-            "skipped": self.overflows.total(),
+            "skipped": int(self.overflows[0]),
         }
 
     def load_state(self, saved: Checkpoint) -> None:
@@ -173,4 +189,4 @@ class TrainStep:
         restore(self.optimizer, saved["optimizer"])
         if saved["scaler"]:  # of float16 alone
             self.scaler.load_state_dict(saved["scaler"])
-        self.overflows.resume(saved["skipped"])
+        self.overflows[0] = saved["skipped"]

@@ -7,17 +7,18 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.profiler import record_function
 
 from danet.checkpoint.format import Checkpoint
 from danet.checkpoint.manager import CheckpointManager
 from danet.checkpoint.run_folder import STOPPED
 from danet.distributed import collectives
-from danet.distributed.agreement import Agreement, Farewell
-from danet.distributed.failures import naming_gradient_failures
+from danet.distributed.agreement import Agreement, all_arrived, arrive
+from danet.distributed.failures import naming_failures
 from danet.distributed.signals import FAIL, SAVE, STOP, Signals, Stop
 from danet.engine.log import RunLog
-from danet.engine.nonfinite import NonFiniteGuard
-from danet.engine.profile import StepProfile
+from danet.engine.nonfinite import CHECK_EVERY, NonFiniteGuard
+from danet.engine.profile import WAITING, StepProfile
 from danet.engine.throughput import Throughput
 from danet.engine.train_step import TrainStep
 from danet.errors import Interrupted, StorageError
@@ -79,14 +80,15 @@ class Trainer:
                 if request := self.agreement.exchange(signals.take() | self.checkpoints.status()):
                     self.obey(request)
                 group = self.next_batches(batches)
-                with naming_gradient_failures(self.step + 1):
+                with naming_failures(f"gradients of step {self.step + 1}"):
                     terms = self.train_step(group, self.step)
                 self.step += 1
-                self.profile.end(self.throughput.last_wait)
+                self.profile.step()
                 self.guard.append(self.step, [n for batch in group for n in batch.name], terms)
                 self.log.advance()
                 is_logged = self.log_due()
-                if is_logged or self.checkpoints.due(self.step) or self.guard.is_full:
+                is_checked = is_logged or self.step % CHECK_EVERY == 0
+                if is_checked or self.checkpoints.due(self.step):
                     losses = self.guard.check()  # while training, the only wait for the device
                     replay = self.guard.replay(self.step)
                     self.train_step.require_updates(self.step, self.last_step, replay)
@@ -100,9 +102,9 @@ class Trainer:
 
     def next_batches(self, batches: Iterator[Batch]) -> list[Batch]:
         """Return the micro-batches of a step."""
-        self.profile.begin()
         start = time.perf_counter()
-        group = [next(batches) for _ in range(self.settings.accumulate)]
+        with record_function(WAITING):
+            group = [next(batches) for _ in range(self.settings.accumulate)]
         images = sum(len(batch.name) for batch in group)
         self.throughput.update(time.perf_counter() - start, images)
         return group
@@ -169,21 +171,22 @@ class Trainer:
     @contextmanager
     def _ending(self, signals: Signals) -> Iterator[None]:
         """End the run in good order, however it ends."""
+        last_scores: dict[str, float | None] = {}
         try:
             try:
                 yield
             except Stop:
                 self._stop(signals.name or "another process")
             self.profile.close()
-            self.agreement.close()
+            self.agreement.finish()
             # All processes must end alike, and only rank 0 knows whether its last write worked.
             if error := collectives.from_first(self.checkpoints.finish()):
                 raise error
             if self.step == self.settings.steps and self.scores:
-                self.log.summary(self.step, {**self.scores, "best_miou": self.best_miou})
+                last_scores = {**self.scores, "best_miou": self.best_miou}
         finally:
             self.checkpoints.close()
-            self.log.close()
+            self.log.close(last_scores)
 
     def _stop(self, by: str) -> None:
         """Save a checkpoint and end the run, for a signal.
@@ -191,16 +194,16 @@ class Trainer:
         The file ``stopped`` asks a scheduler to start the run again. It is written only if all
         processes are alive: after a death the signal is the launcher's, and the run has failed.
         """
-        farewell = Farewell()
+        arrive()
         try:
             self.save(on_all=False)  # the signal may have come within an evaluation
             error = self.checkpoints.finish()
         finally:
-            all_arrived = farewell.all_arrived()
+            have_all_arrived = all_arrived()
         if error:
             raise error
         folder = self.checkpoints.folder
-        if collectives.is_first() and all_arrived:
+        if collectives.is_first() and have_all_arrived:
             (folder / STOPPED).touch()
         raise Interrupted(
             f"stopped by {by} at step {self.step} of {self.settings.steps}; go on with "

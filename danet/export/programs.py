@@ -14,7 +14,6 @@ from torch.export import Dim, ExportedProgram
 
 from danet.errors import UserError
 from danet.export.network import Exportable
-from danet.extras import require
 from danet.filesystem import atomic_write
 
 OPSET = 20
@@ -37,14 +36,11 @@ class Parity(NamedTuple):
     """Fraction of the pixels with the same class."""
 
 
-def export_onnx(model: nn.Module, path: Path, *, opset: int = OPSET) -> Program:
+def export_onnx(model: nn.Module, path: Path, opset: int = OPSET) -> Program:
     """Write an ONNX file with free batch, height and width, and return its program.
 
-    Raises:
-        InputError: onnx, onnxscript or onnxruntime is missing.
+    It needs the packages onnx, onnxscript and onnxruntime.
     """
-    for module in ("onnx", "onnxscript", "onnxruntime"):
-        require(module)
     import onnx_ir.passes.common as passes
 
     free = {"image": {0: "batch", 2: "height", 3: "width"}}
@@ -67,16 +63,10 @@ def export_onnx(model: nn.Module, path: Path, *, opset: int = OPSET) -> Program:
 
 def load_onnx(path: Path) -> Program:
     """Return the program of an ONNX file, run by onnxruntime on the CPU."""
-    require("onnxruntime")
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-    def run(image: np.ndarray) -> np.ndarray:
-        logits: np.ndarray = session.run(["logits"], {"image": image})[0]
-        return logits
-
-    return run
+    return lambda image: session.run(["logits"], {"image": image})[0]
 
 
 def export_torch(model: nn.Module, path: Path) -> Program:
@@ -95,14 +85,8 @@ def load_torch(path: Path) -> Program:
     """Return the program of a file of torch.export."""
     with _quiet():
         program: ExportedProgram = torch.export.load(path)
-    module = program.module()
-
-    def run(image: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            logits: Tensor = module(torch.from_numpy(image))
-        return logits.numpy()
-
-    return run
+    module = torch.no_grad()(program.module())
+    return lambda image: module(torch.from_numpy(image)).numpy()
 
 
 def compare(model: nn.Module, program: Program, sizes: Sequence[tuple[int, int]]) -> list[Parity]:

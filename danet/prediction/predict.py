@@ -1,8 +1,9 @@
 """Prediction of pictures: of a list by ``predict``, of a stream by ``predictions``."""
 
 from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Protocol, TypeVar, overload
+from typing import NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 import torch
@@ -27,6 +28,10 @@ class HasImage(Protocol):
 
 
 T = TypeVar("T", bound=HasImage)
+
+
+class _ArrayImage(NamedTuple):
+    image: np.ndarray
 
 
 @overload
@@ -67,11 +72,8 @@ def predict(
     wanted = images if isinstance(images, (list, tuple)) else [images]
     if not wanted:
         return []
-    device = next(model.parameters()).device
     arrays = (_ArrayImage(_as_array(image, number)) for number, image in enumerate(wanted))
-    found = predictions(
-        model.eval(), arrays, infer or Whole(), device=device, batch_size=batch_size
-    )
+    found = predictions(model.eval(), arrays, infer or Whole(), batch_size=batch_size)
     results = [classes for _, classes in found]
     return results if wanted is images else results[0]
 
@@ -82,50 +84,34 @@ def predictions(
     pictures: Iterable[T],
     infer: Inference,
     *,
-    device: torch.device,
     batch_size: int = 1,
 ) -> Iterator[tuple[T, np.ndarray]]:
     """Yield each picture with its classes, uint8 (H, W), in order.
 
     Args:
-        model: In eval mode, on ``device``.
+        model: In eval mode.
         pictures: Read one group at a time, so they need not fit into memory together.
         infer: The inference mode.
-        device: Of the model.
         batch_size: The most consecutive pictures of one size that pass together, with at most
             PIXELS_PER_PASS pixels in total.
     """
+    device = next(model.parameters()).device
     for group in _groups(pictures, batch_size):
-        stacked = np.stack([picture.image for picture in group]) if len(group) > 1 else None
+        first, *others = (picture.image[None] for picture in group)
         # One picture is not copied: it may be as large as memory allows.
-        array = stacked if stacked is not None else group[0].image[None]  # (B, H, W, 3)
+        array = np.concatenate((first, *others)) if others else first  # (B, H, W, 3)
         tensor = torch.from_numpy(array).permute(0, 3, 1, 2).to(device)
         classes = infer.predict(model, tensor).cpu().numpy()
-        del stacked, array, tensor  # large; not held while the next are read
+        del first, others, array, tensor  # large; not held while the next are read
         yield from zip(group, classes, strict=True)
 
 
 def _groups(pictures: Iterable[T], batch_size: int) -> Iterator[list[T]]:
     """Yield groups of consecutive pictures of one size."""
-    group: list[T] = []
-    for picture in pictures:
-        height, width = picture.image.shape[:2]
-        together = min(batch_size, PIXELS_PER_PASS // (height * width))
-        is_alike = bool(group) and group[0].image.shape == picture.image.shape
-        if group and not (is_alike and len(group) < together):
+    for (height, width, _), alike in groupby(pictures, key=lambda picture: picture.image.shape):
+        together = max(1, min(batch_size, PIXELS_PER_PASS // (height * width)))
+        while group := list(islice(alike, together)):  # no picture is read ahead
             yield group
-            group = []
-        group.append(picture)
-        if len(group) >= together:  # full: yielded before the next picture is read
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-class _ArrayImage:
-    def __init__(self, image: np.ndarray) -> None:
-        self.image = image
 
 
 def _as_array(image: AnyImage, number: int) -> np.ndarray:

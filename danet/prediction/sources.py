@@ -1,11 +1,12 @@
 """Sources of pictures: files, folders, patterns, lists, and the frames of videos."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob, has_magic
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -28,8 +29,8 @@ class Source(NamedTuple):
     path: Path
     name: str
     """Of its results: its path below the folder that was given, without suffix; unique."""
-    version: tuple[int, int, int]
-    """Bytes, mtime and ctime in ns: results of another version are predicted again.
+    version: dict[str, Any]
+    """Absolute path, bytes, mtime and ctime in ns: results of another are predicted again.
 
     The ctime cannot be set by copying or by ``touch``.
     """
@@ -37,7 +38,15 @@ class Source(NamedTuple):
     @property
     def is_video(self) -> bool:
         """Return whether the suffix is that of a video."""
-        return self.path.suffix.lower() in VIDEO_SUFFIXES
+        return _is_video(self.path)
+
+    def frame(self, number: int) -> str:
+        """Return the name of the results of a frame of a video; frames count from 0."""
+        return f"{self.name}/{number:06d}"
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 class Picture(NamedTuple):
@@ -55,20 +64,8 @@ class Picture(NamedTuple):
     """Of a file with more than 8 bits."""
 
 
-class Unreadable(NamedTuple):
-    """A file that could not be read."""
-
-    source: Source
-    problem: str
-    """One line, with the path."""
-
-
-IsDone = Callable[[str, Source], bool]
-"""Returns whether the results with a name are there already."""
-
-
 def find_sources(wanted: str, lines: Iterable[str] = ()) -> list[Source]:
-    """Return the files that a setting names, sorted by path; a list keeps its order.
+    """Return the files that a setting names, each once, sorted by path; a list keeps its order.
 
     Args:
         wanted: A file, a folder (with all folders below), a pattern with ``*``, ``?`` and ``**``,
@@ -79,66 +76,51 @@ def find_sources(wanted: str, lines: Iterable[str] = ()) -> list[Source]:
         InputError: There is no such file, or no picture or video among them.
     """
     path = Path(wanted).expanduser()
-    known = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
     if wanted == "-":
-        paths, root = [Path(line.strip()).expanduser() for line in lines if line.strip()], None
-        for listed in paths:
-            if not listed.is_file():
-                raise InputError(f"images=-: {listed}: there is no such file")
+        paths = [Path(line.strip()).expanduser() for line in lines if line.strip()]
+        if missing := [p for p in paths if not p.is_file()]:
+            raise InputError(f"images=-: {missing[0]}: there is no such file")
     elif path.is_file():
-        paths, root = [path], None
+        paths = [path]
     elif path.is_dir():
-        paths, root = sorted(p for p in path.rglob("*") if p.is_file()), path
+        paths = sorted(path.rglob("*"))
     elif has_magic(wanted):
-        paths, root = sorted(Path(p) for p in glob(str(path), recursive=True)), None
-        paths = [p for p in paths if p.is_file()]
+        paths = sorted(map(Path, glob(str(path), recursive=True)))
     else:
         raise InputError(f"images={wanted}: there is no such file or folder")
-    kept = [p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES]
-    if paths and not kept and root is None:
-        raise InputError(f"images={wanted}: {paths[0]} is no picture or video ({known})")
-    if not kept:
-        raise InputError(f"images={wanted}: no pictures or videos there ({known})")
-    names = _names(kept, root)
-    return [Source(p, n, _version(p)) for p, n in zip(kept, names, strict=True)]
+    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    chosen = [p.absolute() for p in paths if p.suffix.lower() in suffixes and p.is_file()]
+    if not chosen:
+        raise InputError(
+            f"images={wanted}: no pictures or videos there ({', '.join(sorted(suffixes))})"
+        )
+    chosen = list(dict.fromkeys(chosen))
+    root = path.absolute() if path.is_dir() else os.path.commonpath([p.parent for p in chosen])
+    names = _names(chosen, root)
+    return [Source(p, name, _version(p)) for p, name in zip(chosen, names, strict=True)]
 
 
-def _version(path: Path) -> tuple[int, int, int]:
+def _version(path: Path) -> dict[str, Any]:
     found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return {
+        "source": str(path),
+        "bytes": found.st_size,
+        "modified": found.st_mtime_ns,
+        "changed": found.st_ctime_ns,
+    }
 
 
-def _names(paths: Sequence[Path], root: Path | None) -> list[str]:
-    """Return unique names: the stem, with parent folders and suffix where they are needed."""
-    if root is None:
-        absolute = [p.absolute() for p in paths]
-        parents = {p.parent for p in absolute}
-        # The folder that all files share.
-        shared = absolute[0].parent
-        while len(parents) > 1 and not all(p.is_relative_to(shared) for p in absolute):
-            shared = shared.parent
-        bare = [p.stem for p in paths]
-        whole = [p.relative_to(shared).with_suffix("").as_posix() for p in absolute]
-        stems = bare if len(set(bare)) == len(bare) else whole
-    else:
-        stems = [p.relative_to(root).with_suffix("").as_posix() for p in paths]
-    counts: dict[str, int] = {}
-    for stem in stems:
-        counts[stem] = counts.get(stem, 0) + 1
-    names, used = [], set[str]()
-    for path, stem in zip(paths, stems, strict=True):
-        name = stem if counts[stem] == 1 else f"{stem}{path.suffix}"
-        number = 2
-        while name in used:  # a file that is listed twice
-            name, number = f"{stem}{path.suffix}-{number}", number + 1
-        used.add(name)
-        names.append(name)
-    return names
-
-
-def frame_name(source: Source, number: int) -> str:
-    """Return the name of a frame of a video; frames count from 0."""
-    return f"{source.name}/{number:06d}"
+def _names(paths: Sequence[Path], root: str | Path) -> list[str]:
+    """Return unique names: the paths below a folder, with the suffix only where it is needed."""
+    whole = [path.relative_to(root) for path in paths]
+    bare = [path.with_suffix("") for path in whole]
+    count = Counter([*whole, *bare])
+    # Frames of clip.mp4 are clip/000000 and so on, as a picture of a folder clip may be.
+    videos = {b for b, path in zip(bare, paths, strict=True) if _is_video(path)}
+    return [
+        (b if count[b] == 1 and b.parent not in videos else w).as_posix()
+        for b, w in zip(bare, whole, strict=True)
+    ]
 
 
 def count_frames(source: Source) -> int:
@@ -147,32 +129,39 @@ def count_frames(source: Source) -> int:
 
 
 def read_pictures(
-    sources: Iterable[Source], is_done: IsDone, *, max_pixels: int
-) -> Iterator[Picture | Unreadable | None]:
-    """Yield pictures one after another, and None for each that is done, without decoding it."""
+    sources: Iterable[Source], find_done: Callable[[Source], Container[str]], *, max_pixels: int
+) -> Iterator[Picture | InputError | None]:
+    """Yield pictures one after another, and an error in the place of one that cannot be read.
+
+    Args:
+        sources: The files.
+        find_done: Returns the names with results; None is yielded for each of them.
+        max_pixels: Larger pictures are refused.
+    """
     for source in sources:
+        done = find_done(source)
         if source.is_video:
-            yield from _frames(source, is_done)
-        elif is_done(source.name, source):
+            yield from _frames(source, done)
+        elif source.name in done:
             yield None
         else:
             try:
                 image = read_image(source.path, max_pixels=max_pixels)
                 facts = inspect_dropped(source.path, max_pixels=max_pixels)
             except InputError as error:
-                yield Unreadable(source, str(error))
+                yield error
             else:
                 yield Picture(source.name, source, image, 0.0, *facts)
 
 
-def _frames(source: Source, is_done: IsDone) -> Iterator[Picture | Unreadable | None]:
-    """Yield the frames of a video in order, and Unreadable where it ends too early."""
+def _frames(source: Source, done: Container[str]) -> Iterator[Picture | InputError | None]:
+    """Yield the frames of a video in order, and an error where it ends too early."""
     capture = cv2.VideoCapture(str(source.path))
     rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
     number, is_broken = 0, False
     while capture.grab():
-        name = frame_name(source, number)
-        if is_done(name, source):
+        name = source.frame(number)
+        if name in done:
             yield None
         else:
             is_read, frame = capture.retrieve()
@@ -183,20 +172,15 @@ def _frames(source: Source, is_done: IsDone) -> Iterator[Picture | Unreadable | 
         number += 1
     capture.release()
     expected = count_frames(source)
+    # More frames may be missing where their number is an estimate.
+    tolerance = 1 if source.path.suffix.lower() in _COUNTED else max(1, expected // 50)
     if number == 0:
-        yield Unreadable(source, f"{source.path}: not a readable video")
-    elif is_broken or number < expected - _tolerance(source, expected):
-        yield Unreadable(
-            source,
+        yield InputError(f"{source.path}: not a readable video")
+    elif is_broken or number < expected - tolerance:
+        yield InputError(
             f"{source.path}: {number} of {expected} frames could be read, which are done; the file "
             "is cut off or damaged",
         )
-
-
-def _tolerance(source: Source, expected: int) -> int:
-    """Return how many frames may be missing; more where their number is an estimate."""
-    is_counted = source.path.suffix.lower() in _COUNTED
-    return 1 if is_counted else max(1, expected // 50)
 
 
 def prefetch(items: Iterator[T], count: int = 2) -> Iterator[T]:

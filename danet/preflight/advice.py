@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ import torch
 import yaml
 from torch import nn
 
-from danet.config.build import make_model
+from danet.config.build import untrained
 from danet.config.schema import DataConfig, TrainConfig
 from danet.engine.precision import choose_precision
 from danet.errors import InputError, StorageError
+from danet.plain import is_int, walk
 
 _RECIPES = Path(__file__).resolve().parents[1] / "configs" / "optimizer"
 _FAR = 10
@@ -37,25 +37,18 @@ def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] =
     if any(setting.lstrip("+").startswith("data.root=") for setting in typed):
         lines.append(f"data.root={data.root}")
     lines += _rate_notes(config.optimizer)
-    lines += _loss_notes(config.loss, "loss", data)
-    if trainer.accumulate > 1:
-        lines += _passes_notes(config.loss, "loss")
+    lines += _loss_notes(config.loss, data)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if cores and data.num_workers > cores:
         lines.append(
             f"data.num_workers={data.num_workers}: this process may use {cores} core(s), so "
             "more workers than that wait for one another"
         )
-    precision = choose_precision(trainer.precision, device)
-    if trainer.precision == "bfloat16" and choose_precision("auto", device) != torch.bfloat16:
+    best = choose_precision("auto", device)
+    if choose_precision(trainer.precision, device) == torch.bfloat16 != best:
         lines.append(
             f"trainer.precision=bfloat16: {device} does not compute in it, so it is emulated: "
             "slower than float32 here"
-        )
-    if device.type == "cuda" and precision == torch.float32 and trainer.precision == "auto":
-        lines.append(
-            f"trainer.precision=auto: {device} has no bfloat16, so it is float32; float16 is "
-            "faster and takes less memory where there are tensor cores"
         )
     if "trainer.sync_batchnorm=true" in [setting.lower() for setting in typed]:
         alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
@@ -80,42 +73,18 @@ def _rate_notes(optimizer: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _loss_notes(node: Any, key: str, data: DataConfig) -> list[str]:
+def _loss_notes(loss: Mapping[str, Any], data: DataConfig) -> list[str]:
     """Return notes on OHEM losses that keep every pixel."""
-    if isinstance(node, list):
-        return [
-            line for i, part in enumerate(node) for line in _loss_notes(part, f"{key}[{i}]", data)
-        ]
-    if not isinstance(node, Mapping):
+    size = data.crop or data.size
+    if size is None:
         return []
-    lines = []
-    size, kept = data.crop or data.size, node.get("min_kept")
-    if size and isinstance(kept, int):
-        pixels = data.batch_size * math.prod(size)
-        if kept >= pixels:
-            lines.append(
-                f"{key}.min_kept={kept}: a batch of a process has {pixels} pixels "
-                f"({data.batch_size} x {size[0]} x {size[1]}), so every pixel is kept and OHEM "
-                "does nothing"
-            )
-    for name, part in node.items():
-        lines += _loss_notes(part, f"{key}.{name}", data)
-    return lines
-
-
-def _passes_notes(node: Any, key: str) -> list[str]:
-    """Return notes on OHEM losses whose normaliser costs forward passes with accumulation."""
-    if isinstance(node, list):
-        return [line for i, part in enumerate(node) for line in _passes_notes(part, f"{key}.{i}")]
-    if not isinstance(node, Mapping):
-        return []
-    lines = [line for name, part in node.items() for line in _passes_notes(part, f"{key}.{name}")]
-    if node.get("_target_") == "danet.losses.OHEM" and node.get("normalise", "kept") == "kept":
-        lines.append(
-            f"{key}.normalise=kept with trainer.accumulate: the kept pixels of a step are counted "
-            f"by passes without gradients, a third more work; {key}.normalise=labelled needs none"
-        )
-    return lines
+    pixels = data.batch_size * math.prod(size)
+    return [
+        f"{key}={kept}: a batch of a process has {pixels} pixels ({data.batch_size} x {size[0]} x "
+        f"{size[1]}), so every pixel is kept and OHEM does nothing"
+        for key, kept, _ in walk(loss, "loss")
+        if key.endswith(".min_kept") and is_int(kept) and kept >= pixels
+    ]
 
 
 def refuse_folder(config: TrainConfig) -> None:
@@ -145,23 +114,19 @@ def refuse_folder(config: TrainConfig) -> None:
 def refuse_single_values(config: TrainConfig, device: torch.device) -> None:
     """Refuse a batch that gives a batch norm a single value per channel, which it maps to zero.
 
-    The layer is found by a forward pass on the meta device, which takes no memory.
-
     Raises:
         InputError: With the name of the layer and the possible remedies.
     """
     size = config.data.crop or config.data.size
-    batch_size = config.data.batch_size
     is_shared = config.trainer.sync_batchnorm and device.type == "cuda"
     processes = int(os.environ.get("WORLD_SIZE", "1")) if is_shared else 1
-    if size is None or batch_size * processes > 1:
+    if size is None or config.data.batch_size * processes > 1:
         return
-    single = _single_values(config, batch_size, size)
+    single = _single_values(config, size)
     if single:
         key = "crop" if config.data.crop else "size"
-        larger = (2 * size[0], 2 * size[1])
         ways = f", or a larger data.{key}, or a smaller model.backbone.output_stride"
-        if _single_values(config, batch_size, larger):  # behind global average pooling
+        if _single_values(config, [2 * n for n in size]):  # behind global average pooling
             ways = ""
         raise InputError(
             f"data.{key}={list(size)} with data.batch_size=1: the batch norm {single} gets one "
@@ -169,29 +134,18 @@ def refuse_single_values(config: TrainConfig, device: torch.device) -> None:
         )
 
 
-def _single_values(config: TrainConfig, batch_size: int, size: Sequence[int]) -> str:
-    """Return the name of the first batch norm with one value per channel; empty if none."""
-    single: list[str] = []
-
-    def watch(name: str, module: nn.Module) -> None:
-        def check(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            if inputs[0].numel() == inputs[0].shape[1]:
-                single.append(name)
-
-        module.register_forward_pre_hook(check)
-
-    with torch.device("meta"):
-        model = make_model(replace(config, model=_without_files(config.model))).train()
+def _single_values(config: TrainConfig, size: Sequence[int]) -> str:
+    """Return the name of the batch norm that torch refuses one image of a size for; "" if none."""
+    reached: list[str] = []
+    with torch.device("meta"):  # takes no memory
+        model = untrained(config).train()
         for name, module in model.named_modules():
             if isinstance(module, nn.BatchNorm2d):
-                watch(name, module)
+                module.register_forward_pre_hook(lambda *_, name=name: reached.append(name))
         try:
-            model(torch.empty(batch_size, 3, *size, dtype=torch.uint8))
+            model(torch.empty(1, 3, *size, dtype=torch.uint8))
         except ValueError as error:
-            if not single:
-                raise InputError(f"data.crop={list(size)}: {error}") from error
-    return single[0] if single else ""
-
-
-def _without_files(model: Mapping[str, Any]) -> dict[str, Any]:
-    return {**model, "backbone": {**model["backbone"], "weights": None}}
+            if "more than 1 value per channel" in str(error):
+                return reached[-1]
+            raise InputError(f"data.crop={list(size)}: {error}") from error
+    return ""

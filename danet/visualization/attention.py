@@ -28,11 +28,19 @@ def attention_branch(model: nn.Module, name: str) -> AttentionBranch | None:
     return found if isinstance(found, AttentionBranch) else None
 
 
-def _attention_input(model: nn.Module, part: AttentionBranch, image: Tensor) -> Tensor:
-    """Return the features that enter the attention of a branch, (B, C, h, w)."""
+def has_attention(model: nn.Module) -> bool:
+    """Return whether a network has position or channel attention."""
+    return any(attention_branch(model, name) for name in ("position", "channel"))
+
+
+def _attention_and_input(model: Any, name: str, image: Tensor) -> tuple[Any, Tensor]:
+    """Return the attention of a branch and the features that enter it, (B, C, h, w)."""
+    branch = attention_branch(model, name)
+    assert branch is not None
     shared = getattr(model.head, "shared", None)
-    features = model.features(image)  # type: ignore[operator]
-    return part.reduce(shared(features) if isinstance(shared, nn.Module) else features)
+    features = model.features(image)
+    x = branch.reduce(shared(features) if isinstance(shared, nn.Module) else features)
+    return branch.attention, x
 
 
 @torch.inference_mode()
@@ -47,22 +55,19 @@ def position_maps(model: nn.Module, image: Tensor, points: Sequence[Point]) -> T
     Returns:
         (P, h, w) at the resolution of the head, each map with sum 1.
     """
-    part = attention_branch(model, "position")
-    assert part is not None
-    x = _attention_input(model, part, image)
+    attention, x = _attention_and_input(model, "position", image)
     rows, columns = x.shape[-2:]
     height, width = image.shape[-2:]
     # Only the rows asked for: the whole map has N x N weights.
     index = [p.y * rows // height * columns + p.x * columns // width for p in points]
-    return part.attention.rows(x, torch.tensor(index, device=x.device))[0]  # type: ignore[operator]
+    return attention.rows(x, torch.tensor(index, device=x.device))[0]
 
 
 @torch.inference_mode()
 def channel_maps(model: nn.Module, image: Tensor) -> Tensor:
     """Return the output of the channel attention, (C, h, w), for one image (1, 3, H, W)."""
-    part = attention_branch(model, "channel")
-    assert part is not None
-    return part.attention(_attention_input(model, part, image))[0]
+    attention, x = _attention_and_input(model, "channel", image)
+    return attention(x)[0]
 
 
 @torch.inference_mode()
@@ -75,16 +80,18 @@ def class_map(model: nn.Module, image: Tensor, prediction: np.ndarray, index: in
         prediction: Classes (H, W).
         index: The class; it must occur.
     """
-    part = attention_branch(model, "position")
-    assert part is not None
-    x = _attention_input(model, part, image)
-    inside = torch.from_numpy((prediction == index).astype(np.float32))[None, None]
-    share = F.adaptive_avg_pool2d(inside, (x.shape[-2], x.shape[-1]))[0, 0]
+    attention, x = _attention_and_input(model, "position", image)
+    share = _share_of(prediction == index, x)
     # Cells mostly of the class; of a class too small for that, the cell with most of it.
-    cells = (share >= min(0.5, share.max().item())).flatten().nonzero()[:, 0].to(x.device)
-    total = sum(part.attention.rows(x, some)[0].sum(dim=0) for some in cells.split(_ROWS))  # type: ignore[operator]
-    assert isinstance(total, Tensor)
-    return total / len(cells)
+    cells = (share >= share.max().clamp(max=0.5)).flatten().nonzero()[:, 0]
+    return sum(attention.rows(x, some)[0].sum(dim=0) for some in cells.split(_ROWS)) / len(cells)
+
+
+def _share_of(region: np.ndarray, features: Tensor) -> Tensor:
+    """Return the share, 0..1, of each cell of features (..., h, w) that is in a region (H, W)."""
+    inside = torch.from_numpy(region.astype(np.float32))[None]
+    size = (features.shape[-2], features.shape[-1])
+    return F.adaptive_avg_pool2d(inside, size)[0].to(features.device)
 
 
 @torch.inference_mode()
@@ -93,11 +100,8 @@ def queries_and_keys(model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
 
     The weights of position i are the softmax over j of query_i . key_j.
     """
-    part = attention_branch(model, "position")
-    assert part is not None
-    x = _attention_input(model, part, image)
-    module: Any = part.attention
-    return module.query(x)[0].float(), module.key(x)[0].float()
+    attention, x = _attention_and_input(model, "position", image)
+    return attention.query(x)[0].float(), attention.key(x)[0].float()
 
 
 def rank_channels(maps: Tensor, prediction: np.ndarray, index: int) -> list[tuple[int, float]]:
@@ -111,9 +115,7 @@ def rank_channels(maps: Tensor, prediction: np.ndarray, index: int) -> list[tupl
         prediction: Classes (H, W).
         index: The class; it must occur and not fill the picture.
     """
-    inside = torch.from_numpy((prediction == index).astype(np.float32))[None, None]
-    inside = F.adaptive_avg_pool2d(inside, (maps.shape[-2], maps.shape[-1]))[0, 0].to(maps.device)
-    maps = maps.float()
+    inside, maps = _share_of(prediction == index, maps), maps.float()
     mean_inside = (maps * inside).sum(dim=(1, 2)) / inside.sum().clamp(min=1e-6)
     mean_outside = (maps * (1 - inside)).sum(dim=(1, 2)) / (1 - inside).sum().clamp(min=1e-6)
     spread = maps.flatten(1).std(dim=1).clamp(min=1e-6)
@@ -125,43 +127,31 @@ def rank_channels(maps: Tensor, prediction: np.ndarray, index: int) -> list[tupl
 def choose_points(
     prediction: np.ndarray, *, count: int = 3, wanted: Sequence[int] = ()
 ) -> list[Point]:
-    """Choose pixels deep inside regions: of the wanted classes, else of the rarest ones.
-
-    Args:
-        prediction: Classes (H, W).
-        count: How many at most.
-        wanted: Classes; one point is put on each of those that occur.
-    """
-    chosen = choose_classes(prediction, count=count, wanted=wanted)
-    return [_innermost(prediction == index) for index in chosen]
+    """Choose pixels deep inside regions of classes, one of each that choose_classes returns."""
+    points = []
+    for index in choose_classes(prediction, count=count, wanted=wanted):
+        # Padded, since the distance transform does not count the edge of the image as a border.
+        region = np.pad((prediction == index).astype(np.uint8), 1)
+        distance = cv2.distanceTransform(region, cv2.DIST_L2, 5)[1:-1, 1:-1]
+        y, x = np.unravel_index(distance.argmax(), distance.shape)
+        points.append(Point(int(x), int(y)))
+    return points
 
 
 def choose_classes(
     prediction: np.ndarray, *, count: int = 3, wanted: Sequence[int] = ()
 ) -> list[int]:
-    """Choose classes that occur: the wanted ones, else the rarest that fill 1/500 of the image."""
-    sizes = {
-        int(c): int(n) for c, n in zip(*np.unique(prediction, return_counts=True), strict=True)
-    }
+    """Choose classes that occur: the wanted ones, else the rarest that fill 1/500 of the image.
+
+    Args:
+        prediction: Classes (H, W).
+        count: How many of the rarest at most.
+        wanted: Classes; those of them that occur are chosen.
+    """
+    values, counts = np.unique(prediction, return_counts=True)
+    sizes = dict(zip(values.tolist(), counts.tolist(), strict=True))
     if wanted:
         return [index for index in wanted if index in sizes]
     # A region of a few pixels is as likely a mistake as an object.
     visible = [index for index, size in sizes.items() if size >= prediction.size // 500]
     return sorted(visible, key=lambda index: sizes[index])[:count]
-
-
-def _innermost(region: np.ndarray) -> Point:
-    """Return the pixel of a region that is farthest from its border."""
-    # Padded, since the distance transform does not count the edge of the image as a border.
-    padded = np.pad(region.astype(np.uint8), 1)
-    distance = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1]
-    y, x = np.unravel_index(int(distance.argmax()), region.shape)
-    return Point(int(x), int(y))
-
-
-def has_attention(model: nn.Module) -> bool:
-    """Return whether a network has position or channel attention."""
-    return (
-        attention_branch(model, "position") is not None
-        or attention_branch(model, "channel") is not None
-    )

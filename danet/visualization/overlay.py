@@ -1,4 +1,4 @@
-"""Class maps as colours over a picture, with a legend and titles.
+"""Class maps as colours over a picture, with a legend and titles, alone and on sheets.
 
 All pictures are uint8 (H, W, 3), RGB.
 """
@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from danet.errors import StorageError
-from danet.evaluation.inference import Inference, Whole
-from danet.filesystem import explain_storage
+from danet.evaluation.inference import Inference
+from danet.filesystem import write_file
 from danet.types import IGNORE
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -22,6 +21,10 @@ _INK = (30, 30, 30)
 _PAPER = 255
 _LINE = 18
 """Height of a line of text, in pixels."""
+_GAP = 4
+"""Between pictures, in pixels."""
+_TILE = 288
+"""Width of a picture on a contact sheet, in pixels."""
 
 Palette = Sequence[tuple[int, int, int]]
 
@@ -38,12 +41,18 @@ class SegmentedImage(NamedTuple):
     """uint8 (H, W), class indices or IGNORE."""
 
 
-def classes_in(*masks: np.ndarray | None) -> set[int]:
-    """Return the class indices that occur in masks (H, W), IGNORE left out."""
-    found = set[int]()
-    for mask in masks:
-        found.update(() if mask is None else np.unique(mask).tolist())
-    return found - {IGNORE}
+def shrink(picture: SegmentedImage, factor: float) -> SegmentedImage:
+    """Return a picture with sides of at most ``factor`` of its own, as it is from 1 on."""
+    if factor >= 1:
+        return picture
+    name, image, prediction, truth = picture
+    size = max(1, int(image.shape[1] * factor)), max(1, int(image.shape[0] * factor))  # (W, H)
+
+    def pick(mask: np.ndarray) -> np.ndarray:  # class indices must not be averaged
+        return cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
+
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return SegmentedImage(name, small, pick(prediction), None if truth is None else pick(truth))
 
 
 def colorize(mask: np.ndarray, palette: Palette) -> np.ndarray:
@@ -57,28 +66,18 @@ def overlay(
     image: np.ndarray, mask: np.ndarray, palette: Palette, *, opacity: float = 0.55
 ) -> np.ndarray:
     """Blend the colours of the classes with the image; ignored pixels show the image."""
-    drawn = np.empty_like(image)
-    for rows in row_blocks(mask):
-        mixed = image[rows] * (1 - opacity) + colorize(mask[rows], palette) * opacity
-        is_ignored = (mask[rows] == IGNORE)[..., None]
-        drawn[rows] = np.where(is_ignored, image[rows], np.rint(mixed).astype(np.uint8))
+    drawn = cv2.addWeighted(image, 1 - opacity, colorize(mask, palette), opacity, 0)
+    is_ignored = mask == IGNORE
+    drawn[is_ignored] = image[is_ignored]
     return drawn
 
 
-def row_blocks(picture: np.ndarray) -> list[slice]:
-    """Cut the rows of a picture into blocks of at most 2**20 pixels, or one row."""
-    # Blending in float64 takes 24 bytes a pixel.
-    height = picture.shape[0]
-    step = max(1, 2**20 // max(1, picture.shape[1]))
-    return [slice(top, min(top + step, height)) for top in range(0, height, step)]
-
-
-def error_map(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Draw the image in grey, wrong pixels in red, ignored ones in black."""
+def mark(image: np.ndarray, *marks: tuple[np.ndarray, tuple[int, int, int]]) -> np.ndarray:
+    """Return the image in light grey with pixels, bool (H, W), in colours; the last one wins."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     shown = np.repeat(grey[..., None] // 2 + 100, 3, axis=2)
-    shown[prediction != truth] = (220, 40, 40)
-    shown[truth == IGNORE] = 0
+    for pixels, color in marks:
+        shown[pixels] = color
     return shown
 
 
@@ -89,53 +88,74 @@ def add_title(panel: np.ndarray, title: str) -> np.ndarray:
     return np.vstack((bar, panel))
 
 
-def arrange(panels: Sequence[np.ndarray], *, gap: int = 4) -> np.ndarray:
+def arrange(panels: Sequence[np.ndarray]) -> np.ndarray:
     """Arrange pictures of one size in rows of four, wide ones below each other."""
     height, width = panels[0].shape[:2]
-    columns = 1 if width > 2 * height else min(4, len(panels))
-    rows = -(-len(panels) // columns)
-    canvas = np.full(
-        (rows * (height + gap) - gap, columns * (width + gap) - gap, 3), _PAPER, np.uint8
-    )
-    for i, panel in enumerate(panels):
-        top, left = i // columns * (height + gap), i % columns * (width + gap)
-        canvas[top : top + height, left : left + width] = panel
-    return canvas
+    columns = 1 if width > 2 * height else 4
+    rows = [panels[first : first + columns] for first in range(0, len(panels), columns)]
+    return stack(rows)[:-_GAP, :-_GAP]
 
 
-def legend(
-    classes: Sequence[str], palette: Palette, present: Sequence[int], width: int
+def stack(rows: Sequence[Sequence[np.ndarray]], *, width: int = 0) -> np.ndarray:
+    """Arrange rows of pictures, those of a row of one height, with a gap behind each.
+
+    Args:
+        rows: May differ in height and number.
+        width: At least of each picture.
+    """
+    drawn = []
+    for row in rows:
+        padded = [_pad(one, _GAP, _GAP + max(0, width - one.shape[1])) for one in row]
+        drawn.append(np.hstack(padded))
+    widest = max(row.shape[1] for row in drawn)
+    return np.vstack([_pad(row, 0, widest - row.shape[1]) for row in drawn])
+
+
+def _pad(picture: np.ndarray, below: int, right: int) -> np.ndarray:
+    return np.pad(picture, ((0, below), (0, right), (0, 0)), constant_values=_PAPER)
+
+
+def with_legend(
+    body: np.ndarray, classes: Sequence[str], palette: Palette, present: Collection[int]
 ) -> np.ndarray:
-    """Draw a swatch and a name for each class that is present, in lines of ``width`` pixels."""
+    """Return a picture with a swatch and a name below it for each class that is present."""
     place, spots = [0, 0], []
-    for index in present:
+    for index in sorted(present):
         (text_width, _), _ = cv2.getTextSize(classes[index], _FONT, 0.4, 1)
         needed = text_width + 28
-        if place[0] and place[0] + needed > width:
-            place = [0, place[1] + 1]
-        spots.append((index, place[0], place[1] * _LINE))
+        if place[0] and place[0] + needed > body.shape[1]:
+            place = [0, place[1] + _LINE]
+        spots.append((index, *place))
         place[0] += needed
-    canvas = np.full(((place[1] + 1) * _LINE, width, 3), _PAPER, np.uint8)
+    canvas = np.full((place[1] + _LINE, body.shape[1], 3), _PAPER, np.uint8)
     for index, x, y in spots:
         cv2.rectangle(canvas, (x + 3, y + 4), (x + 14, y + 14), tuple(palette[index]), cv2.FILLED)
         cv2.putText(canvas, classes[index], (x + 18, y + 13), _FONT, 0.4, _INK, 1, cv2.LINE_AA)
-    return canvas
+    return np.vstack((body, canvas))
+
+
+def classes_in(*masks: np.ndarray | None) -> set[int]:
+    """Return the class indices that occur in masks (H, W), IGNORE left out."""
+    return {int(c) for mask in masks if mask is not None for c in np.unique(mask)} - {IGNORE}
 
 
 def panels_of(
     picture: SegmentedImage, palette: Palette, *, opacity: float = 0.55
 ) -> list[np.ndarray]:
-    """Draw image, prediction and, where the truth is known, truth and errors, each titled."""
-    image, prediction, truth = picture.image, picture.prediction, picture.truth
-    panels = [
-        add_title(image, "image"),
-        add_title(overlay(image, prediction, palette, opacity=opacity), "prediction"),
-    ]
+    """Draw image, prediction and, where the truth is known, truth and errors, each titled.
+
+    Wrong pixels are red, ignored ones black.
+    """
+    name, image, prediction, truth = picture
+    drawn = overlay(image, prediction, palette, opacity=opacity)
+    panels = [add_title(image, name), add_title(drawn, "prediction")]
     if truth is not None:
-        panels += [
-            add_title(overlay(image, truth, palette, opacity=opacity), "truth"),
-            add_title(error_map(image, prediction, truth), "errors (red)"),
-        ]
+        panels.append(add_title(overlay(image, truth, palette, opacity=opacity), "truth"))
+        is_wrong, is_ignored = prediction != truth, truth == IGNORE
+        errors = mark(image, (is_wrong, (220, 40, 40)), (is_ignored, (0, 0, 0)))
+        known = is_wrong[~is_ignored]
+        title = f"errors ({100 * known.mean():.1f} %)" if known.size else "nothing known"
+        panels.append(add_title(errors, title))
     return panels
 
 
@@ -144,31 +164,81 @@ def sheet(
 ) -> np.ndarray:
     """Draw the panels of an image above a legend."""
     body = arrange(panels_of(picture, palette, opacity=opacity))
-    present = classes_in(picture.prediction, picture.truth)
-    return with_legend(body, classes, palette, present)
+    return with_legend(body, classes, palette, classes_in(picture.prediction, picture.truth))
 
 
-def with_legend(
-    body: np.ndarray, classes: Sequence[str], palette: Palette, present: Collection[int]
+def thumbnail(picture: SegmentedImage) -> SegmentedImage:
+    """Return the picture at the size of a contact sheet, so that many fit into memory."""
+    height, width = picture.prediction.shape
+    return shrink(picture, min(_TILE / width, 2 * _TILE / height))
+
+
+def contact_sheet(
+    pictures: Sequence[SegmentedImage],
+    classes: Sequence[str],
+    palette: Palette,
+    *,
+    opacity: float = 0.55,
 ) -> np.ndarray:
-    """Return a picture with a legend of the classes that are present below it."""
-    return np.vstack((body, legend(classes, palette, sorted(present), body.shape[1])))
+    """Draw a row per thumbnail: image, prediction and, where it is known, truth and errors."""
+    rows = [panels_of(picture, palette, opacity=opacity) for picture in pictures]
+    masks = (mask for picture in pictures for mask in (picture.prediction, picture.truth))
+    return with_legend(stack(rows, width=_TILE), classes, palette, classes_in(*masks))
 
 
-@torch.inference_mode()
-def as_tensor(image: np.ndarray, device: torch.device) -> Tensor:
-    """Return an image, uint8 (H, W, 3), as uint8 (1, 3, H, W) on a device."""
+def side_by_side(
+    first: SegmentedImage,
+    second: np.ndarray,
+    titles: tuple[str, str],
+    classes: Sequence[str],
+    palette: Palette,
+    *,
+    opacity: float = 0.55,
+) -> np.ndarray:
+    """Draw the predictions of two networks for one image, and where they differ.
+
+    Where the truth is known, the last panel marks pixels that only one has right: blue the first,
+    orange the second. Otherwise pixels with different classes are magenta.
+
+    Args:
+        first: With the prediction of the first network.
+        second: Prediction of the second, uint8 (H, W).
+        titles: Of both.
+        classes: Of both networks.
+        palette: Of both networks.
+        opacity: Of overlays.
+    """
+    _, image, prediction, truth = first
+    masks = {"truth": truth} if truth is not None else {}
+    masks |= dict(zip(titles, (prediction, second), strict=True))
+    panels = [add_title(image, "image")]
+    panels += [
+        add_title(overlay(image, mask, palette, opacity=opacity), title)
+        for title, mask in masks.items()
+    ]
+    differ = prediction != second
+    if truth is None:
+        shown = mark(image, (differ, (200, 0, 200)))
+        panels.append(add_title(shown, f"they differ on {100 * differ.mean():.1f} %"))
+    else:
+        only_first = (prediction == truth) & differ, (30, 110, 220)
+        only_second = (second == truth) & differ, (240, 130, 20)
+        shown = mark(image, only_first, only_second, (truth == IGNORE, (0, 0, 0)))
+        panels.append(add_title(shown, "only blue: 1st right, orange: 2nd"))
+    present = classes_in(prediction, second, truth)
+    return with_legend(arrange(panels), classes, palette, present)
+
+
+def as_tensor(image: np.ndarray, model: nn.Module) -> Tensor:
+    """Return an image, uint8 (H, W, 3), as uint8 (1, 3, H, W) on the device of a network."""
+    device = next(model.parameters()).device
     return torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
 
 
-def predict(
-    model: nn.Module, image: np.ndarray, device: torch.device, infer: Inference | None = None
-) -> np.ndarray:
-    """Return the classes (H, W), uint8, that a network in eval mode predicts for one image.
-
-    By default one too large to pass whole is done in windows; see ``Whole``.
-    """
-    return (infer or Whole()).predict(model, as_tensor(image, device))[0].cpu().numpy()
+@torch.inference_mode()
+def predict(model: nn.Module, image: np.ndarray, infer: Inference) -> np.ndarray:
+    """Return the classes (H, W), uint8, that a network in eval mode predicts for one image."""
+    return infer.predict(model, as_tensor(image, model))[0].cpu().numpy()
 
 
 def save_image(path: Path, image: np.ndarray) -> None:
@@ -177,10 +247,4 @@ def save_image(path: Path, image: np.ndarray) -> None:
     # Encoded in memory: cv2.imwrite fails on Windows for names that are not ASCII.
     done, data = cv2.imencode(path.suffix, ordered)
     assert done
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.data)
-    except OSError as error:
-        raise explain_storage(error) or StorageError(
-            f"{path}: the picture could not be written ({error.strerror})"
-        ) from error
+    write_file(path, data.tobytes())

@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from danet.datasets.image_io import read_labels
-from danet.datasets.labels import ClassFile, Color, check_color, check_colors
+from danet.datasets.image_io import open_label, whole_labels
+from danet.datasets.labels import ClassFile, check_color, check_colors
 from danet.errors import InputError
 from danet.types import IGNORE
 
@@ -95,27 +93,15 @@ class ColorTable:
         self, colors: Sequence[Sequence[int]], ignored: Sequence[Sequence[int]] = ()
     ) -> None:
         every = [(red, green, blue) for red, green, blue in (*colors, *ignored)]
-        self.colors: dict[Color, int] = dict.fromkeys(every, IGNORE)
-        if len(self.colors) < len(every):
-            repeated = next(color for i, color in enumerate(every) if color in every[:i])
-            places = [i for i, color in enumerate(every) if color == repeated]
-            raise InputError(
-                f"data.colors: {list(repeated)} stands there twice, at positions "
-                f"{' and '.join(map(str, places))} of data.colors and data.ignore_colors"
-            )
-        self.colors.update((color, index) for index, color in enumerate(every[: len(colors)]))
-
-    @cached_property
-    def _table(self) -> np.ndarray:
-        """Colour -> class + 1, or 0; int16 (2 ** 24,)."""
-        table = np.zeros(1 << 24, np.int16)  # 32 MiB, but pages that stay zero take no memory
-        for (red, green, blue), index in self.colors.items():
-            table[red | green << 8 | blue << 16] = index + 1
-        return table
-
-    def __getstate__(self) -> dict[str, object]:
-        """Return the state without the table: a worker that is not forked makes its own."""
-        return {"colors": self.colors}
+        for color in every:
+            places = [i for i, other in enumerate(every) if other == color]
+            if len(places) > 1:
+                raise InputError(
+                    f"data.colors: {list(color)} stands there twice, at positions "
+                    f"{' and '.join(map(str, places))} of data.colors and data.ignore_colors"
+                )
+        classes = [*range(len(colors)), *[IGNORE] * len(ignored)]
+        self.colors = dict(sorted(zip(every, classes, strict=True), key=lambda row: row[0][::-1]))
 
     def decode(self, pixels: np.ndarray, path: Path) -> np.ndarray:
         """Map RGBA uint8 (H, W, 4), opaque, to classes or IGNORE, uint8 (H, W).
@@ -124,8 +110,9 @@ class ColorTable:
             InputError: A colour is not in the table; with the pixel and the nearest known colour.
         """
         codes = np.ascontiguousarray(pixels).view("<u4")[..., 0] & 0xFFFFFF  # (H, W)
-        found = self._table.take(codes)
-        unknown = found == 0
+        known = np.array([red | green << 8 | blue << 16 for red, green, blue in self.colors], "<u4")
+        place = np.searchsorted(known[:-1], codes)  # (H, W), the last one for larger numbers, too
+        unknown = known[place] != codes
         if unknown.any():
             row, column = (int(i[0]) for i in np.nonzero(unknown))
             count = int((codes == codes[row, column]).sum())
@@ -138,30 +125,17 @@ class ColorTable:
                 f"column {column}, is not in data.colors{more}; the nearest known one is "
                 f"{list(nearest)}; add it there or to data.ignore_colors"
             )
-        return (found - 1).astype(np.uint8)  # (H, W)
+        return np.array(list(self.colors.values()), np.uint8)[place]  # (H, W)
 
 
 def read_colors(path: Path, *, max_pixels: int) -> np.ndarray:
     """Read a label picture as RGBA uint8 (H, W, 4); grey and palette images become colours.
 
     Raises:
-        InputError: Not readable, lossy, too large, or partly transparent.
+        InputError: As open_label; or the picture is partly transparent.
     """
-    try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            if width * height > max_pixels:
-                raise InputError(
-                    f"{path}: {width} x {height} pixels are more than data.max_pixels={max_pixels}"
-                )
-            if picture.format == "JPEG":
-                raise InputError(f"{path}: JPEG is lossy and would change class colours; use PNG")
-            pixels = np.asarray(picture.convert("RGBA"))
-    except InputError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        read_labels(path)  # raises a more precise error where it can
-        raise InputError(f"{path}: not a readable label ({error})") from error
+    with open_label(path, max_pixels=max_pixels) as picture:
+        pixels = np.array(picture.convert("RGBA"))
     clear = pixels[..., 3] < 255
     if clear.any():
         row, column = (int(i[0]) for i in np.nonzero(clear))
@@ -173,18 +147,9 @@ def read_colors(path: Path, *, max_pixels: int) -> np.ndarray:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Read a .npy file of whole numbers as uint16 (H, W), without unpickling anything."""
+    """Read a .npy file of whole numbers as uint8 or uint16 (H, W), without unpickling anything."""
     try:
         labels = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: not a readable array ({error})") from error
-    if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(
-            f"{path}: a label must be an array of whole numbers (height, width), this is "
-            f"{labels.dtype} {labels.shape}"
-        )
-    if labels.size and not (labels.min() >= 0 and labels.max() < 65536):
-        raise InputError(
-            f"{path}: labels must be whole numbers 0..65535, found {labels.min()}..{labels.max()}"
-        )
-    return labels.astype(np.uint16)
+    return whole_labels(labels, str(path))

@@ -5,10 +5,10 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import scipy.io
+from numpy import ndarray
 
-from danet.datasets.image_io import MAX_PIXELS
+from danet.datasets.image_io import MAX_PIXELS, whole_labels
 from danet.errors import InputError
 
 
@@ -21,16 +21,15 @@ class MatFile(NamedTuple):
 
 
 def open_mat(path: Path) -> MatFile:
-    """Read a .mat file of version 4 to 7 and lists its variables.
+    """Read a .mat file of version 4 to 7 and list its variables.
 
     Raises:
         InputError: It cannot be read, is damaged, or is of version 7.3.
     """
+    content = b""
     try:
         content = path.read_bytes()
         variables = scipy.io.whosmat(io.BytesIO(content))
-    except OSError as error:
-        raise InputError(f"{path}: not a readable label ({error.strerror or error})") from error
     except NotImplementedError as error:
         raise InputError(
             f"{path}: a .mat file of version 7.3; save it as version 7, save(..., '-v7')"
@@ -40,8 +39,8 @@ def open_mat(path: Path) -> MatFile:
     return MatFile(path, content, {name: tuple(shape) for name, shape, _ in variables})
 
 
-def read_mat_labels(mat: MatFile, variable: str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return a variable as (H, W), uint8 or uint16.
+def read_mat_labels(mat: MatFile, variable: str, *, max_pixels: int = MAX_PIXELS) -> ndarray:
+    """Return a variable, or struct.field, as (H, W), uint8 or uint16.
 
     MATLAB writes whole numbers in the smallest type that holds them, so the same variable comes as
     uint8 in one file, as uint16 or float64 in another.
@@ -49,37 +48,29 @@ def read_mat_labels(mat: MatFile, variable: str, *, max_pixels: int = MAX_PIXELS
     Raises:
         InputError: No such variable, or it does not hold whole numbers 0..65535 in two dimensions.
     """
-    if variable not in mat.shapes:
+    name, _, field = variable.partition(".")
+    if name not in mat.shapes:
         found = ", ".join(sorted(mat.shapes)) or "nothing"
-        raise InputError(f"{mat.path}: there is no variable {variable} in it; it holds {found}")
-    if math.prod(mat.shapes[variable]) > max_pixels:  # some kilobytes can unpack to gigabytes
+        raise InputError(f"{mat.path}: there is no variable {name} in it; it holds {found}")
+    if math.prod(mat.shapes[name]) > max_pixels:  # some kilobytes can unpack to gigabytes
         raise InputError(
-            f"{mat.path}: {variable} has {math.prod(mat.shapes[variable]):,} pixels, more than "
+            f"{mat.path}: {name} has {math.prod(mat.shapes[name]):,} pixels, more than "
             f"data.max_pixels={max_pixels}"
         )
     try:
-        values = scipy.io.loadmat(io.BytesIO(mat.content), variable_names=[variable])[variable]
+        values = scipy.io.loadmat(io.BytesIO(mat.content), variable_names=[name])[name]
+        values = values[0, 0][field] if field else values
+        return whole_labels(values, f"{mat.path}, {variable}", kinds="buif")
+    except InputError:
+        raise
     except Exception as error:  # as above
         reason = _reason(error, mat.content)
         raise InputError(f"{mat.path}: {variable} cannot be read ({reason})") from error
-    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "buif":
-        raise InputError(f"{mat.path}: {variable} is not an array of numbers (H, W)")
-    if values.dtype in (np.uint8, np.uint16):
-        return values
-    whole = values.astype(np.uint16) if _fits(values) else None
-    if whole is None or not np.array_equal(whole, values):
-        raise InputError(
-            f"{mat.path}: {variable} must hold whole numbers 0..65535, found {values.dtype} with "
-            f"{values.flat[0] if values.size else 'nothing'}"
-        )
-    return whole
-
-
-def _fits(values: np.ndarray) -> bool:
-    return bool(values.size and values.min() >= 0 and values.max() < 65536)  # False for NaN
 
 
 def _reason(error: Exception, content: bytes) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     if not content:
         return "the file is empty"
     text = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -61,7 +61,12 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def saved():
     """Returns the content of a run's checkpoint."""
-    config = check(composed("train", SETTINGS))
+    return content(SETTINGS)
+
+
+def content(settings):
+    """Returns the checkpoint of step 3 of a run with some settings."""
+    config = check(composed("train", settings))
     torch.manual_seed(0)
     model = make_model(config)
     optimizer = make(config.optimizer, "optimizer")(model)

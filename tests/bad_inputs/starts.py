@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import shutil
 
 import hydra
 import numpy as np
@@ -10,6 +11,7 @@ import yaml
 from conftest import write_pair
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from PIL import Image
 
 from danet.cli import CONFIGS
 from danet.config import schema
@@ -75,33 +77,57 @@ def start_training(settings, monkeypatch):
     run.train(config)
 
 
-def refused(kind, root, tmp_path, monkeypatch, *parts, settings=()):
-    """Asserts that both the check and a training refuse a tree, with all parts in the message."""
-    every = [*KINDS[kind], f"data.root={root}", *settings]
-    reported = {}
-    with pytest.raises(InputError) as error:
-        start_training(every, monkeypatch)
-    reported["train"] = str(error.value)
-    with pytest.raises(InputError) as error:
-        examine(composed("check_data", [*every, "data.num_workers=0"]), [], tmp_path / "report")
-    reported["check_data"] = str(error.value)
-    for tool, message in reported.items():
-        for part in parts:
-            assert str(part) in message, f"{tool}: {part!r} is not in\n{message}"
-        assert "Traceback" not in message
-    return reported["train"]
+class Site:
+    """A tree of pairs in ``root`` that a test damages, and both ways in which a user meets it."""
 
+    def __init__(self, kind, folder, monkeypatch, capsys):
+        self.kind, self.folder, self.root = kind, folder, folder / "data"
+        self._monkeypatch, self._capsys = monkeypatch, capsys
 
-def accepted(kind, root, tmp_path, monkeypatch, capsys, *parts, settings=()):
-    """Asserts that both go on, and that both print all parts, once or more."""
-    every = [*KINDS[kind], f"data.root={root}", *settings]
-    capsys.readouterr()
-    with pytest.raises(Started):
-        start_training(every, monkeypatch)
-    reported = {"train": capsys.readouterr().out}
-    examine(composed("check_data", [*every, "data.num_workers=0"]), [], tmp_path / "report")
-    reported["check_data"] = capsys.readouterr().out
-    for tool, text in reported.items():
-        for part in parts:
-            assert str(part) in text, f"{tool}: {part!r} is not in\n{text}"
-    return reported["train"]
+    def plant(self, **how):
+        shutil.rmtree(self.root, ignore_errors=True)
+        return plant(self.root, self.kind, **how)
+
+    def image(self, name="train_2", suffix=".png"):
+        return self.root / "images/train" / f"{name}{suffix}"
+
+    def label(self, name="train_2", suffix=".png"):
+        return self.root / LABELS[self.kind] / "train" / f"{name}{suffix}"
+
+    def relabel(self, change):
+        """Changes every mask: array in, array out."""
+        for path in sorted((self.root / LABELS[self.kind]).rglob("*.png")):
+            with Image.open(path) as picture:
+                new = change(np.array(picture))
+            Image.fromarray(new).save(path)
+
+    def refused(self, *parts, settings=(), root=None):
+        """Asserts that both the check and a training refuse the tree, with all parts in both."""
+        every = [*KINDS[self.kind], f"data.root={root or self.root}", *settings]
+        with pytest.raises(InputError) as error:
+            start_training(every, self._monkeypatch)
+        reported = {"train": str(error.value)}
+        with pytest.raises(InputError) as error:
+            self._check(every)
+        return self._compare({**reported, "check_data": str(error.value)}, parts)
+
+    def accepted(self, *parts, settings=(), root=None):
+        """Asserts that both go on, and that both print all parts, once or more."""
+        every = [*KINDS[self.kind], f"data.root={root or self.root}", *settings]
+        self._capsys.readouterr()
+        with pytest.raises(Started):
+            start_training(every, self._monkeypatch)
+        reported = {"train": self._capsys.readouterr().out}
+        self._check(every)
+        return self._compare({**reported, "check_data": self._capsys.readouterr().out}, parts)
+
+    def _check(self, settings):
+        config = composed("check_data", [*settings, "data.num_workers=0"])
+        examine(config, [], self.folder / "report")
+
+    def _compare(self, reported, parts):
+        for tool, text in reported.items():
+            assert "Traceback" not in text
+            for part in parts:
+                assert str(part) in text, f"{tool}: {part!r} is not in\n{text}"
+        return reported["train"]

@@ -14,12 +14,14 @@ import torch
 import torchvision
 from commands import eval_command, train_command
 from conftest import TINY
+from foreign import content
 from starts import composed
 
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint.weights import initialise, load_backbone
-from danet.config.build import make, make_model
+from danet.config.build import make_model
 from danet.config.validate import check
+from danet.errors import InputError
 from danet.models.resnet import ResNet
 
 SETTINGS = [
@@ -31,24 +33,7 @@ SETTINGS = [
 @functools.cache
 def whole():
     """Returns the state of a run of six steps at the third."""
-    config = check(composed("train", SETTINGS))
-    model = make_model(config)
-    return {
-        "format": checkpoint_format.FORMAT,
-        "version": "0.2",
-        "config": config.plain,
-        "classes": [f"class {i}" for i in range(16)],
-        "palette": [[0, 0, i] for i in range(16)],
-        "model": model.state_dict(),
-        "ema": None,
-        "optimizer": make(config.optimizer, "optimizer")(model).state_dict(),
-        "scaler": {},
-        "processes": 1,
-        "step": 3,
-        "evaluated_at": 3,
-        "best_miou": None,
-        "scores": None,
-    }
+    return content(SETTINGS)
 
 
 def saved(path, **changes):
@@ -87,10 +72,10 @@ def test_K01_path_that_does_not_exist(evaluated, trained, tmp_path):
 def test_K02_file_that_is_cut(rest, tmp_path):
     older = saved(tmp_path / "step_000000003.pt")
     path = saved(tmp_path / "step_000000006.pt", step=6)
-    content = path.read_bytes()
-    kept = {"nothing": 0, "one byte": 1, "half": len(content) // 2, "all but one byte": -1}[rest]
-    path.write_bytes(content[:kept])
-    with pytest.raises(checkpoint_format.InputError) as error:
+    whole = path.read_bytes()
+    kept = {"nothing": 0, "one byte": 1, "half": len(whole) // 2, "all but one byte": -1}[rest]
+    path.write_bytes(whole[:kept])
+    with pytest.raises(InputError) as error:
         checkpoint_format.load(path)
     text = str(error.value)
     assert text.startswith(f"checkpoint={path}: ")
@@ -100,50 +85,45 @@ def test_K02_file_that_is_cut(rest, tmp_path):
 
 def test_K03_flipped_byte(evaluated, trained, tmp_path):
     path = saved(tmp_path / "last.pt")
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flipped = bytearray(path.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    path.write_bytes(flipped)
     evaluated(f"checkpoint={path}").refused(f"checkpoint={path}: damaged", "the checksum at its")
     trained(f"resume={path}").refused(f"resume={path}: damaged", "the checksum at its end")
-    with pytest.raises(checkpoint_format.InputError, match=r"init_from=.*: damaged: .* checksum"):
+    with pytest.raises(InputError, match=r"init_from=.*: damaged: .* checksum"):
         initialise(torch.nn.Linear(1, 1), path)
 
 
-@pytest.mark.parametrize("content", [b"<html>Not found</html>", b"hello, this is a text\n"])
-def test_K04_text_saved_as_checkpoint(evaluated, content, tmp_path):
+@pytest.mark.parametrize("text", [b"<html>Not found</html>", b"hello, this is a text\n"])
+def test_K04_text_saved_as_checkpoint(evaluated, text, tmp_path):
     path = tmp_path / "x.pth"
-    path.write_bytes(content)
+    path.write_bytes(text)
     evaluated(f"checkpoint={path}").refused(
-        f"checkpoint={path}: not a checkpoint: {len(content)} bytes that begin with {content!r}"
+        f"checkpoint={path}: not a checkpoint: {len(text)} bytes that begin with {text!r}"
     )
-    with pytest.raises(
-        checkpoint_format.InputError, match=r"not a checkpoint: .* bytes that begin with"
-    ):
+    with pytest.raises(InputError, match=r"not a checkpoint: .* bytes that begin with"):
         initialise(torch.nn.Linear(1, 1), path)
 
 
-class Command:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, text):
-        self.text = text
+class Command(str):
+    """Is run as a command when it is unpickled."""
 
     def __reduce__(self):
-        return os.system, (self.text,)
+        return os.system, (str(self),)
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4, "zip"])
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5, "zip"])
 def test_K05_pickle_that_would_run_a_command(evaluated, trained, protocol, tmp_path):
     path = tmp_path / "x.pth"
-    content = {"format": 2, "model": Command(f"touch {tmp_path}/ran")}
+    harmful = {"format": 2, "model": Command(f"touch {tmp_path}/ran")}
     if protocol == "zip":
-        torch.save(content, path)
+        torch.save(harmful, path)
     else:
-        path.write_bytes(pickle.dumps(content, protocol=protocol))
+        path.write_bytes(pickle.dumps(harmful, protocol=protocol))
     parts = ("it asks to call posix.system", "nothing of it was run")
     evaluated(f"checkpoint={path}").refused(f"checkpoint={path}", *parts)
     trained(f"resume={path}").refused(f"resume={path}", *parts)
-    with pytest.raises(checkpoint_format.InputError, match=r"it asks to call posix\.system"):
+    with pytest.raises(InputError, match=r"it asks to call posix\.system"):
         initialise(torch.nn.Linear(1, 1), path)
     assert not (tmp_path / "ran").exists()
 
@@ -184,14 +164,12 @@ def test_K08_backbone_of_another_depth(tmp_path):
     torch.save({name: torch.zeros(1) for name in names}, path)
     with torch.device("meta"):
         backbone = ResNet(depth=101)
-    with pytest.raises(checkpoint_format.InputError) as error:
+    with pytest.raises(InputError) as error:
         load_backbone(backbone, 101, str(path))
     assert "the weights of a ResNet-50, and model.backbone.depth=101" in str(error.value)
     own = saved(tmp_path / "last.pt")
     deeper = make_model(check(composed("train", [*SETTINGS, "model.backbone.depth=34"])))
-    with pytest.raises(
-        checkpoint_format.InputError, match="has a ResNet-18 and this network a ResNet-34"
-    ):
+    with pytest.raises(InputError, match="has a ResNet-18 and this network a ResNet-34"):
         initialise(deeper, own)
 
 
@@ -216,7 +194,7 @@ def test_K11_weights_that_are_no_numbers(evaluated, tmp_path):
     path = saved(tmp_path / "last.pt", model=weights(**{"backbone.conv1.weight": bad}))
     text = f"3 of {bad.numel()} values of backbone.conv1.weight are NaN or infinite"
     evaluated(f"checkpoint={path}").refused(f"checkpoint={path}: {text}")
-    with pytest.raises(checkpoint_format.InputError, match=text):
+    with pytest.raises(InputError, match=text):
         initialise(torch.nn.Linear(1, 1), path)
 
 

@@ -47,6 +47,7 @@ def test_C03_choice_that_does_not_exist(given):
     text = given("model/backbone=resnet52").refused("model/backbone=resnet52")
     assert "choices: resnet101, resnet18, resnet18_narrow, resnet34, resnet50" in text
     given("data=null").refused("data=null: expected one of ade20k, camvid")
+    given("evaluation=null").refused("evaluation=null: expected one of danet_multi, danet_single")
 
 
 def test_C04_text_for_a_number(given):
@@ -215,7 +216,7 @@ def test_C27_half_precision_without_hardware(given, monkeypatch):
 def test_C28_other_settings_than_the_checkpoint():
     before = check_of("data=camvid")
     now = check_of("data=camvid", "model.backbone.depth=50", "optimizer.lr=0.01")
-    lines = differences(before.plain, now.plain)
+    lines = differences(before.plain, now.plain).values()
     assert "  model.backbone.depth: 18 in the checkpoint, 50 now" in lines
     assert "  optimizer.lr: 0.002 in the checkpoint, 0.01 now" in lines
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import TINY, call
 from PIL import Image
-from starts import accepted, composed, plant, refused
+from starts import CLASSES, LABELS, composed, plant
 
 from danet.data_check.sample import check_sample, sample_indices
 from danet.datasets.folder import Folder
@@ -125,30 +125,28 @@ def test_R12_white_of_12_bits_is_white(tmp_path):
     assert np.array_equal(read_image(path)[..., 0], numbers * 255 // 4095)
 
 
-def with_file(root, kind):
+def with_file(site, kind):
     """Puts a file of a kind in the place of an image of the training split."""
     name, write, text = FILES[kind]
-    (root / "images/train/train_1.png").unlink()
-    path = root / f"images/train/train_1{name[1:]}"
+    site.image("train_1").unlink()
+    path = site.image("train_1", name[1:])
     write(path)
     return path, text
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_R12_what_reading_drops_is_reported_by_both(kind, tmp_path, monkeypatch, capsys):
-    root = plant(tmp_path / "data")
-    path, text = with_file(root, kind)
+def test_R12_what_reading_drops_is_reported_by_both(kind, site):
+    path, text = with_file(site, kind)
     assert text in inspect_dropped(path)[0]
-    reported = accepted("folder", root, tmp_path, monkeypatch, capsys, text)
+    reported = site.accepted(text)
     assert f"1 of 4 images: {text}" in reported
     assert "warning" not in reported
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_R12_prediction_reports_it_too(kind, tmp_path, tiny_checkpoint, capsys):
-    root = plant(tmp_path / "data")
-    path, text = with_file(root, kind)
-    output = f"output={tmp_path / 'o'}"
+def test_R12_prediction_reports_it_too(kind, site, tiny_checkpoint, capsys):
+    path, text = with_file(site, kind)
+    output = f"output={site.folder / 'o'}"
     call("predict", f"checkpoint={tiny_checkpoint}", f"images={path}", "write=[]", output)
     assert f"1 of 1 images: {text}" in capsys.readouterr().err
 
@@ -156,17 +154,9 @@ def test_R12_prediction_reports_it_too(kind, tmp_path, tiny_checkpoint, capsys):
 def test_R12_plain_pictures_drop_nothing(tmp_path):
     for name in ("a.png", "a.jpg", "a.bmp", "a.tif", "a.webp"):
         Image.fromarray(COLOR).save(tmp_path / name)
-        assert inspect_dropped(tmp_path / name) == ((), None)
     Image.fromarray(COLOR[..., 0]).save(tmp_path / "grey.png")
     Image.fromarray(COLOR).convert("CMYK").save(tmp_path / "cmyk.jpg")
-    assert (
-        inspect_dropped(tmp_path / "grey.png")
-        == inspect_dropped(tmp_path / "cmyk.jpg")
-        == ((), None)
-    )
-
-
-def test_R12_a_file_that_is_gone_is_reported_as_any_other(tmp_path):
+    assert {inspect_dropped(path) for path in tmp_path.iterdir()} == {((), None)}
     with pytest.raises(InputError, match=r"x.png: not a readable image \(the file does not exist"):
         inspect_dropped(tmp_path / "x.png")
 
@@ -191,88 +181,70 @@ SQUEEZED = {
 @pytest.mark.parametrize("values", SQUEEZED)
 @pytest.mark.parametrize("shape", [SIZE, (*SIZE, 3)], ids=["grey", "colour"])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_R13_pictures_that_keep_few_values_are_warned_of(
-    values, shape, suffix, tmp_path, monkeypatch, capsys
-):
-    root = plant(tmp_path / "data")
-    (root / "images/train/train_1.png").unlink()
-    path = root / f"images/train/train_1.{suffix}"
+def test_R13_pictures_that_keep_few_values_are_warned_of(values, shape, suffix, site):
+    site.image("train_1").unlink()
+    path = site.image("train_1", f".{suffix}")
     array = SQUEEZED[values](shape).astype(np.uint16)
     deep(path, array)
-    reported = accepted("folder", root, tmp_path, monkeypatch, capsys, "16 bits become 8")
+    reported = site.accepted("16 bits become 8")
     low, high = array.min(), array.max()
-    assert (
-        "warning: train: 1 of 4 images keep 16 values or fewer as 8 bits: train_1 has" in reported
-    )
+    few = "warning: train: 1 of 4 images keep 16 values or fewer as 8 bits: train_1 has"
+    assert few in reported
     assert f"numpy.interp(image, [{low}, {high}], [0, 255]).astype('uint8')" in reported
     # Followed: all values come through, and nothing is left to warn of.
     path.unlink()
     stretched = np.interp(array, [low, high], [0, 255]).astype("uint8")
-    Image.fromarray(stretched[..., ::-1] if stretched.ndim == 3 else stretched).save(
-        path.with_suffix(".png")
-    )
-    assert np.unique(read_image(path.with_suffix(".png"))).size > 200
-    assert "warning" not in accepted("folder", root, tmp_path, monkeypatch, capsys)
+    Image.fromarray(stretched).save(site.image("train_1"))
+    assert np.unique(read_image(site.image("train_1"))).size > 200
+    assert "warning" not in site.accepted()
 
 
-def test_R13_check_counts_its_warnings(tmp_path, capsys):
-    root = plant(tmp_path / "data")
-    deep(root / "images/train/train_1.png", SQUEEZED["thermal"](SIZE).astype(np.uint16))
-    examine(
-        composed("check_data", ["data=folder", CLASSES, f"data.root={root}"]), [], tmp_path / "o"
-    )
+def test_R13_check_counts_its_warnings(site, capsys):
+    deep(site.image("train_1"), SQUEEZED["thermal"](SIZE).astype(np.uint16))
+    settings = ["data=folder", CLASSES, f"data.root={site.root}"]
+    examine(composed("check_data", settings), [], site.folder / "o")
     out = capsys.readouterr().out
     assert "  warning: 1 of 4 images keep 16 values or fewer" in out
     assert "no problems, 1 warning; " in out
-    notes = json.loads((tmp_path / "o/report.json").read_text())["splits"]["train"]["notes"]
+    notes = json.loads((site.folder / "o/report.json").read_text())["splits"]["train"]["notes"]
     assert any(note.startswith("warning: ") for note in notes)
 
 
-CLASSES = "data.classes=[a,b,c,d,e,f,g,h,i,j,k]"
-
-
-def fill(root, values, split="train", folder="masks"):
+def fill(site, values, split="train"):
     """Gives every label of a split these values, in stripes."""
     mask = np.resize(np.repeat(np.array(values, np.uint8), SIZE[1] // len(values) + 1), SIZE)
-    for path in (root / folder / split).iterdir():
+    for path in (site.root / LABELS[site.kind] / split).iterdir():
         Image.fromarray(mask).save(path)
 
 
-def test_R14_a_training_reports_classes_that_never_occur(tmp_path, monkeypatch, capsys):
-    root = plant(tmp_path / "data")
-    fill(root, [0, 1, 4])
-    reported = accepted("folder", root, tmp_path, monkeypatch, capsys)
+def test_R14_a_training_reports_classes_that_never_occur(site):
+    fill(site, [0, 1, 4])
     absent = "2 (c), 3 (d), 5 (f), 6 (g), 7 (h), 8 (i), 9 (j), 10 (k)"
-    assert (
-        f"train: classes that never occur in its 4 labels and cannot be learnt: {absent}"
-        in reported
-    )
-    large = plant(tmp_path / "large", splits=(("train", 50), ("val", 2)))
-    fill(large, [0, 1])
-    reported = accepted("folder", large, tmp_path, monkeypatch, capsys)
+    reported = site.accepted()
+    assert f"never occur in its 4 labels and cannot be learnt: {absent}" in reported
+    site.plant(splits=(("train", 50), ("val", 2)))
+    fill(site, [0, 1])
+    reported = site.accepted()
     assert "classes that never occur in 32 labels looked at: 2 (c)" in reported
     assert "10 (k); tools/check_data.py counts all labels" in reported
 
 
 @pytest.mark.parametrize("values", [[0], [3], [255], [3, 255]])
-@pytest.mark.parametrize("kind", ["folder", "camvid"])
-def test_R15_labels_of_one_class_are_refused_by_both(kind, values, tmp_path, monkeypatch, capsys):
-    root = plant(tmp_path / "data", kind)
-    folder = {"folder": "masks", "camvid": "labels"}[kind]
-    on_disk = [11 if v == 255 and kind == "camvid" else v for v in values]
-    fill(root, on_disk, folder=folder)
+@pytest.mark.parametrize("site", ["folder", "camvid"], indirect=True)
+def test_R15_labels_of_one_class_are_refused_by_both(site, values):
+    on_disk = [11 if v == 255 and site.kind == "camvid" else v for v in values]
+    fill(site, on_disk)
     held = [v for v in values if v != 255]
     what = f"class {held[0]} (" if held else "ignored pixels"
-    text = f"train: all 4 labels hold {what}"
-    refused(kind, root, tmp_path, monkeypatch, text, "so there is nothing to learn")
-    fill(root, [*on_disk, 5, 6], folder=folder)
-    accepted(kind, root, tmp_path, monkeypatch, capsys)
+    site.refused(f"train: all 4 labels hold {what}", "so there is nothing to learn")
+    fill(site, [*on_disk, 5, 6])
+    site.accepted()
 
 
-def test_R15_a_rare_second_class_outside_of_the_sample_is_enough(tmp_path):
-    root = plant(tmp_path / "data", splits=(("train", 80),))
-    fill(root, [0])
-    data = Folder(root=root, split="train", classes=tuple("abcdefghijk"))
+def test_R15_a_rare_second_class_outside_of_the_sample_is_enough(site):
+    site.plant(splits=(("train", 80),))
+    fill(site, [0])
+    data = Folder(root=site.root, split="train", classes=tuple("abcdefghijk"))
     with pytest.raises(InputError, match=r"all 80 labels hold class 0 \(a\) and nothing else"):
         check_sample(data, training=data)
     place = next(i for i in range(80) if i not in sample_indices(80, 32))
@@ -285,22 +257,16 @@ def test_R15_a_rare_second_class_outside_of_the_sample_is_enough(tmp_path):
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 11])
-def test_R16_masks_of_0_and_255_are_caught_with_any_number_of_classes(
-    count, tmp_path, monkeypatch, capsys
-):
-    root = plant(tmp_path / "data")
+def test_R16_masks_of_0_and_255_are_caught_with_any_number_of_classes(count, site):
     for split in ("train", "val"):
-        fill(root, [0, 255], split)
-    names = "abcdefghijk"[:count]
-    settings = [f"data.classes=[{','.join(names)}]"]
-    refused(
-        *("folder", root, tmp_path, monkeypatch),
+        fill(site, [0, 255], split)
+    settings = [f"data.classes=[{','.join('abcdefghijk'[:count])}]"]
+    site.refused(
         "all labels hold the values 0 and 255 only, and 255 is ignored, so b",
         "would never be learnt; set data.values={0:0,255:1}",
         settings=settings,
     )
-    settings.append("data.values={0: 0, 255: 1}")
-    accepted("folder", root, tmp_path, monkeypatch, capsys, settings=settings)
+    site.accepted(settings=[*settings, "data.values={0: 0, 255: 1}"])
 
 
 def undivided(root, name, count):

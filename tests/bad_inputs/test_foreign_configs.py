@@ -224,7 +224,7 @@ def test_plain_data_is_separated_from_the_rest():
         ({(1, 2): 1}, "c: a key of type tuple"),
         ({"a": torch.zeros(1)}, "c.a: Tensor is not plain data"),
         ({"a": b"x"}, "c.a: bytes is not plain data"),
-        ([2**63], "c.0: a number of more than 64 bits"),
+        ([2**63], "c[0]: a number of more than 64 bits"),
         (bomb, f"c: more than {MOST_VALUES} values"),
         (loop, f": more than {DEEPEST} levels"),
         ("x" * 10_001, "has 10001 characters"),

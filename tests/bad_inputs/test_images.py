@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import highest_memory, tool, write_pair
 from PIL import Image
-from starts import CLASSES, KINDS, LABELS, accepted, plant, refused
+from starts import CLASSES, KINDS, LABELS
 
 from danet.data.loader import eval_batches, train_batches
 from danet.data.transforms import Pipeline, ScaleCrop
@@ -19,11 +19,7 @@ from danet.datasets.folder import Folder
 from danet.errors import InputError
 from danet.types import IGNORE
 
-both = pytest.mark.parametrize("kind", list(KINDS))
-
-
-def image(root, name="train_2", suffix=".png"):
-    return root / "images" / "train" / f"{name}{suffix}"
+both = pytest.mark.parametrize("site", list(KINDS), indirect=True)
 
 
 def own(root, split="train", **settings):
@@ -32,26 +28,22 @@ def own(root, split="train", **settings):
 
 @both
 @pytest.mark.parametrize("lost", [2, 300, 2000])
-def test_I01_truncated_jpeg(kind, lost, tmp_path, monkeypatch):
-    root = plant(tmp_path / "data", kind)
-    path = image(root, suffix=".jpg")
-    with Image.open(image(root)) as picture:
+def test_I01_truncated_jpeg(site, lost):
+    path = site.image(suffix=".jpg")
+    with Image.open(site.image()) as picture:
         picture.convert("RGB").save(path, quality=95)
-    image(root).unlink()
+    site.image().unlink()
     path.write_bytes(path.read_bytes()[:-lost])
-    refused(kind, root, tmp_path, monkeypatch, f"{path}: not a readable image", "cut off")
+    site.refused(f"{path}: not a readable image", "cut off")
 
 
 @both
 @pytest.mark.parametrize("content", [None, b"", b"no picture"], ids=["cut", "empty", "text"])
-def test_I02_truncated_png_or_no_image(kind, content, tmp_path, monkeypatch):
-    root = plant(tmp_path / "data", kind)
-    path = image(root)
+def test_I02_truncated_png_or_no_image(site, content):
+    path = site.image()
     path.write_bytes(path.read_bytes()[:-400] if content is None else content)
     reason = {None: "cut off", b"": "the file is empty", b"no picture": "begins with b'no picture'"}
-    message = refused(
-        kind, root, tmp_path, monkeypatch, f"{path}: not a readable image", reason[content]
-    )
+    message = site.refused(f"{path}: not a readable image", reason[content])
     assert "NoneType" not in message
 
 
@@ -76,106 +68,92 @@ def bomb(path, side=14000):
 
 
 @pytest.mark.parametrize("what", ["images", "masks"])
-def test_I05_small_file_that_unpacks_to_195_million_pixels(what, tmp_path, monkeypatch):
-    root = plant(tmp_path / "data")
-    path = root / what / "train/train_2.png"
+def test_I05_small_file_that_unpacks_to_195_million_pixels(site, what):
+    path = site.root / what / "train/train_2.png"
     bomb(path)
     assert path.stat().st_size < 210_000
-    parts = (path, "14000 x 14000", "data.max_pixels=178956970")
     before = highest_memory(anew=True)
-    refused("folder", root, tmp_path, monkeypatch, *parts)
+    site.refused(path, "14000 x 14000", "data.max_pixels=178956970")
     assert highest_memory() - before < 150, "MiB; as pixels they are 187 to 561"
 
 
-def test_I05_the_limit_is_a_setting(tmp_path, monkeypatch, capsys):
-    root = plant(tmp_path / "data")
-    limit = ["data.max_pixels=2639"]
-    parts = ("60 x 44", "data.max_pixels=2639")
-    refused("folder", root, tmp_path, monkeypatch, *parts, settings=limit)
-    accepted("folder", root, tmp_path, monkeypatch, capsys, settings=["data.max_pixels=2640"])
+def test_I05_the_limit_is_a_setting(site):
+    site.refused("60 x 44", "data.max_pixels=2639", settings=["data.max_pixels=2639"])
+    site.accepted(settings=["data.max_pixels=2640"])
 
 
 @both
-def test_I07_tiny_and_thin_images(kind, tmp_path, monkeypatch, capsys):
-    root, rng = plant(tmp_path / "data", kind), np.random.default_rng(0)
-    shapes = {"y": (1, 1), "z": (7, 3000)}
-    for name, shape in shapes.items():
+def test_I07_tiny_and_thin_images(site):
+    rng = np.random.default_rng(0)
+    for name, shape in (("y", (1, 1)), ("z", (7, 3000))):
         pixels = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
-        write_pair(root, "train", name, pixels, np.zeros(shape, np.uint8), labels=LABELS[kind])
-    accepted(kind, root, tmp_path, monkeypatch, capsys)
-    if kind == "folder":
+        labels = LABELS[site.kind]
+        write_pair(site.root, "train", name, pixels, np.zeros(shape, np.uint8), labels=labels)
+    site.accepted()
+    if site.kind == "folder":
         crop = Pipeline({"crop": ScaleCrop((32, 32), (1, 1))})
-        batch = next(train_batches(own(root, transform=crop), batch_size=6, seed=0))
+        batch = next(train_batches(own(site.root, transform=crop), batch_size=6, seed=0))
         counted = {n: int((m != IGNORE).sum()) for n, m in zip(batch.name, batch.mask, strict=True)}
         assert counted["y"] == 1, "padding does not count"
         assert counted["z"] == 7 * 32
-        sizes = [b.mask.shape[1:] for group in eval_batches(own(root), batch_size=1) for b in group]
-        assert sizes[4:] == [(1, 1), (7, 3000)]
-
-
-MODES = ["L", "LA", "RGBA", "P", "I;16", "1"]
+        batches = eval_batches(own(site.root), batch_size=1)
+        assert [b.mask.shape[1:] for group in batches for b in group][4:] == [(1, 1), (7, 3000)]
 
 
 @both
-@pytest.mark.parametrize("mode", [*MODES, "CMYK"])
-def test_I08_images_of_other_kinds(kind, mode, tmp_path, monkeypatch, capsys):
-    root = plant(tmp_path / "data", kind)
-    path = image(root)
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "I;16", "1", "CMYK"])
+def test_I08_images_of_other_kinds(site, mode):
+    path = site.image()
     if mode == "CMYK":
         path.unlink()
-        path = image(root, suffix=".jpg")
+        path = site.image(suffix=".jpg")
     Image.new(mode, (60, 44)).save(path)
-    out = accepted(kind, root, tmp_path, monkeypatch, capsys, "8-bit RGB", mode)
-    assert out.count("8-bit RGB") == 1
-    if kind == "folder":
-        assert own(root)[2].image.shape == (44, 60, 3)
+    assert site.accepted("8-bit RGB", mode).count("8-bit RGB") == 1
+    if site.kind == "folder":
+        assert own(site.root)[2].image.shape == (44, 60, 3)
 
 
-def test_I08_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
-    root = plant(tmp_path / "data")
-    Image.fromarray(np.full((44, 60), 257 * 77, np.uint16)).save(image(root))
-    assert (own(root)[2].image == 77).all()
+def test_I08_sixteen_bits_are_scaled_and_not_clipped(site):
+    Image.fromarray(np.full((44, 60), 257 * 77, np.uint16)).save(site.image())
+    assert (own(site.root)[2].image == 77).all()
 
 
 @both
 @pytest.mark.parametrize("name", ["two words", "中文 图", "-rf", "a'b\"c", "#1 & $2"])
-def test_I09_names_in_any_letters(kind, name, tmp_path, monkeypatch, capsys):
-    root = plant(tmp_path / name, kind)
-    for folder in ("images", LABELS[kind]):
+def test_I09_names_in_any_letters(site, name):
+    root = site.root.rename(site.folder / name)
+    for folder in ("images", LABELS[site.kind]):
         (root / folder / "train/train_2.png").rename(root / folder / f"train/{name}.png")
-    accepted(kind, root, tmp_path, monkeypatch, capsys)
-    assert (tmp_path / "report/train.png").exists(), "the overlay, too"
+    site.accepted(root=root)
+    assert (site.folder / "report/train.png").exists(), "the overlay, too"
 
 
 @both
-def test_I10_capital_suffix(kind, tmp_path, monkeypatch, capsys):
-    root = plant(tmp_path / "data", kind)
-    Image.new("RGB", (60, 44)).save(image(root, suffix=".JPG"), format="JPEG")
-    image(root).unlink()
-    accepted(kind, root, tmp_path, monkeypatch, capsys, settings=["data.batch_size=4"])
+def test_I10_capital_suffix(site):
+    Image.new("RGB", (60, 44)).save(site.image(suffix=".JPG"), format="JPEG")
+    site.image().unlink()
+    site.accepted(settings=["data.batch_size=4"])
 
 
-def test_I11_file_that_vanishes_or_appears_during_training(tmp_path):
-    root = plant(tmp_path / "data")
-    data = own(root)
-    batches = train_batches(data, batch_size=4, seed=0)
+def test_I11_file_that_vanishes_or_appears_during_training(site):
+    batches = train_batches(own(site.root), batch_size=4, seed=0)
     next(batches)
-    Image.new("RGB", (60, 44)).save(image(root, "train_9"))
+    Image.new("RGB", (60, 44)).save(site.image("train_9"))
     assert len(next(batches).name) == 4, "what appears is of the next run"
-    image(root).unlink()
+    site.image().unlink()
     with pytest.raises(InputError, match=r"train_2.png: .*the file does not exist"):
         next(batches)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["train", "check_data"])
-def test_I01_and_I09_as_processes(name, tmp_path):
-    root = plant(tmp_path / "My Bilder 图")
-    path = image(root)
+def test_I01_and_I09_as_processes(name, site):
+    root = site.root.rename(site.folder / "My Bilder 图")
+    path = root / "images/train/train_2.png"
     path.write_bytes(path.read_bytes()[:200])
     small = ["data.num_workers=1", "data.batch_size=2"]
     settings = ["data=folder", CLASSES, f"data.root={root}", *small]
-    done = tool(name, *settings, cwd=tmp_path, code=2)
+    done = tool(name, *settings, cwd=site.folder, code=2)
     assert f"{path}: not a readable image" in done.stderr.split("error: ")[-1]
     assert "Traceback" not in done.stderr
-    assert not list(tmp_path.glob("runs/folder/*"))
+    assert not list(site.folder.glob("runs/folder/*"))

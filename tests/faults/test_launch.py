@@ -213,7 +213,7 @@ def test_variables_that_may_be_right_pass(variables):
 @pytest.mark.parametrize(
     ("variables", "reported"),
     [
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 of WORLD_SIZE=2: ranks count from 0 to 1"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 of WORLD_SIZE=2: expected at most 1"),
         ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE=two: expected a whole number"),
         ({"RANK": "0", "WORLD_SIZE": "2"}, "WORLD_SIZE=2 and no MASTER_ADDR"),
         ({"RANK": "1"}, "RANK=1 and no WORLD_SIZE"),

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from danet.archives.members import read_listing
+from danet.archives import read_table
 from danet.checkpoint import format as checkpoint_format
 from danet.datasets.image_io import read_image
 from danet.errors import InputError
@@ -241,7 +241,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, figure):
     with pytest.raises(InputError, match=r"15000 x 13000 are 195000000 pixels"):
         read_image(picture)
     with pytest.raises(InputError, match=r"at most 200 times its size"):
-        read_listing(archive)
+        read_table(archive)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10**7
@@ -271,13 +271,13 @@ def test_no_hostile_member_passes(tmp_path, figure):
                 setattr(info, name, value)
             file.addfile(info)
         with pytest.raises(InputError, match=re.escape(path.name)):
-            read_listing(path)
+            read_table(path)
     for name in ("../x", "/etc/x", "..\\x"):
         path = tmp_path / "x.zip"
         with zipfile.ZipFile(path, "w") as file:
             file.writestr(zipfile.ZipInfo(name), b"x")
         with pytest.raises(InputError, match=r"x\.zip"):
-            read_listing(path)
+            read_table(path)
     figure("9 of 9 archives refused")
 
 

@@ -86,31 +86,26 @@ def test_processes_that_are_out_of_step_never_go_on(start, tmp_path):
     assert not (tmp_path / "run/last.pt").exists()
 
 
+CONFIG = pytest.mark.fault("T39", "another config on one process")
+CODE = pytest.mark.fault("T40", "other code or another version on one process")
+
+
 @pytest.mark.slow
-@pytest.mark.fault("T39", "another config on one process")
-def test_processes_with_different_configs_are_refused_at_the_start(start, tmp_path):
-    plants = {"extra": {"settings": ["optimizer.lr=0.5"], "rank": 1}}
+@pytest.mark.parametrize(
+    ("what", "plant"),
+    [
+        pytest.param("config", {"extra": {"settings": ["optimizer.lr=0.5"]}}, marks=CONFIG),
+        pytest.param("code", {"other_version": {"name": "0.0.1"}}, marks=CODE, id="version"),
+        pytest.param("code", {"other_code": {}}, marks=CODE, id="source"),
+    ],
+)
+def test_processes_that_differ_are_refused_at_the_start(start, tmp_path, what, plant):
+    plants = {name: {**values, "rank": 1} for name, values in plant.items()}
     runs = start.fork_group(*TOY, "run.dir=run", plants=plants)
     for run in runs:
         run.ends(2)
     reported = "".join(run.stderr() for run in runs)
-    assert reported.count("process 1 has another config than process 0") == 1
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.fault("T40", "other code or another version on one process")
-@pytest.mark.parametrize(
-    "plant",
-    [{"other_version": {"name": "0.0.1", "rank": 1}}, {"other_code": {"rank": 1}}],
-    ids=["version", "source"],
-)
-def test_processes_with_different_code_are_refused_at_the_start(start, tmp_path, plant):
-    runs = start.fork_group(*TOY, "run.dir=run", plants=plant)
-    for run in runs:
-        run.ends(2)
-    reported = "".join(run.stderr() for run in runs)
-    assert reported.count("process 1 has another code than process 0") == 1
+    assert reported.count(f"process 1 has another {what} than process 0") == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -1,1 +1,0 @@
-"""Untrusted archives: listing members, validating them, unpacking."""
