@@ -112,10 +112,9 @@ class Cache:
                     "free there); further images are decoded every time; see data.cache_gib"
                 )
                 return
-            with atomic_write(path, shared=True) as draft, open(draft, "wb") as file:
+            # Durable, since a power cut must not leave zeros under a good header.
+            with atomic_write(path, durable=True) as draft, open(draft, "wb") as file:
                 np.save(file, record)
-                file.flush()
-                os.fsync(file.fileno())  # a power cut must not leave zeros under a good header
         except OSError as error:
             reason = error.strerror or error  # numpy knows the bytes written, but not why no more
             self._stop(f"{self.folder}: {reason}; images are decoded every time from here on")
