@@ -37,17 +37,18 @@ class Part(NamedTuple):
     """Scalar without gradient: labelled pixels or the sum of their weights; 1 for a whole loss."""
     factor: float = 1.0
 
-    def mean(self, divisor: Tensor | None = None) -> Tensor:
-        """Divide by ``divisor``, by its own if None."""
-        divisor = self.divisor if divisor is None else divisor
-        # A divisor of 0 means no labelled pixel: the total is 0, too, and 0 / 1e-12 is exactly 0.
-        return self.factor * (self.total / divisor.clamp(min=1e-12))
+    def times(self, weight: float) -> "Part":
+        """Return the mean, weighted."""
+        return self._replace(factor=weight * self.factor)
 
 
 def mean_of(parts: Sequence[Part], divisors: Sequence[Tensor] | None = None) -> Tensor:
     """Return the sum of the means, each divided by its own divisor or by that in ``divisors``."""
-    shared: Sequence[Tensor | None] = divisors or [None] * len(parts)
-    means = [part.mean(divisor) for part, divisor in zip(parts, shared, strict=True)]
+    means = [
+        # A divisor of 0 means no labelled pixel: the total is 0, too, and 0 / 1e-12 is exactly 0.
+        part.factor * (part.total / divisor.clamp(min=1e-12))
+        for part, divisor in zip(parts, divisors or [p.divisor for p in parts], strict=True)
+    ]
     return torch.stack(means).sum() if len(means) > 1 else means[0]
 
 
@@ -71,46 +72,16 @@ def _parts(loss: nn.Module, logits: Tensor, mask: Tensor, *, align_corners: bool
     """Return the parts of any loss; one that is no Loss is averaged over micro-batches."""
     if isinstance(loss, Loss):
         return loss.parts(logits, mask, align_corners=align_corners)
-    value = loss(logits, mask, align_corners=align_corners)
-    return [Part(value, torch.ones_like(value, requires_grad=False))]
+    return [Part(loss(logits, mask, align_corners=align_corners), _has_labels(mask))]
 
 
 def _divisors(loss: nn.Module, mask: Tensor) -> list[Tensor] | None:
-    if isinstance(loss, Loss):
-        return loss.divisors(mask)
-    return [torch.ones((), device=mask.device)]
+    return loss.divisors(mask) if isinstance(loss, Loss) else [_has_labels(mask)]
 
 
 def _has_labels(mask: Tensor) -> Tensor:
-    """Return 1.0 if any pixel is labelled, else 0.0: the divisor of a region loss."""
+    """Return 1.0 if any pixel is labelled, else 0.0."""
     return (mask != IGNORE).any().float()
-
-
-def _pixel_weights(target: Tensor, class_weights: Tensor | None) -> Tensor:
-    """Return the weight of every pixel, float32 (B, H, W); 0 where the target is IGNORE."""
-    valid = target != IGNORE  # (B, H, W)
-    if class_weights is None:
-        return valid.float()
-    # 255 would be out of range. A class without a weight is refused by ``parts``; ``divisors`` may
-    # come first and must not crash (on CUDA that would be a device-side assertion).
-    return class_weights[target.masked_fill(~valid, 0).clamp(max=class_weights.numel() - 1)] * valid
-
-
-def _require_weights(class_weights: Tensor | None, num_classes: int) -> None:
-    """Raise ValueError unless there is one weight per class."""
-    if class_weights is not None and class_weights.numel() != num_classes:
-        raise ValueError(f"{class_weights.numel()} class_weights for {num_classes} classes")
-
-
-def _class_weights(values: Sequence[float] | None) -> Tensor | None:
-    if values is None:
-        return None
-    for position, value in enumerate(values):
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"class_weights[{position}]={value} is not a finite number >= 0")
-    if not any(values):
-        raise ValueError("class_weights are all zero")
-    return torch.tensor(values, dtype=torch.float32)
 
 
 def _target(logits: Tensor, mask: Tensor) -> Tensor:
@@ -136,23 +107,50 @@ class CrossEntropy(Loss):
 
     def __init__(self, class_weights: Sequence[float] | None = None) -> None:
         super().__init__()
+        factors = None
+        if class_weights is not None:
+            for position, value in enumerate(class_weights):
+                if not 0 <= value < math.inf:
+                    raise ValueError(
+                        f"class_weights[{position}]={value} is not a finite number >= 0"
+                    )
+            if not any(class_weights):
+                raise ValueError("class_weights are all zero")
+            factors = torch.tensor(class_weights, dtype=torch.float32)
         # A buffer, to follow the loss to its device; not persistent, as a setting is no state.
-        self.register_buffer("class_weights", _class_weights(class_weights), persistent=False)
+        self.register_buffer("class_weights", factors, persistent=False)
 
     def parts(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> list[Part]:
         """Return the sum over the labelled pixels, and the sum of their weights."""
-        target = _target(logits, mask)
-        _require_weights(self.class_weights, logits.shape[1])
-        weights = _pixel_weights(target, self.class_weights)  # (B, H, W)
+        target, weights = self.target_and_weights(logits, mask)
         total = cross_entropy_sum(logits, target, weights, align_corners=align_corners)
         return [Part(total, weights.sum())]
 
-    def divisors(self, mask: Tensor) -> list[Tensor]:
+    def divisors(self, mask: Tensor) -> list[Tensor] | None:
         """Return the sum of the weights of the labelled pixels."""
-        return [_pixel_weights(mask.long(), self.class_weights).sum()]
+        return [self._pixel_weights(mask.long()).sum()]
+
+    def target_and_weights(self, logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mask as int64 and the weight of every pixel, float32; both (B, H, W)."""
+        if self.class_weights is not None and self.class_weights.numel() != logits.shape[1]:
+            raise ValueError(
+                f"{self.class_weights.numel()} class_weights for {logits.shape[1]} classes"
+            )
+        target = _target(logits, mask)
+        return target, self._pixel_weights(target)
+
+    def _pixel_weights(self, target: Tensor) -> Tensor:
+        """Return the weight of every pixel, float32 (B, H, W); 0 where the target is IGNORE."""
+        valid = target != IGNORE  # (B, H, W)
+        if self.class_weights is None:
+            return valid.float()
+        # 255 would be out of range. A class without a weight is refused by ``parts``; ``divisors``
+        # may come first and must not crash (on CUDA that would be a device-side assertion).
+        last = self.class_weights.numel() - 1
+        return self.class_weights[target.masked_fill(~valid, 0).clamp(max=last)] * valid
 
 
-class OHEM(Loss):
+class OHEM(CrossEntropy):
     """Cross entropy over hard pixels only (online hard example mining).
 
     A labelled pixel is kept if the probability of its true class is at most
@@ -168,8 +166,6 @@ class OHEM(Loss):
         class_weights: As in CrossEntropy; they do not influence the selection.
     """
 
-    class_weights: Tensor | None
-
     def __init__(
         self,
         threshold: float = 0.7,
@@ -178,7 +174,7 @@ class OHEM(Loss):
         normalise: Literal["kept", "labelled"] = "kept",
         class_weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(class_weights)
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold={threshold} is not a probability in (0, 1]")
         if min_kept < 1:
@@ -188,13 +184,10 @@ class OHEM(Loss):
         self.threshold = threshold
         self.min_kept = min_kept
         self.normalise = normalise
-        self.register_buffer("class_weights", _class_weights(class_weights), persistent=False)
 
     def parts(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> list[Part]:
         """Return the sum over the kept pixels, and the sum of the weights to divide it by."""
-        target = _target(logits, mask)
-        _require_weights(self.class_weights, logits.shape[1])
-        weights = _pixel_weights(target, self.class_weights)  # (B, H, W)
+        target, weights = self.target_and_weights(logits, mask)
         # The selection needs all losses before any gradient, so logits are upsampled twice.
         losses = pixel_losses(logits, target, align_corners=align_corners)  # (B, H, W)
         kept = weights * self.hard_pixels(losses, target)
@@ -203,9 +196,7 @@ class OHEM(Loss):
 
     def divisors(self, mask: Tensor) -> list[Tensor] | None:
         """Return the sum of the weights of all labelled pixels; None with normalise="kept"."""
-        if self.normalise == "kept":
-            return None
-        return [_pixel_weights(mask.long(), self.class_weights).sum()]
+        return None if self.normalise == "kept" else super().divisors(mask)
 
     def hard_pixels(self, losses: Tensor, target: Tensor) -> Tensor:
         """Return which pixels are kept, bool (B, H, W), from -log p[y] of the same shape."""
@@ -220,23 +211,7 @@ class OHEM(Loss):
         return valid & (ease <= kth.clamp(min=math.log(self.threshold)))
 
 
-class _RegionLoss(Loss):
-    """A loss of whole regions, averaged over the micro-batches with labelled pixels."""
-
-    @abstractmethod
-    def value(self, logits: Tensor, mask: Tensor, align_corners: bool) -> Tensor:
-        """Maps (B, K, h, w) and (B, H, W) to a scalar."""
-
-    def parts(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> list[Part]:
-        """Return the loss as one part with divisor 1, or 0 without any labelled pixel."""
-        return [Part(self.value(logits, mask, align_corners), _has_labels(mask))]
-
-    def divisors(self, mask: Tensor) -> list[Tensor]:
-        """Return 1, or 0 without any labelled pixel."""
-        return [_has_labels(mask)]
-
-
-class Dice(_RegionLoss):
+class Dice(nn.Module):
     """One minus the mean soft Dice coefficient of the classes that occur in the micro-batch.
 
     Milletari et al., V-Net, 2016, for several classes, with linear (not squared) denominators.
@@ -251,10 +226,9 @@ class Dice(_RegionLoss):
             raise ValueError(f"smooth={smooth} is not a finite number of at least 0")
         self.smooth = smooth
 
-    def value(self, logits: Tensor, mask: Tensor, align_corners: bool) -> Tensor:
+    def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
         """Maps (B, K, h, w) and (B, H, W) to a scalar."""
-        target = _target(logits, mask)
-        probabilities, truth = _probabilities_and_truth(logits, target, align_corners)
+        probabilities, truth = _probabilities_and_truth(logits, mask, align_corners)
         overlap = (probabilities * truth).sum(dim=1)  # (K,)
         total = probabilities.sum(dim=1) + truth.sum(dim=1)  # (K,)
         # With smooth=0 this would be 0 / 0 where every pixel is ignored.
@@ -263,17 +237,16 @@ class Dice(_RegionLoss):
         return ((1 - dice) * present).sum() / present.sum().clamp(min=1)
 
 
-class LovaszSoftmax(_RegionLoss):
+class LovaszSoftmax(nn.Module):
     """Convex surrogate of 1 - mean IoU over the classes that occur in the micro-batch.
 
     Berman et al., The Lovasz-Softmax loss, CVPR 2018, algorithm 1. The cost is one sort of the
     pixels per class.
     """
 
-    def value(self, logits: Tensor, mask: Tensor, align_corners: bool) -> Tensor:
+    def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
         """Maps (B, K, h, w) and (B, H, W) to a scalar."""
-        target = _target(logits, mask)
-        probabilities, truth = _probabilities_and_truth(logits, target, align_corners)
+        probabilities, truth = _probabilities_and_truth(logits, mask, align_corners)
         # Ignored pixels have error 0 and truth 0: sorted last, they add nothing.
         errors = (truth - probabilities).abs()  # (K, P)
         errors, order = errors.sort(dim=1, descending=True)
@@ -290,19 +263,18 @@ def _lovasz_gradient(truth: Tensor) -> Tensor:
     intersection = total - truth.cumsum(dim=1)
     union = total + (1 - truth).cumsum(dim=1)
     jaccard = 1 - intersection / union.clamp(min=1)
-    return torch.cat((jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]), dim=1)
+    return jaccard.diff(dim=1, prepend=torch.zeros_like(total))
 
 
 def _probabilities_and_truth(
-    logits: Tensor, target: Tensor, align_corners: bool
+    logits: Tensor, mask: Tensor, align_corners: bool
 ) -> tuple[Tensor, Tensor]:
     """Return softmax and one-hot truth, both float32 (K, P) with zeros where ignored."""
-    num_classes = logits.shape[1]
-    size = (target.shape[1], target.shape[2])
-    logits = resize(logits.float(), size, align_corners=align_corners)
+    target = _target(logits, mask)
+    fine = resize(logits.float(), target.shape[1:], align_corners=align_corners)
     valid = target != IGNORE
-    truth = F.one_hot(target.masked_fill(~valid, 0), num_classes).movedim(-1, 0)  # (K, B, H, W)
-    probabilities = logits.softmax(dim=1).movedim(1, 0)  # (K, B, H, W)
+    truth = F.one_hot(target.masked_fill(~valid, 0), logits.shape[1]).movedim(-1, 0)
+    probabilities = fine.softmax(dim=1).movedim(1, 0)  # (K, B, H, W), as the truth
     return (probabilities * valid).flatten(1), (truth * valid).flatten(1).float()  # P = B * H * W
 
 
@@ -319,7 +291,7 @@ class WeightedSum(Loss):
     def parts(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> list[Part]:
         """Return the weighted parts of all losses."""
         return [
-            part._replace(factor=weight * part.factor)
+            part.times(weight)
             for weight, loss in zip(self.weights, self.losses, strict=True)
             for part in _parts(loss, logits, mask, align_corners=align_corners)
         ]
@@ -374,11 +346,8 @@ class DeepSupervision(nn.Module):
                     f"loss.weights has no entry for the output {name!r} of the network, only "
                     f"{', '.join(self.weights) or 'none'}"
                 )
-            weight = self.weights[name]
-            terms[name] = [
-                part._replace(factor=weight * part.factor)
-                for part in _parts(self.auxiliary, logits, mask, **resizing)
-            ]
+            found = _parts(self.auxiliary, logits, mask, **resizing)
+            terms[name] = [part.times(self.weights[name]) for part in found]
         return terms
 
     def divisors(self, mask: Tensor) -> dict[str, list[Tensor]] | None:

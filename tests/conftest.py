@@ -25,6 +25,7 @@ from PIL import Image
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from danet.checkpoint.manager import CheckpointManager
 from danet.config import schema
@@ -111,6 +112,19 @@ def call(name, *settings, code=0):
         if flag is not None:
             os.environ["HYDRA_FULL_ERROR"] = flag
     assert found == code, f"exit {found}"
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the most elements of any float tensor that an operation returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+        result = call(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+                self.numel = max(self.numel, leaf.numel())
+        return result
 
 
 def highest_memory(*, anew=False):

@@ -69,6 +69,7 @@ from danet.engine.nonfinite import NonFiniteGuard
 from danet.engine.train_step import TrainStep
 from danet.engine.trainer import Trainer
 from danet.errors import DivergedError, InputError, ProcessError, UserError
+from danet.evaluation.inference import Whole
 from danet.evaluation.metrics import BoundaryIoU
 from danet.losses import OHEM, CrossEntropy, DeepSupervision
 from danet.models.heads.dual import SingleAttentionHead
@@ -336,23 +337,22 @@ ADVICE = {
     "; go on with": "a_run_that_a_signal_stopped_goes_on",
     # danet/evaluation/boundary.py
     "is not in 0..1, both left out": "boundary",
+    # danet/evaluation/base.py
+    "is neither 'float32' nor 'bfloat16'": "evaluation precision",
     # danet/evaluation/inference.py
+    "is not a list of positive numbers up to": "windows; longest; mmseg",
+    # danet/evaluation/protocols.py
+    "must be at least 32": "authors",
+    "must be at most": "longest",
+    "is not in 1..crop pixels; expected a rate of": "authors",
+    ", and the authors' script adds up its": "sums_of_exponentials_or_a_mean",
+    "is not [long, short] of at least 32": "mmseg",
+    # danet/evaluation/sliding_window.py
     "crop=… is not [height, width] of at least 32": "pictures; mmseg windows",
     "is not two numbers of at least 1": "pictures",
     ": pixels would be left out": "long stride",
     "is not at least 1, or null": "pictures",
-    "scales=… is not a list of positive numbers up to …": "windows",
     ": give both, or neither": "both_are_given_or_neither",
-    # danet/evaluation/protocols.py
-    "must be at least 32": "authors",
-    "must be at most": "longest",
-    ", by which base_size=": "longest",
-    "is not in 1..crop pixels; expected a rate of": "authors",
-    ", and the authors' script adds up its": "sums_of_exponentials_or_a_mean",
-    "is not [long, short] of at least 32": "mmseg",
-    "ratios=": "mmseg",
-    "is not in 1..crop=": "mmseg windows",
-    # danet/evaluation/sliding_window.py
     "is not at least 1024 (32 x 32)": "parts",
     # danet/export/folder.py
     "MiB; expected at most": "a_config_of_an_export_is_small",
@@ -2053,6 +2053,7 @@ PYTHON = {
     "sampler": (StepSampler, {"num_samples": 4, "seed": 0}, "batch_size", 0),
     "boundary": (BoundaryIoU, {"num_classes": 3}, "ratio", 2),
     "normalise": (OHEM, {}, "normalise", "x"),
+    "evaluation precision": (Whole, {}, "precision", "half"),
     "weights of classes": (CrossEntropy, {}, "class_weights", [1, -1]),
     "stem": (ResNet, {"depth": 18, "width": 8}, "stem", "8x8"),
     "single attention": (

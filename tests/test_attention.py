@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
+from conftest import LargestTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from danet.ops import tiles
@@ -89,14 +87,6 @@ def test_channel_attention_equals_the_formula_in_values_and_gradients(energy, si
     assert relative_error(got, expected) < 2e-5
 
 
-def test_the_two_energies_differ():
-    x = torch.randn(1, 8, 4, 4)
-    distance, similarity = ChannelAttention("distance"), ChannelAttention("similarity")
-    for module in (distance, similarity):
-        torch.nn.init.ones_(module.gamma)
-    assert not torch.allclose(distance(x), similarity(x))
-
-
 @pytest.mark.parametrize("module", [PositionAttention(16), ChannelAttention()], ids=type)
 def test_a_fresh_module_is_the_identity(module):
     x = torch.randn(1, 16, 5, 5)
@@ -170,19 +160,6 @@ def test_energies_beyond_the_end_of_half_precision_stay_finite():
     assert relative_error(context, attention_formula(*tokens)) < 2e-3
 
 
-class LargestTensor(TorchDispatchMode):
-    """Records the most elements of any tensor that an operation returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        self.numel = max(self.numel, *(getattr(t, "numel", int)() for t in tree_leaves(result)))
-        return result
-
-
 @pytest.mark.parametrize("positions", [1024, 2048, 4096])
 def test_no_tensor_grows_with_the_square_of_the_positions(positions):
     query, key, value = (
@@ -241,20 +218,6 @@ def test_an_exported_module_takes_any_size():
 def test_the_operators_keep_the_rules_of_torch():
     tokens = random_tokens(6, 9, 3, 4)
     torch.library.opcheck(torch.ops.danet.attend_in_tiles.default, tokens)
-
-
-def test_checkpointing_and_autocast_work_around_the_modules():
-    module = torch.nn.Sequential(PositionAttention(16, 4), ChannelAttention())
-    for part in module:
-        torch.nn.init.constant_(part.gamma, 0.5)
-    x = torch.randn(2, 16, 6, 6, requires_grad=True)
-    plain = torch.autograd.grad(module(x).sum(), x)
-    again = torch.autograd.grad(checkpoint(module, x, use_reentrant=False).sum(), x)
-    assert torch.equal(plain[0], again[0])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = module(x.bfloat16())
-    assert half.dtype == torch.bfloat16
-    assert relative_error(half, module(x)) < 0.03
 
 
 @pytest.mark.parametrize("module", [PositionAttention(16), ChannelAttention()], ids=type)

@@ -178,21 +178,6 @@ def test_counting_classes_of_a_network_gives_the_scores_of_the_pixels(tree):
     assert not counter.note
 
 
-def test_counts_of_two_processes_add_up(tree):
-    dataset = Cityscapes(root=tree, split="val")
-    alone, *parts = (dataset.official_counter() for _ in range(3))
-    rng = np.random.default_rng(0)
-    for i, item in enumerate(dataset.items):
-        classes = rng.integers(0, 19, SIZE, dtype=np.uint8)
-        alone.update(classes, item.name)
-        parts[i % 2].update(classes, item.name)
-    parts[0].counts.add_(parts[1].counts)
-    matrix = np.ones((19, 19), np.int64)
-    assert parts[0].scores(matrix).iiou_classes == pytest.approx(
-        alone.scores(matrix).iiou_classes, rel=1e-14, nan_ok=True
-    )
-
-
 def test_iiou_is_left_out_and_said_where_it_cannot_be_had(tree):
     matrix = np.ones((19, 19), np.int64)
     coarse = Cityscapes(root=tree, split="val", annotation="coarse").official_counter()

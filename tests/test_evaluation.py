@@ -1,21 +1,31 @@
 """Scores are what counting by hand gives; windows and scales are what a slow loop gives."""
 
 import importlib
+import json
 import math
+import re
 from contextlib import suppress
 from functools import partial
 
 import pytest
 import torch
+from conftest import ROOT, TINY, LargestTensor, call
+from test_config import compose
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from danet.checkpoint import format as checkpoint_format
+from danet.config.build import checked_config, make
+from danet.config.resume import differences
 from danet.config.targets import TRUSTED, locate
+from danet.config.validate import check
 from danet.data.loader import eval_batches
 from danet.errors import InputError
+from danet.evaluation.base import WindowInference
 from danet.evaluation.evaluate import evaluate
-from danet.evaluation.inference import MultiScale, Sliding, Whole
+from danet.evaluation.fuse import fuse_for_inference
+from danet.evaluation.inference import MultiScale, Sliding, Whole, describe
 from danet.evaluation.metrics import ConfusionMatrix
+from danet.evaluation.protocols import AuthorsProtocol, MMSegProtocol
 from danet.models.heads.dual import DualAttentionHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
@@ -65,19 +75,6 @@ def counted(pairs, num_classes=K):
     return confusion
 
 
-def test_matrix_equals_a_loop_over_the_pixels():
-    confusion, slow = ConfusionMatrix(K), [[0] * K for _ in range(K)]
-    for _ in range(3):
-        guess = torch.randint(0, K, (2, 6, 5))
-        truth = torch.randint(0, K, (2, 6, 5), dtype=torch.uint8)
-        truth[torch.rand(2, 6, 5) < 0.2] = IGNORE
-        confusion.update(guess, truth)
-        for t, g in zip(truth.flatten().tolist(), guess.flatten().tolist(), strict=True):
-            if t != IGNORE:
-                slow[t][g] += 1
-    assert confusion.matrix.tolist() == slow
-
-
 def test_scores_of_three_classes_are_those_computed_by_hand():
     # Rows are the truth:  [[3, 1, 0], [1, 2, 1], [0, 0, 2]]
     pairs = [(0, 0)] * 3 + [(1, 0), (0, 1)] + [(1, 1)] * 2 + [(2, 1)] + [(2, 2)] * 2
@@ -91,43 +88,25 @@ def test_scores_of_three_classes_are_those_computed_by_hand():
     assert scores.classes_averaged == 3
 
 
-def test_a_class_nobody_saw_is_nan_and_left_out():
+def test_a_class_nobody_saw_is_left_out_and_one_only_predicted_scores_zero():
     scores = counted([(0, 0), (0, 0), (2, 0), (2, 2)], num_classes=4).scores()
     assert [math.isnan(v) for v in scores.iou] == [False, True, False, True]
     assert (scores.miou, scores.classes_averaged) == (pytest.approx((2 / 3 + 1 / 2) / 2), 2)
     assert scores.frequency_weighted_iou == pytest.approx(0.75 * 2 / 3 + 0.25 * 1 / 2)
-
-
-def test_a_class_only_predicted_scores_zero_and_has_no_accuracy():
-    scores = counted([(0, 0), (1, 0)]).scores()
-    assert scores.iou[1] == 0
-    assert math.isnan(scores.accuracy[1])
-    assert scores.miou == pytest.approx((1 / 2 + 0) / 2)
-    assert scores.mean_accuracy == pytest.approx(1 / 2)
-
-
-def test_ignored_pixels_do_not_count_whatever_was_predicted():
-    confusion = counted([(0, 0), (1, 1), (2, 0)])
-    before = confusion.matrix.clone()
-    confusion.update(torch.tensor([0, 1, 2, 77]), torch.tensor([IGNORE] * 4))
-    assert torch.equal(confusion.matrix, before)
-    assert confusion.scores().pixel_accuracy == pytest.approx(2 / 3)
+    predicted = counted([(0, 0), (1, 0)]).scores()
+    assert predicted.iou[1] == 0
+    assert math.isnan(predicted.accuracy[1])
+    assert (predicted.miou, predicted.mean_accuracy) == pytest.approx((1 / 4, 1 / 2))
 
 
 @pytest.mark.parametrize("pair", [(K, 0), (0, K), (0, 254), (-1, 0), (0, -1)], ids=str)
-def test_a_value_that_is_no_class_is_an_error(pair):
+def test_what_cannot_be_scored_is_an_error(pair):
     confusion = counted([(0, 0), pair])
     assert confusion.matrix.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
     with pytest.raises(ValueError, match="1 pixels are neither one of 3 classes nor 255"):
         confusion.scores()
-
-
-def test_a_set_without_labels_is_an_error():
     with pytest.raises(ValueError, match=r"no labelled pixel was counted \(2 ignored\)"):
         counted([(0, IGNORE), (1, IGNORE)]).scores()
-
-
-def test_shapes_that_differ_are_named():
     with pytest.raises(ValueError, match=r"prediction \(1, 2\), mask \(2, 1\)"):
         ConfusionMatrix(K).update(torch.zeros(1, 2).long(), torch.zeros(2, 1).long())
 
@@ -177,35 +156,17 @@ def test_all_255_classes_a_mask_can_hold_are_counted():
     assert confusion.counts[-2:].tolist() == [1, 0]
 
 
-def test_counts_of_two_processes_add_up():
-    halves = [counted([(0, 0), (1, 0)]), counted([(1, 1), (2, IGNORE), (0, 0)])]
-    whole = counted([(0, 0), (1, 0), (1, 1), (2, IGNORE), (0, 0)])
-    halves[0].counts.add_(halves[1].counts)
-    assert torch.equal(halves[0].matrix, whole.matrix)
-    assert halves[0].scores().miou == whole.scores().miou
-
-
 # Inference
 
 
-def test_whole_is_the_softmax_of_one_pass(model):
-    image = picture(9, 13)
-    torch.testing.assert_close(Whole()(model, image), softmax(model, image))
-
-
-def test_whole_with_flip_is_the_mean_with_the_mirrored_image(model):
-    image = picture(9, 13)
-    got = Whole(flip=True)(model, image)
-    torch.testing.assert_close(got, mirrored_mean(model, image))
-    assert not torch.allclose(got, softmax(model, image), atol=1e-3)
-
-
-@pytest.mark.parametrize("flip", [False, True], ids=["plain", "flip"])
-@pytest.mark.parametrize("crop", [(40, 50), (41, 50), (64, 96)], ids=str)
-def test_a_window_that_covers_the_image_is_the_whole_image(model, crop, flip):
+@pytest.mark.parametrize(("flip", "wanted"), [(False, softmax), (True, mirrored_mean)])
+def test_whole_is_one_pass_or_the_mean_with_the_mirrored_image(model, flip, wanted, capsys):
     image = picture(40, 50)
-    got = Sliding(crop=crop, stride=(7, 11), flip=flip)(model, image)
-    torch.testing.assert_close(got, Whole(flip=flip)(model, image))
+    got = Whole(flip=flip, max_pixels=2000)(model, image)
+    torch.testing.assert_close(got, wanted(model, image))
+    assert torch.allclose(got, softmax(model, image), atol=1e-3) != flip
+    torch.testing.assert_close(MultiScale(scales=[1.0], flip=flip)(model, image), got)
+    assert capsys.readouterr() == ("", ""), "within the limit"
 
 
 def slow_sliding(model, image, crop, stride, single):
@@ -249,18 +210,6 @@ def test_windows_equal_a_loop_over_windows(model, size, crop, stride, flip):
         torch.testing.assert_close(infer(model, image), wanted, atol=1e-6, rtol=1e-5)
 
 
-def test_a_network_is_shown_full_windows_only(model):
-    spy = Spy(model)
-    image = picture(50, 75, batch=1)
-    windows = {"crop": (32, 40), "stride": (20, 30)}
-    Sliding(**windows)(spy, image)
-    assert [shape for _, shape in spy.seen] == [(6, 3, 32, 40)]
-    spy.seen.clear()
-    Sliding(**windows, flip=True, windows_per_batch=4)(spy, image)
-    shapes = [shape for _, shape in spy.seen]
-    assert shapes == [(8, 3, 32, 40), (4, 3, 32, 40)], "mirror images share the pass"
-
-
 @pytest.mark.parametrize("flip", [False, True], ids=["plain", "flip"])
 def test_scales_equal_the_steps_written_out(model, flip):
     image, single = picture(40, 52), mirrored_mean if flip else softmax
@@ -283,33 +232,6 @@ def test_scales_in_windows_equal_the_steps_written_out(model):
     torch.testing.assert_close(got, wanted)
 
 
-def test_scale_one_alone_is_the_whole_image(model):
-    image = picture(21, 34)
-    torch.testing.assert_close(
-        MultiScale(scales=[1.0], flip=True)(model, image), Whole(flip=True)(model, image)
-    )
-
-
-@pytest.mark.parametrize(
-    "infer",
-    [
-        Whole(),
-        Whole(flip=True),
-        Sliding(crop=(32, 32), stride=(20, 9)),
-        MultiScale(scales=(0.5, 0.9, 2.2)),
-        MultiScale(scales=(0.5, 2.2), crop=(32, 32), stride=(20, 20)),
-    ],
-    ids=lambda i: type(i).__name__,
-)
-def test_results_are_probabilities_of_the_size_of_the_image(model, infer):
-    for image in (picture(35, 47), picture(35, 47).float()):
-        got = infer(model, image)
-        assert got.shape == (2, K, 35, 47)
-        assert got.dtype == torch.float32
-        assert (got >= 0).all()
-        torch.testing.assert_close(got.sum(dim=1), torch.ones(2, 35, 47))
-
-
 def assert_most_probable(classes, probabilities):
     """Holds classes against probabilities, but for near ties, which rounding may turn."""
     best, second = probabilities.topk(2, dim=1).values.unbind(dim=1)
@@ -320,6 +242,10 @@ def assert_most_probable(classes, probabilities):
     assert torch.equal(classes[clear].long(), probabilities.argmax(dim=1)[clear])
 
 
+PROTOCOLS = [
+    AuthorsProtocol(base_size=80, crop=48, scales=[1.0, 1.5], stride_rate=0.5),
+    MMSegProtocol(ratios=[1.0, 1.5], flip=True),
+]
 MODES = [
     Whole(),
     Whole(flip=True),
@@ -355,6 +281,50 @@ class Spy(nn.Module):
         return self.model(image)
 
 
+SMALL = {"crop": (32, 40), "stride": (20, 30)}
+
+
+@pytest.mark.parametrize(
+    ("infer", "size", "shapes"),
+    [
+        (Sliding(**SMALL), (50, 75), [(6, 3, 32, 40)]),
+        # Mirror images share the pass.
+        (
+            Sliding(**SMALL, flip=True, windows_per_batch=4),
+            (50, 75),
+            [(8, 3, 32, 40), (4, 3, 32, 40)],
+        ),
+        (MultiScale(scales=(1, 2), max_pixels=2500), (50, 50), [(2, 3, 50, 50)] * 10),
+        # The windows of a large image have all their scales.
+        (
+            MultiScale(scales=(0.5, 1.5), max_pixels=2500, **SMALL),
+            (50, 60),
+            [(2, 3, 25, 25), (24, 3, 32, 40)] * 2,
+        ),
+        # Scales of one size are computed once.
+        (
+            MultiScale(scales=(1, 0.5, 1.001, 1), flip=False),
+            (40, 52),
+            [(1, 3, 40, 52), (1, 3, 20, 26)],
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if callable(value) else str(value),
+)
+def test_a_network_is_shown_these_windows(model, infer, size, shapes):
+    spy = Spy(model)
+    infer(spy, picture(*size, batch=1))
+    assert [shape for _, shape in spy.seen] == shapes
+
+
+def test_windows_are_cut_as_bytes_and_scales_of_one_size_count_as_often(model):
+    spy, image = Spy(model), picture(40, 52)
+    Sliding(**SMALL).predict(spy, image)
+    assert {kind for kind, _ in spy.seen} == {torch.uint8}
+    got = MultiScale(scales=(1, 0.5, 1.001, 1), flip=False)(model, image)
+    half = resize(softmax(model, resize(image.float(), (20, 26))), (40, 52))
+    torch.testing.assert_close(got, 0.75 * softmax(model, image) + 0.25 * half)
+
+
 @pytest.mark.bad_input("I06")
 def test_a_large_image_is_done_in_windows_and_one_line_says_so(model, capsys):
     image, infer = picture(70, 90), Whole(max_pixels=1700)
@@ -369,84 +339,23 @@ def test_a_large_image_is_done_in_windows_and_one_line_says_so(model, capsys):
         assert part in said
 
 
-def test_an_image_within_the_limit_is_done_whole_and_in_silence(model, capsys):
-    image = picture(40, 50)
-    torch.testing.assert_close(Whole(max_pixels=2000)(model, image), softmax(model, image))
-    assert capsys.readouterr() == ("", "")
-
-
-def test_windows_of_a_large_image_have_all_their_scales(model):
-    image, scales = picture(70, 60, batch=1), (0.5, 1.5)
-    small = MultiScale(scales=scales)
-    wanted = slow_sliding(model, image, (50, 50), (37, 37), small)
-    spy = Spy(model)
-    got = MultiScale(scales=scales, max_pixels=2500, crop=(96, 96), stride=(96, 96))(spy, image)
-    torch.testing.assert_close(got, wanted)
-    assert {shape[2:] for _, shape in spy.seen} == {(25, 25), (75, 75)}
-
-
-def test_a_scale_above_the_limit_is_done_in_windows(model):
-    spy = Spy(model)
-    MultiScale(scales=(1, 2), max_pixels=2500)(spy, picture(50, 50, batch=1))
-    assert [shape[2:] for _, shape in spy.seen] == [(50, 50)] + [(50, 50)] * 9
-
-
-def test_scales_of_one_size_are_computed_once(model):
-    spy, image = Spy(model), picture(40, 52)
-    got = MultiScale(scales=(1, 0.5, 1.001, 1), flip=False)(spy, image)
-    assert [shape[2:] for _, shape in spy.seen] == [(40, 52), (20, 26)]
-    half = resize(softmax(model, resize(image.float(), (20, 26))), (40, 52))
-    torch.testing.assert_close(got, 0.75 * softmax(model, image) + 0.25 * half)
-
-
-def test_windows_are_cut_as_bytes(model):
-    spy = Spy(model)
-    Sliding(crop=(32, 32), stride=(32, 32), flip=True).predict(spy, picture(64, 64, batch=1))
-    assert spy.seen == [(torch.uint8, (8, 3, 32, 32))]
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes the calls and the most float32 values of one result."""
-
-    def __init__(self):
-        super().__init__()
-        self.values, self.calls = 0, set()
-
-    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
-        result = call(*args, **(kwargs or {}))
-        self.calls.add(call.overloadpacket)
-        for part in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(part, torch.Tensor) and part.dtype == torch.float32:
-                self.values = max(self.values, part.untyped_storage().nbytes() // part.itemsize)
-        return result
-
-
 @pytest.mark.bad_input("I06")
 def test_prediction_in_windows_never_holds_more_than_a_band(model):
     image = picture(240, 1500, batch=1)
     infer = Sliding(crop=(64, 192), stride=(48, 160), windows_per_batch=4)
     with LargestTensor() as largest:
         infer.predict(model, image)
-    assert largest.values <= K * 64 * 1500
+    assert largest.numel <= K * 64 * 1500
     with LargestTensor() as largest:
         infer(model, image)
-    assert largest.values == K * 240 * 1500
+    assert largest.numel == K * 240 * 1500
 
 
 def test_scales_in_windows_hold_one_map_of_the_image(model):
     infer = MultiScale(scales=(2.2,), crop=(64, 64), stride=(64, 64), windows_per_batch=16)
     with LargestTensor() as largest:
         infer(model, picture(100, 400, batch=1))
-    assert largest.values <= max(K * 100 * 400, K * 65 * 880, 3 * 220 * 880)
-
-
-def test_nothing_is_computed_that_the_largest_logit_does_not_need(model):
-    with LargestTensor() as whole:
-        Whole().predict(model, picture(40, 50))
-    assert torch.ops.aten._softmax not in whole.calls
-    with LargestTensor() as flipped:
-        Whole(flip=True).predict(model, picture(40, 50))
-    assert torch.ops.aten._softmax in flipped.calls
+    assert largest.numel <= max(K * 100 * 400, K * 65 * 880, 3 * 220 * 880)
 
 
 @pytest.mark.parametrize(
@@ -468,6 +377,7 @@ def test_nothing_is_computed_that_the_largest_logit_does_not_need(model):
         (partial(MultiScale, scales=(1, 0)), r"scales=\[1, 0\] is not a list of positive"),
         (partial(MultiScale, scales=(1,), crop=(32, 32)), "stride=None: give both, or neither"),
         (partial(MultiScale, scales=(1,), stride=(32, 32)), "crop=None and stride"),
+        (partial(Whole, precision="half"), "precision='half' is neither 'float32' nor 'bfloat16'"),
     ],
 )
 def test_bad_arguments_are_named(make, message):
@@ -546,12 +456,6 @@ def test_two_processes_count_what_one_counts(danet):
     assert torch.equal(sum(halves), run(danet, pictures, batch_size=2).counts)
 
 
-def test_evaluation_uses_the_inference_it_is_given(danet):
-    pictures = Pictures(*ONE_SIZE)
-    several = run(danet, pictures, MultiScale(scales=(0.5, 1.5)), batch_size=2)
-    assert not torch.equal(several.matrix, run(danet, pictures, batch_size=2).matrix)
-
-
 def test_evaluation_leaves_eval_mode_and_statistics_as_they_should_be(danet):
     danet.train()
     before = {name: value.clone() for name, value in danet.state_dict().items()}
@@ -561,8 +465,124 @@ def test_evaluation_leaves_eval_mode_and_statistics_as_they_should_be(danet):
         assert torch.equal(value, before[name]), name
 
 
+# Precision
+
+
+@pytest.mark.parametrize("infer", [*MODES, *PROTOCOLS], ids=lambda i: type(i).__name__)
+def test_bfloat16_predicts_nearly_the_classes_of_float32(danet, infer, monkeypatch):
+    nn.init.normal_(danet.head.classify[-1].weight, std=0.5)  # classes that are not near ties
+    image = picture(64, 80, batch=1)
+    fused = fuse_for_inference(danet, torch.device("cpu"))
+    classes, probabilities = [], []
+    for precision in ("float32", "bfloat16"):
+        monkeypatch.setattr(infer, "precision", precision)
+        for part in vars(infer).values():
+            if isinstance(part, WindowInference):
+                monkeypatch.setattr(part, "precision", precision)
+        classes.append(infer.predict(fused, image))
+        probabilities.append(infer(fused, image))
+    assert len(classes[0].unique()) > 1
+    assert (classes[0] == classes[1]).float().mean() >= 0.98
+    assert probabilities[1].dtype == torch.float32
+    assert not torch.equal(*probabilities), "the network computed in bfloat16"
+
+
+TF32 = (torch.backends.cudnn, torch.backends.cuda.matmul)
+
+
+@pytest.fixture
+def _tf32():
+    before = [setting.allow_tf32 for setting in TF32]
+    for setting in TF32:
+        setting.allow_tf32 = True
+    yield
+    after = [setting.allow_tf32 for setting in TF32]
+    for setting, value in zip(TF32, before, strict=True):
+        setting.allow_tf32 = value
+    assert after == [True, True], "the settings of the process are what they were"
+
+
+@pytest.mark.usefixtures("_tf32")
+def test_float32_is_neither_autocast_nor_tf32():
+    seen = []
+
+    class Look(nn.Module):
+        def forward(self, image):
+            rounded = [setting.allow_tf32 for setting in TF32]
+            seen.append((*rounded, torch.is_autocast_enabled("cpu")))
+            return SegmentationOutput(image[:, :2].float(), {})
+
+    for precision in ("float32", "bfloat16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "float32"):
+            Whole(precision=precision).predict(Look(), picture(8, 8))
+    assert seen == [(False, False, False), (False, False, True)]
+
+
+def test_logits_of_bfloat16_are_resized_in_float32(danet):
+    """Rounded to eight bits, neighbouring classes would often be equal."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = danet.eval()(picture(64, 80)).logits
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
+def test_every_config_of_a_mode_names_its_precision():
+    for path in sorted((ROOT / "configs/evaluation").glob("*.yaml")):
+        node = check(compose(f"evaluation={path.stem}")).evaluation
+        assert "precision=float32" in describe(node)
+        with pytest.raises(InputError, match=PRECISIONS):
+            check(compose(f"evaluation={path.stem}", "evaluation.precision=half"))
+        assert make({**node, "precision": "bfloat16"}, "evaluation").precision == "bfloat16"
+
+
+PRECISIONS = r"^evaluation.precision=half: expected one of float32, bfloat16$"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_tool_and_the_training_agree_on_the_score_and_name_the_precision(
+    precision, tmp_path, capsys
+):
+    settings = [*TINY, "data.num_workers=0", "trainer.steps=2", f"run.dir={tmp_path / 'r'}"]
+    call("train", *settings, f"evaluation.precision={precision}")
+    assert f"max_pixels=4194304, precision={precision})" in capsys.readouterr().out
+    last = json.loads((tmp_path / "r/metrics.jsonl").read_text().splitlines()[-1])
+    score = ("eval", f"checkpoint={tmp_path / 'r/last.pt'}", f"output={tmp_path / 'o'}")
+    call(*score)
+    printed = capsys.readouterr().out
+    assert f"miou={last['miou']}\n" in printed
+    assert f"protocol: whole (flip=false, max_pixels=4194304, precision={precision})\n" in printed
+    metrics = json.loads((tmp_path / "o/metrics.json").read_text())
+    assert metrics["protocol"] in printed
+    assert metrics["evaluation"]["precision"] == precision
+
+
+def test_a_checkpoint_without_a_precision_was_scored_in_float32(tiny_checkpoint, tmp_path, capsys):
+    saved = checkpoint_format.load(tiny_checkpoint)
+    del saved["config"]["evaluation"]["precision"]
+    checkpoint_format.save(tmp_path / "old.pt", saved)
+    scores = []
+    for path in (tiny_checkpoint, tmp_path / "old.pt"):
+        call("eval", f"checkpoint={path}", f"output={tmp_path / path.stem}")
+        text = capsys.readouterr().out
+        assert "precision=float32)\n" in text
+        scores.append(re.search(r"miou=.*", text)[0])
+    assert scores[0] == scores[1]
+    call(
+        "eval",
+        f"checkpoint={tmp_path / 'old.pt'}",
+        "evaluation=whole",
+        "evaluation.precision=half",
+        code=2,
+    )
+    assert re.search(PRECISIONS[1:], capsys.readouterr().err.strip())
+    assert not differences(
+        checked_config(saved, "old.pt").plain,
+        checked_config(checkpoint_format.load(tiny_checkpoint), "x").plain,
+    )
+
+
 def test_configs_may_name_the_modes_but_not_the_classes_they_inherit_from():
-    modules = [*TRUSTED["evaluation"], "danet.evaluation.sliding_window", "danet.evaluation.fuse"]
+    modules = [*TRUSTED["evaluation"], "danet.evaluation.base", "danet.evaluation.fuse"]
     paths = {f"{name}.{item}" for name in modules for item in dir(importlib.import_module(name))}
 
     def is_accepted(path):

@@ -71,27 +71,6 @@ def test_a_right_prediction_has_a_boundary_iou_of_one_and_absent_classes_have_no
     assert scores.mean == 1.0
 
 
-def test_boundary_iou_sees_an_outline_that_the_mean_iou_hardly_sees():
-    truth = np.zeros((200, 200), np.uint8)
-    truth[20:180, 20:180] = 1
-    guess = np.zeros_like(truth)
-    guess[22:178, 22:178] = 1
-    confusion, counter = ConfusionMatrix(2), BoundaryIoU(2, 0.02)
-    confusion.update(torch.from_numpy(guess), torch.from_numpy(truth))
-    counter.update(guess, truth)
-    assert confusion.scores().iou[1] > 0.9
-    assert counter.scores().iou[1] < 0.6
-
-
-def test_counts_of_halves_add_up():
-    whole, halves = BoundaryIoU(K), [BoundaryIoU(K), BoundaryIoU(K)]
-    for seed in range(4):
-        pair = blobs(seed), blobs(seed + 10)
-        whole.update(*pair)
-        halves[seed % 2].update(*pair)
-    assert torch.equal(whole.counts, halves[0].counts + halves[1].counts)
-
-
 @pytest.mark.parametrize("ratio", [0, 1, -0.1])
 def test_a_ratio_that_is_no_part_is_refused(ratio):
     with pytest.raises(ValueError, match=r"is not in 0\.\.1"):
@@ -115,11 +94,3 @@ def test_the_mean_over_images_is_that_of_a_loop():
     assert counter.score() == pytest.approx(np.mean(means))
     counter.update(torch.zeros(K, K, dtype=torch.int64))  # an image without labels
     assert counter.score() == pytest.approx(np.mean(means))
-
-
-def test_a_small_image_weighs_as_much_as_a_large_one():
-    counter = ImageIoU()
-    counter.update(torch.tensor([[1_000_000, 0], [0, 0]]))
-    counter.update(torch.tensor([[0, 1], [0, 0]]))
-    assert counter.score() == pytest.approx(0.5)
-    assert math.isnan(ImageIoU().score())

@@ -70,7 +70,8 @@ def test_a_run_too_short_for_a_profile_says_so_and_draws_for_nobody(tmp_path, ca
 def test_half_a_line_of_metrics_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert read_metrics(path) == []
-    path.write_text('{"step": 1, "kind": "train"}\n{"step": 2, "ki')
+    too_large = f'{{"step": 1e999}}\n{{"step": 1{"0" * 400}}}'
+    path.write_text(f'{{"step": 1, "kind": "train"}}\n{too_large}\n{{"step": 2, "ki')
     assert read_metrics(path) == [{"step": 1, "kind": "train"}]
 
 

@@ -27,6 +27,7 @@ from danet.config.schema import EvalConfig, TrainConfig
 from danet.config.validate import check_node
 from danet.data.loader import eval_batches
 from danet.datasets.base import SegmentationDataset
+from danet.datasets.cityscapes import Cityscapes
 from danet.datasets.submission import SubmissionWriter, is_labelled, require_labels
 from danet.distributed import collectives, signals
 from danet.distributed.agreement import wait_patiently
@@ -34,7 +35,7 @@ from danet.distributed.device import choose_device
 from danet.distributed.rendezvous import process_group
 from danet.engine.log import class_table
 from danet.errors import InputError, StorageError
-from danet.evaluation.cityscapes import OfficialScores, ScoredOfficially
+from danet.evaluation.cityscapes import OfficialScores
 from danet.evaluation.evaluate import Prediction, predict
 from danet.evaluation.inference import Inference, describe, mode_name
 from danet.evaluation.metrics import (
@@ -159,7 +160,7 @@ def count(
     boundary = BoundaryIoU(len(dataset.classes), boundary_ratio) if boundary_ratio else None
     has_labels = is_labelled(dataset)
     counter = None
-    if has_labels and isinstance(dataset, ScoredOfficially):
+    if has_labels and isinstance(dataset, Cityscapes):
         counter = dataset.official_counter()
     if writer:
         if collectives.is_first():

@@ -128,6 +128,9 @@ def checked_config(
         config: Any = OmegaConf.to_container(typed, resolve=False)
         if missing := [group for group in TRUSTED if not config[group]]:
             raise InputError(f"config.{missing[0]}: there is nothing; the file was changed")
+        if str(config["evaluation"].get("_target_")).startswith("danet.evaluation."):
+            # Versions without the setting computed in float32.
+            config["evaluation"].setdefault("precision", "float32")
         if data is not None:
             _replace_data(config["data"], data)
         checked = check_plain(config)

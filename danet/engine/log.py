@@ -214,7 +214,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         {
             key: value
             for key, value in line.items()
-            if key == "kind" or value is None or (is_number(value) and math.isfinite(value))
+            if key == "kind" or value is None or _is_finite(value)
         }
         for line in lines
         if line
@@ -228,9 +228,14 @@ def _parse(line: str) -> dict[str, Any]:
     """
     with suppress(ValueError, RecursionError):
         found = json.loads(line)
-        if isinstance(found, dict) and is_number(found.get("step")):
+        if isinstance(found, dict) and _is_finite(found.get("step")):
             return found
     return {}
+
+
+def _is_finite(value: object) -> bool:
+    # Not math.isfinite, which raises on an integer beyond the range of a float.
+    return is_number(value) and abs(value) <= sys.float_info.max
 
 
 def class_table(classes: Sequence[str], columns: Mapping[str, Sequence[float]]) -> str:

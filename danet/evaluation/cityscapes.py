@@ -6,10 +6,9 @@ benchmark's server runs, ``csEvalPixelLevelSemanticLabeling`` of cityscapesScrip
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from danet.errors import InputError
 
@@ -40,31 +39,6 @@ class OfficialScores(NamedTuple):
     def averages(self) -> dict[str, float]:
         """Return the four numbers of the leaderboard, each a mean over what is not NaN."""
         return {name: _mean(scores) for name, scores in self._asdict().items()}
-
-
-class OfficialCounter(Protocol):
-    """Counts over the images of a split what a benchmark's script counts."""
-
-    note: str
-    """Which scores are left out and why; empty where none is."""
-
-    def update(self, prediction: np.ndarray, name: str) -> None:
-        """Count an image: class indices, uint8 (H, W), and the name of the image."""
-
-    @property
-    def counts(self) -> Tensor:
-        """All counts, float64, a view: they may be summed over processes."""
-
-    def scores(self, matrix: np.ndarray) -> OfficialScores:
-        """Compute the scores from the counts and the confusion matrix (K, K) of the classes."""
-
-
-@runtime_checkable
-class ScoredOfficially(Protocol):
-    """A data set whose benchmark has such scores."""
-
-    def official_counter(self) -> OfficialCounter:
-        """Return a counter for this split."""
 
 
 class OfficialScorer:
@@ -122,15 +96,10 @@ class OfficialScorer:
         self._check_ids(prediction, "prediction")
         if prediction.shape != instances.shape:
             raise InputError(f"prediction {prediction.shape}, instances {instances.shape}")
-        present = np.bincount(instances.ravel())
-        # np.unique would sort all pixels, which takes far longer.
-        numbers = np.flatnonzero(present[1001:]) + 1001  # (instances,)
-        row_of = np.zeros(len(present), np.int64)
-        row_of[numbers] = np.arange(len(numbers))
         is_instance = instances > 1000
-        key = row_of[instances[is_instance]] * self.size + prediction[is_instance]
-        shape = (len(numbers), self.size)
-        counts = np.bincount(key, minlength=math.prod(shape)).reshape(shape)
+        numbers, row = np.unique(instances[is_instance], return_inverse=True)  # (instances,)
+        key = row * self.size + prediction[is_instance]
+        counts = np.bincount(key, minlength=len(numbers) * self.size).reshape(-1, self.size)
         for number, predicted in zip(numbers.tolist(), counts, strict=True):
             label = self._by_id.get(number // 1000)
             if label is not None and label.is_ignored:
@@ -147,28 +116,23 @@ class OfficialScorer:
     def scores(self, *, with_instances: bool = True) -> OfficialScores:
         """Compute the scores; iIoU is left empty where no instances were counted."""
         evaluated = [label for label in self.labels if not label.is_ignored]
-        groups = {
-            name: [label for label in labels if not label.is_ignored]
-            for name, labels in self._categories.items()
-        }
-        groups = {name: labels for name, labels in groups.items() if labels}
-        iiou_classes, iiou_categories = {}, {}
-        if with_instances:
-            iiou_classes = {
-                label.name: self._iiou([label], [label], hits=1)
-                for label in evaluated
-                if label.average_size is not None
-            }
-            iiou_categories = {
-                name: self._iiou(labels, self._categories[name], hits=2)
-                for name, labels in groups.items()
-                if all(label.average_size is not None for label in self._categories[name])
-            }
+        groups: dict[str, list[Label]] = {}
+        for label in evaluated:
+            groups.setdefault(label.category, []).append(label)
+        counted = evaluated if with_instances else []
         return OfficialScores(
             iou_classes={label.name: self._iou([label]) for label in evaluated},
-            iiou_classes=iiou_classes,
+            iiou_classes={
+                label.name: self._iiou([label], [label], hits=1)
+                for label in counted
+                if label.average_size is not None
+            },
             iou_categories={name: self._iou(labels) for name, labels in groups.items()},
-            iiou_categories=iiou_categories,
+            iiou_categories={
+                name: self._iiou(labels, self._categories[name], hits=2)
+                for name, labels in groups.items()
+                if counted and all(x.average_size is not None for x in self._categories[name])
+            },
         )
 
     def _iou(self, labels: Sequence[Label]) -> float:
@@ -176,8 +140,7 @@ class OfficialScorer:
         ids = [label.id for label in labels]
         # Within a category, one label predicted as another is a hit.
         hit = int(self.matrix[np.ix_(ids, ids)].sum())
-        missed = int(self.matrix[ids].sum()) - hit
-        return _ratio(hit, hit + missed + self._false_positives(labels, labels))
+        return self._ratio(hit, int(self.matrix[ids].sum()), labels, labels)
 
     def _iiou(self, labels: Sequence[Label], predicted: Sequence[Label], *, hits: int) -> float:
         """Return the iIoU of labels taken as one class.
@@ -188,15 +151,16 @@ class OfficialScorer:
             hits: The row of ``weighted`` with the TP.
         """
         ids = [label.id for label in labels]
-        truth = float(self.weighted[0, ids].sum())
-        hit = float(self.weighted[hits, ids].sum())
-        return _ratio(hit, truth + self._false_positives(labels, predicted))
+        truth, hit = (float(self.weighted[row, ids].sum()) for row in (0, hits))
+        return self._ratio(hit, truth, labels, predicted)
 
-    def _false_positives(self, labels: Sequence[Label], predicted: Sequence[Label]) -> int:
-        """Return the pixels predicted as ``predicted`` whose truth is evaluated, not in labels."""
-        inside = {label.id for label in labels}
-        others = [x.id for x in self.labels if not x.is_ignored and x.id not in inside]
-        return int(self.matrix[np.ix_(others, [label.id for label in predicted])].sum())
+    def _ratio(
+        self, hit: float, truth: float, labels: Sequence[Label], predicted: Sequence[Label]
+    ) -> float:
+        """Return TP / (TP + FN + FP); FP are predicted and of another, evaluated label."""
+        others = [x.id for x in self.labels if not x.is_ignored and x not in labels]
+        false = int(self.matrix[np.ix_(others, [label.id for label in predicted])].sum())
+        return hit / (truth + false) if truth + false else math.nan
 
     def _check_ids(self, values: np.ndarray, what: str) -> None:
         highest = int(values.max(initial=0))
@@ -205,10 +169,6 @@ class OfficialScorer:
                 f"{what}: value {highest} on {int((values == highest).sum())} pixels is no label "
                 f"id; they are 0..{self.size - 1}"
             )
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else math.nan
 
 
 def _mean(scores: Mapping[str, float]) -> float:

@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
 def predict(
     model: nn.Module, batches: Iterable[list[Batch]], infer: Inference, *, device: torch.device
 ) -> Iterator[Prediction]:
-    """Yield the prediction for every image, in float32.
+    """Yield the prediction for every image, in the precision of ``infer``.
 
     The network is put into eval mode and left there; a faster copy of it computes the predictions
     (see ``fuse_for_inference``). On one device the numbers during training and afterwards are
@@ -36,8 +36,8 @@ def predict(
     fused = fuse_for_inference(model, device)
     for group in batches:
         for batch in group:
-            # One image at a time and no mixed precision: kernels may round otherwise for another
-            # batch size, and a score would depend on it.
+            # One image at a time: kernels may round otherwise for another batch size, and a score
+            # would depend on it.
             images = batch.image.to(device, non_blocking=True).split(1)  # (1, 3, H, W) each
             masks = batch.mask.to(device, non_blocking=True)
             for image, mask, name in zip(images, masks, batch.name, strict=True):

@@ -30,13 +30,6 @@ _VALUES = 257
 """Those of a byte, and one for all others."""
 
 
-def _as_bins(values: Tensor) -> Tensor:
-    """Return class indices as int32 bins 0..256, of which 256 is for all outside 0..255."""
-    if values.dtype != torch.uint8:
-        values = torch.where((values < 0) | (values > 255), 256, values)
-    return values.to(torch.int32)
-
-
 def single_class_warning(matrix: Tensor, classes: Sequence[str]) -> str:
     """Return a warning where every pixel was predicted as one class and others occur, else "".
 
@@ -64,37 +57,27 @@ class ConfusionMatrix:
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.num_classes = num_classes
-        # K * K cells, ignored pixels, and values that are not classes: one tensor, so that one
-        # all-reduce sums all.
-        self._counts = torch.zeros(num_classes**2 + 2, dtype=torch.int64, device=device)
-
-    @property
-    def matrix(self) -> Tensor:
+        self.counts = torch.zeros(num_classes**2 + 2, dtype=torch.int64, device=device)
+        """K * K cells, ignored pixels, and values that are not classes: one tensor, so that one
+        all-reduce sums all over processes."""
+        self.matrix = self.counts[:-2].view(num_classes, num_classes)
         """The counts by class, int64 (K, K), a view."""
-        return self._counts[:-2].view(self.num_classes, self.num_classes)
-
-    @property
-    def counts(self) -> Tensor:
-        """All counts, int64 (K * K + 2,), a view: they may be summed over processes."""
-        return self._counts
 
     def update(self, prediction: Tensor, mask: Tensor) -> None:
-        """Count the pixels of a prediction and a mask of one shape, both class indices.
-
-        Fastest where both are uint8.
-        """
+        """Count the pixels of a prediction and a mask of one shape, both class indices."""
         if prediction.shape != mask.shape:
             raise ValueError(f"prediction {tuple(prediction.shape)}, mask {tuple(mask.shape)}")
         # Every value has a row and a column: indexing by a boolean mask would copy all pixels.
-        key = _as_bins(mask).flatten() * _VALUES
-        key += _as_bins(prediction).flatten()
+        # Values outside of 0..255 go to 256.
+        bins = [x if x.dtype == torch.uint8 else x.clamp(-1, 256) % 257 for x in (mask, prediction)]
+        key = bins[0].flatten().int() * _VALUES + bins[1].flatten()
         table = torch.bincount(key, minlength=_VALUES**2).view(_VALUES, _VALUES)  # (257, 257)
         k = self.num_classes
         valid, ignored = table[:k, :k], table[IGNORE].sum()  # (K, K), ()
-        self._counts[:-2] += valid.flatten()
-        self._counts[-2] += ignored
+        self.matrix += valid
+        self.counts[-2] += ignored
         # Refused in ``scores``, after the sum over processes, so that all of them fail alike.
-        self._counts[-1] += key.numel() - valid.sum() - ignored
+        self.counts[-1] += key.numel() - valid.sum() - ignored
 
     def scores(self) -> Scores:
         """Compute the scores in float64.
@@ -102,7 +85,7 @@ class ConfusionMatrix:
         Raises:
             InputError: Nothing was counted, or values occurred that are not classes.
         """
-        *_, ignored, invalid = self._counts.tolist()
+        *_, ignored, invalid = self.counts.tolist()
         if invalid:
             raise InputError(
                 f"{invalid} pixels are neither one of {self.num_classes} classes nor 255"
@@ -152,12 +135,8 @@ class BoundaryIoU:
         if not 0 < ratio < 1:
             raise ValueError(f"ratio={ratio} is not in 0..1, both left out")
         self.num_classes, self.ratio = num_classes, ratio
-        self._counts = torch.zeros(3, num_classes, dtype=torch.int64)
-
-    @property
-    def counts(self) -> Tensor:
-        """int64 (3, K): pixels near boundaries in both, in the truth, in the prediction."""
-        return self._counts
+        self.counts = torch.zeros(3, num_classes, dtype=torch.int64)
+        """Pixels near boundaries in both, in the truth, in the prediction, by class."""
 
     def update(self, prediction: np.ndarray, mask: np.ndarray) -> None:
         """Count an image: two maps of classes, uint8 (H, W); IGNORE in the mask."""
@@ -168,11 +147,11 @@ class BoundaryIoU:
         for row, values in enumerate((mask[both], mask[in_truth], prediction[in_prediction])):
             # IGNORE has a bin of its own, which is cut off with all values that are not classes.
             found = np.bincount(values, minlength=IGNORE + 1)[: self.num_classes]
-            self._counts[row] += torch.from_numpy(found)
+            self.counts[row] += torch.from_numpy(found)
 
     def scores(self) -> BoundaryScores:
         """Compute the scores in float64."""
-        both, truth, predicted = self._counts.double()  # (K,) each
+        both, truth, predicted = self.counts.double()  # (K,) each
         iou = both / (truth + predicted - both)  # NaN: no boundary in either
         return BoundaryScores(iou.nanmean().item(), tuple(iou.tolist()))
 
@@ -202,12 +181,8 @@ class ImageIoU:
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
-
-    @property
-    def counts(self) -> Tensor:
-        """float64 (2,): the sum of the images' means, and the number of images."""
-        return self._sums
+        self.counts = torch.zeros(2, dtype=torch.float64, device=device)
+        """The sum of the images' means, and the number of images."""
 
     def update(self, matrix: Tensor) -> None:
         """Add an image: its confusion matrix, int64 (K, K), rows are the truth."""
@@ -215,9 +190,9 @@ class ImageIoU:
         mean = (hit / (matrix.sum(dim=0) + matrix.sum(dim=1) - hit)).nanmean()
         is_counted = (matrix.sum() > 0).double()
         # Weighted by 0 or 1 rather than left out by an ``if``, which would wait for the device.
-        self._sums += torch.stack((mean.nan_to_num() * is_counted, is_counted))
+        self.counts += torch.stack((mean.nan_to_num() * is_counted, is_counted))
 
     def score(self) -> float:
         """Return the average in 0..1; NaN without images."""
-        total, count = self._sums.tolist()
+        total, count = self.counts.tolist()
         return total / count if count else math.nan

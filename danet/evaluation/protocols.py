@@ -7,21 +7,23 @@ claims. Both have the interface of ``Inference``.
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danet.errors import InputError
-from danet.evaluation.inference import LARGEST_SCALE
+from danet.evaluation.base import BandInference, Precision
+from danet.evaluation.inference import LARGEST_SCALE, require_factors
 from danet.evaluation.sliding_window import (
     PIXELS_PER_PASS,
     Band,
-    BandInference,
     PixelBudget,
     Windows,
-    empty_map,
+    optional_windows,
     resize_bands,
+    sum_maps,
 )
 from danet.ops.resize import resize
 
@@ -49,6 +51,7 @@ class AuthorsProtocol(BandInference):
         scales: Factors of ``base_size``.
         stride_rate: Step of the windows as a part of ``crop``.
         flip: Whether to run the mirror image, too; the script always does.
+        precision: As in Whole.
     """
 
     def __init__(
@@ -59,16 +62,15 @@ class AuthorsProtocol(BandInference):
         scales: Sequence[float],
         stride_rate: float,
         flip: bool = True,
+        precision: Precision = "float32",
     ) -> None:
+        super().__init__(precision)
         if base_size < 32 or crop < 32:
             raise ValueError(f"base_size={base_size} and crop={crop} must be at least 32")
         if max(base_size, crop) > _MAX_SIDE:
             raise ValueError(f"base_size={base_size} and crop={crop} must be at most {_MAX_SIDE}")
-        if not scales or not 0 < min(scales) <= max(scales) <= _MAX_SIDE / base_size:
-            raise ValueError(
-                f"scales={list(scales)} is not a list of positive numbers up to "
-                f"{_MAX_SIDE / base_size:g}, by which base_size={base_size} has {_MAX_SIDE} pixels"
-            )
+        why = f", by which base_size={base_size} has {_MAX_SIDE} pixels"
+        require_factors("scales", scales, _MAX_SIDE / base_size, why)
         if not 0 < stride_rate <= 1 or int(crop * stride_rate) < 1:
             low = math.ceil(10_000 / crop) / 10_000  # a stride of one pixel, rounded up
             raise ValueError(
@@ -89,7 +91,7 @@ class AuthorsProtocol(BandInference):
         maps = (resize_bands(*self._scores(model, image, s), size) for s in self.scales)
         if len(self.scales) == 1:
             return next(maps)
-        return iter([Band(0, _sum_bands(maps, size[0]))])
+        return iter([Band(0, sum_maps(maps, size[0]))])
 
     def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
         """Maps (B, 3, H, W) to probabilities (B, K, H, W): the sums, divided by their total."""
@@ -102,7 +104,10 @@ class AuthorsProtocol(BandInference):
         long = math.ceil(self.base_size * scale)
         rows, columns = (max(1, int(n * long / max(height, width) + 0.5)) for n in (height, width))
         # One padding for all windows: the script pads each, which gives the same pixels.
-        below, right = (self._padded_length(n) - n for n in (rows, columns))
+        below, right = (
+            self.crop + math.ceil(max(n - self.crop, 0) / self.stride) * self.stride - n
+            for n in (rows, columns)
+        )
         padded = F.pad(resize(image.float(), (rows, columns)), (0, right, 0, below))
         windows = Windows((self.crop, self.crop), (self.stride, self.stride), mirrored=self.flip)
         bands = windows.bands(lambda part: self._exp_logits(model, part), padded)
@@ -111,21 +116,16 @@ class AuthorsProtocol(BandInference):
         )
         return inside, rows
 
-    def _padded_length(self, length: int) -> int:
-        """Return the pixels that full windows need to cover an axis of ``length`` pixels."""
-        beyond = max(length - self.crop, 0)
-        return self.crop + math.ceil(beyond / self.stride) * self.stride
-
     def _exp_logits(self, model: nn.Module, image: Tensor) -> Tensor:
         """Compute exp(logits), (B, K, h, w), of windows (B, 3, h, w).
 
         Raises:
             InputError: They or their sums could be infinite, which the script does not check.
         """
-        logits = _logits(model, image)
+        logits = _logits(self, model, image)
         if self.flip:
             # Summed before exp: the product of both scores, not their mean.
-            logits = logits + _logits(model, image.flip(-1)).flip(-1)  # (B, K, h, w)
+            logits = logits + _logits(self, model, image.flip(-1)).flip(-1)  # (B, K, h, w)
         # The largest logit is read at every pass, at the cost of a wait for the device.
         if (largest := float(logits.max())) > self.largest:
             raise InputError(
@@ -151,6 +151,7 @@ class MMSegProtocol(BandInference):
         crop, stride: Height and width of windows and their step; None passes images whole.
         align_corners: How logits are resized; None follows the network.
         max_pixels: As in Whole, of a resized image that passes whole.
+        precision: As in Whole.
     """
 
     def __init__(
@@ -163,28 +164,18 @@ class MMSegProtocol(BandInference):
         stride: Sequence[int] | None = None,
         align_corners: bool | None = None,
         max_pixels: int = 2**23,
+        precision: Precision = "float32",
     ) -> None:
+        super().__init__(precision)
         if scale is not None and (len(scale) != 2 or min(scale) < 32):
             raise ValueError(f"scale={list(scale)} is not [long, short] of at least 32")
-        most = _MAX_SIDE / max(scale) if scale else LARGEST_SCALE
-        if not ratios or not 0 < min(ratios) <= max(ratios) <= most:
-            raise ValueError(
-                f"ratios={list(ratios)} is not a list of positive numbers up to {most:g}"
-            )
-        if (crop is None) != (stride is None):
-            raise ValueError(f"crop={crop} and stride={stride}: give both, or neither")
-        if crop is not None and (len(crop) != 2 or min(crop) < 32):
-            raise ValueError(f"crop={list(crop)} is not [height, width] of at least 32")
-        if crop and stride and not all(1 <= s <= c for s, c in zip(stride, crop, strict=True)):
-            raise ValueError(f"stride={list(stride)} is not in 1..crop={list(crop)}")
+        require_factors("ratios", ratios, _MAX_SIDE / max(scale) if scale else LARGEST_SCALE)
         self.box = (max(scale), min(scale)) if scale else None
         self.ratios = tuple(float(ratio) for ratio in ratios)
         self.mirrored = (False, True) if flip else (False,)
         self.align_corners = align_corners
         self._budget = PixelBudget(max_pixels)
-        self._windows = None
-        if crop and stride:
-            self._windows = Windows((crop[0], crop[1]), (stride[0], stride[1]))
+        self._windows = optional_windows(crop, stride)
 
     def bands(self, model: nn.Module, image: Tensor) -> Iterator[Band]:
         """Yield the probabilities from top to bottom."""
@@ -192,7 +183,7 @@ class MMSegProtocol(BandInference):
         count = len(self.ratios) * len(self.mirrored)
         if count == 1:
             return next(maps)
-        return iter([Band(0, _sum_bands(maps, image.shape[2]).div_(count))])
+        return iter([Band(0, sum_maps(maps, image.shape[2]).div_(count))])
 
     def _pass(
         self, model: nn.Module, image: Tensor, ratio: float, mirrored: bool
@@ -206,10 +197,8 @@ class MMSegProtocol(BandInference):
             scaled = resize(image.float(), (rows, columns), align_corners=False).round_()
         scaled = scaled.flip(-1) if mirrored else scaled
         windows = self._windows or self._budget.windows(scaled)
-        if windows is None:
-            logits = iter([Band(0, _logits(model, scaled))])
-        else:
-            logits = windows.bands(lambda part: _logits(model, part), scaled)
+        infer = partial(_logits, self, model)
+        logits = windows.bands(infer, scaled) if windows else iter([Band(0, infer(scaled))])
         is_aligned = self.align_corners
         if is_aligned is None:
             is_aligned = bool(model.align_corners)
@@ -226,23 +215,8 @@ class MMSegProtocol(BandInference):
         return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
 
-def _logits(model: nn.Module, image: Tensor) -> Tensor:
-    """Return float32 logits (B, K, h, w) of images (B, 3, h, w)."""
-    # One by one where they have too many pixels for a pass together.
+def _logits(mode: BandInference, model: nn.Module, image: Tensor) -> Tensor:
+    """Compute ``mode.logits``, one by one for images with too many pixels for a pass together."""
     pixels = image.shape[0] * image.shape[2] * image.shape[3]
-    if image.shape[0] > 1 and pixels > PIXELS_PER_PASS:
-        return torch.cat([_logits(model, one) for one in image.split(1)])  # (B, K, h, w)
-    logits: Tensor = model(image).logits.float()
-    return logits
-
-
-def _sum_bands(maps: Iterator[Iterator[Band]], height: int) -> Tensor:
-    """Return the sum (B, K, H, W) of maps that come in bands."""
-    total: Tensor | None = None
-    for bands in maps:
-        for top, part in bands:
-            if total is None:
-                total = empty_map(part, height, part.shape[3]).zero_()  # (B, K, H, W)
-            total[:, :, top : top + part.shape[2]] += part
-    assert total is not None
-    return total
+    parts = image.split(1 if pixels > PIXELS_PER_PASS else image.shape[0])
+    return torch.cat([mode.logits(model, part) for part in parts])  # (B, K, h, w)

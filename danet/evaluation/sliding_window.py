@@ -6,14 +6,13 @@ window covers are yielded, and what is kept is a band as high as a window.
 
 import math
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from danet.ops.resize import resize
 
@@ -34,30 +33,42 @@ class Band(NamedTuple):
 
     top: int
     probabilities: Tensor
-    """(B, K, rows, W); its memory is reused for the next band."""
+    """(B, K, rows, W)."""
 
 
 class Windows:
     """Cuts images into overlapping windows of one size.
 
+    Windows start every ``stride`` pixels; the last of an axis is moved back to end at the border,
+    so every window is full. In an axis where the image is smaller than the window, it is whole.
+
     Args:
-        crop, stride: As in Sliding.
+        crop: Height and width of the window, at least 32.
+        stride: Step in each axis, at most ``crop``.
         per_batch: Windows of a forward pass; None for as many as PIXELS_PER_PASS allows.
         mirrored: Whether the function that is run on windows doubles them with their mirror images.
     """
 
     def __init__(
         self,
-        crop: tuple[int, int],
-        stride: tuple[int, int],
+        crop: Sequence[int],
+        stride: Sequence[int],
         per_batch: int | None = None,
         *,
         mirrored: bool = False,
     ) -> None:
-        self.crop = crop
-        self.stride = stride
-        self.per_batch = per_batch
-        self.mirrored = mirrored
+        if len(crop) != 2 or min(crop) < 32:
+            raise ValueError(f"crop={list(crop)} is not [height, width] of at least 32")
+        if len(stride) != 2 or min(stride) < 1:
+            raise ValueError(f"stride={list(stride)} is not two numbers of at least 1")
+        if stride[0] > crop[0] or stride[1] > crop[1]:
+            raise ValueError(
+                f"stride={list(stride)} is larger than crop={list(crop)}: pixels would be left out"
+            )
+        if per_batch is not None and per_batch < 1:
+            raise ValueError(f"windows_per_batch={per_batch} is not at least 1, or null")
+        self.crop, self.stride = tuple(crop), tuple(stride)
+        self.per_batch, self.mirrored = per_batch, mirrored
 
     def bands(self, infer: Infer, image: Tensor) -> Iterator[Band]:
         """Yield the mean over the windows that cover a pixel.
@@ -70,14 +81,15 @@ class Windows:
         tall, wide = min(self.crop[0], height), min(self.crop[1], width)
         tops = window_starts(height, tall, self.stride[0])
         lefts = window_starts(width, wide, self.stride[1])
-        if len(tops) == len(lefts) == 1:
+        corners = list(product(tops, lefts))
+        if len(corners) == 1:
             yield Band(0, infer(image))  # (B, K, H, W)
             return
         row_counts = _coverage(tops, tall, height, image)[:, None]  # (H, 1)
         column_counts = _coverage(lefts, wide, width, image)  # (W,)
         pixels = batch * tall * wide * (2 if self.mirrored else 1)
         per_batch = self.per_batch or max(1, PIXELS_PER_PASS // pixels)
-        corners, sums, top = list(product(tops, lefts)), torch.empty(0), 0
+        sums, top = torch.empty(0), 0
         for first in range(0, len(corners), per_batch):
             group = corners[first : first + per_batch]
             crops = [image[:, :, t : t + tall, x : x + wide] for t, x in group]
@@ -85,12 +97,11 @@ class Windows:
             # The windows of the batch follow each other, so a split by B gives one per corner.
             for (row, left), part in zip(group, infer(windows).split(batch), strict=True):
                 if not sums.numel():
-                    sums = empty_map(part, tall, width).zero_()  # (B, K, tall, W)
+                    sums = part.new_zeros(*part.shape[:3], width)  # (B, K, tall, W)
                 if row > top:  # no later window starts above this one
                     done = row - top
                     yield Band(top, sums[:, :, :done].div_(row_counts[top:row] * column_counts))
-                    _shift_up(sums, done)
-                    top = row
+                    sums, top = F.pad(sums[:, :, done:], (0, 0, 0, done)), row
                 sums[:, :, :, left : left + wide] += part
         yield Band(top, sums.div_(row_counts[top:] * column_counts))
 
@@ -100,37 +111,18 @@ class Windows:
         Wide images are done in strips of columns: the same windows, of which those at the seams
         pass twice.
         """
-        batch, _, height, width = image.shape
-        result = torch.empty((batch, height, width), dtype=torch.uint8, device=image.device)
-        for strip in self.strips(width):
-            part = image[:, :, :, strip.seen]
-            done = slice(strip.kept.start - strip.seen.start, strip.kept.stop - strip.seen.start)
-            for top, band in self.bands(infer, part):
-                rows = slice(top, top + band.shape[2])
-                result[:, rows, strip.kept] = band[:, :, :, done].argmax(dim=1)
-        return result
-
-    def strips(self, width: int) -> list["Strip"]:
-        """Cut the columns of an image so that each strip has all windows that cover its pixels."""
-        wide = min(self.crop[1], width)
+        width, wide = image.shape[3], min(self.crop[1], image.shape[3])
         lefts = window_starts(width, wide, self.stride[1])
         per_strip = max(1, (STRIP - wide) // self.stride[1])
         strips = []
         for first in range(0, len(lefts), per_strip):
-            until = min(first + per_strip, len(lefts))
-            kept = slice(lefts[first], lefts[until] if until < len(lefts) else width)
-            seen = [left for left in lefts if left < kept.stop and left + wide > kept.start]
-            strips.append(Strip(slice(seen[0], seen[-1] + wide), kept))
-        return strips
-
-
-class Strip(NamedTuple):
-    """Columns of an image."""
-
-    seen: slice
-    """Input columns, cut into windows."""
-    kept: slice
-    """Output columns: those of ``seen`` whose windows are all in the strip."""
+            begin, end = lefts[first], [*lefts, width][min(first + per_strip, len(lefts))]
+            # All windows that cover a column of the strip.
+            seen = [left for left in lefts if left < end and left + wide > begin]
+            bands = self.bands(infer, image[:, :, :, seen[0] : seen[-1] + wide])
+            kept = slice(begin - seen[0], end - seen[0])
+            strips.append(argmax((Band(top, band[..., kept]) for top, band in bands)))
+        return torch.cat(strips, dim=2)
 
 
 class PixelBudget:
@@ -162,52 +154,19 @@ class PixelBudget:
         return Windows((side, side), (stride, stride), per_batch=1)
 
 
-class BandInference(ABC):
-    """Base of the inference modes, which define ``bands``.
-
-    It lies outside the modules whose classes a config may name, see ``danet.config.targets``.
-    """
-
-    @abstractmethod
-    def bands(self, model: nn.Module, image: Tensor) -> Iterator[Band]:
-        """Yield the probabilities from top to bottom."""
-
-    @torch.no_grad()
-    def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) to probabilities (B, K, H, W)."""
-        return concat_bands(self.bands(model, image), image.shape[2])
-
-    @torch.no_grad()
-    def predict(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Predict the most probable classes, uint8 (B, H, W), of images (B, 3, H, W)."""
-        return argmax(self.bands(model, image), image.shape[2])
-
-
-class WindowInference(BandInference):
-    """Base of the modes that run one function on the windows of an image, or on all of it."""
-
-    @abstractmethod
-    def windows(self, image: Tensor) -> Windows | None:
-        """Return the windows for an image (B, 3, H, W); None passes it whole."""
-
-    @abstractmethod
-    def probabilities(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Compute the probabilities (B, K, h, w) of windows or images (B, 3, h, w)."""
-
-    def bands(self, model: nn.Module, image: Tensor) -> Iterator[Band]:
-        """Yield the probabilities from top to bottom."""
-        windows = self.windows(image)
-        if windows is None:
-            return iter([Band(0, self.probabilities(model, image))])
-        return windows.bands(partial(self.probabilities, model), image)
-
-    @torch.no_grad()
-    def predict(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Predict the most probable classes, uint8 (B, H, W), of images (B, 3, H, W)."""
-        windows = self.windows(image)
-        if windows is None:
-            return super().predict(model, image)
-        return windows.argmax(partial(self.probabilities, model), image)
+def optional_windows(
+    crop: Sequence[int] | None,
+    stride: Sequence[int] | None,
+    per_batch: int | None = None,
+    *,
+    mirrored: bool = False,
+) -> Windows | None:
+    """Return the windows, or None if neither ``crop`` nor ``stride`` is given."""
+    if crop is None and stride is None:
+        return None
+    if crop is None or stride is None:
+        raise ValueError(f"crop={crop} and stride={stride}: give both, or neither")
+    return Windows(crop, stride, per_batch, mirrored=mirrored)
 
 
 def window_starts(size: int, crop: int, stride: int) -> list[int]:
@@ -227,48 +186,22 @@ def _coverage(begins: list[int], crop: int, size: int, like: Tensor) -> Tensor:
     return counts
 
 
-def _shift_up(sums: Tensor, rows: int) -> None:
-    """Drop the first rows, shift the others to the top, and fill the rest with zeros."""
-    rest = sums.shape[2] - rows
-    kept = sums[:, :, rows:]  # (B, K, rest, W)
-    # More rows than are dropped overlap with where they go, which a copy in place must not.
-    sums[:, :, :rest] = kept.clone() if rest > rows else kept
-    sums[:, :, rest:] = 0
+def argmax(bands: Iterable[Band]) -> Tensor:
+    """Return the most probable classes of a map that comes in bands, uint8 (B, H, W)."""
+    # (B, rows, W) each
+    return torch.cat([part.argmax(dim=1).to(torch.uint8) for _, part in bands], dim=1)
 
 
-def empty_map(like: Tensor, height: int, width: int) -> Tensor:
-    """Return uninitialised memory (B, K, height, width) in the memory format of ``like``."""
-    # Adding maps of one format walks straight through memory; of two formats it jumps. The stride
-    # of a dimension with one element is arbitrary, hence K > 1.
-    is_last = like.stride(1) == 1 and like.shape[1] > 1
-    order = torch.channels_last if is_last else torch.contiguous_format
-    size = (*like.shape[:2], height, width)
-    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=order)
-
-
-def concat_bands(bands: Iterable[Band], height: int) -> Tensor:
-    """Return the bands as one map (B, K, H, W)."""
-    whole: Tensor | None = None
-    for top, part in bands:
-        if part.shape[2] == height:
-            return part  # the only band, without a copy
-        if whole is None:
-            whole = empty_map(part, height, part.shape[3])
-        whole[:, :, top : top + part.shape[2]] = part
-    assert whole is not None
-    return whole
-
-
-def argmax(bands: Iterable[Band], height: int) -> Tensor:
-    """Return the most probable classes, uint8 (B, H, W)."""
-    whole: Tensor | None = None
-    for top, part in bands:
-        if whole is None:
-            size = part.shape[0], height, part.shape[3]
-            whole = torch.empty(size, dtype=torch.uint8, device=part.device)
-        whole[:, top : top + part.shape[2]] = part.argmax(dim=1)  # (B, rows, W)
-    assert whole is not None
-    return whole
+def sum_maps(maps: Iterable[Iterable[Band]], height: int) -> Tensor:
+    """Return the sum (B, K, H, W) of maps with ``height`` rows that come in bands."""
+    total: Tensor | None = None
+    for bands in maps:
+        for top, part in bands:
+            if total is None:
+                total = part.new_zeros(*part.shape[:2], height, part.shape[3])  # (B, K, H, W)
+            total[:, :, top : top + part.shape[2]] += part
+    assert total is not None
+    return total
 
 
 def resize_bands(
@@ -282,7 +215,7 @@ def resize_bands(
         size: Height and width of the result.
         align_corners: As in ``resize``.
     """
-    below, above, weight, needed = _row_weights(height, size[0], align_corners)
+    below, above, weight = _row_weights(height, size[0], align_corners)
     start, done, kept = 0, 0, None
     for top, part in bands:
         if part.shape[2] == height:
@@ -293,26 +226,22 @@ def resize_bands(
         if kept is not None:
             rows, start = torch.cat((kept, rows), dim=1), top - 1
         kept = rows[:, -1:].clone()
-        ready = sum(i < top + part.shape[2] for i in needed)
+        ready = int((above < top + part.shape[2]).sum())
         if ready > done:
             here = slice(done, ready)
-            device = part.device
-            lower = rows.index_select(1, (below[here] - start).to(device))
-            upper = rows.index_select(1, (above[here] - start).to(device))
-            lower.lerp_(upper, weight[here].to(device)[:, None, None])
-            narrow = lower.permute(0, 3, 1, 2)  # (B, K, ready - done, w)
+            lower, upper, share = (
+                values.to(part.device)
+                for values in (below[here] - start, above[here] - start, weight[here])
+            )
+            mixed = rows[:, lower].lerp_(rows[:, upper], share[:, None, None])
+            narrow = mixed.permute(0, 3, 1, 2)  # (B, K, ready - done, w)
             # Bilinear weights are separable: the rows are interpolated, the columns remain.
             yield Band(done, resize(narrow, (ready - done, size[1]), align_corners=align_corners))
             done = ready
 
 
-def _row_weights(
-    height: int, wanted: int, align_corners: bool
-) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """Return for each output row the two input rows around it, the second's weight, the second.
-
-    All but the last are tensors (wanted,).
-    """
+def _row_weights(height: int, wanted: int, align_corners: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each output row the two input rows around it, and the second's weight."""
     # In float32 throughout, the precision in which torch's kernels compute coordinates.
     place = torch.arange(wanted, dtype=torch.float32)
     if align_corners:
@@ -320,5 +249,4 @@ def _row_weights(
     else:
         place = ((place + 0.5) * (torch.tensor(float(height)) / wanted) - 0.5).clamp_(min=0)
     below = place.long().clamp_(max=height - 1)
-    above = (below + 1).clamp_(max=height - 1)
-    return below, above, place - below, above.tolist()
+    return below, (below + 1).clamp_(max=height - 1), place - below

@@ -71,8 +71,10 @@ class Segmentor(nn.Module):
         logits: dict[str, Tensor] = self.head(maps[-1])  # (B, K, H/8, W/8) each
         main = logits.pop("main")
         if not self.training:
-            size = (image.shape[-2], image.shape[-1])
-            return SegmentationOutput(resize(main, size, align_corners=self.align_corners), {})
+            # In half precision neighbouring classes would often have equal logits.
+            main = main.to(torch.promote_types(main.dtype, torch.float32))
+            fine = resize(main, image.shape[-2:], align_corners=self.align_corners)
+            return SegmentationOutput(fine, {})
         if self.auxiliary_head is not None:
             logits["backbone"] = self.auxiliary_head(maps[-2])["main"]
         return SegmentationOutput(main, logits)

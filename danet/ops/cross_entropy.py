@@ -35,7 +35,7 @@ def pixel_losses(logits: Tensor, target: Tensor, *, align_corners: bool = True) 
     """
     with torch.no_grad():
         parts = [
-            _nll(resize(coarse, _size(y), align_corners=align_corners).log_softmax(dim=1), y)
+            _nll(resize(coarse, y.shape[1:], align_corners=align_corners).log_softmax(dim=1), y)
             for coarse, y in _chunks(logits, target)
         ]
     return torch.cat(parts)  # (B, H, W)
@@ -68,14 +68,15 @@ class _CrossEntropySum(torch.autograd.Function):
         gradients: list[Tensor] = []
         chunks = zip(_chunks(logits, target), _split(weights, logits, target), strict=True)
         for (coarse, y), w in chunks:
-            fine = resize(coarse, _size(y), align_corners=align_corners)  # (b, K, H, W)
+            fine = resize(coarse, y.shape[1:], align_corners=align_corners)  # (b, K, H, W)
             log_p = fine.log_softmax(dim=1)  # (b, K, H, W)
             sums.append((_nll(log_p, y) * w).sum())
             gradient = _softmax_minus_onehot(log_p, y).mul_(w.unsqueeze(1))  # (b, K, H, W)
-            size = (coarse.shape[2], coarse.shape[3])
             # Its matrix products would run in half precision under autocast.
             with without_autocast(logits.device.type):
-                gradients.append(resize_backward(gradient, size, align_corners=align_corners))
+                gradients.append(
+                    resize_backward(gradient, coarse.shape[2:], align_corners=align_corners)
+                )
         ctx.save_for_backward(torch.cat(gradients))  # (B, K, h, w)
         ctx.dtype = logits.dtype
         return torch.stack(sums).sum()
@@ -100,10 +101,6 @@ def _split(x: Tensor, logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
     """Split along B so that the fine logits of a chunk stay within ELEMENTS_PER_CHUNK."""
     per_image = logits.shape[1] * target[0].numel()  # K * H * W
     return x.split(max(1, ELEMENTS_PER_CHUNK // per_image))
-
-
-def _size(target: Tensor) -> tuple[int, int]:
-    return target.shape[1], target.shape[2]
 
 
 def _nll(log_p: Tensor, target: Tensor) -> Tensor:

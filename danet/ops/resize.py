@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def resize(x: Tensor, size: tuple[int, int], *, align_corners: bool = True) -> Tensor:
+def resize(x: Tensor, size: tuple[int, ...], *, align_corners: bool = True) -> Tensor:
     """Resize (B, C, H, W) to (B, C, *size) bilinearly; return ``x`` itself at equal size.
 
     ``align_corners=True`` is the authors' choice for logits and images alike.
@@ -16,7 +16,7 @@ def resize(x: Tensor, size: tuple[int, int], *, align_corners: bool = True) -> T
 
 
 def resize_backward(
-    gradient: Tensor, size: tuple[int, int], *, align_corners: bool = True
+    gradient: Tensor, size: tuple[int, ...], *, align_corners: bool = True
 ) -> Tensor:
     """Return the gradient of ``resize`` with respect to its input, given that of its output.
 

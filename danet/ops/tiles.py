@@ -56,24 +56,13 @@ def _is_dtype_fused(x: Tensor) -> bool:
     return x.dtype in (torch.float16, torch.float32)
 
 
-def attend_in_slices(
-    query: Tensor, key: Tensor, value: Tensor, *, width: int | None = None
-) -> Tensor:
+def attend_in_slices(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Compute ``attend`` by torch's fused kernels, of which flash needs values as wide as the keys.
 
     The values are cut into slices that pass as heads with the same queries and keys, so the
-    energies are computed once per slice and the map is never stored. float32 has only the
-    memory-efficient kernel, which supports wider slices as well; whether they are faster depends
-    on the device (scripts/benchmark.py).
-
-    Args:
-        query: As of ``attend``, like the other two.
-        key: (B, N, D).
-        value: (B, N, C).
-        width: Of a slice, D by default; C is divisible by it.
+    energies are computed once per slice and the map is never stored. C is divisible by D.
     """
-    batch, queries, _ = query.shape
-    width = query.shape[-1] if width is None else width
+    batch, queries, width = query.shape
     slices = value.shape[-1] // width
     # scale=1: unlike a transformer, the paper does not divide by sqrt(D).
     with sdpa_kernel(_KERNELS):
@@ -96,39 +85,35 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
 
 def _forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Return the context (B, M, C) and log2 of each query's softmax denominator, (B, M, 1)."""
-    with without_autocast(value.device.type):
-        return _scan(query, key, value)
-
-
-def _scan(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     batch, queries, _ = query.shape
     context = value.new_empty(batch, queries, value.shape[-1])
     log_sum = value.new_empty(batch, queries, 1, dtype=_sum_dtype(value))
-    for rows in _tiles(queries, QUERIES_PER_TILE):
-        running_max = running_sum = accumulator = torch.empty(0)
-        tile_query = _widen(query[:, rows]) * _LOG2_E  # (B, rows, D)
-        for columns in _tiles(key.shape[1], KEYS_PER_TILE):
-            # (B, rows, columns), overwritten by the weights below
-            energy = torch.bmm(tile_query, _widen(key[:, columns]).transpose(1, 2))
-            tile_value = _widen(value[:, columns])  # (B, columns, C)
-            tile_max = energy.amax(dim=-1, keepdim=True)  # (B, rows, 1)
-            if columns.start == 0:
-                # No start from -inf and zeros: that would be one more pass over the accumulator.
-                running_max = tile_max
-                weights = energy.sub_(running_max).exp2_()
-                running_sum = weights.sum(dim=-1, keepdim=True)
-                accumulator = torch.bmm(weights, tile_value)  # (B, rows, C)
-                continue
-            new_max = torch.maximum(running_max, tile_max)
-            # What came before is brought to the new maximum, so no exponent is ever positive.
-            rescale = running_max.sub_(new_max).exp2_()
-            weights = energy.sub_(new_max).exp2_()
-            running_sum.mul_(rescale).add_(weights.sum(dim=-1, keepdim=True))
-            accumulator.mul_(rescale).baddbmm_(weights, tile_value)
-            running_max = new_max
-        # Divided once at the end instead of once per tile, as in FlashAttention-2.
-        context[:, rows] = accumulator.div_(running_sum)
-        log_sum[:, rows] = running_sum.log2_().add_(running_max)
+    with without_autocast(value.device.type):
+        for rows in _tiles(queries, QUERIES_PER_TILE):
+            running_max = running_sum = accumulator = torch.empty(0)
+            tile_query = _widen(query[:, rows]) * _LOG2_E  # (B, rows, D)
+            for columns in _tiles(key.shape[1], KEYS_PER_TILE):
+                # (B, rows, columns), overwritten by the weights below
+                energy = torch.bmm(tile_query, _widen(key[:, columns]).transpose(1, 2))
+                tile_value = _widen(value[:, columns])  # (B, columns, C)
+                tile_max = energy.amax(dim=-1, keepdim=True)  # (B, rows, 1)
+                if columns.start == 0:
+                    # No start from -inf and zeros: one more pass over the accumulator.
+                    running_max = tile_max
+                    weights = energy.sub_(running_max).exp2_()
+                    running_sum = weights.sum(dim=-1, keepdim=True)
+                    accumulator = torch.bmm(weights, tile_value)  # (B, rows, C)
+                    continue
+                new_max = torch.maximum(running_max, tile_max)
+                # What came before is brought to the new maximum, so no exponent is ever positive.
+                rescale = running_max.sub_(new_max).exp2_()
+                weights = energy.sub_(new_max).exp2_()
+                running_sum.mul_(rescale).add_(weights.sum(dim=-1, keepdim=True))
+                accumulator.mul_(rescale).baddbmm_(weights, tile_value)
+                running_max = new_max
+            # Divided once at the end instead of once per tile, as in FlashAttention-2.
+            context[:, rows] = accumulator.div_(running_sum)
+            log_sum[:, rows] = running_sum.log2_().add_(running_max)
     return context, log_sum
 
 
@@ -136,34 +121,28 @@ def _backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, context: Tensor, log_sum: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value, given that of the context."""
-    with without_autocast(value.device.type):
-        return _scan_back(gradient, query, key, value, context, log_sum)
-
-
-def _scan_back(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, context: Tensor, log_sum: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
     dtype = _sum_dtype(value)
     grad_query, grad_key, grad_value = (
         torch.zeros_like(t, dtype=dtype) for t in (query, key, value)
     )
     # Term of the softmax itself (D in FlashAttention): sum_j p_j dp_j = gradient . context.
     delta = torch.empty_like(log_sum)  # (B, M, 1)
-    for rows in _tiles(query.shape[1], QUERIES_PER_TILE):
-        product = _widen(gradient[:, rows]) * _widen(context[:, rows])
-        delta[:, rows] = product.sum(dim=-1, keepdim=True)
-    for columns in _tiles(key.shape[1], KEYS_PER_TILE):
-        tile_key, tile_value = _widen(key[:, columns]), _widen(value[:, columns])
+    with without_autocast(value.device.type):
         for rows in _tiles(query.shape[1], QUERIES_PER_TILE):
-            tile_query, tile_gradient = _widen(query[:, rows]), _widen(gradient[:, rows])
-            energy = torch.bmm(tile_query * _LOG2_E, tile_key.transpose(1, 2))
-            weights = energy.sub_(log_sum[:, rows]).exp2_()  # (B, rows, columns)
-            grad_value[:, columns].baddbmm_(weights.transpose(1, 2), tile_gradient)
-            # Of the energies before log2 e, which therefore does not appear below.
-            grad_energy = torch.bmm(tile_gradient, tile_value.transpose(1, 2))
-            grad_energy.sub_(delta[:, rows]).mul_(weights)  # (B, rows, columns)
-            grad_query[:, rows].baddbmm_(grad_energy, tile_key)
-            grad_key[:, columns].baddbmm_(grad_energy.transpose(1, 2), tile_query)
+            product = _widen(gradient[:, rows]) * _widen(context[:, rows])
+            delta[:, rows] = product.sum(dim=-1, keepdim=True)
+        for columns in _tiles(key.shape[1], KEYS_PER_TILE):
+            tile_key, tile_value = _widen(key[:, columns]), _widen(value[:, columns])
+            for rows in _tiles(query.shape[1], QUERIES_PER_TILE):
+                tile_query, tile_gradient = _widen(query[:, rows]), _widen(gradient[:, rows])
+                energy = torch.bmm(tile_query * _LOG2_E, tile_key.transpose(1, 2))
+                weights = energy.sub_(log_sum[:, rows]).exp2_()  # (B, rows, columns)
+                grad_value[:, columns].baddbmm_(weights.transpose(1, 2), tile_gradient)
+                # Of the energies before log2 e, which therefore does not appear below.
+                grad_energy = torch.bmm(tile_gradient, tile_value.transpose(1, 2))
+                grad_energy.sub_(delta[:, rows]).mul_(weights)  # (B, rows, columns)
+                grad_query[:, rows].baddbmm_(grad_energy, tile_key)
+                grad_key[:, columns].baddbmm_(grad_energy.transpose(1, 2), tile_query)
     return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype)
 
 

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,7 +16,6 @@ from danet.losses import CrossEntropy, DeepSupervision
 from danet.models.heads.dual import DualAttentionHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
-from danet.ops.convolution import WideConv2d
 
 NUM_CLASSES = 19
 AGREEMENT = 1e-4
@@ -121,28 +119,6 @@ def run(options: Options) -> list[Row]:
         rows += _memory(case, steps, device)
     for case, steps in zip(cases, every, strict=True):
         rows += _time(case, steps, options)
-    return rows + _wide_convolutions(options)
-
-
-def _wide_convolutions(options: Options) -> list[Row]:
-    """Time the head's two convolutions that are computed in pieces against torch's own."""
-    device = options.device
-    if device.type != "cpu" or choose_precision(options.precision, device) != torch.bfloat16:
-        return []  # there torch's own are used
-    rows = []
-    for size in (8,) if options.quick else (32, 64):
-        torch.manual_seed(0)
-        ours = WideConv2d(2048, 512, 3).bfloat16().to(memory_format=torch.channels_last)
-        plain = nn.Conv2d(2048, 512, 3, padding=1, bias=False).bfloat16()
-        plain = plain.to(memory_format=torch.channels_last)
-        plain.load_state_dict(ours.state_dict())
-        x = torch.randn(2, 2048, size, size, dtype=torch.bfloat16)
-        x = x.to(memory_format=torch.channels_last)
-        agree(relative_error(ours(x), plain(x)), 1e-2, "step, wide convolution")
-        name = f"3x3, 2048 to 512 channels, {size} x {size}, batch 2, bfloat16"
-        functions = [partial(conv, x) for conv in (ours, plain)]
-        spent = seconds(functions, device, repeats=1 if options.quick else 9)
-        rows.append(Row("step", name, "time", "s", *spent, "forward"))
     return rows
 
 

@@ -313,7 +313,8 @@ def test_R07_the_report_says_by_which_protocol_it_was_made(network, capsys):
     changed(network, config={**config, "evaluation": SLIDING})
     call("visualize", f"checkpoint={network}", "report=true", "count=1", "device=cpu")
     page = (network.parent / "pictures_val/report.html").read_text()
-    assert "Scored and drawn by sliding (crop=[32, 32], stride=[16, 16], flip=true)" in page
+    values = "crop=[32, 32], stride=[16, 16], flip=true, precision=float32"
+    assert f"Scored and drawn by sliding ({values})" in page
 
 
 @pytest.fixture

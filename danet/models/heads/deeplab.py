@@ -1,7 +1,9 @@
 """The heads of DeepLab: context from parallel atrous convolutions of several rates."""
 
 from collections.abc import Sequence
+from functools import reduce
 
+import torch
 from torch import Tensor, nn
 
 from danet.models.heads.layers import classifier, conv_norm_relu
@@ -32,11 +34,7 @@ class DeepLabV2Head(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
         # Not sum(): it starts from 0, one more addition over the whole map.
-        first, *others = self.classify
-        logits = first(x)  # (B, K, H, W)
-        for classify in others:
-            logits = logits + classify(x)
-        return {"main": logits}
+        return {"main": reduce(torch.add, (classify(x) for classify in self.classify))}
 
 
 class DeepLabV3Head(nn.Module):

@@ -2,14 +2,11 @@
 
 from torch import nn
 
-from danet.ops.convolution import WideConv2d
-
 
 def conv_norm_relu(in_channels: int, channels: int, kernel_size: int) -> nn.Sequential:
     """Return a convolution without bias, batch norm and ReLU, at constant H and W."""
     return nn.Sequential(
-        # An ordinary convolution but for its speed in bfloat16 on a CPU.
-        WideConv2d(in_channels, channels, kernel_size),
+        nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=False),
         nn.BatchNorm2d(channels),
         nn.ReLU(inplace=True),
     )

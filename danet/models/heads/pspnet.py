@@ -48,6 +48,5 @@ class PyramidPoolingHead(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
-        size = (x.shape[2], x.shape[3])
-        levels = [resize(level(x), size) for level in self.levels]  # (B, share, H, W) each
+        levels = [resize(level(x), x.shape[2:]) for level in self.levels]  # (B, share, H, W) each
         return {"main": self.classify(self.join(torch.cat([x, *levels], dim=1)))}
