@@ -1,6 +1,7 @@
 """Base classes of data sets: pairs of files, reading them, mapping labels to classes."""
 
 import math
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,8 +12,7 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 from torch.utils.data import Dataset
 
-from danet.datasets.cache import Cache, digest_of
-from danet.datasets.cache_folder import disk_folder, memory_folder
+from danet.datasets.cache import Cache, disk_folder, memory_folder
 from danet.datasets.hints import orientation_note
 from danet.datasets.image_io import MAX_PIXELS, read_image, read_labels
 from danet.datasets.items import Item as Item
@@ -269,7 +269,7 @@ class FileDataset(SegmentationDataset):
         return Cache(
             memory_folder() if self.reading.cache == "ram" else disk_folder(self.reading.cache_dir),
             root=self.root,
-            kind=digest_of([type(self), settings]),
+            kind=pickle.dumps((type(self).__module__, type(self).__qualname__, settings)),
             limit=int(self.reading.cache_gib * 2**30),
         )
 

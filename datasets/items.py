@@ -2,12 +2,12 @@
 
 import hashlib
 import os
-from array import array
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
-from typing import NamedTuple, overload
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
+
+_CODEC = ("utf-8", "surrogateescape")  # not the system's: names come from lists as well
 
 
 class Item(NamedTuple):
@@ -18,54 +18,42 @@ class Item(NamedTuple):
     name: str  # unique within the split; used for predictions and in messages
 
 
-class Items(Sequence[Item]):
+class Items:
     """A sequence of Item, sorted by name, whose texts lie in one buffer.
 
     Nearly every path is a folder, the name, and an ending that hundreds share, so an item is stored
-    as its name and the numbers of two such frames; a path without the name is a frame of its own.
-    A few large arrays instead of a million small objects: worker processes share their memory,
-    since no reference counts are written inside them, and they are pickled in an instant.
+    as its name and the number of a frame: both paths with NUL in place of the name. A few large
+    arrays instead of a million small objects: worker processes share their memory, since no
+    reference counts are written inside them, and they are pickled in an instant.
 
     Args:
         items: In any order; may be a generator.
     """
 
     def __init__(self, items: Iterable[Item]) -> None:
-        frames: dict[tuple[str, str, bool], int] = {}
-        names: list[bytes] = []
-        images, masks = array("i"), array("i")
-        for item in items:
-            names.append(_pack(item.name))
-            images.append(frames.setdefault(_frame(item.image, item.name), len(frames)))
-            if item.mask is None:
-                masks.append(-1)
-            else:
-                masks.append(frames.setdefault(_frame(item.mask, item.name), len(frames)))
-        order = sorted(range(len(names)), key=names.__getitem__)  # UTF-8 sorts like code points
+        frames: dict[tuple[str, str | None], int] = {}
+        found: list[tuple[bytes, int]] = []
+        for image, mask, name in items:
+            frame = _without(name, image), None if mask is None else _without(name, mask)
+            found.append((name.encode(*_CODEC), frames.setdefault(frame, len(frames))))
+        found.sort()  # UTF-8 sorts like code points
         self._frames = list(frames)
-        self._images = np.frombuffer(images, np.int32)[order] if names else np.empty(0, np.int32)
-        self._masks = np.frombuffer(masks, np.int32)[order] if names else np.empty(0, np.int32)
-        self._names = b"".join(names[i] for i in order)
-        lengths = (len(names[i]) for i in order)
-        self._ends = np.fromiter(accumulate(lengths), np.int64, len(names))
+        self._numbers = np.array([number for _, number in found], np.int32)
+        self._names = b"".join(name for name, _ in found)
+        self._ends = np.cumsum([len(name) for name, _ in found], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | list[Item]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __iter__(self) -> Iterator[Item]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, index: int) -> Item:
         i = range(len(self))[index]  # resolves negative indices and raises IndexError
-        name = self._name(i)
-        mask = int(self._masks[i])
+        name = self._names[self._ends[i - 1] if i else 0 : self._ends[i]].decode(*_CODEC)
+        image, mask = self._frames[self._numbers[i]]
         return Item(
-            self._path(int(self._images[i]), name),
-            None if mask < 0 else self._path(mask, name),
-            name,
+            image.replace("\0", name), None if mask is None else mask.replace("\0", name), name
         )
 
     def fingerprint(self) -> str:
@@ -81,35 +69,21 @@ class Items(Sequence[Item]):
         """
         listed: dict[str, set[str]] = {}
         missing = []
-        for i, frame in enumerate(self._masks.tolist()):
-            if frame < 0:
+        for i, item in enumerate(self):
+            if item.mask is None:
                 continue
-            path = self._path(frame, self._name(i))
-            folder, _, file = path.rpartition(os.sep)
+            folder, _, file = item.mask.rpartition(os.sep)
             if folder not in listed:
                 listed[folder] = _files(folder)
             # Links are checked one by one, as are names that differ in case, which some disks find.
-            if file not in listed[folder] and not os.path.exists(path):
+            if file not in listed[folder] and not os.path.exists(item.mask):
                 missing.append(i)
         return missing
 
-    def _name(self, i: int) -> str:
-        start = int(self._ends[i - 1]) if i else 0
-        return self._names[start : int(self._ends[i])].decode("utf-8", "surrogateescape")
 
-    def _path(self, frame: int, name: str) -> str:
-        start, end, has_name = self._frames[frame]
-        return f"{start}{name}{end}" if has_name else start
-
-
-def _pack(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
-
-
-def _frame(path: str, name: str) -> tuple[str, str, bool]:
-    """Return the parts of a path before and after the name, and whether it holds the name."""
-    start, found, end = path.rpartition(name) if name else ("", "", path)
-    return (start, end, True) if found else (path, "", False)
+def _without(name: str, path: str) -> str:
+    """Return a path with NUL in place of the last occurrence of a name."""
+    return "\0".join(path.rsplit(name, 1)) if name else path
 
 
 def _files(folder: str) -> set[str]:

@@ -52,7 +52,7 @@ from danet.config.build import make_dataset, make_model
 from danet.config.validate import check
 from danet.data import workers
 from danet.data.sampler import StepSampler
-from danet.datasets import cache, cache_folder, pascal_voc
+from danet.datasets import cache, pascal_voc
 from danet.datasets.base import Reading
 from danet.datasets.cityscapes import Cityscapes
 from danet.datasets.coco_stuff import CocoStuff10k, CocoStuff164k
@@ -473,6 +473,8 @@ ADVICE = {
     # datasets/cache.py
     "data.cache: there is none on this system; use": "there_are_systems_without_caches",
     "GiB, or what is free there); further images are": "a_cache_that_is_full_gets_more_room",
+    "data.cache=ram: there is no": "no shared memory",
+    "is somebody else's; use data.cache=disk": "memory of others",
     # datasets/cityscapes.py
     "; data.labels says which files are read: ids,": "files_of_train_ids_are_chosen",
     "unpack … into data.root": "labels_of_streets_are_unpacked_or_chosen",
@@ -551,9 +553,6 @@ ADVICE = {
     "1 picture or more": "pictures of a split",
     "Scenes: level=": "parts",
     "Scenes: cue_radius=": "parts",
-    # datasets/cache_folder.py
-    "data.cache=ram: there is no": "no shared memory",
-    "is somebody else's; use data.cache=disk": "memory of others",
     # datasets/submission.py
     "has no test server whose form is known here;": "a_split_with_labels_is_scored",
     "is there from an earlier submission; remove it or": "a_split_without_labels_is_submitted",
@@ -2461,9 +2460,7 @@ def test_bad_samples_are_mended_or_removed(door, tmp_path):
 def test_workers_without_room_or_memory(door):
     message = str(workers.shared_memory_error())
     killed = str(
-        workers.explain(
-            RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed."), ["x"], 0
-        )
+        workers.exit_error([types.SimpleNamespace(pid=1, exitcode=-signal.SIGKILL)], lambda: ["x"])
     )
     door.reported += message + killed
     setting, path = re.search(
@@ -2726,10 +2723,10 @@ def test_there_are_systems_without_caches(door, root, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["no shared memory", "memory of others"])
 def test_a_disk_takes_the_place_of_memory(name, door, root, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_folder, "_SHARED_MEMORY", tmp_path / "shm")
+    monkeypatch.setattr(cache, "_SHARED_MEMORY", tmp_path / "shm")
     if name == "memory of others":
         (tmp_path / "shm").mkdir()
-        monkeypatch.setattr(cache_folder, "os", System(getuid=lambda: os.getuid() + 1))
+        monkeypatch.setattr(cache, "os", System(getuid=lambda: os.getuid() + 1))
     cached = (*own(root), f"data.cache_dir={tmp_path / 'cache'}")
     setting = re.search(r"; use (\S+)$", door.refused("train", *cached, "data.cache=ram"))[1]
     door.follow("train", *cached, setting)

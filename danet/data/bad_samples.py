@@ -1,7 +1,6 @@
 """Unreadable training samples: an error, or replaced by other samples."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from torch.utils.data import Dataset
 
@@ -11,60 +10,51 @@ from danet.types import Sample, SampleKey
 
 GRACE = 3
 """Number of bad samples tolerated, whatever share of a small data set they are."""
-_MAX_RETRIES = 20
-"""Successive replacements that may be bad as well."""
+
+Reasons = dict[int, str]
+"""Index in the data set of a sample that could not be read -> message, with the path."""
 
 
-class BadSample(NamedTuple):
-    """A sample that could not be read."""
-
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
-    """Its index in the data set."""
-    reason: str
-    """Message of the data set, with the path."""
-
-
-class LoadedSample(NamedTuple):
-    """A sample, and the bad samples that it replaces."""
-
-    sample: Sample
-    bad: tuple[BadSample, ...]
-
-
-class SkipBadSamples(Dataset[LoadedSample]):
+class SkipBadSamples(Dataset[tuple[Sample, Reasons]]):
     """Data set in which a random other sample replaces one that cannot be read.
 
     The replacement depends on the seed in the key alone, not on previous samples, so a resumed run
     has the samples of an uninterrupted one, as long as the same files are bad. Other processes are
     not affected.
+
+    Args:
+        dataset: For training.
+        max_retries: Successive replacements that may be bad as well; 0 replaces nothing.
     """
 
-    def __init__(self, dataset: Dataset[Sample]) -> None:
+    def __init__(self, dataset: Dataset[Sample], max_retries: int = 20) -> None:
         self.dataset = dataset
+        self.items = getattr(dataset, "items", None)  # with the names for messages
+        self.max_retries = max_retries
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, key: SampleKey) -> LoadedSample:
-        """Return the sample of a key, or its replacement.
+    def __getitem__(self, key: SampleKey) -> tuple[Sample, Reasons]:
+        """Return the sample of a key, or its replacement and the samples that it replaces.
 
         Raises:
-            InputError: None of many replacements can be read.
+            InputError: It cannot be read, nor can its replacements.
         """
-        bad: list[BadSample] = []
-        while True:
+        bad: Reasons = {}
+        for _ in range(self.max_retries + 1):
             try:
-                return LoadedSample(self.dataset[key], tuple(bad))
+                return self.dataset[key], bad
             except (InputError, OSError) as error:  # other errors are bugs and must not be hidden
-                bad.append(BadSample(key.index, str(error)))
-                if len(bad) > _MAX_RETRIES:
-                    lines = [f"  {one.reason}" for one in bad[:GRACE]]
-                    raise InputError(
-                        f"data.on_bad_sample=skip: {len(bad)} samples in a row cannot be read; "
-                        "is the storage still there?\n" + "\n".join(lines)
-                    ) from error
-                # 2 and 3, since StepSampler uses 0 and 1.
-                key = SampleKey(mix(key.seed, 2) % len(self), mix(key.seed, 3))
+                if not self.max_retries:
+                    raise
+                bad[key.index] = str(error)
+            # 2 and 3, since StepSampler uses 0 and 1.
+            key = SampleKey(mix(key.seed, 2) % len(self), mix(key.seed, 3))
+        raise InputError(
+            f"data.on_bad_sample=skip: {self.max_retries + 1} samples in a row cannot be read; is "
+            "the storage still there?\n  " + "\n  ".join(list(bad.values())[:GRACE])
+        )
 
 
 class BadSamples:
@@ -84,11 +74,11 @@ class BadSamples:
         self.num_samples = num_samples
         self.max_share = max_share
         self.warn = warn
-        self.reasons: dict[int, str] = {}
+        self.reasons: Reasons = {}
         self.replaced = 0
         self._seen = 0
 
-    def record(self, num_read: int, bad: tuple[BadSample, ...]) -> None:
+    def record(self, num_read: int, bad: Reasons) -> None:
         """Count samples that were read, and record those that could not be.
 
         Raises:
@@ -96,10 +86,10 @@ class BadSamples:
         """
         self._seen += num_read
         self.replaced += len(bad)
-        for one in bad:
-            if one.index not in self.reasons:
-                self.reasons[one.index] = one.reason
-                self.warn(f"skipped, another sample takes its place: {one.reason}")
+        for index, reason in bad.items():
+            if index not in self.reasons:
+                self.reasons[index] = reason
+                self.warn(f"skipped, another sample takes its place: {reason}")
         # A second epoch has no new samples, and must not raise the number that is tolerated.
         seen = min(self._seen, self.num_samples)
         if len(self.reasons) > max(GRACE, self.max_share * seen):
@@ -111,7 +101,7 @@ class BadSamples:
             )
 
 
-def summary(reasons_by_rank: list[dict[int, str]]) -> list[str]:
+def summary(reasons_by_rank: list[Reasons]) -> list[str]:
     """Return lines that list the bad samples of all processes, each once; none if there are none.
 
     Args:

@@ -1,5 +1,7 @@
 """Sample order as a function of the seed and the position in the run."""
 
+import functools
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -51,24 +53,18 @@ class StepSampler(Sampler[list[SampleKey]]):
         self.world = world
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        position = (self.start * self.world + self.rank) * self.batch_size
-        epoch, order = -1, torch.empty(0)  # before the first permutation
-        while True:
-            batch = []
-            # Position by position, since a batch may begin in one epoch and end in the next.
-            for p in range(position, position + self.batch_size):
-                if p // self.num_samples != epoch:
-                    epoch = p // self.num_samples
-                    order = self._permutation(epoch)
-                batch.append(SampleKey(int(order[p % self.num_samples]), self._seed_at(p)))
-            yield batch
-            position += self.world * self.batch_size
+        first = (self.start * self.world + self.rank) * self.batch_size
+        for position in itertools.count(first, self.world * self.batch_size):
+            yield [self._key(p) for p in range(position, position + self.batch_size)]
 
-    def _permutation(self, epoch: int) -> torch.Tensor:
-        # 0 and 1 (below) keep the seeds of order and augmentation apart.
-        generator = torch.Generator().manual_seed(mix(self.seed, 0, epoch))
-        return torch.randperm(self.num_samples, generator=generator)
-
-    def _seed_at(self, position: int) -> int:
+    def _key(self, position: int) -> SampleKey:
+        epoch, place = divmod(position, self.num_samples)
+        order = _permutation(self.num_samples, mix(self.seed, 0, epoch))
         # Of the position, not of the index: a sample is augmented differently in each epoch.
-        return mix(self.seed, 1, position)
+        # 0 and 1 keep the seeds of order and augmentation apart.
+        return SampleKey(int(order[place]), mix(self.seed, 1, position))
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(num_samples: int, seed: int) -> torch.Tensor:
+    return torch.randperm(num_samples, generator=torch.Generator().manual_seed(seed))

@@ -72,10 +72,6 @@ class ScaleCrop(A.DualTransform):
         self.scale = (float(scale[0]), float(scale[1]))
         self.base = base
 
-    def get_transform_init_args_names(self) -> tuple[str, ...]:
-        """Return the arguments shown in albumentations' repr."""
-        return ("size", "scale", "base")
-
     def get_params_dependent_on_data(
         self, params: dict[str, Any], data: dict[str, Any]
     ) -> dict[str, Any]:
@@ -230,10 +226,6 @@ class ColorJitter(A.ImageOnlyTransform):
         self.contrast = _range("contrast", contrast, 0.0, math.inf)
         self.saturation = _range("saturation", saturation, 0.0, math.inf)
         self.hue = _range("hue", hue, -0.5, 0.5)
-
-    def get_transform_init_args_names(self) -> tuple[str, ...]:
-        """Return the arguments shown in albumentations' repr."""
-        return ("brightness", "contrast", "saturation", "hue")
 
     def get_params(self) -> dict[str, Any]:
         """Draw the four factors."""

@@ -3,12 +3,11 @@
 import ctypes
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -21,10 +20,8 @@ from danet.errors import ProcessError, StorageError
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _SHARED = "/dev/shm"
 _MAX_NAMES = 12
-# Messages of torch's signal handler in C++ (one process) and of its loader in Python (several).
-_DEAD = re.compile(
-    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (is killed by signal: [^.]*|exited \w+)"
-)
+
+Names = Callable[[], Sequence[str]]
 
 
 def init_worker(_: int) -> None:
@@ -75,34 +72,51 @@ def _exit_with_trainer() -> None:
 
 
 def explain(
-    error: RuntimeError,
-    samples: Sequence[str],
-    timeout: float,
-    codes: Mapping[int | None, int | None] | None = None,
+    error: Exception, workers: Sequence[BaseProcess], names: Names, timeout: float
 ) -> ProcessError | StorageError | None:
     """Return the error that describes a dead or hanging worker; None for errors of other causes.
 
     Args:
         error: Raised by torch's DataLoader.
-        samples: Names of those being read, the awaited first.
+        workers: Of the loader.
+        names: Returns the names of the samples being read, the awaited first.
         timeout: The setting ``data.timeout``.
-        codes: Exit codes of the workers by process, negative for signals; torch's message does not
-            always contain the signal.
     """
-    text = f"{error.__cause__ or error} {error}"  # the cause names the signal
+    text = f"{error.__cause__} {error}"
     if "shared memory" in text and "No space left" in text:
         return shared_memory_error()
     if "timed out after" in text:
         return ProcessError(
             f"no batch came within data.timeout={timeout:g} seconds: a worker hangs, or the "
-            f"storage is slow; waited for {_shorten(samples)}"
+            f"storage is slow; waited for {_shorten(names())}"
         )
-    killed = _DEAD.search(text)
-    if not killed:
+    if isinstance(error, (ConnectionError, EOFError)):
+        # A connection breaks a little before its process has an exit code.
+        exited = connection.wait([worker.sentinel for worker in workers], timeout=1.0)
+        for worker in workers:
+            if worker.sentinel in exited:
+                worker.join()  # a sentinel may be ready before the exit code is
+    elif "DataLoader worker (pid" not in text:  # of torch's signal handler, or of its loader
         return None
-    numbers, how = killed[1].strip(), killed[2].strip()
-    code = (codes or {}).get(int(numbers)) if numbers.isdigit() else None
-    return _exit_error(numbers, _exit_text(code) if code is not None and code < 0 else how, samples)
+    return exit_error(workers, names)
+
+
+def exit_error(workers: Sequence[BaseProcess], names: Names) -> ProcessError | None:
+    """Return the error for a worker that has exited; None if all run."""
+    exited = [(worker.exitcode, worker.pid) for worker in workers if worker.exitcode is not None]
+    if not exited:
+        return None
+    code, number = min(exited)  # signals are negative, and the others may follow from them
+    how = f"exited with code {code}"
+    if code < 0:
+        how = f"is killed by signal: {signal.strsignal(-code)}"
+    if "Kill" in how:  # as by the kernel, when memory is exhausted
+        how += "; if nobody did that, the memory was full: fewer data.num_workers need less"
+    elif "Bus" in how:  # from a write to a mapping that has no space left
+        how += f"; shared memory was full: {_shared_memory()}"
+    return ProcessError(
+        f"a worker that reads samples (process {number}) {how}; being read were {_shorten(names())}"
+    )
 
 
 def shared_memory_error() -> StorageError:
@@ -122,40 +136,8 @@ def _shared_memory() -> str:
     )
 
 
-def exit_error(codes: Mapping[int | None, int | None], samples: Sequence[str]) -> ProcessError:
-    """Return the error for workers that exited before the last batch; arguments as in explain."""
-    number, code = next((number, code) for number, code in codes.items() if code is not None)
-    return _exit_error(str(number), _exit_text(code), samples)
-
-
-def _exit_text(code: int) -> str:
-    if code < 0:
-        return f"is killed by signal: {signal.strsignal(-code)}"
-    return f"exited with code {code}"
-
-
 def _shorten(samples: Sequence[str]) -> str:
     return ", ".join(samples[:_MAX_NAMES]) + (", ..." if len(samples) > _MAX_NAMES else "")
-
-
-def _exit_error(numbers: str, how: str, samples: Sequence[str]) -> ProcessError:
-    hint = ""
-    if "Kill" in how:  # as by the kernel, when memory is exhausted
-        hint = "; if nobody did that, the memory was full: fewer data.num_workers need less"
-    elif "Bus" in how:  # from a write to a mapping that has no space left
-        hint = f"; shared memory was full: {_shared_memory()}"
-    return ProcessError(
-        f"a worker that reads samples (process {numbers}) {how}{hint}; being read were "
-        f"{_shorten(samples)}"
-    )
-
-
-def wait_for_exit(workers: Sequence[BaseProcess], seconds: float = 1.0) -> None:
-    """Wait until a worker exits, at most ``seconds``."""
-    exited = connection.wait([worker.sentinel for worker in workers], timeout=seconds)
-    for worker in workers:
-        if worker.sentinel in exited:
-            worker.join()  # a sentinel may be ready before the exit code is
 
 
 def terminate(workers: Sequence[BaseProcess]) -> None:
