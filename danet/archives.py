@@ -10,6 +10,7 @@ import contextlib
 import gzip
 import io
 import os
+import platform
 import re
 import shutil
 import stat
@@ -62,8 +63,14 @@ def read_table(path: Path, limits: Limits = DEFAULT_LIMITS) -> dict[str, int]:
     A tgz is decompressed to its end, which also verifies its checksum.
 
     Raises:
-        InputError: Not an archive, damaged, too large, or with a member that is not allowed.
+        InputError: Not an archive, damaged, too large, or with a member that is not allowed; or
+            this Python is too old for the filters of tarfile.
     """
+    if not hasattr(tarfile, "data_filter"):
+        raise InputError(
+            f"Python {platform.python_version()} cannot unpack archives safely (PEP 706); take "
+            "3.10.12, 3.11.4, 3.12 or later"
+        )
     sizes: dict[str, int] = {}
     spellings: dict[str, str] = {}
     with _explain(path):

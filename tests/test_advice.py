@@ -166,9 +166,6 @@ def messages():
 NOT_ADVICE = {
     "expected null": "is never shown: another option of the annotation is named in its place",
     " (expected …)": "the publisher's count, beside the count that was found",
-    "<meta name='viewport'": "a page",
-    "<p class='note'>Rows are truth": "a page",
-    "<p class='note'>Point at a pixel": "a page, which is tested as one",
     "; the training goes on (trainer": "names the setting by which it does",
     "pixels are neither one of": "what a network of one's own returned, not a setting",
     ": it and others like it are done in windows": "says what is done; the setting is the reason",
@@ -204,6 +201,7 @@ OUT_OF_REACH = {
 
 ADVICE = {
     # danet/archives.py
+    "cannot unpack archives safely (PEP 706); take": "a_python_without_filters_is_replaced",
     ": damaged, cut off, or no zip, tar or tgz (": "a_damaged_archive_is_fetched_again",
     "; move it away or choose another root": "a_file_in_the_way_is_moved",
     "; run the same command again when this is mended:": "what_comes_in_the_way_is_moved",
@@ -369,6 +367,7 @@ ADVICE = {
     "start the processes with torchrun, or unset the": "a_variable_of_a_launcher_is_unset",
     ": expected 1 to 65535": "a_port_is_in_its_range",
     "…=…: expected a whole number of at least …": "a_variable_of_a_launcher_is_unset",
+    "…=… of …=…: expected at most …": "a_rank_is_below_the_number_of_processes",
     # danet/losses.py
     "class_weights[": "weights of classes",
     "; it must hold whole class indices": "whole_class_indices_are_given_to_a_loss",
@@ -2038,6 +2037,15 @@ def test_a_variable_of_a_launcher_is_unset(door, monkeypatch):
     door.follow("train")
 
 
+def test_a_rank_is_below_the_number_of_processes(door, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "2")
+    most = re.search(r"RANK=2 of WORLD_SIZE=2: expected at most (\d+)", door.refused("train"))[1]
+    launcher.require_sound(
+        {"RANK": most, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    )
+
+
 def test_a_port_is_in_its_range(door):
     world = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost"}
     with pytest.raises(InputError) as error:
@@ -2518,7 +2526,7 @@ def test_a_network_that_cannot_be_compiled_is_not(door, monkeypatch):
 
 
 def test_gradients_that_are_too_large_for_float16(door, tmp_path):
-    step = make_trainer(tmp_path, accumulate=1).train_step
+    step = make_trainer(tmp_path, accumulate=1, steps=30).train_step
     step.scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
     for number in range(30):
         step([batch(number)], number)
@@ -3314,6 +3322,14 @@ def prepared(door, path, root):
         door.reported += str(error)
         return str(error)
     return None
+
+
+def test_a_python_without_filters_is_replaced(door, tmp_path, monkeypatch):
+    path = pack(tmp_path / "ade.zip", "zip")
+    with monkeypatch.context() as old:
+        old.delattr(tarfile, "data_filter")
+        assert "take 3.10.12, 3.11.4, 3.12 or later" in prepared(door, path, tmp_path / "root")
+    assert prepared(door, path, tmp_path / "root") is None
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tgz", "tar cut between two files"])
