@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from danet.plain import is_number
+from danet.plain import is_int, is_number
 
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 """Returns an optimizer over the parameters of a network."""
@@ -166,7 +166,8 @@ def misfit(factory: OptimizerFactory, model: nn.Module, saved: Mapping[str, Any]
         return f"it is not a state of {kind} over {len(known)} parameters"
     for index, state in states.items():
         # Texts out of the file are cut, since they may be of any length.
-        if index not in range(len(known)) or not isinstance(state, dict):
+        is_known_index = is_int(index) and index in range(len(known))
+        if not is_known_index or not isinstance(state, dict):
             return f"state {str(index)[:20]!r} is of no parameter"
         name, parameter = known[index]
         added = {"name": name, "shape": list(parameter.shape)}

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, noop_context_fn
+from torch.utils.checkpoint import checkpoint
 
 from danet.checkpoint.weights import load_backbone
 
@@ -165,15 +166,19 @@ class ResNet(nn.Module):
 
 def _checkpoint_block(block: nn.Module, x: Tensor) -> Tensor:
     """Apply a block, keeping only its input for backward."""
-
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Return the contexts of the forward pass and of its recomputation."""
-        return nullcontext(), _preserve_buffers(block)
-
-    # The compiler recomputes pure kernels; statistics are updated outside of them, once.
-    chosen = noop_context_fn if torch.compiler.is_compiling() else contexts
     # preserve_rng_state=False: a block draws no random numbers.
-    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=chosen)
+    if torch.compiler.is_compiling():
+        # The compiler recomputes pure kernels; statistics are updated outside of them, once.
+        return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+    contexts = partial(_checkpoint_contexts, block)
+    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+
+def _checkpoint_contexts(
+    block: nn.Module,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return the contexts of the forward pass of a block and of its recomputation."""
+    return nullcontext(), _preserve_buffers(block)
 
 
 @contextmanager

@@ -471,6 +471,7 @@ def test_states_that_are_not_of_this_optimizer_are_named(recipe):
     assert f"the state of {one} has" in problem(drop)
     assert "is of no parameter" in problem(lambda c: c["state"].__setitem__(99, {}))
     assert "is of no parameter" in problem(lambda c: c["state"].__setitem__(0, 3))
+    assert "is of no parameter" in problem(lambda c: c["state"].__setitem__(0.0, c["state"].pop(0)))
     assert "is not a state of" in problem(lambda c: c["param_groups"][0]["params"].reverse())
     assert "is not a state of" in problem(lambda c: c.__setitem__("state", [1]))
     assert "is not a state of" in problem(lambda c: c.__setitem__("param_groups", None))

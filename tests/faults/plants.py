@@ -434,7 +434,7 @@ def full_shared_memory():
     """Lets a loader's process find no room for what it read."""
     import torch
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise RuntimeError(
             "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on "
             "device (28)"
