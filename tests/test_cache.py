@@ -118,7 +118,9 @@ def test_many_processes_may_fill_one_cache(tree, tmp_path):
         worker.join()
         assert worker.exitcode == 0
     assert len(kept(tmp_path)) == 4
-    assert count(tmp_path) >= sum(path.stat().st_size for path in kept(tmp_path))
+    size = sum(path.stat().st_size for path in kept(tmp_path))
+    # Processes that decode one pair at the same time each count it, at most once.
+    assert size <= count(tmp_path) <= len(workers) * (size + 4 * 256)
     assert all(same(make()[i], make("none")[i]) for i in range(4))
 
 
@@ -256,7 +258,8 @@ def test_what_killed_processes_left_is_removed_when_space_is_short(tree, tmp_pat
     (tmp_path / "cache" / "used").write_text(str(2**40))
     make()[1]
     assert not old.exists()
-    assert count(tmp_path) >= sum(path.stat().st_size for path in kept(tmp_path))
+    size = sum(path.stat().st_size for path in kept(tmp_path))
+    assert 0 <= count(tmp_path) - size < len(kept(tmp_path)) * 256
     assert young in kept(tmp_path)
 
 
