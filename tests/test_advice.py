@@ -1,15 +1,7 @@
-"""Advice works when it is followed: every hint of a message is produced, taken from it, and done.
+"""Advice works when it is followed: what a message says to type is taken from it, and done."""
 
-``ADVICE`` names each message that says what to type or do, by a fragment of its text in the
-source, and the cases that produce it and follow it; the first tests hold the table against the
-source. A case is a test function without ``test_``, or a key of a table of cases below. What a
-case has printed must contain the message it stands for.
-"""
-
-import ast
 import errno
 import fcntl
-import functools
 import hashlib
 import importlib.metadata
 import json
@@ -24,9 +16,7 @@ import tarfile
 import types
 import zipfile
 import zlib
-from collections import Counter
 from datetime import timedelta
-from itertools import chain
 from pathlib import Path
 
 import hydra
@@ -76,571 +66,19 @@ from danet.models.heads.dual import SingleAttentionHead
 from danet.models.resnet import ResNet
 from danet.models.timm_backbone import TimmBackbone
 from danet.ops.attention import ChannelAttention
-from danet.plain import printable
 from danet.preflight import advice, out_of_memory
 from danet.preflight.memory_estimate import StepSimulator
 from danet.tools import export
 
 pytestmark = pytest.mark.bad_input("R30")
 
-# --- Which messages carry advice ----------------------------------------------------------------
-
-_ALWAYS = (
-    "set|give|use|take|choose|rename|save|fetch|unpack|leave|raise|enlarge|install|mend|divide"
-)
-"""Words that ask for something wherever they stand."""
-_AT_A_START = (
-    "name|add|move|remove|lower|start|wait|say|run|write|turn|see|train|fewer|source|mount"
-)
-"""Words that do so at the start of a part of a message."""
-_RANGE = (
-    r"one\ of|in\ (?!the)|at\ least|between|divisible|two|three|8,|'7x7'|\[|"
-    r"a\ (?:finite|positive|whole|probability|list\ of|number,)"
-)
-CARRIES_ADVICE = re.compile(
-    rf"""
-      (?<!data\s)(?<!training\s)(?<!validation\s)(?<!\snot\s)(?<!^not\s)(?<![.\w])(?:{_ALWAYS})\b
-    | (?:^|[;:,(]\s|\b(?:or|and|so|then)\s|\n)(?:{_AT_A_START})\b(?![.=])
-    | \bexpected\b | \bmust\b | did\ you\ mean | choices: | \bneither\b | \bas\ in\b
-    | three\ numbers | \bneed\ two | as\ CVAT | is\ indented
-    | \b(?:is|are)\ (?:negative\b|larger\ than|not\ (?:{_RANGE}))
-    | (?<![\w.])[\w./-]+=[\w\[<{{](?!\S*:(?:\s|$))       # a setting with its value
-    | (?<!\w)--[a-z] | \bpip\ | not\ installed | \bpython\ | tools/ | \bbash\ | ^source\b
-    | \bgo(?:es)?\ to\ \w+[_.]\w | go\ on\ with | makes\ them | ;\ …\ is\ whole | ;\ there\ are\ …
-    | ;\ it\ has\ …$ | freeze\ it | \bassumed\b | median\ frequency | \.pt\b | sets\ it
-    | works\ now | fits\ is\b | says\ which | but\ (?:classes|values\ on\ disk)\ are
-    """,
-    re.VERBOSE,
-)
-"""Asks for something, states what a value may be, or shows a setting, a command or a flag."""
-
-
-def sources():
-    """Returns the files of the package, each once: three folders in ``danet/`` are links."""
-    own = (p for p in (ROOT / "danet").rglob("*.py") if not (p.parents[-8:] and _is_linked(p)))
-    return sorted((*own, *(ROOT / "datasets").rglob("*.py"), *(ROOT / "tools").glob("*.py")))
-
-
-def _is_linked(path):
-    return path.relative_to(ROOT / "danet").parts[0] in ("datasets", "tools", "configs")
-
-
-def text_of(node):
-    """Returns a text with ``…`` for each value that is put in; None for what is no text."""
-    if isinstance(node, ast.Constant):
-        return node.value if isinstance(node.value, str) else None
-    if isinstance(node, ast.JoinedStr):
-        return "".join(v.value if isinstance(v, ast.Constant) else "…" for v in node.values)
-    return None
-
-
-def texts_in(tree):
-    """Yields (line, text) of all texts with a blank that are no docstring and no pattern."""
-    aside = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            aside.add(node.value)
-        elif isinstance(node, ast.JoinedStr):
-            aside.update(node.values)
-            formats = (v.format_spec for v in node.values if isinstance(v, ast.FormattedValue))
-            aside.update(part for spec in formats if spec for part in ast.walk(spec))
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).startswith("re."):
-            aside.update(part for first in node.args[:1] for part in ast.walk(first))
-    for node in ast.walk(tree):
-        text = None if node in aside else text_of(node)
-        if text and " " in text.strip():
-            yield node.lineno, text
-
-
-@functools.cache
-def messages():
-    """Returns text -> where it stands, of all texts that carry advice."""
-    found = {}
-    for path in sources():
-        for line, text in texts_in(ast.parse(path.read_text(encoding="utf-8"))):
-            if CARRIES_ADVICE.search(text):
-                found.setdefault(text, f"{path.relative_to(ROOT)}:{line}")
-    return found
-
-
-NOT_ADVICE = {
-    "expected null": "is never shown: another option of the annotation is named in its place",
-    " (expected …)": "the publisher's count, beside the count that was found",
-    "; the training goes on (trainer": "names the setting by which it does",
-    "pixels are neither one of": "what a network of one's own returned, not a setting",
-    ": it and others like it are done in windows": "says what is done; the setting is the reason",
-    ": neither reachable nor here already": "a fact about the hub",
-    "its entries are compressed and unpack": "of a file that is made to harm",
-    ": allow_changes=true, from here on with": "says what the setting allowed",
-    "resume: allow_changes=true, …; it goes on": "says what the setting allowed",
-    "resume: allow_changes=true, …; samples": "says what the setting allowed",
-    ": data.labels=auto takes": "says what the setting found",
-    "Scenes: index=": "an IndexError, which ends a loop over the data",
-    "write a page with table and curves": "the help of a flag",
-}
-"""Fragment of a text that the rule takes for advice -> what it is."""
-
-OUT_OF_REACH = {
-    "; data.num_workers=0 needs none, or enlarge": "docker and mount: /dev/shm is there",
-    "-m pip install -r": "a network: the interpreter and the file exist",
-    "pip install -e": "a network: pip takes the command with --dry-run, the checkout has the extra",
-    "pip install …": "a network: the names are those of the extra",
-    "run.log_to: … is not installed: pip install …": "a network: the module is put in its place",
-    "…bash … && …": "a network: the script exists",
-    "; torchrun --standalone finds a free port,": "several processes: torchrun has both flags",
-    "--multirun under torchrun: start torchrun once": "several processes: each half is accepted",
-    "torchrun --nproc-per-node": "several processes: torchrun has the flag",
-    "; all processes of a run must start with the": "several machines: stood in for",
-    "CUDA device(s): start one process per device": "several GPUs: stood in for",
-    "steps were too large for float16": "a GPU: the settings are accepted",
-    "; fetch it on another machine and set": "a download: a file is put in its place",
-    "unpack … into data.root": "a publisher's download: prepare.py knows it, and it is packed here",
-    "names have other numbers; take": "a publisher's download: prepare.py knows it",
-}
-"""Fragments of advice of which only a part can be followed here -> why, and what is asserted."""
-
-ADVICE = {
-    # danet/archives.py
-    "cannot unpack archives safely (PEP 706); take": "a_python_without_filters_is_replaced",
-    ": damaged, cut off, or no zip, tar or tgz (": "a_damaged_archive_is_fetched_again",
-    "; move it away or choose another root": "a_file_in_the_way_is_moved",
-    "; run the same command again when this is mended:": "what_comes_in_the_way_is_moved",
-    # danet/config/build.py
-    "class names: leave data.num_classes as the data": "a_class_count_stays_as_the_data_set_has_it",
-    # danet/config/targets.py
-    "is no path of a class, as in danet.losses.OHEM": "class path",
-    "only; name modules of your own in the": "modules_of_ones_own_are_named_in_the_environment",
-    # danet/config/validate.py
-    ": there is no such folder;": "a_folder_that_exists_is_given; a_backslash_belongs_to_the_name",
-    ": expected a finite number": "settings",
-    "expected a whole number of at least 0": "settings",
-    "expected a whole number of at least 1": "settings",
-    "expected a whole number of at least 2…": "few",
-    "expected GiB above 0, or null to ask the device": "settings",
-    "…: no value is given; set …=…": "a_value_that_is_missing_is_given",
-    ": names no class; expected _target_ and its": "target",
-    "…._partial_=…: expected …": "settings",
-    ": expected danet.losses.DeepSupervision; a loss": "loss",
-    ": expected a number of at least 0": "classes_weigh",
-    "; for one kind of object these are background and": "one_kind_of_object_is_two_classes",
-    "expected two whole numbers of at least 32": "windows",
-    "expected two whole numbers of at least 1": "two sides; words",
-    "expected at most …; 255 is no class": "num_classes",
-    "): leave data.num_classes out": "a_class_count_follows_from_the_names; num_classes",
-    # danet/cli.py
-    ", and here are other bytes; set": "bytes_that_are_not_text_are_passed_as_the_message_shows",
-    ": settings are given without dashes, as in": "no dashes; help_shows_the_settings",
-    "…: expected one of …": "empty choice",
-    "--multirun under torchrun: start torchrun once": "a_sweep_starts_torchrun_for_each_run",
-    ": there is no such choice": "no choice; close choice",
-    ": not understood; a setting has the form": (
-        "brackets_are_closed_as_the_message_shows; several_values_are_several_runs"
-    ),
-    "…=…: expected …": "whole number; truth",
-    "…: no value is given; set …=<…>": "a_file_that_is_missing_is_given",
-    "=null: expected a value": "value",
-    "; YAML is indented with blanks, not with tabs": "tabs_become_blanks",
-    # danet/config/arguments.py
-    "…._partial_=…: expected true or false": "head partial",
-    "expected one of ……": "one of",
-    "expected …, got …": "number",
-    "expected a mapping, {name: value}, got": "mapping",
-    "expected a list, got": "list",
-    # danet/config/schema.py
-    ": expected names, data.classes=[name,name], or": "names",
-    "pixels that do not count have the value 255,": "ignore_index",
-    "see trainer.precision (auto, float32, bfloat16,": "amp",
-    "see loss.main.threshold with loss=ohem": "thresh",
-    "see loss.main.class_weights of loss=cross_entropy": "class_weights",
-    "batch norm is the only one; see": "norm",
-    "durations are in updates: see trainer.steps": "epochs",
-    "see trainer.steps": "max_iters",
-    "see optimizer.lr": "learning_rate",
-    "run.log_to: there is no": "log_to; log_to choices",
-    "run.log_to: … is not installed: pip install …": "a_log_that_is_not_installed_is_installed",
-    ": expected at least 1, or null": "settings",
-    "; did you mean": "close choice; close key; close class; log_to",
-    # danet/data/loader.py
-    "): set data.crop and a transform that crops, such": "pictures_of_several_sizes",
-    # danet/data/sampler.py
-    "is not a whole number of at least 1": "sampler",
-    "samples do not fill one batch: data.batch_size=": "a_smaller_batch_is_filled",
-    # danet/data/bad_samples.py
-    "; mend or remove them (tools/check_data.py full=true": "bad_samples_are_mended_or_removed",
-    "expected error or skip": "pictures",
-    "expected a share between 0 and 1": "pictures",
-    "expected seconds, or 0 to wait for ever": "parts",
-    # danet/data/transforms.py
-    "size=… is not [height, width] of at least 32": "authors",
-    "is not [low, high] with 0 < low <= high": "windows",
-    "…=… is not [low, high] with …": "pictures",
-    # danet/data/workers.py
-    "; data.num_workers=0 needs none, or enlarge it:": "workers_without_room_or_memory",
-    "; if nobody did that, the memory was full: fewer": "workers_without_room_or_memory",
-    # danet/filesystem.py
-    ", and most file systems take 255 and 4096; give a": "a_name_that_is_too_long_is_shortened",
-    "); use letters, digits, dots, dashes and": "a_name_that_is_refused_gets_other_letters",
-    # danet/data_check/overlap.py
-    "what is trained on must not be scored;": "pictures_of_two_splits_are_allowed_on_purpose",
-    # danet/data_check/sample.py
-    "; tools/check_data.py looks at all pairs": "the_check_looks_at_all_pairs",
-    "; save all images with 8 bits first, stretched": "pictures_that_keep_few_values_are_stretched",
-    "; tools/check_data.py counts all labels": "the_check_counts_all_labels",
-    "and nothing else, so there is nothing to learn;": "one_class_alone_can_be_looked_at",
-    "would never be learnt; set data.values={0:0,255:1}": "0 and 255; 0 and 255 of four",
-    "classes: set data.labels_start_at=1": "from 1",
-    "classes: add the missing class, or set": "a_missing_class_is_added; one too many",
-    "); if classes count from 1, set": "labels_that_perhaps_count_from_1",
-    # danet/checkpoint/format.py
-    "is not what it must be:": "a_field_of_a_checkpoint_is_what_it_must_be",
-    ": not a checkpoint of this project (no 'format'": "plain_weights_start_a_run",
-    "; take a checkpoint from before the run diverged": "resume",
-    # danet/distributed/collectives.py
-    "…=…: expected auto, cpu or cuda": "device",
-    "=cuda: there is no CUDA device here; use": "a_device_that_is_here",
-    "CUDA device(s): start one process per device": "one_process_per_device",
-    # danet/engine/precision.py
-    "trainer.precision=float16 needs CUDA;": "a_device_that_is_here",
-    "trainer.compile=true: torch cannot compile for": "a_network_that_cannot_be_compiled_is_not",
-    # danet/engine/nonfinite.py
-    "--config-dir … --config-name config run.dir=null": "a_step_is_seen_again",
-    "torchrun --nproc-per-node": "a_later_step_is_seen_again_from_its_checkpoint",
-    "to see it again:": "a_step_is_seen_again; a_later_step_is_seen_again_from_its_checkpoint",
-    "steps were too large for float16, so no weight": "gradients_that_are_too_large_for_float16",
-    # danet/distributed/consistency.py
-    "; all processes of a run must start with the same": "processes_start_with_the_same",
-    # danet/distributed/rendezvous.py
-    "); torchrun --standalone finds a free port,": "processes_that_did_not_meet_get_another_port",
-    # danet/engine/optimizer.py
-    "is not in [0, 1)": "pictures",
-    "are not two numbers in [0, 1)": "parts",
-    "is not a finite number above 0": "parts",
-    "…=… is not a finite number of at least 0": "parts",
-    # danet/checkpoint/run_folder.py
-    "#   python tools/train.py --config-dir {folder}": "a_run_is_repeated_as_its_config_says",
-    "; it was copied here by mistake, or name a new": "a_run_goes_on_in_its_own_folder",
-    ": another run is there; give resume=auto": "a_folder_with_a_run_goes_on_or_another_is_given",
-    "); wait for its end, or give another run.dir": "one_process_trains_in_a_folder",
-    # danet/engine/schedule.py
-    "power=": "parts",
-    "final=… is not in 0..1": "windows",
-    "warmup_steps=": "parts",
-    # danet/engine/settings.py
-    ": expected a whole number of at least 1": "settings",
-    ": expected a number above 0, or null": "settings",
-    ": expected a number of minutes, or null": "settings",
-    ": expected 0 < decay < 1, or null": "settings",
-    "trainer.…=…: expected …": "settings",
-    # danet/engine/trainer.py
-    "; go on with": "a_run_that_a_signal_stopped_goes_on",
-    # danet/evaluation/boundary.py
-    "is not in 0..1, both left out": "boundary",
-    # danet/evaluation/base.py
-    "is neither 'float32' nor 'bfloat16'": "evaluation precision",
-    # danet/evaluation/inference.py
-    "is not a list of positive numbers up to": "windows; longest; mmseg",
-    # danet/evaluation/protocols.py
-    "must be at least 32": "authors",
-    "must be at most": "longest",
-    "is not in 1..crop pixels; expected a rate of": "authors",
-    ", and the authors' script adds up its": "sums_of_exponentials_or_a_mean",
-    "is not [long, short] of at least 32": "mmseg",
-    # danet/evaluation/sliding_window.py
-    "crop=… is not [height, width] of at least 32": "pictures; mmseg windows",
-    "is not two numbers of at least 1": "pictures",
-    ": pixels would be left out": "long stride",
-    "is not at least 1, or null": "pictures",
-    ": give both, or neither": "both_are_given_or_neither",
-    "is not at least 1024 (32 x 32)": "parts",
-    # danet/export/folder.py
-    "MiB; expected at most": "a_config_of_an_export_is_small",
-    # danet/export/programs.py
-    "… is not installed: …": "what_an_export_needs_is_installed",
-    # danet/extras.py
-    "pip install -e": "an_extra_is_installed_from_the_checkout; pip_takes_the_command",
-    "pip install …": "packages_are_named_where_a_wheel_was_installed",
-    # danet/interpreter.py
-    "-m pip install -r": "packages",
-    "source …": "activate",
-    "bash": "install",
-    # danet/distributed/launcher.py
-    "start the processes with torchrun, or unset the": "a_variable_of_a_launcher_is_unset",
-    ": expected 1 to 65535": "a_port_is_in_its_range",
-    "…=…: expected a whole number of at least …": "a_variable_of_a_launcher_is_unset",
-    "…=… of …=…: expected at most …": "a_rank_is_below_the_number_of_processes",
-    # danet/losses.py
-    "class_weights[": "weights of classes",
-    "; it must hold whole class indices": "whole_class_indices_are_given_to_a_loss",
-    "is not a probability in (0, 1]": "pictures",
-    "min_kept=": "pictures",
-    "is neither 'kept' nor 'labelled'": "normalise",
-    "smooth=": "windows",
-    "weights.": "a_weight_of_an_output_is_in_its_range; parts",
-    # danet/checkpoint/convert.py
-    ": expected the tensors of a ResNet-18, 34, 50": "the_program_is_the_one_that_wrote_the_file",
-    # danet/models/heads/deeplab.py
-    "rates=": "longest",
-    # danet/checkpoint/reading.py
-    "; … is whole": "a_whole_checkpoint_is_named",
-    "is of type": "tensors_of_an_export_have_usual_types",
-    "; there are ……": "checkpoints_that_are_there_are_named",
-    # danet/models/heads/dual.py
-    "is neither 'position' nor 'channel'": "single attention",
-    # danet/checkpoint/pickle_scan.py
-    "number(s); save a clone of it": "expanded",
-    ": they share their storages; save clones of them": "shared",
-    # danet/models/heads/psanet.py
-    "is not [height, width] of at least 1": "windows",
-    "shrink=": "windows",
-    # danet/models/heads/pspnet.py
-    "must hold numbers of cells of at least 1": "authors",
-    # danet/models/resnet.py
-    "depth=… is not one of …": "parts",
-    "is not 8, 16 or 32": "parts",
-    "is not a positive number of channels": "width",
-    "multi_grid=": "parts",
-    "must hold numbers of stages, 1 to 4": "parts",
-    "is not '7x7', '64-64-128' or '32-32-64'": "stem",
-    # danet/models/segmentor.py
-    ": three numbers each, std > 0": "parts",
-    # danet/models/heads/serial.py
-    "reduction=… is not at least 1": "pictures",
-    # danet/models/timm_backbone.py
-    "model/backbone=timm needs the package timm,": "timm_is_installed_or_another_network_taken",
-    "; there are …": "timm_is_installed_or_another_network_taken",
-    "model.backbone.output_stride=32, or": "timm dilates it not",
-    ": timm cannot make it (": "a_network_that_timm_can_make",
-    # danet/checkpoint/weights.py
-    ": expected a dictionary of tensors, found": "a list",
-    ": expected a dictionary of tensors, but": "a number",
-    "; take weights from before the run diverged": "init_from",
-    "); fetch it on another machine and set": "weights_are_fetched_on_another_machine",
-    ": neither a file nor a weight entry of": "an_entry_of_torchvision_is_named",
-    ", or give weights of a ResNet-": "weights_and_network_have_one_depth",
-    "; set model/backbone to the one of": "weights_to_start_from_have_the_depth_of_the_network",
-    "; weights of a backbone alone go to": "weights_of_a_backbone_have_a_setting",
-    "its images were normalised with": "images_are_normalised_as_in_the_file",
-    # danet/ops/attention.py
-    "is not divisible by reduction=": "reduction",
-    "is neither 'distance' nor 'similarity'": "channel energy",
-    # danet/plain.py
-    "; expected a text": "keys_of_a_config_are_texts",
-    "has ${, which is not resolved in a config that is": "written",
-    "characters; expected at most": "length",
-    # danet/preflight/advice.py
-    "core(s), so more workers than that wait for one": "more_workers_than_cores",
-    "is a file; give the name of a folder": "a_run_has_a_folder",
-    "may not be written by you; give another": "a_folder_that_may_be_written_is_given",
-    "gets one value per channel, which is its own": (
-        "a_batch_norm_gets_several_values; a_mean_of_all_positions_needs_two_pictures"
-    ),
-    # danet/preflight/plan.py
-    "data.crop=null: the size of a batch is not known;": "a_plan_needs_a_crop",
-    "; the largest crop that fits is": "a_crop_that_fits_is_named",
-    # danet/preflight/out_of_memory.py
-    "in an evaluation; use evaluation=sliding": "memory_that_was_not_enough",
-    "; try in this order: trainer.precision=bfloat16": "memory_that_was_not_enough",
-    # danet/prediction/predict.py
-    ", expected uint8 in 0..255: an array (H, W, 3) or": "pictures_of_bytes_are_predicted",
-    # danet/prediction/results.py
-    ": results of another checkpoint or another": "another network",
-    "would have; name another folder, or remove it": "another picture",
-    # danet/config/resume.py
-    "resume=auto: say which run with run.dir=<folder>": "auto_needs_the_run",
-    ": it has weights and no state of an optimizer, so": "weights_alone_start_a_run",
-    "; to start a new run from the weights use": "a_state_that_does_not_fit_starts_a_run",
-    "is whole; to start anew give another run.dir": "no_checkpoint_is_whole",
-    "to start a new run from these weights use": "network",
-    "allow_changes=true goes on with the new ones;": "losses go on; losses start",
-    "; allow_changes=true goes on with the new one,": "other_data_go_on_on_purpose",
-    ": sums are added in another order, so weights are": "threads_are_set_in_the_environment",
-    "; choose the two settings so that": "the_product_of_the_batch_is_kept_or_allowed_to_change",
-    # datasets/base.py
-    "data.…=…: expected one of …": (
-        "reading cache; pictures; annotation; labels of streets; labels of stuff; labels of context"
-    ),
-    ": expected a folder or null": "reading cache_dir",
-    "data.cache_gib=": "pictures",
-    "data.max_pixels=…: expected a whole number, at": "max_pixels from; reading max_pixels",
-    "…: split=… is not one of …": "a_split_that_is_known_is_named",
-    "…: no images for split … under …; expected\n…": (
-        "folder layout; camvid layout; ade20k layout; cityscapes layout; pascal_voc layout; "
-        "pascal_context layout"
-    ),
-    "; data.allow_missing_labels=true leaves such": "images_without_labels_are_left_out",
-    ": the label is": "a_turned_picture_or_its_label_is_turned",
-    # datasets/cache.py
-    "data.cache: there is none on this system; use": "there_are_systems_without_caches",
-    "GiB, or what is free there); further images are": "a_cache_that_is_full_gets_more_room",
-    "data.cache=ram: there is no": "no shared memory",
-    "is somebody else's; use data.cache=disk": "memory of others",
-    # datasets/cityscapes.py
-    "; data.labels says which files are read: ids,": "files_of_train_ids_are_chosen",
-    "unpack … into data.root": "labels_of_streets_are_unpacked_or_chosen",
-    "files of train ids are not in the download: leave": "labels_of_streets_are_unpacked_or_chosen",
-    # datasets/coco_stuff.py
-    "names have other numbers; take": "version 1.0",
-    # datasets/formats/pascal_in_detail.py
-    "); expected images with image_id, file_name,": "the_json_of_detail_has_what_is_asked_for",
-    # datasets/image_io.py
-    "), of which it is not known what is black and": "32 bits",
-    ": JPEG is lossy and would change class values;": "values of jpeg; colours of jpeg",
-    ": a label must be one picture, and this file has": "pages",
-    ": a label must have one channel of class indices,": (
-        "a_mask_is_saved_without_alpha; colours_are_listed_as_the_message_shows"
-    ),
-    ": a label must be an array of whole numbers": (
-        "whole numbers; array; array range; whole numbers of mat"
-    ),
-    "; raise data.max_pixels if it is meant to be read": "the_limit_of_pixels_is_raised",
-    "a TIFF of a kind that is not read, such as one of": "bands",
-    # datasets/folder.py
-    "(or train/images, train/masks, ...;": "folder layout",
-    "exclude each other: give one of them": "settings_that_exclude_each_other",
-    ": expected 0 or more": "pictures",
-    "data.ignore_colors is for masks of colours: give": "ignored_colours_go_with_colours",
-    "data.val_share=": "pictures",
-    "; classes count from 0; other values are mapped": "other values; labels_from_1_in_one_file",
-    "; data.values does not list it: add it there,": "soft_edges_get_a_value_or_become_hard",
-    "; if edges were smoothed, save the masks without,": "soft_edges_get_a_value_or_become_hard",
-    "train; images that are added may move some, and": "lists_freeze_what_a_hash_divided",
-    ": names must differ in more than their suffix": "names_differ_in_more_than_their_suffix",
-    "by a hash of the names with": "no val; a_split_is_added",
-    "image was found, and two splits need two or more": "a_second_picture_is_added",
-    ": give them the names of their": "masks_get_the_names_of_their_images_or_stand_in_lists",
-    "data.lists has the splits": "lists_name_the_splits_that_are_known",
-    "images stand in the lists of two splits:": "pictures_in_two_lists_are_allowed_on_purpose",
-    ": rename or move one, or give data.lists": "two_folders_of_one_split",
-    "; set data.images_dir=. data.masks_dir=.": "beside",
-    ": set data.images_dir and data.masks_dir, as in": (
-        "other names; capitals; other masks; split first"
-    ),
-    # datasets/hints.py
-    "grey and alpha: save it without alpha": "a_mask_is_saved_without_alpha",
-    "; data=folder reads colours with": "colours_are_listed_as_the_message_shows",
-    ", which is not done here: images are read as": "a_turned_picture_or_its_label_is_turned",
-    # datasets/labels.py
-    ", but classes are 0..": "a_label_map_stays_in_its_ranges",
-    ", but values on disk are 0..65535": "a_label_map_stays_in_its_ranges",
-    ": neither a list, data.classes=[background,cat],": "a_file_of_names_or_a_list",
-    "is not name:red,green,blue:: as CVAT writes it": "a_row_of_cvat_is_mended",
-    "is not a number, a comma and a name": "a_row_of_roboflow_is_mended",
-    ": its values are not 0 to": "values_of_roboflow_become_settings",
-    "; expected one name a line and nothing else, or": "a_table_of_names_becomes_a_list",
-    "; for one kind of object write [background,": "one_kind_of_object_is_two_classes",
-    "is not three numbers 0..255": "a_colour_has_three_numbers",
-    # datasets/layout.py
-    "; set data.root to one of them": (
-        "one_of_several_roots_is_named; two_data_sets_are_not_taken_for_images_and_masks"
-    ),
-    "; the folder that has": "the_root_that_is_meant_is_named",
-    # datasets/lists.py
-    ": the list is empty; expected one name a line": "an_empty_list_gets_a_name_a_line",
-    # datasets/formats/color_masks.py
-    "; add it there or to data.ignore_colors": "an_unknown_colour_is_listed",
-    "pixels are partly transparent, first at row": "a_mask_of_colours_is_saved_without_alpha",
-    # datasets/formats/matlab.py
-    ": a .mat file of version 7.3; save it as version": "version 7.3",
-    # datasets/pascal_context.py
-    ", but there are no labels at": "labels_of_context_lie_as_the_layout_shows",
-    # datasets/pascal_voc.py
-    "; unpack SBD (benchmark.tgz) into data.root,": "labels_of_sbd_are_unpacked_or_named",
-    "; the split 'train' with": "the_split_that_works_is_named",
-    # datasets/scenes.py
-    "must be [height, width]": "a_scene_has_height_and_width; small scene",
-    "Scenes: split=": "split of scenes",
-    "1 picture or more": "pictures of a split",
-    "Scenes: level=": "parts",
-    "Scenes: cue_radius=": "parts",
-    # datasets/submission.py
-    "has no test server whose form is known here;": "a_split_with_labels_is_scored",
-    "is there from an earlier submission; remove it or": "a_split_without_labels_is_submitted",
-    "; expected one channel of 8 bits": "mode",
-    ": the prediction is": "shape",
-    # tools/check_data.py
-    "balanced by median frequency:": "class_weights_are_a_setting",
-    "structure and checksums (full=true decodes them)": "the_check_can_decode_images",
-    "these lists freeze it:": "lists_freeze_what_a_hash_divided",
-    "problems in all; see": "the_check_looks_at_all_pairs",
-    "has no files to look at: set data=NAME": "a_data_set_with_files_is_named",
-    "…=…: expected at least …": "settings_of_the_check_at_their_ends",
-    # tools/convert.py
-    "source=…: expected one of …": "weights_of_a_backbone_are_converted",
-    "; give the program that wrote it": "weights_of_a_backbone_are_converted",
-    "assumed, since the file does not tell:": "a_whole_network_is_converted",
-    "it has no head yet: train with": "weights_of_a_backbone_are_converted",
-    "python tools/eval.py": "a_whole_network_is_converted",
-    ": expected a name that ends in .pt": "weights_of_a_backbone_are_converted",
-    ": there is such a file already; give another name": "weights_of_a_backbone_are_converted",
-    "; name a data set, as in data=camvid, or": "weights_of_a_backbone_are_converted",
-    "; leave it out, or name the data set the network": "a_whole_network_is_converted",
-    # tools/eval.py
-    ": expected a part of the diagonal, as in 0.02": "boundary_ratio",
-    "submission=<folder> writes predictions for the": "a_split_without_labels_is_submitted",
-    # tools/export.py
-    "of another step is there and would stay; name": "an_export_of_another_step_is_left_alone",
-    "; safetensors are always written": "formats; formats_that_are_named_are_known",
-    ": expected pairs [height,width] of at least": "sizes",
-    ": expected at least 18, which the exporter needs": "opset",
-    ": not a metrics.json of tools/eval.py": "scores_are_those_of_eval",
-    # tools/predict.py
-    ", or [] for class shares alone": "predict kinds",
-    "…=…: expected at least 1": "predict batch; count; channels",
-    ": expected 0 to 1": "predict opacity; opacity",
-    ", so the next start would take results for": "results_lie_elsewhere",
-    # tools/visualize.py
-    "report=true needs them to score the network": "a_split_with_labels_is_scored",
-    "by_class=true shows means of classes: leave": "points_or_classes",
-    "report=true scores a split: leave images out": "points_or_classes",
-    ": expected pairs of pixels,": "points_or_classes",
-    "classes: the checkpoint has no class": "points_or_classes",
-}
-"""Fragment of a message, or all of one that is a part of others -> the cases that follow it."""
-
-
-def entries_of(text, table):
-    """Returns the entries that stand for a message: those that are it, or else are a part of it."""
-    if text in table:
-        return [text]
-    return [entry for entry in table if entry in text and entry not in messages()]
-
-
-def test_every_advice_is_followed_by_a_case():
-    wrong = []
-    for text, place in messages().items():
-        found = entries_of(text, ADVICE) + entries_of(text, NOT_ADVICE)
-        if len(found) != 1:
-            wrong.append(f"{place}: {found or 'no entry'} for {text!r}")
-    assert not wrong, "give each message one entry in ADVICE, with a case\n" + "\n".join(wrong)
-
-
-def test_every_entry_stands_for_a_message():
-    found = {e for text in messages() for t in (ADVICE, NOT_ADVICE) for e in entries_of(text, t)}
-    assert not {*ADVICE, *NOT_ADVICE} - found, "nothing in the source has these"
-    assert not [part for part in OUT_OF_REACH if not any(part in text for text in messages())]
-
-
-def test_every_case_of_the_table_exists():
-    known = Counter()
-    for name, test in globals().items():
-        if name.startswith("test_"):
-            rows = [m.args[1] for m in getattr(test, "pytestmark", []) if m.name == "parametrize"]
-            known.update({name.removeprefix("test_"), *(str(row) for row in chain(*rows))})
-    named = {name for cases in ADVICE.values() for name in cases.split("; ")}
-    assert not named - set(known)
-    assert not {name for name in named if known[name] > 1}, "of several tests"
-
-
-# --- Following ----------------------------------------------------------------------------------
-
 
 class Door:
-    """Starts tools in this process and keeps all that they say."""
+    """Starts tools in this process."""
 
     def __init__(self, capsys, folder):
         self.capsys = capsys
         self.folder = folder
-        self.reported = ""
         self._runs = 0
 
     def call(self, name, *settings, code=0, trains=False):
@@ -658,7 +96,6 @@ class Door:
             except AssertionError as error:
                 fault = str(error).splitlines()[0]
         seen = "".join(self.capsys.readouterr())
-        self.reported += seen
         if fault:
             pytest.fail(f"{fault}, expected {code}: {name} {' '.join(map(str, settings))}\n{seen}")
         return seen
@@ -713,42 +150,9 @@ def is_installed(name):
     return True
 
 
-def names_of(node):
-    """Returns the names of the case that a test is: of its function, and of its row in a table."""
-    spec = getattr(node, "callspec", None)
-    return {node.originalname.removeprefix("test_"), *([spec.id] if spec else [])}
-
-
-def is_heard(text, reported):
-    """Returns whether a text has the pieces of a message, one soon after the other."""
-    pieces = re.split(r"…|VALUE|\{folder\}", text.partition("\ndefaults:")[0].strip())
-    first, *others = [piece for piece in pieces if piece.strip()]
-    start = reported.find(first)
-    while start >= 0:
-        end = start + len(first)
-        for piece in others:
-            found = reported.find(piece, end, end + 3000)
-            end = found + len(piece) if found >= 0 else -1
-            if end < 0:
-                break
-        if end >= 0:
-            return True
-        start = reported.find(first, start + 1)
-    return False
-
-
 @pytest.fixture
-def door(capsys, tmp_path, request):
-    """A door that is reported, at the end, which messages it should have heard."""
-    door = Door(capsys, tmp_path)
-    yield door
-    names = names_of(request.node)
-    for entry, cases in ADVICE.items():
-        if names & set(cases.split("; ")):
-            of_it = [text for text in messages() if entry in entries_of(text, ADVICE)]
-            assert any(is_heard(text, door.reported) for text in of_it), (
-                f"{entry!r} was not heard in\n{door.reported}"
-            )
+def door(capsys, tmp_path):
+    return Door(capsys, tmp_path)
 
 
 ENDS = (
@@ -1114,16 +518,14 @@ def test_a_name_that_is_refused_gets_other_letters(door, tmp_path, monkeypatch):
 
     error = OSError(errno.EILSEQ, "Invalid or incomplete multibyte", str(tmp_path / "a\udcff"))
     message = str(filesystem.explain_storage(error))
-    door.reported += printable(message)
     assert "use letters, digits, dots, dashes and underscores" in message
     door.follow("train", f"run.dir={tmp_path / 'run-1_a.b'}")
 
 
-def test_bytes_that_are_not_text_are_passed_as_the_message_shows(door, tmp_path):
+def test_bytes_that_are_not_text_are_passed_as_the_message_shows(tmp_path):
     typed = ("data=camvid", f"data.root={tmp_path / 'ä'}")
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     done = tool("check_data", *typed, cwd=tmp_path, env=plain, code=2)
-    door.reported += done.stderr
     name, value = re.search(r"set (\w+)=(\S+) in the environment, or rename", done.stderr).groups()
     done = tool("check_data", *typed, cwd=tmp_path, env={**plain, name: value}, code=2)
     assert "there is no such folder" in done.stderr, "the name is read"
@@ -1173,12 +575,11 @@ def test_labels_that_perhaps_count_from_1(door, tmp_path):
     assert "has the value 0" not in door.follow("train", *data, setting)
 
 
-def test_labels_from_1_in_one_file(door, tmp_path):
+def test_labels_from_1_in_one_file(tmp_path):
     root = plant(tmp_path / "data", values=(1, 3))
     made = {"root": root, "split": "train", "classes": ["a", "b", "c"]}
     with pytest.raises(InputError) as error:
         Folder(**made)[0]
-    door.reported += str(error.value)
     key, value = re.search(r"with data\.(labels_start_at)=(\d) where", str(error.value)).groups()
     make_folder(**made, **{key: int(value)})[0]
 
@@ -1386,13 +787,12 @@ def test_the_root_that_is_meant_is_named(door, root, tmp_path):
     door.follow("check_data", kind, *shlex.split(setting), classes)
 
 
-def test_one_of_several_roots_is_named(door, tmp_path):
+def test_one_of_several_roots_is_named(tmp_path):
     roots = [plant(tmp_path / name, folder="labels") for name in ("one", "two")]
     for root in roots:
         (root / "leftImg8bit").mkdir()
     with pytest.raises(InputError) as error:
         Cityscapes(root=tmp_path, split="train")
-    door.reported += str(error.value)
     found = re.search(
         r"several folders have \S+: (.*?); set data.root to one of them", str(error.value)
     )
@@ -1606,7 +1006,6 @@ def test_a_file_of_names_or_a_list(door, root, tmp_path):
 def test_one_kind_of_object_is_two_classes(door, root):
     with pytest.raises(InputError) as error:
         Folder(root=root, split="train", classes=["cat"])
-    door.reported += str(error.value)
     names = re.search(r"write \[(\w+), (\w+)\]", str(error.value)).groups()
     Folder(root=root, split="train", classes=names)
     message = door.refused("train", *own(root, "[cat]"))
@@ -1988,13 +1387,11 @@ def test_a_step_is_seen_again(door, tmp_path):
 
 def test_a_later_step_is_seen_again_from_its_checkpoint(door, run, monkeypatch):
     replay = NonFiniteGuard(run).replay(3)
-    door.reported += replay
     _, name, *typed = shlex.split(replay.partition("again: ")[2])
     assert typed[0] == f"resume={run / 'last.pt'}"
     assert "steps 2 to 4" in door.call(name.removeprefix("tools/")[:-3], *typed)
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
     replay = NonFiniteGuard(run).replay(3)
-    door.reported += replay
     program, flag, count, name, *again = shlex.split(replay.partition("again: ")[2])
     assert (program, count, again) == ("torchrun", "2", typed)
     assert flag in torchrun.get_args_parser()._option_string_actions
@@ -2003,7 +1400,6 @@ def test_a_later_step_is_seen_again_from_its_checkpoint(door, run, monkeypatch):
 def test_a_run_is_repeated_as_its_config_says(door, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     head = (run / "config.yaml").read_text().splitlines()[1]
-    door.reported += "\n".join((run / "config.yaml").read_text().splitlines()[:3])
     _, name, *typed = shlex.split(head.removeprefix("#"))
     assert typed[1].endswith("/finished0/a run")
     reported = door.call(name.removeprefix("tools/")[:-3], *typed)
@@ -2046,11 +1442,10 @@ def test_a_rank_is_below_the_number_of_processes(door, monkeypatch):
     )
 
 
-def test_a_port_is_in_its_range(door):
+def test_a_port_is_in_its_range():
     world = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost"}
     with pytest.raises(InputError) as error:
         launcher.require_sound({**world, "MASTER_PORT": "70000"})
-    door.reported += str(error.value)
     for port in ends_of(str(error.value).partition(";")[0]):
         launcher.require_sound({**world, "MASTER_PORT": port})
 
@@ -2081,21 +1476,20 @@ PYTHON = {
 """What is made, its arguments, and one of them that is out of its range."""
 
 
-def heard(door, make, *arguments, kind=InputError, **named):
+def heard(make, *arguments, kind=InputError, **named):
     """Returns what is said when something cannot be made."""
     with pytest.raises((kind, ValueError)) as error:
         make(*arguments, **named)
-    door.reported += str(error.value)
     return str(error.value)
 
 
 @pytest.mark.parametrize("name", PYTHON)
-def test_a_range_stated_in_python_holds_at_its_ends(name, door, tmp_path):
+def test_a_range_stated_in_python_holds_at_its_ends(name, tmp_path):
     make, named, key, wrong = PYTHON[name]
     root = str(named.get("root", "")).strip("{}")
     if root:
         named = {**named, "root": grow(tmp_path / "data", root)}
-    message = heard(door, make, **named, **{key: wrong})
+    message = heard(make, **named, **{key: wrong})
     values = [yaml.safe_load(value) for value in ends_of(message)]
     values = values or ([None] if "or null" in message else [1] * ("whole number" in message))
     assert values, message
@@ -2116,27 +1510,27 @@ def refusal(make, **named):
     return ""
 
 
-def test_a_label_map_stays_in_its_ranges(door, root):
+def test_a_label_map_stays_in_its_ranges(root):
     given = {"root": root, "split": "train", "classes": ["a", "b"]}
-    message = heard(door, make_folder, **given, values={0: 0, 1: 7})
+    message = heard(make_folder, **given, values={0: 0, 1: 7})
     low, high = map(int, re.search(r"classes are (\d)\.\.(\d)", message).groups())
     make_folder(**given, values={0: low, 1: high})
-    message = heard(door, make_folder, **given, values={0: 0, 70000: 1})
+    message = heard(make_folder, **given, values={0: 0, 70000: 1})
     low, high = map(int, re.search(r"values on disk are (\d)\.\.(\d+)", message).groups())
     make_folder(**given, values={low: 0, high: 1})
 
 
-def test_whole_class_indices_are_given_to_a_loss(door):
+def test_whole_class_indices_are_given_to_a_loss():
     logits, mask = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4)
-    message = heard(door, CrossEntropy(), logits, mask)
+    message = heard(CrossEntropy(), logits, mask)
     assert "must hold whole class indices" in message
     CrossEntropy()(logits, mask.long())
 
 
-def test_pictures_of_bytes_are_predicted(door, tiny_checkpoint):
+def test_pictures_of_bytes_are_predicted(tiny_checkpoint):
     model = danet.load_model(tiny_checkpoint)
     picture = np.zeros((48, 64, 3))
-    message = heard(door, danet.predict, model, picture)
+    message = heard(danet.predict, model, picture)
     dtype = re.search(r"expected (\w+) in 0\.\.255: an array \(H, W, 3\) or \(H, W\)", message)[1]
     assert danet.predict(model, picture.astype(dtype)).shape == (48, 64)
     assert danet.predict(model, picture[..., 0].astype(dtype)).shape == (48, 64)
@@ -2144,11 +1538,11 @@ def test_pictures_of_bytes_are_predicted(door, tiny_checkpoint):
     assert danet.predict(model, tensor).shape == (48, 64)
 
 
-def test_a_class_count_stays_as_the_data_set_has_it(door):
+def test_a_class_count_stays_as_the_data_set_has_it():
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = check(hydra.compose("train", TINY))
     config.data.num_classes = 3  # as a data set of somebody's own may have it
-    message = heard(door, make_dataset, config, "val", training=False)
+    message = heard(make_dataset, config, "val", training=False)
     count = re.search(r"has (\d+) class names: leave data.num_classes as", message)[1]
     config.data.num_classes = int(count)
     make_dataset(config, "val", training=False)
@@ -2266,23 +1660,23 @@ def test_files_that_lie_as_the_layout_shows_are_found(name, door, tmp_path):
     door.follow("check_data", *data)
 
 
-def test_labels_of_context_lie_as_the_layout_shows(door, tmp_path):
+def test_labels_of_context_lie_as_the_layout_shows(tmp_path):
     root = grow(tmp_path / "data", "context")
     shutil.rmtree(root / "SegmentationClassContext")
-    message = heard(door, PascalContext, root=root, split="val")
+    message = heard(PascalContext, root=root, split="val")
     shown = [path for path in paths_of(message.partition("expected\n")[2]) if ".png" in path]
     assert shown == ["SegmentationClassContext/one.png"]
     save_label(root / shown[0].replace("one", "val"), (1, 2))
     PascalContext(root=root, split="val")
 
 
-def test_labels_of_streets_are_unpacked_or_chosen(door, tmp_path):
+def test_labels_of_streets_are_unpacked_or_chosen(tmp_path):
     root = grow(tmp_path / "data", "streets")
-    message = heard(door, Cityscapes, root=root, split="val", labels="train_ids")
+    message = heard(Cityscapes, root=root, split="val", labels="train_ids")
     key, value = re.search(r"leave data\.(\w+)=(\w+), which gives", message).groups()
     Cityscapes(root=root, split="val", **{key: value})
     shutil.rmtree(root / "gtFine")
-    message = heard(door, Cityscapes, root=root, split="val")
+    message = heard(Cityscapes, root=root, split="val")
     package = re.search(r"unpack (\S+) into data.root", message)[1]
     assert package in (ROOT / "scripts/archives.yaml").read_text()
     with zipfile.ZipFile(tmp_path / package, "w") as archive:
@@ -2329,9 +1723,9 @@ def save_sbd(folder, name):
 
 
 @pytest.mark.parametrize("way", ["sbd unpacked", "sbd named"])
-def test_labels_of_sbd_are_unpacked_or_named(way, door, voc, tmp_path):
+def test_labels_of_sbd_are_unpacked_or_named(way, voc, tmp_path):
     root, _, _, extra = voc
-    message = heard(door, PascalVOC, root=root, split="trainaug")
+    message = heard(PascalVOC, root=root, split="trainaug")
     key = re.search(
         r"unpack SBD \(\S+\) into data.root, or name its folder with ([\w.]+)", message
     )[1]
@@ -2346,7 +1740,7 @@ def test_labels_of_sbd_are_unpacked_or_named(way, door, voc, tmp_path):
         PascalVOC(root=root, split="trainaug", **{argument: str(tmp_path / "elsewhere")})
 
 
-def test_the_split_that_works_is_named(door, voc, monkeypatch):
+def test_the_split_that_works_is_named(voc, monkeypatch):
     root, train, _, _ = voc
     lists = pascal_voc.shipped_list
     monkeypatch.setattr(
@@ -2354,7 +1748,7 @@ def test_the_split_that_works_is_named(door, voc, monkeypatch):
         "shipped_list",
         lambda *names: lists(*names)._replace(lines={train: 1}),
     )
-    message = heard(door, PascalVOC, root=root, split="trainaug")
+    message = heard(PascalVOC, root=root, split="trainaug")
     split = re.search(r"; the split '(\w+)' with 1 images works now", message)[1]
     assert len(PascalVOC(root=root, split=split)) == 1
 
@@ -2379,7 +1773,7 @@ MAT = {
 
 
 @pytest.mark.parametrize("name", MAT)
-def test_a_label_of_matlab_is_saved_as_asked_for(name, door, tmp_path):
+def test_a_label_of_matlab_is_saved_as_asked_for(name, tmp_path):
     save, said = MAT[name]
     stem = "COCO_train2014_000000000001"
     save_photo(tmp_path / f"images/{stem}.jpg")
@@ -2389,7 +1783,7 @@ def test_a_label_of_matlab_is_saved_as_asked_for(name, door, tmp_path):
     save_label(path, (1, 2))
     label = scipy.io.loadmat(path)["S"]
     save(path, label)
-    message = heard(door, CocoStuff10k(root=tmp_path, split="train").read, 0)
+    message = heard(CocoStuff10k(root=tmp_path, split="train").read, 0)
     assert re.search(said, message), message
     if name == "version 1.0":
         assert "cocostuff-10k-v1.1.zip" in (ROOT / "scripts/archives.yaml").read_text()
@@ -2397,10 +1791,10 @@ def test_a_label_of_matlab_is_saved_as_asked_for(name, door, tmp_path):
     CocoStuff10k(root=tmp_path, split="train").read(0)
 
 
-def test_the_json_of_detail_has_what_is_asked_for(door, tmp_path):
+def test_the_json_of_detail_has_what_is_asked_for(tmp_path):
     path = tmp_path / "trainval_merged.json"
     path.write_text('{"images": [{"image_id": 1}], "annos_segmentation": [{}]}')
-    message = heard(door, detail_index, path)
+    message = heard(detail_index, path)
     listed = re.search(r"expected images with (.*?), and annos_segmentation with (.*)$", message)
     of_image, of_label = ([n for n in re.split(r", | and ", part) if n] for part in listed.groups())
     values = {
@@ -2470,7 +1864,6 @@ def test_workers_without_room_or_memory(door):
     killed = str(
         workers.exit_error([types.SimpleNamespace(pid=1, exitcode=-signal.SIGKILL)], lambda: ["x"])
     )
-    door.reported += message + killed
     setting, path = re.search(
         r"(data\.num_workers=0) needs none, .*size=2g (\S+)$", message
     ).groups()
@@ -2483,11 +1876,10 @@ def test_workers_without_room_or_memory(door):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the cores are not known here")
-def test_more_workers_than_cores(door):
+def test_more_workers_than_cores():
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = check(hydra.compose("train", [*TINY, "data.num_workers=5000"]))
     reported = "\n".join(advice.notes(config, torch.device("cpu")))
-    door.reported += reported
     cores = re.search(r"data\.num_workers=5000: this process may use (\d+) core", reported)[1]
     config.data.num_workers = int(cores)
     assert not any("core" in note for note in advice.notes(config, torch.device("cpu")))
@@ -2505,11 +1897,11 @@ def test_a_device_that_is_here(door, monkeypatch, tiny_checkpoint, tmp_path):
         door.follow("train", f"trainer.precision={precision}")
 
 
-def test_one_process_per_device(door, monkeypatch):
+def test_one_process_per_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    message = heard(door, choose_device, "cuda")
+    message = heard(choose_device, "cuda")
     count = re.search(r"with (\d+) CUDA device\(s\): start one process per device", message)[1]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
     choose_device("cuda")
@@ -2530,13 +1922,13 @@ def test_gradients_that_are_too_large_for_float16(door, tmp_path):
     step.scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
     for number in range(30):
         step([batch(number)], number)
-    message = heard(door, step.require_updates, 30, 99, "x", kind=DivergedError)
+    message = heard(step.require_updates, 30, 99, "x", kind=DivergedError)
     key, *values = re.search(r"set (\S+)=(\w+) or (\w+), or lower optimizer\.lr;", message).groups()
     for value in values:
         door.follow("train", f"{key}={value}", "optimizer.lr=0.0001")
 
 
-def test_processes_start_with_the_same(door, monkeypatch):
+def test_processes_start_with_the_same(monkeypatch):
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
     others = {"config": "b"}
 
@@ -2544,17 +1936,17 @@ def test_processes_start_with_the_same(door, monkeypatch):
         everywhere[:] = [facts, others]
 
     monkeypatch.setattr(collectives.dist, "all_gather_object", gather)
-    message = heard(door, consistency.require_same, {"config": "a"})
+    message = heard(consistency.require_same, {"config": "a"})
     assert "all processes of a run must start with the same" in message
     consistency.require_same(others)
 
 
-def test_processes_that_did_not_meet_get_another_port(door, monkeypatch):
+def test_processes_that_did_not_meet_get_another_port(monkeypatch):
     def taken(*_, **__):
         raise RuntimeError("address already in use")
 
     monkeypatch.setattr(rendezvous, "rendezvous", taken)
-    message = heard(door, rendezvous.join, timedelta(seconds=1), kind=ProcessError)
+    message = heard(rendezvous.join, timedelta(seconds=1), kind=ProcessError)
     flags = re.search(
         r"torchrun (--\S+) finds a free port, (--\S+) names another", message
     ).groups()
@@ -2614,7 +2006,6 @@ def test_memory_that_was_not_enough(door, monkeypatch):
         config = check(hydra.compose("train", TINY))
     device = torch.device("cpu")
     message = str(out_of_memory.explain(config, device, training=True))
-    door.reported += message
     precision, recompute, batch, accumulate, size, plan = re.search(
         r"order: (\S+), (\S+), a smaller (\S+) with a larger (\S+), a smaller (\S+); (\S+) shows",
         message,
@@ -2623,7 +2014,6 @@ def test_memory_that_was_not_enough(door, monkeypatch):
     door.follow("train", f"{batch}=3", f"{accumulate}=2", f"{size}=[32,32]")
     assert "largest crop" in door.follow("train", f"{plan}")
     message = str(out_of_memory.explain(config, device, training=False))
-    door.reported += message
     setting, key = re.search(r"use (\S+), or a smaller (\S+)$", message).groups()
     door.follow("train", setting)
     door.follow("train", setting, f"{key}=[64,64]", "evaluation.stride=[48,48]")
@@ -2689,14 +2079,14 @@ def test_sizes_that_fit_are_found_in_the_message(name, door):
     door.follow("train", *others, right.format(*found.groups()), "data.cue_radius=1")
 
 
-def test_a_scene_has_height_and_width(door):
-    message = heard(door, Scenes, split="val", lengths={"val": 1}, size=[48], cue_radius=1)
+def test_a_scene_has_height_and_width():
+    message = heard(Scenes, split="val", lengths={"val": 1}, size=[48], cue_radius=1)
     assert "must be [height, width]" in message
     Scenes(split="val", lengths={"val": 1}, size=[48, 96], cue_radius=1)
 
 
-def test_a_weight_of_an_output_is_in_its_range(door):
-    message = heard(door, DeepSupervision, CrossEntropy(), weights={"position": -1.0})
+def test_a_weight_of_an_output_is_in_its_range():
+    message = heard(DeepSupervision, CrossEntropy(), weights={"position": -1.0})
     low = float(re.search(r"is not a finite number >= (\d)", message)[1])
     DeepSupervision(CrossEntropy(), weights={"position": low})
 
@@ -3149,7 +2539,7 @@ def test_a_split_with_labels_is_scored(door, streets, network, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mode", "shape"])
-def test_a_prediction_has_the_form_of_the_server(name, door, streets, tmp_path):
+def test_a_prediction_has_the_form_of_the_server(name, streets, tmp_path):
     data = Cityscapes(root=streets / "data", split="test")
     writer = SubmissionWriter(tmp_path / "sent", data)
     writer.begin()
@@ -3159,7 +2549,7 @@ def test_a_prediction_has_the_form_of_the_server(name, door, streets, tmp_path):
     right = Image.open(path).copy()
     wrong = right.convert("RGB") if name == "mode" else right.crop((0, 0, 20, 20))
     wrong.save(path)
-    message = heard(door, writer.finish)
+    message = heard(writer.finish)
     said = {"mode": "expected one channel of 8 bits", "shape": "they must be equal"}[name]
     assert said in message
     right.save(path)
@@ -3194,10 +2584,9 @@ def assert_installs(command, extra):
 
 @pytest.mark.parametrize("where", ["in the checkout", "elsewhere"])
 @pytest.mark.parametrize("extra", ["export", "hub", "timm"])
-def test_an_extra_is_installed_from_the_checkout(where, extra, door, tmp_path, monkeypatch):
+def test_an_extra_is_installed_from_the_checkout(where, extra, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT if where == "in the checkout" else tmp_path)
     command = extras.how_to_install(extra)
-    door.reported += command
     target = assert_installs(command, extra)
     if where == "in the checkout":
         assert target == f".[{extra}]"
@@ -3206,7 +2595,7 @@ def test_an_extra_is_installed_from_the_checkout(where, extra, door, tmp_path, m
 @pytest.mark.skipif(
     not (is_installed("pip") and is_installed("setuptools")), reason="pip or setuptools is missing"
 )
-def test_pip_takes_the_command(door, tmp_path):
+def test_pip_takes_the_command(tmp_path):
     copy = tmp_path / "a checkout"
     copy.mkdir()
     for name in ("setup.py", "pyproject.toml", "requirements.txt", "README.md"):
@@ -3216,7 +2605,6 @@ def test_pip_takes_the_command(door, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extras, "__file__", str(copy / "danet/extras.py"))
         command = extras.how_to_install("export")
-    door.reported += command
     program, verb, *target = shlex.split(command)
     quiet = ["--dry-run", "--no-deps", "--no-build-isolation", "-q", "--no-index"]
     done = subprocess.run(
@@ -3228,14 +2616,13 @@ def test_pip_takes_the_command(door, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_packages_are_named_where_a_wheel_was_installed(door, tmp_path, monkeypatch):
+def test_packages_are_named_where_a_wheel_was_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(extras, "__file__", str(tmp_path / "site/danet/extras.py"))
     needed = ["torch>=2", 'safetensors>=0.5; extra == "export"', "onnx>=1.18 ; extra == 'export'"]
     found = types.SimpleNamespace(read_text=lambda name: None)
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: found)
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: needed)
     command = extras.how_to_install("export")
-    door.reported += command
     assert shlex.split(command) == ["pip", "install", "safetensors>=0.5", "onnx>=1.18"]
 
 
@@ -3248,7 +2635,7 @@ def test_what_an_export_needs_is_installed(door, network, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["packages", "activate", "install"])
-def test_another_python_is_named(kind, door, tmp_path, monkeypatch, capsys):
+def test_another_python_is_named(kind, tmp_path, monkeypatch, capsys):
     root = tmp_path / "a checkout"
     (root / "scripts").mkdir(parents=True)
     (root / "tools").mkdir()
@@ -3265,7 +2652,6 @@ def test_another_python_is_named(kind, door, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         interpreter.require_packages(str(root / "tools/train.py"))
     message = capsys.readouterr().err.strip()
-    door.reported += message
     remedy = message.rpartition("; ")[2]
     words = shlex.split(remedy)
     if kind == "packages":
@@ -3313,13 +2699,12 @@ def pack(path, kind):
     return path
 
 
-def prepared(door, path, root):
+def prepared(path, root):
     """Runs prepare.py; returns what it refuses, or None."""
     program = load_prepare()
     try:
         program.main(["data=ade20k", f"root={root}", f"archive={path}"])
     except UserError as error:
-        door.reported += str(error)
         return str(error)
     return None
 
