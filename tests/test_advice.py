@@ -2713,8 +2713,8 @@ def test_a_python_without_filters_is_replaced(door, tmp_path, monkeypatch):
     path = pack(tmp_path / "ade.zip", "zip")
     with monkeypatch.context() as old:
         old.delattr(tarfile, "data_filter")
-        assert "take 3.10.12, 3.11.4, 3.12 or later" in prepared(door, path, tmp_path / "root")
-    assert prepared(door, path, tmp_path / "root") is None
+        assert "take 3.10.12, 3.11.4, 3.12 or later" in prepared(path, tmp_path / "root")
+    assert prepared(path, tmp_path / "root") is None
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tgz", "tar cut between two files"])
@@ -2727,22 +2727,22 @@ def test_a_damaged_archive_is_fetched_again(kind, door, tmp_path):
         with tarfile.open(path) as archive:
             end = archive.getmembers()[1].offset
     path.write_bytes(whole[:end])
-    assert prepared(door, path, tmp_path / "root").endswith("; fetch it again")
+    assert prepared(path, tmp_path / "root").endswith("; fetch it again")
     path.write_bytes(whole)
-    assert prepared(door, path, tmp_path / "root") is None
+    assert prepared(path, tmp_path / "root") is None
 
 
 @pytest.mark.parametrize("way", ["renamed", "fetched"])
 def test_an_archive_with_another_checksum(way, door, tmp_path, monkeypatch):
     path = pack(tmp_path / "ADEChallengeData2016.zip", "zip")
-    message = prepared(door, path, tmp_path / "root")
+    message = prepared(path, tmp_path / "root")
     assert "fetch it again (an archive you packed yourself needs another name)" in message
     if way == "renamed":
         path = path.rename(tmp_path / "mine.zip")
     else:
         program, digest = load_prepare(), hashlib.sha1(path.read_bytes()).hexdigest()
         monkeypatch.setitem(program.LAYOUTS["ade20k"]["checksums"], path.name, f"sha1:{digest}")
-    assert prepared(door, path, tmp_path / "root") is None
+    assert prepared(path, tmp_path / "root") is None
 
 
 @pytest.mark.parametrize("way", ["moved", "another root"])
@@ -2751,27 +2751,27 @@ def test_a_file_in_the_way_is_moved(way, door, tmp_path):
     there = tmp_path / "root/ADEChallengeData2016/images/training/ADE_train_00000001.jpg"
     there.parent.mkdir(parents=True)
     there.write_bytes(b"another")
-    message = prepared(door, path, tmp_path / "root")
+    message = prepared(path, tmp_path / "root")
     assert "move it away or choose another root" in message
     if way == "moved":
         Path(message.partition(": ")[0]).rename(tmp_path / "away")
     root = tmp_path / ("root" if way == "moved" else "other")
-    assert prepared(door, path, root) is None
+    assert prepared(path, root) is None
 
 
 def test_what_comes_in_the_way_is_moved(door, tmp_path, monkeypatch):
     path, place = pack(tmp_path / "ade.zip", "zip"), tmp_path / "root/ADEChallengeData2016"
     with monkeypatch.context() as patch:  # called when all is unpacked and nothing in its place
         patch.setattr(os, "sync", lambda: place.write_text("came meanwhile"))
-        message = prepared(door, path, tmp_path / "root")
+        message = prepared(path, tmp_path / "root")
     assert message.startswith(f"{place}")
     assert "run the same command again when this is mended: ade.zip starts anew" in message
     place.rename(tmp_path / "away")
-    assert prepared(door, path, tmp_path / "root") is None
+    assert prepared(path, tmp_path / "root") is None
 
 
 def test_the_next_command_is_the_check(door, tmp_path, capsys):
-    assert prepared(door, pack(tmp_path / "ade.zip", "zip"), tmp_path / "a root") is None
+    assert prepared(pack(tmp_path / "ade.zip", "zip"), tmp_path / "a root") is None
     line = re.search(r"^next: (.*)$", capsys.readouterr().out, re.MULTILINE)[1]
     program, name, *typed = shlex.split(line)
     assert (program, name) == ("python", "tools/check_data.py")
