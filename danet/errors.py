@@ -26,9 +26,6 @@ class StorageError(UserError, OSError):
 
     exit_code = 4
 
-    def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""
-
 
 class ProcessError(UserError, RuntimeError):
     """Communication failed: a process died, hangs, or executes other code than the rest."""

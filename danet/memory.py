@@ -5,11 +5,7 @@ from pathlib import Path
 
 
 def available_memory() -> int | None:
-    """Return the bytes available in RAM and within the limit of a container; None if unknown.
-
-    RAM is ``MemAvailable`` of Linux, which counts caches that can be dropped; the limit is that of
-    the control group (version 2).
-    """
+    """Return the bytes available in RAM and within the limit of a container; None if unknown."""
     found = []
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()

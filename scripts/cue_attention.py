@@ -15,7 +15,6 @@ if __name__ == "__main__":
 
 import cv2
 import numpy as np
-import torch
 from torch import nn
 
 from danet.checkpoint import format as checkpoint_format
@@ -41,8 +40,7 @@ def share_on_cue(
     rows, columns = np.nonzero(object_)
     every = slice(None, None, max(1, len(rows) // POINTS))
     places = zip(columns[every].tolist(), rows[every].tolist(), strict=True)
-    tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
-    maps = position_maps(model, tensor, [Point(*place) for place in places]).numpy()  # (P, h, w)
+    maps = position_maps(model, image, [Point(*place) for place in places]).numpy()  # (P, h, w)
     size = (maps.shape[2], maps.shape[1])
     region = cv2.resize(cue.astype(np.float32), size, interpolation=cv2.INTER_AREA)
     return float((maps * region).sum(axis=(1, 2)).mean())

@@ -5,53 +5,40 @@ import os
 import shutil
 import subprocess
 
+_SIZE = {"width": 1200, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+
 
 def find():
     """Returns the path of a Chromium or Chrome, or None."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    return next((path for path in map(shutil.which, names) if path), None)
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 class Page:
-    """One page of a browser without windows and without network."""
+    """A file in a browser without windows and without network."""
 
-    def __init__(self, path, profile, *, width=1200, height=900):
-        """Opens a file."""
-        to_browser, our_end = os.pipe()
-        their_end, from_browser = os.pipe()
-        self._to, self._from = our_end, their_end
+    def __init__(self, path, profile):
+        reads, self._to = os.pipe()
+        self._from, writes = os.pipe()
         command = [
             *(find(), "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"),
             *("--remote-debugging-pipe", f"--user-data-dir={profile}", "--disable-dev-shm-usage"),
             *("--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND"),
         ]
-
-        def connect():  # the browser reads from 3 and writes to 4
-            os.dup2(to_browser, 13)
-            os.dup2(from_browser, 14)
-            os.dup2(13, 3)
-            os.dup2(14, 4)
-
-        self._process = subprocess.Popen(
-            command,
-            preexec_fn=connect,
-            close_fds=False,
-            stdout=subprocess.DEVNULL,
+        self._process = subprocess.Popen(  # the browser reads from 3 and writes to 4
+            ["bash", "-c", f'exec "$@" 3<&{reads} 4>&{writes}', "bash", *command],
+            pass_fds=(reads, writes),
             stderr=subprocess.DEVNULL,
         )
-        os.close(to_browser)
-        os.close(from_browser)
-        self._rest, self._number, self._session, self.events = b"", 0, None, []
+        os.close(reads)
+        os.close(writes)
+        self._rest, self._number, self._session, self.events = b"", 0, {}, []
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         attached = self.ask("Target.attachToTarget", targetId=target, flatten=True)
-        self._session = attached["sessionId"]
-        self.ask("Page.enable")
-        self.ask("Runtime.enable")
-        self.ask("Network.enable")
-        self.ask(
-            "Emulation.setDeviceMetricsOverride",
-            **{"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
-        )
+        self._session = {"sessionId": attached["sessionId"]}
+        for part in ("Page", "Runtime", "Network"):
+            self.ask(f"{part}.enable")
+        self.resize()
         self.ask("Page.navigate", url=path.absolute().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(self._read())
@@ -59,16 +46,12 @@ class Page:
     def ask(self, method, **parameters):
         """Sends a command and returns its result."""
         self._number += 1
-        message = {"id": self._number, "method": method, "params": parameters}
-        if self._session:
-            message["sessionId"] = self._session
+        message = {"id": self._number, "method": method, "params": parameters, **self._session}
         os.write(self._to, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._read()
-            if answer.get("id") == self._number:
-                assert "error" not in answer, answer
-                return answer["result"]
+        while (answer := self._read()).get("id") != self._number:
             self.events.append(answer)
+        assert "error" not in answer, answer
+        return answer["result"]
 
     def _read(self):
         while b"\0" not in self._rest:
@@ -80,30 +63,21 @@ class Page:
 
     def value(self, expression):
         """Evaluates JavaScript and returns plain values."""
-        found = self.ask(
-            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
-        )
+        wanted = {"expression": expression, "returnByValue": True, "awaitPromise": True}
+        found = self.ask("Runtime.evaluate", **wanted)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def move_to(self, x, y):
-        """Moves the mouse."""
-        self.ask("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-
-    def press(self, key):
-        """Presses a key."""
-        for kind in ("keyDown", "keyUp"):
-            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+    def resize(self, **size):
+        """Makes the window as large as requested, or 1200 x 900."""
+        self.ask("Emulation.setDeviceMetricsOverride", **{**_SIZE, **size})
 
     def problems(self):
         """Returns errors on the console and requests that went anywhere."""
+        sent = [e["params"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
+        urls = [one["request"]["url"] for one in sent]
         wrong = [e for e in self.events if e["method"] == "Runtime.exceptionThrown"]
-        sent = [
-            e["params"]["request"]["url"]
-            for e in self.events
-            if e["method"] == "Network.requestWillBeSent"
-        ]
-        return wrong + [url for url in sent if not url.startswith(("file:", "data:"))]
+        return wrong + [url for url in urls if not url.startswith(("file:", "data:"))]
 
     def close(self):
         """Ends the browser."""

@@ -10,11 +10,11 @@ import torch
 from conftest import call
 
 import danet
-from danet.evaluation.inference import Whole
+from danet.config.build import checked_config, load_saved, make_dataset
+from danet.visualization import report
 from danet.visualization.attention import Point, position_maps
-from danet.visualization.overlay import predict
+from danet.visualization.overlay import SegmentedImage
 from danet.visualization.pages import chart, render
-from danet.visualization.viewer import compute_view, data_uri
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +34,10 @@ def folder(tiny_checkpoint, tmp_path_factory):
     return output
 
 
-def test_the_tool_leaves_pictures_a_contact_sheet_and_the_page(folder):
+def test_the_tool_leaves_pictures_and_a_page_that_refers_to_nothing_outside_of_itself(folder):
     names = {p.name for p in folder.iterdir()}
     pictures = {f"val_{i:06d}{kind}.png" for i in (0, 4) for kind in ("", "_attention")}
     assert names == {"contact_sheet.png", "report.html"} | pictures
-
-
-def test_the_page_refers_to_nothing_outside_of_itself(folder):
     text = (folder / "report.html").read_text()
     links = re.findall(r"""(?:src|href)\s*=\s*["']([^"']{0,40})""", text)
     assert links
@@ -76,23 +73,21 @@ def test_pointing_at_a_pixel_shows_what_it_attends_to(browser, tiny_checkpoint):
         " return [b.left, b.top, b.width, b.height]; })()"
     )
     before = browser.value("attention.toDataURL()")
-    browser.move_to(left + 0.8 * width, top + 0.7 * height)
+    place = {"x": left + 0.8 * width, "y": top + 0.7 * height}
+    browser.ask("Input.dispatchMouseEvent", type="mouseMoved", **place)
     x, y = browser.value("[viewer.x, viewer.y]")
     assert abs(x - 0.8 * 96) <= 1
     assert abs(y - 0.7 * 48) <= 1
     weights = torch.tensor(browser.value("Array.from(viewer.weights)"))
 
     model = danet.load_model(tiny_checkpoint)
-    from danet.config.build import checked_config, load_saved, make_dataset
-
     config = checked_config(load_saved(tiny_checkpoint), tiny_checkpoint)
     image = make_dataset(config, "val", training=False)[0].image
-    tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
-    expected = position_maps(model, tensor, [Point(x, y)])[0].flatten()
+    expected = position_maps(model, image, [Point(x, y)])[0].flatten()
     torch.testing.assert_close(weights.float(), expected, atol=1e-6, rtol=1e-4)
 
     readout = browser.value("readout.innerText")
-    seen = predict(model, image, Whole())
+    seen = danet.predict(model, image)
     middle = model.classes[seen[y // 8 * 8 + 4, x // 8 * 8 + 4]]  # of the cell of eight pixels
     assert f"Pixel ({x}, {y}), predicted as {middle}, attends to" in readout
     assert browser.value("attention.toDataURL()") != before
@@ -102,40 +97,26 @@ def test_pointing_at_a_pixel_shows_what_it_attends_to(browser, tiny_checkpoint):
 def test_keys_move_the_point_and_buttons_choose_a_picture(browser):
     browser.value("attention.focus()")
     x, y = browser.value("[viewer.x, viewer.y]")
-    browser.press("ArrowLeft")
-    assert browser.value("[viewer.x, viewer.y]") == [x - 8, y]
-    browser.press("ArrowUp")
-    assert browser.value("[viewer.x, viewer.y]") == [x - 8, y - 8]
+    for key, expected in (("ArrowLeft", [x - 8, y]), ("ArrowUp", [x - 8, y - 8])):
+        browser.ask("Input.dispatchKeyEvent", type="keyDown", key=key, code=key)
+        assert browser.value("[viewer.x, viewer.y]") == expected
     browser.value("document.querySelectorAll('#choices button')[1].click()")
     browser.value("new Promise((done) => setTimeout(done, 200))")
     assert browser.value("viewer.number") == 1
     assert browser.value("document.querySelectorAll('#choices [aria-pressed=true]').length") == 1
+    browser.resize(width=420, mobile=True)
+    assert browser.value("document.querySelector('#viewer').getBoundingClientRect().right") <= 420
+    browser.resize()
     assert browser.problems() == []
 
 
-def test_the_page_fits_a_narrow_screen(browser):
-    size = {"width": 420, "height": 800, "deviceScaleFactor": 1, "mobile": True}
-    browser.ask("Emulation.setDeviceMetricsOverride", **size)
-    table = "document.querySelector('#viewer').getBoundingClientRect().right"
-    assert browser.value(table) <= 420
-    browser.ask("Emulation.setDeviceMetricsOverride", **{**size, "width": 1200, "mobile": False})
-
-
 def test_a_large_picture_is_made_smaller_for_the_viewer(tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr("danet.visualization.viewer.MAX_POSITIONS", 40)
-    model = danet.load_model(tiny_checkpoint)
+    monkeypatch.setattr(report, "MAX_POSITIONS", 40)
     image = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
-    seen = compute_view(model, "x", image, Whole())
-    assert seen.queries[0].size <= 40
-    height, width = seen.picture.prediction.shape
-    assert seen.picture.image.shape == (height, width, 3)
-    assert width / height == pytest.approx(2, rel=0.1)
-
-
-def test_pictures_become_jpeg_only_where_they_are_large():
-    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
-    assert data_uri(noise[:50, :50]).startswith("data:image/png;base64,")
-    assert data_uri(noise).startswith("data:image/jpeg;base64,")
+    picture = SegmentedImage("x", image, image[..., 0] % 16)
+    seen = report.view(danet.load_model(tiny_checkpoint), picture)
+    assert seen["rows"] * seen["columns"] <= 40
+    assert seen["width"] / seen["height"] == pytest.approx(2, rel=0.1)
 
 
 def test_a_chart_draws_finite_points_with_round_numbers():

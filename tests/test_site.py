@@ -33,14 +33,12 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     notebook = nbformat.read(ROOT / "docs" / "first_hour.ipynb", as_version=4)
     stored = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in stored) == 2, "run and save it"
-    runner = client.NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "docs")}}
-    )
-    runner.execute()
-    kinds = [
+    place = {"metadata": {"path": str(ROOT / "docs")}}
+    client.NotebookClient(notebook, timeout=300, resources=place).execute()
+    results = [
         output.data.keys()
         for cell in notebook.cells
         for output in cell.get("outputs", [])
         if output.output_type == "execute_result"
     ]
-    assert sum("image/png" in found for found in kinds) == 2
+    assert sum("image/png" in found for found in results) == 2

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
 
     require_packages(__file__)
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -35,6 +37,7 @@ from danet.prediction.sources import (
     prefetch,
     read_pictures,
 )
+from danet.visualization.overlay import Legend
 
 _MAX_LISTED = 3
 """Number of unreadable files that the last message names."""
@@ -60,24 +63,17 @@ def run(config: DictConfig) -> None:
         else str(Path(settings.images).expanduser().absolute()),
     }
     output = folder_for(settings, origin)
-    results = Results(
-        output,
-        settings.write,
-        origin=origin,
-        classes=saved["classes"],
-        palette=[tuple(color) for color in saved["palette"]],
-        opacity=settings.opacity,
-    )
+    palette = [tuple(color) for color in saved["palette"]]
+    legend = Legend(saved["classes"], palette, settings.opacity)
+    results = Results(output, settings.write, origin=origin, legend=legend)
     fused = fuse_for_inference(model.to(device), device)
 
     start = time.perf_counter()
     with results, PictureReader(sources, results, settings.max_pixels) as pictures:
-        found = predictions(fused, pictures, infer, batch_size=settings.batch_size)
-        results.refuse_others(sources)
-        for picture, classes in found:
-            results.write(picture, classes)
+        for classes in predictions(fused, pictures, infer, batch_size=settings.batch_size):
+            results.write(pictures.waiting.popleft(), classes)
             pictures.bar.update()
-            del picture, classes  # large; not held while the next are read
+            del classes  # large; not held while the next are read
     seconds = time.perf_counter() - start
     count, problems = len(pictures.read), pictures.problems
     earlier = f", {pictures.skipped} were there already" if pictures.skipped else ""
@@ -90,7 +86,7 @@ def run(config: DictConfig) -> None:
     if count > 1 and len(results.found) == 1:
         print(
             f"warning: every pixel of these {count} images was predicted as class "
-            f"{saved['classes'][results.found.pop()]}",
+            f"{results.found.pop()}",
             file=sys.stderr,
         )
     if problems:
@@ -104,15 +100,19 @@ def run(config: DictConfig) -> None:
 
 
 class PictureReader:
-    """Iterates over the pictures without results, and counts all others.
+    """Iterates over the images without results, and counts all others.
 
     It is a context, with a progress bar.
     """
 
     def __init__(self, sources: Sequence[Source], results: Results, max_pixels: int) -> None:
-        self._items = read_pictures(sources, results.find_done, max_pixels=max_pixels)
-        total = sum(count_frames(source) if source.is_video else 1 for source in sources)
+        # Of all at once, so that nothing is predicted where one is refused.
+        done = [(source, results.find_done(source)) for source in sources]
+        self._items = read_pictures(done, max_pixels=max_pixels)
+        total = sum(count_frames(s.path) if s.is_video else 1 for s in sources)
         self.bar = tqdm(total=total, desc="predict", unit="image", dynamic_ncols=True)
+        self.waiting: deque[Picture] = deque()
+        """Those whose images were yielded; the caller takes them out."""
         self.skipped = 0
         self.problems: list[str] = []
         """Why files could not be read."""
@@ -125,12 +125,14 @@ class PictureReader:
     def __exit__(self, *_: Any) -> None:
         self.bar.close()
 
-    def __iter__(self) -> Iterator[Picture]:
-        """Yield pictures, which are read ahead while the network runs."""
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield images, which are read ahead while the network runs."""
         for item in prefetch(self._items):
             if isinstance(item, Picture):
                 self.read.append((item.name, item.dropped, item.levels))
-                yield item
+                self.waiting.append(item)
+                yield item.image
+                del item
                 continue
             self.bar.update()
             if item is None:

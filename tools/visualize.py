@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,19 +33,17 @@ from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.inference import Inference, describe
 from danet.evaluation.metrics import ConfusionMatrix, single_class_warning
 from danet.filesystem import folder_of, require_writable, write_file
+from danet.prediction.predict import predict
 from danet.prediction.results import weights_digest
-from danet.visualization import report, viewer
-from danet.visualization.attention import Point, attention_branch, has_attention
+from danet.visualization import report
+from danet.visualization.attention import Point, attention_branches, choose_points
 from danet.visualization.figure import figure, spread
 from danet.visualization.overlay import (
-    Palette,
+    Legend,
     SegmentedImage,
-    contact_sheet,
-    predict,
     save_image,
     sheet,
-    side_by_side,
-    thumbnail,
+    shrink,
 )
 
 Picture = tuple[str, np.ndarray, np.ndarray | None]
@@ -53,6 +51,8 @@ Picture = tuple[str, np.ndarray, np.ndarray | None]
 
 _ORIGIN = "pictures.json"
 """States what the pictures of a folder are of."""
+_TILE = 288
+"""Width of a picture on the contact sheet, in pixels."""
 _EXTREMES = 3
 """How many best and how many worst pictures a report shows."""
 
@@ -62,8 +62,7 @@ class Network(NamedTuple):
 
     path: str
     model: nn.Module
-    classes: list[str]
-    palette: Palette
+    legend: Legend
     step: int
     config: TrainConfig
     infer: Inference
@@ -77,10 +76,10 @@ def run(config: DictConfig) -> None:
     device = choose_device(settings.device)
     network = load_network(settings.checkpoint, settings, device)
     other = load_network(settings.other, settings, device) if settings.other else None
-    if other and other.classes != network.classes:
+    if other and other.legend.classes != network.legend.classes:
         raise InputError(
-            f"other={settings.other}: its {len(other.classes)} classes are not the "
-            f"{len(network.classes)} of checkpoint={settings.checkpoint}"
+            f"other={settings.other}: its {len(other.legend.classes)} classes are not the "
+            f"{len(network.legend.classes)} of checkpoint={settings.checkpoint}"
         )
     facts: dict[str, Any] = {
         "network": weights_digest(network.model),
@@ -106,7 +105,12 @@ def run(config: DictConfig) -> None:
     require_writable(output)
     if not settings.output:  # a folder that was named is the user's own affair
         write_file(output / _ORIGIN, json.dumps(facts, indent=1) + "\n")
-    draw(pictures, network, other, settings, output)
+    rows = []
+    for picture in draw(pictures, network, other, settings, output):
+        height, width = picture.prediction.shape
+        rows.append(shrink(picture, min(_TILE / width, 2 * _TILE / height)))
+    save_image(output / "contact_sheet.png", sheet(network.legend, *rows))
+    print(output / "contact_sheet.png", flush=True)
     if settings.report:
         text = report.page(examine(network, dataset, settings.count, beside))
         write_file(output / "report.html", text)
@@ -119,8 +123,9 @@ def load_network(path: str, settings: VisualizeConfig, device: torch.device) -> 
     config = checked_config(saved, path, settings.data)
     model = model_of(saved, config, path).to(device)
     palette = [tuple(color) for color in saved["palette"]]
+    legend = Legend(saved["classes"], palette, settings.opacity)
     infer = make(config.evaluation, "evaluation")
-    return Network(path, model, saved["classes"], palette, saved["step"], config, infer)
+    return Network(path, model, legend, saved["step"], config, infer)
 
 
 def refuse_settings(settings: VisualizeConfig) -> None:
@@ -128,8 +133,6 @@ def refuse_settings(settings: VisualizeConfig) -> None:
     for name in ("count", "channels"):
         if getattr(settings, name) < 1:
             raise InputError(f"{name}={getattr(settings, name)}: expected at least 1")
-    if settings.by_class and settings.points:
-        raise InputError("by_class=true shows means of classes: leave points out, or by_class")
     if settings.report and settings.images:
         raise InputError("report=true scores a split: leave images out")
     if not 0 <= settings.opacity <= 1:
@@ -142,71 +145,55 @@ def draw(
     other: Network | None,
     settings: VisualizeConfig,
     output: Path,
-) -> None:
-    """Write the pictures of each image, and at the end the contact sheet of all."""
-    classes, palette, opacity = network.classes, network.palette, settings.opacity
-    points, wanted = read_points(settings.points), find_classes(settings.classes, classes)
-    thumbnails = []
+) -> Iterator[SegmentedImage]:
+    """Write the pictures of each image, and yield it with its prediction."""
+    model, legend, infer = network.model, network.legend, network.infer
+    points, wanted = read_points(settings.points), find_classes(settings.classes, legend.classes)
     for name, image, truth in pictures:
-        prediction = predict(network.model, image, network.infer)
-        picture = SegmentedImage(name, image, prediction, truth)
-        drawn = sheet(picture, classes, palette, opacity=opacity)
-        save_image(output / f"{name}.png", drawn)
-        thumbnails.append(thumbnail(picture))
+        picture = SegmentedImage(name, image, predict(model, image, infer=infer), truth)
+        save_image(output / f"{name}.png", sheet(legend, picture))
         if other:
-            second = predict(other.model, image, other.infer)
-            titles = f"1st: {Path(network.path).name}", f"2nd: {Path(other.path).name}"
-            drawn = side_by_side(picture, second, titles, classes, palette, opacity=opacity)
-            save_image(output / f"{name}_versus.png", drawn)
-        if settings.attention and has_attention(network.model):
-            height, width = prediction.shape
+            second = predict(other.model, image, infer=other.infer)
+            both = (
+                picture._replace(name=f"1st: {Path(network.path).name}"),
+                picture._replace(name=f"2nd: {Path(other.path).name}", prediction=second),
+            )
+            save_image(output / f"{name}_versus.png", sheet(legend, *both))
+        if settings.attention and attention_branches(model):
+            height, width = image.shape[:2]
             inside = [p for p in points if p.x < width and p.y < height]
             if points and not inside:
                 raise InputError(
                     f"points={settings.points}: none lies in {name}, which is {width} x {height}"
                 )
-            drawn = figure(
-                network.model,
-                picture,
-                classes,
-                palette,
-                points=inside,
-                wanted=wanted,
-                by_class=settings.by_class,
-                channels=settings.channels,
-            )
+            inside = inside or choose_points(picture.prediction, wanted=wanted)
+            drawn = figure(model, picture, legend, points=inside, channels=settings.channels)
             save_image(output / f"{name}_attention.png", drawn)
         print(output / f"{name}.png", flush=True)
-    drawn = contact_sheet(thumbnails, classes, palette, opacity=opacity)
-    save_image(output / "contact_sheet.png", drawn)
-    print(output / "contact_sheet.png", flush=True)
+        yield picture
 
 
 def examine(
     network: Network, dataset: SegmentationDataset, count: int, folder: Path
 ) -> report.Report:
     """Score a split by the protocol of the training, and choose pictures for the report."""
-    model, classes, infer = network.model, network.classes, network.infer
+    model, classes, infer = network.model, network.legend.classes, network.infer
     fused = fuse_for_inference(model, next(model.parameters()).device)
     confusion, by_image = ConfusionMatrix(len(classes)), list[float]()
     for index in tqdm(range(len(dataset)), desc=dataset.split, unit="image"):
         image, mask, _ = dataset[index]
-        alone, predicted = ConfusionMatrix(len(classes)), predict(fused, image, infer)
+        alone, predicted = ConfusionMatrix(len(classes)), predict(fused, image, infer=infer)
         alone.update(torch.from_numpy(predicted), torch.from_numpy(mask))
         confusion.counts.add_(alone.counts)
         by_image.append(alone.scores().miou if alone.matrix.any() else math.nan)
 
-    def scored(index: int) -> tuple[SegmentedImage, float]:
+    def segmented(index: int) -> SegmentedImage:
         # Predicted again: the predictions of a whole split may not fit into memory.
         image, mask, name = dataset[index]
-        picture = SegmentedImage(name, image, predict(fused, image, infer), mask)
-        return picture, by_image[index]
+        return SegmentedImage(name, image, predict(fused, image, infer=infer), mask)
 
     order = [int(i) for i in np.argsort(by_image) if not math.isnan(by_image[i])]
-    views = []
-    if attention_branch(model, "position") is not None:
-        chosen = (dataset[i] for i in spread(len(dataset), count))
-        views = [viewer.compute_view(model, s.name, s.image, infer) for s in chosen]
+    shown = spread(len(dataset), count) if "position" in attention_branches(model) else []
     warning = single_class_warning(confusion.matrix, classes)
     if warning:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
@@ -220,15 +207,14 @@ def examine(
             "one pass over the whole picture.",
             *([warning] if warning else []),
         ],
-        classes=classes,
-        palette=network.palette,
+        legend=network.legend,
         confusion=confusion,
         lines=read_metrics(folder / "metrics.jsonl"),
         examples={
-            "Best pictures": [scored(i) for i in order[::-1][:_EXTREMES]],
-            "Worst pictures": [scored(i) for i in order[:_EXTREMES]],
+            "Best pictures": [(segmented(i), by_image[i]) for i in order[::-1][:_EXTREMES]],
+            "Worst pictures": [(segmented(i), by_image[i]) for i in order[:_EXTREMES]],
         },
-        views=views,
+        views=[report.view(model, segmented(i)) for i in shown],
     )
 
 
@@ -263,7 +249,7 @@ def read_points(values: list[Any] | None) -> list[Point]:
     return [Point(*value) for value in values]
 
 
-def find_classes(names: list[str] | None, classes: list[str]) -> list[int]:
+def find_classes(names: list[str] | None, classes: Sequence[str]) -> list[int]:
     """Return the indices of classes; raises InputError for unknown names."""
     for name in names or []:
         if name not in classes:

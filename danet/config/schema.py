@@ -248,7 +248,6 @@ class VisualizeConfig:
     points: list[Any] | None = None
     classes: list[str] | None = None
     attention: bool = True
-    by_class: bool = False
     channels: int = 1
     other: str | None = None
     report: bool = False

@@ -14,7 +14,7 @@ from danet.datasets.base import SegmentationDataset
 from danet.datasets.image_io import Levels
 from danet.errors import InputError
 from danet.types import IGNORE
-from danet.visualization.overlay import add_title, arrange, classes_in, overlay, with_legend
+from danet.visualization.overlay import Legend, compose
 
 _TILE = (320, 240)
 """Width and height of a tile of the contact sheet, in pixels."""
@@ -188,18 +188,18 @@ def as_json(report: SplitReport, notes: Sequence[str], *, show: int) -> dict[str
 
 def contact_sheet(dataset: SegmentationDataset, indices: Iterable[int]) -> np.ndarray | None:
     """Return masks over their images with a legend, uint8 (H, W, 3); None if none can be read."""
-    tiles, masks = [], []
+    tiles, masks, legend = [], [], Legend(dataset.classes, dataset.palette)
     for index in indices:
         try:
             image, mask, name = dataset.read(index)
         except InputError:
             continue  # already among the problems
         masks.append(np.unique(mask))
-        drawn = Image.fromarray(overlay(image, mask, dataset.palette))
+        drawn = Image.fromarray(legend.over(image, mask))
         # A small one is enlarged without smoothing, a large one is averaged.
         box = Image.Resampling.BOX
         tile = ImageOps.pad(drawn, _TILE, method=box, color="white", centering=(0, 0))
-        tiles.append(add_title(np.asarray(tile), name))
+        tiles.append((name, np.asarray(tile)))
     if not tiles:
         return None
-    return with_legend(arrange(tiles), dataset.classes, dataset.palette, classes_in(*masks))
+    return compose(tiles, legend, masks)

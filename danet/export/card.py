@@ -8,9 +8,8 @@ from typing import Any
 
 import jinja2
 
-from danet.export.network import SMALLEST
-from danet.export.programs import OPSET, Parity
-from danet.plain import printable
+from danet.export.programs import OPSET, SMALLEST, Parity
+from danet.plain import printable, walk
 
 
 def card(
@@ -31,6 +30,7 @@ def card(
         metrics: Contents of ``metrics.json`` that ``tools/eval.py`` wrote for this checkpoint.
     """
     config = saved["config"]
+    nodes = (node for _, node, _ in walk(config["loss"], "loss") if isinstance(node, dict))
     scores = [(_what(found), found) for found in metrics]
     if saved.get("scores") and saved.get("evaluated_at", saved["step"]) == saved["step"]:
         scores.append((f"{config['data']['val_split']}, in training", saved["scores"]))
@@ -40,13 +40,10 @@ def card(
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"name": _name, "what": _what, "percent": _percent, "color": _color}
+    environment.filters |= {"name": _name, "what": _what}
     return environment.get_template("card.md.j2").render(
         saved=saved,
-        config=config,
-        data=config["data"],
-        backbone=config["model"]["backbone"],
-        losses=list(dict.fromkeys(_loss_names(config["loss"]))),
+        losses=list(dict.fromkeys(_name(node) for node in nodes if "_target_" in node)),
         num_weights=num_weights,
         programs=programs,
         opset=opset,
@@ -67,18 +64,3 @@ def _name(node: Mapping[str, Any]) -> str:
 
 def _what(found: Mapping[str, Any]) -> str:
     return f"{found['split']}, {found['images']} images, {_name(found['evaluation'])}"
-
-
-def _loss_names(node: Any) -> list[str]:
-    """Return the names of all classes in the config of a loss."""
-    inside = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    own = [_name(node)] if isinstance(node, dict) and "_target_" in node else []
-    return own + [name for value in inside for name in _loss_names(value)]
-
-
-def _percent(value: Any) -> str:
-    return f"{100 * value:.2f}" if isinstance(value, (int, float)) else "-"
-
-
-def _color(color: Sequence[int]) -> str:
-    return "#" + "".join(f"{part:02x}" for part in color)

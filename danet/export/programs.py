@@ -1,5 +1,6 @@
 """Programs that run without this project, and their deviation from the network."""
 
+import copy
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -9,15 +10,21 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch._higher_order_ops.scan import scan
 
 from danet.errors import UserError
-from danet.export.network import Exportable
 from danet.filesystem import atomic_write
+from danet.ops.attention import PositionAttention
+from danet.ops.tiles import QUERIES_PER_TILE
 
+SMALLEST = 9
+"""Smallest side for an exported program: maps of one cell would be resized otherwise."""
 OPSET = 20
 """Of ONNX: from 2023, which current runtimes support."""
+_EXAMPLE = (2, 255, 265)
+"""Batch, height and width: no multiples of 8 and no 1, which exporters take for constants."""
 
 Program = Callable[[np.ndarray], np.ndarray]
 """Maps an image, uint8 (B, 3, H, W) RGB, to logits, float32 (B, K, H, W)."""
@@ -36,35 +43,72 @@ class Parity(NamedTuple):
     """Fraction of the pixels with the same class."""
 
 
+class Exportable(nn.Module):
+    """A copy of a Segmentor that maps an image, uint8 (B, 3, H, W) RGB, to logits (B, K, H, W).
+
+    In training and evaluation position attention is a custom operator, which other runtimes lack.
+    Here it is a ``scan`` over tiles of queries: ONNX has that as the operator Scan, and
+    torch.export as a higher-order operator. So a program takes every size, and holds 512 x N
+    weights at a time and never N x N.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+        for module in self.network.modules():
+            if isinstance(module, PositionAttention):
+                module.__class__ = _ScannedAttention
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Maps (B, 3, H, W) to (B, K, H, W)."""
+        return self.network(image).logits
+
+
+class _ScannedAttention(PositionAttention):
+    """A PositionAttention in operations that exporters support: one tile of queries at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, C, H, W)."""
+        query = self.query(x).flatten(2).transpose(1, 2)  # (B, N, D)
+        key = self.key(x).flatten(2)  # (B, D, N)
+        value = self.value(x).flatten(2).transpose(1, 2)  # (B, N, C)
+        batch, count, width = query.shape
+        # A scan needs tiles of one size; the result of the padding is cut off. Two tiles more than
+        # are full, so that there is never one alone and always some padding: exporters specialise
+        # on both.
+        tiles = count // QUERIES_PER_TILE + 2
+        padded = F.pad(query, (0, 0, 0, tiles * QUERIES_PER_TILE - count))
+
+        def step(carry: Tensor, tile: Tensor) -> tuple[Tensor, Tensor]:
+            weights = torch.bmm(tile, key).softmax(dim=-1)  # (B, tile, N)
+            return carry.clone(), torch.bmm(weights, value)  # a carry must not alias its input
+
+        # (tiles, B, tile, D)
+        by_tile = padded.view(batch, tiles, QUERIES_PER_TILE, width).transpose(0, 1)
+        _, found = scan(step, query.new_zeros(1), by_tile, dim=0)  # (tiles, B, tile, C)
+        context = found.permute(1, 3, 0, 2).flatten(2)[:, :, :count]  # (B, C, N)
+        return x + self.gamma * context.unflatten(2, x.shape[2:])
+
+
 def export_onnx(model: nn.Module, path: Path, opset: int = OPSET) -> Program:
-    """Write an ONNX file with free batch, height and width, and return its program.
+    """Write an ONNX file with free batch, height and width; return its program, run on the CPU.
 
     It needs the packages onnx, onnxscript and onnxruntime.
     """
-    import onnx_ir.passes.common as passes
+    import onnxruntime
 
-    free = {"image": {0: "batch", 2: "height", 3: "width"}}
-    with _quiet():
-        program = torch.onnx.export(
+    with _quiet(), atomic_write(path) as temporary:
+        torch.onnx.export(
             Exportable(model),
-            (_example(),),
+            (_noise(*_EXAMPLE),),
+            temporary,
             dynamo=True,
-            dynamic_shapes=free,
+            dynamic_shapes={"image": {0: "batch", 2: "height", 3: "width"}},
             input_names=["image"],
             output_names=["logits"],
             opset_version=opset,
+            external_data=False,
         )
-    assert program is not None
-    passes.RemoveUnusedNodesPass()(program.model)
-    with atomic_write(path) as temporary:
-        program.save(temporary, external_data=False)
-    return load_onnx(path)
-
-
-def load_onnx(path: Path) -> Program:
-    """Return the program of an ONNX file, run by onnxruntime on the CPU."""
-    import onnxruntime
-
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda image: session.run(["logits"], {"image": image})[0]
 
@@ -72,60 +116,44 @@ def load_onnx(path: Path) -> Program:
 def export_torch(model: nn.Module, path: Path) -> Program:
     """Write a program of torch.export (.pt2) with free batch, height and width, and return it."""
     with _quiet(), atomic_write(path) as temporary:
-        program = torch.export.export(
+        written = torch.export.export(
             Exportable(model),
-            (_example(),),
-            dynamic_shapes={"image": dict.fromkeys((0, 2, 3), Dim.AUTO)},
+            (_noise(*_EXAMPLE),),
+            dynamic_shapes={"image": dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)},
         )
-        torch.export.save(program, temporary)
-    return load_torch(path)
-
-
-def load_torch(path: Path) -> Program:
-    """Return the program of a file of torch.export."""
+        torch.export.save(written, temporary)
     with _quiet():
-        program: ExportedProgram = torch.export.load(path)
-    module = torch.no_grad()(program.module())
+        module = torch.no_grad()(torch.export.load(path).module())
     return lambda image: module(torch.from_numpy(image)).numpy()
 
 
 def compare(model: nn.Module, program: Program, sizes: Sequence[tuple[int, int]]) -> list[Parity]:
-    """Compare a program with the network it came from, on one image of noise per size (H, W)."""
+    """Compare a program with the network it came from, on one image of noise per size (H, W).
+
+    Raises:
+        UserError: They differ by more than rounding explains.
+    """
     found = []
-    generator = torch.Generator().manual_seed(0)
     for height, width in sizes:
-        image = torch.randint(0, 256, (1, 3, height, width), generator=generator, dtype=torch.uint8)
+        image = _noise(1, height, width)
         with torch.inference_mode():
             expected = model(image).logits
         got = torch.from_numpy(program(image.numpy()))
-        found.append(
-            Parity(
-                height,
-                width,
-                difference=(got - expected).abs().max().item(),
-                scale=expected.abs().max().item(),
-                agreement=(got.argmax(dim=1) == expected.argmax(dim=1)).double().mean().item(),
+        difference, scale = (got - expected).abs().max().item(), expected.abs().max().item()
+        if not difference <= 1e-3 * max(1.0, scale):  # negated, so that NaN is refused
+            raise UserError(
+                f"at {height} x {width} a logit of the exported program differs by "
+                f"{difference:.3g} from the network, whose largest is {scale:.3g}; that is more "
+                "than rounding, so the file should not be used"
             )
-        )
+        agreement = (got.argmax(dim=1) == expected.argmax(dim=1)).double().mean().item()
+        found.append(Parity(height, width, difference, scale, agreement))
     return found
 
 
-def refuse_difference(what: str, found: Sequence[Parity], *, tolerance: float = 1e-3) -> None:
-    """Raise UserError where a program deviates from the network by more than rounding explains."""
-    for parity in found:
-        # Negated, so that NaN is refused.
-        if not parity.difference <= tolerance * max(1.0, parity.scale):
-            raise UserError(
-                f"{what}: at {parity.height} x {parity.width} a logit differs by "
-                f"{parity.difference:.3g} from the network, whose largest is {parity.scale:.3g}; "
-                "that is more than rounding, so the file should not be used"
-            )
-
-
-def _example() -> Tensor:
-    # Neither multiples of 8 nor 1, which exporters would take for constants.
+def _noise(batch: int, height: int, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    size = (2, 3, 255, 265)
+    size = (batch, 3, height, width)
     return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
 
 

@@ -1,51 +1,39 @@
 """Folders of results, and what is there already when an interrupted prediction is restarted.
 
-A folder of results has ``index/NAME.png`` (grey, the class index of every pixel),
-``color/NAME.png`` and ``overlay/NAME.png`` as requested, and ``predictions.jsonl`` with one line
-for each picture. The line is written last, so a picture that has one has all its files.
+A folder has ``index/NAME.png``, ``color/NAME.png`` and ``overlay/NAME.png`` as requested, and
+``predictions.jsonl`` with a line for each picture, which is written after all its files.
 """
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 from torch import nn
 
 from danet.errors import InputError, StorageError
-from danet.filesystem import atomic_write
-from danet.prediction.sources import Picture, Source
-from danet.visualization.overlay import Palette, colorize, overlay, save_image
+from danet.filesystem import atomic_write, require_writable, write_file
+from danet.prediction.sources import Picture, Source, count_frames
+from danet.visualization.overlay import Legend, colorize, save_image
 
 KINDS = ("index", "color", "overlay")
-_JOURNAL = "predictions.jsonl"
-_SHARED = ("network", "evaluation")
-"""Keys of the origin that all results of a folder must share."""
 
 
 def weights_digest(model: nn.Module) -> str:
     """Return the SHA-256 of the names and values of all weights and buffers."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def class_shares(classes: np.ndarray, num_classes: int) -> list[float]:
-    """Return the fraction of the pixels of each class, 0..1."""
-    # In parts, since bincount takes eight bytes a pixel.
-    parts = np.array_split(classes, 1 + classes.size // 2**20)
-    counts = [np.bincount(part.ravel(), minlength=num_classes) for part in parts]
-    return (np.sum(counts, axis=0) / classes.size).tolist()
-
-
-class Results:
+class Results(ExitStack):
     """Writes results into a folder, and keeps those of an earlier start.
 
     It is a context: at its end the last video is completed, or deleted after an error.
@@ -54,8 +42,7 @@ class Results:
         folder: Created where it does not exist.
         kinds: Of pictures, some of KINDS.
         origin: What all results of a folder share: the network and the protocol.
-        classes, palette: Of the network.
-        opacity: Of overlays.
+        legend: Of the classes.
 
     Raises:
         InputError: The folder has results of another origin.
@@ -66,73 +53,56 @@ class Results:
     """Name of the file with the origin."""
 
     def __init__(
-        self,
-        folder: Path,
-        kinds: Sequence[str],
-        *,
-        origin: dict[str, Any],
-        classes: Sequence[str],
-        palette: Palette,
-        opacity: float = 0.55,
+        self, folder: Path, kinds: Sequence[str], *, origin: dict[str, Any], legend: Legend
     ) -> None:
-        self.folder = folder
-        self.kinds = tuple(kinds)
-        self.classes = classes
-        self.palette = palette
-        self.opacity = opacity
-        self.found: set[int] = set()
+        super().__init__()
+        self.folder, self.kinds, self.legend = folder, kinds, legend
+        self.found: set[str] = set()
         """Classes in all that was written since this start."""
-        self._video = ExitStack()
+        self._source: Source | None = None  # of the last picture
+        self._video = self.enter_context(ExitStack())
         self._writer: cv2.VideoWriter | None = None
-        self._source: Source | None = None
-        """Of the video that is being written."""
-        path, journal = folder / self.ORIGIN, folder / _JOURNAL
-        plain = json.loads(json.dumps(origin))
+        require_writable(folder)
+        path, journal = folder / self.ORIGIN, folder / "predictions.jsonl"
+        if not path.exists():
+            write_file(path, json.dumps(origin, indent=1) + "\n")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                path.write_text(json.dumps(plain, indent=1) + "\n")
             found = json.loads(path.read_text())
-            is_same = all(found[key] == plain[key] for key in _SHARED)
-            if is_same:
-                self._lines = _whole_lines(journal) if journal.exists() else {}
-                with atomic_write(journal) as temporary:
-                    temporary.write_text("".join(map(_as_line, self._lines.values())))
-                self._journal = journal.open("a")
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise StorageError(f"output={folder}: cannot be written ({error})") from error
+            is_same = all(found[key] == origin[key] for key in ("network", "evaluation"))
+        except (ValueError, LookupError, TypeError):
+            is_same = False
         if not is_same:
             raise InputError(
                 f"output={folder}: results of another checkpoint or another protocol are there; "
                 "name another folder, or remove it"
             )
-        self._names: dict[str, list[str]] = defaultdict(list)
-        """Path of a file -> names of its results."""
-        for name, line in self._lines.items():
-            self._names[line["source"]].append(name)
+        self._lines = _whole_lines(journal) if journal.exists() else {}
+        with atomic_write(journal) as temporary:
+            temporary.write_text("".join(f"{json.dumps(line)}\n" for line in self._lines.values()))
+        self._journal = self.enter_context(journal.open("a"))
 
-    def refuse_others(self, sources: Sequence[Source]) -> None:
-        """Raise InputError for pictures whose results would overwrite those of other pictures."""
-        for source in sources:
-            line = self._lines.get(source.frame(0) if source.is_video else source.name)
-            if line is not None and line["source"] != source.version["source"]:
+    def find_done(self, source: Source) -> set[str]:
+        """Return the names of results that are whole and of the file as it is now.
+
+        Raises:
+            InputError: Results of another file are there under the same name.
+        """
+        names = map(source.frame, count()) if source.is_video else [source.name]
+        done = set()
+        for name in takewhile(self._lines.__contains__, names):
+            line = self._lines[name]
+            if line["source"] != source.version["source"]:
                 raise InputError(
                     f"output={self.folder}: results of {line['source']} are there under the name "
                     f"that those of {source.path} would have; name another folder, or remove it"
                 )
-
-    def find_done(self, source: Source) -> set[str]:
-        """Return the names of results that are whole and of the file as it is now."""
-        done = {
-            name
-            for name in self._names[source.version["source"]]
-            if self._lines[name].items() >= source.version.items()
-            and all(path.exists() for path in self._paths(name, source).values())
-        }
-        if done and source.is_video and "overlay" in self.kinds:
+            files = self._paths(name, source).values()
+            if line.items() >= source.version.items() and all(path.exists() for path in files):
+                done.add(name)
+        if source.is_video and "overlay" in self.kinds:
             # A video of overlays is encoded in one go, so all its frames are done or none is.
-            video = cv2.VideoCapture(str(self._paths(source.name, source)["overlay"]))
-            return done if len(done) == video.get(cv2.CAP_PROP_FRAME_COUNT) else set()
+            number = count_frames(self._paths(source.name, source)["overlay"])
+            return done if len(done) == number else set()
         return done
 
     def _paths(self, name: str, source: Source) -> dict[str, Path]:
@@ -149,32 +119,29 @@ class Results:
             picture: Frames of a video must be consecutive.
             classes: uint8 (H, W).
         """
-        if self._source and self._source != picture.source:
+        if self._source is not picture.source:
             self._video.close()  # the last one is whole and gets its name
-            self._writer = self._source = None
+            self._source, self._writer = picture.source, None
         for kind, path in self._paths(picture.name, picture.source).items():
             if kind == "index":
                 drawn = classes
             elif kind == "color":
-                drawn = colorize(classes, self.palette)
+                drawn = colorize(classes, self.legend.palette)
             else:
-                drawn = overlay(picture.image, classes, self.palette, opacity=self.opacity)
+                drawn = self.legend.over(picture.image, classes)
             if path.suffix == ".mp4":
                 writer = self._writer or self._start_video(path, picture)
                 writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
             else:
                 with atomic_write(path) as temporary:
                     save_image(temporary, drawn)
-        found = class_shares(classes, len(self.classes))
-        self.found.update(index for index, share in enumerate(found) if share > 0)
-        line = {
-            "name": picture.name,
-            **picture.source.version,
-            "height": classes.shape[0],
-            "width": classes.shape[1],
-            "shares": {c: s for c, s in zip(self.classes, found, strict=True) if s > 0},
-        }
-        self._journal.write(_as_line(line))
+        pixels = zip(self.legend.classes, Image.fromarray(classes).histogram(), strict=False)
+        shares = {name: number / classes.size for name, number in pixels if number}
+        self.found |= shares.keys()
+        height, width = classes.shape
+        size = {"height": height, "width": width}
+        line = {"name": picture.name, **picture.source.version, **size, "shares": shares}
+        self._journal.write(json.dumps(line) + "\n")
         self._journal.flush()
 
     def _start_video(self, path: Path, first: Picture) -> cv2.VideoWriter:
@@ -188,28 +155,14 @@ class Results:
         self._video.callback(self._writer.release)
         if not self._writer.isOpened():
             raise StorageError(f"{path}: OpenCV could not write a video of {width} x {height}")
-        self._source = first.source
         return self._writer
-
-    def __enter__(self) -> "Results":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._journal.close()
-        self._video.__exit__(*error)
-
-
-def _as_line(line: dict[str, Any]) -> str:
-    return json.dumps(line) + "\n"
 
 
 def _whole_lines(path: Path) -> dict[str, dict[str, Any]]:
     """Return name -> JSON object of the lines; one cut off by a crash is left out."""
     lines = {}
-    for line in path.read_text().splitlines():
-        try:
-            found = json.loads(line)
-            lines[found["name"]] = {**found, "source": str(found["source"])}
-        except (ValueError, TypeError, KeyError):
-            continue
+    for text in path.read_text("utf-8", "replace").splitlines():
+        with suppress(ValueError, TypeError, KeyError):
+            line = json.loads(text)
+            lines[str(line["name"])] = {**line, "source": str(line["source"])}
     return lines

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob, has_magic
 from pathlib import Path
@@ -37,16 +37,12 @@ class Source(NamedTuple):
 
     @property
     def is_video(self) -> bool:
-        """Return whether the suffix is that of a video."""
-        return _is_video(self.path)
+        """Whether the suffix is that of a video."""
+        return self.path.suffix.lower() in VIDEO_SUFFIXES
 
     def frame(self, number: int) -> str:
         """Return the name of the results of a frame of a video; frames count from 0."""
         return f"{self.name}/{number:06d}"
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 class Picture(NamedTuple):
@@ -96,50 +92,38 @@ def find_sources(wanted: str, lines: Iterable[str] = ()) -> list[Source]:
         )
     chosen = list(dict.fromkeys(chosen))
     root = path.absolute() if path.is_dir() else os.path.commonpath([p.parent for p in chosen])
-    names = _names(chosen, root)
-    return [Source(p, name, _version(p)) for p, name in zip(chosen, names, strict=True)]
-
-
-def _version(path: Path) -> dict[str, Any]:
-    found = path.stat()
-    return {
-        "source": str(path),
-        "bytes": found.st_size,
-        "modified": found.st_mtime_ns,
-        "changed": found.st_ctime_ns,
-    }
-
-
-def _names(paths: Sequence[Path], root: str | Path) -> list[str]:
-    """Return unique names: the paths below a folder, with the suffix only where it is needed."""
-    whole = [path.relative_to(root) for path in paths]
+    whole = [path.relative_to(root) for path in chosen]
     bare = [path.with_suffix("") for path in whole]
-    count = Counter([*whole, *bare])
+    number = Counter([*whole, *bare])
     # Frames of clip.mp4 are clip/000000 and so on, as a picture of a folder clip may be.
-    videos = {b for b, path in zip(bare, paths, strict=True) if _is_video(path)}
+    videos = {b for b, w in zip(bare, whole, strict=True) if w.suffix.lower() in VIDEO_SUFFIXES}
     return [
-        (b if count[b] == 1 and b.parent not in videos else w).as_posix()
-        for b, w in zip(bare, whole, strict=True)
+        _as_source(p, (b if number[b] == 1 and b.parent not in videos else w).as_posix())
+        for p, b, w in zip(chosen, bare, whole, strict=True)
     ]
 
 
-def count_frames(source: Source) -> int:
+def _as_source(path: Path, name: str) -> Source:
+    found = path.stat()
+    version = {"bytes": found.st_size, "modified": found.st_mtime_ns, "changed": found.st_ctime_ns}
+    return Source(path, name, {"source": str(path), **version})
+
+
+def count_frames(path: Path) -> int:
     """Return the number of frames in the header of a video; 0 where it has none."""
-    return max(0, int(cv2.VideoCapture(str(source.path)).get(cv2.CAP_PROP_FRAME_COUNT)))
+    return max(0, int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT)))
 
 
 def read_pictures(
-    sources: Iterable[Source], find_done: Callable[[Source], Container[str]], *, max_pixels: int
+    sources: Iterable[tuple[Source, Container[str]]], *, max_pixels: int
 ) -> Iterator[Picture | InputError | None]:
     """Yield pictures one after another, and an error in the place of one that cannot be read.
 
     Args:
-        sources: The files.
-        find_done: Returns the names with results; None is yielded for each of them.
+        sources: The files, each with the names that have results: None is yielded for these.
         max_pixels: Larger pictures are refused.
     """
-    for source in sources:
-        done = find_done(source)
+    for source, done in sources:
         if source.is_video:
             yield from _frames(source, done)
         elif source.name in done:
@@ -158,7 +142,7 @@ def _frames(source: Source, done: Container[str]) -> Iterator[Picture | InputErr
     """Yield the frames of a video in order, and an error where it ends too early."""
     capture = cv2.VideoCapture(str(source.path))
     rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
-    number, is_broken = 0, False
+    number, is_read = 0, True
     while capture.grab():
         name = source.frame(number)
         if name in done:
@@ -166,17 +150,15 @@ def _frames(source: Source, done: Container[str]) -> Iterator[Picture | InputErr
         else:
             is_read, frame = capture.retrieve()
             if not is_read:
-                is_broken = True
                 break
             yield Picture(name, source, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), rate)
         number += 1
-    capture.release()
-    expected = count_frames(source)
+    expected = count_frames(source.path)
     # More frames may be missing where their number is an estimate.
     tolerance = 1 if source.path.suffix.lower() in _COUNTED else max(1, expected // 50)
     if number == 0:
         yield InputError(f"{source.path}: not a readable video")
-    elif is_broken or number < expected - tolerance:
+    elif not is_read or number < expected - tolerance:
         yield InputError(
             f"{source.path}: {number} of {expected} frames could be read, which are done; the file "
             "is cut off or damaged",

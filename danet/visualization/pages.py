@@ -55,27 +55,23 @@ def chart(title: str, curves: Mapping[str, Curve]) -> Markup:
     points = np.array([point for curve in shown.values() for point in curve])  # (P, 2)
     if not points.size:
         return Markup()
+    low, high = points.min(axis=0), points.max(axis=0)
     lines = math.ceil(len(shown) / _NAMES_PER_LINE) if len(shown) > 1 else 0
-    (low_x, low_y), (high_x, high_y) = points.min(axis=0), points.max(axis=0)
-    x_axis, y_axis = (low_x, high_x), (low_y, high_y)
-    across, upwards = (_LEFT, _RIGHT), (_BOTTOM, _TOP + 16 * lines)
+    corner = np.array((_LEFT, _BOTTOM))
+    pixels = (_RIGHT, _TOP + 16 * lines) - corner
+
+    def place(point: tuple[float, float]) -> list[float]:
+        shares = np.where(low < high, (point - low) / np.maximum(high - low, 1e-300), 0.5)
+        return (corner + shares * pixels).round(1).tolist()
+
     return render(
         "chart.svg",
         title=title,
         names_per_line=_NAMES_PER_LINE,
-        x_ticks=[(_place(x, x_axis, across), f"{x:g}") for x in _ticks(*x_axis)],
-        y_ticks=[(_place(y, y_axis, upwards), f"{y:g}") for y in _ticks(*y_axis)],
-        curves={
-            name: [(_place(x, x_axis, across), _place(y, y_axis, upwards)) for x, y in curve]
-            for name, curve in shown.items()
-        },
+        x_ticks=[(place((x, low[1]))[0], f"{x:g}") for x in _ticks(low[0], high[0])],
+        y_ticks=[(place((low[0], y))[1], f"{y:g}") for y in _ticks(low[1], high[1])],
+        curves={name: [place(point) for point in curve] for name, curve in shown.items()},
     )
-
-
-def _place(value: float, axis: tuple[float, float], pixels: tuple[float, float]) -> float:
-    """Return where a value lies between the pixels of both ends of an axis; an only one: midway."""
-    low, high = axis if axis[0] < axis[1] else (axis[0] - 0.5, axis[0] + 0.5)
-    return round(float(np.interp(value, (low, high), pixels)), 1)
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -529,6 +529,7 @@ def test_names_of_classes_are_escaped_wherever_they_are_shown(saved, tmp_path):
     from danet.engine.log import class_table
     from danet.evaluation.metrics import ConfusionMatrix
     from danet.tools.eval import Counted, write
+    from danet.visualization.overlay import Legend
     from danet.visualization.report import Report, page
 
     names = [*EVIL, *(f"class {i}" for i in range(16 - len(EVIL)))]
@@ -546,7 +547,7 @@ def test_names_of_classes_are_escaped_wherever_they_are_shown(saved, tmp_path):
 
     numbers = matrix.matrix.numpy()
     facts = {"title": "t", "facts": ["f"], "lines": (), "examples": {}, "views": ()}
-    html = page(Report(classes=classes, palette=[(0, 0, 0)] * 16, confusion=matrix, **facts))
+    html = page(Report(legend=Legend(classes, [(0, 0, 0)] * 16), confusion=matrix, **facts))
     assert "<script>alert" not in html
     assert "&lt;script&gt;alert" in html
 
