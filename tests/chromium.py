@@ -20,16 +20,14 @@ class Page:
     def __init__(self, path, profile):
         reads, self._to = os.pipe()
         self._from, writes = os.pipe()
-        command = [
-            *(find(), "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+        options = (
+            *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"),
             *("--remote-debugging-pipe", f"--user-data-dir={profile}", "--disable-dev-shm-usage"),
             *("--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND"),
-        ]
-        self._process = subprocess.Popen(  # the browser reads from 3 and writes to 4
-            ["bash", "-c", f'exec "$@" 3<&{reads} 4>&{writes}', "bash", *command],
-            pass_fds=(reads, writes),
-            stderr=subprocess.DEVNULL,
         )
+        start = f'exec "$@" 3<&{reads} 4>&{writes}'  # what the browser reads from and writes to
+        command, quiet = ["bash", "-c", start, "bash", find(), *options], subprocess.DEVNULL
+        self._process = subprocess.Popen(command, pass_fds=(reads, writes), stderr=quiet)
         os.close(reads)
         os.close(writes)
         self._rest, self._number, self._session, self.events = b"", 0, {}, []
@@ -74,10 +72,10 @@ class Page:
 
     def problems(self):
         """Returns errors on the console and requests that went anywhere."""
-        sent = [e["params"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
-        urls = [one["request"]["url"] for one in sent]
-        wrong = [e for e in self.events if e["method"] == "Runtime.exceptionThrown"]
-        return wrong + [url for url in urls if not url.startswith(("file:", "data:"))]
+        found = [(event["method"], event["params"]) for event in self.events]
+        sent = [one["request"]["url"] for kind, one in found if kind == "Network.requestWillBeSent"]
+        outside = [url for url in sent if not url.startswith(("file:", "data:"))]
+        return outside + [one for kind, one in found if kind == "Runtime.exceptionThrown"]
 
     def close(self):
         """Ends the browser."""

@@ -37,16 +37,15 @@ def exported(tiny_checkpoint, tmp_path_factory):
     metrics = {
         "miou": 0.3125,
         "per_class": {"sky": {"iou": 0.875, "accuracy": 0.9}, "bus": {"iou": None}},
-        "split": "test",
         "images": 5,
         "evaluation": {"_target_": "danet.evaluation.inference.Whole"},
         "protocol": "whole images",
         "data_set": "Scenes test, 5 samples",
     }
-    for name, step in (("eval_test", 6), ("eval_old", 5)):
-        (place / name).mkdir()
-        text = json.dumps({**metrics, "step": step, "split": name.removeprefix("eval_")})
-        (place / name / "metrics.json").write_text(text)
+    for split, step in (("test", 6), ("old", 5)):
+        path = place / f"eval_{split}" / "metrics.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps({**metrics, "step": step, "split": split}))
     call("export", f"checkpoint={place / 'last.pt'}", "formats=[]")
     return place / "exported"
 

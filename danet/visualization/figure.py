@@ -14,7 +14,7 @@ from danet.visualization import attention
 from danet.visualization.attention import Point, attention_branches
 from danet.visualization.overlay import Legend, SegmentedImage, compose, sheet, shrink
 
-_MARK = (255, 40, 40)
+_MARK = (255, 0, 255)
 
 
 def heatmap(values: Tensor, size: Sequence[int], *, color: bool) -> np.ndarray:
