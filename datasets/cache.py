@@ -6,8 +6,6 @@ of a file is a digest of how labels are decoded and of paths, sizes and times of
 what is found is never stale. Pairs that do not fit are decoded every time.
 """
 
-import atexit
-import functools
 import hashlib
 import mmap
 import os
@@ -22,14 +20,12 @@ import numpy as np
 
 from danet.errors import InputError, StorageError
 from danet.filesystem import atomic_write, file_lock
-from danet.memory import available_memory
 
 # Image (H, W, 3) and mask (H, W), both uint8; None where a split has no labels.
 Pair = tuple[np.ndarray, np.ndarray | None]
 
 _VERSION = b"2"  # raised when the files or the decoders give other bytes
 _HEADER = 256  # bytes of a file before its record, at most
-_SHARED_MEMORY = Path("/dev/shm")
 
 
 class Cache:
@@ -182,53 +178,12 @@ def _checksum(record: np.ndarray) -> int:
 
 
 def _room(folder: Path) -> int:
-    """Return how many bytes may still be written, to the disk or to the memory behind a folder."""
-    disk = shutil.disk_usage(folder)
-    if not folder.is_relative_to(_SHARED_MEMORY):
-        return disk.free - 2**30  # a full disk would stop the run at its next checkpoint
-    available = available_memory()
-    free = disk.free if available is None else min(disk.free, available)
-    # Batches travel through the same place, and the network needs memory, too.
-    return free - disk.total // 8
+    """Return how many bytes may still be written to the disk of a folder."""
+    return shutil.disk_usage(folder).free - 2**30  # a full disk would stop a run's checkpoint
 
 
-def disk_folder(name: str | None) -> Path:
-    """Return the absolute path of the disk cache; None is the user's own cache folder."""
+def cache_folder(name: str | None) -> Path:
+    """Return the absolute path of a cache folder; None is the user's own."""
     if name is not None:
         return Path(name).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "danet"
-
-
-def memory_folder() -> Path:
-    """Return the folder in memory that the processes of a user share.
-
-    Files rather than a dictionary in each process, so that workers and ranks have one copy. The
-    last process that ends removes the folder.
-
-    Raises:
-        InputError: This system has no such folder, or it belongs to another user.
-    """
-    if not _SHARED_MEMORY.is_dir():
-        raise InputError(f"data.cache=ram: there is no {_SHARED_MEMORY} here; use data.cache=disk")
-    folder = _SHARED_MEMORY / f"danet-cache-{os.getuid()}"
-    _hold(folder)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise InputError(f"data.cache=ram: {folder} is somebody else's; use data.cache=disk")
-    return folder
-
-
-@functools.cache
-def _hold(folder: Path) -> None:
-    """Keep a folder until this process ends; remove what a process that was killed left there."""
-    # Beside the folder: a lock inside would be removed with it while another one is taken.
-    lock = os.open(f"{folder}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    _remove_unused(folder, lock, os.getpid())
-    file_lock(lock, exclusive=False)
-    atexit.register(_remove_unused, folder, lock, os.getpid())
-
-
-def _remove_unused(folder: Path, lock: int, process: int) -> None:
-    # A forked process inherits the handler and the lock of its parent.
-    if process == os.getpid() and file_lock(lock, wait=False):
-        shutil.rmtree(folder, ignore_errors=True)

@@ -28,7 +28,7 @@ from danet.config.validate import check_node
 from danet.data.loader import eval_batches
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.cityscapes import Cityscapes
-from danet.datasets.submission import SubmissionWriter, is_labelled, require_labels
+from danet.datasets.submission import SubmissionWriter, require_labels
 from danet.distributed import collectives, signals
 from danet.distributed.agreement import wait_patiently
 from danet.distributed.device import choose_device
@@ -92,7 +92,7 @@ def run(config: DictConfig) -> None:
     if settings.output:
         output = Path(settings.output).expanduser()
     with process_group(device):
-        if collectives.is_first() and is_labelled(dataset):
+        if collectives.is_first() and dataset.is_labelled:
             require_writable(output)
         predictions = predict_split(model.to(device), dataset, infer, settings, trained, device)
         counted = count(predictions, dataset, writer, device, boundary_ratio=ratio)
@@ -158,7 +158,7 @@ def count(
     confusion = ConfusionMatrix(len(dataset.classes), device)
     images = ImageIoU(device)
     boundary = BoundaryIoU(len(dataset.classes), boundary_ratio) if boundary_ratio else None
-    has_labels = is_labelled(dataset)
+    has_labels = dataset.is_labelled
     counter = None
     if has_labels and isinstance(dataset, Cityscapes):
         counter = dataset.official_counter()

@@ -73,7 +73,12 @@ def _named(key: str) -> Iterator[None]:
         raise
     except Exception as error:  # with the values of a foreign file torch may raise anything
         kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
-        raise InputError(f"{key}: {kind}{first_line(error)}") from error
+        text = first_line(error)
+        if callable(problems := getattr(error.__cause__, "errors", None)):  # of albumentations
+            first = problems()[0]
+            reason = first["msg"].removeprefix("Value error, ")
+            text = f"{first['loc'][0]}={first['input']}: {reason}"
+        raise InputError(f"{key}: {kind}{text}") from error
 
 
 def make_dataset(config: TrainConfig, split: str, *, training: bool) -> SegmentationDataset:

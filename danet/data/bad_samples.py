@@ -1,6 +1,7 @@
 """Unreadable training samples: an error, or replaced by other samples."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from torch.utils.data import Dataset
 
@@ -57,6 +58,7 @@ class SkipBadSamples(Dataset[tuple[Sample, Reasons]]):
         )
 
 
+@dataclass
 class BadSamples:
     """Record of the bad samples of one process: warns once about each, fails if there are too many.
 
@@ -70,13 +72,12 @@ class BadSamples:
         replaced: Number of replacements.
     """
 
-    def __init__(self, num_samples: int, max_share: float, warn: Callable[[str], None]) -> None:
-        self.num_samples = num_samples
-        self.max_share = max_share
-        self.warn = warn
-        self.reasons: Reasons = {}
-        self.replaced = 0
-        self._seen = 0
+    num_samples: int
+    max_share: float
+    warn: Callable[[str], None]
+    reasons: Reasons = field(default_factory=dict, init=False)
+    replaced: int = field(default=0, init=False)
+    _seen: int = field(default=0, init=False)
 
     def record(self, num_read: int, bad: Reasons) -> None:
         """Count samples that were read, and record those that could not be.

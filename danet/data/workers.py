@@ -42,11 +42,6 @@ def init_worker(_: int) -> None:
             os.setpgid(0, 0)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-        trainer = multiprocessing.parent_process()
-        is_forked = multiprocessing.get_start_method() == "fork"
-        # A worker of a fork server has the server as its parent.
-        if is_forked and trainer is not None and os.getppid() != trainer.pid:
-            os._exit(1)  # the trainer died before prctl
         # Slurm and systemd send SIGTERM to every process of a job, and torch's handler would exit.
         # Blocked before the thread starts, since sigwaitinfo needs it blocked in all threads.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

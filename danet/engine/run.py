@@ -150,6 +150,7 @@ def make_trainer(
         cli.say("trainer.sync_batchnorm: there is none on the CPU, so each process has its own")
     done = saved["step"] if saved else 0
     folder = make_folder(config, saved)
+    is_skipping = config.data.on_bad_sample == "skip"
     log = RunLog(
         folder if collectives.is_first() else None,
         step=done,
@@ -158,7 +159,7 @@ def make_trainer(
         config=config.plain,
         log_to=config.run.log_to,
         run_id=run_folder.id_of(folder),
-        count=batches.count,
+        count=(lambda: {"bad_samples": batches.bad.replaced}) if is_skipping else dict,
     )
     checkpoints = CheckpointManager(
         folder,
