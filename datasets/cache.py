@@ -25,7 +25,6 @@ from danet.filesystem import atomic_write, file_lock
 Pair = tuple[np.ndarray, np.ndarray | None]
 
 _VERSION = b"2"  # raised when the files or the decoders give other bytes
-_HEADER = 256  # bytes of a file before its record, at most
 
 
 class Cache:
@@ -78,8 +77,9 @@ class Cache:
         states = [os.stat(source) for source in sources]
         # A copy over a file that keeps its size and the time of writing changes ctime.
         state = repr([(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in states]).encode()
-        pair = _digest(self._kind + b"\0".join(map(os.fsencode, sources)))
-        return self.home / pair[:2] / f"{pair}-{_digest(state)}.npy"
+        identity = self._kind + b"\0".join(map(os.fsencode, sources))
+        pair, now = (hashlib.sha256(data).hexdigest()[:32] for data in (identity, state))
+        return self.home / pair[:2] / f"{pair}-{now}.npy"
 
     def _load(self, path: Path) -> Pair | None:
         """Map a file into memory; None if it is missing or damaged."""
@@ -99,10 +99,10 @@ class Cache:
 
     def _store(self, path: Path, pair: Pair) -> None:
         """Write a pair, unless the cache is full."""
-        record = _record(*pair)
+        record = _record(*pair)  # after a header of 256 bytes at most
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not self._reserve(path, record.nbytes + _HEADER):
+            if not self._reserve(path, record.nbytes + 256):
                 self._stop(
                     f"the cache in {self.folder} is full ({self.limit / 2**30:g} GiB, or what is "
                     "free there); further images are decoded every time; see data.cache_gib"
@@ -155,10 +155,6 @@ def _count(folder: Path) -> int:
     return sum(path.stat().st_size for path in files if path.exists() and path.name != "used")
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:32]
-
-
 def _record(image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     """Return a pair and its checksum as one record, of shape ()."""
     fields = {"image": image} if mask is None else {"image": image, "mask": mask}
@@ -178,8 +174,8 @@ def _checksum(record: np.ndarray) -> int:
 
 
 def _room(folder: Path) -> int:
-    """Return how many bytes may still be written to the disk of a folder."""
-    return shutil.disk_usage(folder).free - 2**30  # a full disk would stop a run's checkpoint
+    """Return how many bytes may still be written; a full disk would stop a run's checkpoints."""
+    return shutil.disk_usage(folder).free - 2**30
 
 
 def cache_folder(name: str | None) -> Path:

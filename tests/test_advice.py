@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -52,7 +51,6 @@ from danet.datasets.lists import shipped_list
 from danet.datasets.pascal_context import PascalContext
 from danet.datasets.pascal_voc import PascalVOC
 from danet.datasets.scenes import Scenes
-from danet.datasets.submission import SubmissionWriter
 from danet.distributed import collectives, consistency, launcher, rendezvous
 from danet.distributed.device import choose_device
 from danet.engine.nonfinite import NonFiniteGuard
@@ -68,7 +66,6 @@ from danet.models.timm_backbone import TimmBackbone
 from danet.ops.attention import ChannelAttention
 from danet.preflight import advice, out_of_memory
 from danet.preflight.memory_estimate import StepSimulator
-from danet.tools import export
 
 pytestmark = pytest.mark.bad_input("R30")
 
@@ -163,8 +160,7 @@ ENDS = (
     (r"must hold [a-z ]+ of at least (\d+)", "[{0}]"),
     (r"list of positive numbers up to ([\d.]+)", "[{0}]"),
     (r"with 0 < low <= high", "[0.5,0.5]"),
-    (r"with ([-\d.]+) <= low <= high <= ([\d.]+)", "[{0},{1}]"),
-    (r"with ([-\d.]+) <= low <= high", "[{0},{0}]"),
+    (r"within \[([-\d.]+), ([\d.]+)\]", "[{0},{1}]"),
     (r"three numbers each", "[1,1,1]"),
     (r"two numbers in \[(\d), 1\)", "[{0},0.99]"),
     (r"in \[(\d), 1\)", "{0} 0.99"),
@@ -241,7 +237,6 @@ CHAINS = {
         *("model.head.reduction=0", "loss.main.threshold=2", "loss.main.min_kept=0"),
         *("optimizer.momentum=1", "evaluation.crop=[10,10]", "evaluation.stride=[0,1]"),
         *("evaluation.windows_per_batch=0", "data.transforms.train.steps.color.hue=[-1,1]"),
-        "data.transforms.train.steps.color.brightness=[2,1]",
     ),
     "windows": (
         (*FOLDER, "model/head=psanet", "loss=dice", "schedule=cosine", "evaluation=multi_scale"),
@@ -1860,7 +1855,7 @@ def test_bad_samples_are_mended_or_removed(door, tmp_path):
 
 
 def test_workers_without_room_or_memory(door):
-    message = str(workers.shared_memory_error())
+    message = str(workers.explain(OSError(errno.ENOSPC, ""), [], list, 0))
     killed = str(
         workers.exit_error([types.SimpleNamespace(pid=1, exitcode=-signal.SIGKILL)], lambda: ["x"])
     )
@@ -2116,17 +2111,6 @@ def test_there_are_systems_without_caches(door, root, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "os", System(name="nt"))
     cached = (*own(root), f"data.cache_dir={tmp_path / 'cache'}")
     setting = re.search(r"; use (\S+)$", door.refused("train", *cached, "data.cache=disk"))[1]
-    door.follow("train", *cached, setting)
-
-
-@pytest.mark.parametrize("name", ["no shared memory", "memory of others"])
-def test_a_disk_takes_the_place_of_memory(name, door, root, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "_SHARED_MEMORY", tmp_path / "shm")
-    if name == "memory of others":
-        (tmp_path / "shm").mkdir()
-        monkeypatch.setattr(cache, "os", System(getuid=lambda: os.getuid() + 1))
-    cached = (*own(root), f"data.cache_dir={tmp_path / 'cache'}")
-    setting = re.search(r"; use (\S+)$", door.refused("train", *cached, "data.cache=ram"))[1]
     door.follow("train", *cached, setting)
 
 
@@ -2423,14 +2407,6 @@ def test_settings_of_tools_at_their_ends(name, door, network, picture, tmp_path)
         door.follow(program, *typed, f"{key}={value}")
 
 
-def test_formats_that_are_named_are_known(door, network):
-    message = door.refused("export", f"checkpoint={network}", "formats=[onx]")
-    assert re.search(
-        r"did you mean (\w+)\?; expected some of (\w+), (\w+); ", message
-    ).groups() == (*("onnx", "onnx", "torch"),)
-    assert list(export.FORMATS) == ["onnx", "torch"]
-
-
 def test_scores_are_those_of_eval(door, network, tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text("{}")
@@ -2441,36 +2417,27 @@ def test_scores_are_those_of_eval(door, network, tmp_path):
     door.follow(*typed, f"metrics={tmp_path / 'scores/metrics.json'}")
 
 
-def test_an_export_of_another_step_is_left_alone(door, network, tmp_path):
-    typed = ("export", f"checkpoint={network}", "formats=[]")
+@pytest.mark.parametrize("name", ["export", "another network", "another picture"])
+def test_results_of_others_are_left_alone(name, door, network, picture, tmp_path):
+    typed = ["predict", f"checkpoint={network}", f"images={picture}", "write=[index]"]
+    if name == "export":
+        typed = ["export", f"checkpoint={network}", "formats=[]"]
     door.follow(*typed, f"output={tmp_path / 'o'}")
-    (tmp_path / "o/model.pt2").write_bytes(b"a program")
     saved = checkpoint_format.load(network)
-    checkpoint_format.save(network, {**saved, "step": 9})
+    if name == "export":
+        (tmp_path / "o/model.pt2").write_bytes(b"a program")
+        checkpoint_format.save(network, {**saved, "step": 9})
+    elif name == "another network":
+        saved["model"]["head.classify.1.bias"][0] += 1
+        checkpoint_format.save(network, saved)
+    else:
+        save_photo(tmp_path / "others/p.png")
+        typed[2] = f"images={tmp_path / 'others/p.png'}"
     message = door.refused(*typed, f"output={tmp_path / 'o'}")
     assert "name another folder, or remove it" in message
     door.follow(*typed, f"output={tmp_path / 'other'}")
     shutil.rmtree(tmp_path / "o")
     door.follow(*typed, f"output={tmp_path / 'o'}")
-
-
-@pytest.mark.parametrize("name", ["another network", "another picture"])
-def test_predictions_of_others_are_left_alone(name, door, network, picture, tmp_path):
-    typed = [f"checkpoint={network}", f"images={picture}", "write=[index]"]
-    door.follow("predict", *typed, f"output={tmp_path / 'o'}")
-    if name == "another network":
-        saved = checkpoint_format.load(network)
-        saved["model"]["head.classify.1.bias"][0] += 1
-        checkpoint_format.save(network, saved)
-    else:
-        other = tmp_path / "others/p.png"
-        save_photo(other)
-        typed[1] = f"images={other}"
-    message = door.refused("predict", *typed, f"output={tmp_path / 'o'}")
-    assert "name another folder, or remove it" in message
-    door.follow("predict", *typed, f"output={tmp_path / 'other'}")
-    shutil.rmtree(tmp_path / "o")
-    door.follow("predict", *typed, f"output={tmp_path / 'o'}")
 
 
 def test_results_lie_elsewhere(door, network, picture, tmp_path):
@@ -2536,24 +2503,6 @@ def test_a_split_with_labels_is_scored(door, streets, network, tmp_path):
     setting = re.search(r"; (report=true) needs them", message)[1]
     door.follow("visualize", *typed, "split=test")
     door.follow("visualize", *typed, "split=val", setting)
-
-
-@pytest.mark.parametrize("name", ["mode", "shape"])
-def test_a_prediction_has_the_form_of_the_server(name, streets, tmp_path):
-    data = Cityscapes(root=streets / "data", split="test")
-    writer = SubmissionWriter(tmp_path / "sent", data)
-    writer.begin()
-    (item,) = data.items
-    writer.write(item.name, np.zeros((40, 48), np.uint8))
-    (path,) = writer._files.iterdir()
-    right = Image.open(path).copy()
-    wrong = right.convert("RGB") if name == "mode" else right.crop((0, 0, 20, 20))
-    wrong.save(path)
-    message = heard(writer.finish)
-    said = {"mode": "expected one channel of 8 bits", "shape": "they must be equal"}[name]
-    assert said in message
-    right.save(path)
-    writer.finish()
 
 
 def test_a_config_of_an_export_is_small(door, network, tmp_path):
@@ -2680,98 +2629,71 @@ def load_prepare():
         sys.path.remove(str(ROOT / "scripts"))
 
 
-def pack(path, kind):
+def pack(path):
     """Packs a tiny ADE20K."""
-    source = path.parent / f"{path.name}-source"
-    top = "ADEChallengeData2016"
+    top = path.parent / "source/ADEChallengeData2016"
     for split, name in (("training", "train"), ("validation", "val")):
-        save_photo(source / f"{top}/images/{split}/ADE_{name}_00000001.jpg")
-        save_label(source / f"{top}/annotations/{split}/ADE_{name}_00000001.png", (1, 2))
-    files = sorted(p for p in source.rglob("*") if p.is_file())
-    if kind == "zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            for file in files:
-                archive.write(file, file.relative_to(source))
-    else:
-        with tarfile.open(path, "w:gz" if kind == "tgz" else "w") as archive:
-            for file in files:
-                archive.add(file, file.relative_to(source))
-    return path
+        save_photo(top / f"images/{split}/ADE_{name}_00000001.jpg")
+        save_label(top / f"annotations/{split}/ADE_{name}_00000001.png", (1, 2))
+    packed = shutil.make_archive(str(path.parent / "packed"), "zip", top.parent, top.name)
+    return Path(packed).rename(path)
 
 
 def prepared(path, root):
     """Runs prepare.py; returns what it refuses, or None."""
-    program = load_prepare()
     try:
-        program.main(["data=ade20k", f"root={root}", f"archive={path}"])
+        load_prepare().main(["data=ade20k", f"root={root}", f"archive={path}"])
     except UserError as error:
         return str(error)
     return None
 
 
 def test_a_python_without_filters_is_replaced(door, tmp_path, monkeypatch):
-    path = pack(tmp_path / "ade.zip", "zip")
+    path = pack(tmp_path / "ade.zip")
     with monkeypatch.context() as old:
         old.delattr(tarfile, "data_filter")
         assert "take 3.10.12, 3.11.4, 3.12 or later" in prepared(path, tmp_path / "root")
     assert prepared(path, tmp_path / "root") is None
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar", "tgz", "tar cut between two files"])
-def test_a_damaged_archive_is_fetched_again(kind, door, tmp_path):
-    kind, *between = kind.split(maxsplit=1)
-    path = pack(tmp_path / f"ade.{kind}", kind)
+def test_a_damaged_archive_is_fetched_again(door, tmp_path):
+    path = pack(tmp_path / "ade.zip")
     whole = path.read_bytes()
-    end = len(whole) // 3
-    if between:
-        with tarfile.open(path) as archive:
-            end = archive.getmembers()[1].offset
-    path.write_bytes(whole[:end])
+    path.write_bytes(whole[: len(whole) // 3])
     assert prepared(path, tmp_path / "root").endswith("; fetch it again")
     path.write_bytes(whole)
     assert prepared(path, tmp_path / "root") is None
 
 
-@pytest.mark.parametrize("way", ["renamed", "fetched"])
-def test_an_archive_with_another_checksum(way, door, tmp_path, monkeypatch):
-    path = pack(tmp_path / "ADEChallengeData2016.zip", "zip")
+def test_an_archive_with_another_checksum_is_renamed(door, tmp_path):
+    path = pack(tmp_path / "ADEChallengeData2016.zip")
     message = prepared(path, tmp_path / "root")
     assert "fetch it again (an archive you packed yourself needs another name)" in message
-    if way == "renamed":
-        path = path.rename(tmp_path / "mine.zip")
-    else:
-        program, digest = load_prepare(), hashlib.sha1(path.read_bytes()).hexdigest()
-        monkeypatch.setitem(program.LAYOUTS["ade20k"]["checksums"], path.name, f"sha1:{digest}")
-    assert prepared(path, tmp_path / "root") is None
+    assert prepared(path.rename(tmp_path / "mine.zip"), tmp_path / "root") is None
 
 
-@pytest.mark.parametrize("way", ["moved", "another root"])
-def test_a_file_in_the_way_is_moved(way, door, tmp_path):
-    path = pack(tmp_path / "ade.zip", "zip")
-    there = tmp_path / "root/ADEChallengeData2016/images/training/ADE_train_00000001.jpg"
+def test_a_file_in_the_way_is_moved(door, tmp_path, monkeypatch):
+    path = pack(tmp_path / "ade.zip")
+    place = tmp_path / "root/ADEChallengeData2016"
+    there = place / "images/training/ADE_train_00000001.jpg"
     there.parent.mkdir(parents=True)
     there.write_bytes(b"another")
     message = prepared(path, tmp_path / "root")
     assert "move it away or choose another root" in message
-    if way == "moved":
-        Path(message.partition(": ")[0]).rename(tmp_path / "away")
-    root = tmp_path / ("root" if way == "moved" else "other")
-    assert prepared(path, root) is None
-
-
-def test_what_comes_in_the_way_is_moved(door, tmp_path, monkeypatch):
-    path, place = pack(tmp_path / "ade.zip", "zip"), tmp_path / "root/ADEChallengeData2016"
+    assert prepared(path, tmp_path / "other") is None
+    Path(message.partition(": ")[0]).rename(tmp_path / "away")
+    shutil.rmtree(place)
     with monkeypatch.context() as patch:  # called when all is unpacked and nothing in its place
         patch.setattr(os, "sync", lambda: place.write_text("came meanwhile"))
         message = prepared(path, tmp_path / "root")
     assert message.startswith(f"{place}")
     assert "run the same command again when this is mended: ade.zip starts anew" in message
-    place.rename(tmp_path / "away")
+    place.rename(tmp_path / "away too")
     assert prepared(path, tmp_path / "root") is None
 
 
 def test_the_next_command_is_the_check(door, tmp_path, capsys):
-    assert prepared(pack(tmp_path / "ade.zip", "zip"), tmp_path / "a root") is None
+    assert prepared(pack(tmp_path / "ade.zip"), tmp_path / "a root") is None
     line = re.search(r"^next: (.*)$", capsys.readouterr().out, re.MULTILINE)[1]
     program, name, *typed = shlex.split(line)
     assert (program, name) == ("python", "tools/check_data.py")

@@ -103,14 +103,7 @@ class BadSamples:
 
 
 def summary(reasons_by_rank: list[Reasons]) -> list[str]:
-    """Return lines that list the bad samples of all processes, each once; none if there are none.
-
-    Args:
-        reasons_by_rank: BadSamples.reasons of each process.
-    """
-    # Over the epochs several processes may read the same sample.
+    """Return lines that list the bad samples of all processes, each once; none without any."""
     merged = {index: reason for reasons in reasons_by_rank for index, reason in reasons.items()}
-    if not merged:
-        return []
-    lines = [f"  {merged[index]}" for index in sorted(merged)]
-    return [f"{len(lines)} sample(s) could not be read and were replaced by others:", *lines]
+    head = f"{len(merged)} sample(s) could not be read and were replaced by others:"
+    return [head, *(f"  {merged[index]}" for index in sorted(merged))] if merged else []

@@ -1,6 +1,5 @@
 """Batches for training (endless) and for evaluation (each sample once)."""
 
-import errno
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -107,12 +106,7 @@ class Loader:
         """
         try:
             batches = iter(self._make_loader(batch_sampler=self._recorded_keys()))
-        except OSError as error:
-            if error.errno == errno.ENOSPC:  # the workers' locks lie in shared memory
-                raise workers.shared_memory_error() from error
-            raise
-        self._workers = getattr(batches, "_workers", ())  # private; absent without workers
-        try:
+            self._workers = getattr(batches, "_workers", ())  # private; absent without workers
             for batch in batches:
                 self._pending.popleft()
                 yield batch
@@ -122,11 +116,10 @@ class Loader:
         except InputError as error:
             # torch puts the traceback of the worker before the message.
             raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
-        except (ConnectionError, EOFError, RuntimeError) as error:
-            explained = self.explain(error)
-            if explained is None:
-                raise
-            raise explained from error
+        except (OSError, EOFError, RuntimeError) as error:
+            if explained := self.explain(error):
+                raise explained from error
+            raise
         finally:  # also when the generator is closed or collected
             workers.terminate(self._workers)
 
