@@ -307,29 +307,22 @@ class Scenes(SegmentationDataset):
         transform: Transform | None = None,
     ) -> None:
         super().__init__(split=split, transform=transform)
+        if split not in self.splits:
+            raise InputError(f"Scenes: split={split!r} is not one of {', '.join(self.splits)}")
+        if lengths.get(split, 0) < 1:
+            what = f"must give split {split!r} 1 picture or more"
+            raise InputError(f"Scenes: lengths={dict(lengths)} {what}")
         height, width = size if len(size) == 2 else (0, 0)
-        is_drawable = MIN_HEIGHT <= height <= width and height * width <= MAX_PIXELS
-        largest = min(0.2 * height, 0.07 * width)  # disc that fits into the narrowest landmark
+        if not MIN_HEIGHT <= height <= width or height * width > MAX_PIXELS:
+            raise InputError(
+                f"Scenes: size={list(size)} must be [height, width], {MIN_HEIGHT} or more high, at "
+                f"least as wide as high, and {MAX_PIXELS} pixels or fewer"
+            )
         check_choice("level", level, Level)
-        for is_right, what in (
-            (split in self.splits, f"split={split!r} is not one of {', '.join(self.splits)}"),
-            (
-                lengths.get(split, 0) >= 1,
-                f"lengths={dict(lengths)} must give split {split!r} 1 picture or more",
-            ),
-            (
-                is_drawable,
-                f"size={list(size)} must be [height, width], {MIN_HEIGHT} or more high, at least "
-                f"as wide as high, and {MAX_PIXELS} pixels or fewer",
-            ),
-            (
-                1 <= cue_radius <= largest,
-                f"cue_radius={cue_radius} must be in 1..{largest:g} for pictures of "
-                f"{height} x {width} (height x width)",
-            ),
-        ):
-            if not is_right:
-                raise InputError(f"Scenes: {what}")
+        largest = min(0.2 * height, 0.07 * width)  # that fits into the narrowest landmark
+        if not 1 <= cue_radius <= largest:
+            where = f"1..{largest:g} for pictures of {height} x {width} (height x width)"
+            raise InputError(f"Scenes: cue_radius={cue_radius} must be in {where}")
         self.length, self.size, self.seed = lengths[split], (height, width), seed
         self.level, self.cue_radius = level, cue_radius
 

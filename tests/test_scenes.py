@@ -188,5 +188,5 @@ def test_each_split_has_its_own_length():
 def test_bad_arguments_are_named(change, message):
     with pytest.raises(InputError, match=f"Scenes: {message}"):
         scenes(**change)
-    with pytest.raises(InputError, match="data.level=x: expected one of wide, small, relation"):
+    with pytest.raises(InputError, match=r"data.level=x: expected one of wide, small, relation"):
         scenes(level="x")
