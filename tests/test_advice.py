@@ -2656,15 +2656,6 @@ def test_a_python_without_filters_is_replaced(door, tmp_path, monkeypatch):
     assert prepared(path, tmp_path / "root") is None
 
 
-def test_a_damaged_archive_is_fetched_again(door, tmp_path):
-    path = pack(tmp_path / "ade.zip")
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 3])
-    assert prepared(path, tmp_path / "root").endswith("; fetch it again")
-    path.write_bytes(whole)
-    assert prepared(path, tmp_path / "root") is None
-
-
 def test_an_archive_with_another_checksum_is_renamed(door, tmp_path):
     path = pack(tmp_path / "ADEChallengeData2016.zip")
     message = prepared(path, tmp_path / "root")
@@ -2690,11 +2681,3 @@ def test_a_file_in_the_way_is_moved(door, tmp_path, monkeypatch):
     assert "run the same command again when this is mended: ade.zip starts anew" in message
     place.rename(tmp_path / "away too")
     assert prepared(path, tmp_path / "root") is None
-
-
-def test_the_next_command_is_the_check(door, tmp_path, capsys):
-    assert prepared(pack(tmp_path / "ade.zip"), tmp_path / "a root") is None
-    line = re.search(r"^next: (.*)$", capsys.readouterr().out, re.MULTILINE)[1]
-    program, name, *typed = shlex.split(line)
-    assert (program, name) == ("python", "tools/check_data.py")
-    door.follow("check_data", *typed)
