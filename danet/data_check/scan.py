@@ -70,7 +70,7 @@ def _inspect_image(pair: PairReport, dataset: FileDataset, full: bool) -> tuple[
     with open_picture(path, max_pixels=max_pixels) as picture:
         size = picture.height, picture.width
         if picture.mode != "RGB":
-            pair.remarks.append(f"mode {picture.mode} becomes RGB of 8 bits")
+            pair.remarks.append(f"mode {picture.mode} becomes 8-bit RGB")
         # PNG may store EXIF data behind the pixels: searching for it would decode them.
         if picture.format != "PNG":
             with suppress(SyntaxError, ValueError):  # EXIF data that cannot be read
