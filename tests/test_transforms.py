@@ -2,7 +2,6 @@
 
 import itertools
 
-import albumentations as A
 import cv2
 import numpy as np
 import pytest
@@ -125,44 +124,6 @@ def test_windows_and_factors_stay_in_range_and_reach_its_ends():
 def test_base_is_the_short_side_at_factor_one(factor, shape, expected):
     _, drawn = draw((32, 32), (factor, factor), 0, shape, base=50)
     assert tuple(n / axis.step for n, axis in zip(shape, drawn.values(), strict=True)) == expected
-
-
-@pytest.mark.parametrize("seed", range(15))
-def test_image_and_mask_go_through_the_same_geometry(seed):
-    y, x = np.mgrid[:70, :90]
-    mask = (x // 4 + 2 * (y // 4)).astype(np.uint8)  # rises by 1 and by 2 from block to block
-    image = np.repeat(2 * mask[..., None], 3, axis=-1)
-    steps = {"crop": ScaleCrop((40, 48), (0.5, 2.0)), "mirror": A.HorizontalFlip(p=0.5)}
-    result = Pipeline(steps)(Sample(image, mask, "ramp"), seed)
-    inside = result.mask != IGNORE
-    inside &= cv2.erode(inside.astype(np.uint8), np.ones((3, 3)), borderValue=0) > 0
-    difference = abs(result.image[..., 0] / 2 - result.mask)[inside]
-    assert len(np.unique(result.mask[inside])) > 10
-    assert difference.max() <= 2
-    assert np.mean(difference) < 0.5
-
-
-class Probe(A.DualTransform):
-    """Keeps what albumentations hands to a transform."""
-
-    def __init__(self):
-        super().__init__(p=1.0)
-        self.seen = []
-
-    def apply(self, img, **_):
-        self.seen.append(img)
-        return img
-
-    def apply_to_mask(self, mask, **_):
-        self.seen.append(mask)
-        return mask
-
-
-def test_the_first_transform_gets_the_picture_itself_and_no_copy():
-    image, mask = noise(50, 60)
-    probe = Probe()
-    Pipeline({"probe": probe})(Sample(image, mask, "x"), 0)
-    assert all(np.shares_memory(*pair) for pair in zip(probe.seen, (image, mask), strict=True))
 
 
 # Colours

@@ -150,12 +150,7 @@ class TrainBatches(Iterator[Batch]):
         self._loaded: Iterator[tuple[Batch, Reasons]] = iter(loader)
 
     def __next__(self) -> Batch:
-        """Return the next batch.
-
-        Raises:
-            InputError: A sample cannot be read, or too many are skipped.
-            ProcessError: A worker has died or hangs.
-        """
+        """Return the next batch; raise InputError, also if too many are skipped, or ProcessError."""
         batch, bad = next(self._loaded)
         self.bad.record(len(batch.name), bad)
         return batch
