@@ -150,7 +150,7 @@ class TrainBatches(Iterator[Batch]):
         self._loaded: Iterator[tuple[Batch, Reasons]] = iter(loader)
 
     def __next__(self) -> Batch:
-        """Return the next batch; raise InputError, also if too many are skipped, or ProcessError."""
+        """Return the next batch; raise InputError or ProcessError, also if too many are skipped."""
         batch, bad = next(self._loaded)
         self.bad.record(len(batch.name), bad)
         return batch
