@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from danet.data.workers import init_worker
 from danet.datasets.base import FileDataset
 from danet.datasets.hints import ORIENTATION
 from danet.datasets.image_io import Levels, inspect_dropped, open_picture
@@ -175,7 +175,7 @@ def scan(dataset: FileDataset, *, full: bool = False, num_workers: int = 0) -> S
         batch_size=None,
         collate_fn=partial(inspect_pair, dataset, full=full),
         num_workers=num_workers,
-        worker_init_fn=_single_thread,
+        worker_init_fn=init_worker,
     )
     for pair in tqdm(pairs, desc=dataset.split, unit="pair", dynamic_ncols=True):
         report.add(pair)
@@ -184,7 +184,3 @@ def scan(dataset: FileDataset, *, full: bool = False, num_workers: int = 0) -> S
         shown = " or ".join(map(str, expected))
         report.notes.append(f"{len(dataset)} images, but the publisher counts {shown}")
     return report
-
-
-def _single_thread(_: int) -> None:
-    cv2.setNumThreads(0)
