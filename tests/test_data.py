@@ -355,15 +355,6 @@ def test_val_is_the_first_by_the_hash_whatever_is_added(tmp_path):
     assert names_of(own(tmp_path, "val")) == set(by_hash[:12])
 
 
-def test_values_of_the_masks_are_mapped_to_classes(tmp_path):
-    mask = np.array([[0, 255, 0, 255]] * 4, np.uint8)
-    write_pair(tmp_path, "train", "a", np.zeros((4, 4, 3), np.uint8), mask, labels="masks")
-    assert np.array_equal(own(tmp_path, "train", values={0: 0, 255: 1})[0].mask, mask // 255)
-    assert np.array_equal(own(tmp_path, "train", values={0: 1})[0].mask, np.where(mask, IGNORE, 1))
-    with pytest.raises(InputError, match="label value 0 on 8 pixels"):
-        own(tmp_path, "train", values={255: 1})[0]
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -382,14 +373,6 @@ def test_bad_settings_of_a_folder_are_named(tmp_path, settings, message):
     write_pictures(tmp_path, ["a"], "train")
     with pytest.raises(InputError, match=message):
         own(tmp_path, "train", **settings)
-
-
-def test_pictures_of_other_kinds_are_found_and_other_files_are_not(tmp_path):
-    write_pictures(tmp_path, ["a"], "train")
-    Image.new("RGB", (5, 4)).save(tmp_path / "images" / "train" / "b.JPG", format="JPEG")
-    Image.new("L", (5, 4)).save(tmp_path / "masks" / "train" / "b.png")
-    (tmp_path / "images" / "train" / "Thumbs.db").write_bytes(b"x")
-    assert names_of(own(tmp_path, "train")) == {"a", "b"}
 
 
 def test_the_default_palette_is_that_of_pascal_voc(tmp_path):
