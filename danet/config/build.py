@@ -88,8 +88,9 @@ def make_dataset(config: TrainConfig, split: str, *, training: bool) -> Segmenta
         InputError: Files are missing, or the class count of the config is not the data set's.
     """
     data = config.data
-    transforms = data.transforms["train" if training else "eval"]
-    transform = make(transforms, "data.transforms") if transforms else None
+    use = "train" if training else "eval"
+    transforms = data.transforms[use]
+    transform = make(transforms, f"data.transforms.{use}") if transforms else None
     arguments: dict[str, Any] = {"split": split, "transform": transform}
     given = config.plain["data"]
     reading = {f.name: given[f.name] for f in fields(Reading) if f.name in given}
