@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from danet.checkpoint.weights import initialise
 from danet.errors import InputError
 from danet.models.heads.dual import DualAttentionHead, FCNHead, SingleAttentionHead
 from danet.models.resnet import ResNet
@@ -46,23 +45,14 @@ def test_danet_has_the_published_number_of_parameters(depth, total):
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101])
-def test_torchvision_weights_load_with_nothing_missing(depth, tmp_path):
-    torch.save(torchvision.models.get_model(f"resnet{depth}").state_dict(), tmp_path / "w.pth")
-    model = ResNet(depth=depth, weights=str(tmp_path / "w.pth"))
-    expected = torch.load(tmp_path / "w.pth", weights_only=True)
-    assert set(expected) - set(model.state_dict()) == {"fc.weight", "fc.bias"}
-    assert torch.equal(model.layer4[1].conv2.weight, expected["layer4.1.conv2.weight"])
-
-
-@pytest.mark.parametrize("depth", [18, 50])
-def test_at_stride_32_it_computes_what_torchvision_computes(depth):
+def test_with_torchvisions_weights_it_computes_at_stride_32_what_torchvision_computes(
+    depth, tmp_path
+):
     reference = torchvision.models.get_model(f"resnet{depth}").eval()
-    ours = ResNet(depth=depth, output_stride=32).eval()
-    ours.load_state_dict(
-        {k: v for k, v in reference.state_dict().items() if not k.startswith("fc.")}
-    )
-    x = torch.randn(1, 3, 64, 96)
-    children = list(reference.children())
+    torch.save(reference.state_dict(), tmp_path / "w.pth")
+    ours = ResNet(depth=depth, output_stride=32, weights=str(tmp_path / "w.pth")).eval()
+    assert set(reference.state_dict()) - set(ours.state_dict()) == {"fc.weight", "fc.bias"}
+    x, children = torch.randn(1, 3, 32, 64), list(reference.children())
     torch.testing.assert_close(ours(x)[-1], torch.nn.Sequential(*children[:-2])(x))
 
 
@@ -105,7 +95,7 @@ def test_maps_have_the_promised_sizes(stride, stem):
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("size", [(33, 47), (1, 1), (64, 40)], ids=str)
+@pytest.mark.parametrize("size", [(33, 47), (1, 1)], ids=str)
 def test_logits_have_the_size_of_the_image(head, size):
     model = small(head).eval()
     output = model(torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8))
@@ -125,19 +115,10 @@ def test_every_parameter_gets_a_gradient(head):
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_training_has_three_outputs_and_the_auxiliary_head_a_fourth():
-    model = Segmentor(
-        ResNet(depth=18, width=8), HEADS["dual"], functools.partial(FCNHead, num_classes=5)
-    )
-    output = model(torch.zeros(2, 3, 40, 40))
-    assert set(output.auxiliary) == {"position", "channel", "backbone"}
-    assert model.eval()(torch.zeros(2, 3, 40, 40)).auxiliary == {}
-
-
 def test_in_training_logits_have_the_size_of_the_map_and_are_upsampled_in_evaluation():
     model = Segmentor(
         ResNet(depth=18, width=8),
-        functools.partial(FCNHead, num_classes=5, dropout=0.0),
+        functools.partial(DualAttentionHead, num_classes=5, dropout=0.0),
         functools.partial(FCNHead, num_classes=5),
         align_corners=False,
     )
@@ -146,7 +127,8 @@ def test_in_training_logits_have_the_size_of_the_map_and_are_upsampled_in_evalua
             module.eval()
     image = torch.randint(0, 256, (2, 3, 44, 60), dtype=torch.uint8)
     coarse = model(image)
-    assert coarse.logits.shape == coarse.auxiliary["backbone"].shape == (2, 5, 6, 8)
+    assert set(coarse.auxiliary) == {"position", "channel", "backbone"}
+    assert {x.shape for x in (coarse.logits, *coarse.auxiliary.values())} == {(2, 5, 6, 8)}
     fine = F.interpolate(coarse.logits, (44, 60), mode="bilinear", align_corners=False)
     torch.testing.assert_close(model.eval()(image).logits, fine)
 
@@ -165,8 +147,7 @@ def grow(model, steps=2):
     return {**gradients, **dict(model.named_buffers())}
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-@pytest.mark.parametrize("recompute", [(1,), (3, 4), (1, 2, 3, 4)], ids=str)
+@pytest.mark.parametrize(("depth", "recompute"), [(18, (1,)), (18, (3, 4)), (50, (1, 2, 3, 4))])
 def test_computing_blocks_again_changes_no_bit(depth, recompute):
     model = ResNet(depth=depth, width=8)
     again = copy.deepcopy(model)
@@ -192,11 +173,9 @@ def kept_bytes(model):
 
 
 def test_every_stage_computed_again_keeps_less():
-    sizes = [
-        kept_bytes(ResNet(depth=50, width=16, recompute=range(1, last + 1))) for last in range(5)
-    ]
-    assert sizes == sorted(sizes, reverse=True)
-    assert len(set(sizes)) == 5
+    networks = (ResNet(depth=50, width=16, recompute=range(1, last + 1)) for last in range(5))
+    sizes = list(map(kept_bytes, networks))
+    assert sizes == sorted(set(sizes), reverse=True)
     assert sizes[4] < sizes[0] / 4
 
 
@@ -211,12 +190,6 @@ def test_nothing_is_computed_again_where_there_is_no_gradient(monkeypatch):
         model.train()(torch.randn(2, 3, 32, 32))
     with pytest.raises(AssertionError, match="checkpointed"):
         model(torch.randn(2, 3, 32, 32))
-
-
-@pytest.mark.parametrize("recompute", [[0], [1, 5]], ids=str)
-def test_a_stage_that_is_not_there_is_refused(recompute):
-    with pytest.raises(ValueError, match=r"recompute=.* must hold numbers of stages, 1 to 4"):
-        ResNet(depth=18, recompute=recompute)
 
 
 # Memory order
@@ -249,14 +222,6 @@ def test_bytes_and_floats_are_the_same_picture():
     assert normal.abs().max() < 0.01
 
 
-def test_weights_that_do_not_fit_are_explained(tmp_path):
-    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
-    with pytest.raises(InputError, match=r"the weights of a ResNet-18, and .*depth=34"):
-        ResNet(depth=34, weights=str(tmp_path / "w.pth"))
-    with pytest.raises(InputError, match=r"neither a file nor a weight entry .*IMAGENET1K_V1"):
-        ResNet(depth=18, weights="IMAGENET")
-
-
 def test_weights_that_cannot_be_downloaded_are_reported_with_their_address(monkeypatch):
     def refuse(*_, **__):
         raise URLError("no route to host")
@@ -266,14 +231,3 @@ def test_weights_that_cannot_be_downloaded_are_reported_with_their_address(monke
         InputError, match=r"https://.*resnet18.*\.pth could not be .*no route.*=FILE"
     ):
         ResNet(depth=18, weights="IMAGENET1K_V1")
-
-
-def test_initialising_takes_what_fits_and_names_the_rest(tmp_path):
-    source, target = small("dual"), small("fcn")
-    torch.save({f"module.{k}": v for k, v in source.state_dict().items()}, tmp_path / "w.pth")
-    lines = initialise(target, tmp_path / "w.pth")
-    assert torch.equal(target.backbone.conv1.weight, source.backbone.conv1.weight)
-    assert "'module.' in front of every name was taken off" in lines[0]
-    assert "in the file and not in this network: head.position.reduce.0.weight" in lines[-1]
-    with pytest.raises(InputError, match="there is no such file"):
-        initialise(target, tmp_path / "nothing.pth")

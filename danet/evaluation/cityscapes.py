@@ -49,9 +49,6 @@ class OfficialScorer:
     evaluated labels. For iIoU the pixels of TP and FN are weighted by average size of the class /
     size of their instance, so that small objects weigh as much as large ones; FP has no instance
     and weight 1.
-
-    Args:
-        labels: The label table.
     """
 
     def __init__(self, labels: Sequence[Label]) -> None:
@@ -83,12 +80,10 @@ class OfficialScorer:
         self.matrix[np.ix_(ids, ids)] += matrix
 
     def update_instances(self, prediction: np.ndarray, instances: np.ndarray) -> None:
-        """Count the instances of an image.
+        """Count the instances of an image, from label ids, (H, W), and instance ids of that size.
 
-        Args:
-            prediction: Label ids, (H, W).
-            instances: (H, W); label id * 1000 + number for pixels of an instance. Values up to 1000
-                are none: groups of objects have the bare label id.
+        Pixels of an instance have label id * 1000 + number. Values up to 1000 are no instances:
+        groups of objects have the bare label id.
 
         Raises:
             InputError: A value is no label id, or the sizes differ.
@@ -115,23 +110,22 @@ class OfficialScorer:
 
     def scores(self, *, with_instances: bool = True) -> OfficialScores:
         """Compute the scores; iIoU is left empty where no instances were counted."""
-        evaluated = [label for label in self.labels if not label.is_ignored]
-        groups: dict[str, list[Label]] = {}
-        for label in evaluated:
-            groups.setdefault(label.category, []).append(label)
-        counted = evaluated if with_instances else []
+        classes = {x.name: [x] for x in self.labels if not x.is_ignored}
+        evaluated = {
+            name: [label for label in labels if not label.is_ignored]
+            for name, labels in self._categories.items()
+        }
+        categories = {name: labels for name, labels in evaluated.items() if labels}
+        things = [
+            {n: x for n, x in groups.items() if with_instances and all(y.average_size for y in x)}
+            for groups in (classes, {name: self._categories[name] for name in categories})
+        ]
         return OfficialScores(
-            iou_classes={label.name: self._iou([label]) for label in evaluated},
-            iiou_classes={
-                label.name: self._iiou([label], [label], hits=1)
-                for label in counted
-                if label.average_size is not None
-            },
-            iou_categories={name: self._iou(labels) for name, labels in groups.items()},
+            iou_classes={name: self._iou(labels) for name, labels in classes.items()},
+            iiou_classes={name: self._iiou(x, x, hits=1) for name, x in things[0].items()},
+            iou_categories={name: self._iou(labels) for name, labels in categories.items()},
             iiou_categories={
-                name: self._iiou(labels, self._categories[name], hits=2)
-                for name, labels in groups.items()
-                if counted and all(x.average_size is not None for x in self._categories[name])
+                name: self._iiou(categories[name], x, hits=2) for name, x in things[1].items()
             },
         )
 
@@ -143,12 +137,9 @@ class OfficialScorer:
         return self._ratio(hit, int(self.matrix[ids].sum()), labels, labels)
 
     def _iiou(self, labels: Sequence[Label], predicted: Sequence[Label], *, hits: int) -> float:
-        """Return the iIoU of labels taken as one class.
+        """Return the iIoU of evaluated labels taken as one class.
 
-        Args:
-            labels: The evaluated ones.
-            predicted: The labels whose prediction is a hit, ignored ones among them.
-            hits: The row of ``weighted`` with the TP.
+        A hit predicts one of ``predicted``, ignored labels among them; ``weighted[hits]`` has them.
         """
         ids = [label.id for label in labels]
         truth, hit = (float(self.weighted[row, ids].sum()) for row in (0, hits))

@@ -60,14 +60,9 @@ class PositionAttention(nn.Module):
         return _add_scaled(x, self.gamma, _as_map(context, x))
 
     def rows(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Return the attention maps of chosen positions, as in figure 6 of the paper.
+        """Maps the input (B, C, H, W) and positions (P,) to their attention maps (B, P, H, W).
 
-        Args:
-            x: (B, C, H, W), the input of the module.
-            positions: (P,) int64 indices in 0..N-1, row-major.
-
-        Returns:
-            (B, P, H, W), each map non-negative with sum 1.
+        As in figure 6 of the paper. Positions are row-major indices, int64; each map has sum 1.
         """
         query = _positions(self.query(x))[:, positions]  # (B, P, D)
         key = _positions(self.key(x))  # (B, N, D)

@@ -18,11 +18,7 @@ class PyramidPoolingHead(nn.Module):
     norm gets one value per channel and image, so training needs two images.
 
     Args:
-        in_channels: Of the feature map.
-        num_classes: K.
         bins: Cells per axis of each level.
-        channels: Before the classifier; ``in_channels // 4`` if None (512 after a ResNet-50).
-        dropout: Of whole channels, before the classifier.
     """
 
     def __init__(
