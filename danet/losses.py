@@ -202,8 +202,7 @@ class Dice(nn.Module):
 
     Milletari et al., V-Net, 2016, for several classes, with linear (not squared) denominators.
 
-    Args:
-        smooth: Added to numerator and denominator, in pixels.
+    ``smooth``, in pixels, is added to numerator and denominator.
     """
 
     def __init__(self, smooth: float = 1.0) -> None:
@@ -288,9 +287,7 @@ class WeightedSum(nn.Module):
     def divisors(self, mask: Tensor) -> list[Tensor] | None:
         """Return the divisors of all losses; None if one of them depends on the logits."""
         found = [_divisors(loss, mask) for loss in self.losses]
-        if any(divisors is None for divisors in found):
-            return None
-        return [divisor for divisors in found for divisor in divisors or ()]
+        return None if None in found else [d for divisors in found for d in divisors or ()]
 
 
 class DeepSupervision(nn.Module):
@@ -338,10 +335,7 @@ class DeepSupervision(nn.Module):
         return terms
 
     def divisors(self, mask: Tensor) -> dict[str, list[Tensor]] | None:
-        """Return the divisors of ``parts`` from the mask; None if one depends on the logits.
-
-        There are divisors for every output with a weight, whether or not the network has it.
-        """
+        """Return those of ``parts`` as losses do, for all weighted outputs, present or not."""
         main, others = _divisors(self.main, mask), _divisors(self.auxiliary, mask)
         if main is None or others is None:
             return None

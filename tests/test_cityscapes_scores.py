@@ -180,19 +180,11 @@ def test_iiou_is_left_out_and_said_where_it_cannot_be_had(tree):
     assert len(scores.iou_categories) == 7
 
 
-@pytest.mark.parametrize(
-    ("prediction", "instances", "message"),
-    [
-        (34, 26001, "prediction: value 34 on 960 pixels is no label id; they are 0..33"),
-        (7, 34001, "instance 34001: label id 34 has no instances"),
-        (7, 7001, "instance 7001: label id 7 has no instances"),
-    ],
-)
-def test_values_that_are_no_label_ids_are_refused(prediction, instances, message):
-    with pytest.raises(InputError, match=message):
-        OfficialScorer(LABELS).update_instances(
-            np.full(SIZE, prediction, np.uint8), np.full(SIZE, instances, np.uint16)
-        )
+@pytest.mark.parametrize("number", [34001, 7001])
+def test_instances_of_other_labels_are_refused(number):
+    prediction, instances = np.full(SIZE, 7, np.uint8), np.full(SIZE, number, np.uint16)
+    with pytest.raises(InputError, match=f"{number}: label id {number // 1000} has no instances"):
+        OfficialScorer(LABELS).update_instances(prediction, instances)
 
 
 # A folder of predictions

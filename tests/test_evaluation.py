@@ -82,11 +82,8 @@ def test_scores_of_three_classes_are_those_computed_by_hand():
     scores = counted(pairs).scores()
     assert scores.iou == pytest.approx((3 / 5, 2 / 5, 2 / 3))
     assert scores.accuracy == pytest.approx((3 / 4, 2 / 4, 2 / 2))
-    assert scores.miou == pytest.approx((3 / 5 + 2 / 5 + 2 / 3) / 3)
-    assert scores.mean_accuracy == pytest.approx((3 / 4 + 2 / 4 + 1) / 3)
-    assert scores.pixel_accuracy == pytest.approx(7 / 10)
-    assert scores.frequency_weighted_iou == pytest.approx(0.4 * 3 / 5 + 0.4 * 2 / 5 + 0.2 * 2 / 3)
-    assert scores.classes_averaged == 3
+    miou, frequent = (3 / 5 + 2 / 5 + 2 / 3) / 3, 0.4 * 3 / 5 + 0.4 * 2 / 5 + 0.2 * 2 / 3
+    assert scores[:5] == pytest.approx((miou, 7 / 10, (3 / 4 + 2 / 4 + 1) / 3, frequent, 3))
 
 
 def test_a_class_nobody_saw_is_left_out_and_one_only_predicted_scores_zero():
@@ -433,20 +430,7 @@ def test_bfloat16_predicts_nearly_the_classes_of_float32(danet, infer, monkeypat
 TF32 = (torch.backends.cudnn, torch.backends.cuda.matmul)
 
 
-@pytest.fixture
-def _tf32():
-    before = [setting.allow_tf32 for setting in TF32]
-    for setting in TF32:
-        setting.allow_tf32 = True
-    yield
-    after = [setting.allow_tf32 for setting in TF32]
-    for setting, value in zip(TF32, before, strict=True):
-        setting.allow_tf32 = value
-    assert after == [True, True], "the settings of the process are what they were"
-
-
-@pytest.mark.usefixtures("_tf32")
-def test_float32_is_neither_autocast_nor_tf32():
+def test_float32_is_neither_autocast_nor_tf32(monkeypatch):
     seen = []
 
     class Look(nn.Module):
@@ -455,10 +439,13 @@ def test_float32_is_neither_autocast_nor_tf32():
             seen.append((*rounded, torch.is_autocast_enabled("cpu")))
             return SegmentationOutput(image[:, :2].float(), {})
 
+    for setting in TF32:
+        monkeypatch.setattr(setting, "allow_tf32", True)
     for precision in ("float32", "bfloat16"):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "float32"):
             Whole(precision=precision).predict(Look(), picture(8, 8))
     assert seen == [(False, False, False), (False, False, True)]
+    assert [setting.allow_tf32 for setting in TF32] == [True, True], "as the process had them"
 
 
 def test_logits_of_bfloat16_are_resized_in_float32(danet):

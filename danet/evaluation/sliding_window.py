@@ -99,12 +99,9 @@ class Windows:
         return (min(side, height), min(side, width)), (stride, stride), 1
 
     def bands(self, infer: Infer, image: Tensor, grid: Grid | None = None) -> Iterator[Tensor]:
-        """Yield the mean over the windows that cover a pixel, as ``Bands``.
+        """Yield the mean over the windows that cover a pixel of (B, 3, H, W), as ``Bands``.
 
-        Args:
-            infer: Is run on windows, concatenated along B.
-            image: (B, 3, H, W).
-            grid: The windows, if they are not those of this image.
+        ``infer`` is run on windows, concatenated along B: those of ``grid``, or of the image.
         """
         (tall, wide), stride, per_batch = grid or self.grid(image)
         batch, _, height, width = image.shape

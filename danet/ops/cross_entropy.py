@@ -22,16 +22,10 @@ ELEMENTS_PER_CHUNK = 2**23
 
 
 def pixel_losses(logits: Tensor, target: Tensor, *, align_corners: bool = True) -> Tensor:
-    """Return -log p[y] of every pixel, without gradient.
+    """Return -log p[y] of every pixel, (B, H, W), without gradient; 0 where the target is IGNORE.
 
-    Args:
-        logits: (B, K, h, w), of any floating dtype; upsampled and computed in float32, or in
-            float64 for float64 logits.
-        target: int64 (B, H, W), class indices or IGNORE; h <= H and w <= W.
-        align_corners: How logits are upsampled.
-
-    Returns:
-        (B, H, W), float32 or float64; 0 where the target is IGNORE.
+    Logits (B, K, h, w) are upsampled to the target, int64 (B, H, W), and computed in float32, or in
+    float64 for float64 logits.
     """
     with torch.no_grad():
         parts = [
@@ -49,8 +43,7 @@ def cross_entropy_sum(
     The forward pass computes the gradient as well, so that nothing of the size of the mask is kept
     for backward. The weights get no gradient.
 
-    Logits, target and ``align_corners`` are those of ``pixel_losses``; ``weights`` are (B, H, W),
-    finite, and 0 where the target is IGNORE.
+    Weights are (B, H, W), finite, and 0 where the target is IGNORE.
     """
     if torch.is_grad_enabled() and logits.requires_grad:
         return _CrossEntropySum.apply(logits, target, weights, align_corners)

@@ -28,17 +28,11 @@ _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Return softmax(query key^T) value, without a scale, as in eq. 1 and 2 of the paper.
+    """Maps (B, M, D), (B, N, D), (B, N, C) to softmax(query key^T) value, (B, M, C).
 
-    On CUDA torch's fused kernels are used where they support the widths, elsewhere tiles.
-
-    Args:
-        query: (B, M, D).
-        key: (B, N, D).
-        value: (B, N, C).
-
-    Returns:
-        (B, M, C) in the dtype of ``value``; half precision is accumulated in float32.
+    Without a scale, as in eq. 1 and 2 of the paper. The dtype is that of ``value``; half precision
+    is accumulated in float32. On CUDA torch's fused kernels are used where they support the widths,
+    elsewhere tiles.
     """
     width = key.shape[-1]
     # Slices of the values are as wide as the keys; the kernels need multiples of 8.
@@ -91,14 +85,19 @@ def _forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]
     with without_autocast(value.device.type):
         for rows in _tiles(queries, QUERIES_PER_TILE):
             tile_query = _widen(query[:, rows]) * _LOG2_E  # (B, rows, D)
-            running_max = tile_query.new_full((*tile_query.shape[:2], 1), -math.inf)
-            running_sum = torch.zeros_like(running_max)
-            accumulator = tile_query.new_zeros(*tile_query.shape[:2], value.shape[-1])
+            running_max = running_sum = accumulator = torch.empty(0)
             for columns in _tiles(key.shape[1], KEYS_PER_TILE):
                 # (B, rows, columns), overwritten by the weights below
                 energy = torch.bmm(tile_query, _widen(key[:, columns]).transpose(1, 2))
                 tile_value = _widen(value[:, columns])  # (B, columns, C)
                 tile_max = energy.amax(dim=-1, keepdim=True)  # (B, rows, 1)
+                if columns.start == 0:
+                    # No start from -inf and zeros: one more pass over the accumulator.
+                    running_max = tile_max
+                    weights = energy.sub_(running_max).exp2_()
+                    running_sum = weights.sum(dim=-1, keepdim=True)
+                    accumulator = torch.bmm(weights, tile_value)  # (B, rows, C)
+                    continue
                 new_max = torch.maximum(running_max, tile_max)
                 # What came before is brought to the new maximum, so no exponent is ever positive.
                 rescale = running_max.sub_(new_max).exp2_()

@@ -45,13 +45,13 @@ class PointwiseAttention(nn.Module):
         batch, _, height, width = x.shape
         index, is_predicted = self._offsets(height, width, x.device)  # (N, N), both
         index = index.expand(batch, -1, -1)  # a view
+        features = x.flatten(2)  # (B, C, N)
         # (B, N, N) each: h_i[j - i] at [j, i], and h_j[i - j] at [i, j]
         collect, distribute = (
             # No softmax is over -inf alone, since the offset 0 is always predicted.
             predict(x).flatten(2).gather(1, index).masked_fill(~is_predicted, -torch.inf).softmax(i)
             for i, predict in enumerate((self.collect, self.distribute), start=1)
         )
-        features = x.flatten(2)  # (B, C, N)
         both = torch.cat((features @ collect, features @ distribute.transpose(1, 2)), dim=1)
         return both.unflatten(2, (height, width))  # (B, 2C, H, W)
 
