@@ -55,13 +55,9 @@ def mask():
 
 def pixels(logits, mask):
     """Yields (place, probabilities of the classes, true class) of every labelled pixel."""
-    for b in range(mask.shape[0]):
-        for y in range(mask.shape[1]):
-            for x in range(mask.shape[2]):
-                if mask[b, y, x] != IGNORE:
-                    powers = [math.exp(v) for v in logits[b, :, y, x].tolist()]
-                    share = [p / sum(powers) for p in powers]
-                    yield (b, y, x), share, int(mask[b, y, x])
+    for b, y, x in (mask != IGNORE).nonzero().tolist():
+        powers = [math.exp(v) for v in logits[b, :, y, x].tolist()]
+        yield (b, y, x), [p / sum(powers) for p in powers], int(mask[b, y, x])
 
 
 def slow_cross_entropy(logits, mask, weights=(1.0,) * K):
