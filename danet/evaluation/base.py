@@ -50,13 +50,7 @@ class Inference(ABC):
 
 
 class WindowInference(Inference):
-    """Base of the modes that run one function on the windows of an image, or on all of it.
-
-    Args:
-        windows: Into which images are cut.
-        flip: Whether to average with the results of mirror images.
-        precision: As in Inference.
-    """
+    """Base of the modes that run ``probabilities`` on the windows of an image, or on all of it."""
 
     def __init__(self, windows: Windows, *, flip: bool, precision: Precision) -> None:
         super().__init__(precision)

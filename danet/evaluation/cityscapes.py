@@ -110,47 +110,31 @@ class OfficialScorer:
 
     def scores(self, *, with_instances: bool = True) -> OfficialScores:
         """Compute the scores; iIoU is left empty where no instances were counted."""
-        classes = {x.name: [x] for x in self.labels if not x.is_ignored}
-        evaluated = {
-            name: [label for label in labels if not label.is_ignored]
-            for name, labels in self._categories.items()
-        }
-        categories = {name: labels for name, labels in evaluated.items() if labels}
-        things = [
-            {n: x for n, x in groups.items() if with_instances and all(y.average_size for y in x)}
-            for groups in (classes, {name: self._categories[name] for name in categories})
-        ]
-        return OfficialScores(
-            iou_classes={name: self._iou(labels) for name, labels in classes.items()},
-            iiou_classes={name: self._iiou(x, x, hits=1) for name, x in things[0].items()},
-            iou_categories={name: self._iou(labels) for name, labels in categories.items()},
-            iiou_categories={
-                name: self._iiou(categories[name], x, hits=2) for name, x in things[1].items()
-            },
-        )
 
-    def _iou(self, labels: Sequence[Label]) -> float:
-        """Return the IoU of evaluated labels taken as one class."""
-        ids = [label.id for label in labels]
-        # Within a category, one label predicted as another is a hit.
-        hit = int(self.matrix[np.ix_(ids, ids)].sum())
-        return self._ratio(hit, int(self.matrix[ids].sum()), labels, labels)
+        def of(groups: Mapping[str, Sequence[Label]], row: int = 0) -> dict[str, float]:
+            return {
+                name: self._score(labels, row)
+                for name, labels in groups.items()
+                if not all(label.is_ignored for label in labels)
+                and (not row or (with_instances and all(label.average_size for label in labels)))
+            }
 
-    def _iiou(self, labels: Sequence[Label], predicted: Sequence[Label], *, hits: int) -> float:
-        """Return the iIoU of evaluated labels taken as one class.
+        classes, categories = {label.name: [label] for label in self.labels}, self._categories
+        return OfficialScores(of(classes), of(classes, 1), of(categories), of(categories, 2))
 
-        A hit predicts one of ``predicted``, ignored labels among them; ``weighted[hits]`` has them.
+    def _score(self, labels: Sequence[Label], row: int) -> float:
+        """Return TP / (TP + FN + FP) of labels taken as one class.
+
+        Within a category one label predicted as another is a hit. A row above 0 is that of the TP
+        in ``weighted``: then TP and FN are of instances, and hits may predict ignored labels.
         """
-        ids = [label.id for label in labels]
-        truth, hit = (float(self.weighted[row, ids].sum()) for row in (0, hits))
-        return self._ratio(hit, truth, labels, predicted)
-
-    def _ratio(
-        self, hit: float, truth: float, labels: Sequence[Label], predicted: Sequence[Label]
-    ) -> float:
-        """Return TP / (TP + FN + FP); FP are predicted and of another, evaluated label."""
-        others = [x.id for x in self.labels if not x.is_ignored and x not in labels]
-        false = int(self.matrix[np.ix_(others, [label.id for label in predicted])].sum())
+        ids = [label.id for label in labels if not label.is_ignored]
+        predicted = [label.id for label in labels] if row else ids
+        truth, hit = float(self.matrix[ids].sum()), float(self.matrix[np.ix_(ids, ids)].sum())
+        if row:
+            truth, hit = (float(self.weighted[i, ids].sum()) for i in (0, row))
+        others = [x.id for x in self.labels if not x.is_ignored and x.id not in ids]
+        false = int(self.matrix[np.ix_(others, predicted)].sum())
         return hit / (truth + false) if truth + false else math.nan
 
     def _check_ids(self, values: np.ndarray, what: str) -> None:

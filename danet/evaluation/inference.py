@@ -106,11 +106,11 @@ class MultiScale(WindowInference):
         return sum_maps(map(at, self.scales), height).div_(len(self.scales))  # (B, K, h, w)
 
 
-def require_factors(name: str, values: Sequence[float], largest: float, why: str = "") -> None:
+def require_factors(name: str, values: Sequence[float], largest: float) -> None:
     """Raise ValueError unless there are values, all above 0 and up to ``largest``."""
     if not values or not 0 < min(values) <= max(values) <= largest:
         raise ValueError(
-            f"{name}={list(values)} is not a list of positive numbers up to {largest:g}{why}"
+            f"{name}={list(values)} is not a list of positive numbers up to {largest:g}"
         )
 
 

@@ -54,8 +54,7 @@ class AuthorsProtocol(Inference):
         for name, side in (("base_size", base_size), ("crop", crop)):
             if not 32 <= side <= _MAX_SIDE:
                 raise ValueError(f"{name}={side} is not in 32..{_MAX_SIDE}")
-        why = f", by which base_size={base_size} has {_MAX_SIDE} pixels"
-        require_factors("scales", scales, _MAX_SIDE / base_size, why)
+        require_factors("scales", scales, _MAX_SIDE / base_size)
         if not 0 < stride_rate <= 1 or int(crop * stride_rate) < 1:
             low = math.ceil(10_000 / crop) / 10_000  # a stride of one pixel, rounded up
             raise ValueError(

@@ -93,7 +93,6 @@ class Windows:
                 f"evaluation.max_pixels={self.max_pixels}: it and others like it are done in "
                 f"windows of {side} x {side}, one every {stride} pixels",
                 file=sys.stderr,
-                flush=True,
             )
         # One window per pass: memory is short for an image this large.
         return (min(side, height), min(side, width)), (stride, stride), 1

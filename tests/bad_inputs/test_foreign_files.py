@@ -313,7 +313,7 @@ def test_widths_that_no_machine_holds_are_refused_on_the_meta_device(
                 "_target_": "danet.evaluation.protocols.AuthorsProtocol",
                 **{"base_size": 2048, "crop": 1024, "scales": [100.0], "stride_rate": 0.5},
             },
-            "up to 16, by which base_size=2048",
+            "positive numbers up to 16",
         ),
         (
             {

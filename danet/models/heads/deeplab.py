@@ -15,9 +15,6 @@ class DeepLabV2Head(nn.Module):
     Chen, Papandreou, Kokkinos, Murphy, Yuille, "DeepLab", TPAMI 2018, section 3.2 and the
     ResNet-101 of section 4.1: each rate has a 3x3 convolution from the features to the classes, and
     the logits are added. ``rates=[6, 12, 18, 24]`` is ASPP-L, a single rate of 12 is LargeFOV.
-
-    Args:
-        rates: Dilations of the convolutions.
     """
 
     def __init__(

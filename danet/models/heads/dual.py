@@ -79,13 +79,10 @@ class DualAttentionHead(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (B, in_channels, H, W) to "main" and, in training, "position" and "channel"."""
         x = self.shared(x)
-        branches = self.position, self.channel
         # (B, channels, H, W) from here to the classifiers
-        inputs = [branch.reduce(x) for branch in branches]
-        position, channel = (
-            branch.refine(branch.attention(features))
-            for branch, features in zip(branches, inputs, strict=True)
-        )
+        inputs = self.position.reduce(x), self.channel.reduce(x)
+        position = self.position.refine(self.position.attention(inputs[0]))
+        channel = self.channel.refine(self.channel.attention(inputs[1]))
         if self.join is None:
             fused = position + channel
         else:
