@@ -234,20 +234,14 @@ class LovaszSoftmax(nn.Module):
         # Ignored pixels have error 0 and truth 0: sorted last, they add nothing.
         errors = (truth - probabilities).abs()  # (K, P)
         errors, order = errors.sort(dim=1, descending=True)
-        # A factor without gradient: it depends on the truth in the order of the errors.
-        gradient = _lovasz_gradient(truth.gather(1, order))  # (K, P)
-        per_class = (errors * gradient).sum(dim=1)  # (K,)
+        # Factors without gradient: the increase of the Jaccard loss per pixel in that order.
+        ordered, total = truth.gather(1, order), truth.sum(dim=1, keepdim=True)  # (K, P), (K, 1)
+        union = total + (1 - ordered).cumsum(dim=1)
+        jaccard = 1 - (total - ordered.cumsum(dim=1)) / union.clamp(min=1)
+        increase = jaccard.diff(dim=1, prepend=torch.zeros_like(total))
+        per_class = (errors * increase).sum(dim=1)  # (K,)
         present = truth.sum(dim=1) > 0
         return (per_class * present).sum() / present.sum().clamp(min=1)
-
-
-def _lovasz_gradient(truth: Tensor) -> Tensor:
-    """Return the increase of the Jaccard loss per sorted pixel, (K, P) to (K, P)."""
-    total = truth.sum(dim=1, keepdim=True)  # (K, 1)
-    intersection = total - truth.cumsum(dim=1)
-    union = total + (1 - truth).cumsum(dim=1)
-    jaccard = 1 - intersection / union.clamp(min=1)
-    return jaccard.diff(dim=1, prepend=torch.zeros_like(total))
 
 
 def _probabilities_and_truth(

@@ -259,7 +259,7 @@ def test_corners_follow_the_network_unless_they_are_set(network):
     [
         (AuthorsProtocol, {"base_size": 8}, r"base_size=8 is not in 32\.\.32768"),
         (AuthorsProtocol, {"scales": []}, r"scales=\[\] is not"),
-        (AuthorsProtocol, {"stride_rate": 1.5}, "stride_rate=1.5 of crop=48 is not in 1..crop"),
+        (AuthorsProtocol, {"stride_rate": 1.5}, "stride_rate=1.5: expected a rate of 0.0209 to 1"),
         (MMSegProtocol, {"scale": [512]}, r"scale=\[512\] is not \[long, short\]"),
         (MMSegProtocol, {"ratios": [0]}, r"ratios=\[0\] is not"),
         (MMSegProtocol, {"crop": [64, 64]}, "give both, or neither"),

@@ -57,10 +57,7 @@ class AuthorsProtocol(Inference):
         require_factors("scales", scales, _MAX_SIDE / base_size)
         if not 0 < stride_rate <= 1 or int(crop * stride_rate) < 1:
             low = math.ceil(10_000 / crop) / 10_000  # a stride of one pixel, rounded up
-            raise ValueError(
-                f"stride_rate={stride_rate} of crop={crop} is not in 1..crop pixels; expected a "
-                f"rate of {low:g} to 1"
-            )
+            raise ValueError(f"stride_rate={stride_rate}: expected a rate of {low:g} to 1")
         self.base_size, self.crop, self.flip = base_size, crop, flip
         self.scales = tuple(float(scale) for scale in scales)
         self.stride = int(crop * stride_rate)

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -163,16 +162,12 @@ class ResNet(nn.Module):
 
 def _checkpoint_block(block: nn.Module, x: Tensor) -> Tensor:
     """Apply a block, keeping only its input for backward."""
-    # The compiler recomputes pure kernels; statistics are updated outside of them, once.
-    plain = torch.compiler.is_compiling()
-    contexts: dict[str, Any] = {} if plain else {"context_fn": partial(_contexts, block)}
     # preserve_rng_state=False: a block draws no random numbers.
-    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, **contexts)
-
-
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], ...]:
-    """Return the contexts of the forward pass of a block and of its recomputation."""
-    return nullcontext(), _preserve_buffers(block)
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    # The compiler recomputes pure kernels; statistics are updated outside of them, once.
+    if not torch.compiler.is_compiling():
+        options["context_fn"] = lambda: (nullcontext(), _preserve_buffers(block))
+    return checkpoint(block, x, **options)
 
 
 @contextmanager
