@@ -2,7 +2,7 @@
 
 They differ from the modes of ``danet.evaluation.inference`` in how an image is scaled, where
 windows lie and what is averaged; on one network that changes the mean IoU by more than many a paper
-claims. Both have the interface of ``Inference``; arguments without a word are those of its modes.
+claims. Both are modes, too; arguments that are not described here are those of ``inference``.
 """
 
 import math

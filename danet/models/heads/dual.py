@@ -132,7 +132,7 @@ class SingleAttentionHead(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
-        return {"main": self.classify(self.get_submodule(self.name)(x))}
+        return {"main": self.classify(getattr(self, self.name)(x))}
 
 
 class FCNHead(nn.Module):
