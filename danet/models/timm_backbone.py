@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from danet.checkpoint.weights import explain_mismatch, read_state_dict
 from danet.errors import InputError
-from danet.extras import how_to_install
+from danet.extras import require
 
 
 class TimmBackbone(nn.Module):
@@ -28,13 +28,9 @@ class TimmBackbone(nn.Module):
 
     def __init__(self, *, name: str, output_stride: int = 8, weights: str | None = None) -> None:
         super().__init__()
-        try:
-            import timm
-        except ModuleNotFoundError as error:
-            raise InputError(
-                "model/backbone=timm needs the package timm, which is not installed: "
-                + how_to_install("timm")
-            ) from error
+        require("timm")
+        import timm
+
         if not timm.is_model(name):
             # Names of a family share their beginning.
             close = timm.list_models(f"*{name.partition('.')[0][:6]}*")[:5]
