@@ -37,8 +37,8 @@ from danet.engine.schedule import Schedule
 from danet.engine.train_step import TrainStep
 from danet.engine.trainer import Trainer
 from danet.errors import UserError
+from danet.evaluation.base import Inference
 from danet.evaluation.evaluate import evaluate
-from danet.evaluation.inference import Inference
 from danet.evaluation.metrics import ConfusionMatrix
 from danet.losses import DeepSupervision
 from danet.preflight import advice, out_of_memory
