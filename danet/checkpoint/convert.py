@@ -17,16 +17,16 @@ from danet.errors import InputError
 PROGRAMS: dict[str, dict[str, Any]] = yaml.safe_load(
     Path(__file__).with_name("programs.yaml").read_text(encoding="utf-8")
 )
-_STEMS = {(64, 3, 7, 7): "7x7", (64, 3, 3, 3): "64-64-128", (32, 3, 3, 3): "32-32-64"}
+_STEMS: dict[tuple[int, ...] | None, str] = {
+    (64, 3, 7, 7): "7x7",
+    (64, 3, 3, 3): "64-64-128",
+    (32, 3, 3, 3): "32-32-64",
+}
 """Shape of the first convolution -> stem."""
 
 
 def rename(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Rename the tensors of a file.
-
-    Args:
-        tensors: By their names in the file.
-        source: The program that wrote it, one of PROGRAMS.
+    """Rename the tensors of a file that one of PROGRAMS wrote.
 
     Returns:
         The tensors under this project's names; names of others, and why they are left out.
@@ -47,17 +47,10 @@ def rename(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor
 
 
 def network_of(tensors: Mapping[str, Tensor], file: str) -> tuple[list[str], int | None]:
-    """Return the network that renamed tensors belong to.
-
-    Args:
-        tensors: As ``rename`` gives them.
-        file: How messages begin.
-
-    Returns:
-        Its settings, and the number of classes; None if there is no head.
+    """Return the settings of the network of renamed tensors, and its number of classes or None.
 
     Raises:
-        InputError: They are not of a ResNet that this project has.
+        InputError: They are not of a ResNet that this project has; it begins with ``file``.
     """
     depth = depth_of(tensors, "backbone.")
     # A deep stem is a sequence, whose first convolution has the number 0.
@@ -83,22 +76,16 @@ def network_of(tensors: Mapping[str, Tensor], file: str) -> tuple[list[str], int
 def fill_in(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, file: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Complete the tensors of a file to the state of a network.
+    """Complete renamed tensors to the state of a network, of which ``expected`` is the fresh one.
 
-    What files do not have comes from ``expected``: the mean and the deviation of images, counters
-    of batch norms in files of before PyTorch 1.0, and the head where a file is a backbone.
-
-    Args:
-        tensors: As ``rename`` gives them.
-        expected: The fresh state of the network.
-        source: The program that wrote the file.
-        file: How messages begin.
+    What files do not have comes from there: the mean and the deviation of images, counters of batch
+    norms in files of before PyTorch 1.0, and the head where a file is a backbone.
 
     Returns:
         The state, and the names of trained tensors that the file does not have.
 
     Raises:
-        InputError: Tensors are missing or have other shapes.
+        InputError: Tensors are missing or have other shapes; it begins with ``file``.
     """
     part = "" if PROGRAMS[source]["is_whole"] else "backbone."
     # Without a dot: mean and std of the images, which are buffers of the network itself.

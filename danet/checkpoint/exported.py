@@ -33,12 +33,8 @@ def is_exported(path: Path) -> bool:
 def load(folder: Path, *, key: str = "checkpoint") -> dict[str, Any]:
     """Return the fields of a checkpoint that inference needs; there is no optimizer.
 
-    Args:
-        folder: As ``danet.export.folder`` wrote it.
-        key: The setting that named it, for messages.
-
     Raises:
-        InputError: It is damaged, incomplete, or of another format.
+        InputError: It is damaged, incomplete, or of another format; ``key`` named it.
     """
     require("safetensors")  # an optional dependency, so imported where it is used
     from safetensors import SafetensorError

@@ -109,12 +109,8 @@ def require_sound(saved: Checkpoint, source: str) -> None:
 
     Names go into reports, tables and the terminal: control characters in them become ``\x1b``.
 
-    Args:
-        saved: The fields that it has; ``classes`` is replaced by printable names.
-        source: Setting and path, for messages.
-
     Raises:
-        InputError: A field is of another type.
+        InputError: A field is of another type; it begins with ``source``.
     """
     try:
         Fields.model_validate(saved)
@@ -122,7 +118,7 @@ def require_sound(saved: Checkpoint, source: str) -> None:
         wrong = error.errors()[0]
         found = reading.shown(wrong["input"])
         raise InputError(
-            f"{source}: its {wrong['loc'][0]} has {found!r}: {wrong['msg']}"
+            f"{source}: its {wrong['loc'][0]} has {found}: {wrong['msg']}"
         ) from error
     if "classes" in saved:
         # Each name once, since a list may hold one a million times.
@@ -131,11 +127,7 @@ def require_sound(saved: Checkpoint, source: str) -> None:
 
 
 def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
-    """Read a checkpoint to the CPU without running code from it.
-
-    Args:
-        path: Of the file.
-        key: The setting that named it, for messages.
+    """Read a checkpoint to the CPU without running code from it; ``key`` is the setting with it.
 
     Raises:
         InputError: The file is missing, damaged, foreign, of another format, or has weights that

@@ -37,10 +37,9 @@ def steps_of(folder: Path) -> dict[int, Path]:
 
 
 def by_age(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run, latest step first.
+    """Return the checkpoints of a run, latest step first: ``last.pt`` leads, ``best.pt`` is last.
 
-    ``last.pt`` comes first; ``best.pt`` comes last, since its name does not hold its step. The
-    order is that of the steps and not of the clock, which may have been set back.
+    The order is that of the steps and not of the clock, which may have been set back.
     """
     steps = reversed(steps_of(folder).values())
     return [p for p in (folder / "last.pt", *steps, folder / "best.pt") if p.exists()]
@@ -56,13 +55,10 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def set_aside(path: Path, name: str) -> Path:
-    """Move a checkpoint to the folder ``abandoned``, under a name; raise StorageError."""
+    """Move a checkpoint to the folder ``abandoned``, under a name."""
     aside = path.parent / "abandoned" / name
-    try:
-        aside.parent.mkdir(exist_ok=True)
-        return path.replace(aside)  # not removed: other names of this file may be gone
-    except OSError as error:
-        raise StorageError(f"{aside}: could not be written ({error.strerror})") from error
+    aside.parent.mkdir(exist_ok=True)
+    return path.replace(aside)  # not removed: other names of this file may be gone
 
 
 class CheckpointManager:
@@ -133,9 +129,7 @@ class CheckpointManager:
         In the background the tensors are copied first, so the next step may change them; one write
         is under way at a time. Failures are reported by ``status`` and ``finish``.
 
-        Args:
-            state: Entries of the checkpoint; ``step`` names the file.
-            score: Of the evaluation at this step, higher is better; None without evaluation.
+        The entry ``step`` of the state names the file; without evaluation there is no score.
         """
         if not collectives.is_first():
             return
@@ -171,7 +165,7 @@ class CheckpointManager:
     def close(self) -> None:
         """Wait for the write under way, and end the thread."""
         try:
-            if (error := self.finish()) is not None:
+            if error := self.finish():
                 self._warn(str(error))
         finally:
             self._thread.shutdown()
@@ -193,10 +187,11 @@ class CheckpointManager:
         try:
             if pending is not None:
                 pending.result()
-        except StorageError as error:
-            self._error = error
+        except OSError as error:
+            text = f"{self.folder}: a checkpoint could not be written ({error})"
+            self._error = error if isinstance(error, StorageError) else StorageError(text)
             if self._only_warns and warn:
-                self._warn(f"{error}; the training goes on (trainer.on_storage_error=warn)")
+                self._warn(f"{self._error}; the training goes on (trainer.on_storage_error=warn)")
 
     def _write(self, content: checkpoint_format.Checkpoint, step: int, is_best: bool) -> None:
         path, best = path_at(self.folder, step), self.folder / "best.pt"
@@ -223,16 +218,13 @@ class CheckpointManager:
 
 def _link(path: Path, name: Path) -> None:
     """Make ``name`` another name of the file ``path``, replacing its old target atomically."""
-    try:
-        with atomic_write(name, durable=True) as temporary:
-            # A leftover of an earlier process with this id may itself be a hard link to a
-            # checkpoint, and the copy below would then write into that checkpoint.
-            temporary.unlink(missing_ok=True)
-            try:
-                # A hard link takes no space and no time, and unlike a symbolic link it still holds
-                # the data when the step is pruned, and can be copied to another folder.
-                os.link(path, temporary)
-            except OSError:  # FAT, and some network and container file systems, have no hard links
-                shutil.copyfile(path, temporary)
-    except OSError as error:
-        raise StorageError(f"{name}: could not be written ({error.strerror})") from error
+    with atomic_write(name, durable=True) as temporary:
+        # A leftover of an earlier process with this id may itself be a hard link to a checkpoint,
+        # and the copy below would then write into that checkpoint.
+        temporary.unlink(missing_ok=True)
+        try:
+            # A hard link takes no space and no time, and unlike a symbolic link it still holds the
+            # data when the step is pruned, and can be copied to another folder.
+            os.link(path, temporary)
+        except OSError:  # FAT, and some network and container file systems, have no hard links
+            shutil.copyfile(path, temporary)

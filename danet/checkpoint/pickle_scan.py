@@ -28,8 +28,8 @@ DTYPES = (
 """Types of the tensors that are read; not complex, quantised and 8-bit floating-point numbers."""
 _SIZES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2}
 _SIZES |= {"Char": 1, "Byte": 1, "Bool": 1}
-_COPIES = ("builtins.set", "collections.Counter", "torch.Size", "torch.device")
-"""Classes on torch's list of safe names that copy what they are given."""
+_COPIES = ("builtins.set", "collections.Counter", "torch.Size", "torch.device", "_codecs.encode")
+"""What is on torch's list of safe names and copies what it is given."""
 _MOST_PICKLED = 1 << 24
 """Bytes of a pickle; those of checkpoints have some 100 kB."""
 _MOST_SHARED = 2
@@ -48,19 +48,13 @@ def _is_size(value: Any) -> bool:
 
 
 class Inert:
-    """Placeholder of whatever a file names: takes any arguments and state, does nothing."""
+    """Placeholder of whatever a file names: takes any arguments, state and items, does nothing."""
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
 
-    def __setstate__(self, state: object) -> None:
-        pass
-
-    # Opcodes that fill lists and dictionaries call these on whatever is on the stack.
-    append = extend = __setstate__
-
-    def __setitem__(self, key: object, value: object) -> None:
-        pass
+    # Opcodes that fill objects, lists and dictionaries call these on whatever is on the stack.
+    __setstate__ = append = extend = __setitem__ = __init__
 
 
 class _Ordered(OrderedDict[Any, Any]):
@@ -106,7 +100,6 @@ class _Reader(pickle._Unpickler):
         self.nbytes = 0
         self._known: dict[str, Any] = {
             "collections.OrderedDict": lambda items=(): _Ordered(self._copy(items)),
-            "_codecs.encode": self._encode,
             "torch._utils._rebuild_tensor": self._tensor,
             "torch._utils._rebuild_tensor_v2": self._tensor,
             # A parameter is counted as the tensor in it.
@@ -134,8 +127,11 @@ class _Reader(pickle._Unpickler):
         self.foreign.add(full)
         return Inert
 
-    def _copy(self, values: Any = (), *_: object) -> Any:
-        """Count what a class would copy; return it in place of the copy."""
+    def _copy(self, values: Any = (), *how: object) -> Any:
+        """Count what a call would copy; return it in place of the copy."""
+        # Pickle writes bytes as a call of encode; other codecs make them longer each time.
+        if how and isinstance(how[0], str) and how[0] != "latin1":
+            raise Refused(f"it encodes text as {how[0][:20]!r}")
         # Five bytes of a pickle repeat a call on one long list, and each call makes a copy.
         self._count(64 + (1 if isinstance(values, str) else 64) * len(values))
         return values
@@ -144,12 +140,6 @@ class _Reader(pickle._Unpickler):
         self._made += nbytes
         if self._made > _MOST_MADE:
             raise Refused(f"its pickle makes more than {_MOST_MADE >> 20} MiB beside the tensors")
-
-    def _encode(self, text: str, encoding: str) -> Any:
-        """Return the text in place of its bytes; pickle writes bytes as a call of this."""
-        if encoding != "latin1":  # others make it longer, each time they are called
-            raise Refused(f"it encodes text as {str(encoding)[:20]!r}")
-        return self._copy(text)
 
     def persistent_load(self, pid: Any) -> _Storage:
         """Return the storage that a record of the pickle declares."""
@@ -184,10 +174,7 @@ class _Reader(pickle._Unpickler):
 def scan(path: Path, end: int, *, foreign: Sequence[str] = ()) -> set[str]:
     """Judge a file of torch.save by its table and its pickle, without reading its tensors.
 
-    Args:
-        path: Of the file.
-        end: Bytes of it that torch.save wrote; a checksum of this project may follow.
-        foreign: Packages whose objects the file may hold beside its tensors.
+    ``end`` bytes of it torch.save wrote; ``foreign`` packages may have objects beside the tensors.
 
     Returns:
         The names of the classes of these packages.

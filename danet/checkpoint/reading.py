@@ -1,8 +1,4 @@
-"""Files of tensors: read without running what lies in them, held against their checksum.
-
-torch.save writes a zip archive. This project's own files have 40 bytes behind it: eight that say so
-and the SHA-256 of all before, so that a flipped bit is noticed.
-"""
+"""Files of tensors: read without running what lies in them, held against their checksum."""
 
 import hashlib
 import warnings
@@ -19,6 +15,7 @@ from danet.errors import InputError
 from danet.plain import printable
 
 MARK = b"danetsum"
+"""Stands behind the archive, before its SHA-256; see danet.checkpoint.format."""
 TAIL = len(MARK) + hashlib.sha256().digest_size
 SUFFIXES = (".pt", ".pth")
 
@@ -98,12 +95,8 @@ def another_whole(path: Path) -> str:
 def require_tensors(content: Any, source: str) -> None:
     """Refuse what is not a dictionary of named tensors with finite values.
 
-    Args:
-        content: Of a foreign file.
-        source: Setting and path, for messages.
-
     Raises:
-        InputError: It names the first tensor that cannot be used.
+        InputError: It begins with ``source`` and names the first tensor that cannot be used.
     """
     found = f"{source}: expected a dictionary of tensors"
     if not isinstance(content, dict) or not content:

@@ -51,12 +51,8 @@ def prepare(
 ) -> Path:
     """Create the folder and write config.yaml on rank 0; return its folder on all ranks.
 
-    Args:
-        folder: Of the run.
-        config: Of the run. A config.yaml that differs, of the steps so far, is renamed to
-            config_until_<step>.yaml.
-        resuming: Whether the folder may hold an earlier part of the run.
-        saved: The checkpoint to continue from.
+    A config.yaml that differs, of the steps so far, is renamed to config_until_<step>.yaml. With
+    ``resuming`` the folder may hold an earlier part of the run, which goes on from ``saved``.
 
     Raises:
         InputError: Another run is in the folder, or another process trains in it.

@@ -35,10 +35,7 @@ def read_state_dict(
     Accepts a plain state dict, or one below ``state_dict`` or ``model``; what wrappers add to names
     is removed.
 
-    Args:
-        path: Of the file.
-        key: The setting that named it, for messages.
-        foreign: As in ``reading.read``.
+    ``key`` is the setting that named it, ``foreign`` as in ``reading.read``.
 
     Raises:
         InputError: The file is missing, damaged, holds anything but tensors and plain values, or a
@@ -180,14 +177,11 @@ def initialise(model: nn.Module, path: Path) -> list[str]:
             f"init_from={path} does not fit: {depths}; set another model/backbone, or give other "
             "weights"
         )
-    lines = []
-    for name in ("mean", "std"):  # the config says how images are normalised
-        theirs, ours = found.pop(name, None), expected.pop(name, None)
-        if theirs is not None and ours is not None and _rounded(theirs) != _rounded(ours):
-            lines.append(
-                f"its images were normalised with {name}={_rounded(theirs)}, these will be with "
-                f"{_rounded(ours)}; +model.{name}=[...] sets it"
-            )
+    # The config says how images are normalised.
+    ours, theirs = (
+        {k: [round(x, 3) for x in of.pop(k).flatten().tolist()] for k in ("mean", "std") if k in of}
+        for of in (expected, found)
+    )
     # Shapes are compared here, since strict=False still raises on a tensor of another shape.
     fits = {k: v for k, v in found.items() if k in expected and v.shape == expected[k].shape}
     if not fits:
@@ -199,14 +193,15 @@ def initialise(model: nn.Module, path: Path) -> list[str]:
     backbone = [name for name in expected if name.startswith("backbone.")]
     filled = sum(name in fits for name in backbone)
     part = f"all {filled}" if filled == len(backbone) else f"{filled} of {len(backbone)}"
-    lines.insert(0, f"{len(fits)} of {len(expected)} tensors taken; of the backbone {part}")
+    lines = [f"{len(fits)} of {len(expected)} tensors taken; of the backbone {part}"]
+    if theirs and theirs != ours:
+        lines.append(
+            f"its images were normalised with {theirs}, these will be with {ours}; "
+            "+model.mean=[...] and +model.std=[...] set it"
+        )
     if rest := explain_mismatch(expected, found, most=40):
         lines.append(f"the rest is left out, or random as before: {rest}")
     return [f"init_from={path}: {line}" for line in lines]
-
-
-def _rounded(values: Tensor) -> str:
-    return f"[{','.join(f'{value:g}' for value in values.flatten().tolist())}]"
 
 
 def _depths(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
