@@ -22,7 +22,6 @@ from pathlib import Path
 import hydra
 import numpy as np
 import pytest
-import safetensors.torch as safetensors
 import scipy.io
 import torch
 import torchvision
@@ -2095,22 +2094,6 @@ def resnets(tmp_path_factory):
     return {depth: folder / f"resnet{depth}.pth" for depth in (18, 34)}
 
 
-def test_weights_are_fetched_on_another_machine(door, resnets, monkeypatch):
-    def no_network(*_, **__):
-        raise OSError("no route to host")
-
-    entry = torchvision.models.get_model_weights("resnet18").IMAGENET1K_V1
-    monkeypatch.setattr(type(entry), "get_state_dict", no_network)
-    typed = ("model/backbone=resnet18", "model.head.reduction=8")
-    key = "model.backbone.weights"
-    message = door.refused("train", *typed, f"{key}=IMAGENET1K_V1")
-    address, setting = re.search(
-        r": (https://\S+) could .* fetch it on another machine and set (\S+)=FILE$", message
-    ).groups()
-    assert (address, setting) == (entry.url, key)
-    door.follow("train", *typed, f"{setting}={resnets[18]}")
-
-
 def test_an_entry_of_torchvision_is_named(door, resnets, monkeypatch):
     typed = ("model/backbone=resnet18", "model.head.reduction=8")
     message = door.refused("train", *typed, "model.backbone.weights=IMAGENET")
@@ -2154,7 +2137,6 @@ def test_images_are_normalised_as_in_the_file(door, run):
 
 LARGE = torch.zeros(2**18)
 CONTENTS = {
-    "expected a dictionary of tensors, found list": lambda tensors: [*tensors.values()],
     "expected a dictionary of tensors by name, but 'n'": lambda tensors: {**tensors, "n": 3},
     "save a clone of it": lambda tensors: {**tensors, "n": torch.zeros(1).expand(9)},
     "save clones of them": lambda tensors: {**tensors, **{f"n{i}": LARGE[:] for i in range(99)}},
@@ -2171,20 +2153,6 @@ def test_a_file_of_tensors_holds_what_is_asked_for(said, door, run, tmp_path):
     cloned = {k: v.clone() for k, v in wrong.items()} if "clone" in said else right
     torch.save(cloned, path)
     door.follow("train", f"init_from={path}")
-
-
-def test_tensors_of_an_export_have_usual_types(door, run, tmp_path):
-    typed = ("export", f"checkpoint={run / 'last.pt'}", "formats=[]", f"output={tmp_path / 'o'}")
-    door.follow(*typed)
-    path = tmp_path / "o/model.safetensors"
-    tensors = safetensors.load_file(path)
-    wrong = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors.items()}
-    safetensors.save_file(wrong, path)
-    typed = (f"checkpoint={tmp_path / 'o'}", f"output={tmp_path / 'scores'}")
-    names = re.search(r"is of type torch\.\w+; expected (.*)$", door.refused("eval", *typed))[1]
-    assert "torch.float32" in names.split(", ")
-    safetensors.save_file(tensors, path)
-    door.follow("eval", *typed)
 
 
 def test_a_field_of_a_checkpoint_is_what_it_must_be(door, run, tmp_path):
@@ -2286,15 +2254,6 @@ def test_a_whole_network_is_converted(door, official, tmp_path):
     assumed = re.findall(r"since the file does not tell: (\S+)$", reported, re.MULTILINE)
     reported = door.follow("convert", *typed, f"output={tmp_path / 'b.pt'}", *assumed)
     assert "assumed" not in reported
-
-
-def test_the_program_is_the_one_that_wrote_the_file(door, official, tmp_path):
-    content = torch.load(official)["state_dict"]
-    torch.save({**content, "layer_of_mine": torch.zeros(1)}, tmp_path / "file.pth")
-    typed = (f"input={tmp_path / 'file.pth'}", f"output={tmp_path / 'a.pt'}")
-    message = door.refused("convert", "source=torchvision", *typed, "data=camvid")
-    assert message.endswith("is source= right?")
-    door.follow("convert", "source=official", *typed)
 
 
 # --- What the other tools say -------------------------------------------------------------------

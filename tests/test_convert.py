@@ -13,8 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from conftest import ROOT
-from hydra.core.global_hydra import GlobalHydra
+from conftest import ROOT, call
 
 import danet
 from danet.checkpoint.convert import fill_in, network_of, rename
@@ -35,23 +34,15 @@ and the channel attention computes its energies so.
 KEYS = Path(os.environ.get("CHECKPOINT_KEYS", ROOT.parent / "shared/data/checkpoint_keys"))
 
 
-def command(*arguments, monkeypatch, capsys):
-    """Runs the tool in this process; returns its exit code, what it said and its error."""
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
-    GlobalHydra.instance().clear()
-    code = 0
-    try:
-        convert.main()
-    except SystemExit as error:
-        code = error.code
-    seen = capsys.readouterr()
-    return code, seen.out, seen.err
-
-
 @pytest.fixture
-def run(monkeypatch, capsys):
-    return lambda *arguments: command(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+def run(capsys):
+    """Starts the tool in this process; returns what it printed."""
+
+    def start(*arguments, code=0):
+        call("convert", *arguments, code=code)
+        return "".join(capsys.readouterr())
+
+    return start
 
 
 def compose(*overrides):
@@ -182,8 +173,7 @@ def authors_file(tmp_path_factory):
 def test_an_old_file_of_the_authors_becomes_a_checkpoint(authors_file, tmp_path, run):
     path, state = authors_file
     output = tmp_path / "new" / "danet50.pt"
-    code, out, err = run("source=official", f"input={path}", f"output={output}")
-    assert (code, err) == (0, "")
+    out = run("source=official", f"input={path}", f"output={output}")
     assert "module. was taken off the names" in out
     assert "left out, the classifier of ImageNet" in out
     assert "pretrained.fc.weight, pretrained.fc.bias" in out
@@ -203,8 +193,7 @@ def test_an_old_file_of_the_authors_becomes_a_checkpoint(authors_file, tmp_path,
     assert "355 of 355" not in lines[0]
     count = len(model.state_dict()) - 2  # mean and std are those of the config
     assert f"{count} of {count} tensors taken" in lines[0]
-    code, _, err = run("source=official", f"input={path}", f"output={output}")
-    assert code == 2
+    err = run("source=official", f"input={path}", f"output={output}", code=2)
     assert "there is such a file already" in err
 
 
@@ -212,11 +201,9 @@ def test_a_backbone_of_torchvision_becomes_a_start(tmp_path, run):
     network = torchvision.models.resnet18()
     torch.save(network.state_dict(), tmp_path / "r18.pth")
     where = f"input={tmp_path / 'r18.pth'}", f"output={tmp_path / 'start.pt'}"
-    code, _, err = run("source=torchvision", *where)
-    assert code == 2
+    err = run("source=torchvision", *where, code=2)
     assert "which classes are meant?" in err
-    code, out, err = run("source=torchvision", *where, "data=camvid", "model/head=fcn")
-    assert (code, err) == (0, "")
+    out = run("source=torchvision", *where, "data=camvid", "model/head=fcn")
     assert "left out, the classifier of ImageNet" in out
     assert "not in the file, so random: head.reduce.0.weight" in out
     assert "train with init_from=" in out
@@ -240,8 +227,7 @@ def test_a_backbone_of_torchvision_becomes_a_start(tmp_path, run):
 def test_a_wrong_command_is_reported_in_plain_words(
     authors_file, tmp_path, run, arguments, message
 ):
-    code, _, err = run(f"input={authors_file[0]}", f"output={tmp_path / 'x.pt'}", *arguments)
-    assert code == 2
+    err = run(f"input={authors_file[0]}", f"output={tmp_path / 'x.pt'}", *arguments, code=2)
     assert message in err
     assert not (tmp_path / "x.pt").exists()
 
@@ -299,8 +285,7 @@ def test_objects_of_other_packages_are_passed_over(tmp_path, monkeypatch, zipped
 def test_a_file_that_would_run_code_is_refused(tmp_path, monkeypatch, run):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {"a.weight": torch.ones(2)}, "best_pred": Harmful()}, "w.pth")
-    code, _, err = run("source=official", "input=w.pth", "output=x.pt")
-    assert code == 2
+    err = run("source=official", "input=w.pth", "output=x.pt", code=2)
     assert "it asks to call posix.mkdir" in err.replace("nt.mkdir", "posix.mkdir")
     assert not Path("made").exists()
 
