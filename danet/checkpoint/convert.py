@@ -52,7 +52,7 @@ def network_of(tensors: Mapping[str, Tensor], file: str) -> tuple[list[str], int
     Raises:
         InputError: They are not of a ResNet that this project has; it begins with ``file``.
     """
-    depth = depth_of(tensors, "backbone.")
+    depth = depth_of(tensors)
     # A deep stem is a sequence, whose first convolution has the number 0.
     first = tensors.get("backbone.conv1.weight", tensors.get("backbone.conv1.0.weight"))
     shape = None if first is None else tuple(first.shape)

@@ -1,7 +1,6 @@
 """Reading a network that was exported to share: a folder, or a repository on a Hugging Face hub.
 
-The folder has the weights as safetensors, and all else as JSON; neither can hold code.
-danet.export.folder writes it.
+danet.export.folder writes it: the weights as safetensors, and all else as JSON, without any code.
 """
 
 import json
@@ -30,17 +29,17 @@ def is_exported(path: Path) -> bool:
     return path.is_dir() and (path / CONFIG).is_file()
 
 
-def load(folder: Path, *, key: str = "checkpoint") -> dict[str, Any]:
+def load(folder: Path) -> dict[str, Any]:
     """Return the fields of a checkpoint that inference needs; there is no optimizer.
 
     Raises:
-        InputError: It is damaged, incomplete, or of another format; ``key`` named it.
+        InputError: It is damaged, incomplete, or of another format.
     """
     require("safetensors")  # an optional dependency, so imported where it is used
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    source, file = f"{key}={folder}", folder / CONFIG
+    source, file = f"checkpoint={folder}", folder / CONFIG
     try:
         # Parsed JSON may take dozens of times the memory of its text.
         if (size := file.stat().st_size) > _MOST:
@@ -61,10 +60,7 @@ def load(folder: Path, *, key: str = "checkpoint") -> dict[str, Any]:
 
 
 def fetch(name: str) -> Path:
-    """Return the local copy of a repository, downloaded once.
-
-    Args:
-        name: ``hf://owner/name`` or ``hf://owner/name@revision``.
+    """Return the local copy of ``hf://owner/name`` or ``hf://owner/name@revision``.
 
     Raises:
         InputError: The package is missing, or there is no such repository or revision.

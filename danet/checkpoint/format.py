@@ -30,10 +30,10 @@ FORMAT = 3
 Checkpoint = dict[str, Any]
 
 
-def _require_few(scores: Any) -> Any:
-    if isinstance(scores, dict) and len(scores) > 10_000:  # each that is wrong takes 1 kB
-        raise ValueError("more than 10000 scores")
-    return scores
+def _require_few(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > 10_000:  # each that is wrong takes 1 kB
+        raise ValueError("more than 10000 entries")
+    return value
 
 
 # Strict: neither True nor a text is a number. Whole numbers must be exact as a float.
@@ -44,9 +44,9 @@ _Number = Annotated[float, Field(strict=True)]
 _Name = Annotated[str, Field(strict=True, max_length=1000)]
 # Printed in messages, where control characters would reach the terminal.
 _Text = Annotated[_Name, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]*$")]
-_OfScaler = Literal[
-    "scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"
-]
+_Few = BeforeValidator(_require_few)
+_Key = Literal["scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"]
+_Scaler = Annotated[dict[_Key, _Number], Field(min_length=5)]
 
 
 class Fields(BaseModel):
@@ -57,18 +57,15 @@ class Fields(BaseModel):
     palette: Annotated[list[tuple[_Byte, _Byte, _Byte]], FailFast()] = []
     # State dict, in which every state has the name and the shape of its parameter.
     optimizer: dict[Any, Any] | None = None
-    scaler: (
-        Annotated[dict[_OfScaler, _Number], Field(min_length=5)]  # GradScaler needs all
-        | Annotated[dict[Any, Any], Field(max_length=0)]  # of a disabled one
-        | None
-    ) = None
+    # GradScaler needs all keys; the state of a disabled one is empty.
+    scaler: Annotated[_Scaler | Annotated[dict[Any, Any], Field(max_length=0)] | None, _Few] = None
     processes: _Processes = 1  # how many trained
     threads: _Processes = 1
     step: _Count = 0  # batches trained
     skipped: _Count = 0  # those of them whose gradients overflowed float16
     evaluated_at: _Count = 0
     best_miou: _Number | None = None
-    scores: Annotated[dict[_Text, _Number | None], BeforeValidator(_require_few)] | None = None
+    scores: Annotated[dict[_Text, _Number | None] | None, _Few] = None
     best: Annotated[list[tuple[_Number, _Count]], FailFast()] = []  # scores and steps
     training_set: _Text | None = None
     validation_set: _Text | None = None
@@ -117,9 +114,7 @@ def require_sound(saved: Checkpoint, source: str) -> None:
     except ValidationError as error:
         wrong = error.errors()[0]
         found = reading.shown(wrong["input"])
-        raise InputError(
-            f"{source}: its {wrong['loc'][0]} has {found}: {wrong['msg']}"
-        ) from error
+        raise InputError(f"{source}: its {wrong['loc'][0]} has {found}: {wrong['msg']}") from error
     if "classes" in saved:
         # Each name once, since a list may hold one a million times.
         escaped = {name: printable(name) for name in set(saved["classes"])}

@@ -65,9 +65,8 @@ class CheckpointManager:
     """Writes the checkpoints of a run into its folder, on rank 0; other ranks write nothing.
 
     Every checkpoint is ``step_<step>.pt``. ``last.pt`` is the newest and ``best.pt`` the one with
-    the best score: hard links where the file system has them, else copies. A name always stands for
-    a whole file. When a run was resumed from an older step, checkpoints of later steps are moved to
-    the folder ``abandoned``.
+    the best score: hard links, or else copies. A name always stands for a whole file. When a run
+    was resumed from an older step, checkpoints of later steps are moved to ``abandoned``.
 
     A failed write never ends the run on the spot, since the other ranks would wait for this one:
     it is kept, and ``status`` raises a flag that all ranks obey at the same step.
@@ -127,9 +126,8 @@ class CheckpointManager:
         """Write a checkpoint, in the background if the policy says so.
 
         In the background the tensors are copied first, so the next step may change them; one write
-        is under way at a time. Failures are reported by ``status`` and ``finish``.
-
-        The entry ``step`` of the state names the file; without evaluation there is no score.
+        is under way at a time. Failures are reported by ``status`` and ``finish``. The entry
+        ``step`` of the state names the file; without evaluation there is no score.
         """
         if not collectives.is_first():
             return

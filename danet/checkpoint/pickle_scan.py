@@ -21,13 +21,11 @@ import torch
 
 from danet.plain import printable
 
-DTYPES = (
-    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
-    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
-)
+_STORAGES = {"Double": torch.float64, "Float": torch.float32, "Half": torch.float16}
+_STORAGES |= {"BFloat16": torch.bfloat16, "Bool": torch.bool, "Byte": torch.uint8}
+_STORAGES |= {"Char": torch.int8, "Short": torch.int16, "Int": torch.int32, "Long": torch.int64}
+DTYPES = tuple(_STORAGES.values())
 """Types of the tensors that are read; not complex, quantised and 8-bit floating-point numbers."""
-_SIZES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2}
-_SIZES |= {"Char": 1, "Byte": 1, "Bool": 1}
 _COPIES = ("builtins.set", "collections.Counter", "torch.Size", "torch.device", "_codecs.encode")
 """What is on torch's list of safe names and copies what it is given."""
 _MOST_PICKLED = 1 << 24
@@ -36,7 +34,6 @@ _MOST_SHARED = 2
 """How many times the bytes of the file its tensors may have together, as tied weights do."""
 _MOST_MADE = 1 << 26
 """Bytes of the objects that a pickle calls for, roughly; those of checkpoints have some MB."""
-_MOST_AXES = 64  # torch has no tensors of more
 
 
 class Refused(Exception):
@@ -75,11 +72,7 @@ class _Storage(NamedTuple):
 
 # The private class is the unpickler in Python; pickle.Unpickler is the one in C.
 class _Reader(pickle._Unpickler):
-    """Unpickler that calls nothing of the file and records what it declares.
-
-    Args:
-        file: At the start of a pickle.
-        packages: Those whose classes are allowed.
+    """Unpickler that calls nothing of a file, in which classes of some packages are allowed.
 
     Attributes:
         foreign: Names of classes of these packages.
@@ -108,9 +101,9 @@ class _Reader(pickle._Unpickler):
             **dict.fromkeys(_COPIES, self._copy),
             **dict.fromkeys(map(str, DTYPES), Inert),
         }
-        for name, size in _SIZES.items():
+        for name, dtype in _STORAGES.items():
             for place in ("torch", "torch.cuda"):
-                self._known[f"{place}.{name}Storage"] = _Storage(size)
+                self._known[f"{place}.{name}Storage"] = _Storage(dtype.itemsize)
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what takes the place of a function or class."""
@@ -153,8 +146,9 @@ class _Reader(pickle._Unpickler):
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> object:
         """Check the shape of a tensor against its storage."""
-        # Before any product: prod() of huge or of negative sizes means nothing.
-        is_right = isinstance(storage, _Storage) and len(size) == len(stride) <= _MOST_AXES
+        # Before any product, which means nothing of negative sizes and takes long of many large
+        # ones; torch has no tensors of more than 64 axes.
+        is_right = isinstance(storage, _Storage) and len(size) == len(stride) <= 64
         if not is_right or not all(map(_is_size, (offset, *size, *stride))):
             raise Refused("a tensor of it has no shape")
         numel = prod(size)
@@ -177,11 +171,10 @@ def scan(path: Path, end: int, *, foreign: Sequence[str] = ()) -> set[str]:
     ``end`` bytes of it torch.save wrote; ``foreign`` packages may have objects beside the tensors.
 
     Returns:
-        The names of the classes of these packages.
+        The names of classes of these packages.
 
     Raises:
-        Refused: It must not be loaded.
-        Exception: It is damaged; bytes that are not a pickle, or half a one, raise any error.
+        Refused: It must not be loaded. Any other error: it is damaged.
     """
     with open(path, "rb") as file:
         is_archive = file.read(4) == b"PK\x03\x04"  # by which torch decides, too

@@ -41,11 +41,10 @@ def read(path: Path, key: str, *, foreign: Sequence[str] = ()) -> tuple[Any, boo
         # torch.load does not verify the checksums of the archive: it accepts a flipped bit in a
         # weight, a changed key and an appended tail in silence.
         if (is_sealed := has_checksum(path)) is False:
-            found = "damaged: its content does not have the checksum at its end"
-            raise Refused(found + another_whole(path))
+            whole = another_whole(path)
+            raise Refused(f"damaged: its content does not have the checksum at its end{whole}")
         end = path.stat().st_size - (TAIL if is_sealed else 0)
-        # weights_only below keeps code from running, but trusts the sizes in the file, of which a
-        # small one can ask for any amount of memory.
+        # weights_only below keeps code from running, but trusts the sizes in the file.
         names = scan(path, end, foreign=foreign)
         # safe_globals takes pairs of a class and the name in the pickle that it replaces.
         stand_ins: list[Any] = [(type(n.rpartition(".")[2], (Inert,), {}), n) for n in names]

@@ -17,10 +17,8 @@ from danet.filesystem import file_lock
 
 STOPPED = "stopped"
 """File in the folder of a run that a signal ended before its last step."""
-
 _ID = ".run_id"
 """File with a name of the run that no other has; its checkpoints carry it, too."""
-
 _HEADER = """\
 # The whole config of this run. To repeat it in a new folder:
 #   python tools/train.py --config-dir {folder} --config-name config run.dir=null resume=null
@@ -28,7 +26,6 @@ defaults:
   [train_schema, _self_, override hydra/job_logging: none, override hydra/hydra_logging: none]
 hydra: {{run: {{dir: .}}, output_subdir: null}}
 """
-
 _OF_A_START = {"run", "resume", "init_from", "allow_changes", "dry_run"}
 """Keys of a config that say how a run was started."""
 
@@ -92,11 +89,7 @@ def id_of(folder: Path) -> str:
 
 
 def refuse_foreign(folder: Path, path: Path, saved: Mapping[str, Any]) -> None:
-    """Refuse to resume in the folder of one run from the checkpoint of another.
-
-    Raises:
-        InputError: With both names.
-    """
+    """Raise InputError if a run would resume in the folder of another."""
     here, there = id_of(folder), saved.get("run_id") or ""
     if here and there and here != there:
         raise InputError(
@@ -129,11 +122,7 @@ _locks: dict[Path, IO[bytes]] = {}
 
 
 def _lock(folder: Path) -> None:
-    """Lock a folder against other training processes until this one ends, even if killed.
-
-    Raises:
-        InputError: A process that is alive has it.
-    """
+    """Lock a folder until this process ends, even if killed; raise InputError if another has it."""
     # A second handle on the same file would not get the lock that this process itself holds.
     if os.name != "posix" or folder.absolute() in _locks:
         return

@@ -10,7 +10,6 @@ from danet.checkpoint import reading
 from danet.distributed import collectives
 from danet.errors import InputError
 
-_CLASSIFIER = ("fc.weight", "fc.bias")
 _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Parts that torch.compile, FSDP and recomputation put anywhere into names."""
 _PREFIXES = ("module.", "model.")
@@ -60,9 +59,8 @@ def without_wrappers(tensors: Mapping[str, Tensor], source: str) -> dict[str, Te
     """
     removed = {part for name in tensors for part in _WRAPPERS.findall(name)}
     names = {old: _WRAPPERS.sub("", old) for old in tensors}
-    # The counter of a moving average never has a prefix. A prefix goes only if every other name has
-    # it, since a network may have a part of that name; in a loop, since DataParallel and averages
-    # nest.
+    # A prefix goes only if every name has it but the counter, since a network may have a part of
+    # that name; in a loop, since DataParallel and averages nest.
     own = [old for old in names if old != COUNTER]
     while own and (found := [p for p in _PREFIXES if all(names[o].startswith(p) for o in own)]):
         names |= {old: names[old].removeprefix(found[0]) for old in own}
@@ -103,7 +101,7 @@ def load_backbone(backbone: nn.Module, depth: int, weights: str) -> None:
             f"{key}={weights}: neither a file nor a weight entry of torchvision's resnet{depth} "
             f"({', '.join(entries.__members__)})"
         )
-    for name in _CLASSIFIER:  # of ImageNet; segmentation has a head instead
+    for name in ("fc.weight", "fc.bias"):  # of ImageNet; segmentation has a head instead
         state.pop(name, None)
     backbone.load_state_dict(fitting(backbone.state_dict(), state, f"{key}={weights}"))
 
@@ -123,22 +121,19 @@ def fitting(
     return {name: state[name] for name in expected}
 
 
-def depth_of(tensors: Mapping[str, Tensor], prefix: str = "") -> int | None:
-    """Return the depth of the ResNet whose tensors have these names; None if it is unclear."""
-    pattern = re.compile(re.escape(prefix) + r"layer([1-4])\.(\d+)\.")
+def depth_of(tensors: Mapping[str, Tensor]) -> int | None:
+    """Return the depth of the ResNet, alone or in a network, of tensors; None if it is unclear."""
+    pattern = re.compile(r"(?:backbone\.)?layer([1-4])\.(\d+)\.")
     blocks = {match.groups() for name in tensors if (match := pattern.match(name))}
     counts = tuple(sum(stage == found for found, _ in blocks) for stage in "1234")
     # 34 has as many blocks as 50.
-    return _DEPTHS.get((f"{prefix}layer1.0.conv3.weight" in tensors, counts))
+    return _DEPTHS.get((any("layer1.0.conv3." in name for name in tensors), counts))
 
 
 def explain_mismatch(
     expected: Mapping[str, Tensor], found: Mapping[str, Tensor], most: int = 3
 ) -> str:
-    """Return in one line why ``found`` does not fit ``expected``; empty if it does.
-
-    Of each kind of difference ``most`` names are listed.
-    """
+    """Return in one line why ``found`` does not fit, with ``most`` names a kind; "" if it does."""
     if depths := _depths(expected, found):  # says more than a hundred names
         return depths
     differences = {
@@ -206,8 +201,6 @@ def initialise(model: nn.Module, path: Path) -> list[str]:
 
 def _depths(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """Return a text with the depth found and the one expected; empty if they are equal."""
-    for prefix in ("", "backbone."):  # a backbone alone, a whole network
-        old, new = depth_of(found, prefix), depth_of(expected, prefix)
-        if old and new and old != new:
-            return f"the file has a ResNet-{old} and this network a ResNet-{new}"
-    return ""
+    old, new = depth_of(found), depth_of(expected)
+    is_other = old and new and old != new
+    return f"the file has a ResNet-{old} and this network a ResNet-{new}" if is_other else ""

@@ -521,7 +521,7 @@ def test_texts_of_a_file_are_not_repeated_without_limit(saved, place):
     many = ["\x1b" * 1000] * 10**5  # 4 kB each when escaped, and 2 bytes in the file
     assert "100000 class" in outcome("checkpoint", {**saved, "classes": many}, place)
     scores = {str(i): "x" for i in range(10**5)}
-    assert "more than 10000 scores" in outcome("checkpoint", {**saved, "scores": scores}, place)
+    assert "more than 10000 entries" in outcome("checkpoint", {**saved, "scores": scores}, place)
 
 
 @pytest.mark.bad_input("K23")
