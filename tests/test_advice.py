@@ -2129,15 +2129,15 @@ def test_images_are_normalised_as_in_the_file(door, run):
     model["mean"][:] = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
     rewrite(run / "last.pt", model=model)
     reported = door.follow("train", f"init_from={run / 'last.pt'}")
-    form = r"with mean=(\[\S+\]), these .*; (\+\S+)=\[\.\.\.\] sets it"
-    value, key = re.search(form, reported).groups()
-    reported = door.follow("train", f"init_from={run / 'last.pt'}", f"{key}={value}")
+    value = re.search(r"normalised with \{'mean': (\[.*?\]).*; (\+\S+)=\[\.\.\.\] and ", reported)
+    setting = f"{value[2]}={value[1].replace(' ', '')}"
+    reported = door.follow("train", f"init_from={run / 'last.pt'}", setting)
     assert "were normalised" not in reported
 
 
 LARGE = torch.zeros(2**18)
 CONTENTS = {
-    "expected a dictionary of tensors by name, but 'n'": lambda tensors: {**tensors, "n": 3},
+    "expected a dictionary of tensors of a model, but 'n'": lambda tensors: {**tensors, "n": 3},
     "save a clone of it": lambda tensors: {**tensors, "n": torch.zeros(1).expand(9)},
     "save clones of them": lambda tensors: {**tensors, **{f"n{i}": LARGE[:] for i in range(99)}},
 }

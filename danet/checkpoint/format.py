@@ -156,7 +156,7 @@ def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
     reading.require_tensors(checkpoint["model"], source)
     checkpoint["model"] = without_wrappers(checkpoint["model"], source)
     if (ema := checkpoint.get("ema")) is not None:
-        reading.require_tensors(ema, source)
+        reading.require_tensors(ema, f"{source}: its ema")
         # AveragedModel puts "module." before every tensor but its counter.
         plain = without_wrappers({n.removeprefix("module."): v for n, v in ema.items()}, source)
         checkpoint["ema"] = {n if n == COUNTER else f"module.{n}": v for n, v in plain.items()}

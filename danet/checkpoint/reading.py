@@ -97,13 +97,13 @@ def require_tensors(content: Any, source: str) -> None:
     Raises:
         InputError: It begins with ``source`` and names the first tensor that cannot be used.
     """
-    found = f"{source}: expected a dictionary of tensors"
+    found = f"{source}: expected a dictionary of tensors of a model"
     if not isinstance(content, dict) or not content:
         raise InputError(f"{found}, found {type(content).__name__}")
     for name, value in content.items():
         is_name = isinstance(name, str) and printable(name) == name
         if not is_name or not isinstance(value, Tensor):
-            raise InputError(f"{found} by name, but {shown(name)!r} is not one")
+            raise InputError(f"{found}, but {shown(name)!r} is not one")
         if value.dtype not in DTYPES:  # isfinite is not implemented for every type
             types = ", ".join(map(str, DTYPES))
             raise InputError(f"{source}: {name} is of type {value.dtype}; expected {types}")

@@ -14,6 +14,7 @@ _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_
 """Parts that torch.compile, FSDP and recomputation put anywhere into names."""
 _PREFIXES = ("module.", "model.")
 """What DataParallel and moving averages, and classes that hold a model, put before every name."""
+_ADVICE = "set another model/backbone, or give other weights"
 COUNTER = "n_averaged"
 """Of torch's moving average, beside the tensors of its module."""
 _DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
@@ -115,9 +116,9 @@ def fitting(
     """
     counters = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}
     state = {**counters, **found}
-    if problems := explain_mismatch(expected, state):
-        advice = "set another model/backbone, or give other weights"
-        raise InputError(f"{source} does not fit: {problems}; {advice}")
+    # The depth without the counters, whose names would be those of the network.
+    if problems := _depths(expected, found) or explain_mismatch(expected, state):
+        raise InputError(f"{source} does not fit: {problems}; {_ADVICE}")
     return {name: state[name] for name in expected}
 
 
@@ -168,10 +169,7 @@ def initialise(model: nn.Module, path: Path) -> list[str]:
     expected = dict(model.state_dict())
     # Much of a ResNet-50 fits a ResNet-101: a network filled by half would pass unnoticed.
     if depths := _depths(expected, found):
-        raise InputError(
-            f"init_from={path} does not fit: {depths}; set another model/backbone, or give other "
-            "weights"
-        )
+        raise InputError(f"init_from={path} does not fit: {depths}; {_ADVICE}")
     # The config says how images are normalised.
     ours, theirs = (
         {k: [round(x, 3) for x in of.pop(k).flatten().tolist()] for k in ("mean", "std") if k in of}
