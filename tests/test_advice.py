@@ -1290,18 +1290,6 @@ def test_a_run_goes_on_or_starts_as_advised(name, door, run, tmp_path):
     assert said in door.follow("train", *GOES_ON, *then)
 
 
-def test_threads_are_set_in_the_environment(door, run):
-    rewrite(run / "last.pt", threads=2)
-    typed = (*GOES_ON, f"resume={run / 'last.pt'}")
-    reported = door.follow("train", *typed)
-    name, count = re.search(r"; (\w+)=(\d+) makes them so", reported).groups()
-    asked = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
-    done = subprocess.run(asked, env={**os.environ, name: count}, capture_output=True, text=True)
-    assert done.stdout.strip() == count
-    torch.set_num_threads(int(count))
-    assert "thread(s) instead of" not in door.follow("train", *typed)
-
-
 def test_a_run_has_a_folder_that_may_be_written(door, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     message = door.refused("train", f"run.dir={tmp_path / 'file'}", code=4)
@@ -2215,28 +2203,6 @@ def official(tmp_path_factory):
             state[names[start] + name[len(start) :]] = tensor
     torch.save({"state_dict": state}, folder / "danet.pth")
     return folder / "danet.pth"
-
-
-def test_weights_of_a_backbone_are_converted(door, resnets, tmp_path):
-    typed = [f"input={resnets[18]}", f"output={tmp_path / 'a start.pt'}"]
-    message = door.refused("convert", "source=torchvison", *typed)
-    source = ends_of(message)[0]
-    message = door.refused("convert", "source=official", *typed)
-    assert "give the program that wrote it" in message
-    message = door.refused("convert", f"source={source}", *typed)
-    one, two = re.search(r"as in (data=camvid), or (data=folder \S+)$", message).groups()
-    door.follow(
-        "convert", f"source={source}", typed[0], f"output={tmp_path / 'two.pt'}", *two.split()
-    )
-    reported = door.follow("convert", f"source={source}", *typed, one)
-    setting = shlex.split(
-        re.search(r"it has no head yet: train with (.*)$", reported, re.MULTILINE)[1]
-    )
-    root = plant(tmp_path / "data", folder="labels")
-    network = ("model/backbone=resnet18", "model.head.reduction=8")
-    door.follow("train", "data=camvid", f"data.root={root}", *network, *setting)
-    message = door.refused("convert", f"source={source}", *typed, one)
-    assert "there is such a file already; give another name" in message
 
 
 def test_a_whole_network_is_converted(door, official, tmp_path):

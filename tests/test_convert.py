@@ -206,7 +206,7 @@ def test_a_backbone_of_torchvision_becomes_a_start(tmp_path, run):
     out = run("source=torchvision", *where, "data=camvid", "model/head=fcn")
     assert "left out, the classifier of ImageNet" in out
     assert "not in the file, so random: head.reduce.0.weight" in out
-    assert "train with init_from=" in out
+    assert f"train with init_from={tmp_path / 'start.pt'}" in out
     model = danet.load_model(tmp_path / "start.pt")
     assert torch.equal(model.backbone.layer4[1].conv2.weight, network.layer4[1].conv2.weight)
     config = compose(f"resume={tmp_path / 'start.pt'}")
