@@ -203,6 +203,8 @@ def test_a_backbone_of_torchvision_becomes_a_start(tmp_path, run):
     where = f"input={tmp_path / 'r18.pth'}", f"output={tmp_path / 'start.pt'}"
     err = run("source=torchvision", *where, code=2)
     assert "which classes are meant?" in err
+    err = run("source=torchvision", where[0], f"output={tmp_path / 'x'}", code=2)
+    assert "expected a name that ends in .pt" in err
     out = run("source=torchvision", *where, "data=camvid", "model/head=fcn")
     assert "left out, the classifier of ImageNet" in out
     assert "not in the file, so random: head.reduce.0.weight" in out

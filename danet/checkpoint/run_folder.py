@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from uuid import uuid4
 
 import yaml
@@ -117,8 +117,8 @@ def _describe(folder: Path, config: Mapping[str, Any], saved: Mapping[str, Any] 
     file.write_text(header + body, encoding="utf-8")
 
 
-_locks: dict[Path, IO[bytes]] = {}
-"""Files of the folders that this process has locked; the system unlocks them when it ends."""
+_locks: dict[Path, int] = {}
+"""Folders that this process has, with open handles; the system unlocks them when it ends."""
 
 
 def _lock(folder: Path) -> None:
@@ -128,16 +128,15 @@ def _lock(folder: Path) -> None:
         return
     # Not truncated, so that the owner can be read. Programs that are executed do not inherit it;
     # they would hold the lock beyond the end of the run.
-    file = open(folder / ".lock", "a+b", buffering=0)  # noqa: SIM115 - kept open
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        is_free = file_lock(file, wait=False)
+        is_free = file_lock(handle, wait=False)
     except OSError:  # a network file system without locks
-        file.close()
+        os.close(handle)
         return
     if not is_free:
-        file.seek(0)
-        owner = file.read(100).decode(errors="replace").strip()
-        file.close()
+        owner = os.read(handle, 100).decode(errors="replace").strip()
+        os.close(handle)
         raise InputError(
             f"run.dir={folder}: another process trains here ({owner}); wait for its end, or give "
             "another run.dir"
@@ -145,6 +144,6 @@ def _lock(folder: Path) -> None:
     # The owner is for messages alone: the file stays behind, and only the lock counts, which the
     # system releases however the process ends.
     with suppress(OSError):
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}\n".encode())
-    _locks[folder.absolute()] = file
+        os.truncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
+    _locks[folder.absolute()] = handle
