@@ -2195,7 +2195,7 @@ def official(tmp_path_factory):
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         settings = ["data=camvid", "data.root=/x", "model/backbone=resnet18"]
         network = make_model(check(hydra.compose("train", settings)))
-    names = {ours: theirs for theirs, ours in PROGRAMS["official"].names.items()}
+    names = {ours: theirs for theirs, ours in PROGRAMS["official"]["names"].items()}
     state = {}
     for name, tensor in network.state_dict().items():
         start = max((ours for ours in names if name.startswith(ours)), key=len, default=None)
