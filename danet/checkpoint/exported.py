@@ -45,12 +45,12 @@ def load(folder: Path) -> dict[str, Any]:
         if (size := file.stat().st_size) > _MOST:
             raise ValueError(f"{CONFIG} has {size >> 20} MiB; expected at most {_MOST >> 20}")
         facts = json.loads(file.read_text("utf-8"))
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT or "config" not in facts:
+            raise ValueError(f"{CONFIG} is not of an exported network of format {FORMAT}")
         weights = load_file(folder / WEIGHTS)
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         reason = printable(str(error)[:300])
         raise InputError(f"{source}: damaged or incomplete ({reason})") from error
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT or "config" not in facts:
-        raise InputError(f"{source}: {CONFIG} is not of an exported network (format {FORMAT})")
     reading.require_tensors(weights, source)
     saved = {name: facts[name] for name in ("config", *FIELDS) if name in facts}
     saved |= {"model": weights, "ema": None}
