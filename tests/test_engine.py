@@ -3,7 +3,6 @@
 import json
 import math
 import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -253,32 +252,12 @@ def test_a_table_shows_percentages_and_a_dash_for_what_did_not_occur():
 # Folder of a run
 
 
-def prepare(wanted, fallback, *, resuming=False, **config):
-    return run_folder.prepare(wanted, fallback, config=config, resuming=resuming)
-
-
-def test_fresh_runs_get_numbered_folders(tmp_path):
-    fallback = tmp_path / "runs" / "quick"
-    made = [prepare(None, fallback, seed=seed).name for seed in range(3)]
-    assert made == ["quick", "quick-2", "quick-3"]
-    for seed, name in enumerate(made):
-        config = yaml.safe_load((tmp_path / "runs" / name / "config.yaml").read_text())
-        assert config["seed"] == seed
-
-
-def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path):
-    """Threads stand for processes here, so locks, which are of a process, are not in the way."""
-    with ThreadPoolExecutor(8) as starting:
-        made = list(
-            starting.map(lambda seed: prepare(None, tmp_path / "quick", seed=seed), range(8))
-        )
-    assert len(set(made)) == 8
-    for seed, folder in enumerate(made):
-        assert yaml.safe_load((folder / "config.yaml").read_text())["seed"] == seed
+def prepare(folder, *, resuming=False, saved=None, **config):
+    return run_folder.prepare(folder, config=config, resuming=resuming, saved=saved)
 
 
 def test_the_config_of_a_run_is_written_with_all_that_repeats_it(tmp_path):
-    folder = prepare(str(tmp_path / "a"), tmp_path / "b", data={"size": [1, 2]}, name="Straße")
+    folder = prepare(tmp_path / "a", data={"size": [1, 2]}, name="Straße")
     text = (folder / "config.yaml").read_text(encoding="utf-8")
     assert yaml.safe_load(text)["data"] == {"size": [1, 2]}
     assert yaml.safe_load(text)["name"] == "Straße"
@@ -286,28 +265,25 @@ def test_the_config_of_a_run_is_written_with_all_that_repeats_it(tmp_path):
 
 
 def test_the_folder_of_another_run_is_refused_and_left_alone(tmp_path):
-    prepare(str(tmp_path / "a"), tmp_path / "b", seed=1)
+    prepare(tmp_path / "a", seed=1)
     before = (tmp_path / "a" / "config.yaml").read_text()
     with pytest.raises(InputError, match=rf"run.dir={tmp_path}/a: another run is there; .*resume"):
-        prepare(str(tmp_path / "a"), tmp_path / "b", seed=2)
+        prepare(tmp_path / "a", seed=2)
     assert (tmp_path / "a" / "config.yaml").read_text() == before
-    assert not (tmp_path / "b").exists()
 
 
 def test_a_resumed_run_goes_back_to_its_folder_and_keeps_its_config(tmp_path):
-    prepare(str(tmp_path / "a"), tmp_path / "b", seed=1, size=(1, 2), resume=None)
+    prepare(tmp_path / "a", seed=1, size=(1, 2), resume=None)
     before = (tmp_path / "a" / "config.yaml").read_text()
     again = {"seed": 1, "size": (1, 2), "resume": "auto", "resuming": True}
-    assert prepare(str(tmp_path / "a"), tmp_path / "b", **again) == tmp_path / "a"
+    assert prepare(tmp_path / "a", **again) == tmp_path / "a"
     assert (tmp_path / "a" / "config.yaml").read_text() == before
     assert list((tmp_path / "a").glob("*.yaml")) == [tmp_path / "a" / "config.yaml"]
 
 
 def test_a_run_that_goes_on_with_other_settings_reports_both(tmp_path):
-    prepare(str(tmp_path / "a"), tmp_path / "b", seed=1)
-    saved = {"step": 40, "run_id": "x"}
-    fallback, config = tmp_path / "b", {"seed": 2}
-    run_folder.prepare(str(tmp_path / "a"), fallback, config=config, resuming=True, saved=saved)
+    prepare(tmp_path / "a", seed=1)
+    prepare(tmp_path / "a", resuming=True, saved={"step": 40, "run_id": "x"}, seed=2)
     configs = {p.name: yaml.safe_load(p.read_text())["seed"] for p in tmp_path.glob("a/*.yaml")}
     assert configs == {"config.yaml": 2, "config_until_000000040.yaml": 1}
 
@@ -316,7 +292,7 @@ def test_a_run_that_goes_on_with_other_settings_reports_both(tmp_path):
 def test_a_file_in_place_of_the_folder_of_a_run_is_a_storage_error(tmp_path, below):
     (tmp_path / "a").write_text("mine")
     with pytest.raises(StorageError, match=rf"run.dir={tmp_path}/a{below}: not a writable folder"):
-        prepare(f"{tmp_path}/a{below}", tmp_path / "b")
+        prepare(tmp_path / f"a{below}")
     assert (tmp_path / "a").read_text() == "mine"
 
 

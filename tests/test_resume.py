@@ -51,11 +51,11 @@ def test_changes_are_allowed_but_for_network_and_optimizer():
 
 
 def test_a_folder_keeps_the_name_of_its_run(tmp_path):
-    prepare = functools.partial(run_folder.prepare, fallback=tmp_path / "x", config={"seed": 1})
-    names = [run_folder.id_of(prepare(str(tmp_path / n), resuming=False)) for n in "ab"]
+    prepare = functools.partial(run_folder.prepare, config={"seed": 1})
+    names = [run_folder.id_of(prepare(tmp_path / n, resuming=False)) for n in "ab"]
     assert len(set(names)) == 2
     assert all(len(name) == 32 for name in names)
-    prepare(str(tmp_path / "a"), resuming=True)
+    prepare(tmp_path / "a", resuming=True)
     assert run_folder.id_of(tmp_path / "a") == names[0]
     saved = {"run_id": names[0], "step": 3}
     run_folder.refuse_foreign(tmp_path / "a", tmp_path / "a/last.pt", saved)
@@ -65,5 +65,5 @@ def test_a_folder_keeps_the_name_of_its_run(tmp_path):
         InputError, match=f"of run {names[0]}, but run.dir=.*/b is of run {names[1]}"
     ):
         run_folder.refuse_foreign(tmp_path / "b", tmp_path / "b/last.pt", saved)
-    prepare(str(tmp_path / "new"), resuming=True, saved=saved)
+    prepare(tmp_path / "new", resuming=True, saved=saved)
     assert run_folder.id_of(tmp_path / "new") not in ("", *names), "another run from there on"

@@ -193,18 +193,19 @@ def make_trainer(
 
 def make_folder(config: TrainConfig, saved: Checkpoint | None) -> Path:
     """Make the folder of the run, or enter it again; see danet.checkpoint.run_folder."""
-    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    # Runs that start in one second have folders of their own.
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    wanted = config.run.dir or Path("runs", config.run.name or "run", now)
     folder = run_folder.prepare(
-        config.run.dir,
-        Path("runs", config.run.name or "run", now),
+        Path(wanted).expanduser(),
         config=config.plain,
         resuming=config.resume is not None,
         saved=saved,
     )
-    if saved and resume.is_best_forgotten(saved) and collectives.is_first():
-        aside = manager.set_aside_best(folder, saved["step"])
-        if aside:
-            cli.say(f"resume: the best checkpoint so far is now {aside}")
+    best = folder / "best.pt"
+    if saved and resume.is_best_forgotten(saved) and collectives.is_first() and best.exists():
+        aside = manager.set_aside(best, f"best_before_step_{saved['step']:09d}.pt")
+        cli.say(f"resume: the best checkpoint so far is now {aside}")
     return folder
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from danet.checkpoint.weights import explain_mismatch, read_state_dict
+from danet.checkpoint.weights import fitting, read_state_dict
 from danet.errors import InputError
 from danet.extras import require
 
@@ -61,13 +61,11 @@ class TimmBackbone(nn.Module):
 
     def _load(self, path: Path) -> None:
         """Load the network from a file; raise InputError if it does not fit."""
-        found = read_state_dict(path, "model.backbone.weights").tensors
+        found = read_state_dict(path, "model.backbone.weights")
         # Tensors that are left over belong to the classifier, which feature maps do not need.
         expected = self.network.state_dict()
-        problems = explain_mismatch(expected, {k: v for k, v in found.items() if k in expected})
-        if problems:
-            raise InputError(f"model.backbone.weights={path} does not fit: {problems}")
-        self.network.load_state_dict({k: found[k] for k in expected})
+        kept = {k: v for k, v in found.items() if k in expected}
+        self.network.load_state_dict(fitting(expected, kept, f"model.backbone.weights={path}"))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Maps (B, 3, H, W) to up to four maps, finest first."""

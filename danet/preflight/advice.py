@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch import nn
 
+from danet.checkpoint.run_folder import refuse_used
 from danet.config.build import untrained
 from danet.config.schema import DataConfig, TrainConfig
 from danet.engine.precision import choose_precision
@@ -97,11 +98,7 @@ def refuse_folder(config: TrainConfig) -> None:
     if config.run.dir is None:
         return
     folder = Path(config.run.dir).expanduser()
-    if (folder / "config.yaml").exists() and config.resume is None:
-        raise InputError(
-            f"run.dir={folder}: another run is there; give resume=auto to go on with it, or "
-            "another run.dir"
-        )
+    refuse_used(folder, resuming=config.resume is not None)
     there = folder.absolute()
     while not there.exists() and there != there.parent:
         there = there.parent

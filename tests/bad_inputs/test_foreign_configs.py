@@ -187,7 +187,7 @@ def test_a_class_is_held_against_the_list_when_it_is_called(saved, place):
     ("key", "path"),
     [
         ("model", "danet.losses.OHEM"),
-        ("model", "danet.checkpoint.reading.Content"),
+        ("model", "danet.checkpoint.pickle_scan.Inert"),
         ("loss", "danet.models.resnet.ResNet"),
         ("optimizer", "danet.datasets.folder.Folder"),
         ("data", "danet.datasets.submission.SubmissionWriter"),
