@@ -155,22 +155,6 @@ def whole_labels(labels: np.ndarray, where: str, *, kinds: str = "bui") -> np.nd
     )
 
 
-def verify_complete(path: Path, *, max_pixels: int = MAX_PIXELS) -> bool:
-    """Verify that a picture is complete, in less time than decoding takes.
-
-    Returns:
-        Whether that is possible for a file of its kind.
-
-    Raises:
-        InputError: As open_picture, for PNG and JPEG.
-    """
-    with open_picture(path, max_pixels=max_pixels) as picture:
-        if picture.format in ("JPEG", "MPO"):
-            picture.draft(None, (1, 1))  # an eighth of the size: the whole file is read
-            picture.load()
-        return picture.format in ("PNG", "JPEG", "MPO")
-
-
 class Levels(NamedTuple):
     """Number of distinct values of a picture of more than 8 bits, on disk and as it is read."""
 

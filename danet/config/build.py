@@ -58,7 +58,12 @@ def _called(key: str, target: Any, arguments: Mapping[str, Any]) -> Any:
         raise
     except Exception as error:  # with the values of a foreign file torch may raise anything
         kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
-        raise InputError(f"{key}: {kind}{first_line(error)}") from error
+        text = first_line(error)
+        if callable(problems := getattr(error.__cause__, "errors", None)):  # of albumentations
+            first = problems()[0]
+            reason = first["msg"].removeprefix("Value error, ")
+            text = f"{first['loc'][0]}={first['input']}: {reason}"
+        raise InputError(f"{key}: {kind}{text}") from error
 
 
 def make_dataset(config: TrainConfig, split: str, *, training: bool) -> SegmentationDataset:
@@ -68,7 +73,8 @@ def make_dataset(config: TrainConfig, split: str, *, training: bool) -> Segmenta
         InputError: Files are missing, or the class count of the config is not the data set's.
     """
     data, given = config.data, config.plain["data"]
-    transform = make(data.transforms["train" if training else "eval"], "data.transforms")
+    use = "train" if training else "eval"
+    transform = make(data.transforms[use], f"data.transforms.{use}")
     arguments: dict[str, Any] = {"split": split, "transform": transform}
     reading = {f.name: given[f.name] for f in fields(Reading) if f.name in given}
     if reading:  # a data set that draws its pictures has no such keys
