@@ -1,5 +1,6 @@
 """Advice works when it is followed: what a message says to type is taken from it, and done."""
 
+import errno
 import fcntl
 import importlib.metadata
 import json
