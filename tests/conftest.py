@@ -20,7 +20,9 @@ import hydra
 import numpy as np
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from PIL import Image
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -99,18 +101,18 @@ def tool(name, *settings, cwd, code=0, launcher=(), env=None):
 def call(name, *settings, code=0):
     """Runs a tool's command line in this process, for what needs no process of its own."""
     module = importlib.import_module(f"danet.tools.{name}")
-    argv, flag = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     GlobalHydra.instance().clear()
-    sys.argv, found = [f"{name}.py", *map(str, settings)], 0
-    try:
-        module.main()
-    except SystemExit as error:
-        found = error.code
-    finally:
-        sys.argv = argv
-        os.environ.pop("HYDRA_FULL_ERROR", None)  # cli.run sets it
-        if flag is not None:
-            os.environ["HYDRA_FULL_ERROR"] = flag
+    found, argv = 0, [f"{name}.py", *map(str, settings)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYDRA_FULL_ERROR", "1")  # cli.run sets it; so it is taken back
+        patch.setattr(sys, "argv", argv)
+        if "-m" not in argv:
+            # It composes everything once more, to ask for a mode that no config here sets.
+            patch.setattr(Hydra, "get_mode", lambda *_, **__: RunMode.RUN)
+        try:
+            module.main()
+        except SystemExit as error:
+            found = error.code
     assert found == code, f"exit {found}"
 
 
