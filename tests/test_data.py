@@ -351,7 +351,7 @@ def test_colours_come_as_red_green_blue(tmp_path):
 
 
 def test_camvid_finds_every_picture_with_its_label(camvid_tree):
-    counts = {split: len(CamVid(root=camvid_tree, split=split)) for split in CamVid.splits}
+    counts = {split: len(CamVid(root=camvid_tree, split=split)) for split in CamVid.expected}
     assert counts == {"train": 4, "val": 3, "test": 2}
     data = CamVid(root=camvid_tree, split="val")
     assert len(data.classes) == len(data.palette) == 11
@@ -370,7 +370,7 @@ def test_the_home_folder_may_be_written_as_a_tilde(camvid_tree, monkeypatch):
 
 
 def test_the_real_camvid_has_segnets_split_and_no_label_beyond_its_classes(camvid):
-    sets = {split: CamVid(root=camvid, split=split) for split in CamVid.splits}
+    sets = {split: CamVid(root=camvid, split=split) for split in CamVid.expected}
     counts = {split: len(data) for split, data in sets.items()}
     assert counts == {"train": 367, "val": 101, "test": 233}
     names = [item.name for data in sets.values() for item in data.items]

@@ -12,7 +12,7 @@ from test_config import compose
 from danet.config.validate import check
 from danet.data.loader import train_batches
 from danet.data.transforms import Pipeline, ScaleCrop
-from danet.datasets.formats.color_masks import ColorTable
+from danet.datasets.formats.color_masks import LabelFormat
 from danet.datasets.labels import read_class_file
 from danet.errors import InputError
 from danet.types import IGNORE
@@ -128,26 +128,17 @@ def test_arrays_and_one_bit_masks_are_read_as_numbers(tmp_path):
 # Colours
 
 
-def slow_decode(pixels, colors, ignored):
-    """Looks every pixel up, one by one."""
-    known = {**{c: i for i, c in enumerate(colors)}, **dict.fromkeys(ignored, IGNORE)}
-    rows = [[known[tuple(int(v) for v in pixel)] for pixel in row] for row in pixels[..., :3]]
-    return np.array(rows, np.uint8)
-
-
-def opaque(colors):
-    return np.concatenate((colors, np.full((*colors.shape[:2], 1), 255, np.uint8)), axis=2)
-
-
 def test_colours_are_looked_up_as_one_by_one():
     rng = np.random.default_rng(0)
     colors = [tuple(c) for c in np.unique(rng.integers(0, 256, (60, 3)), axis=0).tolist()]
     rng.shuffle(colors)
     colors = [tuple(c) for c in colors]
     pixels = np.array(colors, np.uint8)[rng.integers(0, len(colors), (23, 31))]
-    table = ColorTable(colors[:50], colors[50:])
-    wanted = slow_decode(pixels, colors[:50], colors[50:])
-    assert np.array_equal(table.decode(opaque(pixels), "x"), wanted)
+    form = LabelFormat(colors=colors[:50], ignore_colors=colors[50:])
+    known = {c: min(i, 50) for i, c in enumerate(colors)}
+    wanted = [[known[tuple(pixel)] for pixel in row] for row in pixels.tolist()]
+    found = form.decode(np.pad(pixels, ((0, 0), (0, 0), (0, 1)), constant_values=255), "x")
+    assert np.array_equal(np.where(found == IGNORE, 50, found), wanted)
 
 
 # Where things are

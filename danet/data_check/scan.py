@@ -8,11 +8,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.utils.data import DataLoader
 
 from danet.datasets.base import FileDataset
-from danet.datasets.hints import ORIENTATION
 from danet.datasets.image_io import Levels, inspect_dropped, verify_complete
 from danet.errors import InputError
 from danet.types import IGNORE
@@ -82,7 +81,7 @@ def _inspect_image(pair: PairReport, dataset: FileDataset, full: bool) -> tuple[
             size, pair.mode = (picture.height, picture.width), picture.mode
             # PNG may store EXIF data behind the pixels: searching for it would decode them.
             exif = {} if picture.format == "PNG" else picture.getexif()
-            pair.is_rotated = exif.get(ORIENTATION, 1) not in (0, 1)
+            pair.is_rotated = exif.get(ExifTags.Base.Orientation, 1) not in (0, 1)
         pair.dropped, pair.levels = inspect_dropped(path, max_pixels=max_pixels)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         full = True
