@@ -1,31 +1,22 @@
 """Base classes of data sets: pairs of files, reading them, mapping labels to classes."""
 
-import functools
 import math
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import numpy as np
-import yaml
 from torch.utils.data import Dataset
 
 from danet.datasets.cache import Cache, disk_folder, memory_folder
 from danet.datasets.image_io import MAX_PIXELS, read_image, read_labels
 from danet.datasets.items import Item as Item
 from danet.datasets.items import Items
-from danet.datasets.labels import (
-    TABLES,
-    UNKNOWN,
-    Color,
-    in_order,
-    label_table,
-    ranges,
-    read_class_table,
-)
+from danet.datasets.labels import UNKNOWN, Color, in_order, label_table, ranges, read_published
 from danet.datasets.listing import elsewhere
 from danet.errors import InputError
 from danet.plain import is_int, is_number
@@ -145,15 +136,12 @@ class FileDataset(SegmentationDataset):
     layout: ClassVar[str] = ""
     marker: ClassVar[str] = ""
     value_hint = missing_hint = ""
-    _values: ClassVar[Mapping[int, int] | None] = None
+    values: ClassVar[Mapping[int, int]] = {}
 
     def __init_subclass__(cls, published: str = "") -> None:
         """Take what the publisher says from ``tables``: classes, label values, the layout."""
-        if published:
-            facts = _published()[published]
-            cls.classes, cls.palette, cls._values = read_class_table(facts["table"])
-            for key in facts.keys() - {"table"}:
-                setattr(cls, key, facts[key])
+        for key, value in read_published(published).items() if published else ():
+            setattr(cls, key, value)
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -208,7 +196,7 @@ class FileDataset(SegmentationDataset):
 
     def label_map(self) -> Mapping[int, int]:
         """Return value on disk -> class or IGNORE, of the table; other values are errors."""
-        return in_order(len(self.classes)) if self._values is None else self._values
+        return self.values or in_order(len(self.classes))
 
     def labels_of(self, item: Item) -> np.ndarray:
         """Read the label of a pair that has one as whole numbers, (H, W), uint8 or uint16."""
@@ -236,9 +224,7 @@ class FileDataset(SegmentationDataset):
         if self._cache is None:
             image, mask = self._decode(item)
         else:
-            image, mask = self._cache.read(
-                item.image, item.mask, functools.partial(self._decode, item)
-            )
+            image, mask = self._cache.read(item.image, item.mask, partial(self._decode, item))
         if mask is None:
             mask = np.full(image.shape[:2], IGNORE, np.uint8)
         return image, mask, item.name
@@ -287,11 +273,6 @@ class FileDataset(SegmentationDataset):
                 f"{ranges(sorted(self.label_map()))}{self.value_hint}"
             )
         return mapped.astype(np.uint8)
-
-
-@functools.cache
-def _published() -> dict[str, Any]:
-    return yaml.safe_load((TABLES / "published.yaml").read_text())
 
 
 def _size(array: np.ndarray) -> str:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from danet.datasets.base import FileDataset, Item, Reading, Transform
-from danet.datasets.formats.color_masks import LabelFormat, read_array, read_colors
+from danet.datasets.formats.color_masks import LabelFormat, read_array
 from danet.datasets.labels import (
     ClassFile,
     check_class_names,
@@ -23,7 +23,7 @@ from danet.datasets.lists import SplitRule
 _Group = TypeVar("_Group")
 
 
-class Folder(FileDataset):
+class Folder(FileDataset, published="folder"):
     """Reads a folder of images and one of masks, with or without folders for the splits.
 
     A mask has the name of its image, with ``mask_suffix`` in the place of the image's suffix.
@@ -43,13 +43,6 @@ class Folder(FileDataset):
     Attributes:
         division: A note on a division by a hash of the names; empty where there is none.
     """
-
-    layout = (
-        "  images/train/<name>.jpg  images/val/<name>.jpg      or   images/<name>.jpg\n"
-        "  masks/train/<name>.png   masks/val/<name>.png            masks/<name>.png\n"
-        "  (or train/images, train/masks, ...; data.images_dir, data.masks_dir and "
-        "data.mask_suffix name other places)"
-    )
 
     def __init__(
         self,
@@ -91,10 +84,9 @@ class Folder(FileDataset):
         path = Path(str(item.mask))
         if path.suffix.lower() == ".npy":
             return read_array(path)
-        if not self.labels.colors:
-            return super().labels_of(item)
-        pixels = read_colors(path, max_pixels=self.reading.max_pixels)
-        return self.labels.decode(pixels, path)
+        if self.labels.colors:
+            return self.labels.read_colors(path, max_pixels=self.reading.max_pixels)
+        return super().labels_of(item)
 
     def find_items(self) -> list[Item]:
         """Return the pictures of the split with the masks of the same relative names."""
@@ -135,16 +127,14 @@ class Folder(FileDataset):
 
     def explain_no_images(self) -> str:
         """Return why a split has no images, and which setting may be meant."""
-        images, _ = self.files.folders(self.root)
-        if places := self.files.split_folders(self.root):
-            counts = {path: len(find_files(path)) for path, _ in places.values()}
+        places = self.files.split_folders(self.root) or {"": self.files.folders(self.root)}
+        counts = {path: len(find_files(path)) for path, _ in places.values()}
+        if any(counts.values()):
             there = ", ".join(f"{path} has {count}" for path, count in counts.items())
             return (
                 f": {there}; add a folder for {self.split}, or name one with data.images_dir and "
                 "its masks with data.masks_dir, to divide it by a hash of the names"
             )
-        if count := len(find_files(images)):
-            return f": {images} has {count} and no folders for splits"
         return self.files.suggest_folders(self.root) + super().explain_no_images()
 
 

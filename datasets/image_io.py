@@ -142,15 +142,10 @@ def _describe_colors(picture: Image.Image) -> str:
 
 
 def whole_labels(labels: np.ndarray, where: str, *, kinds: str = "bui") -> np.ndarray:
-    """Return labels (H, W) of any type of number as uint8 or uint16.
-
-    Args:
-        labels: Of a file.
-        where: The file, for the message.
-        kinds: Kinds of numpy's types that are read, such as "f" for floating-point numbers.
+    """Return labels (H, W) of a type in ``kinds``, such as "f" for floats, as uint8 or uint16.
 
     Raises:
-        InputError: They are not whole numbers 0..65535 in two dimensions.
+        InputError: They are not whole numbers 0..65535 in two dimensions; ``where`` comes first.
     """
     if labels.ndim == 2 and labels.dtype in (np.uint8, np.uint16):
         return labels

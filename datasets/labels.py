@@ -5,9 +5,10 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 
 from danet.errors import InputError
 from danet.types import IGNORE, MAX_CLASSES
@@ -28,7 +29,14 @@ class ClassTable(NamedTuple):
 
     classes: tuple[str, ...]
     palette: tuple[Color, ...]
-    label_map: dict[int, int]
+    values: dict[int, int]
+    """Value on disk -> class or IGNORE."""
+
+
+def read_published(name: str) -> dict[str, Any]:
+    """Return what tables/published.yaml says of a data set, and its table of classes, if any."""
+    facts = yaml.safe_load((TABLES / "published.yaml").read_text())[name]
+    return {**facts, **(read_class_table(facts["table"])._asdict() if "table" in facts else {})}
 
 
 def read_class_table(name: str) -> ClassTable:
@@ -39,7 +47,7 @@ def read_class_table(name: str) -> ClassTable:
     return ClassTable(
         classes=tuple(row["name"] for row in trained),
         palette=tuple((row["color"][0], row["color"][1], row["color"][2]) for row in trained),
-        label_map={row["id"]: row["train_id"] for row in rows if row["id"] >= 0},
+        values={row["id"]: row["train_id"] for row in rows if row["id"] >= 0},
     )
 
 

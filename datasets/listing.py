@@ -39,11 +39,6 @@ def elsewhere(root: Path, marker: str, key: str = "data.root") -> str:
 
     Archives get unpacked inside themselves, and a folder too high or too deep gets named: two
     levels up and two down are searched.
-
-    Args:
-        root: Of a data set; it lacks the marker.
-        marker: A relative path that only the right folder has.
-        key: Of the setting.
     """
     near = chain(root.parents[:2], sorted(root.glob("*/")), sorted(root.glob("*/*/")))
     found = (folder for folder in near if os.path.exists(folder / marker))

@@ -59,6 +59,7 @@ class SplitList(NamedTuple):
                 if not os.path.isfile(item.image):
                     where = f"{self.path}, line {line}" if line else str(self.path)
                     missing.append(f"{where}: there is no image {item.image}")
+                    continue
             if item.image in items:
                 repeated[item.image] = name
             items.setdefault(item.image, item)
@@ -152,8 +153,8 @@ class SplitRule:
         for other in () if self.allow_overlap else lists.keys() - {split}:
             if shared := [own[item.image] for item in read(other)[0] if item.image in own]:
                 raise InputError(
-                    f"data.lists: {len(shared)} images stand in the lists of {split} and {other}: "
-                    f"{', '.join(shared[:5])}; take them out of one list, or set "
+                    f"data.lists: {len(shared)} images stand in the lists of two splits, {split} "
+                    f"and {other}: {', '.join(shared[:5])}; take them out of one list, or set "
                     "data.allow_overlap=true to allow it on purpose"
                 )
         return chosen, notes

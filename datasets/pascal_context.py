@@ -99,22 +99,20 @@ class PascalContext(FileDataset, published="pascal_context"):
     def _find_labels(self, base: Path) -> Path:
         """Choose the form of the labels that are there; return their folder or file."""
         forms = list(_FORMS) if self.labels == "auto" else [self.labels]
-        tried = {f: [b / _FORMS[f][0] for b in (base, base.parent, self.root)] for f in forms}
-        there = {
-            f: place for f, places in tried.items() for place in places[::-1] if place.exists()
-        }
+        tried = [(f, b / _FORMS[f][0]) for f in forms for b in (base, base.parent, self.root)]
+        there = [(form, place) for form, place in tried if place.exists()]
         if not there:
-            shown = ", ".join(str(places[0]) for places in tried.values())
             raise InputError(
-                f"{self}: data.labels={self.labels}, but there are no labels at {shown}; "
-                f"expected\n{self.layout}"
+                f"{self}: data.labels={self.labels}, but there are no labels at "
+                f"{', '.join(str(place) for _, place in tried[::3])}; expected\n{self.layout}"
             )
-        form, *others = there
+        form, place = there[0]
         if self.labels == "auto":
-            unused = f"; not used: {', '.join(others)}" if others else ""
-            self.notes.append(f"{self}: data.labels=auto takes {form}, {there[form]}{unused}")
+            others = ", ".join(dict.fromkeys(other for other, _ in there if other != form))
+            unused = f"; not used: {others}" if others else ""
+            self.notes.append(f"{self}: data.labels=auto takes {form}, {place}{unused}")
         self.labels = form  # type: ignore[assignment]
-        return there[form]
+        return place
 
 
 class PascalContext60(PascalContext, published="pascal_context_60"):

@@ -108,7 +108,7 @@ def test_the_shipped_lists_stand_in_for_missing_ones(tmp_path):
 
 
 BROKEN = {
-    "empty": (lambda path: path.write_bytes(b""), "appears to be empty"),
+    "empty": (lambda path: path.write_bytes(b""), "the file begins with b''"),
     "page": (lambda path: path.write_bytes(b"<!DOCTYPE html><html>" * 20), "begins with b'<!DOCT"),
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-40]), "0.mat: "),
     "7.3": (lambda path: path.write_bytes(b"M" * 124 + b"\0\2IM" + b"\0" * 400), "version 7.3"),

@@ -16,7 +16,7 @@ from danet.datasets.pascal_context import PascalContext, PascalContext60
 from danet.errors import InputError
 from danet.types import IGNORE
 
-IDS = sorted(read_class_table("context60").label_map)
+IDS = sorted(read_class_table("context60").values)
 """0 and the 59 ids of the original 459, ascending."""
 NAMES = {"train": ("2008_000008", "2008_000015"), "val": ("2008_000002", "2010_006086")}
 EVERY = [*NAMES["train"], *NAMES["val"]]

@@ -176,28 +176,6 @@ def test_trainaug_prefers_masks_of_voc_then_pngs_then_sbd(tree):
     }
 
 
-@pytest.mark.slow
-def test_a_tree_of_true_size_has_10582_images_and_none_of_val(tmp_path):
-    names = {s: shipped(s) for s in ("train", "val", "trainaug")}
-    extra = sorted(set(names["trainaug"]) - set(names["train"]))
-    assert len(extra) == 9118
-    voc, cls = tmp_path / "VOCdevkit/VOC2012", tmp_path / "benchmark_RELEASE/dataset/cls"
-    for folder, found, suffix in (
-        (voc / "JPEGImages", names["trainaug"] + names["val"], ".jpg"),
-        (voc / "SegmentationClass", names["train"] + names["val"], ".png"),
-        (cls, extra + names["train"][::2] + names["val"][::2], ".mat"),  # as SBD overlaps VOC
-    ):
-        folder.mkdir(parents=True)
-        for name in found:
-            (folder / f"{name}{suffix}").touch()
-    dataset = PascalVOC(root=tmp_path, split="trainaug")
-    assert [item.name for item in dataset.items] == sorted(names["trainaug"])
-    assert not {item.name for item in dataset.items} & set(names["val"])
-    kinds = [item.mask.rsplit("/", 2)[1] for item in dataset.items]
-    assert (kinds.count("SegmentationClass"), kinds.count("cls")) == (1464, 9118)
-    assert len(PascalVOC(root=tmp_path, split="trainval")) == 2913
-
-
 def test_images_of_sbd_serve_where_voc_has_none(tree):
     write_sbd(tree / "sbd")
     for name in EXTRA:
@@ -234,17 +212,6 @@ def test_the_classes_of_a_mat_file_are_read(tmp_path, dtype):
     save_sbd(tmp_path / "a.mat", mask.astype(dtype))
     found = read_mat_labels(tmp_path / "a.mat", "GTcls.Segmentation")[0]
     np.testing.assert_array_equal(found, mask)
-
-
-def test_a_value_of_a_mat_file_without_meaning_is_refused(tree):
-    write_sbd(tree / "sbd")
-    mask = mask_of(EXTRA[0])
-    mask[3, 4] = 21
-    save_sbd(tree / "sbd/dataset/cls" / f"{EXTRA[0]}.mat", mask)
-    dataset = PascalVOC(root=tree, split="trainaug")
-    index = [item.name for item in dataset.items].index(EXTRA[0])
-    with pytest.raises(InputError, match=r"\.mat: label value 21 on 1 pixels, first at row 3, col"):
-        dataset.read(index)
 
 
 @pytest.mark.parametrize(

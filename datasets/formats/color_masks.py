@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from danet.datasets.image_io import open_picture, whole_labels
+from danet.datasets.image_io import MAX_PIXELS, open_picture, whole_labels
 from danet.datasets.labels import ClassFile, check_colors, in_order
 from danet.errors import InputError
 from danet.types import IGNORE
@@ -79,18 +79,26 @@ class LabelFormat:
             "or, where classes count from 1 and 0 is no class, with data.labels_start_at=1"
         )
 
-    def decode(self, pixels: np.ndarray, path: Path) -> np.ndarray:
-        """Map the colours of RGBA uint8 (H, W, 4) to classes or IGNORE, uint8 (H, W).
+    def read_colors(self, path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+        """Read a picture, also a grey or palette one, as classes or IGNORE, uint8 (H, W).
 
         Raises:
-            InputError: A colour is not listed; with the pixel and the nearest known colour.
+            InputError: As open_picture; the picture is partly transparent; or a colour is not
+                listed, with the pixel and the nearest known colour.
         """
+        with open_picture(path, max_pixels=max_pixels, is_label=True) as picture:
+            pixels = np.array(picture.convert("RGBA"))  # (H, W, 4)
+        if (count := int((pixels[..., 3] < 255).sum())) > 0:
+            raise InputError(
+                f"{path}: a mask of colours must be opaque, but {count} pixels are partly "
+                "transparent; save it without alpha"
+            )
         listed = np.array([*(self.colors or ()), *(self.ignore_colors or ())], np.uint8)
         classes = np.full(len(listed), IGNORE, np.uint8)
         classes[: len(self.colors or ())] = range(len(self.colors or ()))
         # A colour as one number, red in the lowest byte.
         known = np.pad(listed, ((0, 0), (0, 1))).view("<u4")[:, 0]
-        codes = np.ascontiguousarray(pixels).view("<u4")[..., 0] & 0xFFFFFF  # (H, W)
+        codes = pixels.view("<u4")[..., 0] & 0xFFFFFF  # (H, W)
         order = np.argsort(known)
         place = order[np.searchsorted(known[order[:-1]], codes)]  # (H, W)
         unknown = known[place] != codes
@@ -107,22 +115,6 @@ class LabelFormat:
                 f"{nearest.tolist()}; add it there or to data.ignore_colors"
             )
         return classes[place]
-
-
-def read_colors(path: Path, *, max_pixels: int) -> np.ndarray:
-    """Read a label picture as RGBA uint8 (H, W, 4); grey and palette images become colours.
-
-    Raises:
-        InputError: As open_picture; or the picture is partly transparent.
-    """
-    with open_picture(path, max_pixels=max_pixels, is_label=True) as picture:
-        pixels = np.array(picture.convert("RGBA"))
-    if (count := int((pixels[..., 3] < 255).sum())) > 0:
-        raise InputError(
-            f"{path}: a mask of colours must be opaque, but {count} pixels are partly transparent; "
-            "save it without alpha"
-        )
-    return pixels
 
 
 def read_array(path: Path) -> np.ndarray:

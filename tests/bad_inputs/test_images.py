@@ -9,9 +9,9 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import highest_memory, tool, write_pair
+from conftest import highest_memory, write_pair
 from PIL import Image
-from starts import CLASSES, KINDS, LABELS
+from starts import KINDS, LABELS
 
 from danet.data.loader import eval_batches, train_batches
 from danet.data.transforms import Pipeline, ScaleCrop
@@ -143,17 +143,3 @@ def test_I11_file_that_vanishes_or_appears_during_training(site):
     site.image().unlink()
     with pytest.raises(InputError, match=r"train_2.png: .*the file does not exist"):
         next(batches)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["train", "check_data"])
-def test_I01_and_I09_as_processes(name, site):
-    root = site.root.rename(site.folder / "My Bilder 图")
-    path = root / "images/train/train_2.png"
-    path.write_bytes(path.read_bytes()[:200])
-    small = ["data.num_workers=1", "data.batch_size=2"]
-    settings = ["data=folder", CLASSES, f"data.root={root}", *small]
-    done = tool(name, *settings, cwd=site.folder, code=2)
-    assert f"{path}: not a readable image" in done.stderr.split("error: ")[-1]
-    assert "Traceback" not in done.stderr
-    assert not list(site.folder.glob("runs/folder/*"))
