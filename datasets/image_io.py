@@ -36,13 +36,9 @@ def open_picture(
 ) -> Iterator[Image.Image]:
     """Open a file whose pixels are decoded inside the block; errors become those of one line.
 
-    Args:
-        path: Of the file.
-        max_pixels: Larger pictures are refused before they are decoded.
-        is_label: Whether to refuse a file that is lossy or has several pages.
-
     Raises:
-        InputError: The file is missing, damaged, cut off, no picture, or has too many pixels.
+        InputError: The file is missing, damaged, cut off, no picture, or has too many pixels; or
+            it is a label and lossy, or of several pages.
     """
     try:
         data = path.read_bytes()
@@ -162,14 +158,7 @@ def whole_labels(labels: np.ndarray, where: str, *, kinds: str = "bui") -> np.nd
 
 
 def verify_complete(path: Path, *, max_pixels: int = MAX_PIXELS) -> bool:
-    """Verify that a picture is complete, in less time than decoding takes.
-
-    Returns:
-        Whether that is possible for a file of its kind.
-
-    Raises:
-        InputError: As open_picture, for PNG and JPEG.
-    """
+    """Raise InputError for an incomplete PNG or JPEG, without decoding; return False for others."""
     with open_picture(path, max_pixels=max_pixels) as picture:
         if picture.format in ("JPEG", "MPO"):
             picture.draft(None, (1, 1))  # an eighth of the size: the whole file is read
@@ -191,11 +180,7 @@ def inspect_dropped(
 ) -> tuple[tuple[str, ...], Levels | None]:
     """Return what reading a picture drops, and its levels if it has more than 8 bits.
 
-    Of other pictures only the header is read. Dropped are bits above 8, bands beyond three, and
-    later pages.
-
-    Raises:
-        InputError: As read_image.
+    Dropped are bits above 8, bands beyond three, and later pages: of others the header is read.
     """
     try:
         with path.open("rb") as file, _open_unlimited(file) as picture:

@@ -37,15 +37,13 @@ class SplitList(NamedTuple):
     ) -> tuple[list[Item], list[str]]:
         """Return the pairs of the names, each once, and a note on images that are named twice.
 
-        Where no image is known and none is found, nothing is returned.
-
         Args:
             known: Name -> pair of the images in a folder.
             images: The folder.
             root: Where lines may hold the paths of image and mask, the folder they start from.
 
         Raises:
-            InputError: Names have no image; with the line and the path of the first.
+            InputError: Some names have no image; with the line and the path of the first.
         """
         items: dict[str, Item] = {}
         missing: list[str] = []
