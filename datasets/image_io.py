@@ -95,7 +95,7 @@ def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
         InputError: It is grey of 32 bits, whose range is unknown.
     """
     if picture.mode.startswith("I;16"):
-        white = 2 ** _bit_depth(picture) - 1 if picture.format == "TIFF" else 65535
+        white = 2 ** _bit_depth(picture) - 1
         grey = (np.asarray(picture).astype(np.int64) * 255 // white).astype(np.uint8)  # (H, W)
         return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
     if picture.mode in ("I", "F"):
