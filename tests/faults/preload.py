@@ -3,6 +3,11 @@
 All but danet.engine.run: it names functions that faults.plants replaces before it is imported.
 """
 
+# ruff: noqa: F401
+import torch._dynamo  # comes with torchvision and takes two seconds
+import torch.utils.tensorboard
+import torchvision
+
 import danet.checkpoint.weights
 import danet.cli
 import danet.config.resume
@@ -21,5 +26,5 @@ import danet.models.segmentor
 import danet.preflight.advice
 import danet.preflight.out_of_memory
 import danet.tools.train
-import danet.visualization.figure  # noqa: F401
-from faults import driver, plants  # noqa: F401
+import danet.visualization.figure
+from faults import driver, plants
