@@ -63,8 +63,8 @@ def label_table(label_map: Mapping[int, int], num_classes: int) -> np.ndarray:
     for value, index in label_map.items():
         if not (0 <= index < num_classes or index == IGNORE) or not 0 <= value < len(table):
             raise InputError(
-                f"label map: {value} -> {index}, but values on disk are 0..65535, classes are "
-                f"0..{num_classes - 1}, and {IGNORE} is ignore"
+                f"label map: {value} -> {index}, but classes are 0..{num_classes - 1} and "
+                f"{IGNORE} is ignore, and values on disk are 0..65535"
             )
         table[value] = index
     return table
