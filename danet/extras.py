@@ -48,5 +48,5 @@ def require(module: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        extra = "hub" if module == "huggingface_hub" else "export"
+        extra = {"huggingface_hub": "hub", "timm": "timm"}.get(module, "export")
         raise InputError(f"{module} is not installed: {how_to_install(extra)}") from error

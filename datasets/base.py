@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 import numpy as np
 from torch.utils.data import Dataset
 
-from danet.datasets.cache import Cache, disk_folder, memory_folder
+from danet.datasets.cache import Cache, cache_folder
 from danet.datasets.image_io import MAX_PIXELS, read_image, read_labels
 from danet.datasets.items import Item as Item
 from danet.datasets.items import Items
@@ -39,9 +39,8 @@ class Reading:
     """How files are read: the same for every data set, from keys of the config group ``data``.
 
     Args:
-        cache: Where decoded pairs are kept: nowhere, in memory that all processes of this machine
-            share, or on a disk.
-        cache_dir: Folder of the disk cache; None for one in the user's own cache folder.
+        cache: Where decoded pairs are kept: nowhere, or on a disk.
+        cache_dir: Folder of the cache; None for one in the user's own cache folder.
         cache_gib: Upper bound of the cache; pairs that do not fit are decoded every time.
         max_pixels: Larger pictures are refused before they are decoded.
         allow_missing_labels: Whether images without a label file are left out, with a note,
@@ -51,7 +50,7 @@ class Reading:
         InputError: A value is out of its range; with the key.
     """
 
-    cache: Literal["none", "ram", "disk"] = "none"
+    cache: Literal["none", "disk"] = "none"
     cache_dir: str | None = None
     cache_gib: float = 64.0
     max_pixels: int = MAX_PIXELS
@@ -83,6 +82,9 @@ class SegmentationDataset(Dataset[Sample], ABC):
 
     classes: ClassVar[tuple[str, ...]]
     palette: ClassVar[tuple[Color, ...]]
+
+    is_labelled = True
+    """Whether the split has labels; a test split of a challenge has none."""
 
     split: str
     transform: Transform | None = None
@@ -161,6 +163,7 @@ class FileDataset(SegmentationDataset):
                 f"{self}: no images for split {self.split!r} under {where}; expected\n{self.layout}"
             )
         self._leave_out_unlabelled()
+        self.is_labelled = self.items[0].mask is not None
         self._table = label_table(self.label_map(), len(self.classes))
         self._cache = self._make_cache()
 
@@ -201,11 +204,6 @@ class FileDataset(SegmentationDataset):
     def labels_of(self, item: Item) -> np.ndarray:
         """Read the label of a pair that has one as whole numbers, (H, W), uint8 or uint16."""
         return read_labels(Path(str(item.mask)), max_pixels=self.reading.max_pixels)
-
-    @property
-    def is_labelled(self) -> bool:
-        """Whether the split has labels; a test split of a challenge has none."""
-        return self.items[0].mask is not None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -254,7 +252,7 @@ class FileDataset(SegmentationDataset):
         excluded = ("split", "transform", "reading", "root", "items", "notes")
         settings = {key: value for key, value in vars(self).items() if key not in excluded}
         return Cache(
-            memory_folder() if self.reading.cache == "ram" else disk_folder(self.reading.cache_dir),
+            cache_folder(self.reading.cache_dir),
             root=self.root,
             kind=pickle.dumps((type(self).__module__, type(self).__qualname__, settings)),
             limit=int(self.reading.cache_gib * 2**30),

@@ -157,15 +157,6 @@ def whole_labels(labels: np.ndarray, where: str, *, kinds: str = "bui") -> np.nd
     )
 
 
-def verify_complete(path: Path, *, max_pixels: int = MAX_PIXELS) -> bool:
-    """Raise InputError for an incomplete PNG or JPEG, without decoding; return False for others."""
-    with open_picture(path, max_pixels=max_pixels) as picture:
-        if picture.format in ("JPEG", "MPO"):
-            picture.draft(None, (1, 1))  # an eighth of the size: the whole file is read
-            picture.load()
-        return picture.format in ("PNG", "JPEG", "MPO")
-
-
 class Levels(NamedTuple):
     """Number of distinct values of a picture of more than 8 bits, on disk and as it is read."""
 

@@ -95,7 +95,7 @@ def test_position_maps_are_the_rows_of_the_chosen_pixels():
     maps = attention.position_maps(model, image, points)
     assert maps.shape == (3, 8, 12)
     torch.testing.assert_close(maps.sum(dim=(1, 2)), torch.ones(3))
-    x = model.head.position.reduce(model.features(image))
+    x = model.head.position.reduce(model.backbone(model.normalise(image))[-1])
     module = model.head.position.attention
     q, k = module.query(x).flatten(2)[0], module.key(x).flatten(2)[0]
     full = (q.T @ k).softmax(dim=-1).view(96, 8, 12)

@@ -2,12 +2,14 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TINY, tool
 from test_config import EXPERIMENTS, compose
 
+from danet import memory
 from danet.config.build import make, make_model
 from danet.config.validate import check
 from danet.engine.precision import place
@@ -218,6 +220,20 @@ def test_without_a_size_the_plan_says_what_to_set():
 
 def test_the_memory_of_this_machine_is_a_number():
     assert 2**28 < plan.device_memory(torch.device("cpu")) < math.inf
+
+
+@pytest.mark.parametrize(
+    ("available_kib", "limit", "least"),
+    [(200, "max\n", 200 * 1024), (10**6, "250000\n", 243_000)],
+)
+def test_available_is_what_machine_and_container_leave(monkeypatch, available_kib, limit, least):
+    texts = {
+        "/proc/meminfo": f"MemFree: 1 kB\nMemAvailable:  {available_kib} kB\n",
+        "/sys/fs/cgroup/memory.max": limit,
+        "/sys/fs/cgroup/memory.current": "7000\n",
+    }
+    monkeypatch.setattr(memory, "Path", lambda name: SimpleNamespace(read_text=lambda: texts[name]))
+    assert memory.available_memory() == least
 
 
 @pytest.mark.slow

@@ -73,7 +73,12 @@ def _named(key: str) -> Iterator[None]:
         raise
     except Exception as error:  # with the values of a foreign file torch may raise anything
         kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
-        raise InputError(f"{key}: {kind}{first_line(error)}") from error
+        text = first_line(error)
+        if callable(problems := getattr(error.__cause__, "errors", None)):  # of albumentations
+            first = problems()[0]
+            reason = first["msg"].removeprefix("Value error, ")
+            text = f"{first['loc'][0]}={first['input']}: {reason}"
+        raise InputError(f"{key}: {kind}{text}") from error
 
 
 def make_dataset(config: TrainConfig, split: str, *, training: bool) -> SegmentationDataset:
@@ -83,8 +88,9 @@ def make_dataset(config: TrainConfig, split: str, *, training: bool) -> Segmenta
         InputError: Files are missing, or the class count of the config is not the data set's.
     """
     data = config.data
-    transforms = data.transforms["train" if training else "eval"]
-    transform = make(transforms, "data.transforms") if transforms else None
+    use = "train" if training else "eval"
+    transforms = data.transforms[use]
+    transform = make(transforms, f"data.transforms.{use}") if transforms else None
     arguments: dict[str, Any] = {"split": split, "transform": transform}
     given = config.plain["data"]
     reading = {f.name: given[f.name] for f in fields(Reading) if f.name in given}

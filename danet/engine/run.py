@@ -37,8 +37,8 @@ from danet.engine.schedule import Schedule
 from danet.engine.train_step import TrainStep
 from danet.engine.trainer import Trainer
 from danet.errors import UserError
+from danet.evaluation.base import Inference
 from danet.evaluation.evaluate import evaluate
-from danet.evaluation.inference import Inference
 from danet.evaluation.metrics import ConfusionMatrix
 from danet.losses import DeepSupervision
 from danet.preflight import advice, out_of_memory
@@ -150,6 +150,7 @@ def make_trainer(
         cli.say("trainer.sync_batchnorm: there is none on the CPU, so each process has its own")
     done = saved["step"] if saved else 0
     folder = make_folder(config, saved)
+    is_skipping = config.data.on_bad_sample == "skip"
     log = RunLog(
         folder if collectives.is_first() else None,
         step=done,
@@ -158,7 +159,7 @@ def make_trainer(
         config=config.plain,
         log_to=config.run.log_to,
         run_id=run_folder.id_of(folder),
-        count=batches.count,
+        count=(lambda: {"bad_samples": batches.bad.replaced}) if is_skipping else dict,
     )
     checkpoints = CheckpointManager(
         folder,

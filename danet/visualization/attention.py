@@ -38,7 +38,7 @@ def _attention_and_input(model: Any, name: str, image: Tensor) -> tuple[Any, Ten
     branch = attention_branch(model, name)
     assert branch is not None
     shared = getattr(model.head, "shared", None)
-    features = model.features(image)
+    features = model.backbone(model.normalise(image))[-1]
     x = branch.reduce(shared(features) if isinstance(shared, nn.Module) else features)
     return branch.attention, x
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from danet.datasets.base import SegmentationDataset
-from danet.evaluation.inference import Inference
+from danet.evaluation.base import Inference
 from danet.visualization.attention import (
     Point,
     attention_branch,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from danet.evaluation.inference import Inference
+from danet.evaluation.base import Inference
 from danet.filesystem import write_file
 from danet.types import IGNORE
 

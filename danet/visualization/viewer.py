@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from torch import nn
 
-from danet.evaluation.inference import Inference
+from danet.evaluation.base import Inference
 from danet.visualization.attention import Point, choose_points, queries_and_keys
 from danet.visualization.overlay import Palette, SegmentedImage, as_tensor, predict, shrink
 

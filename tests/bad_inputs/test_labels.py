@@ -116,7 +116,7 @@ def test_L11_turned_image_whose_label_is_turned_in_place(site):
     exif[0x0112] = 6
     site.image().unlink()
     Image.new("RGB", (60, 44)).save(site.image(suffix=".jpg"), exif=exif)
-    site.accepted("have an EXIF turn, which is not applied")
+    site.accepted("an EXIF turn, which is not applied")
     Image.new("L", (44, 60)).save(site.label())
     parts = ("is 44 x 60 and its image", "is 60 x 44", "turn the image to 44 x 60", "pixels lie")
     site.refused(*parts)
