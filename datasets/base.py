@@ -26,12 +26,17 @@ Transform = Callable[[Sample, int], Sample]
 """Maps a sample to a sample; the int is the seed of all that is random in it."""
 
 
+def check_choice(key: str, value: object, options: Any) -> None:
+    """Raise InputError if the value of a setting is none of the options of a Literal."""
+    if value not in get_args(options):
+        raise InputError(f"data.{key}={value}: expected one of {', '.join(get_args(options))}")
+
+
 def _check_choices(settings: Any) -> None:
-    """Raise InputError if the value of a field of a dataclass is none of its Literal."""
+    """Check all fields of a dataclass whose type is a Literal."""
     for field in fields(settings):
-        value, options = getattr(settings, field.name), get_args(field.type)
-        if get_origin(field.type) is Literal and value not in options:
-            raise InputError(f"data.{field.name}={value}: expected one of {', '.join(options)}")
+        if get_origin(field.type) is Literal:
+            check_choice(field.name, getattr(settings, field.name), field.type)
 
 
 @dataclass(frozen=True)
