@@ -53,7 +53,6 @@ from danet.types import IGNORE, Batch, Sample
 ROOT = Path(__file__).resolve().parents[1]
 CAMVID = Path(os.environ.get("CAMVID", ROOT.parent / "shared" / "data" / "camvid"))
 SAMPLES = Path(os.environ.get("SAMPLES", ROOT.parent / "shared" / "data" / "samples"))
-"""Real pairs of the data sets, a few of each."""
 
 TINY = [
     "data.size=[48,96]",
@@ -85,6 +84,14 @@ def camvid():
     if not CAMVID.is_dir():
         pytest.skip(f"CamVid is not at {CAMVID}; name its folder in the variable CAMVID")
     return CAMVID
+
+
+@pytest.fixture
+def samples():
+    """Returns the folder of a few real pairs of each data set, or says why it is not there."""
+    if not SAMPLES.is_dir():
+        pytest.skip(f"real pairs are not at {SAMPLES}; name their folder in the variable SAMPLES")
+    return SAMPLES
 
 
 def tool(name, *settings, cwd, code=0, launcher=(), env=None):
@@ -180,12 +187,16 @@ def tiny_checkpoint(tmp_path_factory):
     return folder / "last.pt"
 
 
+def save_picture(path, pixels):
+    """Saves an array in the form of the suffix, and makes the folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
 def write_pair(root, split, name, image, mask, *, labels="labels"):
     """Writes images/<split>/<name>.png and <labels>/<split>/<name>.png."""
-    for folder, array in (("images", image), (labels, mask)):
-        path = root / folder / split / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array).save(path)
+    for folder, pixels in (("images", image), (labels, mask)):
+        save_picture(root / folder / split / f"{name}.png", pixels)
 
 
 def make_folder(**settings):

@@ -270,7 +270,7 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
 
 
 def test_camvid_finds_every_picture_with_its_label(camvid_tree):
-    counts = {split: len(CamVid(root=camvid_tree, split=split)) for split in CamVid.splits}
+    counts = {split: len(CamVid(root=camvid_tree, split=split)) for split in CamVid.expected}
     assert counts == {"train": 4, "val": 3, "test": 2}
     data = CamVid(root=camvid_tree, split="val")
     assert len(data.classes) == len(data.palette) == 11
@@ -334,13 +334,13 @@ def test_a_folder_without_splits_is_divided_exactly(tmp_path, count, share, expe
     assert len(val) == expected
     assert train.division == val.division, "reported once"
     assert f"{expected} are val and {count - expected} train" in train.division
-    with pytest.raises(InputError, match="images has no folder for the split 'test'"):
+    with pytest.raises(InputError, match=f"images has {count}; add a folder for test"):
         own(tmp_path, "test")
 
 
 def test_one_picture_cannot_be_divided(tmp_path):
     write_pictures(tmp_path, ["a"])
-    with pytest.raises(InputError, match="1 image was found, and two splits need two or more"):
+    with pytest.raises(InputError, match="images has 1; add a folder for val"):
         own(tmp_path, "val")
 
 

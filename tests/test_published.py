@@ -254,24 +254,6 @@ def test_corners_follow_the_network_unless_they_are_set(network):
 # Settings
 
 
-@pytest.mark.parametrize(
-    ("made", "settings", "message"),
-    [
-        (AuthorsProtocol, {"base_size": 8}, r"base_size=8 is not in 32\.\.32768"),
-        (AuthorsProtocol, {"scales": []}, r"scales=\[\] is not"),
-        (AuthorsProtocol, {"stride_rate": 1.5}, "stride_rate=1.5: expected a rate of 0.0209 to 1"),
-        (MMSegProtocol, {"scale": [512]}, r"scale=\[512\] is not \[long, short\]"),
-        (MMSegProtocol, {"ratios": [0]}, r"ratios=\[0\] is not"),
-        (MMSegProtocol, {"crop": [64, 64]}, "give both, or neither"),
-        (MMSegProtocol, {"crop": [64, 64], "stride": [65, 64]}, "is larger than crop"),
-    ],
-)
-def test_a_value_out_of_range_is_refused(made, settings, message):
-    whole = {"base_size": 64, "crop": CROP, "scales": [1.0], "stride_rate": 0.5}
-    with pytest.raises(ValueError, match=message):
-        made(**({**whole, **settings} if made is AuthorsProtocol else settings))
-
-
 def test_a_protocol_is_reported_with_every_value_that_is_set():
     node = {"_target_": "danet.evaluation.inference.MultiScale", "flip": True, "crop": None}
     assert mode_name(node) == "multi_scale"

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import ExifTags
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from danet.data.workers import init_worker
 from danet.datasets.base import FileDataset
-from danet.datasets.hints import ORIENTATION
 from danet.datasets.image_io import Levels, inspect_dropped, open_picture
 from danet.errors import InputError
 from danet.types import IGNORE
@@ -74,7 +74,7 @@ def _inspect_image(pair: PairReport, dataset: FileDataset, full: bool) -> tuple[
         # PNG may store EXIF data behind the pixels: searching for it would decode them.
         if picture.format != "PNG":
             with suppress(SyntaxError, ValueError):  # EXIF data that cannot be read
-                if picture.getexif().get(ORIENTATION, 1) not in (0, 1):
+                if picture.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1):
                     pair.remarks.append("an EXIF turn, which is not applied")
         if picture.format in ("JPEG", "MPO"):
             picture.draft(None, (1, 1))  # an eighth of the size: the whole file is read
