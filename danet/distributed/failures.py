@@ -19,22 +19,15 @@ TIMEOUT = timedelta(minutes=10)  # gloo's default, 30 minutes, holds the machine
 _NOTICE = 2.0
 """Seconds for a dead process to disappear from the process table once its connection broke."""
 
-
 _peers: dict[int, int] = {}
 """Rank -> process id, of the other processes of this host."""
 
 
 def meet(everyone: Sequence[tuple[str, int]], rank: int) -> None:
-    """Remember the processes of this host, so that this one can check whether they are alive.
-
-    Args:
-        everyone: Host and process id of every rank.
-        rank: Of this process.
-    """
-    here, _ = everyone[rank]
-    for other, (host, pid) in enumerate(everyone):
-        if host == here and other != rank:
-            _peers[other] = pid
+    """Remember the processes of this host; ``everyone`` has host and process id of every rank."""
+    here, own = everyone[rank]
+    pids = {other: pid for other, (host, pid) in enumerate(everyone) if host == here}
+    _peers.update((other, pid) for other, pid in pids.items() if pid != own)
 
 
 def is_alive(pid: int) -> bool:
@@ -52,11 +45,7 @@ def is_alive(pid: int) -> bool:
 
 
 def dead_ranks(seconds: float = 0.0) -> list[int]:
-    """Return the ranks of this host whose process has ended; wait until one has.
-
-    Args:
-        seconds: The longest wait.
-    """
+    """Return the ranks of this host whose process has ended; wait some seconds until one has."""
     deadline = time.monotonic() + seconds
     while True:
         dead = [rank for rank, pid in _peers.items() if not is_alive(pid)]
@@ -92,12 +81,9 @@ def is_reported_by_another(rank: int) -> bool:
 def failed(exchange: str, error: BaseException | str) -> ProcessError:
     """Return the error of an exchange that failed, which names the ranks that died."""
     # One death breaks the exchange on all ranks; who reports is settled in error_reporting.py.
-    dead = dead_ranks(_NOTICE)
-    cause = (
-        f"process {' and '.join(map(str, dead))} of this machine has died"
-        if dead
-        else f"after at most {TIMEOUT}; another process has died, hangs, or took another path"
-    )
+    cause = f"after at most {TIMEOUT}; another process has died, hangs, or took another path"
+    if dead := dead_ranks(_NOTICE):
+        cause = f"process {' and '.join(map(str, dead))} of this machine has died"
     reason = error if isinstance(error, str) else first_line(error)
     return ProcessError(
         f"process {dist.get_rank()} of {dist.get_world_size()}: the exchange {exchange!r} "
@@ -107,11 +93,7 @@ def failed(exchange: str, error: BaseException | str) -> ProcessError:
 
 @contextmanager
 def naming_failures(exchange: str) -> Iterator[None]:
-    """Name the exchange that failed inside, and the ranks that died; other errors pass unchanged.
-
-    Raises:
-        ProcessError: The exchange failed.
-    """
+    """Raise ProcessError, with the ranks that died, if an exchange inside fails."""
     try:
         yield
     except RuntimeError as error:

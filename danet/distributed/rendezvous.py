@@ -29,11 +29,9 @@ def process_group(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         # NCCL's barriers and exchanges of objects use the current device: without this, all GPU 0.
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    store, rank, size = join(failures.TIMEOUT)
-    dist.init_process_group(
-        backend, store=store, rank=rank, world_size=size, timeout=failures.TIMEOUT
-    )
+    backend, timeout = "nccl" if device.type == "cuda" else "gloo", failures.TIMEOUT
+    store, rank, size = join(timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     failures.meet(collectives.gather((socket.gethostname(), os.getpid())), rank)
     try:
         yield

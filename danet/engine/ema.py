@@ -1,12 +1,11 @@
 """The exponential moving average of the weights."""
 
-from copy import deepcopy
-
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 
-class ModelEMA(nn.Module):
+class ModelEMA(AveragedModel):
     """Moving average of a network: ``average = decay * average + (1 - decay) * weights``.
 
     Averages parameters and batch-norm statistics, copies integer buffers.
@@ -16,19 +15,14 @@ class ModelEMA(nn.Module):
         decay: In (0, 1); half of the average stems from the last ln 2 / (1 - decay) updates.
     """
 
-    # torch's AveragedModel gives the same averages under the same names, so that states can be
-    # exchanged, but it reads its counter in every update, which waits for a CUDA device.
-    n_averaged: Tensor
-
     def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__()
-        self.module = deepcopy(model)
+        super().__init__(model)
         self.decay = decay
-        self.register_buffer("n_averaged", torch.tensor(0))
 
     @torch.no_grad()
     def update(self, model: nn.Module, *, is_first: bool) -> None:
         """Take in the current weights; the first update copies them."""
+        # Not update_parameters, which copies its counter to the device and waits for it.
         averages, values = _tensors(self.module), _tensors(model)
         # lerp with weight 1 copies bit for bit: the average does not start from random weights.
         weight = 1.0 if is_first else 1.0 - self.decay

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +24,6 @@ from danet.data import bad_samples
 from danet.data.loader import TrainBatches, eval_batches, train_batches
 from danet.data_check.overlap import refuse_overlap
 from danet.data_check.sample import check_sample
-from danet.datasets.base import SegmentationDataset
 from danet.datasets.folder import Folder
 from danet.distributed import collectives, consistency
 from danet.distributed.agreement import wait_patiently
@@ -46,20 +45,28 @@ from danet.preflight.plan import describe, refuse_the_impossible
 from danet.visualization.figure import validation_pictures
 
 
-class Parts(NamedTuple):
-    """What a training is made of, besides the network."""
+class Parts:
+    """What a training is made of, besides the network; raise InputError for what is refused."""
 
-    loss: DeepSupervision
-    optimizer: OptimizerFactory
-    schedule: Schedule
-    evaluation: Inference
-    train_set: SegmentationDataset
-    val_set: SegmentationDataset
-
-    def fingerprints(self) -> dict[str, str]:
-        """Return digests of the data sets, under the names that they have in a checkpoint."""
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.loss: DeepSupervision = make(config.loss, "loss")
+        self.optimizer: OptimizerFactory = make(config.optimizer, "optimizer")
+        self.schedule: Schedule = make(config.schedule, "schedule")
+        self.evaluation: Inference = make(config.evaluation, "evaluation")
+        # Last: a value that a constructor refuses is reported before files are read.
+        self.train_set = make_dataset(config, config.data.train_split, training=True)
+        self.val_set = make_dataset(config, config.data.val_split, training=False)
         sets = {"training_set": self.train_set, "validation_set": self.val_set}
-        return {name: dataset.fingerprint() for name, dataset in sets.items()}
+        self.fingerprints = {name: dataset.fingerprint() for name, dataset in sets.items()}
+        self.loader_settings: dict[str, Any] = {
+            "batch_size": config.data.batch_size,
+            "rank": collectives.rank(),
+            "world": collectives.world_size(),
+            "num_workers": config.data.num_workers,
+            "pin_memory": device.type == "cuda",
+            "timeout": config.data.timeout,
+        }
 
 
 def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
@@ -86,13 +93,13 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
     for note in (*notes, *advice.notes(config, device, typed=overrides)):
         cli.say(note)
     with process_group(device):
-        parts = make_parts(config)
-        require_same_start(config, parts)
+        parts = Parts(config, device)
+        consistency.require_same(config.plain, parts.fingerprints)
         done, steps = saved["step"] if saved else 0, config.trainer.steps
         if saved and steps <= done <= saved["evaluated_at"]:
             cli.say(f"{config.resume}: this run is finished, at step {done} of {steps}")
             return
-        validate_data(config, saved, parts)
+        validate_data(parts, saved)
         batches = train_batches(
             parts.train_set,
             seed=config.seed,
@@ -100,45 +107,25 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
             warn=warn,
             on_bad_sample=config.data.on_bad_sample,
             max_bad_share=config.data.max_bad_share,
-            **loader_settings(config, device),
+            **parts.loader_settings,
         )
-        trainer = make_trainer(config, saved, device, parts, batches)
-        with explaining_failures(config, device, batches, trainer):
+        trainer = make_trainer(parts, saved, batches)
+        with explaining_failures(parts, batches, trainer):
             trainer.fit(batches)
         for line in bad_samples.summary(collectives.gather(batches.bad.reasons)):
             cli.say(line)
         cli.say(f"checkpoint={trainer.checkpoints.folder / 'last.pt'}")
 
 
-def make_parts(config: TrainConfig) -> Parts:
-    """Build loss, optimizer, schedule, inference and data sets; raise InputError.
-
-    The data sets come last: a value that a constructor refuses is reported before files are read.
-    """
-    return Parts(
-        loss=make(config.loss, "loss"),
-        optimizer=make(config.optimizer, "optimizer"),
-        schedule=make(config.schedule, "schedule"),
-        evaluation=make(config.evaluation, "evaluation"),
-        train_set=make_dataset(config, config.data.train_split, training=True),
-        val_set=make_dataset(config, config.data.val_split, training=False),
-    )
-
-
-def make_trainer(
-    config: TrainConfig,
-    saved: Checkpoint | None,
-    device: torch.device,
-    parts: Parts,
-    batches: TrainBatches,
-) -> Trainer:
+def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) -> Trainer:
     """Build network, run folder and log; continue from ``saved`` if there is one.
 
     Raises:
         UserError: The weights or the state of the optimizer do not fit, or the folder is another
             run's.
     """
-    settings, train_set, val_set = config.trainer, parts.train_set, parts.val_set
+    config, device, val_set = parts.config, parts.device, parts.val_set
+    settings, done = config.trainer, saved["step"] if saved else 0
     torch.manual_seed(config.seed)  # every process starts from the same random weights
     model = untrained(config) if saved else make_model(config)
     if saved:
@@ -148,8 +135,8 @@ def make_trainer(
             cli.say(line)
     if collectives.world_size() > 1 and device.type == "cpu" and settings.sync_batchnorm:
         cli.say("trainer.sync_batchnorm: there is none on the CPU, so each process has its own")
-    done = saved["step"] if saved else 0
     folder = make_folder(config, saved)
+    run_id = run_folder.id_of(folder)
     log = RunLog(
         folder if collectives.is_first() else None,
         step=done,
@@ -157,7 +144,7 @@ def make_trainer(
         classes=val_set.classes,
         config=config.plain,
         log_to=config.run.log_to,
-        run_id=run_folder.id_of(folder),
+        run_id=run_id,
         count=batches.count,
     )
     checkpoints = CheckpointManager(
@@ -167,22 +154,21 @@ def make_trainer(
             "config": config.plain,
             "classes": list(val_set.classes),
             "palette": [list(color) for color in val_set.palette],
-            **parts.fingerprints(),
-            "run_id": run_folder.id_of(folder),
+            **parts.fingerprints,
+            "run_id": run_id,
         },
         best=[(score, step) for score, step in saved.get("best", ())] if saved else (),
         warn=log.warn,
     )
     model = place(model, settings, device)
-    train_step = TrainStep(
-        model, parts.loss.to(device), parts.optimizer(model), parts.schedule, settings
-    )
-    trainer = Trainer(train_step, checkpoints, log, partial(score, config, parts, device, log))
+    loss, optimizer = parts.loss.to(device), parts.optimizer(model)
+    train_step = TrainStep(model, loss, optimizer, parts.schedule, settings)
+    trainer = Trainer(train_step, checkpoints, log, partial(score, parts, log))
     if saved:
         trainer.load_state(saved)
     images = config.data.batch_size * settings.accumulate * collectives.world_size()
     cli.say(
-        f"{folder}: {type(train_set).__name__}, {len(train_set)} training and {len(val_set)} "
+        f"{folder}: {type(val_set).__name__}, {len(parts.train_set)} training and {len(val_set)} "
         f"validation images; {sum(p.numel() for p in model.parameters()):,} parameters; steps "
         f"{done} to {settings.steps} of {images} images; "
         f"{device}, {str(train_step.dtype).removeprefix('torch.')}"
@@ -200,93 +186,58 @@ def make_folder(config: TrainConfig, saved: Checkpoint | None) -> Path:
         resuming=config.resume is not None,
         saved=saved,
     )
-    if saved and resume.is_best_forgotten(saved) and collectives.is_first():
-        aside = manager.set_aside_best(folder, saved["step"])
-        if aside:
-            cli.say(f"resume: the best checkpoint so far is now {aside}")
+    is_aside = saved and resume.is_best_forgotten(saved) and collectives.is_first()
+    if saved and is_aside and (aside := manager.set_aside_best(folder, saved["step"])):
+        cli.say(f"resume: the best checkpoint so far is now {aside}")
     return folder
 
 
-def loader_settings(config: TrainConfig, device: torch.device) -> dict[str, Any]:
-    """Return what the loaders of training and of evaluation share."""
-    return {
-        "batch_size": config.data.batch_size,
-        "rank": collectives.rank(),
-        "world": collectives.world_size(),
-        "num_workers": config.data.num_workers,
-        "pin_memory": device.type == "cuda",
-        "timeout": config.data.timeout,
-    }
-
-
-def score(
-    config: TrainConfig,
-    parts: Parts,
-    device: torch.device,
-    log: RunLog,
-    model: nn.Module,
-    step: int,
-) -> ConfusionMatrix:
+def score(parts: Parts, log: RunLog, model: nn.Module, step: int) -> ConfusionMatrix:
     """Score a network on the whole validation set; show pictures of it."""
-    infer, val_set = parts.evaluation, parts.val_set
+    data, val_set, infer = parts.config.data, parts.val_set, parts.evaluation
     collectives.broadcast_buffers(model)
-    batches = eval_batches(val_set, **loader_settings(config, device))
-    num_classes = config.data.num_classes
-    confusion = evaluate(model, batches, infer, num_classes=num_classes, device=device)
+    batches = eval_batches(val_set, **parts.loader_settings)
+    confusion = evaluate(model, batches, infer, num_classes=data.num_classes, device=parts.device)
     # Shares of different images take different times, more than a collective would wait.
     wait_patiently(f"the evaluation at step {step}")
     collectives.sum_in_place(confusion.counts)
     if log.trackers:
-        height, width = config.data.crop or config.data.size or (512, 512)
+        height, width = data.crop or data.size or (512, 512)
         # A training batch of so many pixels fits the device; attention maps are drawn of as many.
-        pixels = config.data.batch_size * height * width
+        pixels = data.batch_size * height * width
         log.images(step, validation_pictures(model, val_set, infer, max_pixels=pixels))
     return confusion
 
 
-def require_same_start(config: TrainConfig, parts: Parts) -> None:
-    """Raise InputError if the processes have different configs, code or data."""
-    data = {name.replace("_", " "): value for name, value in parts.fingerprints().items()}
-    digest = consistency.digest_of({**config.plain, "run": None, "resume": None})
-    consistency.require_same({"config": digest, "code": consistency.code_version(), **data})
-
-
-def validate_data(config: TrainConfig, saved: Checkpoint | None, parts: Parts) -> None:
+def validate_data(parts: Parts, saved: Checkpoint | None) -> None:
     """Check the splits and some samples, and compare the data with those of the checkpoint.
 
     Raises:
         InputError: The splits overlap, a sample is bad, or a resumed run had other data.
     """
-    train_set, val_set = parts.train_set, parts.val_set
+    config, train_set, val_set = parts.config, parts.train_set, parts.val_set
     overlap = refuse_overlap(train_set, val_set, allowed=config.data.allow_overlap)
     division = train_set.division if isinstance(train_set, Folder) else ""
     skipped = train_set if config.data.on_bad_sample == "skip" else None
     for note in (
         *filter(None, (overlap, division)),
         *check_sample(train_set, val_set, training=train_set, skipping=skipped),
-        *resume.compare_data(saved or {}, parts.fingerprints(), allowed=config.allow_changes),
+        *resume.compare_data(saved or {}, parts.fingerprints, allowed=config.allow_changes),
     ):
         cli.say(note)
 
 
 @contextmanager
-def explaining_failures(
-    config: TrainConfig,
-    device: torch.device,
-    batches: TrainBatches,
-    trainer: Trainer,
-) -> Iterator[None]:
+def explaining_failures(parts: Parts, batches: TrainBatches, trainer: Trainer) -> Iterator[None]:
     """Raise a UserError in the place of what torch raises for dead workers and lack of memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        explained: UserError | None = None
-        if isinstance(error, RuntimeError):
-            explained = batches.explain(error)
+        explained: UserError | None = batches.explain(error)
         if explained is None and out_of_memory.is_shortage(error):
             # The network is in training mode except in an evaluation.
             is_training = trainer.train_step.model.training
-            explained = out_of_memory.explain(config, device, training=is_training)
+            explained = out_of_memory.explain(parts.config, parts.device, training=is_training)
         if explained is None:
             raise
         raise explained from error

@@ -1,6 +1,5 @@
 """Images per second, time spent waiting for data, and memory, between two lines of the log."""
 
-import os
 import sys
 import time
 
@@ -21,12 +20,7 @@ class Throughput:
         self._since, self._waited, self._images = time.perf_counter(), 0.0, 0
 
     def update(self, waited: float, images: int) -> None:
-        """Count a step.
-
-        Args:
-            waited: Seconds spent waiting for its data.
-            images: On this process.
-        """
+        """Count a step: seconds of waiting for its data, and its images on this process."""
         self._waited += waited
         self._images += images
 
@@ -43,20 +37,20 @@ class Throughput:
             "data_waiting": self._waited / seconds,
             # Processes have equal batches: no collective for a figure that only rank 0 writes.
             "images_per_second": self._images * collectives.world_size() / seconds,
-            "memory_gib": peak_memory(self.device) / 2**30,
+            "memory_gib": _peak_memory(self.device) / 2**30,
         }
         self._since, self._waited, self._images = now, 0.0, 0
         return figures
 
 
-def peak_memory(device: torch.device) -> int:
-    """Return the peak in bytes: of tensors on CUDA, else of the process (0 where unknown)."""
+def _peak_memory(device: torch.device) -> int:
+    """Return the peak in bytes: of tensors on CUDA, else of the process (0 on Windows)."""
     if device.type == "cuda":
         # Of tensors: nvidia-smi shows more, with the allocator's cache and the CUDA context.
         return torch.cuda.max_memory_allocated(device)
-    if os.name != "posix":
+    if sys.platform == "win32":
         return 0
-    import resource  # not on Windows
+    import resource
 
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -18,7 +18,7 @@ from danet.distributed.failures import naming_failures
 from danet.distributed.signals import FAIL, SAVE, STOP, Signals, Stop
 from danet.engine.log import RunLog
 from danet.engine.nonfinite import CHECK_EVERY, NonFiniteGuard
-from danet.engine.profile import WAITING, StepProfile
+from danet.engine.profile import WAITING, profiling
 from danet.engine.throughput import Throughput
 from danet.engine.train_step import TrainStep
 from danet.errors import Interrupted, StorageError
@@ -56,9 +56,6 @@ class Trainer:
         self.agreement = Agreement()
         self.guard = NonFiniteGuard(checkpoints.folder)
         self.throughput = Throughput(train_step.device)
-        is_profiled = settings.profile and collectives.is_first()
-        folder = checkpoints.folder / "profile" if is_profiled else None
-        self.profile = StepProfile(folder, train_step.device, log)
 
     def fit(self, batches: Iterator[Batch]) -> None:
         """Train from ``step`` to the last step on batches that do not run out.
@@ -71,7 +68,13 @@ class Trainer:
             Interrupted: A signal ended the run, and a checkpoint is written.
             StorageError: A checkpoint could not be written.
         """
-        with Signals() as signals, self._ending(signals):
+        is_profiled = self.settings.profile and collectives.is_first()
+        folder = self.checkpoints.folder / "profile" if is_profiled else None
+        with (
+            Signals() as signals,
+            self._ending(signals),
+            profiling(folder, self.log.write) as count_step,
+        ):
             self.train_step.ddp_model.train()
             self.throughput.reset()
             if self.evaluation_due():  # the run was stopped within this evaluation
@@ -83,18 +86,10 @@ class Trainer:
                 with naming_failures(f"gradients of step {self.step + 1}"):
                     terms = self.train_step(group, self.step)
                 self.step += 1
-                self.profile.step()
+                count_step()
                 self.guard.append(self.step, [n for batch in group for n in batch.name], terms)
                 self.log.advance()
-                is_logged = self.log_due()
-                is_checked = is_logged or self.step % CHECK_EVERY == 0
-                if is_checked or self.checkpoints.due(self.step):
-                    losses = self.guard.check()  # while training, the only wait for the device
-                    replay = self.guard.replay(self.step)
-                    self.train_step.require_updates(self.step, self.last_step, replay)
-                    if is_logged:
-                        figures = {**self.train_step.figures(), **self.throughput.reset()}
-                        self.log.train(self.step, losses, figures)
+                self.check_and_log()
                 if self.evaluation_due():
                     self.evaluate_and_save(signals)
                 elif self.checkpoints.due(self.step):
@@ -114,10 +109,17 @@ class Trainer:
         is_due = self.step % self.settings.eval_every == 0 or self.step == self.last_step
         return self.step > 0 and is_due and self.evaluated_at < self.step
 
-    def log_due(self) -> bool:
-        """Return whether losses of this step are logged; those of evaluated steps are."""
+    def check_and_log(self) -> None:
+        """Check and log the losses, if this step is one of those where that is done."""
         intervals = self.settings.log_every, self.settings.eval_every
-        return self.step == self.last_step or any(self.step % n == 0 for n in intervals)
+        is_logged = self.step == self.last_step or any(self.step % n == 0 for n in intervals)
+        if is_logged or self.step % CHECK_EVERY == 0 or self.checkpoints.due(self.step):
+            losses = self.guard.check()  # while training, the only wait for the device
+            replay = self.guard.replay(self.step)
+            self.train_step.require_updates(self.step, self.last_step, replay)
+            if is_logged:
+                figures = {**self.train_step.figures(), **self.throughput.reset()}
+                self.log.train(self.step, losses, figures)
 
     def obey(self, request: int) -> None:
         """Save, stop or fail, as some process requested: the same step on all of them."""
@@ -177,7 +179,6 @@ class Trainer:
                 yield
             except Stop:
                 self._stop(signals.name or "another process")
-            self.profile.close()
             self.agreement.finish()
             # All processes must end alike, and only rank 0 knows whether its last write worked.
             if error := collectives.from_first(self.checkpoints.finish()):
