@@ -53,7 +53,7 @@ from danet.datasets.pascal_context import PascalContext
 from danet.datasets.pascal_voc import PascalVOC
 from danet.datasets.scenes import Scenes
 from danet.datasets.submission import SubmissionWriter
-from danet.distributed import collectives, consistency, launcher, rendezvous
+from danet.distributed import collectives, launcher, rendezvous
 from danet.distributed.device import choose_device
 from danet.engine.nonfinite import NonFiniteGuard
 from danet.engine.train_step import TrainStep
@@ -66,7 +66,7 @@ from danet.models.heads.dual import SingleAttentionHead
 from danet.models.resnet import ResNet
 from danet.models.timm_backbone import TimmBackbone
 from danet.ops.attention import ChannelAttention
-from danet.preflight import advice, out_of_memory
+from danet.preflight import advice
 from danet.preflight.memory_estimate import StepSimulator
 from danet.tools import export
 
@@ -1928,9 +1928,9 @@ def test_gradients_that_are_too_large_for_float16(door, tmp_path):
 def test_processes_start_with_the_same(monkeypatch):
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
     monkeypatch.setattr(collectives, "gather", lambda facts: [facts, {**facts, "set": "b"}])
-    message = heard(consistency.require_same, {}, {"set": "a"})
+    message = heard(rendezvous.require_same, {}, {"set": "a"})
     assert "process 1 has another set than process 0: b against a; all processes" in message
-    consistency.require_same({}, {"set": "b"})
+    rendezvous.require_same({}, {"set": "b"})
 
 
 def test_processes_that_did_not_meet_get_another_port(monkeypatch):
@@ -1997,7 +1997,7 @@ def test_memory_that_was_not_enough(door, monkeypatch):
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = check(hydra.compose("train", TINY))
     device = torch.device("cpu")
-    message = str(out_of_memory.explain(config, device, training=True))
+    message = str(advice.explain_shortage(MemoryError(), config, device, training=True))
     precision, recompute, batch, accumulate, size, plan = re.search(
         r"order: (\S+), (\S+), a smaller (\S+) with a larger (\S+), a smaller (\S+); (\S+) shows",
         message,
@@ -2005,7 +2005,7 @@ def test_memory_that_was_not_enough(door, monkeypatch):
     door.follow("train", precision, recompute)
     door.follow("train", f"{batch}=3", f"{accumulate}=2", f"{size}=[32,32]")
     assert "largest crop" in door.follow("train", f"{plan}")
-    message = str(out_of_memory.explain(config, device, training=False))
+    message = str(advice.explain_shortage(MemoryError(), config, device, training=False))
     setting, key = re.search(r"use (\S+), or a smaller (\S+)$", message).groups()
     door.follow("train", setting)
     door.follow("train", setting, f"{key}=[64,64]", "evaluation.stride=[48,48]")

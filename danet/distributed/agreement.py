@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
 
 from danet.distributed import failures, signals
 from danet.distributed.collectives import is_first, world_size
@@ -80,11 +81,8 @@ def all_arrived() -> bool:
 def wait_patiently(name: str) -> None:
     """Wait for all processes after work that may take each a very different time.
 
-    Args:
-        name: Of this place; used once per run, the same on all processes.
-
-    Raises:
-        ProcessError: A process of this host has died, or the launcher has.
+    ``name`` is used once per run. Raises ProcessError if a process of this host or the launcher
+    has died.
     """
     # A barrier fails after TIMEOUT, but one process may evaluate hours longer than another; and it
     # blocks in C++, where Python handles no signal.
@@ -100,7 +98,7 @@ def _count(name: str, amount: int = 0) -> int:
         return 1
     # Adding 0 reads a counter; get() would block until the key exists.
     try:
-        return failures.default_store().add(f"arrived/{name}", amount)
+        return _get_default_store().add(f"arrived/{name}", amount)
     except (RuntimeError, ValueError):  # it died with the launcher or with rank 0
         return -1
 

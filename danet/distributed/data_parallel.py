@@ -1,10 +1,10 @@
 """Preparing a network for training on several processes."""
 
+import sys
 from copy import deepcopy
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -35,13 +35,11 @@ def freeze_unused_parameters(model: nn.Module) -> list[str]:
 
 def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
     """Return the network with batch norms that compute statistics over all processes."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     # timm's batch norms include an activation, which torch's conversion would drop.
-    if any(type(norm).__module__.startswith("timm.") for norm in norms):
+    if "timm" in sys.modules:
         from timm.layers.norm_act import convert_sync_batchnorm as convert_timm
 
-        converted: nn.Module = convert_timm(model)
-        return converted
+        return convert_timm(model)
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 

@@ -2,12 +2,12 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import Store
+from torch.distributed.distributed_c10d import _get_default_store
 
 from danet.distributed import error_reporting
 from danet.distributed.error_reporting import POLL
@@ -19,15 +19,8 @@ TIMEOUT = timedelta(minutes=10)  # gloo's default, 30 minutes, holds the machine
 _NOTICE = 2.0
 """Seconds for a dead process to disappear from the process table once its connection broke."""
 
-_peers: dict[int, int] = {}
+peers: dict[int, int] = {}
 """Rank -> process id, of the other processes of this host."""
-
-
-def meet(everyone: Sequence[tuple[str, int]], rank: int) -> None:
-    """Remember the processes of this host; ``everyone`` has host and process id of every rank."""
-    here, own = everyone[rank]
-    pids = {other: pid for other, (host, pid) in enumerate(everyone) if host == here}
-    _peers.update((other, pid) for other, pid in pids.items() if pid != own)
 
 
 def is_alive(pid: int) -> bool:
@@ -48,15 +41,10 @@ def dead_ranks(seconds: float = 0.0) -> list[int]:
     """Return the ranks of this host whose process has ended; wait some seconds until one has."""
     deadline = time.monotonic() + seconds
     while True:
-        dead = [rank for rank, pid in _peers.items() if not is_alive(pid)]
+        dead = [rank for rank, pid in peers.items() if not is_alive(pid)]
         if dead or time.monotonic() >= deadline:
             return dead
         time.sleep(POLL)
-
-
-def default_store() -> Store:
-    """Return the store of the process group."""
-    return dist.distributed_c10d._get_default_store()
 
 
 def is_reported_by_another(rank: int) -> bool:
@@ -66,13 +54,13 @@ def is_reported_by_another(rank: int) -> bool:
     """
     try:
         # compare_set is atomic in the store: exactly one rank finds the key empty.
-        reporter = int(default_store().compare_set("reporter", "", str(rank)))
+        reporter = int(_get_default_store().compare_set("reporter", "", str(rank)))
     except (RuntimeError, ValueError):  # the process that hosted the store has died
         return False
     if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         time.sleep(error_reporting.CLAIM)  # without torchrun rank 0 hosts the store
     # A reporter on another host is no peer, and the launcher of this host cannot end it.
-    pid, deadline = _peers.get(reporter), time.monotonic() + error_reporting.REPORT
+    pid, deadline = peers.get(reporter), time.monotonic() + error_reporting.REPORT
     while pid is not None and is_alive(pid) and time.monotonic() < deadline:
         time.sleep(POLL)
     return reporter != rank

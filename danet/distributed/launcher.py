@@ -9,11 +9,7 @@ _LOW = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}
 
 
 def start(count: int, command: Sequence[str]) -> None:
-    """Run a Python program in several processes under torchrun, and wait for them.
-
-    Args:
-        count: Of processes, all on this machine.
-        command: File and arguments of the program.
+    """Run a Python program with arguments in several processes under torchrun; wait for them.
 
     Raises:
         ProcessError: A process failed, and has reported why.
@@ -33,14 +29,7 @@ def start(count: int, command: Sequence[str]) -> None:
 
 
 def require_sound(environment: Mapping[str, str]) -> None:
-    """Refuse variables that cannot be right, for which processes would wait for one another.
-
-    Args:
-        environment: As ``os.environ``.
-
-    Raises:
-        InputError: A variable is no number, out of range, or missing beside another.
-    """
+    """Raise InputError for variables with which processes would wait for one another."""
     values = {name: _number(environment, name, _LOW[name]) for name in _LOW if name in environment}
     for name, limit in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
         if (most := values.get(limit, sys.maxsize) - 1) < values.get(name, 0):  # ranks count from 0

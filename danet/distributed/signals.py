@@ -31,11 +31,7 @@ class Stop(Exception):
 
 
 class Signals(ExitStack):
-    """Collects requests until the block ends that it is entered for.
-
-    Attributes:
-        name: Of the signal that asked for the stop, for messages.
-    """
+    """Collects requests within a block; ``name`` is that of the signal that asked for the stop."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,11 +70,7 @@ class Signals(ExitStack):
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raise Stop at once for a request to stop, in code that may be interrupted anywhere.
-
-        Raises:
-            Stop: One came, now or before.
-        """
+        """Raise Stop at once for a request to stop, in code that may be interrupted anywhere."""
         if self._requests & STOP:
             raise Stop
         self._raises_stop = True

@@ -27,12 +27,10 @@ class RunLog:
 
     Args:
         folder: Of the run; None for a log that writes nothing.
-        step: Where the run starts or continues; later lines of an earlier attempt are dropped.
-        steps: Where it ends.
+        step, steps: Where the run starts or continues, and ends. Lines of later steps are dropped.
         classes: Names for the tables of scores.
-        config: Of the run.
+        config, run_id: Of the run, for the trackers.
         log_to: Names of trackers, see danet.engine.trackers.
-        run_id: Of the run, the same after resuming.
         count: Returns numbers of this process; the lines of training have their sums over all.
 
     Attributes:
@@ -120,15 +118,12 @@ class RunLog:
     def validation(
         self, step: int, confusion: ConfusionMatrix, best_miou: float | None
     ) -> dict[str, float]:
-        """Log the scores of a step, as a table by class and as numbers.
+        """Log the scores of a step, as a table by class and as numbers; return the averages.
 
         Args:
             step: Of the run.
             confusion: Of the whole validation set, all processes together.
             best_miou: Of the steps before; None if there is none.
-
-        Returns:
-            The scores over all classes, by name.
         """
         scores = confusion.scores()
         averages = {name: getattr(scores, name) for name in _AVERAGES}
@@ -165,11 +160,7 @@ class RunLog:
             self.warn(f"run.log_to: {tracker} failed and is left out from now on ({reason})")
 
     def close(self, scores: Mapping[str, float | None] | None = None) -> None:
-        """End the progress bar and write what is pending.
-
-        Args:
-            scores: The last ones of a run that reached its end, by name.
-        """
+        """End the bar and write what is pending, with the last scores of a run that is finished."""
         self._bar.close()
         step = int(self._bar.n)
         if self.folder is not None:
@@ -190,34 +181,24 @@ def _drop_lines_after(path: Path, step: int) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl; none where there is no file.
+    """Return the whole lines of a metrics.jsonl, without values that are no finite number or null.
 
-    Partial lines are left out, and so are values that are neither finite numbers nor null.
+    There are none where there is no file.
     """
-    # The file may lie beside a foreign checkpoint, so nothing of its content is trusted.
-    lines = map(_parse, path.read_text("utf-8").splitlines() if path.exists() else ())
-    return [
-        {k: v for k, v in line.items() if k == "kind" or v is None or _is_finite(v)}
-        for line in lines
-        if line
-    ]
+    # It may lie beside a foreign checkpoint, so nothing of its content is trusted.
+    lines = path.read_text("utf-8").splitlines() if path.exists() else ()
+    return [known for line in lines if (known := _parse(line))]
 
 
 def _parse(line: str) -> dict[str, Any]:
-    """Return a line of metrics.jsonl; empty for one without a step, or a partial one.
-
-    A line is partial while it is written, or if the disk was full or the machine stopped then.
-    """
-    with suppress(ValueError, RecursionError):
-        found = json.loads(line)
-        if isinstance(found, dict) and _is_finite(found.get("step")):
-            return found
+    """Return a line of metrics.jsonl; empty for one without a step, or a partial one."""
+    with suppress(ValueError, RecursionError, AttributeError):  # no JSON, nested too deep, a list
+        values = json.loads(line).items()
+        # Not math.isfinite, which raises on an integer beyond the range of a float.
+        known = {k: v for k, v in values if is_number(v) and abs(v) <= sys.float_info.max}
+        if "step" in known:
+            return {k: v for k, v in values if k in known or k == "kind" or v is None}
     return {}
-
-
-def _is_finite(value: object) -> bool:
-    # Not math.isfinite, which raises on an integer beyond the range of a float.
-    return is_number(value) and abs(value) <= sys.float_info.max
 
 
 def class_table(classes: Sequence[str], columns: Mapping[str, Sequence[float]]) -> str:

@@ -22,9 +22,7 @@ class NonFiniteGuard:
 
     Losses are kept on the device until ``check``, which waits once. There all processes learn of
     the first loss that is not finite on any of them, so that all end at the same step.
-
-    Args:
-        folder: Of the run, for the command in the message.
+    ``folder`` is that of the run, for the command in the message.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,11 +38,8 @@ class NonFiniteGuard:
     def check(self) -> dict[str, float]:
         """Return the loss terms of the latest step, averaged over processes; wait for the device.
 
-        All processes call it after the same steps.
-
         Raises:
-            DivergedError: A loss since the last check is not finite on some process. The message
-                has the step, the process, its samples, and the command that repeats it.
+            DivergedError: A loss since the last check is not finite on some process.
         """
         steps, self._steps = self._steps, []
         kept = torch.stack([torch.stack([*terms.values()]) for _, _, terms in steps]).tolist()
@@ -61,15 +56,9 @@ class NonFiniteGuard:
         return dict(zip(steps[-1][2], means, strict=True))
 
     def require_finite(self, model: nn.Module, step: int, *, on_all: bool) -> None:
-        """Check all weights and statistics; wait for the device.
+        """Raise DivergedError if a weight or statistic is not finite; wait for the device.
 
-        Args:
-            model: The network.
-            step: Updates done.
-            on_all: Whether all processes call this now, so that all end if one finds something.
-
-        Raises:
-            DivergedError: With the first tensor that is not finite.
+        With ``on_all`` all processes call this now, and all raise if one finds something.
         """
         problem = ""
         for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):

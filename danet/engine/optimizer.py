@@ -98,10 +98,7 @@ def _can_fuse(model: nn.Module) -> bool:
 
 
 def parameter_groups(model: nn.Module, factory: SGD | AdamW) -> list[dict[str, Any]]:
-    """Group all parameters by rate (backbone or head) and decay.
-
-    ``base_lr`` of a group is its rate at factor 1 of the schedule.
-    """
+    """Group all parameters by rate (backbone or head) and decay; ``base_lr`` is before schedule."""
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         in_head = not name.startswith("backbone.")
@@ -126,10 +123,7 @@ def state_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, An
 def misfit(factory: OptimizerFactory, model: nn.Module, saved: Mapping[str, Any]) -> str:
     """Return why a saved state is not that of an optimizer, as part of a message; "" if it is.
 
-    Args:
-        factory: Of the optimizer.
-        model: The network.
-        saved: From ``state_of``; names and shapes may be missing.
+    Names and shapes, which ``state_of`` adds, may be missing.
     """
     # Fused kernels do not check sizes: a state of another shape is read and written out of bounds.
     # So states are compared with those after a step, here of tensors without values.
@@ -179,10 +173,7 @@ def _describe(value: Any) -> str:
 
 
 def restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Fill an optimizer from a saved state in which ``misfit`` found nothing.
-
-    Rates and other settings stay those of the optimizer.
-    """
+    """Fill an optimizer from a state in which ``misfit`` found nothing; settings stay its own."""
     states = {
         index: {key: value for key, value in state.items() if key not in ("name", "shape")}
         for index, state in saved["state"].items()

@@ -29,13 +29,7 @@ def has_bfloat16(device: torch.device) -> bool:
 def choose_memory_format(
     channels_last: bool | None, device: torch.device, dtype: torch.dtype
 ) -> torch.memory_format:
-    """Return the memory format of images and convolutions in training.
-
-    Args:
-        channels_last: The setting; None chooses by device and dtype.
-        device: Of the training.
-        dtype: In which its convolutions compute, see ``choose_precision``.
-    """
+    """Return the memory format in training; None chooses by device and dtype of convolutions."""
     if channels_last is None:
         # Half precision is faster in this order. In float32 a CPU computes the weight gradient of a
         # wide convolution slower (2048 to 512 channels: 323 against 258 ms with AVX-512, 852
@@ -46,10 +40,7 @@ def choose_memory_format(
 
 
 def place(model: nn.Module, settings: TrainSettings, device: torch.device) -> nn.Module:
-    """Move a network to the device that trains it, ready for several processes.
-
-    Sets torch's process-wide determinism if ``settings.deterministic``.
-    """
+    """Move a network to the device that trains it, ready for several processes."""
     if settings.deterministic:
         torch.use_deterministic_algorithms(True)
         # The benchmark times kernels, and may choose others in each run.

@@ -18,10 +18,8 @@ WAITING = "waiting for data"
 def profiling(folder: Path | None, write: Callable[[str], None]) -> Iterator[Callable[[], object]]:
     """Record a few steps of a training; yield the function to call after each.
 
-    Args:
-        folder: Where ``trace.json`` (for chrome://tracing or ui.perfetto.dev) and ``costs.txt``
-            go; None to record nothing.
-        write: Prints the result.
+    ``trace.json`` (for chrome://tracing or ui.perfetto.dev) and ``costs.txt`` go into the folder;
+    None records nothing.
     """
     if folder is None:
         yield lambda: None

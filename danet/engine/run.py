@@ -2,8 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -25,22 +24,17 @@ from danet.data.loader import TrainBatches, eval_batches, train_batches
 from danet.data_check.overlap import refuse_overlap
 from danet.data_check.sample import check_sample
 from danet.datasets.folder import Folder
-from danet.distributed import collectives, consistency
+from danet.distributed import collectives
 from danet.distributed.agreement import wait_patiently
 from danet.distributed.device import choose_device
-from danet.distributed.rendezvous import process_group
+from danet.distributed.rendezvous import process_group, require_same
 from danet.engine.log import RunLog
-from danet.engine.optimizer import OptimizerFactory
 from danet.engine.precision import place
-from danet.engine.schedule import Schedule
 from danet.engine.train_step import TrainStep
 from danet.engine.trainer import Trainer
-from danet.errors import UserError
 from danet.evaluation.evaluate import evaluate
-from danet.evaluation.inference import Inference
 from danet.evaluation.metrics import ConfusionMatrix
-from danet.losses import DeepSupervision
-from danet.preflight import advice, out_of_memory
+from danet.preflight import advice
 from danet.preflight.plan import describe, refuse_the_impossible
 from danet.visualization.figure import validation_pictures
 
@@ -50,10 +44,10 @@ class Parts:
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.loss: DeepSupervision = make(config.loss, "loss")
-        self.optimizer: OptimizerFactory = make(config.optimizer, "optimizer")
-        self.schedule: Schedule = make(config.schedule, "schedule")
-        self.evaluation: Inference = make(config.evaluation, "evaluation")
+        self.loss = make(config.loss, "loss")
+        self.optimizer = make(config.optimizer, "optimizer")
+        self.schedule = make(config.schedule, "schedule")
+        self.evaluation = make(config.evaluation, "evaluation")
         # Last: a value that a constructor refuses is reported before files are read.
         self.train_set = make_dataset(config, config.data.train_split, training=True)
         self.val_set = make_dataset(config, config.data.val_split, training=False)
@@ -75,9 +69,6 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
     Args:
         config: As danet.config.validate.check returned it.
         overrides: Settings of the command line as typed; a resumed run keeps all others.
-
-    Raises:
-        UserError: What the user can fix: settings, files, memory, a full disk.
     """
     if config.dry_run:
         device = choose_device(config.trainer.device, key="trainer.device")
@@ -94,36 +85,41 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
         cli.say(note)
     with process_group(device):
         parts = Parts(config, device)
-        consistency.require_same(config.plain, parts.fingerprints)
+        require_same(config.plain, parts.fingerprints)
         done, steps = saved["step"] if saved else 0, config.trainer.steps
         if saved and steps <= done <= saved["evaluated_at"]:
             cli.say(f"{config.resume}: this run is finished, at step {done} of {steps}")
             return
         validate_data(parts, saved)
+        rank = collectives.rank()
         batches = train_batches(
             parts.train_set,
             seed=config.seed,
             start=done * config.trainer.accumulate,
-            warn=warn,
+            warn=partial(print, f"warning: process {rank}:", file=sys.stderr, flush=True),
             on_bad_sample=config.data.on_bad_sample,
             max_bad_share=config.data.max_bad_share,
             **parts.loader_settings,
         )
         trainer = make_trainer(parts, saved, batches)
-        with explaining_failures(parts, batches, trainer):
+        try:
             trainer.fit(batches)
+        except (RuntimeError, MemoryError) as error:
+            # The network is in training mode except in an evaluation.
+            training = trainer.train_step.model.training
+            explained = batches.explain(error) or advice.explain_shortage(
+                error, config, device, training=training
+            )
+            if explained is None:
+                raise
+            raise explained from error
         for line in bad_samples.summary(collectives.gather(batches.bad.reasons)):
             cli.say(line)
         cli.say(f"checkpoint={trainer.checkpoints.folder / 'last.pt'}")
 
 
 def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) -> Trainer:
-    """Build network, run folder and log; continue from ``saved`` if there is one.
-
-    Raises:
-        UserError: The weights or the state of the optimizer do not fit, or the folder is another
-            run's.
-    """
+    """Build network, run folder and log; continue from ``saved`` if there is one."""
     config, device, val_set = parts.config, parts.device, parts.val_set
     settings, done = config.trainer, saved["step"] if saved else 0
     torch.manual_seed(config.seed)  # every process starts from the same random weights
@@ -178,10 +174,9 @@ def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) 
 
 def make_folder(config: TrainConfig, saved: Checkpoint | None) -> Path:
     """Make the folder of the run, or enter it again; see danet.checkpoint.run_folder."""
-    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folder = run_folder.prepare(
         config.run.dir,
-        Path("runs", config.run.name or "run", now),
+        Path("runs", config.run.name or "run", f"{datetime.now():%Y-%m-%d_%H-%M-%S}"),
         config=config.plain,
         resuming=config.resume is not None,
         saved=saved,
@@ -210,11 +205,7 @@ def score(parts: Parts, log: RunLog, model: nn.Module, step: int) -> ConfusionMa
 
 
 def validate_data(parts: Parts, saved: Checkpoint | None) -> None:
-    """Check the splits and some samples, and compare the data with those of the checkpoint.
-
-    Raises:
-        InputError: The splits overlap, a sample is bad, or a resumed run had other data.
-    """
+    """Raise InputError if the splits overlap, a sample is bad, or a resumed run had other data."""
     config, train_set, val_set = parts.config, parts.train_set, parts.val_set
     overlap = refuse_overlap(train_set, val_set, allowed=config.data.allow_overlap)
     division = train_set.division if isinstance(train_set, Folder) else ""
@@ -225,24 +216,3 @@ def validate_data(parts: Parts, saved: Checkpoint | None) -> None:
         *resume.compare_data(saved or {}, parts.fingerprints, allowed=config.allow_changes),
     ):
         cli.say(note)
-
-
-@contextmanager
-def explaining_failures(parts: Parts, batches: TrainBatches, trainer: Trainer) -> Iterator[None]:
-    """Raise a UserError in the place of what torch raises for dead workers and lack of memory."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        explained: UserError | None = batches.explain(error)
-        if explained is None and out_of_memory.is_shortage(error):
-            # The network is in training mode except in an evaluation.
-            is_training = trainer.train_step.model.training
-            explained = out_of_memory.explain(parts.config, parts.device, training=is_training)
-        if explained is None:
-            raise
-        raise explained from error
-
-
-def warn(text: str) -> None:
-    """Print a warning of this process alone."""
-    print(f"warning: process {os.environ.get('RANK', '0')}: {text}", file=sys.stderr, flush=True)

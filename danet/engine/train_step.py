@@ -38,8 +38,7 @@ class TrainStep:
         model: Maps images to a SegmentationOutput; on the device that trains.
         criterion: Gives named, weighted loss terms, which are summed.
         optimizer: Over the parameters of the model; its groups have ``base_lr``.
-        schedule: Factor of the base rates by step.
-        settings: The config group ``trainer``.
+        schedule, settings: Factor of the base rates by step; the config group ``trainer``.
     """
 
     def __init__(
@@ -71,10 +70,7 @@ class TrainStep:
 
         The gradient is that of the global batch: each term is divided by what all micro-batches of
         all processes count, and the mean of the returned terms over the processes is the loss.
-
-        Args:
-            group: Micro-batches, on the CPU.
-            step: Updates done before.
+        ``group`` has micro-batches on the CPU, ``step`` counts the updates before.
         """
         divisors = self._divisors(group, step) if len(group) > 1 else None
         self._seed(step)
@@ -146,10 +142,7 @@ class TrainStep:
     def require_updates(self, step: int, last_step: int, replay: str) -> None:
         """Raise DivergedError if float16 overflowed in many steps in a row, or in all of the run.
 
-        Args:
-            step: Updates done.
-            last_step: Of the run.
-            replay: The command that repeats the step, for the message.
+        ``replay`` is the command that repeats the step, for the message.
         """
         if not self.scaler.is_enabled():
             return

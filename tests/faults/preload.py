@@ -19,7 +19,6 @@ import danet.models.heads.dual
 import danet.models.resnet
 import danet.models.segmentor
 import danet.preflight.advice
-import danet.preflight.out_of_memory
 import danet.tools.train
 import danet.visualization.figure  # noqa: F401
 from faults import driver, plants  # noqa: F401
