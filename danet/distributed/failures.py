@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -37,13 +37,15 @@ def is_alive(pid: int) -> bool:
         return not os.path.isdir("/proc/self")
 
 
-def dead_ranks(seconds: float = 0.0) -> list[int]:
-    """Return the ranks of this host whose process has ended; wait some seconds until one has."""
+def dead_ranks() -> list[int]:
+    """Return the ranks of this host whose process has ended."""
+    return [rank for rank, pid in peers.items() if not is_alive(pid)]
+
+
+def _wait(condition: Callable[[], object], seconds: float) -> None:
+    """Wait until a condition holds, or so many seconds."""
     deadline = time.monotonic() + seconds
-    while True:
-        dead = [rank for rank, pid in peers.items() if not is_alive(pid)]
-        if dead or time.monotonic() >= deadline:
-            return dead
+    while not condition() and time.monotonic() < deadline:
         time.sleep(POLL)
 
 
@@ -60,9 +62,8 @@ def is_reported_by_another(rank: int) -> bool:
     if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         time.sleep(error_reporting.CLAIM)  # without torchrun rank 0 hosts the store
     # A reporter on another host is no peer, and the launcher of this host cannot end it.
-    pid, deadline = peers.get(reporter), time.monotonic() + error_reporting.REPORT
-    while pid is not None and is_alive(pid) and time.monotonic() < deadline:
-        time.sleep(POLL)
+    if reporter in peers:
+        _wait(lambda: not is_alive(peers[reporter]), error_reporting.REPORT)
     return reporter != rank
 
 
@@ -70,7 +71,8 @@ def failed(exchange: str, error: BaseException | str) -> ProcessError:
     """Return the error of an exchange that failed, which names the ranks that died."""
     # One death breaks the exchange on all ranks; who reports is settled in error_reporting.py.
     cause = f"after at most {TIMEOUT}; another process has died, hangs, or took another path"
-    if dead := dead_ranks(_NOTICE):
+    _wait(dead_ranks, _NOTICE)
+    if dead := dead_ranks():
         cause = f"process {' and '.join(map(str, dead))} of this machine has died"
     reason = error if isinstance(error, str) else first_line(error)
     return ProcessError(

@@ -105,9 +105,9 @@ def parameter_groups(model: nn.Module, factory: SGD | AdamW) -> list[dict[str, A
         # Norms, biases and gamma are the parameters of one dimension.
         decays = factory.decay_norm or parameter.ndim > 1
         base_lr = factory.lr * (factory.head_multiplier if in_head else 1.0)
+        weight_decay = factory.weight_decay if decays else 0.0
         # ``lr`` is overwritten in every step; torch keeps other keys.
-        group = {"params": [], "lr": base_lr, "base_lr": base_lr}
-        group["weight_decay"] = factory.weight_decay if decays else 0.0
+        group = {"params": [], "lr": base_lr, "base_lr": base_lr, "weight_decay": weight_decay}
         groups.setdefault((in_head, decays), group)["params"].append(parameter)
     return list(groups.values())
 
