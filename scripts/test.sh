@@ -6,11 +6,7 @@ bash scripts/install.sh test
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
 .venv/bin/python -m mypy -p danet
-if [ $# -gt 0 ]; then
-  exec .venv/bin/python -m pytest "$@"
+if [ $# -eq 0 ]; then
+  set -- -n 2 --dist worksteal
 fi
-# Two at a time; then, one by one, those that kill processes and wait for them.
-failed=0
-.venv/bin/python -m pytest -n 2 --dist worksteal -m "not serial" || failed=1
-.venv/bin/python -m pytest -m serial || failed=1
-exit $failed
+exec .venv/bin/python -m pytest "$@"

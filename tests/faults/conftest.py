@@ -1,22 +1,8 @@
 """Fixtures of the fault tests: starting processes, the figure of a row, an undisturbed run."""
 
-from pathlib import Path
-
 import pytest
 
 from faults.toy import TOY, Starter, fingerprint
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Lets no other test run beside these: they keep time limits with several processes each.
-
-    But for modules whose limits are wide, which say so.
-    """
-    for item in items:
-        is_here = Path(__file__).parent in item.path.parents
-        if is_here and not getattr(item.module, "RUNS_BESIDE_OTHERS", False):
-            item.add_marker("serial")
 
 
 @pytest.fixture

@@ -3,6 +3,11 @@
 All but danet.engine.run: it names functions that faults.plants replaces before it is imported.
 """
 
+# ruff: noqa: F401
+import torch._dynamo  # comes with torchvision and takes two seconds
+import torch.utils.tensorboard
+import torchvision
+
 import danet.checkpoint.weights
 import danet.cli
 import danet.config.resume
@@ -20,5 +25,5 @@ import danet.models.resnet
 import danet.models.segmentor
 import danet.preflight.advice
 import danet.tools.train
-import danet.visualization.figure  # noqa: F401
-from faults import driver, plants  # noqa: F401
+import danet.visualization.figure
+from faults import driver, plants

@@ -14,7 +14,6 @@ from danet.checkpoint import format as checkpoint_format
 from danet.distributed.launcher import require_sound
 from faults.toy import PATIENCE, TOY, members, step_of
 
-RUNS_BESIDE_OTHERS = True
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done
 echo "$@" >> "$CALLS/srun"
