@@ -51,9 +51,8 @@ class NonFiniteGuard:
             step, rank, names, loss = min(diverged)
             what = f"the loss is not finite ({loss})"
             raise DivergedError(self._message(step, what, names, rank))
-        latest = zip(*(losses for _, losses in everywhere), strict=True)
-        means = (sum(values) / len(everywhere) for values in latest)
-        return dict(zip(steps[-1][2], means, strict=True))
+        totals = torch.tensor([losses for _, losses in everywhere]).sum(0).tolist()
+        return {n: x / len(everywhere) for n, x in zip(steps[-1][2], totals, strict=True)}
 
     def require_finite(self, model: nn.Module, step: int, *, on_all: bool) -> None:
         """Raise DivergedError if a weight or statistic is not finite; wait for the device.
