@@ -35,20 +35,20 @@ def from_first(value: T) -> T:
     return box[0]
 
 
-def gather(value: T, name: str = "gathering") -> list[T]:
+def gather(value: T) -> list[T]:
     """Return the picklable values of all processes in the order of their ranks, on every rank."""
     if world_size() == 1:
         return [value]
     box: list[Any] = [None] * world_size()
-    with naming_failures(name):
+    with naming_failures("gathering"):
         dist.all_gather_object(box, value)
     return box
 
 
-def sum_in_place(values: Tensor) -> None:
+def sum_in_place(values: Tensor, name: str = "sum of counts") -> None:
     """Replace a tensor by its sum over all processes."""
     if world_size() > 1:
-        with naming_failures("sum of counts"):
+        with naming_failures(name):
             dist.all_reduce(values)  # on CUDA it is only queued: the caller does not wait
 
 

@@ -42,17 +42,20 @@ class NonFiniteGuard:
             DivergedError: A loss since the last check is not finite on some process.
         """
         steps, self._steps = self._steps, []
-        kept = torch.stack([torch.stack([*terms.values()]) for _, _, terms in steps]).tolist()
-        sums = zip(steps, map(sum, kept), strict=True)
+        losses = torch.stack([torch.stack([*terms.values()]) for _, _, terms in steps])
+        sums = zip(steps, losses.sum(1).tolist(), strict=True)
         bad = next(((step, names, x) for (step, names, _), x in sums if not math.isfinite(x)), None)
-        everywhere = collectives.gather((bad, kept[-1]), "mean of losses")
-        diverged = [(bad[0], rank, *bad[1:]) for rank, (bad, _) in enumerate(everywhere) if bad]
+        # One reduction carries the latest losses and the number of processes that found a bad one.
+        totals = torch.cat([losses[-1], losses.new_tensor([bad is not None])])
+        collectives.sum_in_place(totals, "mean of losses")
+        *sums_of_all, diverged = totals.tolist()
         if diverged:
-            step, rank, names, loss = min(diverged)
+            everywhere = enumerate(collectives.gather(bad))
+            step, rank, names, loss = min((b[0], rank, *b[1:]) for rank, b in everywhere if b)
             what = f"the loss is not finite ({loss})"
             raise DivergedError(self._message(step, what, names, rank))
-        totals = torch.tensor([losses for _, losses in everywhere]).sum(0).tolist()
-        return {n: x / len(everywhere) for n, x in zip(steps[-1][2], totals, strict=True)}
+        world_size = collectives.world_size()
+        return {n: x / world_size for n, x in zip(steps[-1][2], sums_of_all, strict=True)}
 
     def require_finite(self, model: nn.Module, step: int, *, on_all: bool) -> None:
         """Raise DivergedError if a weight or statistic is not finite; wait for the device.
