@@ -129,8 +129,6 @@ def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) 
     elif config.init_from:
         for line in initialise(model, Path(config.init_from)):
             cli.say(line)
-    if collectives.world_size() > 1 and device.type == "cpu" and settings.sync_batchnorm:
-        cli.say("trainer.sync_batchnorm: there is none on the CPU, so each process has its own")
     folder = make_folder(config, saved)
     run_id = run_folder.id_of(folder)
     log = RunLog(

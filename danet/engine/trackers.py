@@ -1,6 +1,8 @@
 """Experiment trackers behind one interface: TensorBoard, Weights & Biases, MLflow.
 
-Each class has the methods of ``TensorBoard``. Whatever they raise, RunLog makes a warning of it.
+Each class is made of the folder of a run, the step where it starts or continues, its id (the same
+after resuming) and its settings, and has the methods of ``TensorBoard``. Whatever they raise,
+RunLog makes a warning of it.
 """
 
 import math
@@ -19,14 +21,7 @@ PlainSettings = dict[str, int | float | str | bool]
 
 
 class TensorBoard:
-    """Event files in the folder ``tensorboard`` of the run.
-
-    Args:
-        folder: Of the run; its name is shown.
-        step: Where the run starts or continues.
-        run_id: Of the run, the same after resuming.
-        settings: Of the run.
-    """
+    """Event files in the folder ``tensorboard`` of the run."""
 
     def __init__(self, folder: Path, step: int, run_id: str, settings: PlainSettings) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow, and not needed by all

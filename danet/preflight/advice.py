@@ -44,10 +44,12 @@ def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] =
             "slower than float32 here"
         )
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    is_asked_for = "trainer.sync_batchnorm=true" in [setting.lower() for setting in typed]
-    if is_asked_for and (alone or device.type == "cpu"):
-        why = "there is one process" if alone else "there is none on the CPU"
-        lines.append(f"trainer.sync_batchnorm=true: {why}, so plain batch norm is used")
+    if alone and "trainer.sync_batchnorm=true" in [setting.lower() for setting in typed]:
+        why = "there is one process, so plain batch norm is used"
+        lines.append(f"trainer.sync_batchnorm=true: {why}")
+    elif not alone and device.type == "cpu" and config.trainer.sync_batchnorm:
+        why = "there is none on the CPU, so each process has its own"
+        lines.append(f"trainer.sync_batchnorm=true: {why}")
     return lines
 
 
