@@ -39,7 +39,7 @@ from PIL import Image
 from torch.distributed import run as torchrun
 
 import danet
-from danet import cli, extras
+from danet import extras
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint.convert import PROGRAMS
 from danet.config.build import make_dataset, make_model
@@ -53,7 +53,7 @@ from danet.datasets.coco_stuff import CocoStuff164k
 from danet.datasets.folder import Folder
 from danet.datasets.pascal_context import PascalContext
 from danet.datasets.scenes import Scenes
-from danet.distributed import collectives, consistency, launcher, rendezvous
+from danet.distributed import collectives, launcher, rendezvous
 from danet.distributed.device import choose_device
 from danet.engine.nonfinite import NonFiniteGuard
 from danet.engine.train_step import TrainStep
@@ -63,7 +63,7 @@ from danet.evaluation.metrics import BoundaryIoU
 from danet.losses import OHEM, CrossEntropy, DeepSupervision
 from danet.models.resnet import ResNet
 from danet.models.timm_backbone import TimmBackbone
-from danet.preflight import advice, out_of_memory
+from danet.preflight import advice
 from danet.preflight.memory_estimate import StepSimulator
 
 pytestmark = pytest.mark.bad_input("R30")
@@ -949,10 +949,7 @@ def test_a_later_step_is_seen_again_from_its_checkpoint(door, run, monkeypatch):
     assert typed[0] == f"resume={run / 'last.pt'}"
     assert "steps 2 to 4" in door.call(name.removeprefix("tools/")[:-3], *typed)
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
-    replay = NonFiniteGuard(run).replay(3)
-    program, flag, count, name, *again = shlex.split(replay.partition("again: ")[2])
-    assert (program, count, again) == ("torchrun", "2", typed)
-    assert flag in torchrun.get_args_parser()._option_string_actions
+    assert NonFiniteGuard(run).replay(3) == f"{replay} run.processes=2"
 
 
 def test_a_run_is_repeated_as_its_config_says(door, run, tmp_path, monkeypatch):
@@ -1120,30 +1117,106 @@ def test_labels_of_streets_are_unpacked_or_chosen(tmp_path):
 # --- Batches, memory, devices -------------------------------------------------------------------
 
 
+STATED = {
+    "compiler": ("trainer.compile=true", r"install a C\+\+ compiler, or set (\S+)$", ("{0}",)),
+    "device": ("trainer.device=cuda", r"; use (\S+)$", ("{0}",)),
+    "float16": (
+        "trainer.precision=float16",
+        r"cpu has (\w+) or (\w+)$",
+        ("trainer.precision={0}", "trainer.precision={1}"),
+    ),
+    "sweep": ("seed=1,2", r"start (torchrun) once per run instead$", ("seed=1", "seed=2")),
+    "mean of all positions": (
+        "model/head=pspnet data.batch_size=1",
+        r"give (data\.batch_size=2) or more$",  # a larger crop would not help
+        ("model/head=pspnet {0}",),
+    ),
+    "crop alone": (
+        "evaluation=multi_scale evaluation.crop=[32,32]",
+        "(give both, or neither)",
+        ("evaluation=multi_scale", "evaluation=multi_scale evaluation.crop=[32,32] {stride}"),
+    ),
+    "mmseg alone": (
+        "evaluation=mmseg_single evaluation.crop=[32,32]",
+        "(give both, or neither)",
+        ("evaluation=mmseg_single", "evaluation=mmseg_single evaluation.crop=[32,32] {stride}"),
+    ),
+    "long stride": (
+        "evaluation=sliding evaluation.crop=[32,32] evaluation.stride=[40,40]",
+        r"is larger than crop=\[(\d+), (\d+)\]",
+        ("evaluation=sliding evaluation.crop=[32,32] evaluation.stride=[{0},{1}]",),
+    ),
+    "reduction": (
+        "model.head.reduction=5",
+        r"channels=(\d+) is not divisible by",
+        ("model.head.reduction={0}",),
+    ),
+    "width": (
+        "model.backbone.width=0",
+        "(a positive number of channels)",
+        ("model.backbone.width=8",),
+    ),
+    "two sides": ("data.size=[48]", r"two whole numbers of at least 1, (\S+)$", ("{0}",)),
+    "words": ("data.size=wide", r"two whole numbers of at least 1, (\S+)$", ("{0}",)),
+    "small scene": (
+        "data.size=[8,8]",
+        r"(\d+) or more high, at least as wide as",
+        ("data.size=[{0},96]",),
+    ),
+    "pictures of a split": (
+        "data.lengths={{train:12,val:0,test:1}}",
+        r"must give split 'val' (\d) picture or more",
+        ("data.lengths={{train:12,val:{0},test:1}}",),
+    ),
+    "split of scenes": (
+        "data.val_split=dev",
+        r"is not one of train, val, (\w+)",
+        ("data.val_split={0}",),
+    ),
+}
+"""Settings, what their message says, and the settings that it leads to."""
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_what_a_message_states_is_taken(name, door, monkeypatch):
+    def no_compiler(*_, **__):
+        raise RuntimeError("no C++ compiler was found")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    typed, pattern, advised = STATED[name]
+    stride = "evaluation.stride=[16,16]"
+    with monkeypatch.context() as patch:
+        if name == "sweep":
+            world = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
+            for variable, value in world.items():
+                patch.setenv(variable, value)
+        flags = ("-m",) if name == "sweep" else ()
+        message = door.refused("train", *flags, *typed.format().split())
+    found = re.search(pattern, message, re.MULTILINE)
+    assert found, message
+    for settings in advised:
+        right = settings.format(*found.groups(), stride=stride)
+        door.follow("train", *right.split(), "data.cue_radius=1")
+
+
 def test_a_smaller_batch_is_filled(door):
     message = door.refused("train", "data.batch_size=100")
     count, key = re.search(r"^(\d+) samples .* use a smaller (\S+)$", message).groups()
     door.follow("train", f"{key}={count}", trains=True)
 
 
-@pytest.mark.parametrize("way", ["crops", "alone"])
-def test_pictures_of_several_sizes(way, door, tmp_path):
+def test_pictures_of_several_sizes(door, tmp_path):
     root = plant(tmp_path / "data", splits=(("train", 2), ("val", 1)))
     for folder in ("images", "masks"):
         path = root / folder / "train/train_0.png"
         Image.open(path).crop((0, 0, 40, 40)).save(path)
     plain = (*own(root), "data/transforms=none", "data.crop=null")
-    settings = door.defaults("train", plain)
-    message = door.call("train", *settings, code=2, trains=True)
-    crop, transform, batch = re.search(
-        r"set (data\.crop) and a transform that crops, such as (\S+), or (data\.\S+)$",
-        message,
-        re.MULTILINE,
-    ).groups()
-    if way == "crops":
-        door.follow("train", *own(root), transform, f"{crop}=[32,32]", trains=True)
-    else:
-        door.follow("train", *plain, batch, trains=True)
+    message = door.call("train", *door.defaults("train", plain), code=2, trains=True)
+    pattern = r"set (data\.crop) and a transform that crops, such as (\S+), or (data\.\S+)$"
+    crop, transform, alone = re.search(pattern, message, re.MULTILINE).groups()
+    door.follow("train", *own(root), transform, f"{crop}=[32,32]", trains=True)
+    door.follow("train", *plain, alone, trains=True)
 
 
 def test_bad_samples_are_mended_or_removed(door, tmp_path):
@@ -1156,9 +1229,8 @@ def test_bad_samples_are_mended_or_removed(door, tmp_path):
         path.with_suffix(".bmp").write_bytes(content[: len(content) // 2])
     typed = (*own(root), "data.on_bad_sample=skip", "trainer.steps=6")
     message = door.call("train", *door.defaults("train", typed), code=2, trains=True)
-    name, setting = re.search(
-        r"mend or remove them \(tools/(\w+)\.py (\S+) finds all\)", message
-    ).groups()
+    pattern = r"mend or remove them \(tools/(\w+)\.py (\S+) finds all\)"
+    name, setting = re.search(pattern, message).groups()
     found = door.refused(name, *own(root), setting, "show=10", f"output={tmp_path / 'o'}")
     assert "5 problems in all" in found
     report = json.loads((tmp_path / "o/report.json").read_text())
@@ -1169,28 +1241,20 @@ def test_bad_samples_are_mended_or_removed(door, tmp_path):
 
 def test_workers_without_room_or_memory(door):
     message = str(workers.explain(OSError(errno.ENOSPC, ""), [], list, 0))
-    killed = str(
-        workers.exit_error([types.SimpleNamespace(pid=1, exitcode=-signal.SIGKILL)], lambda: ["x"])
-    )
-    setting, path = re.search(
-        r"(data\.num_workers=0) needs none, .*size=2g (\S+)$", message
-    ).groups()
+    dead = types.SimpleNamespace(pid=1, exitcode=-signal.SIGKILL)
+    killed = str(workers.exit_error([dead], lambda: ["x"]))
+    pattern = r"(data\.num_workers=0) needs none, .*size=2g (\S+)$"
+    setting, path = re.search(pattern, message).groups()
     assert Path(path).is_dir()
     for program in ("docker run --shm-size=2g", "mount -o remount,size=2g"):
         assert program in message
-    key = re.search(r"fewer (data\.num_workers) need less", killed)[1]
-    assert setting.startswith(key)
+    assert setting.startswith(re.search(r"fewer (data\.num_workers) need less", killed)[1])
     door.follow("train", setting)
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the cores are not known here")
-def test_more_workers_than_cores():
+def composed(*settings):
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = check(hydra.compose("train", [*TINY, "data.num_workers=5000"]))
-    reported = "\n".join(advice.notes(config, torch.device("cpu")))
-    cores = re.search(r"data\.num_workers=5000: this process may use (\d+) core", reported)[1]
-    config.data.num_workers = int(cores)
-    assert not any("core" in note for note in advice.notes(config, torch.device("cpu")))
+        return check(hydra.compose("train", settings))
 
 
 def test_a_device_that_is_here(door, monkeypatch, tiny_checkpoint, tmp_path):
@@ -1198,31 +1262,21 @@ def test_a_device_that_is_here(door, monkeypatch, tiny_checkpoint, tmp_path):
     typed = (f"checkpoint={tiny_checkpoint}", f"output={tmp_path / 'o'}")
     setting = re.search(r"; use (\S+)$", door.refused("eval", *typed, "device=cuda"))[1]
     door.follow("eval", *typed, setting)
-    setting = re.search(r"; use (\S+)$", door.refused("train", "trainer.device=cuda"))[1]
-    door.follow("train", setting)
-    message = door.refused("train", "trainer.precision=float16")
-    for precision in re.search(r"cpu has (\w+) or (\w+)$", message).groups():
-        door.follow("train", f"trainer.precision={precision}")
 
 
-def test_one_process_per_device(monkeypatch):
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_one_process_per_device(monkeypatch, number):
+    """More processes are refused by all of them."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    message = heard(choose_device, "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", str(number))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    message = heard(choose_device, "auto")
+    assert message.startswith("3 processes on a machine with 2 CUDA device(s)")
     count = re.search(r"with (\d+) CUDA device\(s\): start one process per device", message)[1]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
-    choose_device("cuda")
-
-
-def test_a_network_that_cannot_be_compiled_is_not(door, monkeypatch):
-    def compiler(*_, **__):
-        raise RuntimeError("no C++ compiler was found")
-
-    monkeypatch.setattr(torch, "compile", compiler)
-    message = door.refused("train", "trainer.compile=true")
-    setting = re.search(r"install a C\+\+ compiler, or set (\S+)$", message)[1]
-    door.follow("train", setting)
+    if number < 2:
+        assert choose_device("cuda") == torch.device("cuda", number)
 
 
 def test_gradients_that_are_too_large_for_float16(door, tmp_path):
@@ -1236,58 +1290,24 @@ def test_gradients_that_are_too_large_for_float16(door, tmp_path):
         door.follow("train", f"{key}={value}", "optimizer.lr=0.0001")
 
 
-def test_processes_start_with_the_same(monkeypatch):
-    monkeypatch.setattr(collectives, "world_size", lambda: 2)
-    others = {"config": "b"}
-
-    def gather(everywhere, facts):
-        everywhere[:] = [facts, others]
-
-    monkeypatch.setattr(collectives.dist, "all_gather_object", gather)
-    message = heard(consistency.require_same, {"config": "a"})
-    assert "all processes of a run must start with the same" in message
-    consistency.require_same(others)
-
-
 def test_processes_that_did_not_meet_get_another_port(monkeypatch):
     def taken(*_, **__):
         raise RuntimeError("address already in use")
 
     monkeypatch.setattr(rendezvous, "rendezvous", taken)
     message = heard(rendezvous.join, timedelta(seconds=1), kind=ProcessError)
-    flags = re.search(
-        r"torchrun (--\S+) finds a free port, (--\S+) names another", message
-    ).groups()
+    pattern = r"torchrun (--\S+) finds a free port, (--\S+) names another"
     known = torchrun.get_args_parser()._option_string_actions
-    assert set(flags) <= set(known)
-
-
-def test_a_sweep_starts_torchrun_for_each_run(door, monkeypatch):
-    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "x")):
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MASTER_PORT", "1")
-    message = door.refused("train", "-m", "seed=1,2")
-    assert message == "--multirun under torchrun: start torchrun once per run instead"
-    cli.check_arguments(["seed=1"])
-    cli.check_arguments(["seed=2"])
+    assert set(re.search(pattern, message).groups()) <= set(known)
 
 
 def test_a_batch_norm_gets_several_values(door, root):
     typed = ("data.crop=[32,32]", "data.batch_size=1", "model.backbone.output_stride=32")
     message = door.refused("train", *own(root), *typed)
-    batch, crop, stride = re.search(
-        r"give (data\.batch_size=2) or more, or a larger (\S+), or a smaller (\S+)$", message
-    ).groups()
-    for changed in (batch, f"{crop}=[64,64]", f"{stride}=16"):
+    pattern = r"give (data\.batch_size=2) or more, or a larger (\S+), or a smaller (\S+)$"
+    pair, crop, stride = re.search(pattern, message).groups()
+    for changed in (pair, f"{crop}=[64,64]", f"{stride}=16"):
         door.follow("train", *own(root), *typed, changed)
-
-
-def test_a_mean_of_all_positions_needs_two_pictures(door):
-    typed = ("model/head=pspnet", "data.batch_size=1")
-    message = door.refused("train", *typed)
-    assert "larger" not in message, "it would not help"
-    setting = re.search(r"give (data\.batch_size=2) or more$", message)[1]
-    door.follow("train", typed[0], setting)
 
 
 def test_a_plan_needs_a_crop(door):
@@ -1303,25 +1323,31 @@ def test_a_crop_that_fits_is_named(door, root):
     message = door.refused("train", *typed, "data.crop=[4000,4000]", "device_memory=0.05")
     crop = re.search(r"the largest crop that fits is \[(\d+), (\d+)\]", message)
     height, width = map(int, crop.groups())
-    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = check(hydra.compose("train", [*typed, "model.head.reduction=2"]))
+    config = composed(*typed, "model.head.reduction=2")
     assert StepSimulator(config, precision=torch.float32).peak(2, height, width) < 0.05 * 2**30
     door.follow("train", *typed, f"data.crop=[{height},{width}]")
 
 
-def test_memory_that_was_not_enough(door, monkeypatch):
-    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = check(hydra.compose("train", TINY))
-    device = torch.device("cpu")
-    message = str(out_of_memory.explain(config, device, training=True))
-    precision, recompute, batch, accumulate, size, plan = re.search(
-        r"order: (\S+), (\S+), a smaller (\S+) with a larger (\S+), a smaller (\S+); (\S+) shows",
-        message,
-    ).groups()
+def test_memory_that_was_not_enough(door):
+    config, cpu = composed(*TINY), torch.device("cpu")
+    with pytest.raises(RuntimeError) as short:
+        torch.empty(2**52, dtype=torch.uint8)
+    for error in (short.value, MemoryError(), torch.OutOfMemoryError("CUDA out of memory")):
+        message = str(advice.explain_shortage(error, config, cpu, training=True))
+        assert message.startswith("out of memory on cpu in a step of data.batch_size=2 with 48 x 9")
+    other = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    assert advice.explain_shortage(other, config, cpu, training=True) is None
+    pattern = (
+        r"order: (\S+), (\S+), a smaller (\S+) with a larger (\S+), a smaller (\S+); (\S+) shows"
+    )
+    precision, recompute, pair, accumulate, size, plan = re.search(pattern, message).groups()
     door.follow("train", precision, recompute)
-    door.follow("train", f"{batch}=3", f"{accumulate}=2", f"{size}=[32,32]")
+    door.follow("train", f"{pair}=3", f"{accumulate}=2", f"{size}=[32,32]")
     assert "largest crop" in door.follow("train", f"{plan}")
-    message = str(out_of_memory.explain(config, device, training=False))
+    config.data.size = None
+    message = str(advice.explain_shortage(MemoryError(), config, cpu, training=True))
+    assert "data.batch_size=2; try in this order: trainer.precision=bfloat16, " in message
+    message = str(advice.explain_shortage(MemoryError(), config, cpu, training=False))
     setting, key = re.search(r"use (\S+), or a smaller (\S+)$", message).groups()
     door.follow("train", setting)
     door.follow("train", setting, f"{key}=[64,64]", "evaluation.stride=[48,48]")
@@ -1334,66 +1360,13 @@ def test_sums_of_exponentials_or_a_mean(door, tiny_checkpoint, tmp_path):
     typed = (f"checkpoint={tmp_path / 'last.pt'}", f"output={tmp_path / 'o'}")
     small = ("evaluation=danet_single", "evaluation.base_size=96", "evaluation.crop=48")
     message = door.refused("eval", *typed, *small)
-    setting = re.search(r"take (\S+), which averages", message)[1]
-    door.follow("eval", *typed, setting)
+    door.follow("eval", *typed, re.search(r"take (\S+), which averages", message)[1])
 
 
-PAIRS = {
-    "crop alone": ("multi_scale", "evaluation.crop=[32,32]", "evaluation.stride=[16,16]"),
-    "mmseg alone": ("mmseg_single", "evaluation.crop=[32,32]", "evaluation.stride=[16,16]"),
-}
-
-
-@pytest.mark.parametrize("name", PAIRS)
-def test_both_are_given_or_neither(name, door):
-    choice, one, other = PAIRS[name]
-    assert "give both, or neither" in door.refused("train", f"evaluation={choice}", one)
-    door.follow("train", f"evaluation={choice}", one, other)
-    door.follow("train", f"evaluation={choice}")
-
-
-SIZES = {
-    "long stride": ("evaluation=sliding", "evaluation.crop=[32,32]", "evaluation.stride=[40,40]"),
-    "reduction": ("model.head.reduction=5",),
-    "width": ("model.backbone.width=0",),
-    "two sides": ("data.size=[48]",),
-    "words": ("data.size=wide",),
-    "small scene": ("data.size=[8,8]",),
-    "pictures of a split": ("data.lengths={train: 12, val: 0, test: 1}",),
-    "split of scenes": ("data.val_split=dev",),
-}
-"""Settings, of which the last is out of a range that others or a text state."""
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_sizes_that_fit_are_found_in_the_message(name, door):
-    *others, wrong = SIZES[name]
-    message = door.refused("train", *others, wrong)
-    form, right = {
-        "long stride": (r"is larger than crop=\[(\d+), (\d+)\]", "evaluation.stride=[{0},{1}]"),
-        "reduction": (r"channels=(\d+) is not divisible by", "model.head.reduction={0}"),
-        "width": (r"a positive number of channels()", "model.backbone.width=8{0}"),
-        "two sides": (r"expected two whole numbers of at least 1, (\S+)$", "{0}"),
-        "words": (r"expected two whole numbers of at least 1, (\S+)$", "{0}"),
-        "small scene": (r"(\d+) or more high, at least as wide as", "data.size=[{0},96]"),
-        "pictures of a split": (
-            r"must give split 'val' (\d) picture or more",
-            "data.lengths={{train: 12, val: {0}, test: 1}}",
-        ),
-        "split of scenes": (r"is not one of train, val, (\w+)", "data.val_split={0}"),
-    }[name]
-    found = re.search(form, message, re.MULTILINE)
-    assert found, message
-    door.follow("train", *others, right.format(*found.groups()), "data.cue_radius=1")
-
-
-def test_a_scene_has_height_and_width():
+def test_values_of_scenes_and_losses_are_in_their_ranges():
     message = heard(Scenes, split="val", lengths={"val": 1}, size=[48], cue_radius=1)
     assert "must be [height, width]" in message
     Scenes(split="val", lengths={"val": 1}, size=[48, 96], cue_radius=1)
-
-
-def test_a_weight_of_an_output_is_in_its_range():
     message = heard(DeepSupervision, CrossEntropy(), weights={"position": -1.0})
     low = float(re.search(r"is not a finite number >= (\d)", message)[1])
     DeepSupervision(CrossEntropy(), weights={"position": low})
