@@ -54,6 +54,7 @@ setup(
     package_dir=LINKED,
     package_data={
         "danet.checkpoint": ["*.yaml"],
+        "danet.config": ["*.yaml"],
         "danet.configs": ["**/*.yaml"],
         "danet.export": ["*.j2"],
         "danet.visualization": ["templates/*"],

@@ -27,18 +27,14 @@ from typing import IO, Any, NamedTuple
 from danet.errors import InputError, StorageError, UserError, first_line
 from danet.filesystem import file_lock
 
-_SMALL = 2**20
-"""Bytes; an archive that unpacks to no more than this is no bomb, whatever its ratio."""
-_MAX_HEADER = 2**20
-"""Bytes of a tar that are read for one header, in which a name may claim any length."""
+_SMALL = 2**20  # bytes; an archive that unpacks to no more is no bomb, whatever its ratio
+_MAX_HEADER = 2**20  # bytes of a tar read for one header, in which a name may claim any length
 _ODD_NAME = re.compile(r"[\\\x00-\x1f\x7f]|^[A-Za-z]:|[^/]{256}")
 _DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, struct.error),
     *(EOFError, ValueError, LookupError, ArithmeticError, RuntimeError, MemoryError),
 )
 """Exceptions of the standard library on files that are damaged or forged."""
-
-
 _Entry = tuple[tarfile.TarInfo, Callable[[], Any]]
 """Name, size and type of a member, and what opens it."""
 

@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,40 +66,39 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
         # hydra.main reads sys.argv and takes no arguments.
         sys.argv[1:] = [quote(argument) for argument in sys.argv[1:]]
         errors: list[Exception] = []
+
+        def keep_errors(config: DictConfig) -> None:
+            try:
+                work(config)
+            except Exception as error:  # Hydra would print the overrides before it raises it again
+                errors.append(error)
+
         task = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
-        task(_keeping(errors)(work))()
+        task(keep_errors)()
         if errors:
             raise errors[0]
 
 
 @contextmanager
-def _keeping(errors: list[Exception]) -> Iterator[None]:
-    """Collect errors for the user; Hydra would print the overrides before it raises them again."""
-    try:
-        yield
-    except (UserError, OmegaConfBaseException) as error:
-        errors.append(error)
-    except OSError as error:
-        if (explained := explain_storage(error)) is None:
-            raise
-        errors.append(explained)
-
-
-@contextmanager
 def _exit_codes(config_name: str) -> Iterator[None]:
     """Convert errors for the user to a message on stderr and an exit code."""
+    is_debugged = os.environ.get("DANET_TRACEBACK") == "1"
     try:
         yield
-    except (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        if os.environ.get("DANET_TRACEBACK") == "1":
+    except (UserError, OSError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        shown: UserError | None
+        if isinstance(error, (HydraException, OmegaConfBaseException, yaml.YAMLError)):
+            shown = InputError(_explain(error, config_name))
+        else:
+            shown = error if isinstance(error, UserError) else explain_storage(error)
+        if shown is None or is_debugged:
             raise
-        if not error_reporting.is_reported(error):
-            message = str(error) if isinstance(error, UserError) else _explain(error, config_name)
+        if not error_reporting.is_reported(shown):
             # It may quote a foreign file, which must not steer the terminal.
-            print(f"error: {printable(message, keep=chr(10))}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code if isinstance(error, UserError) else InputError.exit_code)
+            print(f"error: {printable(str(shown), keep=chr(10))}", file=sys.stderr, flush=True)
+        sys.exit(shown.exit_code)
     except KeyboardInterrupt:
-        if os.environ.get("DANET_TRACEBACK") == "1":
+        if is_debugged:
             raise
         if os.environ.get("RANK", "0") == "0":
             print("stopped by Ctrl-C", file=sys.stderr, flush=True)
@@ -115,16 +114,14 @@ def quote(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if key.lstrip("+") in _PATHS and value not in ("", "null") and value[0] not in "'\"":
         return f"{key}={quoted(os.path.expanduser(value))}"
-    is_list = value[:1] == "[" and value[-1:] == "]"
-    is_broken = value[:1] in ("[", "{") and not is_list
-    if not equals or argument.startswith("-") or is_broken or _is_understood(argument):
+    if not equals or argument.startswith("-") or _is_understood(argument):
         return argument
-    if is_list:
+    if value[:1] == "[" and value[-1:] == "]":
         parts = [part.strip() for part in value[1:-1].split(",")]
         parts = [part if _is_understood(f"x=[{part}]") else quoted(part) for part in parts]
         fitting = f"{key}=[{','.join(parts)}]"
     else:
-        fitting = f"{key}={quoted(value)}"
+        fitting = argument if value[:1] in ("[", "{") else f"{key}={quoted(value)}"
     return fitting if _is_understood(fitting) else argument
 
 
@@ -173,13 +170,8 @@ def overrides() -> list[str]:
 
 def flags() -> list[str]:
     """Return the flags of the command line with their values, except those of a sweep."""
-    kept, takes_value = [], False
-    for argument in sys.argv[1:]:
-        is_flag = argument.startswith("-") and argument not in ("-m", "--multirun")
-        if is_flag or (takes_value and not argument.startswith("-")):
-            kept.append(argument)
-        takes_value = is_flag and "=" not in argument
-    return kept
+    typed = get_args_parser().parse_args(sys.argv[1:]).overrides
+    return [a for a in sys.argv[1:] if a not in typed and a not in ("-m", "--multirun")]
 
 
 def added_keys() -> list[str]:
@@ -188,7 +180,7 @@ def added_keys() -> list[str]:
 
 
 def _explain(error: Exception, config_name: str) -> str:
-    """Return the error of Hydra or OmegaConf in one line, with the closest valid name."""
+    """Return the error of Hydra, OmegaConf or YAML in one line, with the closest valid name."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         choices = sorted(error.options)
@@ -196,20 +188,21 @@ def _explain(error: Exception, config_name: str) -> str:
             f"{group}={choice}: there is no such choice{did_you_mean(choice, choices)}; "
             f"choices: {', '.join(choices)}"
         )
-    if isinstance(error, yaml.YAMLError):
-        return _explain_yaml(error)
-    text = str(error)
-    cause: BaseException | None = error
-    while cause is not None:
-        if found := _UNKNOWN_KEY.search(text):
-            known = _keys(config_name)
-            unknown = dict.fromkeys([found[1] or found[2], *_unknown_keys(known)])
-            return "\n".join(f"{k}: there is no such key{instead(k, known)}" for k in unknown)
-        full_key = getattr(cause, "full_key", None)
-        if full_key and not isinstance(cause, ConfigCompositionException):
-            return _shorten(first_line(cause), full_key)
-        cause = cause.__cause__
-        text += f"\n{cause}" if cause else ""
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
+        tab = "; YAML is indented with blanks, not with tabs" * ("'\\t'" in str(error.problem))
+        place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}"
+        return f"{place}: {error.problem}{tab}"
+    causes: list[BaseException] = [error]
+    while cause := causes[-1].__cause__:
+        causes.append(cause)
+    text = "\n".join(map(str, causes))
+    if found := _UNKNOWN_KEY.search(text):
+        key = found[1] or found[2]
+        return f"{key}: there is no such key{instead(key, _keys(config_name))}"
+    for cause in causes:
+        key = getattr(cause, "full_key", None)
+        if key and not isinstance(cause, ConfigCompositionException):
+            return _shorten(first_line(cause), key)
     if isinstance(error, OverrideParseException) or "Ambiguous value" in text or "sweep" in text:
         typed = re.search(r"'([^'\s]+=[^']*)'", text)
         shown = typed.group(1) if typed else (getattr(error, "override", "") or "").strip()
@@ -233,19 +226,7 @@ def _shorten(text: str, key: str) -> str:
     if "missing mandatory value" in text:
         is_file = key in ("checkpoint", "input", "output")
         return f"{key}: no value is given; set {key}=<{'file' if is_file else 'value'}>"
-    if text.endswith("is not Optional"):
-        return f"{key}=null: expected a value"
-    return f"{key}: {text}"
-
-
-def _explain_yaml(error: yaml.YAMLError) -> str:
-    """Return an error of YAML syntax with the file, the line and the column."""
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    problem = getattr(error, "problem", None) or first_line(error)
-    if mark is None:
-        return f"a config file cannot be read: {problem}"
-    tab = "; YAML is indented with blanks, not with tabs" * ("'\\t'" in problem)
-    return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: {problem}{tab}"
+    return f"{key}=null: expected a value" if text.endswith("is not Optional") else f"{key}: {text}"
 
 
 def _keys(config_name: str) -> list[str]:
@@ -260,21 +241,9 @@ def _keys(config_name: str) -> list[str]:
     return [key for key, _, _ in walk(OmegaConf.to_container(config, resolve=False), "")]
 
 
-def _unknown_keys(known: Collection[str]) -> list[str]:
-    """Return the keys of the command line that a composed config does not have."""
-    typed = [argument.partition("=")[0] for argument in sys.argv[1:] if "=" in argument]
-    return [
-        key
-        for key in typed
-        if re.fullmatch(r"[\w.]+", key)  # neither a flag nor +, ~ or a choice in a folder
-        if known and key not in known and not key.startswith("hydra.") and not _choices(key)
-    ]
-
-
 def choice() -> str:
     """Return the default name of a run: the experiment, else the data set."""
-    choices = HydraConfig.get().runtime.choices
-    return str(choices.get("experiment") or choices.get("data") or "run")
+    return chosen("experiment") or chosen("data") or "run"
 
 
 def chosen(group: str) -> str | None:

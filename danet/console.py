@@ -1,19 +1,15 @@
 """Console output whose failures do not end the program.
 
 Results are in files; what is printed is only for people. So a closed pipe, as of ``| head``, a log
-on a full disk, a closed terminal or a stream that was never open cost the printed lines and nothing
-else.
+on a full disk, a closed terminal or a stream that was never open cost the printed lines from there
+on and nothing else.
 """
 
-import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
-
-_GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)
-"""Permanent errors of a stream; a full disk is not among them, it may have room later."""
 
 
 class Console:
@@ -40,7 +36,7 @@ class Console:
             encoding = self._stream.encoding or "ascii"
             self.write(text.encode(encoding, "backslashreplace").decode(encoding))
         except (OSError, ValueError) as error:  # ValueError: it was closed
-            self._fail(error)
+            self._drop(error)
         return len(text)
 
     def flush(self) -> None:
@@ -48,28 +44,17 @@ class Console:
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:
-            self._fail(error)
+            self._drop(error)
 
-    def close_quietly(self) -> None:
-        """Flush the stream or drop its buffer, so that Python does not fail over it at exit."""
-        self.flush()
-        if self.failure:
-            self._drop()
-            with suppress(OSError, ValueError):
-                self._stream.flush()
-
-    def _fail(self, error: Exception) -> None:
+    def _drop(self, error: Exception) -> None:
+        """Redirect the descriptor to the null device, for libraries and child processes, too."""
         reason = error.strerror if isinstance(error, OSError) else str(error)
         self.failure = self.failure or f"{self._name} could not be written ({reason})"
-        if isinstance(error, OSError) and error.errno in _GONE:
-            self._drop()
-
-    def _drop(self) -> None:
-        """Redirect the descriptor to the null device, for libraries and child processes, too."""
         with suppress(OSError, ValueError, AttributeError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
             os.close(null)
+            self._stream.flush()  # else Python would do it at exit
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -86,17 +71,16 @@ def unbreakable() -> Iterator[None]:
     before = sys.stdout, sys.stderr
     streams = []
     for stream, name in zip(before, ("standard output", "standard error"), strict=True):
-        is_open = stream is not None
-        null = None if is_open else open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
-        streams.append(Console(null or stream, name))
-        if not is_open:
+        # A stream that was closed at the start is None; the null device stays open until the end.
+        streams.append(Console(stream or open(os.devnull, "w"), name))  # noqa: SIM115
+        if stream is None:
             streams[-1].failure = f"{name} was closed at the start"
     sys.stdout, sys.stderr = streams
     try:
         yield
     finally:
-        for stream in streams:
-            stream.close_quietly()
+        for console in streams:
+            console.flush()
         sys.stdout, sys.stderr = before
 
 

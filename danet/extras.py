@@ -2,11 +2,9 @@
 
 import importlib
 import importlib.metadata
-import json
-import os
+import re
 import shlex
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 from danet.errors import InputError
 
@@ -16,31 +14,13 @@ def how_to_install(extra: str) -> str:
 
     This package is on no index, so the command names the checkout or the dependencies themselves.
     """
-    root = _checkout()
-    if root is not None:
-        path = "." if os.path.realpath(root) == os.path.realpath(".") else str(root)
+    root = Path(__file__).resolve().parents[1]
+    if (root / "setup.py").is_file():
+        path = "." if root == Path.cwd().resolve() else str(root)
         return f"pip install -e {shlex.quote(f'{path}[{extra}]')}"
-    markers = f'extra == "{extra}"', f"extra == '{extra}'"
-    packages = [
-        needed.partition(";")[0].strip()
-        for needed in importlib.metadata.requires("danet") or ()
-        if needed.endswith(markers)
-    ]
+    needed = (line.partition(";") for line in importlib.metadata.requires("danet") or ())
+    packages = [name.strip() for name, _, mark in needed if extra in re.split(r"\W", mark)]
     return f"pip install {' '.join(map(shlex.quote, packages))}"
-
-
-def _checkout() -> "Path | None":
-    """Return the root of the checkout that runs; None if a built package is installed."""
-    here = Path(__file__).resolve().parents[1]
-    if (here / "setup.py").is_file():
-        return here
-    try:
-        text = importlib.metadata.distribution("danet").read_text("direct_url.json")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    origin = json.loads(text or "{}")
-    is_editable = origin.get("dir_info", {}).get("editable", False)
-    return Path(unquote(urlparse(origin["url"]).path)) if is_editable else None
 
 
 def require(module: str) -> None:
@@ -48,5 +28,5 @@ def require(module: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        extra = "hub" if module == "huggingface_hub" else "export"
+        extra = {"huggingface_hub": "hub", "timm": "timm"}.get(module, "export")
         raise InputError(f"{module} is not installed: {how_to_install(extra)}") from error

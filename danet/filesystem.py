@@ -1,7 +1,6 @@
 """Atomic writes, file locks, folders of results, and errors of the file system."""
 
 import errno
-import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -74,31 +73,35 @@ def explain_storage(error: OSError) -> StorageError | None:
     name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
     if error.errno == errno.ENAMETOOLONG:
         longest = max((len(os.fsencode(part)) for part in name.split(os.sep)), default=0)
-        return StorageError(
-            f"{name[:60]}...: the file system refuses this name ({error.strerror}): a part of it "
-            f"has {longest} bytes and all of it {len(os.fsencode(name))}, and most file systems "
-            "take 255 and 4096; give a shorter one"
+        reason = (
+            f": a part of it has {longest} bytes and all of it {len(os.fsencode(name))}, and most "
+            "file systems take 255 and 4096; give a shorter one"
         )
-    if error.errno in (errno.EINVAL, errno.EILSEQ) and name:
-        return StorageError(
-            f"{name}: the file system refuses this name ({error.strerror}); use letters, digits, "
-            "dots, dashes and underscores"
-        )
-    if error.errno in _REFUSED:
-        return StorageError(f"{name or 'writing'}: {error.strerror}")
-    return None
+    elif error.errno in (errno.EINVAL, errno.EILSEQ) and name:
+        reason = "; use letters, digits, dots, dashes and underscores"
+    else:
+        reason = f"{name or 'writing'}: {error.strerror}"
+        return StorageError(reason) if error.errno in _REFUSED else None
+    shown = name if len(name) <= 60 else f"{name[:60]}..."
+    return StorageError(f"{shown}: the file system refuses this name ({error.strerror}){reason}")
+
+
+@contextmanager
+def _named(path: Path, key: str = "") -> Iterator[None]:
+    """Raise StorageError with the path, and the setting that named it, if it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = explain_storage(error) or f"{path}: cannot be written ({error.strerror})"
+        raise StorageError(f"{key}{reason}") from error
 
 
 def write_file(path: Path, content: str | bytes) -> None:
     """Write a file of results and the folders above it; raise StorageError."""
     data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
-    try:
+    with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    except OSError as error:
-        raise explain_storage(error) or StorageError(
-            f"{path}: cannot be written ({error.strerror})"
-        ) from error
 
 
 def folder_of(wanted: Path, file: str, facts: Mapping[str, Any]) -> Path:
@@ -111,37 +114,29 @@ def folder_of(wanted: Path, file: str, facts: Mapping[str, Any]) -> Path:
         facts: Of the new results, such as their checkpoint.
     """
     plain = json.loads(json.dumps(facts))
-    for number in itertools.count(1):
-        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+    folder, number = wanted, 1
+    while True:
         try:
             found = json.loads((folder / file).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # none is there, or half a file
             return folder
         if isinstance(found, dict) and all(found.get(k) in (None, plain[k]) for k in plain):
             return folder
-    raise AssertionError
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
 
 
-def require_writable(folder: Path, key: str = "output") -> None:
-    """Refuse a folder that cannot be written, before hours of work rather than after them.
+def require_writable(folder: Path) -> None:
+    """Refuse the folder of ``output`` before hours of work rather than after them.
 
-    The folder and a file in it are created and removed again.
-
-    Args:
-        folder: Of the results.
-        key: The setting that named it, for messages.
-
-    Raises:
-        StorageError: It cannot be created or written.
+    The folder and a file in it are created and removed again; raises StorageError.
     """
     made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     probe = folder / f".probe-{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(bytes(4096))
-    except OSError as error:
-        reason = explain_storage(error) or f"{folder}: cannot be written ({error.strerror})"
-        raise StorageError(f"{key}={reason}") from error
+        with _named(folder, "output="):
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(bytes(4096))
     finally:
         with suppress(OSError):
             probe.unlink(missing_ok=True)
@@ -151,11 +146,7 @@ def require_writable(folder: Path, key: str = "output") -> None:
 
 
 def refuse_name(key: str, value: str) -> None:
-    """Refuse a path that the file system does not accept as a name.
-
-    Raises:
-        StorageError: The name is too long, with its length and the limit, or has bad characters.
-    """
+    """Raise StorageError for a path that the file system does not accept as a name."""
     try:
         os.lstat(os.path.expanduser(value.strip("'\"")))
     except OSError as error:

@@ -35,9 +35,6 @@ def require_packages(file: str) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     path = Path(file).resolve()
     root, version = path.parents[1], sys.version_info[:2]
-    environment = root / ".venv"
-    activate = f"source {shlex.quote(str(environment / 'bin' / 'activate'))}"
-    is_active = os.path.realpath(sys.prefix) == os.path.realpath(str(environment))
     missing = missing_packages(root)
     is_supported = _OLDEST <= version <= _NEWEST
     if is_supported and not missing:
@@ -45,15 +42,15 @@ def require_packages(file: str) -> None:
     problem = "has no " + ", ".join(missing)
     if not is_supported:
         problem = "is {}.{}, and {}.{} to {}.{} work".format(*version, *_OLDEST, *_NEWEST)
+    environment = root / ".venv"
+    is_active = os.path.realpath(sys.prefix) == os.path.realpath(str(environment))
+    remedy = f"source {shlex.quote(str(environment / 'bin' / 'activate'))}"
     if is_supported and is_active:
         requirements = shlex.quote(str(root / "requirements.txt"))
         remedy = f"{shlex.quote(sys.executable)} -m pip install -r {requirements}"
-    elif (environment / "bin" / "activate").is_file() and not is_active:
-        remedy = activate
-    else:
+    elif is_active or not (environment / "bin" / "activate").is_file():
         choice = "" if is_supported else "PYTHON=python3.12 "
-        install = shlex.quote(str(root / "scripts" / "install.sh"))
-        remedy = f"{choice}bash {install} && {activate}"
+        remedy = f"{choice}bash {shlex.quote(str(root / 'scripts' / 'install.sh'))} && {remedy}"
     name = path.relative_to(root).as_posix()
     print(f"error: {name}: this Python ({sys.executable}) {problem}; {remedy}", file=sys.stderr)
     sys.exit(2)

@@ -12,9 +12,9 @@ with a labelled pixel: Dice and Lovasz, and the selection of OHEM by ``min_kept`
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,8 @@ from danet.types import IGNORE, SegmentationOutput
 class Part(NamedTuple):
     """A mean before the division; a loss is a sum of such means.
 
-    Totals and divisors of several micro-batches may be added up before the division.
+    Totals and divisors of several micro-batches may be added up before the division. A loss that
+    allows it has the methods ``parts`` and ``divisors``; see CrossEntropy.
     """
 
     total: Tensor
@@ -36,10 +37,7 @@ class Part(NamedTuple):
     divisor: Tensor
     """Scalar without gradient: labelled pixels or the sum of their weights; 1 for a whole loss."""
     factor: float = 1.0
-
-    def times(self, weight: float) -> "Part":
-        """Return the mean, weighted."""
-        return self._replace(factor=weight * self.factor)
+    """Of the mean."""
 
 
 def mean_of(parts: Sequence[Part], divisors: Sequence[Tensor] | None = None) -> Tensor:
@@ -52,31 +50,15 @@ def mean_of(parts: Sequence[Part], divisors: Sequence[Tensor] | None = None) -> 
     return torch.stack(means).sum() if len(means) > 1 else means[0]
 
 
-class Loss(nn.Module, ABC):
-    """A loss that can be accumulated over micro-batches, see ``Part``."""
-
-    @abstractmethod
-    def parts(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> list[Part]:
-        """Maps (B, K, h, w) and (B, H, W) to the means whose sum is the loss."""
-
-    @abstractmethod
-    def divisors(self, mask: Tensor) -> list[Tensor] | None:
-        """Return the divisors of ``parts`` from the mask; None if they depend on the logits."""
-
-    def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
-        """Maps (B, K, h, w) and (B, H, W) to a scalar."""
-        return mean_of(self.parts(logits, mask, align_corners=align_corners))
-
-
-def _parts(loss: nn.Module, logits: Tensor, mask: Tensor, *, align_corners: bool) -> list[Part]:
-    """Return the parts of any loss; one that is no Loss is averaged over micro-batches."""
-    if isinstance(loss, Loss):
+def _parts(loss: Any, logits: Tensor, mask: Tensor, *, align_corners: bool) -> list[Part]:
+    """Return the parts of any loss; one that has none is averaged over micro-batches."""
+    if hasattr(loss, "parts"):
         return loss.parts(logits, mask, align_corners=align_corners)
     return [Part(loss(logits, mask, align_corners=align_corners), _has_labels(mask))]
 
 
-def _divisors(loss: nn.Module, mask: Tensor) -> list[Tensor] | None:
-    return loss.divisors(mask) if isinstance(loss, Loss) else [_has_labels(mask)]
+def _divisors(loss: Any, mask: Tensor) -> list[Tensor] | None:
+    return loss.divisors(mask) if hasattr(loss, "divisors") else [_has_labels(mask)]
 
 
 def _has_labels(mask: Tensor) -> Tensor:
@@ -95,12 +77,17 @@ def _target(logits: Tensor, mask: Tensor) -> Tensor:
     return mask.long()  # uint8 until here: an eighth of the bytes on the way to the device
 
 
-class CrossEntropy(Loss):
+def _require_finite(numbers: Mapping[str, float]) -> None:
+    """Raise ValueError, with its name, for a number that is negative or not finite."""
+    for name, value in numbers.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value} is not a finite number >= 0")
+
+
+class CrossEntropy(nn.Module):
     """Mean of -log p[y] over the labelled pixels of the batch.
 
-    Args:
-        class_weights: K factors; the mean is then divided by the sum of the pixels' weights, as in
-            torch.
+    With ``class_weights``, K factors, it is divided by the sum of the pixels' weights, as in torch.
     """
 
     class_weights: Tensor | None
@@ -109,16 +96,16 @@ class CrossEntropy(Loss):
         super().__init__()
         factors = None
         if class_weights is not None:
-            for position, value in enumerate(class_weights):
-                if not 0 <= value < math.inf:
-                    raise ValueError(
-                        f"class_weights[{position}]={value} is not a finite number >= 0"
-                    )
+            _require_finite({f"class_weights[{i}]": w for i, w in enumerate(class_weights)})
             if not any(class_weights):
                 raise ValueError("class_weights are all zero")
             factors = torch.tensor(class_weights, dtype=torch.float32)
         # A buffer, to follow the loss to its device; not persistent, as a setting is no state.
         self.register_buffer("class_weights", factors, persistent=False)
+
+    def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
+        """Maps (B, K, h, w) and (B, H, W) to a scalar."""
+        return mean_of(self.parts(logits, mask, align_corners=align_corners))
 
     def parts(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> list[Part]:
         """Return the sum over the labelled pixels, and the sum of their weights."""
@@ -127,15 +114,14 @@ class CrossEntropy(Loss):
         return [Part(total, weights.sum())]
 
     def divisors(self, mask: Tensor) -> list[Tensor] | None:
-        """Return the sum of the weights of the labelled pixels."""
+        """Return the divisors of ``parts`` from the mask; None if they depend on the logits."""
         return [self._pixel_weights(mask.long()).sum()]
 
     def target_and_weights(self, logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mask as int64 and the weight of every pixel, float32; both (B, H, W)."""
-        if self.class_weights is not None and self.class_weights.numel() != logits.shape[1]:
-            raise ValueError(
-                f"{self.class_weights.numel()} class_weights for {logits.shape[1]} classes"
-            )
+        weights, classes = self.class_weights, logits.shape[1]
+        if weights is not None and weights.numel() != classes:
+            raise ValueError(f"{weights.numel()} class_weights for {classes} classes")
         target = _target(logits, mask)
         return target, self._pixel_weights(target)
 
@@ -195,7 +181,7 @@ class OHEM(CrossEntropy):
         return [Part(total, (kept if self.normalise == "kept" else weights).sum())]
 
     def divisors(self, mask: Tensor) -> list[Tensor] | None:
-        """Return the sum of the weights of all labelled pixels; None with normalise="kept"."""
+        """Return the divisors of ``parts`` from the mask; None if they depend on the logits."""
         return None if self.normalise == "kept" else super().divisors(mask)
 
     def hard_pixels(self, losses: Tensor, target: Tensor) -> Tensor:
@@ -216,14 +202,12 @@ class Dice(nn.Module):
 
     Milletari et al., V-Net, 2016, for several classes, with linear (not squared) denominators.
 
-    Args:
-        smooth: Added to numerator and denominator, in pixels.
+    ``smooth``, in pixels, is added to numerator and denominator.
     """
 
     def __init__(self, smooth: float = 1.0) -> None:
         super().__init__()
-        if not 0 <= smooth < math.inf:
-            raise ValueError(f"smooth={smooth} is not a finite number of at least 0")
+        _require_finite({"smooth": smooth})
         self.smooth = smooth
 
     def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
@@ -250,20 +234,14 @@ class LovaszSoftmax(nn.Module):
         # Ignored pixels have error 0 and truth 0: sorted last, they add nothing.
         errors = (truth - probabilities).abs()  # (K, P)
         errors, order = errors.sort(dim=1, descending=True)
-        # A factor without gradient: it depends on the truth in the order of the errors.
-        gradient = _lovasz_gradient(truth.gather(1, order))  # (K, P)
-        per_class = (errors * gradient).sum(dim=1)  # (K,)
+        # Factors without gradient: the increase of the Jaccard loss per pixel in that order.
+        ordered, total = truth.gather(1, order), truth.sum(dim=1, keepdim=True)  # (K, P), (K, 1)
+        union = total + (1 - ordered).cumsum(dim=1)
+        jaccard = 1 - (total - ordered.cumsum(dim=1)) / union.clamp(min=1)
+        increase = jaccard.diff(dim=1, prepend=torch.zeros_like(total))
+        per_class = (errors * increase).sum(dim=1)  # (K,)
         present = truth.sum(dim=1) > 0
         return (per_class * present).sum() / present.sum().clamp(min=1)
-
-
-def _lovasz_gradient(truth: Tensor) -> Tensor:
-    """Return the increase of the Jaccard loss per sorted pixel, (K, P) to (K, P)."""
-    total = truth.sum(dim=1, keepdim=True)  # (K, 1)
-    intersection = total - truth.cumsum(dim=1)
-    union = total + (1 - truth).cumsum(dim=1)
-    jaccard = 1 - intersection / union.clamp(min=1)
-    return jaccard.diff(dim=1, prepend=torch.zeros_like(total))
 
 
 def _probabilities_and_truth(
@@ -278,7 +256,7 @@ def _probabilities_and_truth(
     return (probabilities * valid).flatten(1), (truth * valid).flatten(1).float()  # P = B * H * W
 
 
-class WeightedSum(Loss):
+class WeightedSum(nn.Module):
     """Weighted sum of losses: ``sum_i weights[i] * losses[i](logits, mask)``."""
 
     def __init__(self, losses: Sequence[nn.Module], weights: Sequence[float]) -> None:
@@ -288,10 +266,14 @@ class WeightedSum(Loss):
         self.losses = nn.ModuleList(losses)
         self.weights = tuple(weights)
 
+    def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
+        """Maps (B, K, h, w) and (B, H, W) to a scalar."""
+        return mean_of(self.parts(logits, mask, align_corners=align_corners))
+
     def parts(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> list[Part]:
         """Return the weighted parts of all losses."""
         return [
-            part.times(weight)
+            part._replace(factor=weight * part.factor)
             for weight, loss in zip(self.weights, self.losses, strict=True)
             for part in _parts(loss, logits, mask, align_corners=align_corners)
         ]
@@ -299,9 +281,7 @@ class WeightedSum(Loss):
     def divisors(self, mask: Tensor) -> list[Tensor] | None:
         """Return the divisors of all losses; None if one of them depends on the logits."""
         found = [_divisors(loss, mask) for loss in self.losses]
-        if any(divisors is None for divisors in found):
-            return None
-        return [divisor for divisors in found for divisor in divisors or ()]
+        return None if None in found else [d for divisors in found for d in divisors or ()]
 
 
 class DeepSupervision(nn.Module):
@@ -328,9 +308,7 @@ class DeepSupervision(nn.Module):
         self.main = main
         self.auxiliary = auxiliary if auxiliary is not None else main
         self.weights = dict(weights or {})
-        for name, weight in self.weights.items():
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"weights.{name}={weight} is not a finite number >= 0")
+        _require_finite({f"weights.{name}": weight for name, weight in self.weights.items()})
 
     def forward(self, output: SegmentationOutput, mask: Tensor) -> dict[str, Tensor]:
         """Return weighted scalars by output name; their sum is the loss."""
@@ -338,23 +316,20 @@ class DeepSupervision(nn.Module):
 
     def parts(self, output: SegmentationOutput, mask: Tensor) -> dict[str, list[Part]]:
         """Return the weighted parts of each output by name."""
-        resizing = {"align_corners": self.align_corners}
-        terms = {"main": _parts(self.main, output.logits, mask, **resizing)}
+        parts = partial(_parts, mask=mask, align_corners=self.align_corners)
+        terms = {"main": parts(self.main, output.logits)}
         for name, logits in output.auxiliary.items():
             if name not in self.weights:
                 raise ValueError(
                     f"loss.weights has no entry for the output {name!r} of the network, only "
                     f"{', '.join(self.weights) or 'none'}"
                 )
-            found = _parts(self.auxiliary, logits, mask, **resizing)
-            terms[name] = [part.times(self.weights[name]) for part in found]
+            found, weight = parts(self.auxiliary, logits), self.weights[name]
+            terms[name] = [part._replace(factor=weight * part.factor) for part in found]
         return terms
 
     def divisors(self, mask: Tensor) -> dict[str, list[Tensor]] | None:
-        """Return the divisors of ``parts`` from the mask; None if one depends on the logits.
-
-        There are divisors for every output with a weight, whether or not the network has it.
-        """
+        """Return those of ``parts`` as losses do, for all weighted outputs, present or not."""
         main, others = _divisors(self.main, mask), _divisors(self.auxiliary, mask)
         if main is None or others is None:
             return None

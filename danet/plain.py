@@ -25,12 +25,9 @@ def printable(text: str, keep: str = "") -> str:
         text: Any text, perhaps of a foreign file.
         keep: Characters that stay as they are, such as "\n" in a message of several lines.
     """
-
-    def escaped(match: re.Match[str]) -> str:
-        letter = match[0]
-        return letter if letter in keep else letter.encode("unicode_escape").decode("ascii")
-
-    return _UNPRINTABLE.sub(escaped, text)
+    return _UNPRINTABLE.sub(
+        lambda m: m[0] if m[0] in keep else m[0].encode("unicode_escape").decode("ascii"), text
+    )
 
 
 def is_int(value: Any) -> TypeGuard[int]:
@@ -63,11 +60,11 @@ def problem_with(value: Any, key: str) -> str:
             for name in item:
                 if not isinstance(name, (str, int, float)):
                     return f"{place}: a key of type {type(name).__name__}; expected a text"
-                if isinstance(name, str) and (found := _problem_with_text(name)):
-                    return f"{place}: the key {_shown(name)} {found}"
+                if found := _problem_with_text(str(name)):
+                    return f"{place}: the key {found}"
         elif isinstance(item, str):
             if found := _problem_with_text(item):
-                return f"{place}={_shown(item)}: {found}"
+                return f"{place}={found}"
         elif isinstance(item, int) and not -(2**63) <= item < 2**63:
             return f"{place}: a number of more than 64 bits"
         elif not (item is None or isinstance(item, (int, float)) or _is_list(item)):
@@ -98,20 +95,14 @@ def walk(value: Any, key: str) -> Iterator[tuple[str, Any, int]]:
         if depth > DEEPEST:
             continue
         prefix = f"{place}." if place else ""
+        inside: list[tuple[str, Any]] = []
         if isinstance(item, Mapping):
-            inside = [(f"{prefix}{printable(str(n))}", v, depth + 1) for n, v in item.items()]
+            inside = [(f"{prefix}{printable(str(n))}", v) for n, v in item.items()]
         elif _is_list(item):
-            inside = [
-                (f"{prefix}{i}" if _is_nested(v) else f"{place}[{i}]", v, depth + 1)
-                for i, v in enumerate(item)
-            ]
-        else:
-            continue
-        waiting += reversed(inside)
-
-
-def _is_nested(value: Any) -> bool:
-    return isinstance(value, Mapping) or _is_list(value)
+            for i, v in enumerate(item):
+                is_nested = isinstance(v, Mapping) or _is_list(v)
+                inside.append((f"{prefix}{i}" if is_nested else f"{place}[{i}]", v))
+        waiting += [(name, v, depth + 1) for name, v in reversed(inside)]
 
 
 def _is_list(value: Any) -> bool:
@@ -119,18 +110,15 @@ def _is_list(value: Any) -> bool:
 
 
 def _problem_with_text(text: str) -> str:
+    """Return the start of a text and why it is refused; "" if it is not."""
+    problem = ""
     if "${" in text:
-        return "has ${, which is not resolved in a config that is used: write the value itself"
-    if _UNPRINTABLE.search(text):
-        return "has characters that cannot be printed"
-    if len(text) > LONGEST:
-        return f"has {len(text)} characters; expected at most {LONGEST}"
-    return ""
-
-
-def _shown(text: str) -> str:
-    """Return the start of a text, printable."""
-    return printable(text[:60]) + "..." * (len(text) > 60)
+        problem = "has ${, which is not resolved in a config that is used: write the value itself"
+    elif _UNPRINTABLE.search(text):
+        problem = "has characters that cannot be printed"
+    elif len(text) > LONGEST:
+        problem = f"has {len(text)} characters; expected at most {LONGEST}"
+    return problem and f"{printable(text[:60])}{'...' * (len(text) > 60)}: {problem}"
 
 
 def quoted(text: str) -> str:

@@ -3,29 +3,27 @@
 import math
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from danet.datasets.cache import Cache, disk_folder, memory_folder
-from danet.datasets.hints import orientation_note
+from danet.datasets.cache import Cache, cache_folder
 from danet.datasets.image_io import MAX_PIXELS, read_image, read_labels
 from danet.datasets.items import Item as Item
 from danet.datasets.items import Items
-from danet.datasets.labels import UNKNOWN, ClassTable, Color, label_table, ranges
-from danet.datasets.layout import elsewhere
+from danet.datasets.labels import UNKNOWN, Color, in_order, label_table, ranges, read_published
+from danet.datasets.listing import elsewhere
 from danet.errors import InputError
 from danet.plain import is_int, is_number
 from danet.types import IGNORE, Sample, SampleKey
 
 Transform = Callable[[Sample, int], Sample]
 """Maps a sample to a sample; the int is the seed of all that is random in it."""
-CacheKind = Literal["none", "ram", "disk"]
 
 
 def check_choice(key: str, value: object, options: Any) -> None:
@@ -34,14 +32,20 @@ def check_choice(key: str, value: object, options: Any) -> None:
         raise InputError(f"data.{key}={value}: expected one of {', '.join(get_args(options))}")
 
 
+def _check_choices(settings: Any) -> None:
+    """Check all fields of a dataclass whose type is a Literal."""
+    for field in fields(settings):
+        if get_origin(field.type) is Literal:
+            check_choice(field.name, getattr(settings, field.name), field.type)
+
+
 @dataclass(frozen=True)
 class Reading:
     """How files are read: the same for every data set, from keys of the config group ``data``.
 
     Args:
-        cache: Where decoded pairs are kept: nowhere, in memory that all processes of this machine
-            share, or on a disk.
-        cache_dir: Folder of the disk cache; None for one in the user's own cache folder.
+        cache: Where decoded pairs are kept: nowhere, or on a disk.
+        cache_dir: Folder of the cache; None for one in the user's own cache folder.
         cache_gib: Upper bound of the cache; pairs that do not fit are decoded every time.
         max_pixels: Larger pictures are refused before they are decoded.
         allow_missing_labels: Whether images without a label file are left out, with a note,
@@ -51,15 +55,15 @@ class Reading:
         InputError: A value is out of its range; with the key.
     """
 
-    cache: CacheKind = "none"
+    cache: Literal["none", "disk"] = "none"
     cache_dir: str | None = None
     cache_gib: float = 64.0
     max_pixels: int = MAX_PIXELS
     allow_missing_labels: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("cache", self.cache, CacheKind)
-        if self.cache_dir is not None and not isinstance(self.cache_dir, str):
+        _check_choices(self)
+        if not isinstance(self.cache_dir, str | None):
             raise InputError(f"data.cache_dir={self.cache_dir}: expected a folder or null")
         if not is_number(self.cache_gib) or not 0 < self.cache_gib < math.inf:
             raise InputError(f"data.cache_gib={self.cache_gib}: expected a number above 0")
@@ -69,6 +73,7 @@ class Reading:
             )
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class SegmentationDataset(Dataset[Sample], ABC):
     """Images with a class index for every pixel.
 
@@ -80,12 +85,14 @@ class SegmentationDataset(Dataset[Sample], ABC):
         palette: K RGB colours.
     """
 
-    classes: tuple[str, ...]
-    palette: tuple[Color, ...]
+    classes: ClassVar[tuple[str, ...]]
+    palette: ClassVar[tuple[Color, ...]]
 
-    def __init__(self, *, split: str, transform: Transform | None = None) -> None:
-        self.split = split
-        self.transform = transform
+    is_labelled = True
+    """Whether the split has labels; a test split of a challenge has none."""
+
+    split: str
+    transform: Transform | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -106,16 +113,17 @@ class SegmentationDataset(Dataset[Sample], ABC):
         return self.transform(sample, seed) if self.transform else sample
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class FileDataset(SegmentationDataset):
     """Pairs of an image file and a label file below one folder.
 
-    Subclasses define ``classes``, ``palette``, ``find_items`` and, where the files hold other
-    values than class indices, ``table`` or ``label_map``; where labels are not pictures,
-    ``decode_labels``.
+    Subclasses name their entry in tables/published.yaml, or have ``classes`` and ``palette`` of
+    their own, and define ``find_items``; where labels are not pictures of class indices or of the
+    values in the table, ``labels_of`` and ``label_map``, too.
 
     Args:
         root: The folder as the publisher ships it; ``~`` is expanded.
-        split: One of ``splits``.
+        split: One of those in ``expected``.
         transform: Applied to every sample.
         reading: How files are read.
 
@@ -127,31 +135,27 @@ class FileDataset(SegmentationDataset):
         InputError: No such folder or split, no images, or images without labels.
     """
 
-    table: ClassTable | None = None
-    """Classes, colours and label values, where a table ships with the package."""
-    splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
-    expected: ClassVar[Mapping[str, tuple[int, ...]]] = {}
-    """Split -> number of images according to the publisher; several where releases differ."""
-    label_hint: str = ""
-    """End of the message about an unknown label value, VALUE: what to do."""
-    layout: ClassVar[str] = ""
-    """The expected tree, a few lines; printed when nothing is found."""
-    marker: str = ""
-    """A path that only the right root has; searched for nearby when ``root`` has no images."""
+    root: Path
+    reading: Reading = Reading()
 
-    def __init__(
-        self,
-        *,
-        root: str | Path,
-        split: str,
-        transform: Transform | None = None,
-        reading: Reading | None = None,
-    ) -> None:
-        super().__init__(split=split, transform=transform)
-        self.reading = reading or Reading()
-        self.root = Path(root).expanduser().absolute()
-        if split not in self.splits:
-            raise InputError(f"{self}: split={split!r} is not one of {', '.join(self.splits)}")
+    # See tables/published.yaml.
+    expected: ClassVar[Mapping[str, Sequence[int]]] = {"train": (), "val": (), "test": ()}
+    layout: ClassVar[str] = ""
+    marker: ClassVar[str] = ""
+    value_hint = missing_hint = ""
+    values: ClassVar[Mapping[int, int]] = {}
+
+    def __init_subclass__(cls, published: str = "") -> None:
+        """Take what the publisher says from ``tables``: classes, label values, the layout."""
+        for key, value in read_published(published).items() if published else ():
+            setattr(cls, key, value)
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        self.root = Path(self.root).expanduser().absolute()
+        if self.split not in self.expected:
+            splits = ", ".join(self.expected)
+            raise InputError(f"{self}: split={self.split!r} is not one of {splits}")
         if not self.root.is_dir():
             raise InputError(
                 f"data.root={self.root}: there is no such folder; {self} expects\n{self.layout}"
@@ -161,9 +165,10 @@ class FileDataset(SegmentationDataset):
         if not self.items:
             where = f"{self.root}{self.explain_no_images()}"
             raise InputError(
-                f"{self}: no images for split {split!r} under {where}; expected\n{self.layout}"
+                f"{self}: no images for split {self.split!r} under {where}; expected\n{self.layout}"
             )
         self._leave_out_unlabelled()
+        self.is_labelled = self.items[0].mask is not None
         self._table = label_table(self.label_map(), len(self.classes))
         self._cache = self._make_cache()
 
@@ -179,14 +184,12 @@ class FileDataset(SegmentationDataset):
         found = (
             f"{len(missing)} of {len(self.items)} images of split {self.split!r} have no label "
             f"file: {names}; the first was looked for at {self.items[missing[0]].mask}"
-            f"{self.explain_no_label()}"
+            f"{self.missing_hint}"
         )
-        if len(missing) == len(self.items):
-            raise InputError(f"{self}: {found}")
-        if not self.reading.allow_missing_labels:
-            raise InputError(
-                f"{self}: {found}; data.allow_missing_labels=true leaves such images out"
-            )
+        is_all = len(missing) == len(self.items)
+        if is_all or not self.reading.allow_missing_labels:
+            advice = "; data.allow_missing_labels=true leaves such images out" * (not is_all)
+            raise InputError(f"{self}: {found}{advice}")
         self.notes.append(f"left out: {found}")
         left_out = set(missing)
         self.items = Items(item for i, item in enumerate(self.items) if i not in left_out)
@@ -199,29 +202,13 @@ class FileDataset(SegmentationDataset):
         """Return the end of the message about a split without images: where they may be."""
         return elsewhere(self.root, self.marker) if self.marker else ""
 
-    def explain_no_label(self) -> str:
-        """Return the end of the message about an image without a label: what files there are."""
-        return ""
-
     def label_map(self) -> Mapping[int, int]:
         """Return value on disk -> class or IGNORE, of the table; other values are errors."""
-        if self.table is not None:
-            return self.table.label_map
-        return {**{i: i for i in range(len(self.classes))}, IGNORE: IGNORE}
-
-    def decode_labels(self, path: Path) -> np.ndarray:
-        """Read a label file as whole numbers 0..65535, (H, W), uint8 or uint16."""
-        return read_labels(path, max_pixels=self.reading.max_pixels)
+        return self.values or in_order(len(self.classes))
 
     def labels_of(self, item: Item) -> np.ndarray:
-        """Read the label of a pair that has one; override where one file holds many labels."""
-        assert item.mask is not None
-        return self.decode_labels(Path(item.mask))
-
-    @property
-    def is_labelled(self) -> bool:
-        """Whether the split has labels; a test split of a challenge has none."""
-        return self.items[0].mask is not None
+        """Read the label of a pair that has one as whole numbers, (H, W), uint8 or uint16."""
+        return read_labels(Path(str(item.mask)), max_pixels=self.reading.max_pixels)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -249,15 +236,18 @@ class FileDataset(SegmentationDataset):
         image = read_image(Path(item.image), max_pixels=self.reading.max_pixels)
         if item.mask is None:
             return image, None
-        path = Path(item.mask)
         labels = self.labels_of(item)
         if image.shape[:2] != labels.shape:
+            turned = (
+                f"; if an EXIF tag makes viewers turn the image to {_size(labels)}, that is not "
+                "done here: images are read as their pixels lie, so turn the image file or its "
+                "label"
+            ) * (image.shape[1::-1] == labels.shape)
             raise InputError(
-                f"{path}: the label is {_size(labels)} and its image {item.image} is "
-                f"{_size(image)} (width x height); they must be equal"
-                + orientation_note(Path(item.image))
+                f"{item.mask}: the label is {_size(labels)} and its image {item.image} is "
+                f"{_size(image)} (width x height); they must be equal{turned}"
             )
-        return image, self.map_labels(labels, path)
+        return image, self.map_labels(labels, Path(item.mask))
 
     def _make_cache(self) -> Cache | None:
         """Return the cache that ``reading`` asks for, keyed by all that decides the decoding."""
@@ -267,7 +257,7 @@ class FileDataset(SegmentationDataset):
         excluded = ("split", "transform", "reading", "root", "items", "notes")
         settings = {key: value for key, value in vars(self).items() if key not in excluded}
         return Cache(
-            memory_folder() if self.reading.cache == "ram" else disk_folder(self.reading.cache_dir),
+            cache_folder(self.reading.cache_dir),
             root=self.root,
             kind=pickle.dumps((type(self).__module__, type(self).__qualname__, settings)),
             limit=int(self.reading.cache_gib * 2**30),
@@ -280,11 +270,10 @@ class FileDataset(SegmentationDataset):
             unknown = mapped == UNKNOWN
             value = int(labels[unknown][0])
             row, column = (int(i[0]) for i in np.nonzero(unknown & (labels == value)))
-            known = sorted(self.label_map())
             raise InputError(
                 f"{path}: label value {value} on {int((labels == value).sum())} pixels, first at "
                 f"row {row}, column {column}; {self} has {len(self.classes)} classes, with values "
-                f"{ranges(known)}" + self.label_hint.replace("VALUE", str(value))
+                f"{ranges(sorted(self.label_map()))}{self.value_hint}"
             )
         return mapped.astype(np.uint8)
 

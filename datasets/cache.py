@@ -6,8 +6,6 @@ of a file is a digest of how labels are decoded and of paths, sizes and times of
 what is found is never stale. Pairs that do not fit are decoded every time.
 """
 
-import atexit
-import functools
 import hashlib
 import mmap
 import os
@@ -22,14 +20,11 @@ import numpy as np
 
 from danet.errors import InputError, StorageError
 from danet.filesystem import atomic_write, file_lock
-from danet.memory import available_memory
 
 # Image (H, W, 3) and mask (H, W), both uint8; None where a split has no labels.
 Pair = tuple[np.ndarray, np.ndarray | None]
 
 _VERSION = b"2"  # raised when the files or the decoders give other bytes
-_HEADER = 256  # bytes of a file before its record, at most
-_SHARED_MEMORY = Path("/dev/shm")
 
 
 class Cache:
@@ -82,8 +77,9 @@ class Cache:
         states = [os.stat(source) for source in sources]
         # A copy over a file that keeps its size and the time of writing changes ctime.
         state = repr([(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in states]).encode()
-        pair = _digest(self._kind + b"\0".join(map(os.fsencode, sources)))
-        return self.home / pair[:2] / f"{pair}-{_digest(state)}.npy"
+        identity = self._kind + b"\0".join(map(os.fsencode, sources))
+        pair, now = (hashlib.sha256(data).hexdigest()[:32] for data in (identity, state))
+        return self.home / pair[:2] / f"{pair}-{now}.npy"
 
     def _load(self, path: Path) -> Pair | None:
         """Map a file into memory; None if it is missing or damaged."""
@@ -103,10 +99,10 @@ class Cache:
 
     def _store(self, path: Path, pair: Pair) -> None:
         """Write a pair, unless the cache is full."""
-        record = _record(*pair)
+        record = _record(*pair)  # after a header of 256 bytes at most
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not self._reserve(path, record.nbytes + _HEADER):
+            if not self._reserve(path, record.nbytes + 256):
                 self._stop(
                     f"the cache in {self.folder} is full ({self.limit / 2**30:g} GiB, or what is "
                     "free there); further images are decoded every time; see data.cache_gib"
@@ -159,10 +155,6 @@ def _count(folder: Path) -> int:
     return sum(path.stat().st_size for path in files if path.exists() and path.name != "used")
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:32]
-
-
 def _record(image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     """Return a pair and its checksum as one record, of shape ()."""
     fields = {"image": image} if mask is None else {"image": image, "mask": mask}
@@ -182,53 +174,12 @@ def _checksum(record: np.ndarray) -> int:
 
 
 def _room(folder: Path) -> int:
-    """Return how many bytes may still be written, to the disk or to the memory behind a folder."""
-    disk = shutil.disk_usage(folder)
-    if not folder.is_relative_to(_SHARED_MEMORY):
-        return disk.free - 2**30  # a full disk would stop the run at its next checkpoint
-    available = available_memory()
-    free = disk.free if available is None else min(disk.free, available)
-    # Batches travel through the same place, and the network needs memory, too.
-    return free - disk.total // 8
+    """Return how many bytes may still be written; a full disk would stop a run's checkpoints."""
+    return shutil.disk_usage(folder).free - 2**30
 
 
-def disk_folder(name: str | None) -> Path:
-    """Return the absolute path of the disk cache; None is the user's own cache folder."""
+def cache_folder(name: str | None) -> Path:
+    """Return the absolute path of a cache folder; None is the user's own."""
     if name is not None:
         return Path(name).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "danet"
-
-
-def memory_folder() -> Path:
-    """Return the folder in memory that the processes of a user share.
-
-    Files rather than a dictionary in each process, so that workers and ranks have one copy. The
-    last process that ends removes the folder.
-
-    Raises:
-        InputError: This system has no such folder, or it belongs to another user.
-    """
-    if not _SHARED_MEMORY.is_dir():
-        raise InputError(f"data.cache=ram: there is no {_SHARED_MEMORY} here; use data.cache=disk")
-    folder = _SHARED_MEMORY / f"danet-cache-{os.getuid()}"
-    _hold(folder)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise InputError(f"data.cache=ram: {folder} is somebody else's; use data.cache=disk")
-    return folder
-
-
-@functools.cache
-def _hold(folder: Path) -> None:
-    """Keep a folder until this process ends; remove what a process that was killed left there."""
-    # Beside the folder: a lock inside would be removed with it while another one is taken.
-    lock = os.open(f"{folder}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    _remove_unused(folder, lock, os.getpid())
-    file_lock(lock, exclusive=False)
-    atexit.register(_remove_unused, folder, lock, os.getpid())
-
-
-def _remove_unused(folder: Path, lock: int, process: int) -> None:
-    # A forked process inherits the handler and the lock of its parent.
-    if process == os.getpid() and file_lock(lock, wait=False):
-        shutil.rmtree(folder, ignore_errors=True)

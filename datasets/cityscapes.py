@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -9,39 +10,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from danet.datasets.base import FileDataset, Item, Reading, Transform, check_choice
+from danet.datasets.base import FileDataset, Item
 from danet.datasets.image_io import read_labels
-from danet.datasets.labels import read_class_table
+from danet.datasets.labels import TABLES, in_order
 from danet.datasets.listing import find_files
 from danet.datasets.submission import Submission
 from danet.errors import InputError
 from danet.evaluation.cityscapes import Label, OfficialScorer, OfficialScores
 
-_TABLE = read_class_table("cityscapes")
-_FOLDERS = {"trainval": ("train", "val")}  # split -> folders, where they are not the split itself
 _SUFFIX = "_leftImg8bit.png"
-_FILES = {"ids": "labelIds", "train_ids": "labelTrainIds"}
-
-Annotation = Literal["fine", "coarse"]
-Labels = Literal["ids", "train_ids"]
+_LABELS = {"ids": "_labelIds.png", "train_ids": "_labelTrainIds.png"}
 
 # All labels, as the official scores need them.
 LABELS = tuple(
-    Label(
-        id=row["id"],
-        name=row["name"],
-        category=row["category"],
-        is_ignored=row["ignore_in_eval"],
-        average_size=row.get("average_instance_size"),
-    )
-    for row in json.loads((Path(__file__).parent / "tables" / "cityscapes.json").read_text())
+    Label(r["id"], r["name"], r["category"], r["ignore_in_eval"], r.get("average_instance_size"))
+    for r in json.loads((TABLES / "cityscapes.json").read_text())
 )
 
 # Class index 0..18 -> label id: the 19 evaluated labels, no others.
-LABEL_IDS = tuple(next(x.id for x in LABELS if x.name == name) for name in _TABLE.classes)
+LABEL_IDS = tuple(label.id for label in LABELS if not label.is_ignored)
 
 
-class Cityscapes(FileDataset):
+@dataclass(kw_only=True, eq=False, repr=False)
+class Cityscapes(FileDataset, published="cityscapes"):
     """Reads ``leftImg8bit`` and ``gtFine`` or ``gtCoarse`` as the publisher ships them.
 
     Labels are the ``labelIds`` files of the download, 0..33, of which 19 are classes and the others
@@ -54,59 +45,30 @@ class Cityscapes(FileDataset):
         labels: Files of label ids, or those of train ids that csCreateTrainIdLabelImgs makes.
     """
 
-    classes = _TABLE.classes
-    palette = _TABLE.palette
-    splits = ("train", "val", "trainval", "train_extra", "test")
-    expected = {
-        "train": (2975,),
-        "val": (500,),
-        "trainval": (3475,),
-        "train_extra": (19998, 19997),  # one image of the download is said to be damaged
-        "test": (1525,),
-    }
-    marker = "leftImg8bit"
-    label_hint = (
-        "; data.labels says which files are read: ids, *_labelIds.png with 0..33, or train_ids, "
-        "*_labelTrainIds.png with 0..18 and 255"
-    )
-    layout = (
-        "  leftImg8bit/{train,val,test,train_extra}/<city>/<city>_<seq>_<frame>_leftImg8bit.png\n"
-        "  gtFine/{train,val}/<city>/<city>_<seq>_<frame>_gtFine_labelIds.png\n"
-        "  gtCoarse/{train,val,train_extra}/<city>/<city>_<seq>_<frame>_gtCoarse_labelIds.png"
-    )
+    annotation: Literal["fine", "coarse"] = "fine"
+    labels: Literal["ids", "train_ids"] = "ids"
 
-    def __init__(
-        self,
-        *,
-        root: str | Path,
-        split: str,
-        annotation: Annotation = "fine",
-        labels: Labels = "ids",
-        transform: Transform | None = None,
-        reading: Reading | None = None,
-    ) -> None:
-        check_choice("annotation", annotation, Annotation)
-        check_choice("labels", labels, Labels)
-        self.annotation = "coarse" if split == "train_extra" else annotation
-        self.labels = labels
-        super().__init__(root=root, split=split, transform=transform, reading=reading)
+    def __post_init__(self) -> None:
+        if self.split == "train_extra":
+            self.annotation = "coarse"
+        super().__post_init__()
 
     def label_map(self) -> Mapping[int, int]:
         """Return label id or train id -> class or IGNORE."""
-        if self.labels == "train_ids":
-            return super().label_map()
-        # A label with a negative id (license plate) is not drawn: its pixels belong to the car.
-        return {value: index for value, index in _TABLE.label_map.items() if value >= 0}
+        return in_order(len(LABEL_IDS)) if self.labels == "train_ids" else super().label_map()
 
     def find_items(self) -> list[Item]:
         """Return every image of the split's cities with its label file."""
         items = []
-        for folder in _FOLDERS.get(self.split, (self.split,)):
-            images = self.root / "leftImg8bit" / folder
+        truth = {"fine": "gtFine", "coarse": "gtCoarse"}[self.annotation]
+        for split in ("train", "val") if self.split == "trainval" else (self.split,):
+            images = self.root / "leftImg8bit" / split
             for found in find_files(images, {".png"}):
+                place = f"{self.root}/{truth}/{split}/{found.removesuffix(_SUFFIX)}_{truth}"
                 if found.endswith(_SUFFIX) and found.count("/") == 1:
                     name = found.partition("/")[2].removesuffix(_SUFFIX)
-                    items.append(Item(f"{images}/{found}", self._label_of(images / found), name))
+                    label = None if self.split == "test" else place + _LABELS[self.labels]
+                    items.append(Item(f"{images}/{found}", label, name))
         if items and self.split != "test" and self.labels == "ids":
             self.notes.append(
                 f"{self}: label ids become the {len(self.classes)} classes by a table; files "
@@ -114,29 +76,9 @@ class Cityscapes(FileDataset):
             )
         return items
 
-    def explain_no_label(self) -> str:
-        """Return which files there are and which package holds them."""
-        if self.labels == "train_ids":
-            return (
-                "; files of train ids are not in the download: leave data.labels=ids, which gives "
-                "the same classes"
-            )
-        package = {"fine": "gtFine_trainvaltest.zip", "coarse": "gtCoarse.zip"}[self.annotation]
-        return f"; unpack {package} into data.root"
-
-    def _label_of(self, image: Path, kind: str | None = None) -> str | None:
-        """Return the path of the label file, or of another ``kind`` of file beside it."""
-        if self.split == "test":
-            return None
-        truth = "gtFine" if self.annotation == "fine" else "gtCoarse"
-        split, city = image.parts[-3:-1]
-        name = image.name.removesuffix(_SUFFIX)
-        kind = kind or _FILES[self.labels]
-        return str(self.root / truth / split / city / f"{name}_{truth}_{kind}.png")
-
     def instance_path(self, item: Item) -> str | None:
         """Return the path of the file of instance ids of an image; None in the split "test"."""
-        return self._label_of(Path(item.image), "instanceIds")
+        return item.mask and item.mask.removesuffix(_LABELS[self.labels]) + "_instanceIds.png"
 
     def submission(self) -> Submission:
         """Return the format of the benchmark's server: label ids, not classes, in a zip."""

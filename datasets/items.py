@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +22,9 @@ class Item(NamedTuple):
 class Items:
     """A sequence of Item, sorted by name, whose texts lie in one buffer.
 
-    Nearly every path is a folder, the name, and an ending that hundreds share, so an item is stored
-    as its name and the number of a frame: both paths with NUL in place of the name. A few large
-    arrays instead of a million small objects: worker processes share their memory, since no
-    reference counts are written inside them, and they are pickled in an instant.
+    Most paths are a folder, the name, and an ending that hundreds share, so an item is its name and
+    the number of a frame: both paths with NUL in place of the name. Worker processes share the
+    memory of a few large arrays, which have no reference counts inside, and pickle them fast.
 
     Args:
         items: In any order; may be a generator.
@@ -67,29 +67,15 @@ class Items:
 
         Folders are listed: one ``stat`` per file would take minutes on a network disk.
         """
-        listed: dict[str, set[str]] = {}
-        missing = []
-        for i, item in enumerate(self):
-            if item.mask is None:
-                continue
-            folder, _, file = item.mask.rpartition(os.sep)
-            if folder not in listed:
-                listed[folder] = _files(folder)
-            # Links are checked one by one, as are names that differ in case, which some disks find.
-            if file not in listed[folder] and not os.path.exists(item.mask):
-                missing.append(i)
-        return missing
+        there: set[str] = set()
+        for folder in {os.path.dirname(item.mask) for item in self if item.mask}:
+            with suppress(OSError), os.scandir(folder) as entries:
+                there.update(entry.path for entry in entries if not entry.is_symlink())
+        # Links are checked one by one, as are names that differ in case, which some disks find.
+        found = ((i, item.mask) for i, item in enumerate(self) if item.mask not in there)
+        return [i for i, mask in found if mask and not os.path.exists(mask)]
 
 
 def _without(name: str, path: str) -> str:
     """Return a path with NUL in place of the last occurrence of a name."""
     return "\0".join(path.rsplit(name, 1)) if name else path
-
-
-def _files(folder: str) -> set[str]:
-    """Return the names in a folder, without links."""
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if not entry.is_symlink()}
-    except OSError:
-        return set()

@@ -5,19 +5,23 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 
 from danet.errors import InputError
 from danet.types import IGNORE, MAX_CLASSES
 
 Color = tuple[int, int, int]  # RGB, 0..255
+TABLES = Path(__file__).parent / "tables"
+
+UNKNOWN = 256  # entry of a table for a value on disk without a class
 
 # A number beside a name, as tables of classes have it.
 _NUMBER_IN_ROW = re.compile(r"[\s;,:]\d+\s*([;,:\s]|$)|^\d+\s*[\s;,:]")
-
-UNKNOWN = 256  # entry of a table for a value on disk without a class
+_ROBOFLOW = re.compile(r"(\d+)\s*,\s*(.+)")
+_CVAT = re.compile(r"([^:]+):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(?::.*)?")
 
 
 class ClassTable(NamedTuple):
@@ -25,32 +29,43 @@ class ClassTable(NamedTuple):
 
     classes: tuple[str, ...]
     palette: tuple[Color, ...]
-    label_map: dict[int, int]
+    values: dict[int, int]
+    """Value on disk -> class or IGNORE."""
+
+
+def read_published(name: str) -> dict[str, Any]:
+    """Return what tables/published.yaml says of a data set, and its table of classes, if any."""
+    facts = yaml.safe_load((TABLES / "published.yaml").read_text())[name]
+    return {**facts, **(read_class_table(facts["table"])._asdict() if "table" in facts else {})}
 
 
 def read_class_table(name: str) -> ClassTable:
     """Read ``tables/<name>.json``: rows of id on disk, train_id (255 is ignore), name, color."""
-    rows = json.loads((Path(__file__).parent / "tables" / f"{name}.json").read_text())
-    # -1 is a label without pixels of its own, such as the license plates of Cityscapes.
+    rows = json.loads((TABLES / f"{name}.json").read_text())
+    # -1 is a label without pixels of its own: the license plates of Cityscapes belong to the car.
     trained = sorted((r for r in rows if 0 <= r["train_id"] < IGNORE), key=lambda r: r["train_id"])
     return ClassTable(
         classes=tuple(row["name"] for row in trained),
         palette=tuple((row["color"][0], row["color"][1], row["color"][2]) for row in trained),
-        label_map={row["id"]: row["train_id"] for row in rows},
+        values={row["id"]: row["train_id"] for row in rows if row["id"] >= 0},
     )
+
+
+def in_order(num_classes: int, first: int = 0) -> dict[int, int]:
+    """Return a label map whose classes count from ``first``; the values below are ignored."""
+    below = dict.fromkeys([IGNORE, *range(first)], IGNORE)
+    return {**below, **{first + i: i for i in range(num_classes)}}
 
 
 def label_table(label_map: Mapping[int, int], num_classes: int) -> np.ndarray:
     """Return a table, int16 (65536,), from value on disk to class, IGNORE, or UNKNOWN."""
     table = np.full(65536, UNKNOWN, np.int16)
     for value, index in label_map.items():
-        if not (0 <= index < num_classes or index == IGNORE):
+        if not (0 <= index < num_classes or index == IGNORE) or not 0 <= value < len(table):
             raise InputError(
                 f"label map: {value} -> {index}, but classes are 0..{num_classes - 1} and "
-                f"{IGNORE} is ignore"
+                f"{IGNORE} is ignore, and values on disk are 0..65535"
             )
-        if not 0 <= value < len(table):
-            raise InputError(f"label map: {value} -> {index}, but values on disk are 0..65535")
         table[value] = index
     return table
 
@@ -81,12 +96,22 @@ def read_class_file(source: str) -> ClassFile:
             f"file with a name a line ({path.absolute()}: {reason})"
         ) from error
     lines = [line.strip() for line in lines if line.strip()]
-    head = lines[0].replace(" ", "").lower() if lines else ""
+    head, body = "".join(lines[:1]).replace(" ", "").lower(), lines[1:]
     if head.startswith("#label:color_rgb"):
-        return _labelmap(lines[1:], source)
+        rows = _match(body, _CVAT, source, "name:red,green,blue:: as CVAT writes it")
+        colors = check_colors([list(map(int, row[1:])) for row in rows], f"data.classes={source}")
+        return ClassFile([row[0] for row in rows], list(colors))
     if head in ("pixelvalue,class", "value,class", "id,name", "index,name"):
-        return _numbered(lines[1:], source)
-    body = lines[1:] if len(lines) > 1 and not _NUMBER_IN_ROW.search(lines[0]) else lines
+        rows = _match(body, _ROBOFLOW, source, "a number, a comma and a name")
+        if [int(value) for value, _ in rows] != list(range(len(rows))):
+            pairs = ",".join(f"{int(value)}:{index}" for index, (value, _) in enumerate(rows))
+            raise InputError(
+                f"data.classes={source}: its values are not 0 to {len(rows) - 1} in order; give a "
+                f"file with the names alone, one a line, and set 'data.values={{{pairs}}}'"
+            )
+        return ClassFile([name for _, name in rows])
+    if len(lines) < 2 or _NUMBER_IN_ROW.search(lines[0]):
+        body = lines
     is_numbered = bool(body) and all(map(_NUMBER_IN_ROW.search, body))
     if is_numbered or any(line.startswith(("{", "[", "<", "- ")) for line in lines):
         raise InputError(
@@ -97,36 +122,14 @@ def read_class_file(source: str) -> ClassFile:
     return ClassFile(lines)
 
 
-def _labelmap(lines: Sequence[str], source: str) -> ClassFile:
-    """Read ``name:red,green,blue:parts:actions``."""
-    names, colors = [], []
-    for line in lines:
-        name, _, rest = line.partition(":")
-        numbers = rest.partition(":")[0].split(",")
-        if not name or len(numbers) != 3 or not all(n.strip().isdecimal() for n in numbers):
-            raise InputError(
-                f"data.classes={source}: {line!r} is not name:red,green,blue:: as CVAT writes it"
-            )
-        names.append(name)
-        colors.append(check_color([int(number) for number in numbers], f"data.classes={source}"))
-    return ClassFile(names, colors)
-
-
-def _numbered(lines: Sequence[str], source: str) -> ClassFile:
-    """Read ``value, name``; the values must count from 0 in order."""
-    names = {}
-    for line in lines:
-        value, _, name = line.partition(",")
-        if not value.strip().isdecimal() or not name.strip():
-            raise InputError(f"data.classes={source}: {line!r} is not a number, a comma and a name")
-        names[int(value)] = name.strip()
-    if list(names) != list(range(len(lines))):
-        pairs = ",".join(f"{value}:{index}" for index, value in enumerate(names))
-        raise InputError(
-            f"data.classes={source}: its values are not 0 to {len(lines) - 1} in order; give a "
-            f"file with the names alone, one a line, and set 'data.values={{{pairs}}}'"
-        )
-    return ClassFile(list(names.values()))
+def _match(
+    lines: Sequence[str], pattern: re.Pattern[str], source: str, form: str
+) -> list[tuple[str, ...]]:
+    """Return the groups of a pattern in each line; raise InputError with the form it must have."""
+    found = [pattern.fullmatch(line) for line in lines]
+    if None in found:
+        raise InputError(f"data.classes={source}: {lines[found.index(None)]!r} is not {form}")
+    return [match.groups() for match in found if match]
 
 
 def check_class_names(names: Sequence[str]) -> None:
@@ -141,18 +144,16 @@ def check_class_names(names: Sequence[str]) -> None:
         raise InputError(f"data.classes: the name {repeated[0]!r} stands there twice")
 
 
-def check_color(values: Sequence[int], key: str) -> Color:
-    """Return three numbers 0..255 as a colour; raise InputError with the key."""
-    if len(values) != 3 or not all(0 <= value <= 255 for value in values):
-        raise InputError(f"{key}: {list(values)} is not three numbers 0..255")
-    return values[0], values[1], values[2]
-
-
-def check_colors(colors: Sequence[Sequence[int]], count: int, key: str) -> tuple[Color, ...]:
-    """Return ``count`` valid colours; raise InputError with the key."""
-    if len(colors) != count:
+def check_colors(
+    colors: Sequence[Sequence[int]], key: str, count: int | None = None
+) -> tuple[Color, ...]:
+    """Return valid colours, as many as there are classes; raise InputError with the key."""
+    if count is not None and len(colors) != count:
         raise InputError(f"{key}: {len(colors)} colours for {count} class names")
-    return tuple(check_color(color, key) for color in colors)
+    for color in colors:
+        if len(color) != 3 or not all(0 <= value <= 255 for value in color):
+            raise InputError(f"{key}: {list(color)} is not three numbers 0..255")
+    return tuple((red, green, blue) for red, green, blue in colors)
 
 
 def voc_palette(num_classes: int) -> tuple[Color, ...]:

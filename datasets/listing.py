@@ -1,7 +1,9 @@
-"""Finding files below a folder, through links; obstacles are errors of one line."""
+"""Finding files and folders, through links; obstacles are errors of one line."""
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+import shlex
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 from danet.errors import InputError
@@ -27,36 +29,39 @@ def named_files(folder: Path, *suffixes: str) -> dict[str, str]:
     return {name.rpartition(".")[0]: f"{folder}/{name}" for name in find_files(folder, suffixes)}
 
 
-def unused_note(folder: Path, names: Sequence[str]) -> list[str]:
-    """Return a note on label files without an image, or no note."""
-    shown = f"label files have no image and are not used: {', '.join(names[:5])}"
-    return [f"{folder}: {len(names)} {shown}"] if names else []
+def first_folder(root: Path, places: Iterable[str], marker: str) -> Path | None:
+    """Return the first of some places below ``root`` that has a folder ``marker``."""
+    return next((root / place for place in places if (root / place / marker).is_dir()), None)
+
+
+def elsewhere(root: Path, marker: str, key: str = "data.root") -> str:
+    """Return which folders near ``root`` do have ``marker``, as settings; "" where none has.
+
+    Archives get unpacked inside themselves, and a folder too high or too deep gets named: two
+    levels up and two down are searched.
+    """
+    near = chain(root.parents[:2], sorted(root.glob("*/")), sorted(root.glob("*/*/")))
+    found = (folder for folder in near if os.path.exists(folder / marker))
+    settings = " or ".join(shlex.quote(f"{key}={folder}") for folder in islice(found, 5))
+    return f"; {marker} is elsewhere: set {settings}" if settings else ""
 
 
 def _walk(folder: Path, prefix: str, suffixes: Collection[str]) -> Iterator[str]:
     try:
         with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+            found = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise InputError(f"{folder}: this folder cannot be read ({error.strerror})") from error
     for entry in found:
-        if entry.name.startswith("."):
-            continue
         suffix = os.path.splitext(entry.name)[1].lower()
-        if entry.is_symlink():
-            _check_link(folder, entry, suffix in suffixes or not suffix)
+        target = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+        if (suffix in suffixes or not suffix) and not os.path.lexists(target):
+            raise InputError(f"{entry.path}: this link leads to {target}, which does not exist")
         if entry.is_dir():
+            if target != entry.path and Path(target) in Path(os.path.realpath(folder), "x").parents:
+                raise InputError(
+                    f"{entry.path}: this link leads back to {target}, in which it lies"
+                )
             yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", suffixes)
         elif suffix in suffixes:
             yield prefix + entry.name
-
-
-def _check_link(folder: Path, entry: "os.DirEntry[str]", is_wanted: bool) -> None:
-    """Raise InputError for a broken link that is wanted, and for a link to one of its parents."""
-    target = os.path.realpath(entry.path)
-    if not os.path.exists(entry.path):
-        if is_wanted:
-            leads = os.readlink(entry.path)
-            raise InputError(f"{entry.path}: this link leads to {leads}, which does not exist")
-    elif os.path.isdir(target) and Path(target) in (real := folder.resolve(), *real.parents):
-        raise InputError(f"{entry.path}: this link leads back to {target}, in which it lies")

@@ -3,59 +3,69 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from danet.datasets.items import Item
-from danet.datasets.layout import PairLayout, stem_of
+from danet.datasets.layout import PairLayout, pair_files, stem_of
 from danet.datasets.listing import IMAGE_SUFFIXES
 from danet.errors import InputError
 
 # Folder of the lists that ship with the package; its README.md names their sources.
 SHIPPED = Path(__file__).parent / "splits"
 
-# Start of a path that is absolute, on any system, or goes up.
-_OUTSIDE = re.compile(r"[/\\]|[A-Za-z]:|(.*[/\\])?\.\.([/\\]|$)")
+# A path in a line that is absolute, on any system, or goes up.
+_OUTSIDE = re.compile(r"(^|[\s,;])([/\\]|[A-Za-z]:[/\\])|(^|[\s,;/\\])\.\.([/\\\s]|$)")
 
 # A line with the paths of image and mask; both may hold blanks.
 _TWO_PATHS = re.compile(
-    rf"(?P<image>.+?({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))}))[\s,;]+(?P<mask>\S.*)",
-    re.IGNORECASE,
+    rf"(.+?(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))}))[\s,;]+(\S.*)", re.IGNORECASE
 )
 
 
 class SplitList(NamedTuple):
-    """The names of a list, each once, and where they stand."""
+    """The names of a list, in order."""
 
     path: Path
-    lines: dict[str, int]
-    """Name -> number of its first line, from 1 on; 0 where they stand in no lines."""
-    notes: tuple[str, ...] = ()
-    """A warning where names stand there twice."""
+    names: Sequence[tuple[str, int]]
+    """Each with its line, from 1 on; 0 where they are in no lines."""
 
-    def find(self, images: Mapping[str, str], label: Callable[[str], str | None]) -> list[Item]:
-        """Return the pairs of the names; none where there is not one image.
+    def pairs(
+        self, known: Mapping[str, Item], images: Path, *, root: Path | None = None
+    ) -> tuple[list[Item], list[str]]:
+        """Return the pairs of the names, each once, and a note on images that are named twice.
 
         Args:
-            images: Name -> path of the images that exist.
-            label: From a name to the path of its label, whether or not that exists.
+            known: Name -> pair of the images in a folder.
+            images: The folder.
+            root: Where lines may hold the paths of image and mask, the folder they start from.
 
         Raises:
-            InputError: Names have no image; with the line and the path of the first.
+            InputError: Some names have no image; with the line and the path of the first.
         """
-        if not images:
-            return []
-        missing = [name for name in self.lines if name not in images]
-        if missing:
-            line = self.lines[missing[0]]
-            place = Path(next(iter(images.values()))).parent / f"{missing[0]}.jpg"
-            raise InputError(
-                f"{self.path}: {f'line {line} ' * bool(line)}names {missing[0]}, but there is no "
-                f"{place} ({len(missing)} of {len(self.lines)} names have no such file)"
-            )
-        return [Item(images[name], label(name), name) for name in self.lines]
+        items: dict[str, Item] = {}
+        missing: list[str] = []
+        repeated: dict[str, str] = {}
+        for name, line in self.names:
+            item = known.get(name)
+            if item is None:
+                item = Item(f"{images}/{name}", None, name)
+                if root and (two := _TWO_PATHS.fullmatch(name)):
+                    item = Item(f"{root}/{two[1]}", f"{root}/{two[2]}", stem_of(two[1]))
+                if not os.path.isfile(item.image):
+                    where = f"{self.path}, line {line}" if line else str(self.path)
+                    missing.append(f"{where}: there is no image {item.image}")
+                    continue
+            if item.image in items:
+                repeated[item.image] = name
+            items.setdefault(item.image, item)
+        if missing and (known or len(missing) < len(self.names)):
+            raise InputError(f"{missing[0]} ({len(missing)} of {len(self.names)} names have none)")
+        names = ", ".join(list(repeated.values())[:5])
+        note = f"{len(repeated)} images stand there more than once and count once: {names}"
+        return list(items.values()), [f"{self.path}: {note}"] if repeated else []
 
 
 def read_list(path: Path) -> SplitList:
@@ -64,49 +74,25 @@ def read_list(path: Path) -> SplitList:
     Raises:
         InputError: It cannot be read, is no text, is empty, or a name leaves the data's folder.
     """
-    lines: dict[str, int] = {}
-    repeated = []
-    for name, number in _entries(path):
-        if lines.setdefault(name, number) != number:
-            repeated.append(name)
-    return SplitList(path, lines, _repeated_note(path, repeated))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a UTF-8 text"
+        raise InputError(f"{path}: the list cannot be read ({reason})") from error
+    # Not splitlines(): it also cuts at characters that a file name may hold.
+    lines = [line.strip() for line in text.split("\n")]
+    names = [(name, i) for i, name in enumerate(lines, start=1) if name]
+    if not names:
+        raise InputError(f"{path}: the list is empty; expected one name a line")
+    for name, line in names:
+        if _OUTSIDE.search(name):
+            raise InputError(f"{path}, line {line}: the path {name!r} leaves the data's folder")
+    return SplitList(path, names)
 
 
 def find_list(places: Iterable[Path], data_set: str, split: str) -> SplitList:
     """Read the first list of a tree that exists, else the one of the package."""
-    own = next(filter(Path.exists, places), None)
-    return read_list(own) if own else shipped_list(data_set, split)
-
-
-def shipped_list(data_set: str, split: str) -> SplitList:
-    """Read the list ``splits/<data_set>/<split>.txt`` of the package."""
-    return read_list(SHIPPED / data_set / f"{split}.txt")
-
-
-def _entries(path: Path) -> list[tuple[str, int]]:
-    """Return the lines of a list that are not empty, with their numbers."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: the list cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: the list is not a UTF-8 text ({error.reason})") from error
-    # Not splitlines(): it also cuts at characters that a file name may hold.
-    lines = [line.strip() for line in text.split("\n")]
-    entries = [(name, i) for i, name in enumerate(lines, start=1) if name]
-    if not entries:
-        raise InputError(f"{path}: the list is empty; expected one name a line")
-    for name, number in entries:
-        if _OUTSIDE.match(name):
-            raise InputError(f"{path}: line {number}: the path {name!r} leaves the data's folder")
-    return entries
-
-
-def _repeated_note(path: Path, names: Sequence[str]) -> tuple[str, ...]:
-    """Return a note on names that stand in a list more than once, or no note."""
-    unique = list(dict.fromkeys(names))
-    shown = f"images stand there more than once and count once: {', '.join(unique[:5])}"
-    return (f"{path}: {len(unique)} {shown}",) if unique else ()
+    return read_list(next(filter(Path.exists, places), SHIPPED / data_set / f"{split}.txt"))
 
 
 @dataclass(frozen=True)
@@ -140,11 +126,8 @@ class SplitRule:
 
     def read_items(
         self, split: str, splits: Sequence[str], root: Path, files: PairLayout
-    ) -> tuple[list[Item], tuple[str, ...]]:
-        """Read the list of ``split``, one of ``splits``; images must exist, masks need not.
-
-        Returns:
-            The pairs, each once, and a note on images that stand in the list twice.
+    ) -> tuple[list[Item], list[str]]:
+        """Return the pairs of ``split``, one of ``splits``, and notes; masks need not exist.
 
         Raises:
             InputError: A list or an image is missing, or lists of two splits share an image.
@@ -156,42 +139,20 @@ class SplitRule:
                 f"{', '.join(splits)}, and {split!r} is needed now"
             )
         images, masks = files.folders(root)
-        known = files.pairs(images, masks)
-        by_name = known | {stem_of(name): item for name, item in known.items()}
-        items: dict[str, Item] = {}
-        places: dict[str, tuple[str, str]] = {}  # image -> split and line of its list
-        repeated, shared = [], []
-        for key in [split] if self.allow_overlap else lists:
-            path = root / Path(lists[key]).expanduser()
-            for line, number in _entries(path):
-                where = f"{path}, line {number}"
-                item = _two_paths(line, root, where) or by_name.get(line)
-                if item is None or not (line in by_name or Path(item.image).is_file()):
-                    image = item.image if item else images / line
-                    raise InputError(f"{where} names {line!r}, but there is no image {image}")
-                first = places.setdefault(item.image, (key, where))
-                if first[0] != key:
-                    shared.append((Path(item.image).name, first[1], where))
-                elif key == split:
-                    items[item.image] = item
-                    repeated += [Path(item.image).name] * (first[1] != where)
-        if shared:
-            names = ", ".join(name for name, _, _ in shared[:5])
-            raise InputError(
-                f"data.lists: {len(shared)} images stand in the lists of two splits: {names}; the "
-                f"first in {shared[0][1]}, and {shared[0][2]}; take them out of one list, or set "
-                "data.allow_overlap=true to allow it on purpose"
-            )
-        return list(items.values()), _repeated_note(root / lists[split], repeated)
+        known = pair_files(images, masks, files.mask_suffix)[0]
+        known |= {item.image.removeprefix(f"{images}/"): item for item in known.values()}
 
+        def read(key: str) -> tuple[list[Item], list[str]]:
+            listed = read_list(root / Path(lists[key]).expanduser())
+            return listed.pairs(known, images, root=root)
 
-def _two_paths(line: str, root: Path, where: str) -> Item | None:
-    """Return the pair of a line with two paths from ``root`` on; None for other lines."""
-    found = _TWO_PATHS.fullmatch(line)
-    if found is None:
-        return None
-    image, mask = found["image"], found["mask"]
-    for path in (image, mask):
-        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise InputError(f"{where}: the path {path!r} leaves {root}")
-    return Item(str(root / image), str(root / mask), stem_of(image))
+        chosen, notes = read(split)
+        own = {item.image: Path(item.image).name for item in chosen}
+        for other in () if self.allow_overlap else lists.keys() - {split}:
+            if shared := [own[item.image] for item in read(other)[0] if item.image in own]:
+                raise InputError(
+                    f"data.lists: {len(shared)} images stand in the lists of two splits, {split} "
+                    f"and {other}: {', '.join(shared[:5])}; take them out of one list, or set "
+                    "data.allow_overlap=true to allow it on purpose"
+                )
+        return chosen, notes

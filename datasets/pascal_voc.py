@@ -1,28 +1,27 @@
 """PASCAL VOC 2012 segmentation, with the masks of SBD for the training split of 10,582 images."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from danet.datasets.base import FileDataset, Item, Reading, Transform
-from danet.datasets.formats.matlab import open_mat, read_mat_labels
-from danet.datasets.labels import read_class_table, voc_palette
-from danet.datasets.layout import elsewhere, first_folder
-from danet.datasets.listing import named_files
-from danet.datasets.lists import read_list, shipped_list
+from danet.datasets.base import FileDataset, Item
+from danet.datasets.formats.matlab import read_mat_labels
+from danet.datasets.labels import voc_palette
+from danet.datasets.listing import elsewhere, first_folder, named_files
+from danet.datasets.lists import find_list
 from danet.datasets.submission import Submission
 from danet.errors import InputError
 
-# Split -> lists that ship with the package, where they are not the split itself.
-_LISTS = {"trainval": ("train", "val"), "seg11valid": ("seg11valid_736",)}
 # Places of VOC below ``data.root``: the folder that holds VOCdevkit, VOCdevkit, or VOC2012.
 _DEVKITS = ("VOCdevkit/VOC2012", "VOC2012", ".")
 _SBD = ("benchmark_RELEASE", "sbd", "SBD")
 _SBD_PARTS = ("dataset", "benchmark_RELEASE/dataset", ".")  # places of cls/ below the folder of SBD
 
 
-class PascalVOC(FileDataset):
+@dataclass(kw_only=True, eq=False, repr=False)
+class PascalVOC(FileDataset, published="pascal_voc"):
     """Reads VOC2012 as its development kit unpacks it, and SBD beside it.
 
     Masks hold 0..20; 255, the borders and difficult objects, is ignored. The split "trainaug" is
@@ -40,74 +39,40 @@ class PascalVOC(FileDataset):
             own train and val, not even ImageNet.
     """
 
-    table = read_class_table("voc")
-    classes = table.classes
-    palette = table.palette
-    splits = ("train", "val", "trainval", "trainaug", "seg11valid", "test")
-    expected = {
-        "train": (1464,),
-        "val": (1449,),
-        "trainval": (2913,),
-        "trainaug": (10582,),
-        "seg11valid": (736,),
-        "test": (1456,),
-    }
-    marker = "VOC2012/JPEGImages"
-    label_hint = "; VOC's masks hold 0..20 and 255"
-    layout = (
-        "  VOCdevkit/VOC2012/{JPEGImages/<id>.jpg, SegmentationClass/<id>.png,\n"
-        "                     ImageSets/Segmentation/{train,val,test}.txt}\n"
-        "  for trainaug also VOCdevkit/VOC2012/SegmentationClassAug/<id>.png\n"
-        "  or benchmark_RELEASE/dataset/cls/<id>.mat (SBD)"
-    )
-
-    def __init__(
-        self,
-        *,
-        root: str | Path,
-        split: str,
-        sbd_root: str | None = None,
-        competition: Literal["comp5", "comp6"] = "comp6",
-        transform: Transform | None = None,
-        reading: Reading | None = None,
-    ) -> None:
-        self.sbd_root = sbd_root
-        self.competition = competition
-        super().__init__(root=root, split=split, transform=transform, reading=reading)
+    sbd_root: str | None = None
+    competition: Literal["comp5", "comp6"] = "comp6"
 
     def find_items(self) -> list[Item]:
         """Return the images of the split's list with their masks."""
         voc = first_folder(self.root, _DEVKITS, "JPEGImages") or self.root
-        sbd = self._find_sbd() if self.split == "trainaug" else None
         # VOC's own have priority: of images, which are the same, and of masks, which have the
         # border that is ignored.
         images = named_files(voc / "JPEGImages", ".jpg")
         masks = named_files(voc / "SegmentationClass", ".png")
         if self.split == "trainaug":
-            images = (named_files(sbd / "img", ".jpg") if sbd else {}) | images
-            masks = named_files(self.root / "SegmentationClassAug", ".png") | masks
-            masks = named_files(voc / "SegmentationClassAug", ".png") | masks
-            masks = (named_files(sbd / "cls", ".mat") if sbd else {}) | masks
+            sbd = self._find_sbd()
+            images = named_files(sbd / "img", ".jpg") | images
+            for folder in (self.root, voc):
+                masks = named_files(folder / "SegmentationClassAug", ".png") | masks
+            masks = named_files(sbd / "cls", ".mat") | masks
+            self.missing_hint = (
+                f", in SegmentationClassAug, and in {sbd}/cls; unpack SBD (benchmark.tgz) into "
+                "data.root, or name its folder with data.sbd_root; the split 'train' needs none"
+            )
+        known = {
+            name: Item(path, masks.get(name, f"{voc}/SegmentationClass/{name}.png"), name)
+            for name, path in images.items()
+        }
         own = voc / "ImageSets" / "Segmentation" / f"{self.split}.txt"
-        parts = _LISTS.get(self.split, (self.split,))
-        lists = [read_list(own)] if own.exists() else [shipped_list("voc2012", s) for s in parts]
-        items = []
-        for listed in lists:
-            self.notes += listed.notes
-            if self.split == "test":
-                items += listed.find(images, lambda _: None)
-            else:  # the base class reports files that are missing
-                items += listed.find(
-                    images, lambda name: masks.get(name, f"{voc}/SegmentationClass/{name}.png")
-                )
-        return items
+        items, self.notes = find_list([own], "voc2012", self.split).pairs(known, voc / "JPEGImages")
+        return items if self.split != "test" else [item._replace(mask=None) for item in items]
 
-    def decode_labels(self, path: Path) -> np.ndarray:
+    def labels_of(self, item: Item) -> np.ndarray:
         """Read a PNG, or a .mat file of SBD."""
+        path, limit = Path(str(item.mask)), self.reading.max_pixels
         if path.suffix != ".mat":
-            return super().decode_labels(path)
-        limit = self.reading.max_pixels
-        return read_mat_labels(open_mat(path), "GTcls.Segmentation", max_pixels=limit)
+            return super().labels_of(item)
+        return read_mat_labels(path, "GTcls.Segmentation", max_pixels=limit)[0]
 
     def submission(self) -> Submission:
         """Return the format of the evaluation server: palette PNGs in a .tgz."""
@@ -118,30 +83,16 @@ class PascalVOC(FileDataset):
             archive="tgz",
         )
 
-    def _find_sbd(self) -> Path | None:
-        """Return the folder of SBD that holds cls/ and img/, if there is one."""
+    def _find_sbd(self) -> Path:
+        """Return the folder of SBD that holds cls/ and img/, or where it would lie."""
         if self.sbd_root is None:
             places = [f"{name}/{part}" for name in _SBD for part in _SBD_PARTS]
-            return first_folder(self.root, places, "cls")
+            return first_folder(self.root, places, "cls") or self.root / places[0]
         given = self.root / Path(self.sbd_root).expanduser()
         found = first_folder(given, _SBD_PARTS, "cls")
         if found is None:
             raise InputError(
                 f"data.sbd_root={given}: no folder cls with .mat files is there, nor in dataset/"
-                f"{elsewhere(given, 'cls').replace('data.root', 'data.sbd_root')}"
+                f"{elsewhere(given, 'cls', 'data.sbd_root')}"
             )
         return found
-
-    def explain_no_label(self) -> str:
-        """Return where masks of SBD are looked for, and which split works without."""
-        if self.split != "trainaug":
-            return ""
-        place = self._find_sbd() or self.root / _SBD[0] / "dataset"
-        text = (
-            f", in SegmentationClassAug, and in {place}/cls; unpack SBD (benchmark.tgz) into "
-            "data.root, or name its folder with data.sbd_root"
-        )
-        train = shipped_list("voc2012", "train").lines
-        if train.keys() & {self.items[i].name for i in self.items.without_label()}:
-            return text
-        return f"{text}; the split 'train' with {len(train):,} images works now"

@@ -14,21 +14,25 @@ A picture is painted from the back to the front. Ground lines are fractions of i
 are measured in ``Canvas.unit``.
 """
 
-import random
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Literal
 
 import cv2
 import numpy as np
 
-from danet.datasets.base import SegmentationDataset, Transform
+from danet.datasets.base import SegmentationDataset, Transform, check_choice
 from danet.datasets.canvas import Box, Canvas, pick, shade, spread
 from danet.datasets.image_io import MAX_PIXELS
 from danet.datasets.labels import read_class_table
 from danet.errors import InputError
 
 _TABLE = read_class_table("scenes")
-LEVELS = ("wide", "small", "relation")
+Level = Literal["wide", "small", "relation"]
 
 SKY, BUILDING, ROAD, SIDEWALK, TREE, POLE, PERSON, CAR = range(8)
 MILL, TOWER, HEATH, LAWN, BUS, TRAM, KIOSK, BOOTH = range(8, 16)
@@ -43,45 +47,34 @@ HORIZON, KERB, LANE_LINE, NEAR_KERB = 0.50, 0.56, 0.67, 0.78  # fractions of the
 CUE_END, PAIR_START = 0.25, 0.60  # fractions of the width
 MIN_HEIGHT = 48
 
-STONE = ((176, 160, 140), (150, 150, 152), (196, 184, 164), (138, 128, 122), (168, 150, 134))
-PAINT = (
-    *((206, 60, 52), (236, 196, 60), (60, 110, 190)),
-    *((228, 228, 224), (70, 150, 110), (60, 62, 70)),
+RGB = SimpleNamespace(
+    **json.loads((Path(__file__).parent / "tables" / "scene_colors.json").read_text())
 )
-TINTS = {MILL: (214, 92, 48), TOWER: (58, 104, 196), HEATH: (196, 120, 190), LAWN: (112, 178, 92)}
-ZENITHS = ((96, 150, 214), (128, 160, 200), (150, 176, 206))
-HAZES = ((214, 226, 236), (236, 226, 210), (224, 228, 232))
-LEAVES = ((70, 120, 56), (92, 138, 60), (58, 104, 66))
-TROUSERS = ((44, 48, 66), (88, 72, 60))
-SKIN = ((226, 184, 154), (120, 84, 64))
-GLASS, LIT = (64, 78, 96), (230, 210, 150)
-CLOUD, ASPHALT, PAVING, LINE = (240, 242, 245), (92, 92, 98), (172, 168, 162), (224, 224, 218)
-BARK, METAL, LAMP = (96, 74, 56), (58, 60, 64), (250, 236, 180)
-TYRE, RIM = (36, 36, 40), (150, 150, 150)
-COUNTER, SHELF, CLOTH = (70, 58, 50), (214, 190, 150), (240, 236, 226)
+"""Colours by name: one, or several to choose from."""
+TINTS = dict(zip((MILL, TOWER, HEATH, LAWN), RGB.tints, strict=True))
 
 
-def draw_sky(canvas: Canvas, rng: random.Random) -> None:
+def draw_sky(canvas: Canvas, rng: Random) -> None:
     """Paint a sky that fades to haze at the horizon, with clouds."""
     height, unit = canvas.height, canvas.unit
     depth = np.minimum(np.arange(height) / (HORIZON * height), 1)[:, None]  # (H, 1)
-    fade = (1 - depth) * pick(rng, ZENITHS) + depth * pick(rng, HAZES)  # (H, 3)
+    fade = (1 - depth) * pick(rng, RGB.zeniths) + depth * pick(rng, RGB.hazes)  # (H, 3)
     canvas.image[:] = fade.astype(np.uint8)[:, None]
     for x in spread(rng, 0, canvas.width, room=unit):
         y = rng.uniform(0.04, 0.2) * height
         for _ in range(4):
             radius = rng.uniform(0.03, 0.06) * unit
             puff = (x + rng.uniform(-0.16, 0.16) * unit, y)
-            canvas.ellipse(SKY, CLOUD, puff, 2 * radius, radius)
+            canvas.ellipse(SKY, RGB.cloud, puff, 2 * radius, radius)
 
 
-def draw_buildings(canvas: Canvas, rng: random.Random) -> None:
+def draw_buildings(canvas: Canvas, rng: Random) -> None:
     """Draw a row of stone facades, some with a gable, some with a shop."""
     unit, bottom = canvas.unit, HORIZON * canvas.height
     left = -rng.uniform(0, 0.3) * unit
     while left < canvas.width:
         right, top = left + rng.uniform(0.35, 0.8) * unit, rng.uniform(0.16, 0.34) * canvas.height
-        stone = pick(rng, STONE)
+        stone = pick(rng, RGB.stone)
         if rng.random() < 0.4:
             ridge = ((left + right) / 2, top - 0.1 * unit)
             canvas.polygon(BUILDING, shade(stone, 0.6), [(left, top), (right, top), ridge])
@@ -89,24 +82,24 @@ def draw_buildings(canvas: Canvas, rng: random.Random) -> None:
         canvas.box(BUILDING, shade(stone, 1.15), (left, top, right, top + 0.02 * unit))
         panes = (left + 0.04 * unit, top + 0.05 * unit, right - 0.02 * unit, bottom - 0.1 * unit)
         pitch = (rng.uniform(0.09, 0.14) * unit, rng.uniform(0.1, 0.13) * unit)
-        canvas.grid(pick(rng, (GLASS, LIT)), panes, pitch=pitch, fill=(0.5, 0.6))
+        canvas.grid(pick(rng, (RGB.glass, RGB.lit)), panes, pitch=pitch, fill=(0.5, 0.6))
         if rng.random() < 0.5:
             shop = (left + 0.03 * unit, bottom - 0.08 * unit, right - 0.03 * unit, bottom)
-            canvas.box(BUILDING, pick(rng, PAINT), shop)
+            canvas.box(BUILDING, pick(rng, RGB.paint), shop)
         left = right
 
 
-def draw_ground(canvas: Canvas, rng: random.Random) -> None:
+def draw_ground(canvas: Canvas, rng: Random) -> None:
     """Draw the far sidewalk, the road with its markings, and the near sidewalk with its kerb."""
     height, width, unit = canvas.height, canvas.width, canvas.unit
-    paving, whole = pick(rng, [PAVING]), float(max(height, width))
+    paving, whole = pick(rng, [RGB.paving]), float(max(height, width))
     canvas.box(SIDEWALK, shade(paving, 0.92), (0, HORIZON * height, width, height))
-    canvas.box(ROAD, pick(rng, [ASPHALT]), (0, KERB * height, width, height))
+    canvas.box(ROAD, pick(rng, [RGB.asphalt]), (0, KERB * height, width, height))
     middle = (0, LANE_LINE * height - 0.012 * unit, width, LANE_LINE * height + 0.012 * unit)
-    canvas.grid(LINE, middle, pitch=(0.3 * unit, whole), fill=(0.55, 1))
+    canvas.grid(RGB.line, middle, pitch=(0.3 * unit, whole), fill=(0.55, 1))
     x = rng.uniform(0, width - 0.4 * unit)
     crossing = (x, (KERB + 0.02) * height, x + 0.4 * unit, (NEAR_KERB - 0.02) * height)
-    canvas.grid(LINE, crossing, pitch=(0.1 * unit, whole), fill=(0.5, 1))
+    canvas.grid(RGB.line, crossing, pitch=(0.1 * unit, whole), fill=(0.5, 1))
     top = NEAR_KERB * height
     canvas.box(SIDEWALK, paving, (0, top, width, height))
     canvas.box(SIDEWALK, shade(paving, 1.2), (0, top, width, top + 0.02 * unit))
@@ -117,15 +110,15 @@ def draw_texture(canvas: Canvas, landmark: Box) -> None:
     unit, whole = canvas.unit, float(max(canvas.height, canvas.width))
     left, top, right, bottom = landmark
     panes = (left + 0.05 * unit, top + 0.05 * unit, right - 0.03 * unit, bottom - 0.04 * unit)
-    canvas.grid(GLASS, panes, pitch=(0.12 * unit, 0.11 * unit), fill=(0.4, 0.5), opacity=0.5)
+    canvas.grid(RGB.glass, panes, pitch=(0.12 * unit, 0.11 * unit), fill=(0.4, 0.5), opacity=0.5)
     ground = (0, NEAR_KERB * canvas.height, canvas.width, canvas.height)
     rows, columns = (whole, 0.06 * unit), (0.12 * unit, whole)
-    canvas.grid(ASPHALT, ground, pitch=rows, fill=(1, 0.2), opacity=0.15)
-    canvas.grid(ASPHALT, ground, pitch=columns, fill=(0.12, 1), opacity=0.15)
+    canvas.grid(RGB.asphalt, ground, pitch=rows, fill=(1, 0.2), opacity=0.15)
+    canvas.grid(RGB.asphalt, ground, pitch=columns, fill=(0.12, 1), opacity=0.15)
 
 
 def paint_cue(
-    canvas: Canvas, rng: random.Random, cue: Cue, bit: int, box: Box, level: str, radius: float
+    canvas: Canvas, rng: Random, cue: Cue, bit: int, box: Box, level: Level, radius: float
 ) -> None:
     """Paint what shows a bit inside a box.
 
@@ -137,7 +130,7 @@ def paint_cue(
     if level == "wide":
         canvas.box(cue[bit], pick(rng, [TINTS[cue[bit]]]), box)
         return
-    canvas.box(BEHIND[cue], pick(rng, STONE), box)
+    canvas.box(BEHIND[cue], pick(rng, RGB.stone), box)
     if level == "small":
         across, down = (radius, radius) if cue == LANDMARK else (1.4 * radius, 0.45 * radius)
         x, y = rng.uniform(left + across, right - across), rng.uniform(top + down, bottom - down)
@@ -148,89 +141,85 @@ def paint_cue(
         canvas.box(kind, pick(rng, [TINTS[kind]]), (x, top, x + third, bottom))
 
 
-def draw_tree(canvas: Canvas, rng: random.Random, left: float, bottom: float) -> None:
+def draw_tree(canvas: Canvas, rng: Random, left: float, bottom: float) -> None:
     """Draw a trunk and a crown of six clumps."""
-    unit, green = canvas.unit, pick(rng, LEAVES)
+    unit, green = canvas.unit, pick(rng, RGB.leaves)
     x, top = left + 0.1 * unit, bottom - rng.uniform(0.3, 0.36) * unit
-    canvas.box(TREE, BARK, (x - 0.015 * unit, top, x + 0.015 * unit, bottom))
+    canvas.box(TREE, RGB.bark, (x - 0.015 * unit, top, x + 0.015 * unit, bottom))
     for _ in range(6):
         clump = (x + rng.uniform(-0.07, 0.07) * unit, top + rng.uniform(-0.07, 0.07) * unit)
         leaves = shade(green, rng.uniform(0.8, 1.15))
         canvas.ellipse(TREE, leaves, clump, rng.uniform(0.06, 0.1) * unit)
 
 
-def draw_pole(canvas: Canvas, rng: random.Random, left: float, bottom: float) -> None:
+def draw_pole(canvas: Canvas, rng: Random, left: float, bottom: float) -> None:
     """Draw a street lamp."""
-    unit, metal = canvas.unit, pick(rng, [METAL])
+    unit, metal = canvas.unit, pick(rng, [RGB.metal])
     top, right = bottom - rng.uniform(0.5, 0.6) * unit, left + 0.14 * unit
     canvas.box(POLE, metal, (left, top, left + 0.04 * unit, bottom))
     canvas.box(POLE, metal, (left, top, right, top + 0.03 * unit))
-    canvas.box(POLE, LAMP, (left + 0.09 * unit, top, right, top + 0.05 * unit))
+    canvas.box(POLE, RGB.lamp, (left + 0.09 * unit, top, right, top + 0.05 * unit))
 
 
-def draw_person(canvas: Canvas, rng: random.Random, left: float, bottom: float) -> None:
+def draw_person(canvas: Canvas, rng: Random, left: float, bottom: float) -> None:
     """Draw a standing person."""
     tall = rng.uniform(0.2, 0.25) * canvas.unit
     top, right, waist = bottom - tall, left + 0.3 * tall, bottom - 0.4 * tall
     inset = 0.03 * tall
-    canvas.box(PERSON, pick(rng, TROUSERS), (left + inset, waist, right - inset, bottom))
-    canvas.box(PERSON, pick(rng, PAINT), (left, top + 0.2 * tall, right, waist))
-    canvas.ellipse(PERSON, pick(rng, SKIN), ((left + right) / 2, top + 0.1 * tall), 0.1 * tall)
+    canvas.box(PERSON, pick(rng, RGB.trousers), (left + inset, waist, right - inset, bottom))
+    canvas.box(PERSON, pick(rng, RGB.paint), (left, top + 0.2 * tall, right, waist))
+    canvas.ellipse(PERSON, pick(rng, RGB.skin), ((left + right) / 2, top + 0.1 * tall), 0.1 * tall)
 
 
 def draw_wheels(canvas: Canvas, kind: int, xs: Sequence[float], *, bottom: float, r: float) -> None:
     """Draw wheels of radius r that stand on ``bottom``."""
     for x in xs:
-        canvas.ellipse(kind, TYRE, (x, bottom - r), r)
-        canvas.ellipse(kind, RIM, (x, bottom - r), 0.4 * r)
+        canvas.ellipse(kind, RGB.tyre, (x, bottom - r), r)
+        canvas.ellipse(kind, RGB.rim, (x, bottom - r), 0.4 * r)
 
 
-def draw_car(canvas: Canvas, rng: random.Random, left: float, bottom: float) -> None:
+def draw_car(canvas: Canvas, rng: Random, left: float, bottom: float) -> None:
     """Draw a car from its side."""
-    unit, paint = canvas.unit, pick(rng, PAINT)
+    unit, paint = canvas.unit, pick(rng, RGB.paint)
     length, tall = rng.uniform(0.36, 0.42) * unit, rng.uniform(0.15, 0.17) * unit
     top, waist, sill = bottom - tall, bottom - 0.58 * tall, bottom - 0.12 * tall
     cabin = ((0.14, waist), (0.3, top), (0.7, top), (0.88, waist))
     panes = ((0.22, waist), (0.33, top + 0.1 * tall), (0.67, top + 0.1 * tall), (0.8, waist))
     canvas.polygon(CAR, paint, [(left + part * length, y) for part, y in cabin])
-    canvas.polygon(CAR, GLASS, [(left + part * length, y) for part, y in panes])
+    canvas.polygon(CAR, RGB.glass, [(left + part * length, y) for part, y in panes])
     canvas.box(CAR, paint, (left, waist, left + length, sill))
     axles = (left + 0.22 * length, left + 0.78 * length)
     draw_wheels(canvas, CAR, axles, bottom=bottom, r=0.2 * tall)
 
 
-def draw_coach(
-    canvas: Canvas, rng: random.Random, left: float, bottom: float, *, kind: int
-) -> None:
+def draw_coach(canvas: Canvas, rng: Random, left: float, bottom: float, *, kind: int) -> None:
     """Draw a bus or a tram: nothing but the class differs."""
-    unit, paint = canvas.unit, pick(rng, PAINT)
+    unit, paint = canvas.unit, pick(rng, RGB.paint)
     length, tall = rng.uniform(0.75, 0.85) * unit, rng.uniform(0.32, 0.36) * unit
     top, right = bottom - tall, left + length
     canvas.box(kind, paint, (left, top, right, bottom - 0.1 * tall))
     canvas.box(kind, shade(paint, 0.7), (left, top, right, top + 0.12 * tall))
     panes = (left + 0.03 * unit, top + 0.22 * tall, right, top + 0.56 * tall)
-    canvas.grid(GLASS, panes, pitch=(0.13 * unit, unit), fill=(0.75, 1))
-    canvas.box(kind, CLOTH, (left, top + 0.7 * tall, right, top + 0.75 * tall))
+    canvas.grid(RGB.glass, panes, pitch=(0.13 * unit, unit), fill=(0.75, 1))
+    canvas.box(kind, RGB.cloth, (left, top + 0.7 * tall, right, top + 0.75 * tall))
     axles = (left + 0.2 * length, left + 0.8 * length)
     draw_wheels(canvas, kind, axles, bottom=bottom, r=0.13 * tall)
 
 
-def draw_stall(
-    canvas: Canvas, rng: random.Random, left: float, bottom: float, *, kind: int
-) -> None:
+def draw_stall(canvas: Canvas, rng: Random, left: float, bottom: float, *, kind: int) -> None:
     """Draw a kiosk or a booth: nothing but the class differs."""
-    unit, paint = canvas.unit, pick(rng, PAINT)
+    unit, paint = canvas.unit, pick(rng, RGB.paint)
     wide, tall = rng.uniform(0.36, 0.44) * unit, rng.uniform(0.36, 0.42) * unit
     top, right, inset = bottom - tall, left + wide, 0.1 * wide
     shelf, awning = top + 0.6 * tall, (left, top, right, top + 0.28 * tall)
     canvas.box(kind, shade(paint, 0.85), (left, top, right, bottom))
-    canvas.box(kind, COUNTER, (left + inset, top, right - inset, shelf))
-    canvas.box(kind, SHELF, (left, shelf, right, shelf + 0.08 * tall))
-    canvas.box(kind, CLOTH, awning)
+    canvas.box(kind, RGB.counter, (left + inset, top, right - inset, shelf))
+    canvas.box(kind, RGB.shelf, (left, shelf, right, shelf + 0.08 * tall))
+    canvas.box(kind, RGB.cloth, awning)
     canvas.grid(paint, awning, pitch=(0.09 * unit, unit), fill=(0.5, 1))
 
 
-def draw_street(canvas: Canvas, rng: random.Random, *, coach: int, stall: int) -> None:
+def draw_street(canvas: Canvas, rng: Random, *, coach: int, stall: int) -> None:
     """Draw trees, poles, people and vehicles, from the far sidewalk to the near one."""
     width, unit = float(canvas.width), canvas.unit
     coaches, stalls = partial(draw_coach, kind=coach), partial(draw_stall, kind=stall)
@@ -251,7 +240,7 @@ def draw_street(canvas: Canvas, rng: random.Random, *, coach: int, stall: int) -
             draw(canvas, rng, left, rng.uniform(*ground) * canvas.height)
 
 
-def expose(image: np.ndarray, rng: random.Random) -> np.ndarray:
+def expose(image: np.ndarray, rng: Random) -> np.ndarray:
     """Return the picture, (H, W, 3) uint8, with the blur, exposure and grain of a camera."""
     soft = cv2.GaussianBlur(image, (3, 3), 0.6)
     numbers = np.random.default_rng(rng.getrandbits(64))  # one draw per pixel: slow with random
@@ -261,7 +250,7 @@ def expose(image: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 def draw_scene(
-    rng: random.Random, *, size: tuple[int, int], level: str, cue_radius: float
+    rng: Random, *, size: tuple[int, int], level: Level, cue_radius: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw one picture.
 
@@ -313,7 +302,7 @@ class Scenes(SegmentationDataset):
         lengths: Mapping[str, int],
         size: Sequence[int],
         seed: int = 0,
-        level: str = "wide",
+        level: Level = "wide",
         cue_radius: float = 4,
         transform: Transform | None = None,
     ) -> None:
@@ -321,23 +310,19 @@ class Scenes(SegmentationDataset):
         if split not in self.splits:
             raise InputError(f"Scenes: split={split!r} is not one of {', '.join(self.splits)}")
         if lengths.get(split, 0) < 1:
-            raise InputError(
-                f"Scenes: lengths={dict(lengths)} must give split {split!r} 1 picture or more"
-            )
+            what = f"must give split {split!r} 1 picture or more"
+            raise InputError(f"Scenes: lengths={dict(lengths)} {what}")
         height, width = size if len(size) == 2 else (0, 0)
         if not MIN_HEIGHT <= height <= width or height * width > MAX_PIXELS:
             raise InputError(
                 f"Scenes: size={list(size)} must be [height, width], {MIN_HEIGHT} or more high, at "
                 f"least as wide as high, and {MAX_PIXELS} pixels or fewer"
             )
-        if level not in LEVELS:
-            raise InputError(f"Scenes: level={level!r} is not one of {', '.join(LEVELS)}")
+        check_choice("level", level, Level)
         largest = min(0.2 * height, 0.07 * width)  # that fits into the narrowest landmark
         if not 1 <= cue_radius <= largest:
-            raise InputError(
-                f"Scenes: cue_radius={cue_radius} must be in 1..{largest:g} for pictures of "
-                f"{height} x {width} (height x width)"
-            )
+            where = f"1..{largest:g} for pictures of {height} x {width} (height x width)"
+            raise InputError(f"Scenes: cue_radius={cue_radius} must be in {where}")
         self.length, self.size, self.seed = lengths[split], (height, width), seed
         self.level, self.cue_radius = level, cue_radius
 
@@ -346,19 +331,15 @@ class Scenes(SegmentationDataset):
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
         """Draw RGB uint8 (H, W, 3) and classes uint8 (H, W); the name is such as val_000012."""
-        return *self._draw(index), f"{self.split}_{index:06d}"
-
-    def cue(self, index: int) -> dict[str, np.ndarray]:
-        """Return the visible pixels of the cue of each far pair: "bus/tram" -> (H, W) bool."""
-        _, mask = self._draw(index)
-        return {
-            "/".join(pair): np.isin(mask, cue)
-            for pair, cue in zip(self.far_pairs, (LANDMARK, SQUARE), strict=True)
-        }
-
-    def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         if not 0 <= index < self.length:
             raise IndexError(f"Scenes: index={index} is not in 0..{self.length - 1}")
         # A str is hashed by SHA-512, not hash().
-        rng = random.Random(f"{self.seed}/{self.split}/{index}")
-        return draw_scene(rng, size=self.size, level=self.level, cue_radius=self.cue_radius)
+        rng = Random(f"{self.seed}/{self.split}/{index}")
+        drawn = draw_scene(rng, size=self.size, level=self.level, cue_radius=self.cue_radius)
+        return *drawn, f"{self.split}_{index:06d}"
+
+    def cue(self, index: int) -> dict[str, np.ndarray]:
+        """Return the visible pixels of the cue of each far pair: "bus/tram" -> (H, W) bool."""
+        mask, cues = self.read(index)[1], (LANDMARK, SQUARE)
+        pairs = zip(self.far_pairs, cues, strict=True)
+        return {"/".join(pair): np.isin(mask, cue) for pair, cue in pairs}

@@ -1,8 +1,6 @@
 """Submissions to test servers: predictions as label files, checked, packed into one archive."""
 
 import shutil
-import tarfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from danet.datasets.base import FileDataset, SegmentationDataset
-from danet.datasets.labels import Color, ranges
+from danet.datasets.labels import Color
 from danet.errors import InputError, StorageError
 
 
@@ -44,11 +42,6 @@ class Submission:
         return self.pattern.format(name=name)
 
 
-def is_labelled(dataset: SegmentationDataset) -> bool:
-    """Return whether the split has labels; drawn pictures always have them."""
-    return not isinstance(dataset, FileDataset) or dataset.is_labelled
-
-
 def require_labels(dataset: SegmentationDataset, setting: str, remedy: str) -> None:
     """Raise InputError if the publisher keeps the labels of the split.
 
@@ -57,7 +50,7 @@ def require_labels(dataset: SegmentationDataset, setting: str, remedy: str) -> N
         setting: The key that chose the split.
         remedy: What to do instead.
     """
-    if not is_labelled(dataset):
+    if not dataset.is_labelled:
         raise InputError(
             f"{setting}={dataset.split}: {type(dataset).__name__} has no labels for this split, "
             f"its publisher keeps them; {remedy}"
@@ -91,17 +84,13 @@ class SubmissionWriter:
         self.archive = self.folder / f"{str(dataset).lower()}_{dataset.split}.{self.form.archive}"
         self._unfinished = self.folder / ".unfinished"
         self._files = self._unfinished / self.form.folder
-        top = Path(self.form.folder).parts[0]
-        self._moves = {
-            self._unfinished / top: self.folder / top,
-            self._unfinished / self.archive.name: self.archive,
-        }
-        earlier = [path for path in self._moves.values() if path.exists()]
-        if earlier:
-            raise InputError(
-                f"submission={folder}: {earlier[0]} is there from an earlier submission; remove it "
-                "or name another folder"
-            )
+        self._top = Path(self.form.folder).parts[0]
+        for path in (self.folder / self._top, self.archive):
+            if path.exists():
+                raise InputError(
+                    f"submission={folder}: {path} is there from an earlier submission; remove it "
+                    "or name another folder"
+                )
 
     def begin(self) -> None:
         """Create the folder, without remains of an interrupted submission."""
@@ -122,73 +111,47 @@ class SubmissionWriter:
         """Check and pack all files; return lines to print.
 
         Raises:
-            InputError: A file is missing, is one too many, or not as the server wants it.
+            InputError: A file is missing, or of another size than its image.
             StorageError: Disk full, no permission.
         """
-        self.check()
-        members = sorted(self._files.iterdir())
+        for item in self.dataset.items:
+            self._check(self._files / self.form.file_name(item.name), item.image)
         with _explain_storage(self.archive):
-            _pack(self._unfinished / self.archive.name, members, self.form.folder)
-            for source, target in self._moves.items():
-                source.rename(target)
+            packed = shutil.make_archive(
+                str(self._unfinished / "packed"),
+                {"zip": "zip", "tgz": "gztar"}[self.form.archive],
+                root_dir=self._unfinished,
+                base_dir=self.form.folder,
+                # No name of a user leaves this machine; a system without root keeps its own.
+                owner="root",
+                group="root",
+            )
+            (self._unfinished / self._top).rename(self.folder / self._top)
+            Path(packed).rename(self.archive)
             self._unfinished.rmdir()
-        lines = [f"{len(members)} predictions, checked and packed: {self.archive}"]
-        expected = self.dataset.expected.get(self.dataset.split, ())
-        if expected and len(members) not in expected:
-            counts = " or ".join(f"{count:,}" for count in expected)
+        count, expected = len(self.dataset), self.dataset.expected.get(self.dataset.split, ())
+        lines = [f"{count} predictions, checked and packed: {self.archive}"]
+        if expected and count not in expected:
+            counts = " or ".join(f"{number:,}" for number in expected)
             lines.append(
                 f"{self.dataset}: the server wants {counts} files for the split "
-                f"{self.dataset.split!r}; this folder of the data has only {len(members):,} images"
+                f"{self.dataset.split!r}; this folder of the data has only {count:,} images"
             )
         return lines
 
-    def check(self) -> None:
-        """Compare the files on disk with the images and with the format of the server."""
-        images = {self.form.file_name(item.name): item.image for item in self.dataset.items}
-        found = {path.name for path in self._files.iterdir()}
-        for names, what in ((images.keys() - found, "missing"), (found - images.keys(), "extra")):
-            if names:
+    def _check(self, path: Path, image: str) -> None:
+        if not path.is_file():
+            raise InputError(f"{path}: missing, though all predictions are written; run it again")
+        with Image.open(image) as picture, Image.open(path) as prediction:
+            if prediction.size != picture.size:
                 raise InputError(
-                    f"{self._files}: {len(names)} files are {what}, first {min(names)}"
+                    f"{path}: the prediction is {_size(prediction)} and its image {image} is "
+                    f"{_size(picture)} (width x height); they must be equal"
                 )
-        allowed = np.zeros(256, bool)
-        allowed[list(self.form.values)] = True
-        for name, image in images.items():
-            self._check_file(self._files / name, image, allowed)
-
-    def _check_file(self, path: Path, image: str, allowed: np.ndarray) -> None:
-        with Image.open(image) as picture:
-            size = picture.size
-        with Image.open(path) as picture:
-            mode, labels = picture.mode, np.array(picture)
-        if mode != ("L" if self.form.palette is None else "P") or labels.dtype != np.uint8:
-            raise InputError(f"{path}: of mode {mode}; expected one channel of 8 bits")
-        if labels.shape[::-1] != size:
-            raise InputError(
-                f"{path}: the prediction is {labels.shape[1]} x {labels.shape[0]} and its image "
-                f"{image} is {size[0]} x {size[1]} (width x height); they must be equal"
-            )
-        invalid = [int(value) for value in np.unique(labels[~allowed[labels]])]
-        if invalid:
-            values = ranges(sorted(self.form.values))
-            raise InputError(f"{path}: values {ranges(invalid)}; the server takes {values}")
 
 
-def _pack(packed: Path, members: Sequence[Path], folder: str) -> None:
-    """Write a zip or tgz, as its name says, of files that are put into a folder."""
-    if packed.suffix == ".zip":
-        with zipfile.ZipFile(packed, "w") as archive:  # stored: PNG is compressed already
-            for path in members:
-                archive.write(path, f"{folder}/{path.name}")
-    else:
-        with tarfile.open(packed, "w:gz", compresslevel=1) as tar:
-            for path in members:
-                tar.add(path, f"{folder}/{path.name}", filter=_anonymous)
-
-
-def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Remove the user from an entry of the archive."""
-    return member.replace(uid=0, gid=0, uname="", gname="", deep=False)
+def _size(picture: Image.Image) -> str:
+    return f"{picture.width} x {picture.height}"
 
 
 @contextmanager

@@ -20,7 +20,9 @@ import hydra
 import numpy as np
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from PIL import Image
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -51,7 +53,6 @@ from danet.types import IGNORE, Batch, Sample
 ROOT = Path(__file__).resolve().parents[1]
 CAMVID = Path(os.environ.get("CAMVID", ROOT.parent / "shared" / "data" / "camvid"))
 SAMPLES = Path(os.environ.get("SAMPLES", ROOT.parent / "shared" / "data" / "samples"))
-"""Real pairs of the data sets, a few of each."""
 
 TINY = [
     "data.size=[48,96]",
@@ -85,6 +86,14 @@ def camvid():
     return CAMVID
 
 
+@pytest.fixture
+def samples():
+    """Returns the folder of a few real pairs of each data set, or says why it is not there."""
+    if not SAMPLES.is_dir():
+        pytest.skip(f"real pairs are not at {SAMPLES}; name their folder in the variable SAMPLES")
+    return SAMPLES
+
+
 def tool(name, *settings, cwd, code=0, launcher=(), env=None):
     """Runs a tool as a process; returns it with its output as text."""
     command = [sys.executable, *launcher, str(ROOT / "tools" / f"{name}.py"), *settings]
@@ -99,18 +108,18 @@ def tool(name, *settings, cwd, code=0, launcher=(), env=None):
 def call(name, *settings, code=0):
     """Runs a tool's command line in this process, for what needs no process of its own."""
     module = importlib.import_module(f"danet.tools.{name}")
-    argv, flag = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     GlobalHydra.instance().clear()
-    sys.argv, found = [f"{name}.py", *map(str, settings)], 0
-    try:
-        module.main()
-    except SystemExit as error:
-        found = error.code
-    finally:
-        sys.argv = argv
-        os.environ.pop("HYDRA_FULL_ERROR", None)  # cli.run sets it
-        if flag is not None:
-            os.environ["HYDRA_FULL_ERROR"] = flag
+    found, argv = 0, [f"{name}.py", *map(str, settings)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYDRA_FULL_ERROR", "1")  # cli.run sets it; so it is taken back
+        patch.setattr(sys, "argv", argv)
+        if "-m" not in argv:
+            # It composes everything once more, to ask for a mode that no config here sets.
+            patch.setattr(Hydra, "get_mode", lambda *_, **__: RunMode.RUN)
+        try:
+            module.main()
+        except SystemExit as error:
+            found = error.code
     assert found == code, f"exit {found}"
 
 
@@ -178,12 +187,16 @@ def tiny_checkpoint(tmp_path_factory):
     return folder / "last.pt"
 
 
+def save_picture(path, pixels):
+    """Saves an array in the form of the suffix, and makes the folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
 def write_pair(root, split, name, image, mask, *, labels="labels"):
     """Writes images/<split>/<name>.png and <labels>/<split>/<name>.png."""
-    for folder, array in (("images", image), (labels, mask)):
-        path = root / folder / split / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array).save(path)
+    for folder, pixels in (("images", image), (labels, mask)):
+        save_picture(root / folder / split / f"{name}.png", pixels)
 
 
 def make_folder(**settings):

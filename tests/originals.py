@@ -8,34 +8,31 @@ import torch
 import torch.nn.functional as F
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-AUTHORS = {
-    "pam in": ("head.conv5a.0", "head.conv5a.1"),
-    "cam in": ("head.conv5c.0", "head.conv5c.1"),
-    "query": "head.sa.query_conv",
-    "key": "head.sa.key_conv",
-    "value": "head.sa.value_conv",
-    "pam gamma": "head.sa.gamma",
-    "cam gamma": "head.sc.gamma",
-    "pam out": ("head.conv51.0", "head.conv51.1"),
-    "cam out": ("head.conv52.0", "head.conv52.1"),
-    "pam classes": "head.conv6.1",
-    "cam classes": "head.conv7.1",
-    "classes": "head.conv8.1",
+NAMES = {
+    "pam in": ("conv5a", "pam_in_conv"),
+    "cam in": ("conv5c", "cam_in_conv"),
+    "pam out": ("conv51", "pam_out_conv"),
+    "cam out": ("conv52", "cam_out_conv"),
+    "query": ("sa.query_conv", "pam.query_project"),
+    "key": ("sa.key_conv", "pam.key_project"),
+    "value": ("sa.value_conv", "pam.value_project"),
+    "pam gamma": ("sa.gamma", "pam.gamma.scale"),
+    "cam gamma": ("sc.gamma", "cam.gamma.scale"),
+    "pam classes": ("conv6.1", "pam_conv_seg"),
+    "cam classes": ("conv7.1", "cam_conv_seg"),
+    "classes": ("conv8.1", "conv_seg"),
 }
-MMSEG = {
-    "pam in": ("decode_head.pam_in_conv.conv", "decode_head.pam_in_conv.bn"),
-    "cam in": ("decode_head.cam_in_conv.conv", "decode_head.cam_in_conv.bn"),
-    "query": "decode_head.pam.query_project",
-    "key": "decode_head.pam.key_project",
-    "value": "decode_head.pam.value_project",
-    "pam gamma": "decode_head.pam.gamma.scale",
-    "cam gamma": "decode_head.cam.gamma.scale",
-    "pam out": ("decode_head.pam_out_conv.conv", "decode_head.pam_out_conv.bn"),
-    "cam out": ("decode_head.cam_out_conv.conv", "decode_head.cam_out_conv.bn"),
-    "pam classes": "decode_head.pam_conv_seg",
-    "cam classes": "decode_head.cam_conv_seg",
-    "classes": "decode_head.conv_seg",
-}
+"""Parts of the head, as the authors and as mmsegmentation call them."""
+
+
+def _names(column, prefix, conv, norm):
+    found = {part: prefix + names[column] for part, names in NAMES.items()}
+    blocks = {p: (f"{n}.{conv}", f"{n}.{norm}") for p, n in found.items() if p[4:] in ("in", "out")}
+    return {**found, **blocks}
+
+
+AUTHORS = _names(0, "head.", "0", "1")
+MMSEG = _names(1, "decode_head.", "conv", "bn")
 
 
 # Names and shapes

@@ -2,25 +2,19 @@
 
 import numpy as np
 import pytest
-from conftest import SAMPLES
+from conftest import save_picture
 from PIL import Image
 
 from danet.datasets.ade20k import ADE20K
 from danet.errors import InputError
 from danet.types import IGNORE
 
-
-def write(root, values, *, split="validation", name="ADE_val_00000001", mode=None):
-    for folder, picture in (
-        ("images", Image.new("RGB", values.shape[1::-1])),
-        ("annotations", Image.fromarray(values)),
-    ):
-        path = root / folder / split / f"{name}.{'jpg' if folder == 'images' else 'png'}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-
-
 ALL = np.arange(151, dtype=np.uint8)[None]
+
+
+def write(root, values, *, split="validation", name="ADE_val_00000001"):
+    save_picture(root / "images" / split / f"{name}.jpg", np.zeros((*values.shape, 3), np.uint8))
+    save_picture(root / "annotations" / split / f"{name}.png", values)
 
 
 @pytest.mark.parametrize("above", ["", "ADEChallengeData2016"])
@@ -35,10 +29,8 @@ def test_every_value_makes_the_round_trip_through_a_submission(tmp_path, above):
     assert form.file_name(name) == "ADE_val_00000001.png"
 
 
-def test_real_pictures_are_read_as_the_table_says():
-    root = SAMPLES / "ade20k"
-    if not root.is_dir():
-        pytest.skip(f"real pairs of ADE20K are not at {root}; name the folder above in SAMPLES")
+def test_real_pictures_are_read_as_the_table_says(samples):
+    root = samples / "ade20k"
     for split, folder, count in (("train", "training", 1), ("val", "validation", 3)):
         dataset = ADE20K(root=root, split=split)
         assert len(dataset) == count
@@ -62,8 +54,6 @@ def test_the_test_split_has_no_labels(tmp_path):
 
 @pytest.mark.parametrize("value", [151, 254, 255])
 def test_a_value_above_150_is_refused(tmp_path, value):
-    values = ALL.copy()
-    values[0, 7] = value
-    write(tmp_path, values)
+    write(tmp_path, np.where(ALL == 7, np.uint8(value), ALL))
     with pytest.raises(InputError, match=f"label value {value} on 1 pixels, .*has 0 for other"):
         ADE20K(root=tmp_path, split="val").read(0)

@@ -46,6 +46,25 @@ def relative_error(got, expected):
     return ((got.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
 
 
+def assert_same_gradients(got, expected, inputs, *, rtol, atol):
+    upstream = torch.randn_like(expected)
+    for fast, slow in zip(
+        torch.autograd.grad(got, inputs, upstream.to(got.dtype)),
+        torch.autograd.grad(expected, inputs, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(fast, slow, rtol=rtol, atol=atol)
+
+
+def errors(got, tokens):
+    """Returns the relative errors of attention to these tokens and of its gradients."""
+    expected, upstream = attention_formula(*tokens), torch.randn(got.shape).to(got.dtype)
+    found = torch.autograd.grad(got, tokens, upstream)
+    wanted = torch.autograd.grad(expected, tokens, upstream.double())
+    assert {x.dtype for x in (got, *found)} == {tokens[0].dtype}
+    return relative_error(got, expected), max(map(relative_error, found, wanted))
+
+
 @pytest.fixture(params=["one tile", "tiles"])
 def small_tiles(request, monkeypatch):
     """Runs a test with one tile for all, and with tiles of 7 queries and 5 keys."""
@@ -60,16 +79,9 @@ def test_position_attention_equals_the_formula_in_values_and_gradients(size):
     module = PositionAttention(16, reduction=4).double()
     torch.nn.init.constant_(module.gamma, 0.7)
     x = torch.randn(2, 16, *size, dtype=torch.float64, requires_grad=True)
-    wanted = [x, *module.parameters()]
     fast, slow = module(x), position_formula(module, x)
     torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
-    upstream = torch.randn_like(fast)
-    for got, expected in zip(
-        torch.autograd.grad(fast, wanted, upstream),
-        torch.autograd.grad(slow, wanted, upstream),
-        strict=True,
-    ):
-        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    assert_same_gradients(fast, slow, [x, *module.parameters()], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("energy", ["distance", "similarity"])
@@ -88,9 +100,13 @@ def test_channel_attention_equals_the_formula_in_values_and_gradients(energy, si
 
 
 @pytest.mark.parametrize("module", [PositionAttention(16), ChannelAttention()], ids=type)
-def test_a_fresh_module_is_the_identity(module):
-    x = torch.randn(1, 16, 5, 5)
+def test_a_fresh_module_is_the_identity_and_keeps_channels_last(module):
+    x = torch.randn(2, 16, 5, 6).to(memory_format=torch.channels_last)
     assert torch.equal(module(x), x)
+    torch.nn.init.ones_(module.gamma)
+    assert module(x).is_contiguous(memory_format=torch.channels_last)
+    assert relative_error(module(x), module(x.contiguous())) < 2e-5  # other kernels round otherwise
+    torch.nn.init.zeros_(module.gamma)
 
 
 def test_rows_are_rows_of_the_softmax():
@@ -123,14 +139,7 @@ def test_tiles_differentiate_any_number_of_queries_and_keys(queries, keys):
 @pytest.mark.parametrize("how", [lambda *t: attend_in_tiles(*t)[0], attend_in_slices])
 def test_float32_is_exact_to_a_hundred_thousandth(how):
     tokens = random_tokens(1300, 1300, 16, 64)  # three tiles a side
-    upstream = torch.randn(2, 1300, 64)
-    got, expected = how(*tokens), attention_formula(*tokens)
-    assert relative_error(got, expected) < 1e-5
-    gradients = torch.autograd.grad(got, tokens, upstream)
-    for fast, slow in zip(
-        gradients, torch.autograd.grad(expected, tokens, upstream.double()), strict=True
-    ):
-        assert relative_error(fast, slow) < 1e-5
+    assert max(errors(how(*tokens), tokens)) < 1e-5
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -138,19 +147,10 @@ def test_float32_is_exact_to_a_hundred_thousandth(how):
 def test_half_precision_adds_up_in_float32(dtype, autocast):
     tokens = random_tokens(600, 600, 16, 32, dtype=dtype)  # two tiles a side
     with torch.autocast("cpu", dtype=dtype, enabled=autocast):
-        got = attend_in_tiles(*tokens)[0]
-    expected = attention_formula(*tokens)
-    assert got.dtype == dtype
-    epsilon = torch.finfo(dtype).eps
+        value, gradient = errors(attend_in_tiles(*tokens)[0], tokens)
     # One rounding of the result, not one per term or per tile.
-    assert relative_error(got, expected) < epsilon
-    upstream = torch.randn(2, 600, 32).to(dtype)
-    gradients = torch.autograd.grad(got, tokens, upstream)
-    for fast, slow in zip(
-        gradients, torch.autograd.grad(expected, tokens, upstream.double()), strict=True
-    ):
-        assert fast.dtype == dtype
-        assert relative_error(fast, slow) < 2 * epsilon
+    assert value < torch.finfo(dtype).eps
+    assert gradient < 2 * torch.finfo(dtype).eps
 
 
 def test_energies_beyond_the_end_of_half_precision_stay_finite():
@@ -160,26 +160,17 @@ def test_energies_beyond_the_end_of_half_precision_stay_finite():
     assert relative_error(context, attention_formula(*tokens)) < 2e-3
 
 
-@pytest.mark.parametrize("positions", [1024, 2048, 4096])
-def test_no_tensor_grows_with_the_square_of_the_positions(positions):
-    query, key, value = (
-        t.detach() for t in random_tokens(positions, positions, 4, 8, batch=1, scale=0.3)
-    )
+def test_no_tensor_grows_with_the_square_of_the_positions_and_autograd_keeps_no_map():
+    tokens = [t.detach() for t in random_tokens(4096, 4096, 4, 8, batch=1, scale=0.3)]
     with LargestTensor() as largest:
-        context, log_sum = tiles._forward(query, key, value)
-        tiles._backward(torch.ones_like(value), query, key, value, context, log_sum)
-    assert largest.numel == tiles.QUERIES_PER_TILE * tiles.KEYS_PER_TILE  # a sixteenth at most
-
-
-def test_autograd_keeps_no_map():
-    module = PositionAttention(8, reduction=4)
-    x = torch.randn(1, 8, 48, 48, requires_grad=True)  # N = 2304
-    kept = []
+        context, log_sum = tiles._forward(*tokens)
+        tiles._backward(torch.ones_like(context), *tokens, context, log_sum)
+    assert largest.numel == tiles.QUERIES_PER_TILE * tiles.KEYS_PER_TILE
+    x, kept = torch.randn(1, 8, 48, 48, requires_grad=True), []  # N = 2304
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: kept.append(t.numel()) or t, lambda t: t
     ):
-        module(x)
-    assert kept
+        PositionAttention(8, reduction=4)(x)
     assert max(kept) == 8 * 2304
 
 
@@ -189,17 +180,11 @@ def test_compiled_modules_compute_the_same_without_a_break_in_the_graph(make, ba
     module = make()
     torch.nn.init.constant_(module.gamma, 0.5)
     x = torch.randn(2, 16, 5, 6, requires_grad=True)
-    wanted = [x, *module.parameters()]
     compiled = torch.compile(module, backend=backend, fullgraph=True)
-    upstream = torch.randn_like(x)
     # Other kernels than in eager mode: not bits, but what float32 allows; see above.
     assert relative_error(compiled(x), module(x)) < 2e-5
-    for got, expected in zip(
-        torch.autograd.grad(compiled(x), wanted, upstream),
-        torch.autograd.grad(module(x), wanted, upstream),
-        strict=True,
-    ):
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    inputs = [x, *module.parameters()]
+    assert_same_gradients(compiled(x), module(x), inputs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -215,34 +200,17 @@ def test_an_exported_module_takes_any_size():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # opcheck's own
-def test_the_operators_keep_the_rules_of_torch():
-    tokens = random_tokens(6, 9, 3, 4)
-    torch.library.opcheck(torch.ops.danet.attend_in_tiles.default, tokens)
-
-
-@pytest.mark.parametrize("module", [PositionAttention(16), ChannelAttention()], ids=type)
-def test_channels_last_goes_in_and_comes_out(module):
-    x = torch.randn(2, 16, 5, 6).to(memory_format=torch.channels_last)
-    torch.nn.init.ones_(module.gamma)
-    assert module(x).is_contiguous(memory_format=torch.channels_last)
-    assert relative_error(module(x), module(x.contiguous())) < 2e-5  # other kernels round otherwise
-
-
-def test_work_is_counted_as_products_of_matrices():
-    tokens = random_tokens(10, 20, 4, 8, batch=1)
-    with FlopCounterMode(display=False) as counter:
-        attend_in_tiles(*tokens)[0].sum().backward()
-    forward, backward = 2 * 10 * 20 * (4 + 8), 2 * 10 * 20 * (3 * 4 + 2 * 8)
-    assert counter.get_total_flops() == forward + backward
-
-
-def test_the_meta_device_knows_the_shapes():
+def test_the_operators_keep_the_rules_of_torch_and_count_their_work():
+    torch.library.opcheck(torch.ops.danet.attend_in_tiles.default, random_tokens(6, 9, 3, 4))
     tokens = [t.detach().to("meta").requires_grad_() for t in random_tokens(6, 9, 3, 4)]
     context = attend_in_tiles(*tokens)[0]
     assert context.shape == (2, 6, 4)
-    assert [g.shape for g in torch.autograd.grad(context.sum(), tokens)] == [
-        t.shape for t in tokens
-    ]
+    gradients = torch.autograd.grad(context.sum(), tokens)
+    assert [g.shape for g in gradients] == [t.shape for t in tokens]
+    with FlopCounterMode(display=False) as counter:
+        attend_in_tiles(*random_tokens(10, 20, 4, 8, batch=1))[0].sum().backward()
+    forward, backward = 2 * 10 * 20 * (4 + 8), 2 * 10 * 20 * (3 * 4 + 2 * 8)
+    assert counter.get_total_flops() == forward + backward
 
 
 def test_impossible_settings_are_named():

@@ -10,12 +10,9 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import benchmark
 from bench import measure, reference, scaling, step
 from bench.measure import Row
-
-from danet.evaluation.inference import MultiScale
-
-CPU = torch.device("cpu")
 
 
 def test_the_plain_network_takes_every_weight_of_ours():
@@ -24,27 +21,6 @@ def test_the_plain_network_takes_every_weight_of_ours():
             ours = {k: v.shape for k, v in step.make_network(depth).state_dict().items()}
             plain = reference.PlainDANet(depth, step.NUM_CLASSES).state_dict()
             assert ours == {k: v.shape for k, v in plain.items()}
-
-
-def test_windows_one_at_a_time_give_the_probabilities_of_ours():
-    class Net(torch.nn.Module):
-        """Sees its surroundings, so that windows and mirroring matter."""
-
-        def __init__(self):
-            super().__init__()
-            self.conv = torch.nn.Conv2d(3, 4, 5, padding=2)
-
-        def forward(self, image):
-            from danet.types import SegmentationOutput
-
-            return SegmentationOutput(self.conv(image.float() / 255), {})
-
-    net = Net().eval()
-    image = torch.randint(0, 256, (1, 3, 70, 90), dtype=torch.uint8)
-    scales = (0.5, 1.0, 1.7)
-    ours = MultiScale(scales=scales, flip=True, crop=[48, 48], stride=[32, 32])(net, image)
-    plain = reference.multi_scale(net, image, scales=scales, crop=48, stride=32)
-    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-5)
 
 
 def test_peak_memory_is_that_of_the_allocations():
@@ -60,26 +36,16 @@ measure.return_freed_memory()
 take()
 print(measure.peak_memory(take, torch.device("cpu")))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT / "scripts",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert int(done.stdout) == pytest.approx(2**25, rel=0.05)
+    command = [sys.executable, "-c", code]
+    found = subprocess.check_output(command, cwd=ROOT / "scripts", text=True)
+    assert int(found) == pytest.approx(2**25, rel=0.05)
 
 
-def test_functions_take_turns():
+def test_functions_take_turns_and_a_disagreement_stops_the_benchmark():
     calls = []
-    times = measure.seconds(
-        [lambda: calls.append("a"), lambda: calls.append("b")], CPU, repeats=2, warm_ups=1
-    )
+    functions = [lambda: calls.append("a"), lambda: calls.append("b")]
+    assert len(measure.seconds(functions, torch.device("cpu"), repeats=2, warm_ups=1)) == 2
     assert calls == ["a", "b"] * 3
-    assert len(times) == 2
-
-
-def test_a_disagreement_stops_the_benchmark():
     assert measure.agree(1e-6, 1e-5, "x") == 1e-6
     for error in (1e-4, float("nan")):
         with pytest.raises(AssertionError, match="x: ours and the reference differ"):
@@ -109,15 +75,13 @@ def test_the_cost_model_follows_its_formula():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["attention", "step", "eval", "startup", "scaling"])
-def test_every_part_runs_and_agrees_with_the_reference(part, tmp_path):
-    command = [sys.executable, "-W", "error", str(ROOT / "scripts" / "benchmark.py"), part]
+def test_every_part_runs_and_agrees_with_the_reference(part, tmp_path, monkeypatch):
     settings = ["--quick", "--device", "cpu", "--json", str(tmp_path / "figures.jsonl")]
-    done = subprocess.run([*command, *settings], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", part, *settings])
+    benchmark.main()
     rows = [json.loads(line) for line in (tmp_path / "figures.jsonl").read_text().splitlines()]
-    assert rows
+    assert {row["part"] for row in rows} == {part}
     for row in rows:
-        assert row["part"] == part
         assert row["ours"] >= 0
         assert {"device", "torch", "threads", "commit", "command"} <= set(row)
     errors = [row["ours"] for row in rows if row["measure"] == "error"]

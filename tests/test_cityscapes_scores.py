@@ -2,18 +2,20 @@
 
 import json
 import math
+import re
 import runpy
+import shutil
 import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, tool
+from conftest import ROOT, TINY, call
 from PIL import Image
 from test_cityscapes import NAMES, SIZE, truth_of, write_tree
 
 from danet.datasets.cityscapes import LABEL_IDS, LABELS, Cityscapes
 from danet.errors import InputError
-from danet.evaluation.cityscapes import OfficialScorer
+from danet.evaluation.cityscapes import OfficialScorer, OfficialScores
 from danet.types import IGNORE
 
 SCRIPT = ROOT / "scripts" / "score_cityscapes.py"
@@ -85,8 +87,7 @@ def literal_scores(images, sizes):
 @pytest.fixture
 def images():
     """Three images (prediction, truth, instances); trains occur nowhere, walls only wrongly."""
-    rng = np.random.default_rng(5)
-    made = []
+    rng, made = np.random.default_rng(5), []
     for _ in range(3):
         truth, instances = truth_of(rng)
         for absent in (31, 12):
@@ -115,12 +116,9 @@ def test_scores_are_those_of_the_definition_written_out(images):
     for fast, slow in zip(scores, literal_scores(images, SIZES), strict=True):
         assert fast == pytest.approx(slow, rel=1e-12, abs=0, nan_ok=True)
     assert math.isnan(scores.iou_classes["train"])
-    assert math.isnan(scores.iiou_classes["train"])
     assert scores.iou_classes["wall"] == 0
-    assert len(scores.iou_classes) == 19
-    assert len(scores.iiou_classes) == 8
-    finite = [value for value in scores.iou_classes.values() if not math.isnan(value)]
-    mean = sum(finite) / len(finite)
+    assert [len(values) for values in scores] == [19, 8, 7, 2]
+    mean = np.nanmean(list(scores.iou_classes.values()))
     assert scores.averages()["iou_classes"] == pytest.approx(mean, rel=1e-14)
 
 
@@ -140,23 +138,14 @@ def test_scores_are_those_of_the_publishers_script(images, tmp_path, monkeypatch
     script.args.quiet, script.args.JSONOutput = True, False
     result = script.evaluateImgLists(*map(list, zip(*paths, strict=True)), script.args)
     scores = official(images)
-    for mine, theirs in (
-        (scores.iou_classes, result["classScores"]),
-        (scores.iiou_classes, result["classInstScores"]),
-        (scores.iou_categories, result["categoryScores"]),
-        (scores.iiou_categories, result["categoryInstScores"]),
-    ):
+    for kind, mine in scores._asdict().items():
+        inst = "Inst" * kind.startswith("iiou")
+        is_class = kind.endswith("classes")
+        one, many = ("class", "Classes") if is_class else ("category", "Categories")
+        theirs, mean = result[f"{one}{inst}Scores"], result[f"averageScore{inst}{many}"]
         assert mine == pytest.approx({name: theirs[name] for name in mine}, abs=1e-12, nan_ok=True)
         assert all(math.isnan(theirs[name]) for name in theirs.keys() - mine.keys())
-    averages = scores.averages()
-    for mine, theirs in (
-        ("iou_classes", "averageScoreClasses"),
-        ("iiou_classes", "averageScoreInstClasses"),
-        ("iou_categories", "averageScoreCategories"),
-        ("iiou_categories", "averageScoreInstCategories"),
-    ):
-        assert averages[mine] == pytest.approx(result[theirs], abs=1e-12)
-    print({name: averages[name] for name in averages})
+        assert scores.averages()[kind] == pytest.approx(mean, abs=1e-12)
 
 
 def test_counting_classes_of_a_network_gives_the_scores_of_the_pixels(tree):
@@ -191,26 +180,19 @@ def test_iiou_is_left_out_and_said_where_it_cannot_be_had(tree):
     assert len(scores.iou_categories) == 7
 
 
-@pytest.mark.parametrize(
-    ("prediction", "instances", "message"),
-    [
-        (34, 26001, "prediction: value 34 on 960 pixels is no label id; they are 0..33"),
-        (7, 34001, "instance 34001: label id 34 has no instances"),
-        (7, 7001, "instance 7001: label id 7 has no instances"),
-    ],
-)
-def test_values_that_are_no_label_ids_are_refused(prediction, instances, message):
-    with pytest.raises(InputError, match=message):
-        OfficialScorer(LABELS).update_instances(
-            np.full(SIZE, prediction, np.uint8), np.full(SIZE, instances, np.uint16)
-        )
+@pytest.mark.parametrize("number", [34001, 7001])
+def test_instances_of_other_labels_are_refused(number):
+    prediction, instances = np.full(SIZE, 7, np.uint8), np.full(SIZE, number, np.uint16)
+    with pytest.raises(InputError, match=f"{number}: label id {number // 1000} has no instances"):
+        OfficialScorer(LABELS).update_instances(prediction, instances)
 
 
 # A folder of predictions
 
 
-def run_script(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+def run_script(monkeypatch, tmp_path, tree, *arguments):
+    given = [f"predictions={tmp_path / 'mine'}", f"root={tree}", *arguments]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *given])
     runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
@@ -236,13 +218,9 @@ def write_predictions(tree, folder):
 def test_a_folder_of_predictions_gets_the_official_scores(tree, tmp_path, monkeypatch, capsys):
     images = write_predictions(tree, tmp_path / "mine")
     output = tmp_path / "scores.json"
-    run_script(monkeypatch, f"predictions={tmp_path / 'mine'}", f"root={tree}", f"output={output}")
+    run_script(monkeypatch, tmp_path, tree, f"output={output}")
     written, printed = json.loads(output.read_text()), capsys.readouterr().out
-    for kind, slow in zip(
-        ("iou_classes", "iiou_classes", "iou_categories", "iiou_categories"),
-        literal_scores(images, SIZES),
-        strict=True,
-    ):
+    for kind, slow in zip(OfficialScores._fields, literal_scores(images, SIZES), strict=True):
         assert with_nan(written[kind]) == pytest.approx(slow, rel=1e-12, nan_ok=True)
         assert f"  {kind}={written['averages'][kind]}\n" in printed
 
@@ -251,10 +229,7 @@ def test_a_folder_of_predictions_gets_the_official_scores(tree, tmp_path, monkey
     ("harm", "message"),
     [
         (lambda p: p.unlink(), r"1 of 3 images of split 'val' have no file lindau_000002_000019\*"),
-        (
-            lambda p: p.with_name(p.stem + "2.png").write_bytes(p.read_bytes()),
-            "are both for lindau",
-        ),
+        (lambda p: shutil.copy(p, p.with_name(p.stem + "2.png")), "are both for lindau"),
         (lambda p: Image.new("L", (3, 5)).save(p), r"3 x 5, but .* is 40 x 24"),
         (lambda p: Image.new("RGB", (40, 24)).save(p), "must have one channel"),
         (lambda p: Image.new("L", (40, 24), 99).save(p), r"mine\.png: prediction: value 99 on 960"),
@@ -267,38 +242,33 @@ def test_predictions_that_cannot_be_scored_are_reported_in_one_line(
     write_predictions(tree, tmp_path / "mine")
     harm(next((tmp_path / "mine").glob("lindau/*.png")))
     with pytest.raises(SystemExit) as ended:
-        run_script(monkeypatch, f"predictions={tmp_path / 'mine'}", f"root={tree}")
-    assert ended.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    with pytest.raises(InputError, match=message):
-        raise InputError(lines[0])
+        run_script(monkeypatch, tmp_path, tree)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (ended.value.code, bool(re.search(message, line))) == (2, True), line
 
 
 # The tools
 
 
 @pytest.mark.slow
-def test_a_network_is_trained_and_scored_as_the_benchmark_does(tree, tmp_path):
-    small = [setting for setting in TINY if not setting.startswith(("data.size", "data.len"))]
-    small = [setting for setting in small if not setting.startswith("data.cue")]
+def test_a_network_is_trained_and_scored_as_the_benchmark_does(tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     settings = ["data=cityscapes", f"data.root={tree}", "data.crop=[32,32]", "data.num_workers=0"]
-    backbone = "model/backbone=resnet18_narrow"
-    tool("train", *settings, backbone, *small, "trainer.steps=2", "run.dir=run", cwd=tmp_path)
-    done = tool("eval", "checkpoint=run/last.pt", "output=scores", cwd=tmp_path)
-    assert "iIoU" in done.stdout
+    settings += ["model/backbone=resnet18_narrow", "trainer.steps=2", "run.dir=run"]
+    call("train", *settings, *(x for x in TINY if not re.match(r"data\.(size|lengths|cue)", x)))
+    call("eval", "checkpoint=run/last.pt", "output=scores")
+    assert "iIoU" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "scores/metrics.json").read_text())
     assert metrics["official"]["averages"]["iou_classes"] == pytest.approx(metrics["miou"])
     assert set(metrics["official"]["iou_categories"]) == set(CATEGORIES)
     assert set(metrics["official"]["iiou_categories"]) == {"human", "vehicle"}
     # The same numbers from the files of a submission of the same split.
-    tool("eval", "checkpoint=run/last.pt", "submission=sent", "output=again", cwd=tmp_path)
+    call("eval", "checkpoint=run/last.pt", "submission=sent", "output=again")
     assert json.loads((tmp_path / "again/metrics.json").read_text()) == metrics
-    module = runpy.run_path(str(SCRIPT))
-    scores, _ = module["score"](tmp_path / "sent", tree, "val")
+    scores, _ = runpy.run_path(str(SCRIPT))["score"](tmp_path / "sent", tree, "val")
     for kind, values in scores._asdict().items():
         found = with_nan(metrics["official"][kind])
         assert found == pytest.approx(values, rel=1e-12, nan_ok=True)
-    refused = tool("eval", "checkpoint=run/last.pt", "split=test", cwd=tmp_path, code=2)
-    assert "split=test: Cityscapes has no labels" in refused.stderr
-    assert "submission=<folder>" in refused.stderr
+    call("eval", "checkpoint=run/last.pt", "split=test", code=2)
+    message = r"split=test: Cityscapes has no labels.*submission=<folder>"
+    assert re.search(message, capsys.readouterr().err)

@@ -9,9 +9,8 @@ from conftest import ROOT
 from hydra.core.global_hydra import GlobalHydra
 
 from danet.config import schema
-from danet.config.arguments import mismatch
 from danet.config.build import make, make_model
-from danet.config.targets import TRUSTED, locate
+from danet.config.targets import TRUSTED, locate, mismatch
 from danet.config.validate import check
 from danet.errors import InputError
 from danet.types import SegmentationOutput
@@ -91,7 +90,6 @@ def test_the_ablation_of_the_paper_is_one_override_each():
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["model.head.energy=distanc"], "did you mean distance?"),
         (["+model.head.chanels=3"], "model.head.chanels: DualAttentionHead takes no such argument"),
         (["+trainr=3"], "trainr: there is no such key; did you mean trainer?"),
         (["~optimizer.lr"], "optimizer.lr: AdamW needs this argument"),
@@ -100,12 +98,7 @@ def test_the_ablation_of_the_paper_is_one_override_each():
             "danet.models.heads.dual has no class DualAtentionHead; "
             "did you mean DualAttentionHead?",
         ),
-        (["model.head._target_=os.system"], "os.system is refused"),
-        (["model.backbone.depth=fifty"], "model.backbone.depth=fifty: expected a whole number"),
-        (["model.backbone.stem=8x8"], "expected one of 7x7, 64-64-128, 32-32-64"),
-        (["data=folder"], "data.classes: no value is given"),
         (["model.head.num_classes=${data.nclass}"], "Interpolation key 'data.nclass' not found"),
-        (["trainer.precision=half"], "expected auto, float32, bfloat16 or float16"),
         (
             ["model.backbone.multi_grid=[a]"],
             "expected a whole number, got the text 'a' in the list",
@@ -154,18 +147,6 @@ def test_an_error_names_the_setting_and_not_what_interpolates_it(overrides, line
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("model.backbone.depth=19", "depth=19 is not one of 18, 34, 50, 101"),
-        ("model.head.reduction=7", "channels=48 is not divisible by reduction=7"),
-    ],
-)
-def test_a_value_out_of_range_is_refused_by_its_class(override, message):
-    with pytest.raises(InputError, match=message):
-        make_model(check(compose(override)))
-
-
-@pytest.mark.parametrize(
     "path",
     [
         "os.system",
@@ -188,22 +169,9 @@ def test_a_config_cannot_name_what_is_not_meant_for_it(path):
             locate(path, group)
 
 
-@pytest.mark.parametrize(
-    "path", ["danet.data.transforms.ScaleCrop", "albumentations.HorizontalFlip"]
-)
-def test_a_config_can_name_transforms(path):
-    assert locate(path, "data").__name__ == path.rpartition(".")[2]
-
-
-def test_the_root_of_a_loss_makes_named_terms():
-    (reported,) = errors_of(
-        "loss._target_=danet.losses.OHEM", "~loss.main", "~loss.weights", "~loss.align_corners"
-    )
-    assert reported.startswith(
-        "loss._target_=danet.losses.OHEM: expected danet.losses.DeepSupervision"
-    )
-    advice = reported.rpartition(": ")[2]
-    check(compose(advice))
+def test_a_config_can_name_transforms():
+    for path in ("danet.data.transforms.ScaleCrop", "albumentations.HorizontalFlip"):
+        assert locate(path, "data").__name__ == path.rpartition(".")[2]
 
 
 @pytest.mark.parametrize(

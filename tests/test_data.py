@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import re
 
 import albumentations as A
 import numpy as np
@@ -16,8 +15,8 @@ from danet.data.loader import collate, collate_by_size, eval_batches, train_batc
 from danet.data.sampler import StepSampler
 from danet.data.transforms import Pipeline, ScaleCrop
 from danet.datasets.camvid import CamVid
-from danet.datasets.image_io import read_image, read_labels
-from danet.datasets.labels import label_table, voc_palette
+from danet.datasets.image_io import read_image
+from danet.datasets.labels import voc_palette
 from danet.errors import InputError
 from danet.types import IGNORE, Sample
 
@@ -55,18 +54,12 @@ def test_more_processes_draw_the_same_global_batches(batch_size, world):
     assert [joined(batches) for batches in zip(*parts, strict=True)] == stream(9, 10, 4)
 
 
-def test_no_two_draws_of_a_run_share_a_seed_and_seeds_of_runs_differ():
+def test_the_order_follows_from_the_seed_alone_and_no_two_draws_share_one():
     seeds = [draw.seed for batch in stream(100, 10, 4) for draw in batch]
     assert len(set(seeds)) == 400
-    assert stream(5, 10, 4) == stream(5, 10, 4)
-    assert stream(5, 10, 4) != stream(5, 10, 4, seed=4)
-
-
-def test_the_order_ignores_the_global_random_state():
-    torch.manual_seed(1)
     first = stream(5, 10, 4)
     torch.manual_seed(2)
-    assert stream(5, 10, 4) == first
+    assert stream(5, 10, 4) == first != stream(5, 10, 4, seed=4)
 
 
 @pytest.mark.parametrize(
@@ -191,13 +184,10 @@ def test_a_batch_is_its_samples_stacked_channels_first():
     assert (batch.mask[1] == 1).all()
 
 
-def test_a_batch_may_be_made_of_views():
+def test_a_batch_may_be_made_of_views_but_not_of_several_sizes():
     sample = Plain(1)[0]
     turned = Sample(sample.image[:, ::-1], sample.mask[:, ::-1], "turned")
     assert equal(collate([turned]), collate([Sample(*(a.copy() for a in turned[:2]), "copy")]))
-
-
-def test_a_batch_of_several_sizes_is_an_error_with_advice():
     with pytest.raises(InputError, match=r"several sizes \(10 x 8, 9 x 9\): set data.crop"):
         collate(Plain(3, sizes=[(8, 10), (9, 9)]).samples)
 
@@ -213,24 +203,17 @@ def test_samples_of_one_size_share_a_batch_and_others_do_not():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("length", [1, 5, 8])
+@pytest.mark.parametrize(("length", "world"), [(1, 2), (5, 1), (5, 3), (8, 2)])
 def test_every_sample_is_evaluated_once_by_one_process(length, world, num_workers):
     names = []
     for rank in range(world):
         settings = {"batch_size": 2, "rank": rank, "world": world, "num_workers": num_workers}
         groups = eval_batches(Plain(length, sizes=[(8, 10), (9, 9)]), **settings)
-        groups = list(groups)
-        assert all(sum(len(batch.name) for batch in group) <= 2 for group in groups)
-        names += [name for group in groups for batch in group for name in batch.name]
+        first, again = list(groups), list(groups)
+        assert len(groups) == len(first) == len(again), "it can be gone through twice"
+        assert all(sum(len(batch.name) for batch in group) <= 2 for group in first)
+        names += [name for group in first for batch in group for name in batch.name]
     assert sorted(names) == [f"s{i}" for i in range(length)]
-
-
-def test_evaluation_can_be_gone_through_twice():
-    batches = eval_batches(Plain(5), batch_size=2)
-    twice = [[batch.name for group in batches for batch in group] for _ in range(2)]
-    assert twice[0] == twice[1] == [("s0", "s1"), ("s2", "s3"), ("s4",)]
-    assert len(batches) == 3
 
 
 # Files
@@ -255,78 +238,17 @@ def stored(path):
         return picture.mode, np.array(picture)
 
 
-def labels_path(root):
-    return root / "masks" / "train" / "a.png"
-
-
-@pytest.mark.parametrize("value", [0, 2, IGNORE])
-def test_grey_labels_of_8_and_16_bits_are_read_as_indices(folder, value):
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_grey_labels_are_read_as_indices_and_wide_ones_not_cut(folder, dtype):
     root, read = folder
-    for dtype in (np.uint8, np.uint16):
-        labels = np.zeros((6, 8), dtype)
-        labels[2, 3] = value
-        Image.fromarray(labels).save(labels_path(root))
-        mask = read().mask
-        assert mask.dtype == np.uint8
-        assert np.array_equal(mask, labels)
-
-
-def test_16_bit_values_beyond_a_byte_are_not_cut(folder):
-    root, read = folder
-    labels = np.full((6, 8), 1000, np.uint16)
-    labels[0, 0] = 1001  # 1000 % 256 = 232, 1001 % 256 = 233
-    Image.fromarray(labels).save(labels_path(root))
-    values = {1000: 1, 1001: 2}
-    wanted = np.ones((6, 8))
-    wanted[0, 0] = 2
-    assert np.array_equal(read(values=values).mask, wanted)
-    with pytest.raises(InputError, match="label value 1001 on 1 pixels"):
+    wide = 1000 if dtype == np.uint16 else 100  # 1000 % 256 = 232
+    labels = np.array([[0, 2, IGNORE, wide]] * 6, dtype).repeat(2, axis=1)
+    Image.fromarray(labels).save(root / "masks" / "train" / "a.png")
+    mask = read(values={0: 0, 2: 2, 255: IGNORE, wide: 1}).mask
+    assert mask.dtype == np.uint8
+    assert np.array_equal(mask, np.where(labels == wide, 1, labels))
+    with pytest.raises(InputError, match=f"label value {wide} on 12 pixels"):
         read()
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".JPG"])
-def test_a_jpeg_is_refused_as_a_label(tmp_path, suffix):
-    path = tmp_path / f"a{suffix}"
-    Image.new("L", (8, 6)).save(path, format="JPEG")
-    with pytest.raises(InputError, match=re.escape(f"{path}: JPEG is lossy")):
-        read_labels(path)
-
-
-DAMAGED = {
-    "zero bytes": (lambda data: b"", "the file is empty"),
-    "cut in the middle": (lambda data: data[: len(data) // 2], ".+"),
-    "cut at the end": (lambda data: data[:-30], ".+"),
-    "text": (
-        lambda data: b"version https://git-lfs.github.com",
-        ".*begins with b'version https",
-    ),
-}
-
-
-FORMATS = [("image", "PNG"), ("image", "JPEG"), ("image", "BMP"), ("label", "PNG")]
-
-
-@pytest.mark.parametrize(("kind", "suffix"), FORMATS)
-@pytest.mark.parametrize("damage", DAMAGED)
-def test_a_damaged_file_is_refused_by_name(tmp_path, damage, suffix, kind):
-    change, reason = DAMAGED[damage]
-    noise = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
-    path = tmp_path / "a.x"
-    Image.fromarray(noise).save(path, format=suffix)
-    path.write_bytes(change(path.read_bytes()))
-    read = read_image if kind == "image" else read_labels
-    with pytest.raises(InputError, match=rf"^{path}: not a readable {kind} \({reason}"):
-        read(path)
-
-
-def test_a_photograph_that_says_it_is_turned_lies_as_its_label(tmp_path):
-    picture = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
-    exif = picture.getexif()
-    exif[0x0112] = 6  # orientation: turn by 90 degrees to show it upright
-    picture.save(tmp_path / "a.jpg", exif=exif)
-    with Image.open(tmp_path / "a.jpg") as written:
-        assert written.getexif()[0x0112] == 6
-    assert read_image(tmp_path / "a.jpg").shape == (20, 30, 3)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
@@ -340,18 +262,15 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
     image = read_image(path)
     assert (image.shape, image.dtype) == ((6, 8, 3), np.uint8)
     assert (image == 255).all()
-
-
-def test_colours_come_as_red_green_blue(tmp_path):
-    Image.new("RGB", (8, 6), (200, 100, 50)).save(tmp_path / "a.png")
-    assert read_image(tmp_path / "a.png")[0, 0].tolist() == [200, 100, 50]
+    Image.new("RGB", (8, 6), (200, 100, 50)).save(path)
+    assert read_image(path)[0, 0].tolist() == [200, 100, 50]
 
 
 # CamVid
 
 
 def test_camvid_finds_every_picture_with_its_label(camvid_tree):
-    counts = {split: len(CamVid(root=camvid_tree, split=split)) for split in CamVid.splits}
+    counts = {split: len(CamVid(root=camvid_tree, split=split)) for split in CamVid.expected}
     assert counts == {"train": 4, "val": 3, "test": 2}
     data = CamVid(root=camvid_tree, split="val")
     assert len(data.classes) == len(data.palette) == 11
@@ -364,24 +283,13 @@ def test_camvid_finds_every_picture_with_its_label(camvid_tree):
         assert 11 in labels
 
 
-def test_the_home_folder_may_be_written_as_a_tilde(camvid_tree, monkeypatch):
-    monkeypatch.setenv("HOME", str(camvid_tree.parent))
-    assert len(CamVid(root="~/camvid", split="test")) == 2
-
-
 def test_the_real_camvid_has_segnets_split_and_no_label_beyond_its_classes(camvid):
-    sets = {split: CamVid(root=camvid, split=split) for split in CamVid.splits}
-    counts = {split: len(data) for split, data in sets.items()}
-    assert counts == {"train": 367, "val": 101, "test": 233}
-    names = [item.name for data in sets.values() for item in data.items]
-    assert len(set(names)) == 701
-    seen = set()
-    for data in sets.values():
-        for i in (0, len(data) // 2, len(data) - 1):
-            image, mask, _ = data[i]
-            assert image.shape == (360, 480, 3)
-            assert mask.shape == (360, 480)
-            seen.update(np.unique(mask).tolist())
+    sets = [CamVid(root=camvid, split=split) for split in ("train", "val", "test")]
+    assert [len(data) for data in sets] == [367, 101, 233]
+    assert len({item.name for data in sets for item in data.items}) == 701
+    samples = [data[i] for data in sets for i in (0, len(data) // 2, len(data) - 1)]
+    assert {sample.image.shape for sample in samples} == {(360, 480, 3)}
+    seen = set(np.unique([sample.mask for sample in samples]).tolist())
     assert seen <= {*range(11), IGNORE}
     assert len(seen) > 9
 
@@ -415,16 +323,7 @@ def test_a_folder_with_splits_gives_each_its_pictures(tmp_path):
 
 @pytest.mark.parametrize(
     ("count", "share", "expected"),
-    [
-        (150, 0.2, 30),
-        (150, 0.5, 75),
-        (10, 0.2, 2),
-        (5, 0.2, 1),
-        (2, 0.2, 1),
-        (2, 0.99, 1),
-        (3, 0.001, 1),
-        (8, 0.9, 7),
-    ],
+    [(150, 0.2, 30), (5, 0.2, 1), (2, 0.2, 1), (2, 0.99, 1), (3, 0.001, 1), (8, 0.9, 7)],
 )
 def test_a_folder_without_splits_is_divided_exactly(tmp_path, count, share, expected):
     names = {f"photo.{i}" for i in range(count)}
@@ -435,13 +334,13 @@ def test_a_folder_without_splits_is_divided_exactly(tmp_path, count, share, expe
     assert len(val) == expected
     assert train.division == val.division, "reported once"
     assert f"{expected} are val and {count - expected} train" in train.division
-    with pytest.raises(InputError, match="images has no folder for the split 'test'"):
+    with pytest.raises(InputError, match=f"images has {count}; add a folder for test"):
         own(tmp_path, "test")
 
 
 def test_one_picture_cannot_be_divided(tmp_path):
     write_pictures(tmp_path, ["a"])
-    with pytest.raises(InputError, match="1 image was found, and two splits need two or more"):
+    with pytest.raises(InputError, match="images has 1; add a folder for val"):
         own(tmp_path, "val")
 
 
@@ -456,52 +355,24 @@ def test_val_is_the_first_by_the_hash_whatever_is_added(tmp_path):
     assert names_of(own(tmp_path, "val")) == set(by_hash[:12])
 
 
-def test_values_of_the_masks_are_mapped_to_classes(tmp_path):
-    mask = np.array([[0, 255, 0, 255]] * 4, np.uint8)
-    write_pair(tmp_path, "train", "a", np.zeros((4, 4, 3), np.uint8), mask, labels="masks")
-    assert np.array_equal(own(tmp_path, "train", values={0: 0, 255: 1})[0].mask, mask // 255)
-    assert np.array_equal(own(tmp_path, "train", values={0: 1})[0].mask, np.where(mask, IGNORE, 1))
-    with pytest.raises(InputError, match="label value 0 on 8 pixels"):
-        own(tmp_path, "train", values={255: 1})[0]
-
-
-@pytest.mark.parametrize("values", [{0: 2}, {0: -1}, {0: 256}])
-def test_a_value_mapped_to_no_class_is_refused(tmp_path, values):
-    write_pictures(tmp_path, ["a"], "train")
-    with pytest.raises(InputError, match=rf"0 -> {values[0]}, but classes are 0..1 and 255"):
-        own(tmp_path, "train", values=values)
-
-
-@pytest.mark.parametrize("value", [-1, 65536])
-def test_a_value_no_mask_can_hold_is_refused(value):
-    with pytest.raises(InputError, match=f"{value} -> 0"):
-        label_table({value: 0}, 2)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"classes": ("a", "b", "a")}, "data.classes: the name 'a' stands there twice"),
+        ({"values": {0: 2}}, r"0 -> 2, but classes are 0..1 and 255"),
+        ({"values": {0: -1}}, r"0 -> -1, but classes are 0..1 and 255"),
+        ({"values": {65536: 0}}, r"65536 -> 0, but values on disk are 0..65535"),
         ({"classes": ("a",)}, r"data.classes: 1 names, expected 2 to 255; .* \[background, object"),
         ({"classes": [str(i) for i in range(256)]}, "data.classes: 256 names, expected 2 to 255"),
         ({"palette": [(0, 0, 0)]}, "data.palette: 1 colours for 2 class names"),
         ({"palette": [(0, 0, 0), (0, 0, 256)]}, r"data.palette: \[0, 0, 256\] is not three"),
         ({"palette": [(0, 0, 0), (0, 0)]}, r"data.palette: \[0, 0\] is not three numbers 0..255"),
         ({"val_share": 0.0}, "val_share=0.0 is not between 0 and 1"),
-        ({"val_share": 1}, "val_share=1 is not between 0 and 1"),
     ],
 )
 def test_bad_settings_of_a_folder_are_named(tmp_path, settings, message):
+    write_pictures(tmp_path, ["a"], "train")
     with pytest.raises(InputError, match=message):
         own(tmp_path, "train", **settings)
-
-
-def test_pictures_of_other_kinds_are_found_and_other_files_are_not(tmp_path):
-    write_pictures(tmp_path, ["a"], "train")
-    Image.new("RGB", (5, 4)).save(tmp_path / "images" / "train" / "b.JPG", format="JPEG")
-    Image.new("L", (5, 4)).save(tmp_path / "masks" / "train" / "b.png")
-    (tmp_path / "images" / "train" / "Thumbs.db").write_bytes(b"x")
-    assert names_of(own(tmp_path, "train")) == {"a", "b"}
 
 
 def test_the_default_palette_is_that_of_pascal_voc(tmp_path):

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from itertools import count
 
+import cv2
 import hydra
 import numpy as np
 import originals
@@ -56,11 +57,13 @@ def commands(path):
 
 
 def everything():
-    return [
-        pytest.param(line, id=f"{path.stem}:{line[:70]}")
-        for path in DOCUMENTS
-        for line in dict.fromkeys(commands(path))
-    ]
+    """Returns each command once, with the document that has it first."""
+    found = {}
+    for path in DOCUMENTS:
+        for line in commands(path):
+            named = pytest.param(line, id=f"{path.stem}:{line[:70]}")
+            found.setdefault(tuple(words_of(line)), named)
+    return found.values()
 
 
 def words_of(line):
@@ -101,18 +104,12 @@ def home(tiny_checkpoint, tmp_path_factory):
     Image.fromarray(image).save(place / "pictures" / "street.png")
     for name in ("street.jpg", "a.jpg", "b.jpg"):
         Image.fromarray(image).save(place / name)
-    video(place / "drive.mp4", image)
-    return place
-
-
-def video(path, image):
-    import cv2
-
     size = (image.shape[1], image.shape[0])
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, size)
+    video = cv2.VideoWriter(str(place / "drive.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, size)
     for _ in range(2):
-        writer.write(image)
-    writer.release()
+        video.write(image)
+    video.release()
+    return place
 
 
 def located(word, home):
@@ -171,10 +168,6 @@ def check_training(words, home):
     check(composed)
 
 
-def train_tool(words, home):
-    check_training(words, home)
-
-
 def eval_tool(words, home):
     if any(word.startswith("submission=") for word in words):
         # Scenes have no server; that this is reported, and in one line, is what can be seen here.
@@ -191,10 +184,6 @@ def visualize_tool(words, home):
 
 def predict_tool(words, home):
     call("predict", *words, f"output={home / f'out_{next(NUMBERS)}'}", "device=cpu")
-
-
-def export_tool(words, home):
-    call("export", *words)
 
 
 def compare_tool(words, home):
@@ -222,23 +211,15 @@ def convert_tool(words, home):
 
 NUMBERS = count()
 TOOLS = {
-    "train": train_tool,
+    "train": check_training,
     "eval": eval_tool,
     "visualize": visualize_tool,
     "predict": predict_tool,
-    "export": export_tool,
+    "export": lambda words, home: call("export", *words),
     "compare": compare_tool,
     "check_data": check_tool,
     "convert": convert_tool,
 }
-
-
-def prepare_script(words, home):
-    import prepare
-
-    if not any(word.startswith("archive=") for word in words):
-        with pytest.raises(SystemExit, match="0"):
-            prepare.main(words)
 
 
 def sweep_script(words, home, monkeypatch):
@@ -258,13 +239,6 @@ def sweep_script(words, home, monkeypatch):
         check_training(settings, home)
 
 
-def benchmark_script(words, monkeypatch):
-    import benchmark
-
-    monkeypatch.setattr("sys.argv", ["benchmark.py", *words])
-    assert benchmark.arguments() is not None
-
-
 def python_command(words, home, monkeypatch):
     """Runs ``python ...``."""
     if words[:2] == ["-m", "pytest"]:
@@ -279,21 +253,20 @@ def python_command(words, home, monkeypatch):
         assert name in TOOLS, f"{words[0]}: teach tests/test_docs.py how it is run"
         TOOLS[name](words[1:], home)
     elif name == "prepare":
-        prepare_script(words[1:], home)
+        import prepare
+
+        if not any(word.startswith("archive=") for word in words):
+            with pytest.raises(SystemExit, match="0"):
+                prepare.main(words[1:])
     elif name == "sweep":
         sweep_script(words[1:], home, monkeypatch)
     elif name == "benchmark":
-        benchmark_script(words[1:], monkeypatch)
+        import benchmark
+
+        monkeypatch.setattr("sys.argv", ["benchmark.py", *words[1:]])
+        assert benchmark.arguments() is not None
     else:
         compile((ROOT / words[0]).read_text(), words[0], "exec")
-
-
-def check_launcher(words):
-    """Holds the options of torchrun against its own parser; returns the command behind them."""
-    from torch.distributed.run import get_args_parser
-
-    options = get_args_parser().parse_args(words)
-    return [options.training_script, *options.training_script_args]
 
 
 @pytest.mark.filterwarnings("ignore:html5lib's sanitizer")
@@ -312,7 +285,10 @@ def test_a_command_of_the_documents_works(line, home, monkeypatch, tmp_path, cap
     words = [located(word, home) for word in words_of(line)]
     program, *words = words
     if program == "torchrun":
-        program, words = "python", check_launcher(words)
+        from torch.distributed.run import get_args_parser
+
+        options = get_args_parser().parse_args(words)
+        program, words = "python", [options.training_script, *options.training_script_args]
     if program == "python":
         python_command(words, home, monkeypatch)
     elif program in ("bash", "sbatch"):
@@ -360,18 +336,12 @@ def test_links_lead_to_files_and_headings(path):
             assert anchor in slugs, f"{path.name}: {target}"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_settings_named_in_the_documents_exist(path):
-    """A key like ``trainer.x=`` in running text is one of the config or of a data set."""
-    composed = compose("train", TINY)
-    for group in ("trainer", "run"):
-        for key in re.findall(rf"`{group}\.(\w+)[=`]", path.read_text()):
-            assert key in composed[group], f"{path.name}: {group}.{key}"
-
-
-def test_extras_named_in_the_documents_exist():
-    setup = (ROOT / "setup.py").read_text()
+def test_settings_and_extras_named_in_the_documents_exist():
+    """A key like ``trainer.x=`` in running text is one of the config."""
+    setup, composed = (ROOT / "setup.py").read_text(), compose("train", TINY)
     extras = set(re.findall(r'^        "(\w+)": ', setup, flags=re.M))
     for path in DOCUMENTS:
-        for extra in re.findall(r"danet\[(\w+)\]", path.read_text()):
-            assert extra in extras, f"{path.name}: {extra}"
+        text = path.read_text()
+        for group, key in re.findall(r"`(trainer|run)\.(\w+)[=`]", text):
+            assert key in composed[group], f"{path.name}: {group}.{key}"
+        assert set(re.findall(r"danet\[(\w+)\]", text)) <= extras, path.name

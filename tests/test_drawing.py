@@ -108,7 +108,7 @@ def test_position_maps_are_the_rows_of_the_chosen_pixels(image):
     weights = (queries.flatten(1).T @ keys.flatten(1)).softmax(dim=-1).view(96, 8, 12)
     torch.testing.assert_close(maps, weights[[0, 95, 2 * 12 + 6]])
     module = model.head.position
-    x = module.reduce(model.features(attention.as_tensor(image, model)))
+    x = module.reduce(model.backbone(model.normalise(attention.as_tensor(image, model)))[-1])
     torch.testing.assert_close(module.attention.query(x)[0], queries)
 
 

@@ -1,9 +1,11 @@
 """Scores are what counting by hand gives; windows and scales are what a slow loop gives."""
 
+import copy
 import importlib
 import json
 import math
 import re
+from collections import Counter
 from contextlib import suppress
 from functools import partial
 
@@ -20,7 +22,6 @@ from danet.config.targets import TRUSTED, locate
 from danet.config.validate import check
 from danet.data.loader import eval_batches
 from danet.errors import InputError
-from danet.evaluation.base import WindowInference
 from danet.evaluation.evaluate import evaluate
 from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.inference import MultiScale, Sliding, Whole, describe
@@ -81,11 +82,8 @@ def test_scores_of_three_classes_are_those_computed_by_hand():
     scores = counted(pairs).scores()
     assert scores.iou == pytest.approx((3 / 5, 2 / 5, 2 / 3))
     assert scores.accuracy == pytest.approx((3 / 4, 2 / 4, 2 / 2))
-    assert scores.miou == pytest.approx((3 / 5 + 2 / 5 + 2 / 3) / 3)
-    assert scores.mean_accuracy == pytest.approx((3 / 4 + 2 / 4 + 1) / 3)
-    assert scores.pixel_accuracy == pytest.approx(7 / 10)
-    assert scores.frequency_weighted_iou == pytest.approx(0.4 * 3 / 5 + 0.4 * 2 / 5 + 0.2 * 2 / 3)
-    assert scores.classes_averaged == 3
+    miou, frequent = (3 / 5 + 2 / 5 + 2 / 3) / 3, 0.4 * 3 / 5 + 0.4 * 2 / 5 + 0.2 * 2 / 3
+    assert scores[:5] == pytest.approx((miou, 7 / 10, (3 / 4 + 2 / 4 + 1) / 3, frequent, 3))
 
 
 def test_a_class_nobody_saw_is_left_out_and_one_only_predicted_scores_zero():
@@ -111,7 +109,7 @@ def test_what_cannot_be_scored_is_an_error(pair):
         ConfusionMatrix(K).update(torch.zeros(1, 2).long(), torch.zeros(2, 1).long())
 
 
-@pytest.mark.parametrize("before", [2**24, 2**31 - 1, 2**33], ids=["2^24", "2^31 - 1", "2^33"])
+@pytest.mark.parametrize("before", [2**24, 2**31 - 1], ids=["2^24", "2^31 - 1"])
 def test_counts_stay_exact_where_float32_and_int32_would_not(before):
     # 2**24 + 1 is the first whole number that float32 does not have.
     confusion = ConfusionMatrix(2)
@@ -128,11 +126,12 @@ def count_with_masks(prediction, mask, k):
     truth, guess = mask.long(), prediction.long()
     kept = truth != IGNORE
     valid = kept & (truth >= 0) & (truth < k) & (guess >= 0) & (guess < k)
-    pairs = [int(((truth == t) & (guess == g))[valid].sum()) for t in range(k) for g in range(k)]
-    return [*pairs, int((~kept).sum()), int((kept & ~valid).sum())]
+    pairs = Counter(zip(truth[valid].tolist(), guess[valid].tolist(), strict=True))
+    found = [pairs[t, g] for t in range(k) for g in range(k)]
+    return [*found, int((~kept).sum()), int((kept & ~valid).sum())]
 
 
-@pytest.mark.parametrize("num_classes", [1, 3, 11, 32], ids=str)
+@pytest.mark.parametrize("num_classes", [1, 11, 255], ids=str)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64], ids=str)
 def test_every_value_of_every_type_is_counted_where_masks_would_count_it(dtype, num_classes):
     low, high = (0, 256) if dtype == torch.uint8 else (-300, 600)
@@ -141,19 +140,11 @@ def test_every_value_of_every_type_is_counted_where_masks_would_count_it(dtype, 
     classes = torch.randint(0, num_classes, (2, 40, 50), dtype=dtype)
     values = torch.where(torch.rand(2, 40, 50) < 0.3, values, classes)
     values[0, :5] = IGNORE
-    others = torch.randint(0, num_classes + 1, (2, 40, 50), dtype=torch.uint8)
-    confusion.update(values, others)
-    assert confusion.counts.tolist() == count_with_masks(values, others, num_classes)
-    confusion.counts.zero_()
-    confusion.update(others, values)
-    assert confusion.counts.tolist() == count_with_masks(others, values, num_classes)
-
-
-def test_all_255_classes_a_mask_can_hold_are_counted():
-    confusion, values = ConfusionMatrix(255), torch.arange(256, dtype=torch.uint8)
-    confusion.update(values, values)
-    assert torch.equal(confusion.matrix, torch.eye(255, dtype=torch.int64))
-    assert confusion.counts[-2:].tolist() == [1, 0]
+    others = torch.randint(0, min(num_classes + 1, 256), (2, 40, 50), dtype=torch.uint8)
+    for pair in ((values, others), (others, values)):
+        confusion.counts.zero_()
+        confusion.update(*pair)
+        assert confusion.counts.tolist() == count_with_masks(*pair, num_classes)
 
 
 # Inference
@@ -174,17 +165,15 @@ def slow_sliding(model, image, crop, stride, single):
     height, width = image.shape[2:]
     total = torch.zeros(image.shape[0], K, height, width, dtype=torch.float64)
     count = torch.zeros(height, width)
-    corners = set()
-    for top in range(0, height, stride[0]):
-        for left in range(0, width, stride[1]):
-            corners.add((max(min(top, height - crop[0]), 0), max(min(left, width - crop[1]), 0)))
+    corners = {
+        (max(min(top, height - crop[0]), 0), max(min(left, width - crop[1]), 0))
+        for top in range(0, height, stride[0])
+        for left in range(0, width, stride[1])
+    }
     for top, left in sorted(corners):
-        window = image[:, :, top : top + crop[0], left : left + crop[1]]
-        part = single(model, window)
-        for y in range(window.shape[2]):
-            for x in range(window.shape[3]):
-                total[:, :, top + y, left + x] += part[:, :, y, x]
-                count[top + y, left + x] += 1
+        window = ..., slice(top, top + crop[0]), slice(left, left + crop[1])
+        total[window] += single(model, image[window])
+        count[window] += 1
     assert (count > 0).all()
     return (total / count).float()
 
@@ -211,24 +200,17 @@ def test_windows_equal_a_loop_over_windows(model, size, crop, stride, flip):
 
 
 @pytest.mark.parametrize("flip", [False, True], ids=["plain", "flip"])
-def test_scales_equal_the_steps_written_out(model, flip):
-    image, single = picture(40, 52), mirrored_mean if flip else softmax
-    wanted = torch.zeros(2, K, 40, 52)
-    for size in ((20, 26), (40, 52), (70, 91)):
-        small = resize(image.float(), size, align_corners=True)
-        wanted += resize(single(model, small), (40, 52), align_corners=True) / 3
-    got = MultiScale(scales=(0.5, 1, 1.75), flip=flip)(model, image)
-    torch.testing.assert_close(got, wanted)
-
-
-def test_scales_in_windows_equal_the_steps_written_out(model):
-    image, windows = picture(40, 52, batch=1), {"crop": (32, 32), "stride": (20, 24)}
+@pytest.mark.parametrize("windows", [{}, {"crop": (32, 32), "stride": (20, 24)}], ids=str)
+def test_scales_equal_the_steps_written_out(model, flip, windows):
+    image, single = picture(40, 52, batch=1), mirrored_mean if flip else softmax
     wanted = torch.zeros(1, K, 40, 52)
-    for size in ((30, 39), (60, 78)):
-        small = resize(image.float(), size)
-        parts = slow_sliding(model, small, *windows.values(), mirrored_mean)
-        wanted += resize(parts, (40, 52)) / 2
-    got = MultiScale(scales=(0.75, 1.5), **windows)(model, image)
+    for size in ((30, 39), (40, 52), (60, 78)):
+        small = resize(image.float(), size, align_corners=True)
+        parts = single(model, small)
+        if windows:
+            parts = slow_sliding(model, small, *windows.values(), single)
+        wanted += resize(parts, (40, 52), align_corners=True) / 3
+    got = MultiScale(scales=(0.75, 1, 1.5), flip=flip, **windows)(model, image)
     torch.testing.assert_close(got, wanted)
 
 
@@ -259,9 +241,7 @@ MODES = [
 
 
 @pytest.mark.parametrize("infer", MODES, ids=lambda i: type(i).__name__)
-@pytest.mark.parametrize(
-    "size", [(1, 1), (7, 3000), (300, 5), (32, 32), (31, 41), (33, 40), (64, 97)], ids=str
-)
+@pytest.mark.parametrize("size", [(1, 1), (7, 3000), (300, 5), (32, 32), (64, 97)], ids=str)
 def test_predict_is_the_most_probable_class(model, infer, size):
     image = picture(*size, batch=2 if size[1] < 100 else 1)
     classes, probabilities = infer.predict(model, image), infer(model, image)
@@ -277,35 +257,25 @@ class Spy(nn.Module):
         self.model, self.seen = model, []
 
     def forward(self, image):
-        self.seen.append((image.dtype, tuple(image.shape)))
+        self.seen.append((image.dtype, (len(image), *image.shape[2:])))
         return self.model(image)
 
 
-SMALL = {"crop": (32, 40), "stride": (20, 30)}
+SMALL, LARGE = {"crop": (32, 40), "stride": (20, 30)}, {"max_pixels": 2500}
 
 
 @pytest.mark.parametrize(
     ("infer", "size", "shapes"),
     [
-        (Sliding(**SMALL), (50, 75), [(6, 3, 32, 40)]),
+        (Sliding(**SMALL), (50, 75), [(6, 32, 40)]),
         # Mirror images share the pass.
-        (
-            Sliding(**SMALL, flip=True, windows_per_batch=4),
-            (50, 75),
-            [(8, 3, 32, 40), (4, 3, 32, 40)],
-        ),
-        (MultiScale(scales=(1, 2), max_pixels=2500), (50, 50), [(2, 3, 50, 50)] * 10),
+        (Sliding(**SMALL, flip=True, windows_per_batch=4), (50, 75), [(8, 32, 40), (4, 32, 40)]),
+        (MultiScale(scales=(1, 2), **LARGE), (50, 50), [(2, 50, 50)] * 10),
         # The windows of a large image have all their scales.
         (
-            MultiScale(scales=(0.5, 1.5), max_pixels=2500, **SMALL),
+            MultiScale(scales=(0.5, 1.5), **SMALL, **LARGE),
             (50, 60),
-            [(2, 3, 25, 25), (24, 3, 32, 40)] * 2,
-        ),
-        # Scales of one size are computed once.
-        (
-            MultiScale(scales=(1, 0.5, 1.001, 1), flip=False),
-            (40, 52),
-            [(1, 3, 40, 52), (1, 3, 20, 26)],
+            [(2, 25, 25), (24, 32, 40)] * 2,
         ),
     ],
     ids=lambda value: type(value).__name__ if callable(value) else str(value),
@@ -314,25 +284,17 @@ def test_a_network_is_shown_these_windows(model, infer, size, shapes):
     spy = Spy(model)
     infer(spy, picture(*size, batch=1))
     assert [shape for _, shape in spy.seen] == shapes
-
-
-def test_windows_are_cut_as_bytes_and_scales_of_one_size_count_as_often(model):
-    spy, image = Spy(model), picture(40, 52)
-    Sliding(**SMALL).predict(spy, image)
-    assert {kind for kind, _ in spy.seen} == {torch.uint8}
-    got = MultiScale(scales=(1, 0.5, 1.001, 1), flip=False)(model, image)
-    half = resize(softmax(model, resize(image.float(), (20, 26))), (40, 52))
-    torch.testing.assert_close(got, 0.75 * softmax(model, image) + 0.25 * half)
+    if isinstance(infer, Sliding):
+        assert {kind for kind, _ in spy.seen} == {torch.uint8}, "windows are cut as bytes"
 
 
 @pytest.mark.bad_input("I06")
 def test_a_large_image_is_done_in_windows_and_one_line_says_so(model, capsys):
-    image, infer = picture(70, 90), Whole(max_pixels=1700)
+    image, infer, spy = picture(70, 90), Whole(max_pixels=1700), Spy(model)
     wanted = slow_sliding(model, image, (41, 41), (30, 30), softmax)
-    spy = Spy(model)
     torch.testing.assert_close(infer(spy, image), wanted)
-    assert {shape for _, shape in spy.seen} == {(2, 3, 41, 41)}
-    assert_most_probable(infer.predict(model, image), infer(model, image))
+    assert {shape for _, shape in spy.seen} == {(2, 41, 41)}
+    assert_most_probable(infer.predict(model, image), wanted)
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     for part in ("90 x 70", "evaluation.max_pixels=1700", "41 x 41", "every 30 pixels"):
@@ -346,12 +308,7 @@ def test_prediction_in_windows_never_holds_more_than_a_band(model):
     with LargestTensor() as largest:
         infer.predict(model, image)
     assert largest.numel <= K * 64 * 1500
-    with LargestTensor() as largest:
-        infer(model, image)
-    assert largest.numel == K * 240 * 1500
-
-
-def test_scales_in_windows_hold_one_map_of_the_image(model):
+    # Scales hold one map of the image.
     infer = MultiScale(scales=(2.2,), crop=(64, 64), stride=(64, 64), windows_per_batch=16)
     with LargestTensor() as largest:
         infer(model, picture(100, 400, batch=1))
@@ -362,16 +319,8 @@ def test_scales_in_windows_hold_one_map_of_the_image(model):
     ("make", "message"),
     [
         (partial(Whole, max_pixels=1023), r"max_pixels=1023 is not at least 1024"),
-        (partial(MultiScale, scales=(1,), max_pixels=0), r"max_pixels=0 is not at least 1024"),
-        (
-            partial(Sliding, crop=(64, 64), stride=(8, 8), windows_per_batch=0),
-            "windows_per_batch=0 is not at least 1, or null",
-        ),
-        (partial(Sliding, crop=(31, 64), stride=(8, 8)), r"crop=\[31, 64\] is not \[height, width"),
         (partial(Sliding, crop=(64,), stride=(8, 8)), r"crop=\[64\] is not \[height, width\]"),
-        (partial(Sliding, crop=(64, 64), stride=(0, 8)), r"stride=\[0, 8\] is not two numbers"),
         (partial(Sliding, crop=(64, 64), stride=(8,)), r"stride=\[8\] is not two numbers"),
-        (partial(Sliding, crop=(64, 64), stride=(8, 65)), r"stride=\[8, 65\] is larger than crop"),
         (partial(Sliding, crop=(64, 64), stride=(65, 8)), r"stride=\[65, 8\] is larger than crop"),
         (partial(MultiScale, scales=()), r"scales=\[\] is not a list of positive numbers"),
         (partial(MultiScale, scales=(1, 0)), r"scales=\[1, 0\] is not a list of positive"),
@@ -417,25 +366,27 @@ def danet():
     return network
 
 
-def run(network, pictures, infer=None, **batches):
-    device = torch.device("cpu")
-    return evaluate(
-        network, eval_batches(pictures, **batches), infer or Whole(), num_classes=K, device=device
-    )
+def run(network, pictures, **batches):
+    batches = eval_batches(pictures, **batches)
+    return evaluate(network, batches, Whole(), num_classes=K, device=torch.device("cpu"))
 
 
-ONE_SIZE = [(40, 56)] * 5
 MIXED = [(40, 56), (33, 47), (40, 56), (56, 40), (33, 47)]
 
 
-@pytest.mark.parametrize("sizes", [ONE_SIZE, MIXED], ids=["one size", "mixed sizes"])
+@pytest.mark.parametrize("sizes", [[(40, 56)] * 5, MIXED], ids=["one size", "mixed sizes"])
 def test_scores_do_not_depend_on_the_batch_size(danet, sizes):
-    pictures = Pictures(*sizes)
+    pictures, before = Pictures(*sizes), copy.deepcopy(danet.train().state_dict())
     alone, together = run(danet, pictures, batch_size=1), run(danet, pictures, batch_size=3)
     assert torch.equal(alone.matrix, together.matrix)
+    halves = [run(danet, pictures, batch_size=2, rank=r, world=2).counts for r in (0, 1)]
+    assert torch.equal(sum(halves), alone.counts), "two processes count what one counts"
     wanted = sum(int((s.mask != IGNORE).sum()) for s in pictures.samples)
     assert alone.matrix.sum() == wanted
     assert (alone.matrix.sum(dim=0) > 0).sum() > 1, "a network that says one thing shows little"
+    assert not danet.training
+    for name, value in danet.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 def test_evaluation_counts_what_the_network_predicts_picture_by_picture(danet):
@@ -450,21 +401,6 @@ def test_evaluation_counts_what_the_network_predicts_picture_by_picture(danet):
     assert torch.equal(run(danet, pictures, batch_size=2).matrix, wanted.matrix)
 
 
-def test_two_processes_count_what_one_counts(danet):
-    pictures = Pictures(*MIXED)
-    halves = [run(danet, pictures, batch_size=2, rank=r, world=2).counts for r in (0, 1)]
-    assert torch.equal(sum(halves), run(danet, pictures, batch_size=2).counts)
-
-
-def test_evaluation_leaves_eval_mode_and_statistics_as_they_should_be(danet):
-    danet.train()
-    before = {name: value.clone() for name, value in danet.state_dict().items()}
-    run(danet, Pictures((40, 56)), batch_size=1)
-    assert not danet.training
-    for name, value in danet.state_dict().items():
-        assert torch.equal(value, before[name]), name
-
-
 # Precision
 
 
@@ -476,9 +412,6 @@ def test_bfloat16_predicts_nearly_the_classes_of_float32(danet, infer, monkeypat
     classes, probabilities = [], []
     for precision in ("float32", "bfloat16"):
         monkeypatch.setattr(infer, "precision", precision)
-        for part in vars(infer).values():
-            if isinstance(part, WindowInference):
-                monkeypatch.setattr(part, "precision", precision)
         classes.append(infer.predict(fused, image))
         probabilities.append(infer(fused, image))
     assert len(classes[0].unique()) > 1
@@ -490,21 +423,8 @@ def test_bfloat16_predicts_nearly_the_classes_of_float32(danet, infer, monkeypat
 TF32 = (torch.backends.cudnn, torch.backends.cuda.matmul)
 
 
-@pytest.fixture
-def _tf32():
-    before = [setting.allow_tf32 for setting in TF32]
-    for setting in TF32:
-        setting.allow_tf32 = True
-    yield
-    after = [setting.allow_tf32 for setting in TF32]
-    for setting, value in zip(TF32, before, strict=True):
-        setting.allow_tf32 = value
-    assert after == [True, True], "the settings of the process are what they were"
-
-
-@pytest.mark.usefixtures("_tf32")
 def test_float32_is_neither_autocast_nor_tf32():
-    seen = []
+    seen, before = [], [setting.allow_tf32 for setting in TF32]
 
     class Look(nn.Module):
         def forward(self, image):
@@ -512,9 +432,16 @@ def test_float32_is_neither_autocast_nor_tf32():
             seen.append((*rounded, torch.is_autocast_enabled("cpu")))
             return SegmentationOutput(image[:, :2].float(), {})
 
-    for precision in ("float32", "bfloat16"):
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "float32"):
-            Whole(precision=precision).predict(Look(), picture(8, 8))
+    try:
+        for setting in TF32:
+            setting.allow_tf32 = True
+        for precision in ("float32", "bfloat16"):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "float32"):
+                Whole(precision=precision).predict(Look(), picture(8, 8))
+        assert [setting.allow_tf32 for setting in TF32] == [True, True], "as the process had them"
+    finally:
+        for setting, value in zip(TF32, before, strict=True):
+            setting.allow_tf32 = value
     assert seen == [(False, False, False), (False, False, True)]
 
 
@@ -526,6 +453,9 @@ def test_logits_of_bfloat16_are_resized_in_float32(danet):
     assert not torch.equal(logits, logits.bfloat16().float())
 
 
+PRECISIONS = r"^evaluation.precision=half: expected one of float32, bfloat16$"
+
+
 def test_every_config_of_a_mode_names_its_precision():
     for path in sorted((ROOT / "configs/evaluation").glob("*.yaml")):
         node = check(compose(f"evaluation={path.stem}")).evaluation
@@ -535,50 +465,29 @@ def test_every_config_of_a_mode_names_its_precision():
         assert make({**node, "precision": "bfloat16"}, "evaluation").precision == "bfloat16"
 
 
-PRECISIONS = r"^evaluation.precision=half: expected one of float32, bfloat16$"
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_tool_and_the_training_agree_on_the_score_and_name_the_precision(
-    precision, tmp_path, capsys
-):
-    settings = [*TINY, "data.num_workers=0", "trainer.steps=2", f"run.dir={tmp_path / 'r'}"]
-    call("train", *settings, f"evaluation.precision={precision}")
-    assert f"max_pixels=4194304, precision={precision})" in capsys.readouterr().out
-    last = json.loads((tmp_path / "r/metrics.jsonl").read_text().splitlines()[-1])
-    score = ("eval", f"checkpoint={tmp_path / 'r/last.pt'}", f"output={tmp_path / 'o'}")
-    call(*score)
+def test_the_tool_and_the_training_agree_on_the_score_and_name_the_precision(tmp_path, capsys):
+    settings = [*TINY, "data.num_workers=0", "trainer.steps=2", f"run.dir={tmp_path}"]
+    call("train", *settings, "evaluation.precision=bfloat16")
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    protocol = "whole (flip=false, max_pixels=4194304, precision=bfloat16)"
+    assert f"validation, {protocol}\n" in capsys.readouterr().out
+    call("eval", f"checkpoint={tmp_path / 'last.pt'}", f"output={tmp_path}")
     printed = capsys.readouterr().out
     assert f"miou={last['miou']}\n" in printed
-    assert f"protocol: whole (flip=false, max_pixels=4194304, precision={precision})\n" in printed
-    metrics = json.loads((tmp_path / "o/metrics.json").read_text())
-    assert metrics["protocol"] in printed
-    assert metrics["evaluation"]["precision"] == precision
+    assert f"protocol: {protocol}\n" in printed
+    assert json.loads((tmp_path / "metrics.json").read_text())["protocol"] == protocol
 
 
 def test_a_checkpoint_without_a_precision_was_scored_in_float32(tiny_checkpoint, tmp_path, capsys):
-    saved = checkpoint_format.load(tiny_checkpoint)
+    saved, old = checkpoint_format.load(tiny_checkpoint), tmp_path / "old.pt"
+    config = checked_config(saved, "x").plain
     del saved["config"]["evaluation"]["precision"]
-    checkpoint_format.save(tmp_path / "old.pt", saved)
-    scores = []
-    for path in (tiny_checkpoint, tmp_path / "old.pt"):
-        call("eval", f"checkpoint={path}", f"output={tmp_path / path.stem}")
-        text = capsys.readouterr().out
-        assert "precision=float32)\n" in text
-        scores.append(re.search(r"miou=.*", text)[0])
-    assert scores[0] == scores[1]
-    call(
-        "eval",
-        f"checkpoint={tmp_path / 'old.pt'}",
-        "evaluation=whole",
-        "evaluation.precision=half",
-        code=2,
-    )
+    checkpoint_format.save(old, saved)
+    assert not differences(checked_config(saved, "old.pt").plain, config)
+    call("eval", f"checkpoint={old}", f"output={tmp_path}")
+    assert "precision=float32)\n" in capsys.readouterr().out
+    call("eval", f"checkpoint={old}", "evaluation=whole", "evaluation.precision=half", code=2)
     assert re.search(PRECISIONS[1:], capsys.readouterr().err.strip())
-    assert not differences(
-        checked_config(saved, "old.pt").plain,
-        checked_config(checkpoint_format.load(tiny_checkpoint), "x").plain,
-    )
 
 
 def test_configs_may_name_the_modes_but_not_the_classes_they_inherit_from():
@@ -591,6 +500,6 @@ def test_configs_may_name_the_modes_but_not_the_classes_they_inherit_from():
 
     prefix = "danet.evaluation."
     assert {path.removeprefix(prefix) for path in paths if is_accepted(path)} == {
-        *(f"inference.{name}" for name in ("Inference", "Whole", "Sliding", "MultiScale")),
+        *(f"inference.{name}" for name in ("Whole", "Sliding", "MultiScale")),
         *(f"protocols.{name}" for name in ("AuthorsProtocol", "MMSegProtocol")),
     }

@@ -3,7 +3,6 @@
 import io
 import re
 import struct
-import tracemalloc
 import warnings
 import zlib
 
@@ -59,18 +58,13 @@ def name_of(value):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pictures_are_as_pillow_reads_them(tmp_path, kind):
+def test_pictures_and_labels_are_as_pillow_reads_them(tmp_path, kind):
     path = tmp_path / "a.x"
     path.write_bytes(KINDS[kind])
     assert np.array_equal(read_image(path), pillow(KINDS[kind]))
-
-
-@pytest.mark.parametrize("kind", LABELS)
-def test_labels_are_as_pillow_reads_them(tmp_path, kind):
-    path = tmp_path / "a.x"
-    path.write_bytes(KINDS[kind])
-    with Image.open(path) as picture:
-        assert np.array_equal(read_labels(path), np.array(picture))
+    if kind in LABELS:
+        with Image.open(path) as picture:
+            assert np.array_equal(read_labels(path), np.array(picture))
 
 
 def test_color_profiles_and_gamma_change_nothing(tmp_path):
@@ -125,20 +119,6 @@ def test_a_stream_that_was_cut_before_it_was_wrapped_is_refused(tmp_path, capfd)
     path.write_bytes(png(52, 40, zlib.compress(rows)[:-2000]))
     with pytest.raises(InputError, match="not a readable image"):
         read_image(path)
-
-
-def test_a_small_file_that_unpacks_to_a_giant_is_refused_before_it_does(tmp_path):
-    path = tmp_path / "bomb.png"
-    path.write_bytes(png(15000, 13000, zlib.compress(bytes(10**6))))
-    tracemalloc.start()
-    for read in (read_image, read_labels):
-        message = (
-            r"bomb.png: 15000 x 13000 are 195000000 pixels, more than data.max_pixels=178956970"
-        )
-        with pytest.raises(InputError, match=message):
-            read(path)
-    assert tracemalloc.get_traced_memory()[1] < 10**7
-    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("I", np.int32), ("F", np.float32)])

@@ -5,14 +5,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import make_folder, write_pair
+from conftest import make_folder, save_picture, write_pair
 from PIL import Image
 from test_config import compose
 
 from danet.config.validate import check
 from danet.data.loader import train_batches
 from danet.data.transforms import Pipeline, ScaleCrop
-from danet.datasets.formats.color_masks import ColorTable
+from danet.datasets.formats.color_masks import LabelFormat
 from danet.datasets.labels import read_class_file
 from danet.errors import InputError
 from danet.types import IGNORE
@@ -20,77 +20,42 @@ from danet.types import IGNORE
 CLASSES = ("background", "cat", "dog")
 COLORS = ((0, 0, 0), (255, 0, 0), (12, 200, 7))
 VOID = (224, 224, 192)
-NAMES = [f"p{i}" for i in range(6)]
 
 
 def own(root, split="train", **settings):
     return make_folder(root=root, split=split, **{"classes": CLASSES, **settings})
 
 
-def pictures():
-    """Six images and masks of 40 x 30 with three classes and ignored pixels."""
-    rng = np.random.default_rng(0)
-    for name in NAMES:
-        image = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
-        mask = rng.choice(np.array([0, 1, 2, IGNORE], np.uint8), (30, 40))
-        yield name, image, mask
+def table(*values, dtype=np.uint8):
+    """Returns a lookup table for masks of 0, 1, 2 and IGNORE."""
+    found = np.zeros((256, *np.shape(values[0])), dtype)
+    found[[0, 1, 2, IGNORE]] = values
+    return found
 
 
-def as_index(mask):
-    return Image.fromarray(mask), {}
+def opaque(color):
+    return (*color, 255)
 
 
-def as_palette(mask):
-    picture = Image.fromarray(mask)
-    colors = [*reversed(COLORS), *[VOID] * 253]  # colours that mislead
-    picture.putpalette([value for color in colors for value in color])
-    return picture, {}
-
-
-def as_colors(mask):
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(COLORS)], table[IGNORE] = COLORS, VOID
-    return Image.fromarray(table[mask]), {"colors": COLORS, "ignore_colors": [VOID]}
-
-
-def as_opaque_colors(mask):
-    picture, settings = as_colors(mask)
-    return picture.convert("RGBA"), settings
-
-
-def as_palette_of_colors(mask):
-    """Colours through a palette whose order says nothing."""
-    table = np.zeros((256, 3), np.uint8)
-    table[7], table[3], table[200], table[9] = *COLORS, VOID
-    index = np.zeros(256, np.uint8)
-    index[[0, 1, 2, IGNORE]] = 7, 3, 200, 9
-    picture = Image.fromarray(index[mask])
-    picture.putpalette(table.ravel().tolist())
-    return picture, {"colors": COLORS, "ignore_colors": [VOID]}
-
-
-def as_one_based(mask):
-    return Image.fromarray(np.where(mask == IGNORE, 0, mask + 1).astype(np.uint8)), {
-        "labels_start_at": 1
-    }
-
-
-def as_mapped(mask):
-    table = np.zeros(256, np.uint8)
-    table[[0, 1, 2, IGNORE]] = 10, 99, 100, 254
-    return Image.fromarray(table[mask]), {"values": {10: 0, 99: 1, 100: 2, 254: IGNORE}}
-
-
-def as_wide(mask):
-    table = np.zeros(256, np.uint16)
-    table[[0, 1, 2, IGNORE]] = 1000, 2000, 65535, 3
-    return Image.fromarray(table[mask]), {"values": {1000: 0, 2000: 1, 65535: 2, 3: IGNORE}}
-
-
-ENCODINGS = [
-    *(as_index, as_palette, as_colors, as_opaque_colors, as_palette_of_colors),
-    *(as_one_based, as_mapped, as_wide),
-]
+COLORED = {"colors": COLORS, "ignore_colors": [VOID]}
+ENCODINGS = {
+    "misleading palette": (table(0, 1, 2, IGNORE), {}, dict(enumerate(reversed(COLORS)))),
+    "colours": (table(*COLORS, VOID), COLORED, None),
+    "opaque colours": (table(*map(opaque, (*COLORS, VOID))), COLORED, None),
+    "colours of a palette": (
+        *(table(7, 3, 200, 9), COLORED),
+        {7: COLORS[0], 3: COLORS[1], 200: COLORS[2], 9: VOID},
+    ),
+    "from 1": (table(1, 2, 3, 0), {"labels_start_at": 1}, None),
+    "other values": (
+        *(table(10, 99, 100, 254), {"values": {10: 0, 99: 1, 100: 2, 254: IGNORE}}, None),
+    ),
+    "16 bits": (
+        table(1000, 2000, 65535, 3, dtype=np.uint16),
+        *({"values": {1000: 0, 2000: 1, 65535: 2, 3: IGNORE}}, None),
+    ),
+}
+"""What stands for 0, 1, 2 and IGNORE, settings, and a palette: value -> colour."""
 
 
 def batches_of(root, **settings):
@@ -99,14 +64,19 @@ def batches_of(root, **settings):
     return list(itertools.islice(train_batches(data, batch_size=2, seed=5), 6))
 
 
-@pytest.mark.parametrize("encode", ENCODINGS[1:], ids=lambda f: f.__name__)
-def test_every_encoding_of_the_same_masks_gives_the_same_batches(tmp_path, encode):
-    settings = {}
-    for name, image, mask in pictures():
-        for root, how in (("plain", as_index), ("other", encode)):
-            write_pair(tmp_path / root, "train", name, image, mask, labels="masks")
-            picture, settings = how(mask)
-            picture.save(tmp_path / root / "masks" / "train" / f"{name}.png")
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_every_encoding_of_the_same_masks_gives_the_same_batches(tmp_path, name):
+    values, settings, palette = ENCODINGS[name]
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        image = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        mask = rng.choice(np.array([0, 1, 2, IGNORE], np.uint8), (30, 40))
+        write_pair(tmp_path / "plain", "train", f"p{i}", image, mask, labels="masks")
+        write_pair(tmp_path / "other", "train", f"p{i}", image, values[mask], labels="masks")
+        if palette:
+            picture = Image.fromarray(values[mask])
+            picture.putpalette([v for j in range(256) for v in palette.get(j, VOID)])
+            picture.save(tmp_path / f"other/masks/train/p{i}.png")
     plain, other = batches_of(tmp_path / "plain"), batches_of(tmp_path / "other", **settings)
     assert {v for batch in plain for v in batch.mask.unique().tolist()} == {0, 1, 2, IGNORE}
     for one, two in zip(plain, other, strict=True):
@@ -128,26 +98,18 @@ def test_arrays_and_one_bit_masks_are_read_as_numbers(tmp_path):
 # Colours
 
 
-def slow_decode(pixels, colors, ignored):
-    """Looks every pixel up, one by one."""
-    known = {**{c: i for i, c in enumerate(colors)}, **dict.fromkeys(ignored, IGNORE)}
-    rows = [[known[tuple(int(v) for v in pixel)] for pixel in row] for row in pixels[..., :3]]
-    return np.array(rows, np.uint8)
-
-
-def opaque(colors):
-    return np.concatenate((colors, np.full((*colors.shape[:2], 1), 255, np.uint8)), axis=2)
-
-
-def test_colours_are_looked_up_as_one_by_one():
+def test_colours_are_looked_up_as_one_by_one(tmp_path):
     rng = np.random.default_rng(0)
     colors = [tuple(c) for c in np.unique(rng.integers(0, 256, (60, 3)), axis=0).tolist()]
     rng.shuffle(colors)
     colors = [tuple(c) for c in colors]
     pixels = np.array(colors, np.uint8)[rng.integers(0, len(colors), (23, 31))]
-    table = ColorTable(colors[:50], colors[50:])
-    wanted = slow_decode(pixels, colors[:50], colors[50:])
-    assert np.array_equal(table.decode(opaque(pixels), "x"), wanted)
+    form = LabelFormat(colors=colors[:50], ignore_colors=colors[50:])
+    known = {c: min(i, 50) for i, c in enumerate(colors)}
+    wanted = [[known[tuple(pixel)] for pixel in row] for row in pixels.tolist()]
+    save_picture(tmp_path / "x.png", pixels)
+    found = form.read_colors(tmp_path / "x.png")
+    assert np.array_equal(np.where(found == IGNORE, 50, found), wanted)
 
 
 # Where things are

@@ -43,20 +43,16 @@ class Frozen(Segmentor):
         return self
 
 
-def pictures():
-    """Four pictures in which very different numbers of pixels are labelled."""
+def part(first, last, *, labelled=True):
+    """Some of four pictures in which very different numbers of pixels are labelled."""
     generator = torch.Generator().manual_seed(3)
     image = torch.randint(0, 256, (4, 3, 32, 40), dtype=torch.uint8, generator=generator)
     mask = torch.randint(0, K, (4, 32, 40), dtype=torch.uint8, generator=generator)
-    mask[1, 20:] = IGNORE
-    mask[2, 1:] = IGNORE
+    for number, labels in ((1, 20 * 40), (2, 40), (3, 31 * 40 + 9)):
+        mask[number].view(-1)[labels:] = IGNORE
     mask[3, :31] = IGNORE
-    mask[3, 31, 9:] = IGNORE
-    return image, mask
-
-
-def part(first, last):
-    image, mask = pictures()
+    if not labelled:
+        mask.fill_(IGNORE)
     return Batch(image[first:last], mask[first:last], tuple("abcd"[first:last]))
 
 
@@ -64,26 +60,20 @@ def step(loss, group, *, classes=Frozen):
     """Returns the gradients of one step, float64 (P,), its loss and the network."""
     torch.manual_seed(0)
     head = functools.partial(DualAttentionHead, num_classes=K, reduction=2, dropout=0.0)
-    aside = functools.partial(FCNHead, num_classes=K, channels=4, dropout=0.0)
-    model = classes(Tiny(), head, aside)
+    model = classes(Tiny(), head, functools.partial(FCNHead, num_classes=K, channels=4, dropout=0))
     for name, parameter in model.named_parameters():
         if name.endswith("gamma"):
             parameter.data.fill_(0.5)  # else the attention would get no gradient
     main, auxiliary = loss()
     weights = {"position": 1.0, "channel": 0.7, "backbone": 0.4}
     settings = TrainSettings(steps=4, precision="float32", accumulate=len(group), seed=5)
-    criterion = DeepSupervision(main, auxiliary, weights)
-    optimizer = SGD(0.1)(model)
+    criterion, optimizer = DeepSupervision(main, auxiliary, weights), SGD(0.1)(model)
     train_step = TrainStep(model, criterion, optimizer, Poly(), settings)
     train_step.ddp_model.train()
     found = []
-    update = optimizer.step
-
-    def note(*arguments, **named):
-        found.extend(p.grad.double().flatten().clone() for p in model.parameters())
-        return update(*arguments, **named)
-
-    optimizer.step = note
+    optimizer.register_step_pre_hook(
+        lambda *_: found.extend(p.grad.double().flatten().clone() for p in model.parameters())
+    )
     terms = train_step(group, 0)
     return torch.cat(found), float(sum(terms.values())), model
 
@@ -107,14 +97,8 @@ def work(rank, folder):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
-    found = {}
-    for name, loss in LOSSES.items():
-        for times, group in (
-            (1, [part(2 * rank, 2 * rank + 2)]),
-            (2, [part(rank, rank + 1), part(2 + rank, 3 + rank)]),
-        ):
-            gradients, value, _ = step(loss, group)
-            found[name, times] = gradients, value
+    groups = [part(2 * rank, 2 * rank + 2)], [part(rank, rank + 1), part(2 + rank, 3 + rank)]
+    found = {(n, len(g)): step(loss, g)[:2] for n, loss in LOSSES.items() for g in groups}
     torch.save(found, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -137,8 +121,7 @@ def test_counting_the_kept_pixels_first_leaves_no_trace():
         def loss():
             return OHEM(1.0, min_kept=1, normalise=normalise), None
 
-        group = [part(0, 2), part(2, 4)]
-        gradients, _, model = step(loss, group, classes=Segmentor)
+        gradients, _, model = step(loss, [part(0, 2), part(2, 4)], classes=Segmentor)
         return gradients, model.state_dict()
 
     kept, state = trained("kept")
@@ -151,18 +134,15 @@ def test_counting_the_kept_pixels_first_leaves_no_trace():
 
 @pytest.mark.parametrize("kind", [Dice, LovaszSoftmax])
 def test_losses_of_regions_are_averaged_over_batches_with_labels(kind):
-    empty = part(3, 4)
-    empty.mask.fill_(IGNORE)
-    parts = [part(0, 1), part(1, 2), empty]
+    parts = [part(0, 1), part(1, 2), part(3, 4, labelled=False)]
     found = [step(lambda: (kind(), None), [one])[0] for one in parts[:2]]
     together, _, _ = step(lambda: (kind(), None), parts)
     assert difference(sum(found) / 2, together) < 1e-6
 
 
 def test_nothing_labelled_anywhere_changes_nothing():
-    empty = part(0, 2)
-    empty.mask.fill_(IGNORE)
-    for name in LOSSES:
-        gradients, value, _ = step(LOSSES[name], [empty, empty])
+    empty = part(0, 2, labelled=False)
+    for loss in LOSSES.values():
+        gradients, value, _ = step(loss, [empty, empty])
         assert value == 0
         assert not gradients.any()

@@ -126,18 +126,6 @@ def seconds(function):
     return min(times)
 
 
-@pytest.mark.slow
-def test_20000_labels_are_looked_for_as_fast_as_each_can_be_asked_for(tmp_path):
-    paths = [tmp_path / f"{i}.png" for i in range(20_000)]
-    for path in paths:
-        path.touch()
-    names = list(map(str, paths))
-    items = Items(Item(name, name, os.path.basename(name)) for name in names)
-    assert items.without_label() == []
-    took = seconds(items.without_label)
-    assert took < 10 * seconds(lambda: list(map(os.path.exists, names))), "usually the same"
-
-
 def test_the_order_of_600000_samples_is_drawn_in_no_time():
     def draw():
         batches = iter(StepSampler(600_000, 16, seed=0))

@@ -4,6 +4,8 @@ How cross entropy goes over a batch in pieces is the claim of test_cross_entropy
 """
 
 import math
+from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -53,13 +55,9 @@ def mask():
 
 def pixels(logits, mask):
     """Yields (place, probabilities of the classes, true class) of every labelled pixel."""
-    for b in range(mask.shape[0]):
-        for y in range(mask.shape[1]):
-            for x in range(mask.shape[2]):
-                if mask[b, y, x] != IGNORE:
-                    powers = [math.exp(v) for v in logits[b, :, y, x].tolist()]
-                    share = [p / sum(powers) for p in powers]
-                    yield (b, y, x), share, int(mask[b, y, x])
+    for b, y, x in (mask != IGNORE).nonzero().tolist():
+        powers = [math.exp(v) for v in logits[b, :, y, x].tolist()]
+        yield (b, y, x), [p / sum(powers) for p in powers], int(mask[b, y, x])
 
 
 def slow_cross_entropy(logits, mask, weights=(1.0,) * K):
@@ -67,15 +65,10 @@ def slow_cross_entropy(logits, mask, weights=(1.0,) * K):
     return sum(w * term for w, term in terms) / sum(w for w, _ in terms)
 
 
-def slow_choice(logits, mask, *, threshold, min_kept):
-    """Returns the places that OHEM keeps, by sorting a list."""
+def slow_ohem(logits, mask, *, threshold, min_kept, normalise, weights):
     easy = {place: p[truth] for place, p, truth in pixels(logits, mask)}
     kth = sorted(easy.values())[min(min_kept, len(easy)) - 1]
-    return {place for place, p in easy.items() if p <= max(threshold, kth)}
-
-
-def slow_ohem(logits, mask, *, threshold, min_kept, normalise, weights):
-    kept = slow_choice(logits, mask, threshold=threshold, min_kept=min_kept)
+    kept = {place for place, p in easy.items() if p <= max(threshold, kth)}
     above = below = 0.0
     for place, p, truth in pixels(logits, mask):
         if place in kept:
@@ -118,59 +111,42 @@ def slow_lovasz(logits, mask):
     return sum(losses) / len(losses)
 
 
-def hard(prediction, confidence=50.0):
-    """Makes logits (B, K, H, W) whose softmax is one-hot at the predicted classes."""
-    return confidence * F.one_hot(prediction, K).movedim(-1, 1).float()
-
-
 # Equal to the formula
 
-
-@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weighted"])
-def test_cross_entropy_equals_the_formula_and_torch(logits, mask, weights):
-    got = CrossEntropy(weights)(logits, mask)
-    wanted = slow_cross_entropy(logits, mask, weights or (1,) * K)
-    assert got.item() == pytest.approx(wanted, **NEAR)
-    factors = None if weights is None else torch.tensor(weights)
-    wanted = F.cross_entropy(logits, mask.long(), factors, ignore_index=IGNORE)
-    torch.testing.assert_close(got, wanted)
-    torch.testing.assert_close(
-        torch.autograd.grad(got, logits), torch.autograd.grad(wanted, logits)
-    )
-
-
-@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weighted"])
-@pytest.mark.parametrize("normalise", ["kept", "labelled"])
-@pytest.mark.parametrize(
-    ("threshold", "min_kept"), [(0.3, 1), (0.3, 45), (0.9, 1), (0.001, 1), (0.001, 7), (1.0, 1)]
-)
-def test_ohem_equals_a_loop_over_the_pixels(logits, mask, threshold, min_kept, normalise, weights):
-    rule = {"threshold": threshold, "min_kept": min_kept}
-    got = OHEM(**rule, normalise=normalise, class_weights=weights)(logits, mask)
-    wanted = slow_ohem(logits, mask, **rule, normalise=normalise, weights=weights or (1,) * K)
-    assert got.item() == pytest.approx(wanted, **NEAR)
+ONES = (1.0,) * K
+RULES = [(0.3, 1), (0.3, 45), (0.9, 1), (0.001, 1), (0.001, 7), (1.0, 1)]
+FORMULAS = [
+    (CrossEntropy(), slow_cross_entropy),
+    (CrossEntropy(WEIGHTS), partial(slow_cross_entropy, weights=WEIGHTS)),
+    *((Dice(s), partial(slow_dice, smooth=s)) for s in (0, 1.0, 10.0)),
+    (LovaszSoftmax(), slow_lovasz),
+]
+for (threshold, min_kept), normalise, weights in product(
+    RULES, ("kept", "labelled"), (ONES, WEIGHTS)
+):
+    rule = {"threshold": threshold, "min_kept": min_kept, "normalise": normalise}
+    ours = OHEM(**rule, class_weights=None if weights is ONES else weights)
+    FORMULAS.append((ours, partial(slow_ohem, **rule, weights=weights)))
 
 
-@pytest.mark.parametrize("smooth", [0, 1.0, 10.0])
-def test_dice_equals_the_formula(logits, mask, smooth):
-    wanted = slow_dice(logits, mask, smooth)
-    assert Dice(smooth)(logits, mask).item() == pytest.approx(wanted, **NEAR)
+@pytest.mark.parametrize(("loss", "formula"), FORMULAS)
+def test_a_loss_equals_its_formula_pixel_by_pixel(logits, mask, loss, formula):
+    assert loss(logits, mask).item() == pytest.approx(formula(logits, mask), **NEAR)
 
 
-def test_lovasz_equals_its_definition(logits, mask):
-    wanted = slow_lovasz(logits, mask)
-    assert LovaszSoftmax()(logits, mask).item() == pytest.approx(wanted, **NEAR)
-
-
-def test_deep_supervision_weighs_each_output_by_its_name(mask):
-    main, position, channel = (torch.randn(2, K, 5, 7) for _ in range(3))
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_deep_supervision_weighs_and_upsamples_each_output(mask, align_corners):
+    main, position, channel = (torch.randn(2, K, *size) for size in ((5, 7), (2, 3), (3, 2)))
     output = SegmentationOutput(main, {"position": position, "channel": channel})
     weights = {"position": 0.5, "channel": 0.25, "not given": 7.0}
-    terms = DeepSupervision(OHEM(min_kept=5), CrossEntropy(), weights)(output, mask)
-    assert list(terms) == ["main", "position", "channel"]
-    torch.testing.assert_close(terms["main"], OHEM(min_kept=5)(main, mask))
-    torch.testing.assert_close(terms["position"], 0.5 * CrossEntropy()(position, mask))
-    torch.testing.assert_close(terms["channel"], 0.25 * CrossEntropy()(channel, mask))
+    for other in (CrossEntropy(), Dice(), None):
+        criterion = DeepSupervision(OHEM(min_kept=5), other, weights, align_corners=align_corners)
+        terms, fine = criterion(output, mask), other or OHEM(min_kept=5)
+        assert list(terms) == ["main", "position", "channel"]
+        torch.testing.assert_close(terms["main"], OHEM(min_kept=5)(main, mask))
+        for name, logits in output.auxiliary.items():
+            upsampled = resize(logits, (5, 7), align_corners=align_corners)
+            torch.testing.assert_close(terms[name], weights[name] * fine(upsampled, mask))
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -185,21 +161,11 @@ def test_coarse_logits_cost_what_they_cost_upsampled(loss, mask, align_corners):
     )
 
 
-@pytest.mark.parametrize("align_corners", [True, False])
-def test_deep_supervision_upsamples_every_output_as_configured(mask, align_corners):
-    main, other = torch.randn(2, K, 2, 3), torch.randn(2, K, 3, 2)
-    criterion = DeepSupervision(Dice(), CrossEntropy(), {"a": 1.0}, align_corners=align_corners)
-    terms = criterion(SegmentationOutput(main, {"a": other}), mask)
-    fine = [resize(x, (5, 7), align_corners=align_corners) for x in (main, other)]
-    torch.testing.assert_close(terms["main"], Dice()(fine[0], mask))
-    torch.testing.assert_close(terms["a"], CrossEntropy()(fine[1], mask))
-
-
 @pytest.mark.parametrize("choice", ["cross_entropy", "ohem", "dice", "lovasz"])
-@pytest.mark.parametrize("align_corners", [True, False])
-def test_a_configured_loss_upsamples_as_the_network_does(choice, align_corners):
-    config = check(compose(f"loss={choice}", f"model.align_corners={align_corners}"))
-    assert make(config.loss, "loss").align_corners is align_corners
+def test_a_configured_loss_upsamples_as_the_network_does(choice):
+    for align_corners in (True, False):
+        config = check(compose(f"loss={choice}", f"model.align_corners={align_corners}"))
+        assert make(config.loss, "loss").align_corners is align_corners
 
 
 # Hard cases
@@ -208,13 +174,12 @@ def test_a_configured_loss_upsamples_as_the_network_does(choice, align_corners):
 @pytest.mark.parametrize("confidence", [0.0, 30.0, 200.0, 20_000.0])
 def test_ohem_keeps_enough_where_probabilities_are_tied_or_saturated(confidence):
     mask = torch.randint(0, K, (2, 6, 6))
+    logits = confidence * F.one_hot(mask, K).movedim(-1, 1).float()
     mask[0, 0] = IGNORE
-    logits = hard(mask.clamp(max=K - 1), confidence)
     losses = F.cross_entropy(logits, mask, ignore_index=IGNORE, reduction="none")
     for min_kept in (1, 10, 65, 66):
         kept = OHEM(0.1, min_kept).hard_pixels(losses, mask)
-        assert kept.sum() == 66, "all 66 labelled pixels are tied, so all are kept"
-        assert not (kept & (mask == IGNORE)).any()
+        assert torch.equal(kept, mask != IGNORE), "all labelled pixels are tied, so all are kept"
 
 
 def test_ohem_ranks_saturated_pixels_by_their_logarithms():
@@ -225,21 +190,18 @@ def test_ohem_ranks_saturated_pixels_by_their_logarithms():
     losses = F.cross_entropy(logits, mask, reduction="none")
     kept = OHEM(threshold=1e-38, min_kept=2).hard_pixels(losses, mask)
     assert kept.flatten().tolist() == [True, True, True, True, True, False]
-    easier = OHEM(threshold=1e-38, min_kept=6).hard_pixels(losses, mask)
-    assert easier.all()
+    assert OHEM(threshold=1e-38, min_kept=6).hard_pixels(losses, mask).all()
 
 
-def test_ohem_keeps_all_where_fewer_are_labelled_than_it_wants(logits, mask):
+@pytest.mark.parametrize("min_kept", [60, 10**6])
+def test_ohem_keeps_all_where_fewer_are_labelled_than_it_wants(logits, mask, min_kept):
     mask[1] = IGNORE
-    torch.testing.assert_close(OHEM(0.01, min_kept=60)(logits, mask), CrossEntropy()(logits, mask))
-    torch.testing.assert_close(
-        OHEM(0.01, min_kept=10**6)(logits, mask), CrossEntropy()(logits, mask)
-    )
+    found = OHEM(0.01, min_kept=min_kept)(logits, mask)
+    torch.testing.assert_close(found, CrossEntropy()(logits, mask))
 
 
 def test_a_batch_without_labels_costs_nothing_and_breaks_nothing(loss, logits):
-    nothing = torch.full((2, 5, 7), IGNORE, dtype=torch.uint8)
-    value = loss(logits, nothing)
+    value = loss(logits, torch.full((2, 5, 7), IGNORE, dtype=torch.uint8))
     (gradient,) = torch.autograd.grad(value, logits)
     assert value.item() == 0
     assert torch.equal(gradient, torch.zeros_like(gradient))
@@ -255,19 +217,13 @@ def test_ignored_pixels_get_no_gradient_and_change_nothing(loss, logits, mask):
     torch.testing.assert_close(loss(other, mask), value)
 
 
-def test_half_precision_logits_are_computed_in_float32(loss, logits, mask):
+def test_half_precision_is_computed_in_float32_and_any_whole_mask_is_taken(loss, logits, mask):
     half = logits.detach().bfloat16()
     value = loss(half, mask)
     assert value.dtype == torch.float32
-    torch.testing.assert_close(value, loss(half.float(), mask), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64], ids=str)
-def test_the_type_of_a_whole_mask_does_not_matter(loss, logits, mask, dtype):
-    assert torch.equal(loss(logits, mask.to(dtype)), loss(logits, mask.int()))
-
-
-# State
+    assert torch.equal(value, loss(half.float(), mask))
+    for dtype in (torch.int16, torch.int32, torch.int64):
+        assert torch.equal(loss(half, mask.to(dtype)), value)
 
 
 def test_class_weights_move_with_the_loss_and_are_not_stored():
@@ -288,14 +244,11 @@ def test_class_weights_move_with_the_loss_and_are_not_stored():
         (lambda: CrossEntropy([math.nan, 1]), r"class_weights\[0\]=nan"),
         (lambda: OHEM(class_weights=[1, math.inf]), r"class_weights\[1\]=inf"),
         (lambda: CrossEntropy([0.0, 0.0]), "class_weights are all zero"),
-        (lambda: OHEM(0.0), r"threshold=0.0 is not a probability in \(0, 1\]"),
-        (lambda: OHEM(1.1), r"threshold=1.1 is not a probability"),
         (lambda: OHEM(math.nan), "threshold=nan is not a probability"),
         (lambda: OHEM(min_kept=0), "min_kept=0 is not at least 1"),
         (lambda: OHEM(normalise="all"), "normalise='all' is neither 'kept' nor 'labelled'"),
         (lambda: Dice(-0.5), "smooth=-0.5"),
         (lambda: WeightedSum([Dice()], [1, 2]), "1 losses and 2 weights"),
-        (lambda: DeepSupervision(Dice(), weights={"p": -1.0}), r"weights.p=-1.0 is not a finite"),
         (lambda: DeepSupervision(Dice(), weights={"p": math.nan}), r"weights.p=nan"),
     ],
 )
@@ -304,18 +257,19 @@ def test_bad_arguments_are_named(make, message):
         make()
 
 
-def test_a_mask_of_fractions_is_refused(loss, logits, mask):
-    with pytest.raises(ValueError, match=r"the mask is torch.float32; it must hold whole class"):
-        loss(logits, mask.float())
-
-
-def test_a_mask_of_other_images_or_coarser_than_the_logits_is_refused(loss, logits, mask):
-    with pytest.raises(ValueError, match=r"mask \(2, 5, 6\) does not fit logits \(2, 4, 5, 7\)"):
-        loss(logits, mask[:, :, 1:])
-    with pytest.raises(ValueError, match=r"mask \(1, 5, 7\) does not fit logits \(2, 4, 5, 7\)"):
-        loss(logits, mask[:1])
-    with pytest.raises(ValueError, match=r"mask \(2, 1, 5, 7\) does not fit"):
-        loss(logits, mask[:, None])
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda m: m.float(), r"the mask is torch.float32; it must hold whole class"),
+        (lambda m: m[:, :, 1:], r"mask \(2, 5, 6\) does not fit logits \(2, 4, 5, 7\)"),
+        (lambda m: m[:1], r"mask \(1, 5, 7\) does not fit logits \(2, 4, 5, 7\)"),
+        (lambda m: m[:, None], r"mask \(2, 1, 5, 7\) does not fit"),
+    ],
+    ids=["fractions", "coarser", "other images", "another axis"],
+)
+def test_a_mask_that_does_not_fit_is_refused(loss, logits, mask, harm, message):
+    with pytest.raises(ValueError, match=message):
+        loss(logits, harm(mask))
 
 
 @pytest.mark.parametrize("kind", [CrossEntropy, OHEM])
@@ -324,10 +278,8 @@ def test_class_weights_of_another_number_of_classes_are_refused(kind, logits, ma
         kind(class_weights=[1.0] * 5)(logits, mask)
 
 
-def test_an_output_without_a_weight_is_named(mask):
-    logits = torch.randn(2, K, 5, 7)
+@pytest.mark.parametrize(("weights", "named"), [({"channel": 1.0}, "channel"), (None, "none")])
+def test_an_output_without_a_weight_is_named(logits, mask, weights, named):
     output = SegmentationOutput(logits, {"position": logits})
-    with pytest.raises(ValueError, match=r"no entry for the output 'position' .* only channel"):
-        DeepSupervision(Dice(), weights={"channel": 1.0})(output, mask)
-    with pytest.raises(ValueError, match=r"no entry for the output 'position' .* only none"):
-        DeepSupervision(Dice())(output, mask)
+    with pytest.raises(ValueError, match=rf"no entry for the output 'position' .* only {named}"):
+        DeepSupervision(Dice(), weights=weights)(output, mask)

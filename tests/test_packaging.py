@@ -51,18 +51,6 @@ def test_an_installed_wheel_trains_evaluates_and_draws(tmp_path):
     assert {f"danet-{tool}" for tool in tools} <= scripts
 
 
-def test_requirements_stand_in_one_place():
-    text = (ROOT / "setup.py").read_text()
-    assert "requirements.txt" in text
-    assert "albumentations" not in text
-    opencv = [
-        line for line in (ROOT / "requirements.txt").read_text().splitlines() if "opencv" in line
-    ]
-    assert [line.split(">")[0] for line in opencv if not line.startswith("#")] == [
-        "opencv-python-headless"
-    ]
-
-
 def test_importing_the_package_loads_nothing_heavy(tmp_path):
     code = "import sys, danet; print('torch' in sys.modules, 'albumentations' in sys.modules)"
     assert python("-c", code, cwd=ROOT).split() == ["False", "False"]

@@ -6,11 +6,9 @@ import importlib.util
 import io
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
 from pathlib import Path
 
@@ -189,14 +187,7 @@ def test_what_is_unpacked_is_where_the_config_looks(tmp_path, data, capsys):
 ODD_NAME = "absolute, empty, too long, or has .., a backslash or a control character"
 HOSTILE = {
     ODD_NAME: [
-        "images/../../x",
-        "images/../x",
-        "/etc/x",
-        "C:/x",
-        "..\\..\\x",
-        "a\nb",
-        ".",
-        "a" * 300,
+        *("images/../../x", "images/../x", "/etc/x", "C:/x", "..\\..\\x", "a\nb", ".", "a" * 300)
     ],
     "is there twice": ["images/gööd.jpg", "./images//gööd.jpg"],
     "'images/gööd.jpg' are one name in two ways": [
@@ -232,45 +223,17 @@ def assert_refused(path, tmp_path, says, limits=DEFAULT_LIMITS):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
-@pytest.mark.bad_input("F16")
-@pytest.mark.parametrize("suffix", ["tar", "tgz"])
-@pytest.mark.parametrize(("fields", "says"), NAMES + TARS)
-def test_a_tar_with_a_hostile_member_is_refused_whole(tmp_path, fields, says, suffix):
-    assert_refused(pack_odd(tmp_path / f"x.{suffix}", **fields), tmp_path, says)
+MEMBERS = [
+    *((suffix, *case) for suffix in ("tar", "tgz") for case in NAMES + TARS),
+    *(("zip", *case) for case in NAMES + ZIPS),
+]
 
 
 @pytest.mark.bad_input("F16")
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize(("fields", "says"), NAMES + ZIPS)
-def test_a_zip_with_a_hostile_member_is_refused_whole(tmp_path, fields, says):
-    assert_refused(pack_odd(tmp_path / "x.zip", **fields), tmp_path, says)
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_whatever_members_are_called_nothing_lands_outside(tmp_path, kind):
-    """Names from pieces that matter; what is not refused is inside, with its bytes."""
-    pieces = [*("..", ".", "", "a", "A", "b.png", "/", "~", "c:"), *("\\", "é", " ", "-", "%2e%2e")]
-    rng, refused, outside = np.random.default_rng(0), 0, tmp_path / "outside"
-    outside.mkdir()
-    for i in range(200):
-        names = {
-            "/".join(rng.choice(pieces, rng.integers(1, 5)).tolist())
-            for _ in range(rng.integers(1, 4))
-        }
-        files = {name: str(j).encode() for j, name in enumerate(sorted(names))}
-        path, root = pack(tmp_path / f"x.{kind}", files), outside / "deep" / "er" / str(i)
-        try:
-            done = extract(path, root)
-        except InputError:
-            refused += 1
-            assert not root.exists()
-            continue
-        found = tree(root) if root.exists() else {}
-        assert done == len(found)
-        assert set(found.values()) <= set(files.values())
-    assert 20 < refused < 180
-    assert [p.name for p in outside.iterdir()] == ["deep"]
-    assert [p.name for p in (outside / "deep").iterdir()] == ["er"]
+@pytest.mark.parametrize(("suffix", "fields", "says"), MEMBERS)
+def test_an_archive_with_a_hostile_member_is_refused_whole(tmp_path, suffix, fields, says):
+    assert_refused(pack_odd(tmp_path / f"x.{suffix}", **fields), tmp_path, says)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -396,33 +359,14 @@ def test_a_run_stopped_while_files_are_renamed_is_finished_by_the_next(tmp_path,
         assert tree(root) == {**FILES, "images/mine.txt": b"mine"}
 
 
-@pytest.mark.slow
-def test_a_killed_process_is_finished_by_the_next_with_every_byte(tmp_path):
-    rng, root = np.random.default_rng(0), tmp_path / "coco"
-    files = {f"train2017/{i:012d}.jpg": rng.bytes(20000) for i in range(3000)}
-    path = pack(tmp_path / "train2017.zip", files, zipfile.ZIP_STORED)
-    settings = ["data=coco_stuff_164k", f"archive={path}", f"root={root}"]
-    for count in (10, 700, 1900):
-        process = subprocess.Popen([sys.executable, str(SCRIPT), *settings])
-        wanted = root / f".train2017.zip.partial/files/images/train2017/{count:012d}.jpg"
-        while process.poll() is None and not wanted.exists():
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        assert not (root / "images").exists()
-    assert "3,000 files written" in run(*settings).stdout
-    assert tree(root) == {f"images/{name}": content for name, content in files.items()}
-
-
 def test_two_runs_at_once_do_not_disturb_each_other(tmp_path):
-    fcntl = pytest.importorskip("fcntl")
     path, root = pack(tmp_path / "x.zip", FILES), tmp_path / "root"
-    (root / ".x.zip.partial").mkdir(parents=True)
-    with (root / ".x.zip.partial" / "lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def again(size):
         with pytest.raises(InputError, match="another process unpacks this archive"):
             extract(path, root)
-    assert extract(path, root) == 5
+
+    assert extract(path, root, seen=again) == 5
     assert tree(root) == FILES
 
 
@@ -441,20 +385,16 @@ def test_a_file_of_another_size_is_never_written_over(tmp_path):
     assert tree(root) == FILES
 
 
-def test_a_disk_without_space_is_noticed_before_a_byte_is_written(tmp_path, monkeypatch):
-    path, root = pack(tmp_path / "x.zip", FILES), tmp_path / "root"
-    usage = shutil.disk_usage(tmp_path)._replace(free=50)
-    monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(StorageError, match=r"x.zip needs 51 bytes more there, 50 are free"):
-        extract(path, root)
-    assert not root.exists()
-
-
-def test_a_disk_that_fills_up_meanwhile_is_named(tmp_path):
+def test_a_disk_without_space_is_named_before_or_meanwhile(tmp_path, monkeypatch):
     def full(size):
         raise OSError(errno.ENOSPC, "No space left on device", "images/a/3.jpg")
 
     path, root = pack(tmp_path / "x.zip", FILES), tmp_path / "root"
+    usage = shutil.disk_usage(tmp_path)._replace(free=50)
+    with monkeypatch.context() as patch:
+        patch.setattr(archives.shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(StorageError, match=r"x.zip needs 51 bytes more there, 50 are free"):
+            extract(path, root)
     with pytest.raises(StorageError, match=r"images/a/3.jpg: No space left .* x.zip starts anew"):
         extract(path, root, seen=full)
     assert not root.exists()

@@ -151,7 +151,7 @@ class Counting(nn.Module):
     ("choice", "passes"),
     [("danet_single", 16), ("danet_multi", 190), ("mmseg_single", 1), ("mmseg_multi", 12)],
 )
-def test_a_picture_of_cityscapes_takes_the_published_number_of_passes(choice, passes):
+def test_a_picture_of_cityscapes_takes_the_published_number_of_passes(choice, passes, monkeypatch):
     from test_config import compose
 
     from danet.config.build import make
@@ -159,30 +159,22 @@ def test_a_picture_of_cityscapes_takes_the_published_number_of_passes(choice, pa
 
     infer = make(check(compose(f"evaluation={choice}")).evaluation, "evaluation")
     model = Counting()
-    if choice.startswith("danet"):  # whose look at the largest value the meta device cannot take
-        infer._exp_logits = lambda model, part: (model(part), model(part.flip(-1)))[0].logits
+    monkeypatch.setattr(torch.Tensor, "isfinite", lambda _: True)  # the meta device knows no values
     infer.predict(model, torch.empty(1, 3, 1024, 2048, dtype=torch.uint8, device="meta"))
     assert model.images == passes
 
 
-def test_logits_whose_exponential_is_infinite_are_an_error(network):
-    network.conv.weight.mul_(1000)
-    infer = AuthorsProtocol(base_size=64, crop=CROP, scales=[1.0], stride_rate=0.5)
-    with pytest.raises(InputError, match="infinite above 81 in float32; take evaluation=multi_sca"):
-        infer.predict(WholeNetwork(network), picture(50, 60))
+@pytest.mark.parametrize("scales", [[1.0], [0.5, 1.0, 2.0]], ids=str)
+def test_sums_that_are_infinite_are_an_error(scales):
+    infer = AuthorsProtocol(base_size=64, crop=CROP, scales=scales, stride_rate=0.5)
 
+    def sure(value):  # and as much from the mirror image; the largest exponent is 88.7
+        return lambda image: SegmentationOutput(torch.full_like(image[:, :2], value / 2), {})
 
-@pytest.mark.parametrize("stride_rate", [2 / 3, 0.5, 0.3])
-def test_sums_are_finite_up_to_the_largest_logit_that_is_taken(stride_rate):
-    scales = [0.5, 1.0, 2.0]
-    infer = AuthorsProtocol(base_size=64, crop=CROP, scales=scales, stride_rate=stride_rate)
-
-    class Sure(nn.Module):
-        def forward(self, image):
-            value = infer.largest / 2  # and as much from the mirror image
-            return SegmentationOutput(torch.full((len(image), 256, *image.shape[2:]), value), {})
-
-    assert torch.isfinite(infer(Sure(), picture(50, 90))).all()
+    for value in (88.5, 89):  # one is too large only where windows overlap
+        with pytest.raises(InputError, match="not finite in float32; take evaluation=multi_scale"):
+            infer.predict(sure(value), picture(50, 90))
+    infer.predict(sure(84), picture(50, 90))
 
 
 # mmsegmentation
@@ -260,24 +252,6 @@ def test_corners_follow_the_network_unless_they_are_set(network):
 
 
 # Settings
-
-
-@pytest.mark.parametrize(
-    ("made", "settings", "message"),
-    [
-        (AuthorsProtocol, {"base_size": 8}, "base_size=8 and crop=48 must be at least 32"),
-        (AuthorsProtocol, {"scales": []}, r"scales=\[\] is not"),
-        (AuthorsProtocol, {"stride_rate": 1.5}, "stride_rate=1.5 of crop=48 is not in 1..crop"),
-        (MMSegProtocol, {"scale": [512]}, r"scale=\[512\] is not \[long, short\]"),
-        (MMSegProtocol, {"ratios": [0]}, r"ratios=\[0\] is not"),
-        (MMSegProtocol, {"crop": [64, 64]}, "give both, or neither"),
-        (MMSegProtocol, {"crop": [64, 64], "stride": [65, 64]}, "is larger than crop"),
-    ],
-)
-def test_a_value_out_of_range_is_refused(made, settings, message):
-    whole = {"base_size": 64, "crop": CROP, "scales": [1.0], "stride_rate": 0.5}
-    with pytest.raises(ValueError, match=message):
-        made(**({**whole, **settings} if made is AuthorsProtocol else settings))
 
 
 def test_a_protocol_is_reported_with_every_value_that_is_set():

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import re
+import subprocess
 
 import pytest
 import yaml
@@ -56,13 +58,9 @@ def test_the_recipe_of_cityscapes_is_the_stated_one():
     assert config.data.batch_size * 4 == 8
     crop = config.data.transforms["train"]["steps"]["scale_crop"]
     assert (crop["size"], crop["base"], crop["scale"]) == ([768, 768], 1024, [0.75, 2.0])
-    optimizer = config.optimizer
-    assert (optimizer["lr"], optimizer["head_multiplier"], optimizer["momentum"]) == (
-        0.003,
-        10,
-        0.9,
-    )
-    assert (optimizer["weight_decay"], optimizer["decay_norm"]) == (1e-4, True)
+    expected = {"lr": 0.003, "head_multiplier": 10, "momentum": 0.9}
+    expected |= {"weight_decay": 1e-4, "decay_norm": True}
+    assert expected.items() <= config.optimizer.items()
     assert (config.schedule["power"], config.schedule["warmup_steps"]) == (0.9, 0)
     assert config.model["backbone"]["multi_grid"] == [4, 8, 16]
     assert config.model["auxiliary_head"] is None
@@ -75,18 +73,11 @@ def test_the_recipe_of_cityscapes_is_the_stated_one():
     assert plain.model["backbone"]["multi_grid"] is None
 
 
-@pytest.mark.parametrize(
-    ("experiment", "images", "epochs"),
-    [
-        ("table4_danet_r50", 10_582, 240),
-        ("table6_danet_r50", 4_998, 240),
-        ("table7_danet_r50", 9_000, 180),
-    ],
-)
-def test_the_other_sets_are_trained_for_the_stated_epochs_of_sixteen(experiment, images, epochs):
-    config = compose(f"experiment={experiment}", "data.root=/data")
-    assert config.trainer.steps == epochs * (images // 16)
-    assert config.data.batch_size * 4 == 16
+def test_the_other_sets_are_trained_for_the_stated_epochs_of_sixteen():
+    for table, images, epochs in ((4, 10_582, 240), (6, 4_998, 240), (7, 9_000, 180)):
+        config = compose(f"experiment=table{table}_danet_r50", "data.root=/data")
+        assert config.trainer.steps == epochs * (images // 16)
+        assert config.data.batch_size * 4 == 16
 
 
 def test_single_and_multi_scale_of_a_row_are_scored_on_one_training():
@@ -141,12 +132,9 @@ def called(monkeypatch):
     """Returns the commands that would have been started."""
     commands = []
 
-    class Done:
-        returncode = 0
-
     def start(command, **_):
         commands.append(command)
-        return Done()
+        return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(reproduce.subprocess, "run", start)
     return commands
@@ -183,24 +171,21 @@ def test_slurm_submits_each_training_once_and_scoring_waits_for_it(tmp_path, cal
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["table=3"], "table=3: expected one of 1, 2, 4, 6, 7"),
-        (["row=r50"], "table=none: expected one of"),
-        (["table=1", "row=r50_pan"], "did you mean r50_pam?"),
-        (["table=1", "launch=mpi", "data.root=/d"], "launch=mpi: expected one of torchrun, slurm"),
-        (["table=1", "launch=torchrun"], "data.root: where is the data?"),
-        (["--table", "1"], "--table: a setting has the form key=value"),
+        ("table=3", "table=3: expected one of 1, 2, 4, 6, 7"),
+        ("row=r50", "table=none: expected one of"),
+        ("table=1 row=r50_pan", "did you mean r50_pam?"),
+        ("table=1 launch=mpi data.root=/d", "launch=mpi: expected one of torchrun, slurm"),
+        ("table=1 launch=torchrun", "data.root: where is the data?"),
+        ("--table 1", "--table: a setting has the form key=value"),
     ],
 )
 def test_a_wrong_command_is_reported(arguments, message):
-    with pytest.raises(InputError) as error:
-        reproduce.main(arguments)
-    assert message in str(error.value)
+    with pytest.raises(InputError, match=re.escape(message)):
+        reproduce.main(arguments.split())
 
 
 def test_a_command_that_fails_ends_it(tmp_path, monkeypatch):
-    class Failed:
-        returncode = 3
-
-    monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **__: Failed())
+    failed = subprocess.CompletedProcess([], 3)
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(UserError, match="ended with exit code 3"):
         reproduce.main(["table=1", "launch=torchrun", f"runs={tmp_path}", "data.root=/d"])

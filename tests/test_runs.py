@@ -1,5 +1,6 @@
 """Living with runs: what TensorBoard and others are shown, comparing, sweeping, profiling."""
 
+import itertools
 import json
 import re
 import struct
@@ -8,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, call, tool
+from conftest import ROOT, TINY, batch, call, make_trainer, tool
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -58,28 +59,27 @@ def test_the_profile_leaves_a_trace_costs_and_the_share_of_waiting(run):
     assert not {"ProfilerStep#4", "ProfilerStep#10"} & names
 
 
-def test_a_run_too_short_for_a_profile_says_so_and_draws_for_nobody(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("danet.visualization.figure.validation_pictures", None)  # not to be called
-    settings = [*TINY, "data.num_workers=0", "trainer.profile=true", "run.log_to=[]"]
-    call("train", *settings, "trainer.steps=3", f"run.dir={tmp_path / 'short'}")
-    assert "begins at step 6 and this had 3" in capsys.readouterr().out
-    call("train", *settings, "trainer.steps=7", f"run.dir={tmp_path / 'longer'}")
+def test_a_run_too_short_for_a_profile_says_so(tmp_path, capsys):
+    run = make_trainer(tmp_path, steps=3, profile=True)
+    run.fit(map(batch, itertools.count()))
+    assert "profile: it begins at step 6 and this had 3" in capsys.readouterr().out
+    run = make_trainer(tmp_path, steps=7, profile=True)
+    run.fit(map(batch, itertools.count()))
     assert "profile: 2 steps from step 6 on" in capsys.readouterr().out
+    run = make_trainer(tmp_path, steps=5, profile=True)
+    run.fit(map(batch, itertools.count()))
+    assert "profile: it begins at step 6 and this had 5" in capsys.readouterr().out
 
 
-def test_half_a_line_of_metrics_is_left_out(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert read_metrics(path) == []
-    too_large = f'{{"step": 1e999}}\n{{"step": 1{"0" * 400}}}'
-    path.write_text(f'{{"step": 1, "kind": "train"}}\n{too_large}\n{{"step": 2, "ki')
-    assert read_metrics(path) == [{"step": 1, "kind": "train"}]
-
-
-def test_writers_are_those_that_a_config_may_name():
+def test_writers_are_those_that_a_config_may_name(monkeypatch):
     assert tuple(trackers.TRACKERS) == schema.LOG_TO
     wrong = schema.RunSettings(log_to=["tensorbord"], processes=0).errors()
     assert wrong[0].startswith("run.log_to: there is no tensorbord; did you mean tensorboard?")
     assert wrong[1] == "run.processes=0: expected at least 1, or null"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert schema.RunSettings(log_to=["wandb"]).errors() == [
+        "run.log_to: wandb is not installed: pip install wandb"
+    ]
 
 
 CONFIG = {"a": {"b": [1, 2], "c": None}, "lr": 1.5, "run": {"dir": None}}
@@ -189,13 +189,6 @@ def test_a_tracker_that_fails_costs_a_line_and_no_training(
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
 
 
-def test_a_missing_package_is_named_before_a_training(monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert schema.RunSettings(log_to=["wandb"]).errors() == [
-        "run.log_to: wandb is not installed: pip install wandb"
-    ]
-
-
 def write_run(folder, lr, mious, extra=None):
     folder.mkdir(parents=True)
     config = {
@@ -283,8 +276,8 @@ def test_optuna_finds_the_better_setting_and_goes_on_after_a_stop(tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_runs_each_point_under_torchrun(tmp_path):
-    settings = [*TINY, "debug=one_step", "run.processes=2", "run.name=swept"]
-    done = tool("train", "-m", *settings, "model/head=dual,position", cwd=tmp_path)
+    small = ["debug=one_step", "run.log_to=[]", "data.num_workers=0", "model/head=dual,position"]
+    done = tool("train", "-m", *TINY, *small, "run.processes=2", "run.name=swept", cwd=tmp_path)
     folders = list((tmp_path / "runs" / "swept").iterdir())
     assert len(folders) == 2
     assert done.stdout.count("of 4 images") == 2

@@ -30,20 +30,15 @@ class Deadly(Pictures):
 
 @pytest.mark.parametrize("kind", ["training", "evaluation"])
 def test_a_worker_that_is_killed_is_reported_with_what_it_read(kind):
-    since = time.monotonic()
     if kind == "training":
         batches = train_batches(Deadly(8), batch_size=2, seed=0, num_workers=2)
     else:
         batches = iter(eval_batches(Deadly(8), batch_size=2, num_workers=2))
-    with pytest.raises(ProcessError) as error:
+    since = time.monotonic()
+    with pytest.raises(ProcessError, match=r"(?s)by signal: Killed; .*being read were .*sample 5"):
         list(itertools.islice(batches, 8))
     assert time.monotonic() - since < 60, "usually 1 s; else it would wait for ever"
-    assert "is killed by signal: Killed; if nobody did that, the memory was full" in str(
-        error.value
-    )
-    assert "being read were " in str(error.value)
-    assert "sample 5" in str(error.value)
-    # The others end at once, too, although ``error`` still refers to the loader.
+    # The others end at once, too, although the error still refers to the loader.
     for reader in multiprocessing.active_children():
         reader.join(20)
         assert not reader.is_alive()
@@ -101,23 +96,20 @@ def test_a_broken_connection_waits_for_the_code_of_its_worker():
 
 
 @pytest.mark.parametrize(
-    ("text", "reported"),
+    ("error", "reported"),
     [
-        ("unable to write to shared memory: No space left on device", "no room for the batches of"),
-        ("DataLoader timed out after 7 seconds", "no batch came within data.timeout=7 seconds"),
+        (RuntimeError("unable to write to shared memory: No space left on device"), "no room for"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no room for the batches of"),
+        (RuntimeError("DataLoader timed out after 7 seconds"), "within data.timeout=7 seconds"),
     ],
 )
-def test_other_failures_of_a_loader_are_named(text, reported):
-    assert reported in str(workers.explain(RuntimeError(text), [], list, 7))
-
-
-def test_no_room_for_the_locks_of_workers_is_reported(monkeypatch):
+def test_other_failures_of_a_loader_are_named(error, reported, monkeypatch):
     def refuse(loader):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     monkeypatch.setattr(DataLoader, "__iter__", refuse)
-    with pytest.raises(StorageError, match=r"no room for the batches of data.num_workers"):
-        list(eval_batches(Pictures(8), batch_size=2, num_workers=2))
+    with pytest.raises((ProcessError, StorageError), match=reported):
+        list(eval_batches(Pictures(8), batch_size=2, num_workers=2, timeout=7))
 
 
 def test_many_names_are_cut_short():

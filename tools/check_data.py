@@ -55,7 +55,7 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
         output = folder_of(Path("runs/check", cli.choice()).absolute(), "report.json", facts)
     _check_settings(settings, output)
     require_writable(output)
-    from danet.data_check.report import as_json, contact_sheet, describe, notes_of, weights_setting
+    from danet.data_check.report import contact_sheet, describe, notes_of, record, weights_setting
     from danet.data_check.sample import find_single_class, sample_indices
     from danet.visualization.overlay import save_image
 
@@ -70,10 +70,10 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
             if problem:
                 report.problems.append(problem)
         notes = notes_of(report, absent="cannot be learnt" if is_training else "have no score")
-        print(describe(report, notes, show=settings.show))
+        found["splits"][split] = record(report, notes, show=settings.show)
+        print(describe(split, found["splits"][split]))
         if is_training and report.pixels.any():
             print(f"  balanced by median frequency: {weights_setting(report)}")
-        found["splits"][split] = as_json(report, notes, show=settings.show)
         warnings += sum(note.startswith("warning: ") for note in notes)
         indices = sample_indices(len(report.dataset), settings.samples)
         sheet = contact_sheet(report.dataset, indices)
@@ -100,8 +100,6 @@ def scan_splits(
     config: TrainConfig, settings: CheckConfig
 ) -> tuple[list["SplitReport"], list[str]]:
     """Scan the splits; return reports, and why other splits were refused as a whole."""
-    from tqdm import tqdm
-
     from danet.config.build import make_dataset
     from danet.data_check.overlap import refuse_overlap
     from danet.data_check.report import report_duplicates
@@ -121,13 +119,7 @@ def scan_splits(
             continue
         if not isinstance(dataset, FileDataset):
             raise InputError(f"{type(dataset).__name__} has no files to look at: set data=NAME")
-        with tqdm(total=len(dataset), desc=split, unit="pair", dynamic_ncols=True) as bar:
-            report = scan(
-                dataset,
-                full=settings.full,
-                num_workers=data.num_workers,
-                progress=bar.update,
-            )
+        report = scan(dataset, full=settings.full, num_workers=data.num_workers)
         reports.append(report)
         if data.train_split == data.val_split == split:
             try:
@@ -136,10 +128,9 @@ def scan_splits(
                 refused.append(str(error))
     report_duplicates(reports, allow_overlap=data.allow_overlap)
     if reports:
-        values = set().union(*(report.values for report in reports))
-        suggestion = suggest_setting(reports[0].dataset, values)
+        suggestion, is_needed = suggest_setting(reports)
         if suggestion:
-            reports[0].problems.insert(0, suggestion)
+            (reports[0].problems if is_needed else reports[0].notes).insert(0, suggestion)
     return reports, list(dict.fromkeys(refused))
 
 

@@ -6,6 +6,7 @@ accept it, and a training can start from it with ``init_from``.
 
 import shlex
 import sys
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ import danet
 from danet import cli
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint import reading
-from danet.checkpoint.convert import PROGRAMS, Network, Renamed, fill_in, network_of, rename
+from danet.checkpoint.convert import PROGRAMS, fill_in, network_of, rename
 from danet.checkpoint.weights import read_state_dict
 from danet.config.build import make_model
 from danet.config.schema import ConvertConfig, TrainConfig, did_you_mean
@@ -66,17 +67,18 @@ def run(config: DictConfig, *, further: list[str]) -> None:
     path, output = Path(settings.input).expanduser(), Path(settings.output).expanduser()
     refuse_output(output)
     require_writable(output.absolute().parent)
-    tensors, notes = read_state_dict(path, "input", foreign=FOREIGN)
-    renamed = rename(tensors, source)
-    if not renamed.tensors:
+    tensors = read_state_dict(path, "input", foreign=FOREIGN)
+    renamed, left_out = rename(tensors, source)
+    if not renamed:
         raise InputError(
             f"input={path}: none of its {len(tensors)} tensors has a name of source={source}; they "
             f"are called {', '.join(list(tensors)[:3])}; give the program that wrote it"
         )
-    network = network_of(renamed.tensors, f"input={path}")
-    train = train_config(network, source, further, f"input={path}")
+    network, num_classes = network_of(renamed, f"input={path}")
+    network += PROGRAMS[source]["trained_with"]
+    train = train_config([*network, *further], num_classes, f"input={path}")
     torch.manual_seed(train.seed)
-    state, fresh = fill_in(renamed.tensors, make_model(train).state_dict(), source, f"input={path}")
+    state, fresh = fill_in(renamed, make_model(train).state_dict(), source, f"input={path}")
     classes, palette = classes_of(train)
     output.parent.mkdir(parents=True, exist_ok=True)
     checkpoint_format.save(
@@ -97,13 +99,13 @@ def run(config: DictConfig, *, further: list[str]) -> None:
             "scores": None,
         },
     )
-    for note in [*notes, *account(renamed, fresh)]:
+    for note in account(renamed, left_out, fresh):
         cli.say(note)
-    cli.say(f"{output}: ResNet-{network.depth}, {len(classes)} classes of {train_name(train)}")
-    for assumed in PROGRAMS[source].trained_with:
+    cli.say(f"{output}: {network[0]}, {len(classes)} classes of {train_name(train)}")
+    for assumed in PROGRAMS[source]["trained_with"]:
         if not any(text.startswith(assumed.partition("=")[0]) for text in further):
             cli.say(f"  assumed, since the file does not tell: {assumed}")
-    if network.num_classes is None:
+    if num_classes is None:
         cli.say(f"  it has no head yet: train with {shlex.quote(f'init_from={output}')}")
     else:
         setting = shlex.quote(f"checkpoint={output}")
@@ -118,40 +120,30 @@ def refuse_output(output: Path) -> None:
         raise InputError(f"output={output}: there is such a file already; give another name")
 
 
-def train_config(network: Network, source: str, settings: list[str], file: str) -> TrainConfig:
+def train_config(settings: list[str], num_classes: int | None, file: str) -> TrainConfig:
     """Compose the training config that describes a network.
 
     Raises:
         InputError: The data set is unknown or has another number of classes.
     """
     chosen = [setting for setting in settings if setting.startswith("data=")]
-    data = DATA.get(network.num_classes or 0)
+    data = DATA.get(num_classes or 0)
     if data is None and not chosen:
         raise InputError(
-            f"{file}: which classes are meant? It has {network.num_classes or 'none'}; name a "
+            f"{file}: which classes are meant? It has {num_classes or 'none'}; name a "
             "data set, as in data=camvid, or data=folder data.classes=[a,b]"
         )
-    auxiliary = "fcn" if network.has_auxiliary else "none"
+    own = [] if chosen else [f"data={data}"]
     composed = hydra.compose(
-        "train",
-        overrides=[
-            *([] if chosen else [f"data={data}"]),
-            f"model/backbone=resnet{network.depth}",
-            f"model.backbone.stem={network.stem}",
-            f"model/auxiliary_head={auxiliary}",
-            "optimizer=sgd",
-            "schedule.warmup_steps=0",
-            *PROGRAMS[source].trained_with,
-            *settings,
-        ],
+        "train", overrides=[*own, "optimizer=sgd", "schedule.warmup_steps=0", *settings]
     )
     if OmegaConf.is_missing(composed.data, "root"):
         composed.data.root = "."  # given when the checkpoint is used
     checked = check(composed)
     count, name = checked.data.num_classes, chosen[-1][5:] if chosen else data
-    if network.num_classes not in (None, count):
+    if num_classes not in (None, count):
         raise InputError(
-            f"{file}: it has {network.num_classes} classes, and data={name} has {count}; leave "
+            f"{file}: it has {num_classes} classes, and data={name} has {count}; leave "
             "it out, or name the data set the network was trained on"
         )
     return checked
@@ -171,14 +163,12 @@ def train_name(train: TrainConfig) -> str:
     return str(train.data.dataset["_target_"]).rpartition(".")[2]
 
 
-def account(renamed: Renamed, fresh: list[str]) -> list[str]:
+def account(renamed: Collection[str], left_out: Mapping[str, str], fresh: list[str]) -> list[str]:
     """Return which tensors of the file were taken or left out, and which are random, as lines."""
-    lines = [f"{len(renamed.tensors)} tensors taken"]
-    for reason in dict.fromkeys(renamed.dropped.values()):
-        names = [name for name, why in renamed.dropped.items() if why == reason]
+    lines = [f"{len(renamed)} tensors taken"]
+    for reason in dict.fromkeys(left_out.values()):
+        names = [name for name, why in left_out.items() if why == reason]
         lines.append(f"left out, {reason}: {', '.join(names)}")
-    if renamed.unknown:
-        lines.append(f"left out, unknown names: {', '.join(renamed.unknown)}")
     if fresh:
         lines.append(f"not in the file, so random: {', '.join(fresh)}")
     return lines

@@ -18,7 +18,7 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from danet import cli
@@ -28,22 +28,22 @@ from danet.config.validate import check_node
 from danet.data.loader import eval_batches
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.cityscapes import Cityscapes
-from danet.datasets.submission import SubmissionWriter, is_labelled, require_labels
+from danet.datasets.submission import SubmissionWriter, require_labels
 from danet.distributed import collectives, signals
 from danet.distributed.agreement import wait_patiently
 from danet.distributed.device import choose_device
 from danet.distributed.rendezvous import process_group
 from danet.engine.log import class_table
 from danet.errors import InputError, StorageError
+from danet.evaluation.base import Inference
 from danet.evaluation.cityscapes import OfficialScores
-from danet.evaluation.evaluate import Prediction, predict
-from danet.evaluation.inference import Inference, describe, mode_name
+from danet.evaluation.evaluate import predict
+from danet.evaluation.inference import describe, mode_name
 from danet.evaluation.metrics import (
     BoundaryIoU,
-    BoundaryScores,
     ConfusionMatrix,
-    ImageIoU,
     Scores,
+    image_iou,
     single_class_warning,
 )
 from danet.filesystem import folder_of, require_writable
@@ -92,7 +92,7 @@ def run(config: DictConfig) -> None:
     if settings.output:
         output = Path(settings.output).expanduser()
     with process_group(device):
-        if collectives.is_first() and is_labelled(dataset):
+        if collectives.is_first() and dataset.is_labelled:
             require_writable(output)
         predictions = predict_split(model.to(device), dataset, infer, settings, trained, device)
         counted = count(predictions, dataset, writer, device, boundary_ratio=ratio)
@@ -115,7 +115,7 @@ def predict_split(
     settings: EvalConfig,
     trained: TrainConfig,
     device: torch.device,
-) -> Iterator[Prediction]:
+) -> Iterator[tuple[Tensor, Tensor, str]]:
     """Yield the predictions for this process's share of the split."""
     batches = eval_batches(
         dataset,
@@ -139,11 +139,12 @@ class Counted(NamedTuple):
     note: str
     """Which official scores are left out, and why."""
     image_miou: float
-    boundary: BoundaryScores | None
+    boundary: Tensor | None
+    """Boundary IoU by class, float64 (K,)."""
 
 
 def count(
-    predictions: Iterable[Prediction],
+    predictions: Iterable[tuple[Tensor, Tensor, str]],
     dataset: SegmentationDataset,
     writer: SubmissionWriter | None,
     device: torch.device,
@@ -156,9 +157,9 @@ def count(
         None for a split without labels.
     """
     confusion = ConfusionMatrix(len(dataset.classes), device)
-    images = ImageIoU(device)
+    images = torch.zeros(2, dtype=torch.float64, device=device)  # sum of means, and number
     boundary = BoundaryIoU(len(dataset.classes), boundary_ratio) if boundary_ratio else None
-    has_labels = is_labelled(dataset)
+    has_labels = dataset.is_labelled
     counter = None
     if has_labels and isinstance(dataset, Cityscapes):
         counter = dataset.official_counter()
@@ -166,38 +167,39 @@ def count(
         if collectives.is_first():
             writer.begin()
         wait_patiently("the folder of predictions")
-    for prediction in predictions:
+    for predicted, mask, name in predictions:
         if has_labels:
             # Pixels are counted once: the matrix of the split is the sum of those of the images.
             alone = ConfusionMatrix(len(dataset.classes), device)
-            alone.update(prediction.classes, prediction.mask)
+            alone.update(predicted, mask)
             confusion.counts.add_(alone.counts)
-            images.update(alone.matrix)
+            images += image_iou(alone.matrix)
         if writer or counter or boundary:
-            classes = prediction.classes.cpu().numpy()
+            classes = predicted.cpu().numpy()
             if boundary and has_labels:
-                boundary.update(classes, prediction.mask.cpu().numpy())
+                boundary.update(classes, mask.cpu().numpy())
             if writer:
-                writer.write(prediction.name, classes)
+                writer.write(name, classes)
             if counter:
-                counter.update(classes, prediction.name)
+                counter.update(classes, name)
     # Shares may take very different times, and the first process then checks the files of all.
     wait_patiently("the predictions")
     if not has_labels:
         return None
     # Some counts are on the CPU, where the backend of a GPU cannot sum them.
-    for counts in (confusion.counts, images.counts, *(c.counts for c in (boundary, counter) if c)):
+    for counts in (confusion.counts, images, *(c.counts for c in (boundary, counter) if c)):
         totals = counts.to(device)
         collectives.sum_in_place(totals)
         counts.copy_(totals)
     matrix = confusion.matrix.cpu().numpy()
+    total, number = images.tolist()
     return Counted(
         matrix=matrix,
         scores=confusion.scores(),
         official=counter.scores(matrix) if counter else None,
         note=counter.note if counter else "",
-        image_miou=images.score(),
-        boundary=boundary.scores() if boundary else None,
+        image_miou=total / number if number else math.nan,
+        boundary=boundary.iou() if boundary else None,
     )
 
 
@@ -207,8 +209,8 @@ def report(counted: Counted, classes: tuple[str, ...], what: str, protocol: str)
     columns: dict[str, Sequence[float]] = {"IoU": scores.iou, "accuracy": scores.accuracy}
     if official and official.iiou_classes:
         columns["iIoU"] = [official.iiou_classes.get(name, math.nan) for name in classes]
-    if counted.boundary:
-        columns["boundary"] = counted.boundary.iou
+    if counted.boundary is not None:
+        columns["boundary"] = counted.boundary.tolist()
     print(class_table(classes, columns))
     if official:
         names = list(official.iou_categories)
@@ -223,8 +225,8 @@ def report(counted: Counted, classes: tuple[str, ...], what: str, protocol: str)
         f"frequency-weighted IoU {100 * scores.frequency_weighted_iou:.2f}, "
         f"mean of the images' mIoU {100 * counted.image_miou:.2f}"
     )
-    if counted.boundary:
-        print(f"  mean boundary IoU {100 * counted.boundary.mean:.2f}")
+    if counted.boundary is not None:
+        print(f"  mean boundary IoU {100 * counted.boundary.nanmean():.2f}")
     print(f"  protocol: {protocol}")
     if official:
         shown = {
@@ -247,10 +249,10 @@ def write(output: Path, facts: dict[str, Any], counted: Counted, classes: tuple[
     }
     named = {k: v for k, v in scores._asdict().items() if k not in ("iou", "accuracy")}
     metrics = {**named, "image_miou": counted.image_miou, "per_class": per_class, **facts}
-    if counted.boundary:
-        for name, value in zip(classes, counted.boundary.iou, strict=True):
+    if counted.boundary is not None:
+        for name, value in zip(classes, counted.boundary.tolist(), strict=True):
             per_class[name]["boundary_iou"] = _number(value)
-        metrics["boundary_miou"] = _number(counted.boundary.mean)
+        metrics["boundary_miou"] = _number(counted.boundary.nanmean().item())
     if counted.official:
         metrics["official"] = official_facts(counted.official)
     table = io.StringIO()

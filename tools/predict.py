@@ -21,7 +21,7 @@ from danet import cli
 from danet.config.build import checked_config, load_saved, make, model_of
 from danet.config.schema import PredictConfig, did_you_mean
 from danet.config.validate import check_node
-from danet.data_check.report import dropped_notes
+from danet.data_check.report import picture_notes
 from danet.datasets.image_io import Levels
 from danet.distributed.device import choose_device
 from danet.errors import InputError
@@ -81,7 +81,7 @@ def run(config: DictConfig) -> None:
         f"{count} images in {seconds:.1f} s, {count / seconds:.2f} images/s{earlier}; "
         f"written to {output}"
     )
-    for note in dropped_notes(pictures.read):
+    for note in picture_notes(pictures.read):
         print(note, file=sys.stderr)
     if count > 1 and len(results.found) == 1:
         print(

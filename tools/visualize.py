@@ -29,8 +29,9 @@ from danet.datasets.submission import require_labels
 from danet.distributed.device import choose_device
 from danet.engine.log import read_metrics
 from danet.errors import InputError
+from danet.evaluation.base import Inference
 from danet.evaluation.fuse import fuse_for_inference
-from danet.evaluation.inference import Inference, describe
+from danet.evaluation.inference import describe
 from danet.evaluation.metrics import ConfusionMatrix, single_class_warning
 from danet.filesystem import folder_of, require_writable, write_file
 from danet.prediction.predict import predict

@@ -1,7 +1,6 @@
 """Reading a network that was exported to share: a folder, or a repository on a Hugging Face hub.
 
-The folder has the weights as safetensors, and all else as JSON; neither can hold code.
-danet.export.folder writes it.
+danet.export.folder writes it: the weights as safetensors, and all else as JSON, without any code.
 """
 
 import json
@@ -10,7 +9,7 @@ from typing import Any
 
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint import reading
-from danet.errors import InputError, UserError, first_line
+from danet.errors import InputError, first_line
 from danet.extras import require
 from danet.plain import printable
 
@@ -30,12 +29,8 @@ def is_exported(path: Path) -> bool:
     return path.is_dir() and (path / CONFIG).is_file()
 
 
-def load(folder: Path, *, key: str = "checkpoint") -> dict[str, Any]:
+def load(folder: Path) -> dict[str, Any]:
     """Return the fields of a checkpoint that inference needs; there is no optimizer.
-
-    Args:
-        folder: As ``danet.export.folder`` wrote it.
-        key: The setting that named it, for messages.
 
     Raises:
         InputError: It is damaged, incomplete, or of another format.
@@ -44,39 +39,28 @@ def load(folder: Path, *, key: str = "checkpoint") -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    source, file = f"checkpoint={folder}", folder / CONFIG
     try:
         # Parsed JSON may take dozens of times the memory of its text.
-        if (size := (folder / CONFIG).stat().st_size) > _MOST:
-            raise InputError(
-                f"{key}={folder}: {CONFIG} has {size >> 20} MiB; expected at most {_MOST >> 20}"
-            )
-        facts = json.loads((folder / CONFIG).read_text("utf-8"))
+        if (size := file.stat().st_size) > _MOST:
+            raise ValueError(f"{CONFIG} has {size >> 20} MiB; expected at most {_MOST >> 20}")
+        facts = json.loads(file.read_text("utf-8"))
         if not isinstance(facts, dict) or facts.get("format") != FORMAT or "config" not in facts:
-            raise InputError(
-                f"{key}={folder}: {CONFIG} is not of an exported network of this project "
-                f"(format {FORMAT})"
-            )
+            raise ValueError(f"{CONFIG} is not of an exported network of format {FORMAT}")
         weights = load_file(folder / WEIGHTS)
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        if isinstance(error, InputError):  # a ValueError itself
-            raise
         reason = printable(str(error)[:300])
-        raise InputError(f"{key}={folder}: damaged or incomplete ({reason})") from error
-    problem = reading.unsound(weights)
-    if problem:
-        raise InputError(f"{key}={folder}: {problem}")
+        raise InputError(f"{source}: damaged or incomplete ({reason})") from error
+    reading.require_tensors(weights, source)
     saved = {name: facts[name] for name in ("config", *FIELDS) if name in facts}
     saved |= {"model": weights, "ema": None}
     # JSON has no types of our own, so the fields are checked as those of any foreign file.
-    checkpoint_format.require_sound(saved, f"{key}={folder}")
+    checkpoint_format.require_sound(saved, source)
     return saved
 
 
 def fetch(name: str) -> Path:
-    """Return the local copy of a repository, downloaded once.
-
-    Args:
-        name: ``hf://owner/name`` or ``hf://owner/name@revision``.
+    """Return the local copy of ``hf://owner/name`` or ``hf://owner/name@revision``.
 
     Raises:
         InputError: The package is missing, or there is no such repository or revision.
@@ -88,11 +72,10 @@ def fetch(name: str) -> Path:
     repository, _, revision = name.removeprefix(SCHEME).partition("@")
     try:
         # Only two files: a repository may hold gigabytes beside them, and code.
-        found = snapshot_download(
-            repository, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS]
+        return Path(
+            snapshot_download(
+                repository, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS]
+            )
         )
-    except LocalEntryNotFoundError as error:
-        raise UserError(f"{name}: neither reachable nor here already") from error
-    except (HfHubHTTPError, HFValidationError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise InputError(f"{name}: {first_line(error)}") from error
-    return Path(found)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 import danet
 from danet.checkpoint import format as checkpoint_format
@@ -21,9 +21,8 @@ from danet.distributed.signals import FAIL, SAVE
 from danet.errors import StorageError
 from danet.filesystem import atomic_write
 
-_STEP = re.compile(r"step_(\d{9})\.pt")
-_TEMPORARY = re.compile(r"\.(?:last|best|step_\d{9})\.pt\.(\d+)\.tmp")
-"""Names of atomic_write; the group is the id of the process that writes it."""
+if TYPE_CHECKING:
+    from danet.engine.settings import TrainSettings
 
 
 def path_at(folder: Path, step: int) -> Path:
@@ -32,67 +31,42 @@ def path_at(folder: Path, step: int) -> Path:
 
 
 def steps_of(folder: Path) -> dict[int, Path]:
-    """Return the numbered checkpoints of a run by their steps."""
-    found = ((_STEP.fullmatch(path.name), path) for path in folder.glob("step_*.pt"))
-    return {int(match[1]): path for match, path in found if match}
+    """Return the numbered checkpoints of a run by their steps, the first one first."""
+    paths = sorted(p for p in folder.glob("step_*.pt") if re.fullmatch(r"step_\d{9}", p.stem))
+    return {int(path.stem.removeprefix("step_")): path for path in paths}
 
 
 def by_age(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run, latest step first.
+    """Return the checkpoints of a run, latest step first: ``last.pt`` leads, ``best.pt`` is last.
 
-    ``last.pt`` comes first; ``best.pt`` comes last, since its name does not hold its step. The
-    order is that of the steps and not of the clock, which may have been set back.
+    The order is that of the steps and not of the clock, which may have been set back.
     """
-    steps = [path for _, path in sorted(steps_of(folder).items(), reverse=True)]
+    steps = reversed(steps_of(folder).values())
     return [p for p in (folder / "last.pt", *steps, folder / "best.pt") if p.exists()]
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files of other processes from a folder that this one has locked."""
-    for path in folder.glob(".*.pt.*.tmp"):
-        match = _TEMPORARY.fullmatch(path.name)
+    for path in folder.glob(".*.pt.*.tmp"):  # names of atomic_write, with the id of the process
         # With the lock no other process writes here: whatever wrote this has been killed.
-        if match and int(match[1]) != os.getpid():
+        if not path.name.endswith(f".{os.getpid()}.tmp"):
             with suppress(OSError):  # a leftover costs space, and no more
                 path.unlink()
 
 
-def set_aside_best(folder: Path, step: int) -> Path | None:
-    """Move ``best.pt`` to the folder ``abandoned``, since later scores do not compare with its own.
-
-    Args:
-        folder: Of the run.
-        step: From which the run is resumed; part of the new name.
-
-    Returns:
-        The new path; None if there was no ``best.pt``.
-
-    Raises:
-        StorageError: It cannot be moved.
-    """
-    best = folder / "best.pt"
-    return _set_aside(best, f"best_before_step_{step:09d}.pt") if best.exists() else None
-
-
-class CheckpointPolicy(Protocol):
-    """Settings of the group ``trainer`` that say when to save and what to keep."""
-
-    save_every: int | None
-    save_minutes: float | None
-    keep_last: int
-    keep_best: int
-    keep_every: int | None
-    save_in_background: bool
-    on_storage_error: str
+def set_aside(path: Path, name: str) -> Path:
+    """Move a checkpoint to the folder ``abandoned``, under a name."""
+    aside = path.parent / "abandoned" / name
+    aside.parent.mkdir(exist_ok=True)
+    return path.replace(aside)  # not removed: other names of this file may be gone
 
 
 class CheckpointManager:
     """Writes the checkpoints of a run into its folder, on rank 0; other ranks write nothing.
 
     Every checkpoint is ``step_<step>.pt``. ``last.pt`` is the newest and ``best.pt`` the one with
-    the best score: hard links where the file system has them, else copies. A name always stands for
-    a whole file. When a run was resumed from an older step, checkpoints of later steps are moved to
-    the folder ``abandoned``.
+    the best score: hard links, or else copies. A name always stands for a whole file. When a run
+    was resumed from an older step, checkpoints of later steps are moved to ``abandoned``.
 
     A failed write never ends the run on the spot, since the other ranks would wait for this one:
     it is kept, and ``status`` raises a flag that all ranks obey at the same step.
@@ -108,7 +82,7 @@ class CheckpointManager:
     def __init__(
         self,
         folder: Path,
-        policy: CheckpointPolicy,
+        policy: "TrainSettings",
         *,
         metadata: Mapping[str, Any] | None = None,
         best: Iterable[tuple[float, int]] = (),
@@ -138,7 +112,7 @@ class CheckpointManager:
             return 0
         # Only a write that is done is collected: this is called at every step and must not wait.
         if self._pending is not None and self._pending.done():
-            self._handle(self._wait())
+            self._collect()
         flags = FAIL if self._error is not None and not self._only_warns else 0
         minutes = self.policy.save_minutes
         if minutes is not None and time.monotonic() - self._last_save >= 60 * minutes:
@@ -152,15 +126,12 @@ class CheckpointManager:
         """Write a checkpoint, in the background if the policy says so.
 
         In the background the tensors are copied first, so the next step may change them; one write
-        is under way at a time. Failures are reported by ``status`` and ``finish``.
-
-        Args:
-            state: Entries of the checkpoint; ``step`` names the file.
-            score: Of the evaluation at this step, higher is better; None without evaluation.
+        is under way at a time. Failures are reported by ``status`` and ``finish``. The entry
+        ``step`` of the state names the file; without evaluation there is no score.
         """
         if not collectives.is_first():
             return
-        self._handle(self._wait())  # at most one copy of the state is in memory
+        self._collect()  # at most one copy of the state is in memory
         if self._only_warns:
             self._error = None  # what failed before is not the newest checkpoint any more
         self._last_save = time.monotonic()
@@ -178,21 +149,21 @@ class CheckpointManager:
         if self.policy.save_in_background:
             # The optimizer changes parameters in place, so without a copy the file would mix the
             # tensors of two steps.
-            content = _copied(content)
+            content = tree_map_only(Tensor, lambda x: x.detach().to("cpu", copy=True), content)
         self._pending = self._thread.submit(self._write, content, step, is_best)
         if not self.policy.save_in_background:
-            self._handle(self._wait())
+            self._collect()
 
     def finish(self) -> StorageError | None:
         """Wait for the write under way; return why the newest checkpoint is not on the disk."""
-        error = self._wait() or self._error
-        self._error = None
+        self._collect(warn=False)
+        error, self._error = self._error, None
         return error
 
     def close(self) -> None:
         """Wait for the write under way, and end the thread."""
         try:
-            if (error := self.finish()) is not None:
+            if error := self.finish():
                 self._warn(str(error))
         finally:
             self._thread.shutdown()
@@ -208,85 +179,50 @@ class CheckpointManager:
         self.best = ranked[: self.policy.keep_best]
         return not others or score > others[0][0]
 
-    def _wait(self) -> StorageError | None:
-        """Wait for the write under way; return its failure."""
+    def _collect(self, *, warn: bool = True) -> None:
+        """Wait for the write under way; keep its failure, and warn if it does not stop the run."""
         pending, self._pending = self._pending, None
-        error = pending.exception() if pending is not None else None
-        if error is not None and not isinstance(error, StorageError):
-            raise error
-        return error
-
-    def _handle(self, error: StorageError | None) -> None:
-        """Keep a failure for ``status`` and ``finish``; warn of one that does not stop the run."""
-        if error is not None:
-            self._error = error
-            if self._only_warns:
-                self._warn(f"{error}; the training goes on (trainer.on_storage_error=warn)")
+        try:
+            if pending is not None:
+                pending.result()
+        except OSError as error:
+            text = f"{self.folder}: a checkpoint could not be written ({error})"
+            self._error = error if isinstance(error, StorageError) else StorageError(text)
+            if self._only_warns and warn:
+                self._warn(f"{self._error}; the training goes on (trainer.on_storage_error=warn)")
 
     def _write(self, content: checkpoint_format.Checkpoint, step: int, is_best: bool) -> None:
-        path = path_at(self.folder, step)
+        path, best = path_at(self.folder, step), self.folder / "best.pt"
         # In this order a kill at any point leaves last.pt and best.pt whole: pruning comes last.
         checkpoint_format.save(path, content)
-        for name in ("last.pt", *["best.pt"] * is_best):
-            _link(path, self.folder / name)
-        self._set_aside_after(step)
-        self._prune()
-
-    def _set_aside_after(self, now: int) -> None:
-        """Move checkpoints of later steps away; point ``best.pt`` to one of the remaining."""
-        later = [path for step, path in steps_of(self.folder).items() if step > now]
-        for path in later:
-            _set_aside(path, path.name)  # else resume=auto would take the abandoned ones
-        best = self.folder / "best.pt"
-        if later and self.best:
+        _link(path, self.folder / "last.pt")
+        steps = steps_of(self.folder)
+        later = [steps.pop(other) for other in list(steps) if other > step]
+        if is_best or (later and self.best):
             _link(path_at(self.folder, self.best[0][1]), best)
         elif later and best.exists():
-            _set_aside(best, best.name)
-
-    def _prune(self) -> None:
-        """Remove the checkpoints that no rule keeps."""
-        policy, steps = self.policy, steps_of(self.folder)
-        best = {step for _, step in self.best}
-        newest = sorted(steps)[-policy.keep_last :]
-        for step, path in steps.items():
-            is_milestone = policy.keep_every is not None and step % policy.keep_every == 0
-            if not (step in newest or step in best or is_milestone):
+            set_aside(best, best.name)
+        for abandoned in later:
+            set_aside(abandoned, abandoned.name)  # else resume=auto would take it
+        best_steps = [of for _, of in self.best]
+        newest, every = list(steps)[-self.policy.keep_last :], self.policy.keep_every
+        for other, file in steps.items():
+            is_milestone = every is not None and other % every == 0
+            if not (other in newest or is_milestone or other in best_steps):
                 # The data stays as long as best.pt or last.pt is a hard link to it.
                 with suppress(OSError):
-                    path.unlink()
-
-
-def _set_aside(path: Path, name: str) -> Path:
-    """Move a checkpoint to the folder ``abandoned``."""
-    aside = path.parent / "abandoned" / name
-    try:
-        aside.parent.mkdir(exist_ok=True)
-        return path.replace(aside)  # not removed: other names of this file may be gone
-    except OSError as error:
-        raise StorageError(f"{aside}: could not be written ({error.strerror})") from error
+                    file.unlink()
 
 
 def _link(path: Path, name: Path) -> None:
     """Make ``name`` another name of the file ``path``, replacing its old target atomically."""
-    try:
-        with atomic_write(name, durable=True) as temporary:
-            # A leftover of an earlier process with this id may itself be a hard link to a
-            # checkpoint, and the copy below would then write into that checkpoint.
-            temporary.unlink(missing_ok=True)
-            try:
-                # A hard link takes no space and no time, and unlike a symbolic link it still holds
-                # the data when the step is pruned, and can be copied to another folder.
-                os.link(path, temporary)
-            except OSError:  # FAT, and some network and container file systems, have no hard links
-                shutil.copyfile(path, temporary)
-    except OSError as error:
-        raise StorageError(f"{name}: could not be written ({error.strerror})") from error
-
-
-def _copied(content: Any) -> Any:
-    """Return a state whose tensors are copies on the CPU; shared storages are copied apart."""
-
-    def copy(value: Any) -> Any:
-        return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
-
-    return tree_map(copy, content)
+    with atomic_write(name, durable=True) as temporary:
+        # A leftover of an earlier process with this id may itself be a hard link to a checkpoint,
+        # and the copy below would then write into that checkpoint.
+        temporary.unlink(missing_ok=True)
+        try:
+            # A hard link takes no space and no time, and unlike a symbolic link it still holds the
+            # data when the step is pruned, and can be copied to another folder.
+            os.link(path, temporary)
+        except OSError:  # FAT, and some network and container file systems, have no hard links
+            shutil.copyfile(path, temporary)

@@ -12,44 +12,32 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-_SIZES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2}
-_SIZES |= {"Char": 1, "Byte": 1, "Bool": 1}
-_STORAGES = {
-    f"torch.{place}{name}Storage": size for name, size in _SIZES.items() for place in ("", "cuda.")
-}
-"""Names of storages -> bytes of a number; complex, quantised and 8-bit floats are not read."""
-_COPIES = ("builtins.set", "collections.Counter", "torch.Size", "torch.device")
-"""Classes on torch's list of safe names that copy what they are given."""
-_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8")
-_INERT = frozenset(f"torch.{name}" for name in (*_DTYPES, "bool"))
+import torch
 
+from danet.plain import printable
+
+_STORAGES = {"Double": torch.float64, "Float": torch.float32, "Half": torch.float16}
+_STORAGES |= {"BFloat16": torch.bfloat16, "Bool": torch.bool, "Byte": torch.uint8}
+_STORAGES |= {"Char": torch.int8, "Short": torch.int16, "Int": torch.int32, "Long": torch.int64}
+DTYPES = tuple(_STORAGES.values())
+"""Types of the tensors that are read; not complex, quantised and 8-bit floating-point numbers."""
+_COPIES = ("builtins.set", "collections.Counter", "torch.Size", "torch.device", "_codecs.encode")
+"""What is on torch's list of safe names and copies what it is given."""
 _MOST_PICKLED = 1 << 24
 """Bytes of a pickle; those of checkpoints have some 100 kB."""
 _MOST_SHARED = 2
 """How many times the bytes of the file its tensors may have together, as tied weights do."""
 _MOST_MADE = 1 << 26
 """Bytes of the objects that a pickle calls for, roughly; those of checkpoints have some MB."""
-_MOST_AXES = 64  # torch has no tensors of more
-_MAGIC = 0x1950A86A20F9469CFC6C
-"""First pickle of a file that torch.save wrote before it wrote zip archives (torch 1.6)."""
-_SHOWN = 3
 
 
-class Scan(NamedTuple):
-    """What was found in a file."""
-
-    forbidden: list[str]
-    """Functions and classes that the file names and no file of tensors needs, the first few."""
-    foreign: list[str]
-    """Classes of the packages that were allowed beside the tensors."""
-    problem: str
-    """Why the file must not be loaded, as a part of a message; empty if nothing is wrong."""
+class Refused(Exception):
+    """Why a file must not be loaded, as a part of a message."""
 
 
 def _is_size(value: Any) -> bool:
@@ -57,23 +45,13 @@ def _is_size(value: Any) -> bool:
 
 
 class Inert:
-    """Placeholder of whatever a file names: takes any arguments and state, does nothing."""
+    """Placeholder of whatever a file names: takes any arguments, state and items, does nothing."""
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
 
-    def __setstate__(self, state: object) -> None:
-        pass
-
-    # Opcodes that fill lists and dictionaries call these on whatever is on the stack.
-    append = extend = __setstate__
-
-    def __setitem__(self, key: object, value: object) -> None:
-        pass
-
-
-class _Problem(Exception):
-    """Reason why the file must not be loaded."""
+    # Opcodes that fill objects, lists and dictionaries call these on whatever is on the stack.
+    __setstate__ = append = extend = __setitem__ = __init__
 
 
 class _Ordered(OrderedDict[Any, Any]):
@@ -82,7 +60,7 @@ class _Ordered(OrderedDict[Any, Any]):
     def __setstate__(self, state: Any) -> None:
         # Without this the default BUILD would update __dict__ with any attribute of the file.
         if not (isinstance(state, dict) and set(state) <= {"_metadata"}):
-            raise _Problem("it replaces attributes of a dictionary")
+            raise Refused("it replaces attributes of a dictionary")
 
 
 class _Storage(NamedTuple):
@@ -94,42 +72,38 @@ class _Storage(NamedTuple):
 
 # The private class is the unpickler in Python; pickle.Unpickler is the one in C.
 class _Reader(pickle._Unpickler):
-    """Unpickler that calls nothing of the file and records what it declares.
-
-    Args:
-        file: At the start of a pickle.
-        packages: Those whose classes are allowed.
-        names: Receives what the file names beside tensors, and whether it is allowed.
+    """Unpickler that calls nothing of a file, in which classes of some packages are allowed.
 
     Attributes:
+        foreign: Names of classes of these packages.
         storages: Key of each storage that a tensor needs -> its bytes, as declared.
         nbytes: Of all tensors together, as declared.
     """
 
-    # torch reads none of these; some take memory by a number in the file.
-    dispatch = {
-        code: read
-        for code, read in pickle._Unpickler.dispatch.items()
-        if bytes([code]) not in (b"P", b"\x82", b"\x83", b"\x84", b"\x96", b"\x97", b"\x98")
-    }
+    dispatch = dict(pickle._Unpickler.dispatch)
+    for code in (pickle.BYTEARRAY8, pickle.PERSID):  # torch reads none
+        del dispatch[code[0]]  # the first takes memory by a number in the file
 
-    def __init__(self, file: BinaryIO, packages: Sequence[str], names: dict[str, bool]) -> None:
+    def __init__(self, file: BinaryIO, packages: Sequence[str]) -> None:
         super().__init__(file, encoding="latin1")  # decodes any byte, as of Python 2's strings
         self._packages = packages
-        self._names = names
         self._made = 0
+        self.foreign: set[str] = set()
         self.storages: dict[str, int] = {}
         self.nbytes = 0
-        self._known = {
+        self._known: dict[str, Any] = {
             "collections.OrderedDict": lambda items=(): _Ordered(self._copy(items)),
-            "_codecs.encode": self._encode,
             "torch._utils._rebuild_tensor": self._tensor,
             "torch._utils._rebuild_tensor_v2": self._tensor,
             # A parameter is counted as the tensor in it.
             "torch._utils._rebuild_parameter": lambda data, *_: data,
             "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
             **dict.fromkeys(_COPIES, self._copy),
+            **dict.fromkeys(map(str, DTYPES), Inert),
         }
+        for name, dtype in _STORAGES.items():
+            for place in ("torch", "torch.cuda"):
+                self._known[f"{place}.{name}Storage"] = _Storage(dtype.itemsize)
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what takes the place of a function or class."""
@@ -137,173 +111,128 @@ class _Reader(pickle._Unpickler):
         full = f"{module}.{name}"
         if full in self._known:
             return self._known[full]
-        if full in _STORAGES:
-            return _Storage(_STORAGES[full])
-        if full not in _INERT:
-            # Recorded, not raised: the message lists all names, even if the rest is damaged.
-            self._names[full] = module.partition(".")[0] in self._packages
+        if module.partition(".")[0] not in self._packages:
+            raise Refused(
+                f"not a checkpoint, and refused: it asks to call {printable(full[:200])}; only "
+                "dense tensors of usual types and plain values are read, since other objects can "
+                "run code; nothing of it was run"
+            )
+        self.foreign.add(full)
         return Inert
 
-    def _count(self, nbytes: int) -> None:
+    def _copy(self, values: Any = (), *how: object) -> Any:
+        """Count what a call would copy; return it in place of the copy."""
+        # Pickle writes bytes as a call of encode; other codecs make them longer each time.
+        if how and isinstance(how[0], str) and how[0] != "latin1":
+            raise Refused(f"it encodes text as {how[0][:20]!r}")
         # Five bytes of a pickle repeat a call on one long list, and each call makes a copy.
-        self._made += nbytes
-        if self._made > _MOST_MADE:
-            raise _Problem(f"its pickle makes more than {_MOST_MADE >> 20} MiB beside the tensors")
-
-    def _copy(self, values: Any = (), *_: object) -> Any:
-        """Count what a class would copy; return it in place of the copy."""
         self._count(64 + (1 if isinstance(values, str) else 64) * len(values))
         return values
 
-    def _encode(self, text: str, encoding: str) -> Any:
-        """Return the text in place of its bytes; pickle writes bytes as a call of this."""
-        if encoding != "latin1":  # others make it longer, each time they are called
-            raise _Problem(f"it encodes text as {str(encoding)[:20]!r}")
-        return self._copy(text)
+    def _count(self, nbytes: int) -> None:
+        self._made += nbytes
+        if self._made > _MOST_MADE:
+            raise Refused(f"its pickle makes more than {_MOST_MADE >> 20} MiB beside the tensors")
 
     def persistent_load(self, pid: Any) -> _Storage:
         """Return the storage that a record of the pickle declares."""
-        try:
-            kind, type_, key, _, numel = pid[:5]
-            is_right = kind == "storage" and isinstance(type_, _Storage)
+        match pid:
             # A negative size would lower the sum that is held against the file.
-            is_right = is_right and isinstance(key, str) and _is_size(numel)
-        except (TypeError, ValueError):
-            is_right = False
-        if not is_right:
-            raise _Problem("a storage of it is of a kind that is not read")
-        # Tied weights name a storage twice; a second size would go unchecked.
-        if self.storages.setdefault(key, numel * type_.size) != numel * type_.size:
-            raise _Problem(f"it declares two sizes of storage {key!r}")
-        return _Storage(type_.size, numel)
+            case ("storage", _Storage(size=size), str(key), _, numel, *_) if _is_size(numel):
+                # Tied weights name a storage twice; a second size would go unchecked.
+                if self.storages.setdefault(key, numel * size) == numel * size:
+                    return _Storage(size, numel)
+        raise Refused("a storage of it is of a kind that is not read, or declared with two sizes")
 
-    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Inert:
+    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> object:
         """Check the shape of a tensor against its storage."""
-        # Before any product: prod() of huge or of negative sizes means nothing.
-        numbers = [offset, *size, *stride]
-        is_right = isinstance(storage, _Storage) and len(size) == len(stride) <= _MOST_AXES
-        if not is_right or not all(map(_is_size, numbers)):
-            raise _Problem("a tensor of it has no shape")
-        numel, shape = prod(size), tuple(size)
+        # Before any product, which means nothing of negative sizes and takes long of many large
+        # ones; torch has no tensors of more than 64 axes.
+        is_right = isinstance(storage, _Storage) and len(size) == len(stride) <= 64
+        if not is_right or not all(map(_is_size, (offset, *size, *stride))):
+            raise Refused("a tensor of it has no shape")
+        numel = prod(size)
         # Index of the last element in the storage, for any strides.
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if numel and last >= storage.numel:
-            raise _Problem(
-                f"a tensor of shape {shape} reaches beyond its storage of {storage.numel} numbers"
-            )
         # Strides of 0 repeat elements: torch allocates nothing, but the first copy allocates all.
-        if numel > storage.numel:
-            raise _Problem(
-                f"a tensor of shape {shape} is expanded from {storage.numel} number(s); save a "
-                "clone of it"
+        if numel > storage.numel or (numel and last >= storage.numel):
+            raise Refused(
+                f"a tensor of shape {tuple(size)} is more than its storage of {storage.numel} "
+                "number(s); save a clone of it"
             )
         self.nbytes += numel * storage.size
         self._count(512)  # the object itself
-        return Inert()
+        return object()  # unlike Inert it has no state that a file could replace
 
 
-def scan(path: Path, end: int, *, foreign: Sequence[str] = ()) -> Scan:
+def scan(path: Path, end: int, *, foreign: Sequence[str] = ()) -> set[str]:
     """Judge a file of torch.save by its table and its pickle, without reading its tensors.
 
-    Args:
-        path: Of the file.
-        end: Bytes of it that torch.save wrote; a checksum of this project may follow.
-        foreign: Packages whose objects the file may hold beside its tensors.
+    ``end`` bytes of it torch.save wrote; ``foreign`` packages may have objects beside the tensors.
+
+    Returns:
+        The names of classes of these packages.
 
     Raises:
-        OSError: It cannot be read.
+        Refused: It must not be loaded. Any other error: it is damaged.
     """
-    names: dict[str, bool] = {}
-    problem = ""
-    try:
-        with open(path, "rb") as file:
-            is_archive = file.read(4) == b"PK\x03\x04"  # by which torch decides, too
-            file.seek(0)
-            read = partial(_Reader, packages=foreign, names=names)
-            reader = _read_archive(file, end, read) if is_archive else _read_old(file, end, read)
-        # A thousand views of one storage pass the checks above, and need its memory each if copied.
-        if reader.nbytes > _MOST_SHARED * end + (1 << 20):
-            raise _Problem(
-                f"its tensors have {reader.nbytes / 2**20:.0f} MiB and the file {end / 2**20:.0f}: "
-                "they share their storages; save clones of them"
-            )
-    except _Problem as error:
-        problem = str(error)
-    except OSError:  # of the disk, not of the content
-        raise
-    except Exception:  # of bytes that are not a pickle, or a partial one: any error may occur
-        problem = "damaged"
-    forbidden = [name for name, is_allowed in names.items() if not is_allowed]
-    return Scan(forbidden[:_SHOWN], [name for name in names if names[name]], problem)
+    with open(path, "rb") as file:
+        is_archive = file.read(4) == b"PK\x03\x04"  # by which torch decides, too
+        file.seek(0)
+        reader = (_read_archive if is_archive else _read_old)(file, end, foreign)
+    # A thousand views of one storage pass the checks above, and need its memory each if copied.
+    if reader.nbytes > _MOST_SHARED * end + (1 << 20):
+        raise Refused(
+            f"its tensors have {reader.nbytes / 2**20:.0f} MiB and the file {end / 2**20:.0f}: "
+            "they share their storages; save clones of them"
+        )
+    return reader.foreign
 
 
-def _read_archive(file: BinaryIO, end: int, read: Callable[[BinaryIO], _Reader]) -> _Reader:
-    """Read a zip archive, as torch.save writes it."""
+def _read_archive(file: BinaryIO, end: int, foreign: Sequence[str]) -> _Reader:
+    """Read a zip archive, as torch.save writes it; refuse what it never writes."""
     with zipfile.ZipFile(file) as archive:
-        top = _judge_table(archive, file, end)
+        entries = archive.infolist()
+        whole = sum(entry.file_size for entry in entries)
+        # Python's zipfile unpacks deflated entries, and so does torch: a few kB become gigabytes.
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise Refused(
+                f"its entries are compressed and unpack from {end / 2**20:.1f} to "
+                f"{whole / 2**20:.1f} MiB, which torch.save never writes"
+            )
+        # torch's zip reader compares names without case, so "A" and "a" are one entry to it; and a
+        # flag that torch ignores says how names that are not ASCII are encoded.
+        names = {entry.filename.lower() for entry in entries}
+        tops = {entry.filename.partition("/")[0] for entry in entries}
+        is_ascii = all(entry.filename.partition("/")[2].isascii() for entry in entries)
+        if len(names) != len(entries) or len(tops) != 1 or whole > end or not is_ascii:
+            raise Refused("its entries overlap or have names that torch.save never gives")
+        # torch's reader and Python's may take different tables of one file, unless its end is the
+        # three records that torch writes: one of zip64 and its place, and one of zip without a
+        # comment, in which another could hide.
+        file.seek(end - 98)
+        ending = struct.unpack("<4s44xQ4s4xQ4x4s16xH", file.read(98))
+        if ending != (b"PK\6\6", archive.start_dir, b"PK\6\7", end - 98, b"PK\5\6", 0):
+            raise ValueError("its table of entries is not where torch.save writes it")
+        (top,) = tops
+        if archive.getinfo(f"{top}/data.pkl").file_size > _MOST_PICKLED:
+            raise Refused(f"its pickle has more than {_MOST_PICKLED >> 20} MiB beside the tensors")
         # The table before the pickle: it bounds how much is read here.
-        reader = read(io.BytesIO(archive.read(f"{top}/data.pkl")))
+        reader = _Reader(io.BytesIO(archive.read(f"{top}/data.pkl")), foreign)
         reader.load()
         for key, nbytes in reader.storages.items():
             if archive.getinfo(f"{top}/data/{key}").file_size < nbytes:
-                raise _Problem(f"storage {key!r} has fewer bytes than it declares")
+                raise Refused(f"storage {key!r} has fewer bytes than it declares")
     return reader
 
 
-def _judge_table(archive: zipfile.ZipFile, file: BinaryIO, end: int) -> str:
-    """Refuse what torch.save never writes; return the folder that all entries of a file are in."""
-    entries = archive.infolist()
-    whole = sum(entry.file_size for entry in entries)
-    # Python's zipfile unpacks deflated entries, and so does torch: a few kB become gigabytes.
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise _Problem(
-            f"its entries are compressed and unpack from {end / 2**20:.1f} to "
-            f"{whole / 2**20:.1f} MiB, which torch.save never writes"
-        )
-    # torch's zip reader compares names without case, so "A" and "a" are one entry to it; and a
-    # flag that torch ignores says how names that are not ASCII are encoded.
-    names = {entry.filename.lower() for entry in entries}
-    tops = {entry.filename.partition("/")[0] for entry in entries}
-    is_ascii = all(entry.filename.partition("/")[2].isascii() for entry in entries)
-    if len(names) != len(entries) or len(tops) != 1 or whole > end or not is_ascii:
-        raise _Problem("its entries overlap or have names that torch.save never gives")
-    # torch finds the table by other rules than Python where a file is made for that.
-    if _start_of_table(file, end) != archive.start_dir:
-        raise ValueError("its table of entries is not where torch.save writes it")
-    (top,) = tops
-    if archive.getinfo(f"{top}/data.pkl").file_size > _MOST_PICKLED:
-        raise _Problem(f"its pickle has more than {_MOST_PICKLED >> 20} MiB beside the tensors")
-    return top
-
-
-def _start_of_table(file: BinaryIO, end: int) -> int:
-    """Return where a zip archive that ends at byte ``end`` declares its table to start; else -1."""
-    file.seek(max(end - 98, 0))  # the end records of zip64 and zip, and a link between them
-    tail = file.read(end - file.tell())
-    kind, start, comment = struct.unpack("<4s12xIH", tail[-22:])
-    # The end record must be last, without a comment: in one a second end record could hide.
-    if kind != b"PK\x05\x06" or comment:
-        return -1
-    if tail[-42:-38] == b"PK\x06\x07":  # zip64, which torch writes for any size
-        (place,) = struct.unpack("<Q", tail[-34:-26])
-        kind, start = struct.unpack("<4s44xQ", tail[-98:-42])
-        if kind != b"PK\x06\x06" or place != end - 98:
-            return -1
-    return int(start)
-
-
-def _read_old(file: BinaryIO, end: int, read: Callable[[BinaryIO], _Reader]) -> _Reader:
-    """Read a file from before zip archives: five pickles, and the storages behind them."""
+def _read_old(file: BinaryIO, end: int, foreign: Sequence[str]) -> _Reader:
+    """Read a file from before zip archives (torch 1.6): five pickles, and the storages behind."""
     content = io.BytesIO(file.read(_MOST_PICKLED))
-    if read(content).load() != _MAGIC:
-        raise ValueError("not a file of torch.save")
-    for _ in range(2):  # protocol and system
-        read(content).load()
-    reader = read(content)
-    reader.load()
-    if sorted(read(content).load()) != sorted(reader.storages):
-        raise _Problem("it lists other storages than its tensors need")
-    # Old files have no table of sizes, so only the sum can be checked.
-    if sum(reader.storages.values()) > end:
-        raise _Problem("its storages have fewer bytes than it declares")
+    readers = [_Reader(content, foreign) for _ in range(5)]
+    *_, listed = [reader.load() for reader in readers]
+    reader = readers[3]  # after a mark of the format, its version, and the system
+    # Old files have no table of sizes, so only their list and the sum can be checked.
+    if sorted(listed) != sorted(reader.storages) or sum(reader.storages.values()) > end:
+        raise Refused("its storages are not those its tensors need, or have fewer bytes")
     return reader

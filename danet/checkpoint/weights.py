@@ -1,25 +1,23 @@
 """Reading weights that others made: torchvision's by name, or a local state dict."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from danet.checkpoint import reading
+from danet.distributed import collectives
 from danet.errors import InputError
-from danet.plain import printable
 
-_CLASSIFIER = ("fc.weight", "fc.bias")
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Parts that torch.compile, FSDP and recomputation put anywhere into names."""
 _PREFIXES = ("module.", "model.")
 """What DataParallel and moving averages, and classes that hold a model, put before every name."""
-_COUNTER = "n_averaged"
+_ADVICE = "set another model/backbone, or give other weights"
+COUNTER = "n_averaged"
 """Of torch's moving average, beside the tensors of its module."""
-_DEPTHS = {
+_DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,
     (True, (3, 4, 6, 3)): 50,
@@ -29,77 +27,53 @@ _DEPTHS = {
 """Whether blocks have three convolutions, and blocks of the four stages -> depth of a ResNet."""
 
 
-class Weights(NamedTuple):
-    """Tensors of a file by name, and notes for the user on how their names were changed."""
-
-    tensors: dict[str, Tensor]
-    notes: list[str]
-
-
-def read_state_dict(path: Path, key: str = "init_from", *, foreign: Sequence[str] = ()) -> Weights:
+def read_state_dict(
+    path: Path, key: str = "init_from", *, foreign: Sequence[str] = ()
+) -> dict[str, Tensor]:
     """Read a file of named tensors without running code from it.
 
     Accepts a plain state dict, or one below ``state_dict`` or ``model``; what wrappers add to names
     is removed.
 
-    Args:
-        path: Of the file.
-        key: The setting that named it, for messages.
-        foreign: As in ``reading.read``.
+    ``key`` is the setting that named it, ``foreign`` as in ``reading.read``.
 
     Raises:
         InputError: The file is missing, damaged, holds anything but tensors and plain values, or a
             tensor has values that are not finite.
     """
-    content = reading.read(path, key, foreign=foreign).value
+    content, _ = reading.read(path, key, foreign=foreign)
     # Lightning and mmsegmentation write state_dict; this project, among others, model.
     for part in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(part), dict):
             content = content[part]
-    if not isinstance(content, dict) or not content:
-        raise InputError(
-            f"{key}={path}: expected a dictionary of tensors, found {type(content).__name__}"
-        )
-    for name, value in content.items():
-        # Cut in the message, since a key of a foreign file may be of any length.
-        if not isinstance(value, Tensor):
-            raise InputError(
-                f"{key}={path}: expected a dictionary of tensors, but {str(name)[:99]!r} is not one"
-            )
-        if not isinstance(name, str) or printable(name) != name:
-            raise InputError(f"{key}={path}: {str(name)[:200]!r} is no name of a tensor")
-    problem = reading.unsound(content)
-    if problem:
-        raise InputError(f"{key}={path}: {problem}; take weights from before the run diverged")
-    return without_wrappers(content, f"{key}={path}")
+    reading.require_tensors(content, f"{key}={path}")
+    tensors = without_wrappers(content, f"{key}={path}")
+    tensors.pop(COUNTER, None)
+    return tensors
 
 
-def without_wrappers(tensors: Mapping[str, Tensor], source: str) -> Weights:
-    """Remove from names what wrappers of the network added, in whatever order they were nested.
+def without_wrappers(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Remove from names what wrappers of the network added, in whatever order, and report it.
 
     Raises:
         InputError: Two names would become one.
     """
-    names = {old: old for old in tensors}
-    notes = []
-    for part in _WRAPPERS:
-        pieces = {old: name.split(".") for old, name in names.items()}
-        if any(part in found for found in pieces.values()):
-            names = {old: ".".join(p for p in found if p != part) for old, found in pieces.items()}
-            notes.append(f"{source}: the {part + '.'!r} in names was taken off")
-    # The counter of a moving average never has a prefix. A prefix goes only if every other name has
-    # it, since a network may have a part of that name; in a loop, since DataParallel and averages
-    # nest.
-    own = [old for old in names if old != _COUNTER]
+    removed = {part for name in tensors for part in _WRAPPERS.findall(name)}
+    names = {old: _WRAPPERS.sub("", old) for old in tensors}
+    # A prefix goes only if every name has it but the counter, since a network may have a part of
+    # that name; in a loop, since DataParallel and averages nest.
+    own = [old for old in names if old != COUNTER]
     while own and (found := [p for p in _PREFIXES if all(names[o].startswith(p) for o in own)]):
-        names = {old: names[old].removeprefix(found[0]) for old in own}
-        notes.append(f"{source}: the {found[0]!r} in front of every name was taken off")
+        names |= {old: names[old].removeprefix(found[0]) for old in own}
+        removed.add(found[0])
     # With and without wrapper in one file: either could be meant, and one would be lost.
     old_of: dict[str, str] = {}
     for old, name in names.items():
         if old_of.setdefault(name, old) != old:
             raise InputError(f"{source}: {old} and {old_of[name]} both stand for the tensor {name}")
-    return Weights({name: tensors[old] for old, name in names.items()}, notes)
+    if removed and collectives.is_first():  # every rank reads the file, one prints
+        print(f"{source}: {', '.join(sorted(removed))} was taken off the names", flush=True)
+    return {name: tensors[old] for old, name in names.items()}
 
 
 def load_backbone(backbone: nn.Module, depth: int, weights: str) -> None:
@@ -122,60 +96,48 @@ def load_backbone(backbone: nn.Module, depth: int, weights: str) -> None:
                 f"it on another machine and set {key}=FILE"
             ) from error
     elif Path(weights).expanduser().exists():
-        state = read_state_dict(Path(weights).expanduser(), key).tensors
+        state = read_state_dict(Path(weights).expanduser(), key)
     else:
         raise InputError(
             f"{key}={weights}: neither a file nor a weight entry of torchvision's resnet{depth} "
             f"({', '.join(entries.__members__)})"
         )
-    for name in _CLASSIFIER:  # of ImageNet; segmentation has a head instead
+    for name in ("fc.weight", "fc.bias"):  # of ImageNet; segmentation has a head instead
         state.pop(name, None)
-    # Before the tensors are compared: one line on the depth says more than a hundred names.
-    found = depth_of(state)
-    if found not in (None, depth):
-        raise InputError(
-            f"{key}={weights}: the weights of a ResNet-{found}, and model.backbone.depth={depth}; "
-            f"set model/backbone=resnet{found}, or give weights of a ResNet-{depth}"
-        )
-    expected = backbone.state_dict()
-    for name, value in expected.items():
-        # Counters of batch norm are missing in files written before PyTorch 1.0.
-        if name.endswith("num_batches_tracked"):
-            state.setdefault(name, value)
-    problems = explain_mismatch(expected, state)
-    if problems:
-        raise InputError(f"{key}={weights} does not fit: {problems}")
-    backbone.load_state_dict(state)
+    backbone.load_state_dict(fitting(backbone.state_dict(), state, f"{key}={weights}"))
 
 
-def depth_of(names: Iterable[str], prefix: str = "") -> int | None:
-    """Return the depth of the ResNet whose tensors have these names; None if it is unclear."""
-    blocks = [0, 0, 0, 0]
-    has_bottlenecks = False
-    pattern = re.compile(re.escape(prefix) + r"layer([1-4])\.(\d+)\.(\w+)")
-    for name in names:
-        match = pattern.match(name)
-        if match:
-            stage = int(match[1]) - 1
-            blocks[stage] = max(blocks[stage], int(match[2]) + 1)
-            has_bottlenecks = has_bottlenecks or match[3] == "conv3"  # 34 has as many blocks as 50
-    a, b, c, d = blocks
-    return _DEPTHS.get((has_bottlenecks, (a, b, c, d)))
+def fitting(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str
+) -> dict[str, Tensor]:
+    """Return the tensors of a file in the order of a network; raise InputError if they do not fit.
+
+    Counters of batch norm, missing in files of before PyTorch 1.0, are those of the network.
+    """
+    counters = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}
+    state = {**counters, **found}
+    # The depth without the counters, whose names would be those of the network.
+    if problems := _depths(expected, found) or explain_mismatch(expected, state):
+        raise InputError(f"{source} does not fit: {problems}; {_ADVICE}")
+    return {name: state[name] for name in expected}
 
 
-def explain_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """Return in one line why ``found`` does not fit ``expected``; empty if it does."""
-    parts = [_depths(expected, found), _class_counts(expected, found)]
-    differences = _differences(expected, found)
-    parts += [f"{kind}: {_named(names, 3)}" for kind, names in differences.items() if names]
-    return "; ".join(filter(None, parts))
+def depth_of(tensors: Mapping[str, Tensor]) -> int | None:
+    """Return the depth of the ResNet, alone or in a network, of tensors; None if it is unclear."""
+    pattern = re.compile(r"(?:backbone\.)?layer([1-4])\.(\d+)\.")
+    blocks = {match.groups() for name in tensors if (match := pattern.match(name))}
+    counts = tuple(sum(stage == found for found, _ in blocks) for stage in "1234")
+    # 34 has as many blocks as 50.
+    return _DEPTHS.get((any("layer1.0.conv3." in name for name in tensors), counts))
 
 
-def _differences(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
-) -> dict[str, list[str]]:
-    """Return the names of tensors that are missing, unexpected, or have another shape."""
-    return {
+def explain_mismatch(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], most: int = 3
+) -> str:
+    """Return in one line why ``found`` does not fit, with ``most`` names a kind; "" if it does."""
+    if depths := _depths(expected, found):  # says more than a hundred names
+        return depths
+    differences = {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected],
         "shape": [
@@ -184,6 +146,17 @@ def _differences(
             if name in found and found[name].shape != value.shape
         ],
     }
+    parts = []
+    # Every classifier of a head has the outputs of the others; else it is no head of ours.
+    bias = re.compile(r"head\.classify\.\d+\.bias")
+    old, new = ({v.numel() for k, v in of.items() if bias.fullmatch(k)} for of in (found, expected))
+    if old != new and len(old) == len(new) == 1:
+        parts.append(f"it has {old.pop()} classes and this network {new.pop()}")
+    for kind, names in differences.items():
+        more = f" and {len(names) - most} more" * (len(names) > most)
+        if names:
+            parts.append(f"{kind}: {', '.join(names[:most])}{more}")
+    return "; ".join(parts)
 
 
 def initialise(model: nn.Module, path: Path) -> list[str]:
@@ -192,18 +165,16 @@ def initialise(model: nn.Module, path: Path) -> list[str]:
     Raises:
         InputError: The file is not readable, its backbone has another depth, or nothing fits.
     """
-    found, notes = read_state_dict(path.expanduser(), "init_from")
-    expected = model.state_dict()
+    found = read_state_dict(path.expanduser(), "init_from")
+    expected = dict(model.state_dict())
     # Much of a ResNet-50 fits a ResNet-101: a network filled by half would pass unnoticed.
-    depths = _depths(expected, found)
-    if depths:
-        raise InputError(
-            f"init_from={path}: {depths}; set model/backbone to the one of the file, or take "
-            "another file"
-        )
+    if depths := _depths(expected, found):
+        raise InputError(f"init_from={path} does not fit: {depths}; {_ADVICE}")
     # The config says how images are normalised.
-    normalising = {name: found.pop(name) for name in ("mean", "std") if name in found}
-    expected = {name: v for name, v in expected.items() if name not in ("mean", "std")}
+    ours, theirs = (
+        {k: [round(x, 3) for x in of.pop(k).flatten().tolist()] for k in ("mean", "std") if k in of}
+        for of in (expected, found)
+    )
     # Shapes are compared here, since strict=False still raises on a tensor of another shape.
     fits = {k: v for k, v in found.items() if k in expected and v.shape == expected[k].shape}
     if not fits:
@@ -214,58 +185,20 @@ def initialise(model: nn.Module, path: Path) -> list[str]:
     model.load_state_dict(fits, strict=False)
     backbone = [name for name in expected if name.startswith("backbone.")]
     filled = sum(name in fits for name in backbone)
-    lines = [
-        f"{len(fits)} of {len(expected)} tensors taken; of the backbone "
-        + (f"all {filled}" if filled == len(backbone) else f"{filled} of {len(backbone)}")
-    ]
-    for name, value in normalising.items():
-        used = getattr(model, name, None)
-        if isinstance(used, Tensor) and not torch.allclose(used.flatten(), value.flatten()):
-            lines.append(
-                f"its images were normalised with {name}={_rounded(value)}, these will be with "
-                f"{_rounded(used)}; +model.{name}=[...] sets it"
-            )
-    reason = _class_counts(expected, found)
-    differences = _differences(expected, found)
-    for kind, label in (
-        ("shape", f"left out, since {reason}" if reason else "left out"),
-        ("missing", "not in the file, so random as before"),
-        ("unexpected", "in the file and not in this network"),
-    ):
-        if names := differences[kind]:
-            lines.append(f"{label}: {_named(names, 40)}")
-    return [*notes, *(f"init_from={path}: {line}" for line in lines)]
-
-
-def _rounded(values: Tensor) -> str:
-    return f"[{','.join(f'{value:g}' for value in values.flatten().tolist())}]"
-
-
-def _named(names: list[str], most: int) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{', '.join(names[:most])}{more}"
+    part = f"all {filled}" if filled == len(backbone) else f"{filled} of {len(backbone)}"
+    lines = [f"{len(fits)} of {len(expected)} tensors taken; of the backbone {part}"]
+    if theirs and theirs != ours:
+        lines.append(
+            f"its images were normalised with {theirs}, these will be with {ours}; "
+            "+model.mean=[...] and +model.std=[...] set it"
+        )
+    if rest := explain_mismatch(expected, found, most=40):
+        lines.append(f"the rest is left out, or random as before: {rest}")
+    return [f"init_from={path}: {line}" for line in lines]
 
 
 def _depths(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """Return a text with the depth found and the one expected; empty if they are equal."""
-    for prefix in ("", "backbone."):  # a backbone alone, a whole network
-        old, new = depth_of(found, prefix), depth_of(expected, prefix)
-        if old and new and old != new:
-            return f"the file has a ResNet-{old} and this network a ResNet-{new}"
-    return ""
-
-
-def _class_counts(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """Return a text with both numbers of classes, outputs of the head; empty if they are equal."""
-    counts = [
-        {
-            value.shape[0]
-            for key, value in of.items()
-            if re.fullmatch(r"head\.classify\.\d+\.bias", key)
-        }
-        for of in (found, expected)
-    ]
-    # Every classifier of a head has the outputs of the others; else it is no head of ours.
-    if counts[0] == counts[1] or not all(len(count) == 1 for count in counts):
-        return ""
-    return f"it has {counts[0].pop()} classes and this network {counts[1].pop()}"
+    old, new = depth_of(found), depth_of(expected)
+    is_other = old and new and old != new
+    return f"the file has a ResNet-{old} and this network a ResNet-{new}" if is_other else ""

@@ -1,8 +1,7 @@
 """Construction of objects from a checked config: data sets, networks, a checkpoint's network."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from danet.checkpoint import exported
@@ -24,9 +22,6 @@ from danet.datasets.base import Reading, SegmentationDataset
 from danet.errors import InputError, UserError, first_line
 from danet.plain import printable, problem_with
 
-_ODD = (OmegaConfBaseException, ValueError, TypeError, LookupError, AttributeError, AssertionError)
-"""What OmegaConf and the check raise for an invalid config."""
-
 
 def make(node: Any, key: str, **arguments: Any) -> Any:
     """Build the object that a checked node describes; call a partial one with ``arguments``.
@@ -37,10 +32,7 @@ def make(node: Any, key: str, **arguments: Any) -> Any:
         InputError: A constructor refuses a value; the message starts with the key.
     """
     made = _built(node, key)
-    if not arguments:
-        return made
-    with _named(key):
-        return made(**arguments)
+    return _called(key, made, arguments) if arguments else made
 
 
 def _built(value: Any, key: str) -> Any:
@@ -48,32 +40,30 @@ def _built(value: Any, key: str) -> Any:
         return [_built(item, f"{key}.{i}") for i, item in enumerate(value)]
     if not isinstance(value, Mapping):
         return value
-    inside = {
-        name: _built(item, f"{key}.{name}")
-        for name, item in value.items()
-        if name not in ("_target_", "_partial_")
-    }
-    if "_target_" not in value:
+    inside = {name: _built(item, f"{key}.{name}") for name, item in value.items()}
+    if "_target_" not in inside:
         return inside
     # Located again, though the config is checked: a caller may bring a node that never was. Not by
     # hydra.utils.instantiate, which calls any import path that its block list does not have.
-    target = locate(value["_target_"], key.split(".")[0])
-    if value.get("_partial_", False):
-        return partial(target, **inside)
-    with _named(key):
-        return target(**inside)
+    target = locate(inside.pop("_target_"), key.split(".")[0])
+    is_partial = inside.pop("_partial_", False)
+    return partial(target, **inside) if is_partial else _called(key, target, inside)
 
 
-@contextmanager
-def _named(key: str) -> Iterator[None]:
-    """Convert the exceptions of a constructor to an InputError of one line, the key first."""
+def _called(key: str, target: Any, arguments: Mapping[str, Any]) -> Any:
+    """Call a constructor; convert its exceptions to an InputError of one line, the key first."""
     try:
-        yield
+        return target(**arguments)
     except UserError:
         raise
     except Exception as error:  # with the values of a foreign file torch may raise anything
         kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
-        raise InputError(f"{key}: {kind}{first_line(error)}") from error
+        text = first_line(error)
+        if callable(problems := getattr(error.__cause__, "errors", None)):  # of albumentations
+            first = problems()[0]
+            reason = first["msg"].removeprefix("Value error, ")
+            text = f"{first['loc'][0]}={first['input']}: {reason}"
+        raise InputError(f"{key}: {kind}{text}") from error
 
 
 def make_dataset(config: TrainConfig, split: str, *, training: bool) -> SegmentationDataset:
@@ -82,11 +72,10 @@ def make_dataset(config: TrainConfig, split: str, *, training: bool) -> Segmenta
     Raises:
         InputError: Files are missing, or the class count of the config is not the data set's.
     """
-    data = config.data
-    transforms = data.transforms["train" if training else "eval"]
-    transform = make(transforms, "data.transforms") if transforms else None
+    data, given = config.data, config.plain["data"]
+    use = "train" if training else "eval"
+    transform = make(data.transforms[use], f"data.transforms.{use}")
     arguments: dict[str, Any] = {"split": split, "transform": transform}
-    given = config.plain["data"]
     reading = {f.name: given[f.name] for f in fields(Reading) if f.name in given}
     if reading:  # a data set that draws its pictures has no such keys
         arguments["reading"] = Reading(**reading)
@@ -139,7 +128,7 @@ def checked_config(
             if len(saved.get(name, range(count))) != count:
                 raise InputError(f"data.num_classes={count} and {len(saved[name])} {name}")
         return checked
-    except _ODD as error:
+    except Exception as error:  # OmegaConf and code that expects other types may raise anything
         reason = str(error) if isinstance(error, InputError) else first_line(error)
         raise InputError(
             f"checkpoint={path}: its config is refused: {printable(reason, chr(10))}"
@@ -158,11 +147,13 @@ def _replace_data(node: dict[str, Any], data: DataFolder) -> None:
         node["cache"] = "none"  # its folder is on the machine that trained
 
 
-def misfit(saved: Checkpoint, config: TrainConfig) -> str:
-    """Return why the weights of a checkpoint do not fit the network of its config; "" if they do.
+def refuse_misfit(saved: Checkpoint, config: TrainConfig, source: str) -> None:
+    """Raise InputError if the weights of a checkpoint do not fit the network of its config.
 
-    Raises:
-        InputError: The network cannot be built.
+    Args:
+        saved: The checkpoint.
+        config: Its config.
+        source: Setting and path, for messages.
     """
     # On the meta device a foreign config may ask for any width without taking memory.
     with torch.device("meta"):
@@ -172,7 +163,11 @@ def misfit(saved: Checkpoint, config: TrainConfig) -> str:
         expected = {f"module.{name}": value for name, value in expected.items()}
         count = {"n_averaged": torch.tensor(0)}  # a buffer of ModelEMA, which a checkpoint may lack
         problems = explain_mismatch({**expected, **count}, {**count, **saved["ema"]})
-    return problems
+    if problems:
+        raise InputError(
+            f"{source}: the weights do not fit its own config: {problems}; one of the two was "
+            "changed after the training"
+        )
 
 
 def untrained(config: TrainConfig) -> nn.Module:
@@ -182,18 +177,14 @@ def untrained(config: TrainConfig) -> nn.Module:
     """
     backbone = config.model.get("backbone")
     if isinstance(backbone, Mapping) and "weights" in backbone:
-        node = {**config.model, "backbone": {**backbone, "weights": None}}
-        config = replace(config, model=node)
+        backbone = {**backbone, "weights": None}
+        config = replace(config, model={**config.model, "backbone": backbone})
     return make_model(config)
 
 
 def model_of(saved: Checkpoint, config: TrainConfig, path: str | Path) -> nn.Module:
     """Return the network of a checkpoint in eval mode, with averaged weights if there are any."""
-    if problems := misfit(saved, config):
-        raise InputError(
-            f"checkpoint={path}: the weights do not fit its own config: {problems}; one of the two "
-            "was changed after the training"
-        )
+    refuse_misfit(saved, config, f"checkpoint={path}")
     model, weights, prefix = untrained(config), saved["model"], "module."
     if (ema := saved.get("ema")) is not None:
         weights = {k.removeprefix(prefix): v for k, v in ema.items() if k.startswith(prefix)}
@@ -213,11 +204,10 @@ def load_saved(path: str | Path) -> Checkpoint:
     """
     if str(path).startswith(exported.SCHEME):
         saved = exported.load(exported.fetch(str(path)))
+    elif exported.is_exported(place := Path(path).expanduser()):
+        saved = exported.load(place)
     else:
-        place = Path(path).expanduser()
-        saved = (
-            exported.load(place) if exported.is_exported(place) else checkpoint_format.load(path)
-        )
+        saved = checkpoint_format.load(place)
     checkpoint_format.require_fields(saved, checkpoint_format.FOR_USE, f"checkpoint={path}")
     return saved
 

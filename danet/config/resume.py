@@ -3,26 +3,29 @@
 import os
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint import manager, run_folder
 from danet.checkpoint.format import Checkpoint
-from danet.config.build import checked_config, misfit
-from danet.config.schema import TrainConfig, resumable_keys
+from danet.config.build import checked_config, refuse_misfit
+from danet.config.schema import SETTINGS, TrainConfig
 from danet.config.validate import check_plain
-from danet.engine.optimizer import OptimizerFactory
-from danet.engine.optimizer import misfit as optimizer_misfit
+from danet.engine.optimizer import OptimizerFactory, misfit
 from danet.errors import InputError
 from danet.plain import flat
 
-RESUMABLE = {*resumable_keys(), "data.dataset.root"}
-"""Settings that do not change what a step computes; each is declared with the reason. The last one
-is an interpolation of data.root."""
+RESUMABLE = {
+    "data.dataset.root",  # an interpolation of data.root
+    *(p + f.name for p, s in SETTINGS.items() for f in fields(s) if f.metadata.get("resumable")),
+}
+"""Settings that do not change what a step computes; each is declared with the reason."""
 
 CHANGEABLE = ("data.", "evaluation.", "loss.", "schedule.", "seed", "trainer.")
 NEVER = ("data.num_classes", "trainer.ema_decay")
@@ -63,16 +66,29 @@ def resolve(
     else:
         saved = checkpoint_format.load(path, key="resume")
     stored = _resumable_settings(saved, path)
-    settled, changes = _merge_settings(saved, path, stored, config, overrides)
-    notes += changes
+    # A choice of a group (experiment=...) is never free, so it leads to the comparison of all keys.
+    typed = {override.lstrip("+~").split("=")[0] for override in overrides}
+    if typed <= RESUMABLE:
+        settled = _with_typed(stored, config, typed)
+    else:
+        settled = deepcopy(config.plain)
+        notes += compare_settings(path, stored, settled)
+        if any(map(_is_measure, differences(stored, settled))):
+            forget_best(saved)
+            notes.append("resume: scores are measured otherwise, so the best score begins anew")
     # The path and not "auto", so that the run records which checkpoint it continued.
     settled["resume"], settled["init_from"] = str(path), None
     if config.run.dir is None:
         settled["run"]["dir"] = str(path.parent)
     run_folder.refuse_foreign(Path(settled["run"]["dir"]).expanduser(), path, saved)
-    notes += _compare_batches(saved, stored, settled, world_size)
-    notes += compare_threads(saved, settled["trainer"]["device"])
-    notes += _compare_roots(stored, settled)
+    notes += _compare_sums(saved, stored, settled, world_size)
+    before, now = (of["data"].get("root") for of in (stored, settled))
+    # realpath: the same folder by another name, such as a link, deserves no note.
+    if before and now and os.path.realpath(before) != os.path.realpath(now):
+        notes.append(
+            f"resume: data.root={now} instead of {before}: the pictures there are taken for the "
+            "same if they have the same names, so check that they are a copy"
+        )
     return check_plain(settled), saved, notes
 
 
@@ -85,49 +101,31 @@ def _resumable_settings(saved: Checkpoint, path: Path) -> dict[str, Any]:
             "on with; start one from these weights with init_from"
         )
     config = checked_config(saved, path)
-    if problems := misfit(saved, config):
-        raise InputError(f"resume={path}: the weights do not fit its own config: {problems}")
+    refuse_misfit(saved, config, f"resume={path}")
     return config.plain
 
 
-def _merge_settings(
-    saved: Checkpoint,
-    path: Path,
-    stored: Mapping[str, Any],
-    config: TrainConfig,
-    overrides: Iterable[str],
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the settings to continue with, and notes on those that changed; see ``resolve``."""
-    wanted = config.plain
-    # A choice of a group (experiment=...) is never free, so it leads to the comparison of all keys.
-    typed = {override.lstrip("+~").split("=")[0] for override in overrides}
-    if not typed <= RESUMABLE:
-        notes = compare_settings(path, stored, wanted)
-        if any(map(_is_measure, differences(stored, wanted))):
-            forget_best(saved)
-            notes.append("resume: scores are measured otherwise, so the best score begins anew")
-        return deepcopy(wanted), notes
-    settled = deepcopy(dict(stored))
+def _with_typed(
+    stored: Mapping[str, Any], config: TrainConfig, typed: Iterable[str]
+) -> dict[str, Any]:
+    """Return the settings of a checkpoint with those that were typed; see ``resolve``."""
+    settled, before, now = OmegaConf.create(dict(stored)), flat(stored), flat(config.plain)
     # It was the end of the start before: a run that reached it would stop at once.
-    settled["trainer"]["stop_at"] = None
-    values = flat(wanted)
+    settled.trainer.stop_at = None
     for key in typed:
-        *parents, last = key.split(".")
-        node = settled
-        for part in parents:
-            node = node[part]
-        if last in node or values.get(key) is not None:  # a data set may not have every free key
-            node[last] = values.get(key)
-    if "data.root" in typed and "root" in settled["data"]["dataset"]:
-        settled["data"]["dataset"]["root"] = config.data.root
-    return settled, []
+        if key in before or now.get(key) is not None:  # a data set may not have every free key
+            OmegaConf.update(settled, key, now.get(key))
+    if "data.root" in typed and "data.dataset.root" in before:
+        settled.data.dataset.root = config.data.root
+    plain: Any = OmegaConf.to_container(settled)
+    return plain
 
 
 def refuse_other_states(
     saved: Checkpoint, model: nn.Module, factory: OptimizerFactory, path: str | None
 ) -> None:
     """Raise InputError if the state in a checkpoint is of another optimizer or other parameters."""
-    if problem := optimizer_misfit(factory, model, saved["optimizer"]):
+    if problem := misfit(factory, model, saved["optimizer"]):
         raise InputError(
             f"resume={path}: the state of the optimizer does not fit: {problem}; to start a new "
             "run from the weights use init_from"
@@ -147,12 +145,11 @@ def _newest_good(folder: Path) -> tuple[Path, Checkpoint, list[str]]:
         except InputError as error:
             damaged.append(str(error))
             continue
-        if damaged:
-            damaged.append(
-                f"resume=auto: going on from {path} instead, at step {saved['step']}; the steps "
-                "after it are done again"
-            )
-        return path, saved, damaged
+        instead = (
+            f"resume=auto: going on from {path} instead, at step {saved['step']}; the steps after "
+            "it are done again"
+        )
+        return path, saved, [*damaged, instead] if damaged else []
     raise InputError(
         "\n".join(damaged) + f"\nresume=auto: no checkpoint in {folder} is whole; to start anew "
         "give another run.dir"
@@ -165,13 +162,13 @@ def compare_settings(path: Path, stored: Mapping[str, Any], config: Mapping[str,
     if not different:
         return []
     text = "\n".join(different.values())
-    advice = "allow_changes=true goes on with the new ones; init_from starts a new run"
     is_fixed = any(key in NEVER or not key.startswith(CHANGEABLE) for key in different)
+    if config["allow_changes"] and not is_fixed:
+        return [f"resume={path}: allow_changes=true, from here on with other settings:\n{text}"]
+    advice = "allow_changes=true goes on with the new ones; init_from starts a new run"
     if is_fixed:
         advice = "to start a new run from these weights use init_from"
-    if is_fixed or not config["allow_changes"]:
-        raise InputError(f"resume={path}: the run had other settings:\n{text}\n{advice}")
-    return [f"resume={path}: allow_changes=true, from here on with other settings:\n{text}"]
+    raise InputError(f"resume={path}: the run had other settings:\n{text}\n{advice}")
 
 
 def _is_measure(key: str) -> bool:
@@ -180,8 +177,15 @@ def _is_measure(key: str) -> bool:
     return key.startswith(("evaluation.", "data.")) and not is_of_training
 
 
+def _change(text: str, effect: str, *, allowed: bool) -> str:
+    """Return a note on a change that is allowed; raise InputError on one that is not."""
+    if not allowed:
+        raise InputError(f"resume: {text}; allow_changes=true goes on {effect}")
+    return f"resume: allow_changes=true, {text}; it goes on {effect}"
+
+
 def compare_data(saved: Checkpoint, found: Mapping[str, str], *, allowed: bool) -> list[str]:
-    """Return notes on data that differ from the checkpoint's.
+    """Return notes on data that differ from the checkpoint's; raise InputError unless allowed.
 
     Scores on another validation set are not comparable with those before: the best is forgotten.
 
@@ -189,25 +193,16 @@ def compare_data(saved: Checkpoint, found: Mapping[str, str], *, allowed: bool) 
         saved: The checkpoint; old ones have no fingerprints.
         found: Fingerprints now, by the keys "training_set" and "validation_set".
         allowed: The setting ``allow_changes``.
-
-    Raises:
-        InputError: The data differ and may not; the message has both fingerprints.
     """
     lines = []
-    for key, effect in (
-        ("training_set", "in another order"),
-        ("validation_set", "and the best score begins anew"),
-    ):
-        before, now = saved.get(key), found[key]
-        if before is None or before == now:
+    for key, now in found.items():
+        if (before := saved.get(key)) in (None, now):
             continue
         text = f"the {key.replace('_', ' ')} was {before}, now it is {now}"
-        if not allowed:
-            raise InputError(
-                f"resume: {text}; allow_changes=true goes on with the new one, {effect}"
-            )
-        lines.append(f"resume: allow_changes=true, {text}; it goes on {effect}")
-        if key == "validation_set":
+        is_measured = key == "validation_set"
+        effect = "and the best score begins anew" if is_measured else "in another order"
+        lines.append(_change(text, f"with the new one, {effect}", allowed=allowed))
+        if is_measured:
             forget_best(saved)
     return lines
 
@@ -222,60 +217,40 @@ def is_best_forgotten(saved: Checkpoint) -> bool:
     return saved["best_miou"] is None and saved.get("evaluated_at", 0) > 0
 
 
-def compare_threads(saved: Checkpoint, device: str) -> list[str]:
-    """Return a note on another number of threads, where ``trainer.device`` is the CPU."""
-    now, before = torch.get_num_threads(), saved.get("threads")
-    is_cpu = device == "cpu" or not torch.cuda.is_available()
-    if not is_cpu or before is None or before == now:
-        return []
-    return [
-        f"resume: {now} thread(s) instead of {before}: sums are added in another order, so weights "
-        f"are not bit-equal; OMP_NUM_THREADS={before} makes them so"
-    ]
-
-
-def _compare_batches(
+def _compare_sums(
     saved: Checkpoint, stored: Mapping[str, Any], config: Mapping[str, Any], world: int
 ) -> list[str]:
-    """Return notes on another number of processes or global batch; raise InputError on the latter.
+    """Return notes on other numbers of images a step, of processes or, on the CPU, of threads.
 
-    With ``allow_changes`` another global batch is a note, too.
+    The order of samples is a function of the seed and the images so far, so other images a step
+    must be allowed; else raises InputError.
     """
-
-    def describe(of: Mapping[str, Any], processes: int) -> tuple[int, str]:
+    counts, texts, notes = [], [], []
+    for of, processes in ((stored, saved["processes"]), (config, world)):
         size, times = of["data"]["batch_size"], of["trainer"]["accumulate"]
+        counts.append(size * times * processes)
         text = f"data.batch_size={size} x trainer.accumulate={times} x {processes} process(es)"
-        return size * times * processes, text
-
-    # The order of samples is a function of the seed and the images so far: the product counts.
-    old, old_text = describe(stored, saved["processes"])
-    new, new_text = describe(config, world)
-    if old != new:
-        text = f"the run had {old} images a step ({old_text}), now it would have {new} ({new_text})"
-        if not config["allow_changes"]:
-            raise InputError(
-                f"resume: {text}; choose the two settings so that the product is the same, or go "
-                "on in another order of samples with allow_changes=true"
-            )
-        return [f"resume: allow_changes=true, {text}; samples come in another order"]
-    if saved["processes"] == world:
-        return []
-    return [
-        f"resume: {world} process(es) instead of {saved['processes']}: every step has the same "
-        "samples as before, but sums are added in another order, so weights are not bit-equal"
-    ]
-
-
-def _compare_roots(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Return a note where the data is in another folder than before."""
-    before, now = (of["data"].get("root") for of in (stored, config))
-    # realpath: the same folder by another name, such as a link, deserves no note.
-    if not before or not now or os.path.realpath(before) == os.path.realpath(now):
-        return []
-    return [
-        f"resume: data.root={now} instead of {before}: the pictures there are taken for the "
-        "same if they have the same names, so check that they are a copy"
-    ]
+        texts.append(f"({text})")
+    order = "sums are added in another order, so weights are not bit-equal"
+    if counts[0] != counts[1]:
+        text = f"the run had {counts[0]} images a step {texts[0]}, "
+        text += f"now it would have {counts[1]} {texts[1]}"
+        if not (is_allowed := config["allow_changes"]):
+            text += "; choose the two settings so that the product is the same"
+        notes.append(_change(text, "in another order of samples", allowed=is_allowed))
+    elif saved["processes"] != world:
+        notes.append(
+            f"resume: {world} process(es) instead of {saved['processes']}: every step has the same "
+            f"samples as before, but {order}"
+        )
+    threads, before = torch.get_num_threads(), saved.get("threads")
+    is_cpu = config["trainer"]["device"] == "cpu" or not torch.cuda.is_available()
+    if is_cpu and before not in (None, threads):
+        notes.append(
+            f"resume: {threads} thread(s) instead of {before}: {order}; OMP_NUM_THREADS={before} "
+            "makes them so"
+        )
+    return notes
 
 
 def differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:

@@ -7,11 +7,12 @@ declared by ``resumable``, with the reason.
 
 import difflib
 import importlib.util
-import typing
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, ListConfig, OmegaConf
 
@@ -20,20 +21,6 @@ from danet.errors import InputError
 
 Node = dict[str, Any]
 """A class, ``_target_``, and its arguments: plain values and further nodes."""
-
-_ELSEWHERE = {
-    "ignore_index": "pixels that do not count have the value 255, always, and classes count from "
-    "0; other values are mapped with data.values={0: 255, 1: 0, 2: 1} (data=folder)",
-    "amp": "see trainer.precision (auto, float32, bfloat16, float16)",
-    "thresh": "see loss.main.threshold with loss=ohem",
-    "class_weights": "see loss.main.class_weights of loss=cross_entropy and ohem, "
-    "loss.main.losses.0.class_weights of loss=dice and lovasz",
-    "norm": "batch norm is the only one; see trainer.sync_batchnorm for several processes",
-    "epochs": "durations are in updates: see trainer.steps",
-    "max_iters": "see trainer.steps",
-    "learning_rate": "see optimizer.lr",
-}
-"""Last part of a key of other programs -> the setting here that has the same effect."""
 
 LOG_TO = ("tensorboard", "wandb", "mlflow")
 """Programs that show a log; each is the name of its package, too."""
@@ -70,8 +57,8 @@ class RunSettings:
 
 
 @dataclass
-class _TrainRoot:
-    """All keys of the root of ``train.yaml`` but ``data``."""
+class TrainSchema:
+    """The root of ``train.yaml`` as Hydra composes it: each data set has keys of its own."""
 
     model: Node = field(default_factory=dict)
     loss: Node = field(default_factory=dict)
@@ -86,13 +73,7 @@ class _TrainRoot:
     init_from: str | None = resumable(None, _START)
     dry_run: bool = resumable(False, _START)
     device_memory: float | None = resumable(None, "of a plan, which trains nothing")
-
-
-@dataclass
-class TrainSchema(_TrainRoot):
-    """The root of ``train.yaml`` as Hydra composes it: each data set has keys of its own."""
-
-    data: dict[str, Any] = field(default_factory=dict)
+    data: Any = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -134,7 +115,7 @@ class DataConfig:
 
 
 @dataclass(kw_only=True)  # fields without a default after those of the base, which have one
-class TrainConfig(_TrainRoot):
+class TrainConfig(TrainSchema):
     """A checked train config: what ``danet.config.validate.check`` returns.
 
     Attributes:
@@ -145,16 +126,8 @@ class TrainConfig(_TrainRoot):
     plain: dict[str, Any] = field(repr=False)
 
 
-def resumable_keys(schema: type = TrainConfig, prefix: str = "") -> dict[str, str]:
-    """Return key -> reason of all settings that may have another value in a resumed run."""
-    found = {}
-    hints = typing.get_type_hints(schema)
-    for one in fields(schema):
-        if reason := one.metadata.get("resumable"):
-            found[f"{prefix}{one.name}"] = reason
-        elif isinstance(hint := hints[one.name], type) and is_dataclass(hint):
-            found |= resumable_keys(hint, f"{prefix}{one.name}.")
-    return found
+SETTINGS = {"": TrainConfig, "data.": DataConfig, "trainer.": TrainSettings, "run.": RunSettings}
+"""Beginning of a key -> the dataclass of the settings there."""
 
 
 @dataclass
@@ -257,14 +230,14 @@ class VisualizeConfig:
 
 
 def _class_names(source: Any) -> list[str]:
-    """Read class names from a text file, so that a checkpoint has the names and not a path."""
-    if not isinstance(source, str):
-        if not isinstance(source, (list, ListConfig)):
-            raise InputError(
-                f"data.classes={source}: expected names, data.classes=[name,name], or a file with "
-                "one name per line"
-            )
+    """Return class names, perhaps from a text file: a checkpoint has the names and not a path."""
+    if isinstance(source, (list, ListConfig)):
         return list(source)
+    if not isinstance(source, str):
+        raise InputError(
+            f"data.classes={source}: expected names, data.classes=[name,name], or a file with one "
+            "name per line"
+        )
     from danet.datasets.labels import read_class_file  # late, since it loads torch
 
     return read_class_file(source).names
@@ -281,7 +254,6 @@ def _class_colors(source: Any, colors: Any, values: Any, first: Any) -> Any:
 
 def register() -> None:
     """Register the schemas with Hydra and the resolvers of the configs with OmegaConf."""
-    store = ConfigStore.instance()
     for name, schema in (
         ("train_schema", TrainSchema),
         ("eval_schema", EvalConfig),
@@ -291,11 +263,14 @@ def register() -> None:
         ("predict_schema", PredictConfig),
         ("export_schema", ExportConfig),
     ):
-        store.store(name=name, node=schema)
-    # replace: the second call in a process would raise.
-    OmegaConf.register_new_resolver("count", len, replace=True)
-    OmegaConf.register_new_resolver("class_names", _class_names, replace=True)
-    OmegaConf.register_new_resolver("class_colors", _class_colors, replace=True)
+        ConfigStore.instance().store(name=name, node=schema)
+    resolvers: dict[str, Callable[..., Any]] = {
+        "count": len,
+        "class_names": _class_names,
+        "class_colors": _class_colors,
+    }
+    for name, function in resolvers.items():
+        OmegaConf.register_new_resolver(name, function, replace=True)  # the second call would raise
 
 
 def did_you_mean(word: Any, options: Iterable[Any]) -> str:
@@ -306,5 +281,6 @@ def did_you_mean(word: Any, options: Iterable[Any]) -> str:
 
 def instead(key: str, options: Iterable[str]) -> str:
     """Return what to use instead of a key that does not exist, as the end of a message, or ""."""
-    hint = _ELSEWHERE.get(key.rpartition(".")[2])
+    path = Path(__file__).with_name("foreign_names.yaml")
+    hint = yaml.safe_load(path.read_text(encoding="utf-8")).get(key.rpartition(".")[2])
     return f"; {hint}" if hint else did_you_mean(key, options)

@@ -1,13 +1,13 @@
 """Validation of a composed config: reports every error in it before anything is built.
 
 It covers what the schema cannot: missing values, interpolations, ranges, and every ``_target_``
-node (see ``danet.config.arguments``).
+node (see ``danet.config.targets``).
 """
 
+import inspect
 import math
 import os
 import re
-import typing
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields
@@ -17,15 +17,8 @@ from typing import Any, TypeVar
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from danet.config.arguments import target_errors
-from danet.config.schema import (
-    DataConfig,
-    RunSettings,
-    TrainConfig,
-    TrainSchema,
-    instead,
-)
-from danet.config.targets import TRUSTED, locate
+from danet.config.schema import SETTINGS, DataConfig, RunSettings, TrainConfig, instead
+from danet.config.targets import TRUSTED, locate, target_errors
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError, first_line
 from danet.plain import flat, is_int, is_number, problem_with, walk
@@ -33,43 +26,33 @@ from danet.types import MAX_CLASSES
 
 T = TypeVar("T")
 
-_MOST_CLASSES = f"expected at most {MAX_CLASSES}; 255 is no class"
-_ONE_KIND = (
-    "; for one kind of object these are background and object, data.classes=[background,object]"
-)
-
 
 def _whole(low: int) -> Callable[[Any], bool]:
     return lambda number: is_int(number) and number >= low
 
 
 def _pair(low: int) -> Callable[[Any], bool]:
-    fits = _whole(low)
     return lambda pair: (
-        pair is None or (isinstance(pair, list) and len(pair) == 2 and all(map(fits, pair)))
+        pair is None or (isinstance(pair, list) and len(pair) == 2 and all(map(_whole(low), pair)))
     )
 
 
-def _is_share(number: Any) -> bool:
-    return is_number(number) and 0 <= number <= 1
-
-
-def _is_size(gib: Any) -> bool:
-    return gib is None or gib > 0
-
-
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("seed", _whole(0), "expected a whole number of at least 0"),
-    ("device_memory", _is_size, "expected GiB above 0, or null to ask the device"),
-    ("data.batch_size", _whole(1), "expected a whole number of at least 1"),
-    ("data.num_workers", _whole(0), "expected a whole number of at least 0"),
-    ("data.num_classes", _whole(2), f"expected a whole number of at least 2{_ONE_KIND}"),
-    ("data.num_classes", lambda n: not is_int(n) or n <= MAX_CLASSES, _MOST_CLASSES),
-    ("data.crop", _pair(32), "expected two whole numbers of at least 32, data.crop=[512,512]"),
-    ("data.size", _pair(1), "expected two whole numbers of at least 1, data.size=[64,384]"),
-    ("data.on_bad_sample", lambda text: text in ("error", "skip"), "expected error or skip"),
-    ("data.max_bad_share", _is_share, "expected a share between 0 and 1"),
-    ("data.timeout", lambda n: is_number(n) and n >= 0, "expected seconds, or 0 to wait for ever"),
+    ("seed", _whole(0), "a whole number of at least 0"),
+    ("device_memory", lambda gib: gib is None or gib > 0, "GiB above 0, or null to ask the device"),
+    ("data.batch_size", _whole(1), "a whole number of at least 1"),
+    ("data.num_workers", _whole(0), "a whole number of at least 0"),
+    ("data.num_classes", lambda n: not is_int(n) or n <= MAX_CLASSES, f"at most {MAX_CLASSES}"),
+    (
+        *("data.num_classes", _whole(2)),
+        "a whole number of at least 2; for one kind of object these are background and object, "
+        "data.classes=[background,object]",
+    ),
+    ("data.crop", _pair(32), "two whole numbers of at least 32, data.crop=[512,512]"),
+    ("data.size", _pair(1), "two whole numbers of at least 1, data.size=[64,384]"),
+    ("data.on_bad_sample", lambda text: text in ("error", "skip"), "error or skip"),
+    ("data.max_bad_share", lambda n: is_number(n) and 0 <= n <= 1, "a share between 0 and 1"),
+    ("data.timeout", lambda n: is_number(n) and n >= 0, "seconds, or 0 to wait for ever"),
 )
 """Key of a setting, whether a value is in its range, and the range in words."""
 
@@ -92,7 +75,7 @@ def check(
     """
     # Before anything is resolved: OmegaConf stops at the first interpolation of a missing value and
     # names the key that interpolates, not the one to set.
-    unresolved = OmegaConf.to_container(config, resolve=False)
+    unresolved: Any = OmegaConf.to_container(config, resolve=False)
     _refuse_missing(unresolved)
     root = config.data.get("root")
     if root is not None:  # a checkpoint must find its data from wherever it is used
@@ -101,15 +84,14 @@ def check(
             raise InputError(f"data.root={folder}: there is no such folder; set data.root=<folder>")
         config.data.root = str(folder)
     try:
-        plain = OmegaConf.to_container(config, resolve=True)
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        return check_plain(plain, added)
     except OmegaConfBaseException as error:
         # OmegaConf wraps the InputError of a resolver of ours, with words of its own in front.
         own = first_line(error).partition("InputError raised while resolving interpolation: ")[2]
         raise InputError(own or first_line(error, getattr(error, "full_key", None))) from error
-    try:
-        return check_plain(typing.cast(dict[str, Any], plain), added)
     except InputError as error:
-        raise InputError(_name_settings(str(error), _references(unresolved))) from None
+        raise InputError(_name_settings(str(error), unresolved)) from None
 
 
 def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> TrainConfig:
@@ -132,40 +114,30 @@ def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> TrainConfig
     errors = [*_unknown_keys(plain, added), *_value_errors(plain)]
     for group in TRUSTED:
         errors += [*_root_errors(plain[group], group), *_node_errors(plain[group], group)]
-    errors += [*_class_errors(plain["data"]), *trainer.errors(), *run.errors()]
-    if errors:
-        _refuse(errors)
+    _refuse([*errors, *trainer.errors(), *run.errors()])
     # Only now: DataConfig has required fields, which may be among the errors above.
     data = _typed(DataConfig, plain["data"])
     others = {k: v for k, v in plain.items() if k not in ("data", "trainer", "run")}
     return TrainConfig(data=data, trainer=trainer, run=run, plain=plain, **others)
 
 
-def _references(unresolved: Any) -> dict[str, str]:
-    """Return key -> key whose value it has, of the interpolations in an unresolved config.
-
-    Of the arguments of a resolver, this is the one with the name of the key: the names of
-    ``data.dataset.classes`` are those of ``data.classes``, and ``data.num_classes`` is their count.
-    """
-    found: dict[str, str] = {}
-    for key, value in flat(unresolved).items():
-        text = value if isinstance(value, str) else ""
-        for source in _REFERENCE.findall(text):
-            if text == f"${{{source}}}" or source.split(".")[-1] == key.split(".")[-1]:
-                found.setdefault(key, source)
-    return found
-
-
-def _name_settings(errors: str, references: Mapping[str, str]) -> str:
+def _name_settings(errors: str, unresolved: Mapping[str, Any]) -> str:
     """Name each error by the setting that a user sets, not by a key that interpolates it.
 
     One error is left of those that a wrong value of a setting causes wherever it is interpolated.
     """
+    references: dict[str, str] = {}
+    for key, value in flat(unresolved).items():
+        for source in _REFERENCE.findall(str(value)):
+            # Of the arguments of a resolver it is the one with the name of the key: the names of
+            # data.dataset.classes are those of data.classes, data.num_classes is their count.
+            if value == f"${{{source}}}" or source.split(".")[-1] == key.split(".")[-1]:
+                references.setdefault(key, source)
     lines: list[str] = []
     for line in errors.split("\n"):
         subject, colon, problem = line.partition(": ")
         key = setting = re.split(r"[=[]", subject)[0]
-        while source := next((k for k in references if f"{setting}.".startswith(f"{k}.")), None):
+        while source := next((k for k in references if f"{setting}.".startswith(f"{k}.")), ""):
             setting = references[source] + setting[len(source) :]
         named = setting + subject[len(key) :]
         if key == setting or not any(known.startswith(f"{named}: ") for known in lines):
@@ -180,46 +152,45 @@ def _typed(schema: type[T], node: Mapping[str, Any]) -> T:
 
 
 def _refuse(errors: Iterable[str]) -> None:
-    """Raise InputError with the first of the errors, one line each."""
+    """Raise InputError with the first of the errors, one line each; without any do nothing."""
     lines = list(dict.fromkeys(errors))
     rest = len(lines) - _MOST_ERRORS
-    raise InputError("\n".join(lines[:_MOST_ERRORS] + [f"and {rest} more"] * (rest > 0)))
+    if lines:
+        raise InputError("\n".join(lines[:_MOST_ERRORS] + [f"and {rest} more"] * (rest > 0)))
 
 
-def _refuse_missing(plain: Any) -> None:
+def _refuse_missing(plain: Mapping[str, Any]) -> None:
     """Raise InputError with the keys whose value is "???"."""
-    missing = [key for key, value in flat(plain).items() if value == MISSING]
-    hints = {"data.root": "<folder>", "data.classes": "[name,name]"}
-    if missing:
-        _refuse(
-            f"{key}: no value is given; set {key}={hints.get(key, '<value>')}" for key in missing
-        )
+    forms = {"data.root": "<folder>", "data.classes": "[name,name]"}
+    _refuse(
+        f"{key}: no value is given; set {key}={forms.get(key, '<value>')}"
+        for key, value in flat(plain).items()
+        if value == MISSING
+    )
 
 
 def _unknown_keys(plain: Mapping[str, Any], added: Iterable[str]) -> list[str]:
     """Return a line for each key that was added with ``+`` and that nothing reads."""
     # Each data set has keys of its own, so ``data`` has no schema, and Hydra accepts any "+" there.
     unknown: list[tuple[str, list[str]]] = [(k, []) for k in added if re.fullmatch(r"data\.\w+", k)]
-    for node, schema, prefix in (
-        (plain, TrainSchema, ""),
-        (plain["trainer"], TrainSettings, "trainer."),
-        (plain["run"], RunSettings, "run."),
-    ):
-        known = [prefix + f.name for f in fields(schema)]
-        unknown += [(prefix + key, known) for key in node if f"{prefix}{key}" not in known]
+    for prefix, schema in SETTINGS.items():
+        if prefix != "data.":
+            known = [prefix + f.name for f in fields(schema) if f.name != "plain"]
+            node = plain[prefix[:-1]] if prefix else plain
+            unknown += [(prefix + key, known) for key in node if f"{prefix}{key}" not in known]
     return [f"{key}: there is no such key{instead(key, known)}" for key, known in unknown]
 
 
 def _value_errors(plain: Mapping[str, Any]) -> list[str]:
     """Check single values: those of ``_RANGES``, that numbers are finite, and class weights."""
-    values = {"data.num_classes": None, **flat(plain)}
+    values = {"data.num_classes": None, **{key: value for key, value, _ in walk(plain, "")}}
     errors = [
-        f"{key}={values[key]}: {expected}"
+        f"{key}={values[key]}: expected {expected}"
         for key, fits, expected in _RANGES
         if key in values and not fits(values[key])
     ]
     count = values["data.num_classes"]
-    for key, value, _ in walk(plain, ""):
+    for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             errors.append(f"{key}={value}: expected a finite number")
         elif re.search(r"\.class_weights\[\d+\]$", key) and is_number(value) and value < 0:
@@ -230,39 +201,28 @@ def _value_errors(plain: Mapping[str, Any]) -> list[str]:
 
 
 def _root_errors(node: Mapping[str, Any], group: str) -> list[str]:
-    """Check that a group names its class, which for data sets is called later, for each split."""
+    """Check the class of a group; that of ``data`` is partial, called later for each split."""
     if not node:  # tools/check_data.py has data alone
         return []
-    key, is_partial = group, False
-    if group == "data":
-        key, is_partial, node = "data.dataset", True, node.get("dataset") or {}
+    key, is_partial, count = group, group == "data", node.get("num_classes")
+    if is_partial:
+        key, node = "data.dataset", node.get("dataset") or {}
     if not isinstance(node, Mapping) or "_target_" not in node:
         return [f"{key}: names no class; expected _target_ and its arguments"]
+    path = node["_target_"]
     if node.get("_partial_", False) is not is_partial:
         return [f"{key}._partial_={node.get('_partial_')}: expected {str(is_partial).lower()}"]
-    if key == "loss":
-        from danet.losses import DeepSupervision  # late, since it loads torch
-
-        path = node["_target_"]
-        with suppress(InputError):  # reported with all other targets
-            if not issubclass(locate(path, "loss"), DeepSupervision):
-                return [
-                    f"loss._target_={path}: expected danet.losses.DeepSupervision; a loss is its "
-                    f"argument: loss.main._target_={path}"
-                ]
-    return []
-
-
-def _class_errors(data: Mapping[str, Any]) -> list[str]:
-    """Compare the number of classes with their names, where no file must be read for these."""
-    node, count = data.get("dataset"), data.get("num_classes")
-    if not isinstance(node, dict) or not is_int(count):
-        return []
     with suppress(InputError):  # reported with all other targets
-        target = locate(node.get("_target_"), "data")
-        names = node.get("classes")
-        names = names if isinstance(names, list) else getattr(target, "classes", None)
-        if isinstance(names, (list, tuple)) and len(names) != count:
+        target = locate(path, group)
+        # Of all classes that a loss may name, it alone takes the losses of the branches.
+        if group == "loss" and "main" not in inspect.signature(target).parameters:
+            return [
+                f"loss._target_={path}: expected danet.losses.DeepSupervision; a loss is its "
+                f"argument: loss.main._target_={path}"
+            ]
+        # Where no file must be read for the names.
+        names = node.get("classes", getattr(target, "classes", None)) if is_partial else None
+        if is_int(count) and isinstance(names, (list, tuple)) and 0 < len(names) != count:
             return [
                 f"data.num_classes={count}, but {target.__name__} has {len(names)} class names "
                 f"({names[0]} to {names[-1]}): leave data.num_classes out"
@@ -272,9 +232,8 @@ def _class_errors(data: Mapping[str, Any]) -> list[str]:
 
 def check_node(node: dict[str, Any], key: str) -> None:
     """Check one group of a config; raise InputError with a line per error."""
-    errors = [problem] if (problem := problem_with(node, key)) else _node_errors(node, key)
-    if errors:
-        _refuse(errors)
+    problem = problem_with(node, key)
+    _refuse([problem] if problem else _node_errors(node, key))
 
 
 def _node_errors(node: Any, key: str) -> list[str]:

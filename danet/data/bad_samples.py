@@ -1,6 +1,7 @@
 """Unreadable training samples: an error, or replaced by other samples."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from torch.utils.data import Dataset
 
@@ -57,6 +58,7 @@ class SkipBadSamples(Dataset[tuple[Sample, Reasons]]):
         )
 
 
+@dataclass
 class BadSamples:
     """Record of the bad samples of one process: warns once about each, fails if there are too many.
 
@@ -70,13 +72,12 @@ class BadSamples:
         replaced: Number of replacements.
     """
 
-    def __init__(self, num_samples: int, max_share: float, warn: Callable[[str], None]) -> None:
-        self.num_samples = num_samples
-        self.max_share = max_share
-        self.warn = warn
-        self.reasons: Reasons = {}
-        self.replaced = 0
-        self._seen = 0
+    num_samples: int
+    max_share: float
+    warn: Callable[[str], None]
+    reasons: Reasons = field(default_factory=dict, init=False)
+    replaced: int = field(default=0, init=False)
+    _seen: int = field(default=0, init=False)
 
     def record(self, num_read: int, bad: Reasons) -> None:
         """Count samples that were read, and record those that could not be.
@@ -102,14 +103,7 @@ class BadSamples:
 
 
 def summary(reasons_by_rank: list[Reasons]) -> list[str]:
-    """Return lines that list the bad samples of all processes, each once; none if there are none.
-
-    Args:
-        reasons_by_rank: BadSamples.reasons of each process.
-    """
-    # Over the epochs several processes may read the same sample.
+    """Return lines that list the bad samples of all processes, each once; none without any."""
     merged = {index: reason for reasons in reasons_by_rank for index, reason in reasons.items()}
-    if not merged:
-        return []
-    lines = [f"  {merged[index]}" for index in sorted(merged)]
-    return [f"{len(lines)} sample(s) could not be read and were replaced by others:", *lines]
+    head = f"{len(merged)} sample(s) could not be read and were replaced by others:"
+    return [head, *(f"  {merged[index]}" for index in sorted(merged))] if merged else []

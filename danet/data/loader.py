@@ -1,8 +1,8 @@
 """Batches for training (endless) and for evaluation (each sample once)."""
 
-import errno
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -61,7 +61,7 @@ class Loader:
         dataset: Of samples.
         sampler: Of batches of keys.
         collate_fn: Makes a batch of the samples.
-        num_workers, pin_memory, timeout: See train_batches.
+        settings: num_workers, pin_memory and timeout, as of the DataLoader.
     """
 
     def __init__(
@@ -69,26 +69,33 @@ class Loader:
         dataset: Dataset[Any],
         sampler: Iterable[list[Any]],
         collate_fn: Callable[[list[Any]], Any],
-        num_workers: int,
-        pin_memory: bool,
-        timeout: float,
+        **settings: Any,
     ) -> None:
-        self._sampler = _PendingKeys(sampler)
+        self._sampler = sampler
+        self._pending: deque[list[Any]] = deque()
         self._workers: Sequence[BaseProcess] = ()
-        self.loader = DataLoader(
+        self._timeout = settings.pop("timeout", 0)
+        self._make_loader = partial(
+            DataLoader,
             dataset,
-            batch_sampler=self._sampler,
             collate_fn=collate_fn,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            timeout=timeout if num_workers else 0,  # without workers torch accepts no other value
+            timeout=self._timeout if settings.get("num_workers") else 0,  # else torch refuses it
             worker_init_fn=workers.init_worker,
             # An iterator would draw once from the global generator, and a resumed run would differ.
             generator=torch.Generator(),
+            **settings,
         )
+        self._items = getattr(dataset, "items", None)
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return len(self._sampler)  # type: ignore[arg-type]  # not of the endless one
+
+    def _recorded_keys(self) -> Iterator[list[Any]]:
+        """Yield the keys of each batch, and keep those of batches that have not been returned."""
+        self._pending.clear()
+        for keys in self._sampler:
+            self._pending.append(keys)
+            yield keys
 
     def __iter__(self) -> Iterator[Any]:
         """Yield batches.
@@ -98,15 +105,10 @@ class Loader:
             ProcessError: A worker has died or hangs.
         """
         try:
-            batches = iter(self.loader)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:  # the workers' locks lie in shared memory
-                raise workers.shared_memory_error() from error
-            raise
-        self._workers = getattr(batches, "_workers", ())  # private; absent without workers
-        try:
+            batches = iter(self._make_loader(batch_sampler=self._recorded_keys()))
+            self._workers = getattr(batches, "_workers", ())  # private; absent without workers
             for batch in batches:
-                self._sampler.pending.popleft()
+                self._pending.popleft()
                 yield batch
                 # torch checks as well, but raises where an error may be lost, as in a destructor.
                 if exited := workers.exit_error(self._workers, self._pending_names):
@@ -114,11 +116,10 @@ class Loader:
         except InputError as error:
             # torch puts the traceback of the worker before the message.
             raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
-        except (ConnectionError, EOFError, RuntimeError) as error:
-            explained = self.explain(error)
-            if explained is None:
-                raise
-            raise explained from error
+        except (OSError, EOFError, RuntimeError) as error:
+            if explained := self.explain(error):
+                raise explained from error
+            raise
         finally:  # also when the generator is closed or collected
             workers.terminate(self._workers)
 
@@ -127,31 +128,13 @@ class Loader:
 
         torch checks workers in a signal handler, so such an error may be raised anywhere.
         """
-        return workers.explain(error, self._workers, self._pending_names, self.loader.timeout)
+        return workers.explain(error, self._workers, self._pending_names, self._timeout)
 
     def _pending_names(self) -> list[str]:
         """Return the names of the samples being read, the awaited first."""
-        items = getattr(self.loader.dataset, "items", None)
-        keys = [key for keys in self._sampler.pending for key in keys]
-        indices = [key[0] if isinstance(key, tuple) else key for key in keys]
+        indices = [k[0] if isinstance(k, tuple) else k for keys in self._pending for k in keys]
+        items = self._items
         return [f"sample {i}" if items is None else str(items[i].name) for i in indices]
-
-
-class _PendingKeys:
-    """A sampler of batches that keeps the keys of those that have not been returned."""
-
-    def __init__(self, sampler: Iterable[list[Any]]) -> None:
-        self.sampler = sampler
-        self.pending: deque[list[Any]] = deque()
-
-    def __len__(self) -> int:
-        return len(self.sampler)  # type: ignore[arg-type]  # not of the endless one
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        self.pending.clear()
-        for keys in self.sampler:
-            self.pending.append(keys)
-            yield keys
 
 
 class TrainBatches(Iterator[Batch]):
@@ -161,26 +144,16 @@ class TrainBatches(Iterator[Batch]):
         bad: The samples that could not be read; none unless they are skipped.
     """
 
-    def __init__(self, loader: Loader, bad: BadSamples, *, is_skipping: bool) -> None:
+    def __init__(self, loader: Loader, bad: BadSamples) -> None:
         self.bad = bad
         self.explain = loader.explain
-        self._is_skipping = is_skipping
         self._loaded: Iterator[tuple[Batch, Reasons]] = iter(loader)
 
     def __next__(self) -> Batch:
-        """Return the next batch.
-
-        Raises:
-            InputError: A sample cannot be read, or too many are skipped.
-            ProcessError: A worker has died or hangs.
-        """
+        """Return the next batch; raise InputError or ProcessError, also if too many are skipped."""
         batch, bad = next(self._loaded)
         self.bad.record(len(batch.name), bad)
         return batch
-
-    def count(self) -> dict[str, float]:
-        """Return the number of replaced samples by its name in the log; empty without skipping."""
-        return {"bad_samples": self.bad.replaced} if self._is_skipping else {}
 
 
 def train_batches(
@@ -191,12 +164,10 @@ def train_batches(
     start: int = 0,
     rank: int = 0,
     world: int = 1,
-    num_workers: int = 0,
-    pin_memory: bool = False,
-    timeout: float = 0,
     on_bad_sample: str = "error",
     max_bad_share: float = 0.01,
     warn: Callable[[str], None] = print,
+    **settings: Any,
 ) -> TrainBatches:
     """Return endless batches from batch number ``start`` on; see StepSampler.
 
@@ -207,52 +178,35 @@ def train_batches(
         start: Number of the first batch.
         rank: Number of this process.
         world: Number of processes.
-        num_workers: Processes that read samples; 0 reads in this process.
-        pin_memory: For CUDA.
-        timeout: Seconds to wait for a batch of the workers; 0 for ever.
         on_bad_sample: ``error``, or ``skip`` to replace unreadable samples, see SkipBadSamples.
         max_bad_share: Largest share of bad samples, see BadSamples.
         warn: Called with one line per skipped sample.
+        settings: Of the loader: ``num_workers`` processes read samples, 0 reads in this process;
+            ``pin_memory`` is for CUDA; ``timeout`` is the number of seconds to wait for a batch of
+            the workers, 0 for ever.
 
     Raises:
         InputError: The data set does not fill one batch.
     """
     length = len(dataset)  # type: ignore[arg-type]
     sampler = StepSampler(length, batch_size, seed=seed, start=start, rank=rank, world=world)
-    is_skipping = on_bad_sample == "skip"
     # Replaced in the worker, so that no batch is short.
-    replacing = SkipBadSamples(dataset, max_retries=20 if is_skipping else 0)
-    loader = Loader(replacing, sampler, _collate_loaded, num_workers, pin_memory, timeout)
-    bad = BadSamples(length, max_bad_share, warn)
-    return TrainBatches(loader, bad, is_skipping=is_skipping)
+    replacing = SkipBadSamples(dataset, max_retries=20 if on_bad_sample == "skip" else 0)
+    loader = Loader(replacing, sampler, _collate_loaded, **settings)
+    return TrainBatches(loader, BadSamples(length, max_bad_share, warn))
 
 
 def eval_batches(
-    dataset: Dataset[Sample],
-    *,
-    batch_size: int,
-    rank: int = 0,
-    world: int = 1,
-    num_workers: int = 0,
-    pin_memory: bool = False,
-    timeout: float = 0,
+    dataset: Dataset[Sample], *, batch_size: int, rank: int = 0, world: int = 1, **settings: Any
 ) -> Loader:
     """Return an iterable of lists of batches, one per image size; no padding, no repeats.
 
-    An unreadable sample is an error whatever the value of ``data.on_bad_sample``: a score over
-    fewer images would be wrong.
-
-    Args:
-        dataset: Read once, with every sample on exactly one process.
-        batch_size: Per process.
-        rank: Number of this process.
-        world: Number of processes.
-        num_workers: Processes that read samples; 0 reads in this process.
-        pin_memory: For CUDA.
-        timeout: Seconds to wait for a batch of the workers; 0 for ever.
+    Every sample is read once, on exactly one process. An unreadable one is an error whatever the
+    value of ``data.on_bad_sample``: a score over fewer images would be wrong. The arguments are
+    those of train_batches.
     """
     # Not torch's DistributedSampler: it repeats samples to equalise the shards, and a score would
     # depend on the number of processes.
     shard = range(rank, len(dataset), world)  # type: ignore[arg-type]
     sampler = BatchSampler(shard, batch_size, drop_last=False)
-    return Loader(dataset, sampler, collate_by_size, num_workers, pin_memory, timeout)
+    return Loader(dataset, sampler, collate_by_size, **settings)

@@ -3,16 +3,17 @@
 import functools
 import itertools
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 
 import torch
-from torch.utils.data import Sampler
 
 from danet.errors import InputError
 from danet.seeds import mix
 from danet.types import SampleKey
 
 
-class StepSampler(Sampler[list[SampleKey]]):
+@dataclass
+class StepSampler:
     """Endless batches of one process, from a given batch on.
 
     The run is one stream of positions 0, 1, 2, ...: epoch after epoch, each a new permutation of
@@ -28,29 +29,24 @@ class StepSampler(Sampler[list[SampleKey]]):
         rank, world: Number of this process, and of all processes.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        *,
-        seed: int,
-        start: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        if batch_size < 1:
-            raise InputError(f"data.batch_size={batch_size} is not a whole number of at least 1")
-        if num_samples < batch_size * world:
+    num_samples: int
+    batch_size: int
+    _: KW_ONLY
+    seed: int
+    start: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
             raise InputError(
-                f"{num_samples} samples do not fill one batch: data.batch_size={batch_size} on "
-                f"{world} process(es); use a smaller data.batch_size"
+                f"data.batch_size={self.batch_size} is not a whole number of at least 1"
             )
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start = start
-        self.rank = rank
-        self.world = world
+        if self.num_samples < self.batch_size * self.world:
+            raise InputError(
+                f"{self.num_samples} samples do not fill one batch: data.batch_size="
+                f"{self.batch_size} on {self.world} process(es); use a smaller data.batch_size"
+            )
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         first = (self.start * self.world + self.rank) * self.batch_size

@@ -1,6 +1,7 @@
 """Worker processes of a loader: how they start, and errors for those that die or hang."""
 
 import ctypes
+import errno
 import multiprocessing
 import os
 import shutil
@@ -42,11 +43,6 @@ def init_worker(_: int) -> None:
             os.setpgid(0, 0)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-        trainer = multiprocessing.parent_process()
-        is_forked = multiprocessing.get_start_method() == "fork"
-        # A worker of a fork server has the server as its parent.
-        if is_forked and trainer is not None and os.getppid() != trainer.pid:
-            os._exit(1)  # the trainer died before prctl
         # Slurm and systemd send SIGTERM to every process of a job, and torch's handler would exit.
         # Blocked before the thread starts, since sigwaitinfo needs it blocked in all threads.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -83,8 +79,10 @@ def explain(
         timeout: The setting ``data.timeout``.
     """
     text = f"{error.__cause__} {error}"
-    if "shared memory" in text and "No space left" in text:
-        return shared_memory_error()
+    # Of a batch, or of the workers' locks, which lie in shared memory as well.
+    is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    if is_full or ("shared memory" in text and "No space left" in text):
+        return StorageError(f"no room for the batches of data.num_workers: {_shared_memory()}")
     if "timed out after" in text:
         return ProcessError(
             f"no batch came within data.timeout={timeout:g} seconds: a worker hangs, or the "
@@ -117,11 +115,6 @@ def exit_error(workers: Sequence[BaseProcess], names: Names) -> ProcessError | N
     return ProcessError(
         f"a worker that reads samples (process {number}) {how}; being read were {_shorten(names())}"
     )
-
-
-def shared_memory_error() -> StorageError:
-    """Return the error for full shared memory, through which workers pass batches."""
-    return StorageError(f"no room for the batches of data.num_workers: {_shared_memory()}")
 
 
 def _shared_memory() -> str:

@@ -15,6 +15,7 @@ FORBIDDEN = (
     "what is trained on must not be scored; take it out of one split, or set "
     "data.allow_overlap=true to allow it on purpose"
 )
+_MAX_NAMES = 5
 _MAX_READ = 2000
 """Images of both splits together up to which a training compares contents, not only paths."""
 
@@ -36,27 +37,30 @@ def group_copies(paths: Mapping[str, int]) -> list[list[str]]:
     return list(groups.values())
 
 
-def shared_images(
-    one: Mapping[str, int], other: Mapping[str, int], groups: Sequence[Sequence[str]]
-) -> list[list[str]]:
-    """Return the images that two splits share, each as the list of its paths.
+def describe_shared(
+    one: Mapping[str, int],
+    other: Mapping[str, int],
+    groups: Sequence[Sequence[str]],
+    names: tuple[str, str],
+) -> str:
+    """Return which images two splits share; empty if they share none.
 
     Args:
         one: Mapping whose keys are the paths of the images of a split.
         other: The same for the other split.
         groups: All paths, grouped by contents.
+        names: Of the splits.
     """
-    return [
-        [path for path in group if path in one or path in other]
+    shared = [
+        " and ".join(path for path in group if path in one or path in other)
         for group in groups
         if not (one.keys().isdisjoint(group) or other.keys().isdisjoint(group))
     ]
-
-
-def describe_shared(images: Sequence[Sequence[str]], one: str, other: str) -> str:
-    """Return which images two splits share, by the first one and the number of the others."""
-    more = f", as are {len(images) - 1} more" if len(images) > 1 else ""
-    return f"{' and '.join(images[0])}: the same image in {one} and {other}{more}"
+    if not shared:
+        return ""
+    more = f", as are {len(shared) - _MAX_NAMES} more" if len(shared) > _MAX_NAMES else ""
+    images = "; ".join(shared[:_MAX_NAMES])
+    return f"{images}: the same image in {names[0]} and {names[1]}{more}"
 
 
 def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, *, allowed: bool) -> str:
@@ -83,8 +87,7 @@ def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, *, allo
         first, second = _lengths(train, read=is_quick), _lengths(val, read=is_quick)
         every = {**first, **second}
         groups = group_copies(every) if is_quick else [[path] for path in every]
-        if images := shared_images(first, second, groups):
-            text = describe_shared(images, *keys)
+        text = describe_shared(first, second, groups, keys)
     elif train.fingerprint() == val.fingerprint():
         text = f"{keys[0]} and {keys[1]} are the same images"
     if text and not allowed:

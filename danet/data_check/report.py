@@ -1,19 +1,19 @@
 """The results of a scan, for people (text, contact sheet) and for programs (JSON)."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from danet.data_check.overlap import FORBIDDEN, describe_shared, group_copies, shared_images
+from danet.data_check.overlap import FORBIDDEN, describe_shared, group_copies
 from danet.data_check.scan import SplitReport
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.image_io import Levels
 from danet.errors import InputError
-from danet.types import IGNORE
 from danet.visualization.overlay import Legend, compose
 
 _TILE = (320, 240)
@@ -51,12 +51,12 @@ def report_duplicates(reports: Sequence[SplitReport], *, allow_overlap: bool) ->
             shown = "; ".join(twice[:_MAX_NAMES])
             report.notes.append(f"{len(twice)} images are there more than once: {shown}")
         for j in range(i + 1, len(reports)):
-            for image in shared_images(lengths[i], lengths[j], groups):
-                text = describe_shared([image], report.dataset.split, reports[j].dataset.split)
-                if allow_overlap:
-                    report.notes.append(text)
-                else:
-                    report.problems.append(f"{text}; {FORBIDDEN}")
+            names = report.dataset.split, reports[j].dataset.split
+            text = describe_shared(lengths[i], lengths[j], groups, names)
+            if text and allow_overlap:
+                report.notes.append(text)
+            elif text:
+                report.problems.append(f"{text}; {FORBIDDEN}")
 
 
 def notes_of(report: SplitReport, *, absent: str = "", where: str = "") -> list[str]:
@@ -67,52 +67,39 @@ def notes_of(report: SplitReport, *, absent: str = "", where: str = "") -> list[
         absent: What it means that a class never occurs; without it such classes are left out.
         where: Begins each note.
     """
-    dataset, count, pairs = report.dataset, len(report.pairs), report.usable
-    modes = Counter(pair.mode for pair in pairs if pair.mode not in ("", "RGB"))
-    notes = []
-    if modes:
-        shown = ", ".join(f"{number} of mode {mode}" for mode, number in sorted(modes.items()))
-        notes.append(
-            f"{shown} of {count} images become 8-bit RGB: grey is repeated, alpha is dropped, 16 "
-            "bits are divided by 257"
-        )
-    rotated = [pair for pair in pairs if pair.is_rotated]
-    empty = [pair for pair in pairs if pair.classes is not None and set(pair.classes) <= {IGNORE}]
-    for found, what in (
-        (rotated, "images have an EXIF turn, which is not applied"),
-        (empty, "labels are ignored everywhere and teach nothing"),
-    ):
-        if found:
-            names = ", ".join(dataset.items[pair.index].name for pair in found[:_MAX_NAMES])
-            notes.append(f"{len(found)} of {count} {what}: {names}")
+    dataset, count = report.dataset, len(report.pairs)
+    pictures = [(pair.name, pair.remarks, pair.levels) for pair in report.usable]
+    notes = [*report.notes, *picture_notes(pictures, where)]
     classes = [f"{i} ({dataset.classes[i]})" for i in np.flatnonzero(report.pixels == 0)]
     if classes and absent and dataset.is_labelled:
         is_all = count == len(dataset)
         of = f"its {count} labels and {absent}" if is_all else f"{count} labels looked at"
         more = len(classes) - _MAX_CLASSES
         notes.append(
-            f"classes that never occur in {of}: {', '.join(classes[:_MAX_CLASSES])}"
+            f"{where}classes that never occur in {of}: {', '.join(classes[:_MAX_CLASSES])}"
             + f" and {more} more" * (more > 0)
             + "; tools/check_data.py counts all labels" * (not is_all)
         )
-    lost = dropped_notes(
-        [(dataset.items[pair.index].name, pair.dropped, pair.levels) for pair in pairs], where
-    )
-    return [*report.notes, *lost, *(f"{where}{note}" for note in notes)]
+    return notes
 
 
-def dropped_notes(
+def picture_notes(
     pictures: Sequence[tuple[str, Sequence[str], Levels | None]], where: str = ""
 ) -> list[str]:
-    """Return notes on parts of images that are not read and on images with few values left.
+    """Return notes on what reading images changes, and on images with few values left.
 
     Args:
-        pictures: Name, parts that are not read, and levels if it has more than 8 bits, of each.
+        pictures: Name, remarks, and levels if it has more than 8 bits, of each.
         where: Begins each note.
     """
-    count = len(pictures)
-    parts = Counter(part for _, dropped, _ in pictures for part in dropped)
-    notes = [f"{where}{number} of {count} images: {part}" for part, number in sorted(parts.items())]
+    count, named = len(pictures), defaultdict[str, list[str]](list)
+    for name, remarks, _ in pictures:
+        for remark in remarks:
+            named[remark].append(name)
+    notes = [
+        f"{where}{len(names)} of {count} images: {remark}: {', '.join(names[:_MAX_NAMES])}"
+        for remark, names in sorted(named.items())
+    ]
     quantized = [(name, levels) for name, _, levels in pictures if levels is not None]
     few = [(name, of) for name, of in quantized if of.after <= _FEW and of.low < of.high]
     if few:
@@ -127,45 +114,11 @@ def dropped_notes(
     return notes
 
 
-def describe(report: SplitReport, notes: Sequence[str], *, show: int) -> str:
-    """Return the statistics of a split and its first ``show`` problems as text, for people."""
-    dataset, ignored = report.dataset, report.ignored
-    head = f"{dataset.split}: {len(dataset)} images"
-    if expected := dataset.expected.get(dataset.split):
-        head += f" (expected {' or '.join(map(str, expected))})"
-    lines = [head]
-    sizes = [pair.size for pair in report.pairs if pair.size is not None]
-    if by_area := sorted(sizes, key=lambda size: (size[0] * size[1], size)):
-        chosen = [by_area[0], by_area[len(by_area) // 2], by_area[-1]]
-        shown = [f"{width} x {height}" for height, width in chosen]
-        text = "smallest {}, median {}, largest {}" if len(set(sizes)) > 1 else "{}, all"
-        lines.append(f"  width x height: {text.format(*shown)}")
-    total = int(report.pixels.sum()) + ignored
-    if dataset.is_labelled and total:
-        width = max(map(len, (*dataset.classes, "(ignored)")))
-        lines.append(f"  {'':>3} {'class':<{width}} {'pixels':>9} {'images':>8} {'weight':>9}")
-        for i, weight in enumerate(class_weights(report)):
-            share = f"{100 * report.pixels[i] / total:.3f} %"
-            shown_weight = f"{weight:.4g}" if weight else "-"
-            name = f"{dataset.classes[i]:<{width}}"
-            lines.append(f"  {i:>3} {name} {share:>9} {report.images_with[i]:>8} {shown_weight:>9}")
-        lines.append(f"  {'':>3} {'(ignored)':<{width}} {100 * ignored / total:>7.3f} %")
-    lines += [f"  {'' if note.startswith('warning: ') else 'note: '}{note}" for note in notes]
-    lines += [f"  problem: {problem}" for problem in report.problems[:show]]
-    if len(report.problems) > show:
-        lines.append(f"  ... and {len(report.problems) - show} more problems")
-    return "\n".join(lines)
-
-
-def weights_setting(report: SplitReport) -> str:
-    """Return the class weights as a setting of a training."""
-    return f"loss.main.class_weights=[{','.join(f'{w:.4g}' for w in class_weights(report))}]"
-
-
-def as_json(report: SplitReport, notes: Sequence[str], *, show: int) -> dict[str, Any]:
+def record(report: SplitReport, notes: Sequence[str], *, show: int) -> dict[str, Any]:
     """Return the statistics of a split and its first problems as plain values, for programs."""
     dataset = report.dataset
     sizes = Counter(pair.size for pair in report.pairs if pair.size is not None)
+    by_area = sorted(sizes.items(), key=lambda pair: math.prod(pair[0]))
     columns = report.pixels, report.images_with, class_weights(report).round(6)
     rows = zip(dataset.classes, *(column.tolist() for column in columns), strict=True)
     return {
@@ -173,7 +126,7 @@ def as_json(report: SplitReport, notes: Sequence[str], *, show: int) -> dict[str
         "expected": list(dataset.expected.get(dataset.split, ())),
         "sizes": [
             {"width": width, "height": height, "images": number}
-            for (height, width), number in sorted(sizes.items())
+            for (height, width), number in by_area
         ],
         "classes": [
             {"index": i, "name": name, "pixels": pixels, "images": images, "weight": weight}
@@ -184,6 +137,38 @@ def as_json(report: SplitReport, notes: Sequence[str], *, show: int) -> dict[str
         "problems": report.problems[:show],
         "num_problems": len(report.problems),
     }
+
+
+def describe(split: str, found: Mapping[str, Any]) -> str:
+    """Return the record of a split as text, for people."""
+    expected = " or ".join(map(str, found["expected"]))
+    lines = [f"{split}: {found['images']} images" + (expected and f" (expected {expected})")]
+    sizes = [f"{size['width']} x {size['height']}" for size in found["sizes"]]
+    if sizes:
+        last = f" to {sizes[-1]}, {len(sizes)} sizes" if len(sizes) > 1 else ", all"
+        lines.append(f"  width x height: {sizes[0]}{last}")
+    classes, ignored = found["classes"], found["ignored_pixels"]
+    total = sum(row["pixels"] for row in classes) + ignored
+    if total:
+        width = max(len(row["name"]) for row in (*classes, {"name": "(ignored)"}))
+        lines.append(f"  {'':>3} {'class':<{width}} {'pixels':>9} {'images':>8} {'weight':>9}")
+        for row in classes:
+            weight = f"{row['weight']:.4g}" if row["weight"] else "-"
+            share = f"{100 * row['pixels'] / total:.3f} %"
+            name = f"{row['index']:>3} {row['name']:<{width}}"
+            lines.append(f"  {name} {share:>9} {row['images']:>8} {weight:>9}")
+        lines.append(f"  {'':>3} {'(ignored)':<{width}} {100 * ignored / total:>7.3f} %")
+    for note in found["notes"]:
+        lines.append(f"  {'' if note.startswith('warning: ') else 'note: '}{note}")
+    lines += [f"  problem: {problem}" for problem in found["problems"]]
+    if (more := found["num_problems"] - len(found["problems"])) > 0:
+        lines.append(f"  ... and {more} more problems")
+    return "\n".join(lines)
+
+
+def weights_setting(report: SplitReport) -> str:
+    """Return the class weights as a setting of a training."""
+    return f"loss.main.class_weights=[{','.join(f'{w:.4g}' for w in class_weights(report))}]"
 
 
 def contact_sheet(dataset: SegmentationDataset, indices: Iterable[int]) -> np.ndarray | None:

@@ -51,19 +51,23 @@ def check_sample(
             notes += [f"data.on_bad_sample=skip: {problem}" for problem in report.problems]
         else:
             problems += report.problems
-    if reports:
-        values = set().union(*(report.values for report in reports))
-        notes += suspicious_values(reports[0].dataset, values)
-        suggestion = suggest_setting(reports[0].dataset, values)
-        if suggestion and not problems:
-            raise InputError(suggestion)
-        if problems:
-            num_pairs = sum(len(report.pairs) for report in reports)
-            raise InputError(_join(problems, suggestion, num_pairs))
-        for report in reports:  # last: it may read all labels
-            if report.dataset is training and (problem := find_single_class(report)):
-                raise InputError(problem)
-    return list(dict.fromkeys(notes))
+    if not reports:
+        return []
+    setting, is_needed = suggest_setting(reports)
+    if problems:
+        lines = problems[:_MAX_PROBLEMS]
+        if len(problems) > 1 or is_needed:
+            looked_at = sum(len(report.pairs) for report in reports)
+            more = f"{len(problems)} of {looked_at} pairs that were looked at have a problem; "
+            more += f"{setting}; " if is_needed else ""
+            lines.append(f"{more}tools/check_data.py looks at all pairs")
+        raise InputError("\n".join(lines))
+    if is_needed:
+        raise InputError(setting)
+    for report in reports:  # last: it may read all labels
+        if report.dataset is training and (problem := find_single_class(report)):
+            raise InputError(problem)
+    return list(dict.fromkeys([*notes, setting] if setting else notes))
 
 
 def sample_indices(length: int, count: int) -> list[int]:
@@ -94,8 +98,8 @@ def find_single_class(report: SplitReport) -> str:
     seen = set(np.flatnonzero(report.pixels).tolist())
     rest = {*range(len(dataset))} - {pair.index for pair in report.pairs}
     while rest and len(seen) < 2 and dataset.is_labelled:
-        classes = inspect_pair(dataset, rest.pop()).classes
-        seen |= set(() if classes is None else classes.tolist()) - {IGNORE}
+        pixels = inspect_pair(dataset, rest.pop()).pixels
+        seen |= set() if pixels is None else set(np.flatnonzero(pixels[:IGNORE]).tolist())
     if len(seen) > 1 or not dataset.is_labelled:
         return ""
     what = ", ".join(f"class {i} ({dataset.classes[i]})" for i in seen) or "ignored pixels"
@@ -106,40 +110,36 @@ def find_single_class(report: SplitReport) -> str:
     )
 
 
-def suggest_setting(dataset: FileDataset, values: set[int]) -> str:
-    """Return the setting that the values of all labels call for, or ""; only for Folder."""
-    num_classes = len(dataset.classes)
+def suggest_setting(reports: Sequence[SplitReport]) -> tuple[str, bool]:
+    """Return the setting that the values of all labels call for, and whether nothing else is right.
+
+    The text is empty where there is none; only Folder has such settings.
+    """
+    dataset, values = reports[0].dataset, set[int]().union(*(report.values for report in reports))
     if not isinstance(dataset, Folder) or dataset.labels.colors or dataset.labels.labels_start_at:
-        return ""
+        return "", False
+    names, counted = dataset.classes, values - {IGNORE}
     if values == {0, IGNORE} and dataset.label_map().get(IGNORE) == IGNORE:
-        lost = ", ".join(dataset.classes[1:4]) + ", ..." * (num_classes > 4)
+        lost = ", ".join(names[1:4]) + ", ..." * (len(names) > 4)
         return (
             f"all labels hold the values 0 and {IGNORE} only, and {IGNORE} is ignored, so {lost} "
             "would never be learnt; set data.values={0:0,255:1}"
-        )
-    counted = values - {IGNORE}
-    if not counted or dataset.labels.values or max(counted) != num_classes:
-        return ""
-    if min(counted) == 1:
+        ), True
+    if not counted or dataset.labels.values:
+        return "", False
+    if min(counted) == 1 and max(counted) == len(names):
         return (
-            f"the labels hold values 1..{num_classes} and no 0, for {num_classes} classes: set "
+            f"the labels hold values 1..{len(names)} and no 0, for {len(names)} classes: set "
             "data.labels_start_at=1"
-        )
-    return (
-        f"the labels hold 0 and {num_classes}, one value more than the {num_classes} classes: "
-        "add the missing class, or set data.labels_start_at=1 if 0 means no class"
-    )
-
-
-def suspicious_values(dataset: FileDataset, values: set[int]) -> list[str]:
-    """Return a note if the values are allowed but probably count classes from 1."""
-    if not isinstance(dataset, Folder):
-        return []
-    labels, counted = dataset.labels, values - {IGNORE}
-    is_plain = not (labels.colors or labels.values or labels.labels_start_at)
-    if is_plain and counted and min(counted) == 1 and max(counted) < len(dataset.classes):
-        return [
-            f"no label that was looked at has the value 0 ({dataset.classes[0]}); if classes count "
-            "from 1, set data.labels_start_at=1"
-        ]
-    return []
+        ), True
+    if max(counted) == len(names):
+        return (
+            f"the labels hold 0 and {len(names)}, one value more than the {len(names)} classes: "
+            "add the missing class, or set data.labels_start_at=1 if 0 means no class"
+        ), True
+    if min(counted) == 1 and max(counted) < len(names):
+        return (
+            f"no label that was looked at has the value 0 ({names[0]}); if classes count from 1, "
+            "set data.labels_start_at=1"
+        ), False
+    return "", False

@@ -1,23 +1,19 @@
 """What all processes do at the same step: requests, the end of a run, the wait for a slow one."""
 
 import time
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
 
 from danet.distributed import failures, signals
 from danet.distributed.collectives import is_first, world_size
 from danet.distributed.error_reporting import POLL
 from danet.distributed.failures import naming_failures
 
-_LONGEST_EVALUATION = timedelta(hours=24)
-"""How long ``wait_patiently`` waits for a process that is alive."""
-
-# Within an evaluation each process stops at its own copy of the signal.
-_ARRIVAL = signals.SAME
-"""Seconds for all processes to reach the end of a run once one has."""
+_LONGEST_EVALUATION = 86400.0
+"""Seconds for which ``wait_patiently`` waits for a process that is alive."""
 
 _LAUNCHER_NOTICE = 3.0
 """Seconds for the launcher to notice a dead process and to signal the others."""
@@ -47,9 +43,8 @@ class Agreement:
             return flags
         raised = self.finish()  # begun a step ago, so it costs no wait
         self._flags = torch.tensor([flags])
-        self._work = dist.all_reduce(
-            self._flags, dist.ReduceOp.BOR, group=self._group, async_op=True
-        )
+        operation = dist.ReduceOp.BOR
+        self._work = dist.all_reduce(self._flags, operation, group=self._group, async_op=True)
         return raised
 
     def finish(self) -> int:
@@ -65,40 +60,34 @@ class Agreement:
 def arrive() -> None:
     """Count this process among those that reach the common end of a run."""
     _count("the end", 1)
-    if is_first():
-        _count("the end of the first", 1)
 
 
 def all_arrived() -> bool:
     """Return whether all processes arrived; called when this one has nothing left to write.
 
     A launcher sends SIGTERM when one process has died, and a preempted job sends it to all. Only
-    in the second case do all processes arrive. Rank 0 waits some seconds for the others. They wait
-    until it has written the checkpoint, since a launcher ends all as soon as one has ended.
+    in the second case do all processes arrive, for which each waits some seconds: within an
+    evaluation each stops at its own copy of the signal. Then the others wait until rank 0 has
+    written the checkpoint, since a launcher ends all as soon as one has ended.
     """
+    have_all = _wait_for("the end", world_size(), signals.SAME)
     if is_first():
-        have_all = _wait_for("the end", world_size(), _ARRIVAL)
         _count("the last checkpoint", 1)
-        return have_all
-    # In two waits: a rank 0 that died on another host must not cost the whole TIMEOUT.
-    if _wait_for("the end of the first", 1, _ARRIVAL):
+    else:
         _wait_for("the last checkpoint", 1, failures.TIMEOUT.total_seconds())
-    return _count("the end") == world_size()
+    return have_all
 
 
 def wait_patiently(name: str) -> None:
     """Wait for all processes after work that may take each a very different time.
 
-    Args:
-        name: Of this place; used once per run, the same on all processes.
-
-    Raises:
-        ProcessError: A process of this host has died, or the launcher has.
+    ``name`` is used once per run. Raises ProcessError if a process of this host or the launcher
+    has died.
     """
     # A barrier fails after TIMEOUT, but one process may evaluate hours longer than another; and it
     # blocks in C++, where Python handles no signal.
     _count(name, 1)
-    if not _wait_for(name, world_size(), _LONGEST_EVALUATION.total_seconds()):
+    if not _wait_for(name, world_size(), _LONGEST_EVALUATION):
         time.sleep(_LAUNCHER_NOTICE)  # its SIGTERM lets this process save a checkpoint
         raise failures.failed(f"waiting for {name}", "not all arrived")
 
@@ -109,7 +98,7 @@ def _count(name: str, amount: int = 0) -> int:
         return 1
     # Adding 0 reads a counter; get() would block until the key exists.
     try:
-        return failures.default_store().add(f"arrived/{name}", amount)
+        return _get_default_store().add(f"arrived/{name}", amount)
     except (RuntimeError, ValueError):  # it died with the launcher or with rank 0
         return -1
 

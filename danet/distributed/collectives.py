@@ -27,17 +27,11 @@ def is_first() -> bool:
 
 def from_first(value: T) -> T:
     """Broadcast a picklable value from rank 0."""
-    return from_rank(0, value)
-
-
-def from_rank(source: int, value: T) -> T:
-    """Broadcast a picklable value from one rank."""
-    if world_size() == 1:
-        return value
     # With NCCL the pickled bytes travel over the current CUDA device, see rendezvous.py.
     box: list[Any] = [value]
-    with naming_failures(f"broadcast from process {source}"):
-        dist.broadcast_object_list(box, src=source)
+    if world_size() > 1:
+        with naming_failures("broadcast from process 0"):
+            dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
@@ -56,12 +50,6 @@ def sum_in_place(values: Tensor, name: str = "sum of counts") -> None:
     if world_size() > 1:
         with naming_failures(name):
             dist.all_reduce(values)  # on CUDA it is only queued: the caller does not wait
-
-
-def sum_of(values: Tensor, name: str) -> list[float]:
-    """Return a vector's sum over all processes; waits for the device."""
-    sum_in_place(values, name)
-    return values.tolist()
 
 
 def broadcast_buffers(module: nn.Module) -> None:

@@ -1,14 +1,11 @@
 """Preparing a network for training on several processes."""
 
+import sys
 from copy import deepcopy
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-
-_SIZE = 64  # 2 x 2 positions at output stride 32
-"""Height and width of the probe image, in pixels."""
 
 
 def freeze_unused_parameters(model: nn.Module) -> list[str]:
@@ -23,16 +20,14 @@ def freeze_unused_parameters(model: nn.Module) -> list[str]:
     """
     network = deepcopy(model).to("meta").train()
     # Two images: batch norm in training refuses one value per channel, as after global pooling.
-    image = torch.empty(2, 3, _SIZE, _SIZE, dtype=torch.uint8, device="meta")
+    image = torch.empty(2, 3, 64, 64, dtype=torch.uint8, device="meta")
     try:
         output = network(image)
     except (RuntimeError, NotImplementedError, ValueError):  # an operator without a meta kernel
         return []
-    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
-    parameters = [network.get_parameter(name) for name in names]
-    total = torch.stack([o.sum() for o in (output.logits, *output.auxiliary.values())]).sum()
-    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-    unused = [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
+    torch.stack([o.sum() for o in (output.logits, *output.auxiliary.values())]).sum().backward()
+    trained = (item for item in network.named_parameters() if item[1].requires_grad)
+    unused = [name for name, parameter in trained if parameter.grad is None]
     for name in unused:
         model.get_parameter(name).requires_grad_(False)
     return unused
@@ -40,13 +35,11 @@ def freeze_unused_parameters(model: nn.Module) -> list[str]:
 
 def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
     """Return the network with batch norms that compute statistics over all processes."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     # timm's batch norms include an activation, which torch's conversion would drop.
-    if any(type(norm).__module__.startswith("timm.") for norm in norms):
+    if "timm" in sys.modules:
         from timm.layers.norm_act import convert_sync_batchnorm as convert_timm
 
-        converted: nn.Module = convert_timm(model)
-        return converted
+        return convert_timm(model)
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 

@@ -10,12 +10,7 @@ from danet.errors import InputError
 def choose_device(wanted: str, *, key: str = "device") -> torch.device:
     """Return the device of this process: ``auto`` is CUDA where there is one.
 
-    Args:
-        wanted: auto, cpu or cuda.
-        key: The setting, for messages.
-
-    Raises:
-        InputError: CUDA is asked for and there is none.
+    ``key`` names the setting in messages. Raises InputError where there is no such device.
     """
     if wanted not in ("auto", "cpu", "cuda"):
         raise InputError(f"{key}={wanted}: expected auto, cpu or cuda")

@@ -46,9 +46,8 @@ def leaving_the_group() -> Iterator[None]:
     except BaseException as error:
         # Looked up, not imported: most errors of settings come before torch is loaded.
         distributed = sys.modules.get("torch.distributed")
-        if distributed is None or not distributed.is_available():
-            raise
-        if not distributed.is_initialized():
+        is_usable = distributed is not None and distributed.is_available()
+        if distributed is None or not (is_usable and distributed.is_initialized()):
             raise
         code = error.code if isinstance(error, SystemExit) else 1
         if not isinstance(error, SystemExit):

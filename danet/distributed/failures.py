@@ -2,12 +2,12 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import Store
+from torch.distributed.distributed_c10d import _get_default_store
 
 from danet.distributed import error_reporting
 from danet.distributed.error_reporting import POLL
@@ -19,22 +19,8 @@ TIMEOUT = timedelta(minutes=10)  # gloo's default, 30 minutes, holds the machine
 _NOTICE = 2.0
 """Seconds for a dead process to disappear from the process table once its connection broke."""
 
-
-_peers: dict[int, int] = {}
+peers: dict[int, int] = {}
 """Rank -> process id, of the other processes of this host."""
-
-
-def meet(everyone: Sequence[tuple[str, int]], rank: int) -> None:
-    """Remember the processes of this host, so that this one can check whether they are alive.
-
-    Args:
-        everyone: Host and process id of every rank.
-        rank: Of this process.
-    """
-    here, _ = everyone[rank]
-    for other, (host, pid) in enumerate(everyone):
-        if host == here and other != rank:
-            _peers[other] = pid
 
 
 def is_alive(pid: int) -> bool:
@@ -51,23 +37,16 @@ def is_alive(pid: int) -> bool:
         return not os.path.isdir("/proc/self")
 
 
-def dead_ranks(seconds: float = 0.0) -> list[int]:
-    """Return the ranks of this host whose process has ended; wait until one has.
+def dead_ranks() -> list[int]:
+    """Return the ranks of this host whose process has ended."""
+    return [rank for rank, pid in peers.items() if not is_alive(pid)]
 
-    Args:
-        seconds: The longest wait.
-    """
+
+def _wait(condition: Callable[[], object], seconds: float) -> None:
+    """Wait until a condition holds, or so many seconds."""
     deadline = time.monotonic() + seconds
-    while True:
-        dead = [rank for rank, pid in _peers.items() if not is_alive(pid)]
-        if dead or time.monotonic() >= deadline:
-            return dead
+    while not condition() and time.monotonic() < deadline:
         time.sleep(POLL)
-
-
-def default_store() -> Store:
-    """Return the store of the process group."""
-    return dist.distributed_c10d._get_default_store()
 
 
 def is_reported_by_another(rank: int) -> bool:
@@ -77,27 +56,24 @@ def is_reported_by_another(rank: int) -> bool:
     """
     try:
         # compare_set is atomic in the store: exactly one rank finds the key empty.
-        reporter = int(default_store().compare_set("reporter", "", str(rank)))
+        reporter = int(_get_default_store().compare_set("reporter", "", str(rank)))
     except (RuntimeError, ValueError):  # the process that hosted the store has died
         return False
     if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         time.sleep(error_reporting.CLAIM)  # without torchrun rank 0 hosts the store
     # A reporter on another host is no peer, and the launcher of this host cannot end it.
-    pid, deadline = _peers.get(reporter), time.monotonic() + error_reporting.REPORT
-    while pid is not None and is_alive(pid) and time.monotonic() < deadline:
-        time.sleep(POLL)
+    if reporter in peers:
+        _wait(lambda: not is_alive(peers[reporter]), error_reporting.REPORT)
     return reporter != rank
 
 
 def failed(exchange: str, error: BaseException | str) -> ProcessError:
     """Return the error of an exchange that failed, which names the ranks that died."""
     # One death breaks the exchange on all ranks; who reports is settled in error_reporting.py.
-    dead = dead_ranks(_NOTICE)
-    cause = (
-        f"process {' and '.join(map(str, dead))} of this machine has died"
-        if dead
-        else f"after at most {TIMEOUT}; another process has died, hangs, or took another path"
-    )
+    cause = f"after at most {TIMEOUT}; another process has died, hangs, or took another path"
+    _wait(dead_ranks, _NOTICE)
+    if dead := dead_ranks():
+        cause = f"process {' and '.join(map(str, dead))} of this machine has died"
     reason = error if isinstance(error, str) else first_line(error)
     return ProcessError(
         f"process {dist.get_rank()} of {dist.get_world_size()}: the exchange {exchange!r} "
@@ -107,11 +83,7 @@ def failed(exchange: str, error: BaseException | str) -> ProcessError:
 
 @contextmanager
 def naming_failures(exchange: str) -> Iterator[None]:
-    """Name the exchange that failed inside, and the ranks that died; other errors pass unchanged.
-
-    Raises:
-        ProcessError: The exchange failed.
-    """
+    """Raise ProcessError, with the ranks that died, if an exchange inside fails."""
     try:
         yield
     except RuntimeError as error:

@@ -1,11 +1,16 @@
-"""Joining the processes that a launcher such as torchrun started."""
+"""Joining the processes that a launcher such as torchrun started, with equal config and data."""
 
+import hashlib
+import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from glob import glob
+from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -13,6 +18,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+import danet
 from danet.distributed import collectives, error_reporting, failures
 from danet.errors import InputError, ProcessError, UserError, first_line
 
@@ -29,12 +35,12 @@ def process_group(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         # NCCL's barriers and exchanges of objects use the current device: without this, all GPU 0.
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    store, rank, size = join(failures.TIMEOUT)
-    dist.init_process_group(
-        backend, store=store, rank=rank, world_size=size, timeout=failures.TIMEOUT
-    )
-    failures.meet(collectives.gather((socket.gethostname(), os.getpid())), rank)
+    backend, timeout = "nccl" if device.type == "cuda" else "gloo", failures.TIMEOUT
+    store, rank, size = join(timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    own = socket.gethostname(), os.getpid()
+    hosts = enumerate(collectives.gather(own))
+    failures.peers.update((r, pid) for r, (host, pid) in hosts if host == own[0] and r != rank)
     try:
         yield
     except UserError as error:  # others are bugs, whose traceback every process prints
@@ -46,9 +52,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 def join(timeout: timedelta) -> tuple[Store, int, int]:
     """Return a store of this attempt alone, the rank of this process, and the number of processes.
 
-    Raises:
-        ProcessError: The store cannot be reached, or its port is taken.
-        InputError: Some processes did not arrive in time.
+    Raises ProcessError if the store cannot be reached, InputError if processes did not arrive.
     """
     try:
         store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
@@ -91,3 +95,31 @@ def _agree_on_attempt(store: Store, rank: int, size: int, timeout: timedelta) ->
             )
         time.sleep(error_reporting.POLL / 2)
     return own
+
+
+def require_same(config: Mapping[str, Any], data: Mapping[str, str]) -> None:
+    """Raise InputError if config, code or data of the processes differ; ``data`` are digests."""
+    plain = {**config, "run": None, "resume": None}
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=True, default=str)
+    facts = {"config": hashlib.sha256(text.encode()).hexdigest()[:16], "code": _code_version()}
+    facts |= {name.replace("_", " "): digest for name, digest in data.items()}
+    # Gathered on all, so that all raise and none waits for the others in the next exchange.
+    everywhere = collectives.gather(facts)
+    for rank, others in enumerate(everywhere):
+        for name, value in everywhere[0].items():
+            if others[name] != value:
+                raise InputError(
+                    f"process {rank} has another {name} than process 0: {others[name]} against "
+                    f"{value}; all processes of a run must start with the same"
+                )
+
+
+def _code_version() -> str:
+    """Return the versions of this package and of torch, and a digest of the package's sources."""
+    # Of the sources, not a git revision: a wheel has none, and local edits count.
+    root = Path(danet.__file__).parent
+    digest = hashlib.sha256()
+    # In a checkout danet/datasets is a symbolic link, which glob follows and Path.rglob does not.
+    for name in sorted(glob("**/*.py", root_dir=root, recursive=True)):
+        digest.update(name.encode() + (root / name).read_bytes())
+    return f"danet {danet.__version__} ({digest.hexdigest()[:16]}), torch {torch.__version__}"

@@ -31,17 +31,11 @@ class Stop(Exception):
 
 
 class Signals(ExitStack):
-    """Collects requests until the block ends that it is entered for.
-
-    Attributes:
-        name: Of the signal that asked for the stop, for messages.
-    """
+    """Collects requests within a block; ``name`` is that of the signal that asked for the stop."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.name = ""
-        self._requests = 0
-        self._since = 0.0
+        self.name, self._requests, self._since = "", 0, 0.0
         self._raises_stop = False
         for number in _REQUESTS:
             # An ignored signal stays ignored: nohup does that to SIGHUP, and a shell to the SIGINT
@@ -50,20 +44,20 @@ class Signals(ExitStack):
                 self.callback(signal.signal, number, signal.signal(number, self._on_signal))
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        request = _REQUESTS[signal.Signals(number)]
-        if request == STOP and self._requests & STOP:
+        request, has_stop = _REQUESTS[signal.Signals(number)], bool(self._requests & STOP)
+        self._requests |= request
+        if request != STOP:
+            return
+        if has_stop:
             # Outside torchrun a second SIGINT is a second Ctrl-C.
             may_be_copy = number != signal.SIGINT or "TORCHELASTIC_RUN_ID" in os.environ
             if may_be_copy and time.monotonic() - self._since < SAME:
                 return
             # Nothing is lost: checkpoints are renamed into place, so the one of before is whole.
             os._exit(128 + number)  # the code that a shell gives for this signal
-        if request == STOP:
-            self.name = signal.Signals(number).name
-            self._since = time.monotonic()
-        self._requests |= request
+        self.name, self._since = signal.Signals(number).name, time.monotonic()
         # Raised out of the handler, between two bytecodes of whatever the main thread executes.
-        if request == STOP and self._raises_stop:
+        if self._raises_stop:
             raise Stop
 
     def take(self) -> int:
@@ -74,11 +68,7 @@ class Signals(ExitStack):
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raise Stop at once for a request to stop, in code that may be interrupted anywhere.
-
-        Raises:
-            Stop: One came, now or before.
-        """
+        """Raise Stop at once for a request to stop, in code that may be interrupted anywhere."""
         if self._requests & STOP:
             raise Stop
         self._raises_stop = True
@@ -89,12 +79,8 @@ class Signals(ExitStack):
 
 
 def follow_parent() -> None:
-    """Ask the system for SIGTERM when the launcher dies; Linux only, elsewhere a no-op.
-
-    To be called first of all: a launcher that died before is not noticed.
-    """
+    """Ask Linux for SIGTERM when the launcher dies; to be called first, while it is alive."""
     # After a SIGKILL of torchrun its workers would live on, and hold the GPUs.
-    if sys.platform != "linux" or "LOCAL_RANK" not in os.environ:
-        return
-    parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
-    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
+    if sys.platform == "linux" and "LOCAL_RANK" in os.environ:
+        parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)

@@ -1,35 +1,26 @@
 """The exponential moving average of the weights."""
 
-from copy import deepcopy
-
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 
-class ModelEMA(nn.Module):
+class ModelEMA(AveragedModel):
     """Moving average of a network: ``average = decay * average + (1 - decay) * weights``.
 
-    Averages parameters and batch-norm statistics, copies integer buffers.
-
-    Args:
-        model: The network; a copy of it becomes the attribute ``module``.
-        decay: In (0, 1); half of the average stems from the last ln 2 / (1 - decay) updates.
+    Averages parameters and batch-norm statistics, copies integer buffers. Half of the average stems
+    from the last ln 2 / (1 - decay) updates. A copy of the network is the attribute ``module``.
     """
 
-    # torch's AveragedModel gives the same averages under the same names, so that states can be
-    # exchanged, but it reads its counter in every update, which waits for a CUDA device.
-    n_averaged: Tensor
-
     def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__()
-        self.module = deepcopy(model)
+        super().__init__(model)
         self.decay = decay
-        self.register_buffer("n_averaged", torch.tensor(0))
 
     @torch.no_grad()
     def update(self, model: nn.Module, *, is_first: bool) -> None:
         """Take in the current weights; the first update copies them."""
-        averages, values = _tensors(self.module), _tensors(model)
+        # Not update_parameters, which copies its counter to the device and waits for it.
+        averages, values = ([*m.parameters(), *m.buffers()] for m in (self.module, model))
         # lerp with weight 1 copies bit for bit: the average does not start from random weights.
         weight = 1.0 if is_first else 1.0 - self.decay
         floats = [i for i, average in enumerate(averages) if average.is_floating_point()]
@@ -39,7 +30,3 @@ class ModelEMA(nn.Module):
         if integers:  # batch norm's counters of batches; _foreach refuses an empty list
             torch._foreach_copy_([averages[i] for i in integers], [values[i] for i in integers])
         self.n_averaged.add_(1)
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]

@@ -27,12 +27,10 @@ class RunLog:
 
     Args:
         folder: Of the run; None for a log that writes nothing.
-        step: Where the run starts or continues; later lines of an earlier attempt are dropped.
-        steps: Where it ends.
+        step, steps: Where the run starts or continues, and ends. Lines of later steps are dropped.
         classes: Names for the tables of scores.
-        config: Of the run.
+        config, run_id: Of the run, for the trackers.
         log_to: Names of trackers, see danet.engine.trackers.
-        run_id: Of the run, the same after resuming.
         count: Returns numbers of this process; the lines of training have their sums over all.
 
     Attributes:
@@ -53,7 +51,7 @@ class RunLog:
     ) -> None:
         self.folder, self.classes, self.config = folder, classes, config or {}
         self._count = count
-        self._has_warned = self._has_partial_line = self._has_logged_console_failure = False
+        self._has_warned = self._has_partial_line = False
         self.trackers: dict[str, Tracker] = {}
         if folder is not None:
             self._path = folder / "metrics.jsonl"
@@ -64,14 +62,9 @@ class RunLog:
                 with self._leaving_out(name):
                     self.trackers[name] = TRACKERS[name](folder, step, run_id, settings)
         # tqdm redraws ten times a second by default, which fills the log file of a batch job.
+        is_off = folder is None
         self._bar = tqdm(
-            total=steps,
-            initial=step,
-            desc="train",
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=1,
-            disable=folder is None,
+            desc="train", total=steps, initial=step, unit="step", mininterval=1, disable=is_off
         )
 
     def advance(self) -> None:
@@ -79,9 +72,8 @@ class RunLog:
         self._bar.update()
 
     def write(self, text: str) -> None:
-        """Print above the progress bar."""
+        """Print above the progress bar, which tqdm clears and redraws."""
         if self.folder is not None:
-            # print() would start in the middle of the bar's line; tqdm clears and redraws it.
             tqdm.write(text, file=sys.stdout)
 
     def warn(self, text: str) -> None:
@@ -95,18 +87,9 @@ class RunLog:
             return
         known = finite(values)
         shown = {f"{kind}/{name}": value for name, value in known.items()}
-        for name, tracker in tuple(self.trackers.items()):
-            with self._leaving_out(name):
-                tracker.scalars(step, shown)
+        self._for_all_trackers(lambda tracker: tracker.scalars(step, shown))
         # Python writes NaN and Infinity, which are not JSON: other readers refuse the whole line.
         self._append({"step": step, "kind": kind, **{name: known.get(name) for name in values}})
-        self._log_console_failure(step)
-
-    def _log_console_failure(self, step: int) -> None:
-        """Log once that the console fails, which ends no training."""
-        if (reason := console.failure()) and not self._has_logged_console_failure:
-            self._has_logged_console_failure = True
-            self._append({"step": step, "kind": "warning", "text": f"console: {reason}"})
 
     def _append(self, line: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
@@ -119,8 +102,8 @@ class RunLog:
             self._has_partial_line = False
         except OSError as error:  # days of training are worth more than lines of a log
             if not self._has_warned:
-                self._has_warned = True
                 self.warn(f"{self._path}: the log cannot be written ({error.strerror or error})")
+            self._has_warned = True
 
     def train(self, step: int, losses: Mapping[str, float], figures: Mapping[str, float]) -> None:
         """Log a step: losses by name, rates and throughput, the counters of all processes."""
@@ -135,20 +118,16 @@ class RunLog:
     def validation(
         self, step: int, confusion: ConfusionMatrix, best_miou: float | None
     ) -> dict[str, float]:
-        """Log the scores of a step, as a table by class and as numbers.
+        """Log the scores of a step, as a table by class and as numbers; return the averages.
 
         Args:
             step: Of the run.
             confusion: Of the whole validation set, all processes together.
             best_miou: Of the steps before; None if there is none.
-
-        Returns:
-            The scores over all classes, by name.
         """
         scores = confusion.scores()
         averages = {name: getattr(scores, name) for name in _AVERAGES}
-        if self.folder is None:  # the other ranks need the scores for the best checkpoint
-            return averages
+        best = max(scores.miou, best_miou or 0.0)
         self.write(f"step {step}: validation, {describe(self.config.get('evaluation', {}))}")
         self.write(class_table(self.classes, {"IoU": scores.iou, "accuracy": scores.accuracy}))
         if warning := single_class_warning(confusion.matrix, self.classes):
@@ -156,17 +135,19 @@ class RunLog:
         per_class = {f"iou/{name}": v for name, v in zip(self.classes, scores.iou, strict=True)}
         self.scalars(step, "val", {**averages, **per_class})
         self.write(
-            f"  mIoU {100 * scores.miou:.2f} (best "
-            f"{100 * max(scores.miou, best_miou or 0.0):.2f}), "
-            f"pixel accuracy {100 * scores.pixel_accuracy:.2f}"
+            f"  mIoU {100 * scores.miou:.2f} (best {100 * best:.2f}), pixel accuracy "
+            f"{100 * scores.pixel_accuracy:.2f}"
         )
         return averages
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Show pictures, uint8 (H, W, 3) RGB."""
+        self._for_all_trackers(lambda tracker: tracker.images(step, images))
+
+    def _for_all_trackers(self, call: Callable[[Tracker], None]) -> None:
         for name, tracker in tuple(self.trackers.items()):
             with self._leaving_out(name):
-                tracker.images(step, images)
+                call(tracker)
 
     @contextmanager
     def _leaving_out(self, tracker: str) -> Iterator[None]:
@@ -179,20 +160,16 @@ class RunLog:
             self.warn(f"run.log_to: {tracker} failed and is left out from now on ({reason})")
 
     def close(self, scores: Mapping[str, float | None] | None = None) -> None:
-        """End the progress bar and write what is pending.
-
-        Args:
-            scores: The last ones of a run that reached its end, by name.
-        """
+        """End the bar and write what is pending, with the last scores of a run that is finished."""
         self._bar.close()
         step = int(self._bar.n)
         if self.folder is not None:
             with suppress(OSError, ValueError):
                 sys.stdout.flush()  # what is buffered may fail only here
-            self._log_console_failure(step)
-        for name, tracker in tuple(self.trackers.items()):
-            with self._leaving_out(name):
-                tracker.close(step, finite(scores or {}))
+            if reason := console.failure():  # which ends no training
+                self._append({"step": step, "kind": "warning", "text": f"console: {reason}"})
+        final = {f"final/{name}": value for name, value in finite(scores or {}).items()}
+        self._for_all_trackers(lambda tracker: tracker.close(step, final))
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
@@ -204,46 +181,31 @@ def _drop_lines_after(path: Path, step: int) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl; none where there is no file.
+    """Return the whole lines of a metrics.jsonl, without values that are no finite number or null.
 
-    Partial lines are left out, and so are values that are neither finite numbers nor null.
+    There are none where there is no file.
     """
-    lines = map(_parse, path.read_text("utf-8").splitlines() if path.exists() else ())
-    # The file may lie beside a foreign checkpoint, so nothing of its content is trusted.
-    return [
-        {
-            key: value
-            for key, value in line.items()
-            if key == "kind" or value is None or _is_finite(value)
-        }
-        for line in lines
-        if line
-    ]
+    # It may lie beside a foreign checkpoint, so nothing of its content is trusted.
+    lines = path.read_text("utf-8").splitlines() if path.exists() else ()
+    return [known for line in lines if (known := _parse(line))]
 
 
 def _parse(line: str) -> dict[str, Any]:
-    """Return a line of metrics.jsonl; empty for one without a step, or a partial one.
-
-    A line is partial while it is written, or if the disk was full or the machine stopped then.
-    """
-    with suppress(ValueError, RecursionError):
-        found = json.loads(line)
-        if isinstance(found, dict) and _is_finite(found.get("step")):
-            return found
+    """Return a line of metrics.jsonl; empty for one without a step, or a partial one."""
+    with suppress(ValueError, RecursionError, AttributeError):  # no JSON, nested too deep, a list
+        values = json.loads(line).items()
+        # Not math.isfinite, which raises on an integer beyond the range of a float.
+        known = {k: v for k, v in values if is_number(v) and abs(v) <= sys.float_info.max}
+        if "step" in known:
+            return {k: v for k, v in values if k in known or k == "kind" or v is None}
     return {}
-
-
-def _is_finite(value: object) -> bool:
-    # Not math.isfinite, which raises on an integer beyond the range of a float.
-    return is_number(value) and abs(value) <= sys.float_info.max
 
 
 def class_table(classes: Sequence[str], columns: Mapping[str, Sequence[float]]) -> str:
     """Format per-class shares 0..1 as percentages; a dash where a class did not occur."""
     width = max(map(len, (*classes, "class")))
     lines = [f"  {'class':<{width}}" + "".join(f"{name:>10}" for name in columns)]
-    for i, name in enumerate(classes):
-        cells: list[Any] = [values[i] for values in columns.values()]
-        shown = "".join(f"{'-' if math.isnan(v) else format(100 * v, '.2f'):>10}" for v in cells)
-        lines.append(f"  {name:<{width}}{shown}")
+    for name, *values in zip(classes, *columns.values(), strict=True):
+        shown = ("-" if math.isnan(value) else f"{100 * value:.2f}" for value in values)
+        lines.append(f"  {name:<{width}}" + "".join(f"{text:>10}" for text in shown))
     return "\n".join(lines)

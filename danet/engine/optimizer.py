@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from danet.plain import is_int, is_number
+from danet.plain import is_int
 
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 """Returns an optimizer over the parameters of a network."""
@@ -41,10 +42,8 @@ class SGD:
 
     def __call__(self, model: nn.Module) -> torch.optim.SGD:
         """Return the optimizer."""
-        groups = parameter_groups(model, self)
         optimizer = torch.optim.SGD(
-            groups,
-            lr=self.lr,
+            parameter_groups(model, self),
             momentum=self.momentum,
             nesterov=self.nesterov,
             fused=_can_fuse(model),
@@ -79,9 +78,8 @@ class AdamW:
 
     def __call__(self, model: nn.Module) -> torch.optim.AdamW:
         """Return the optimizer."""
-        groups = parameter_groups(model, self)
         betas = (float(self.betas[0]), float(self.betas[1]))
-        return torch.optim.AdamW(groups, lr=self.lr, betas=betas, fused=_can_fuse(model))
+        return torch.optim.AdamW(parameter_groups(model, self), betas=betas, fused=_can_fuse(model))
 
 
 def _check(factory: SGD | AdamW) -> None:
@@ -96,54 +94,36 @@ def _check(factory: SGD | AdamW) -> None:
 def _can_fuse(model: nn.Module) -> bool:
     # One kernel reads and writes each tensor once, and takes the overflow flag of float16 from the
     # device, so a step needs no wait.
-    return all(
-        p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in model.parameters()
-    )
+    return all(p.device.type in ("cpu", "cuda") for p in model.parameters())
 
 
 def parameter_groups(model: nn.Module, factory: SGD | AdamW) -> list[dict[str, Any]]:
-    """Group all parameters by rate (backbone or head) and decay.
-
-    ``base_lr`` of a group is its rate at factor 1 of the schedule.
-    """
+    """Group all parameters by rate (backbone or head) and decay; ``base_lr`` is before schedule."""
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         in_head = not name.startswith("backbone.")
         # Norms, biases and gamma are the parameters of one dimension.
         decays = factory.decay_norm or parameter.ndim > 1
         base_lr = factory.lr * (factory.head_multiplier if in_head else 1.0)
-        group = groups.setdefault(
-            (in_head, decays),
-            {
-                "params": [],
-                "lr": base_lr,
-                "base_lr": base_lr,  # ``lr`` is overwritten in every step; torch keeps other keys
-                "weight_decay": factory.weight_decay if decays else 0.0,
-            },
-        )
-        group["params"].append(parameter)
+        weight_decay = factory.weight_decay if decays else 0.0
+        # ``lr`` is overwritten in every step; torch keeps other keys.
+        group = {"params": [], "lr": base_lr, "base_lr": base_lr, "weight_decay": weight_decay}
+        groups.setdefault((in_head, decays), group)["params"].append(parameter)
     return list(groups.values())
 
 
 def state_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
     """Return the state dict of an optimizer, with the ``name`` and ``shape`` of each parameter."""
-    known = _named_parameters(optimizer, model)
+    known = _names_and_shapes(optimizer, model)
     # torch only numbers the states: momentum of layers that changed places would go unnoticed.
     content = optimizer.state_dict()
-    named = {
-        index: {"name": known[index][0], "shape": list(known[index][1].shape), **state}
-        for index, state in content["state"].items()
-    }
-    return {**content, "state": named}
+    return {**content, "state": {i: {**known[i], **x} for i, x in content["state"].items()}}
 
 
 def misfit(factory: OptimizerFactory, model: nn.Module, saved: Mapping[str, Any]) -> str:
     """Return why a saved state is not that of an optimizer, as part of a message; "" if it is.
 
-    Args:
-        factory: Of the optimizer.
-        model: The network.
-        saved: From ``state_of``; names and shapes may be missing.
+    Names and shapes, which ``state_of`` adds, may be missing.
     """
     # Fused kernels do not check sizes: a state of another shape is read and written out of bounds.
     # So states are compared with those after a step, here of tensors without values.
@@ -156,36 +136,34 @@ def misfit(factory: OptimizerFactory, model: nn.Module, saved: Mapping[str, Any]
         is_known = True
     except (RuntimeError, NotImplementedError):  # it reads values, as Adafactor does
         is_known = False
-    known, kind = _named_parameters(optimizer, twin), type(optimizer).__name__
-    states, groups = saved.get("state"), saved.get("param_groups")
-    try:
-        numbers = [number for group in groups or () for number in group["params"]]
-    except (TypeError, KeyError):
-        numbers = []
+    known, kind = _names_and_shapes(optimizer, twin), type(optimizer).__name__
+    own = optimizer.state_dict()["state"]
+    numbers = []
+    with suppress(TypeError, KeyError):
+        numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    states = saved.get("state")
     if not isinstance(states, dict) or numbers != list(range(len(known))):
         return f"it is not a state of {kind} over {len(known)} parameters"
     for index, state in states.items():
         # Texts out of the file are cut, since they may be of any length.
-        is_known_index = is_int(index) and index in range(len(known))
-        if not is_known_index or not isinstance(state, dict):
+        if not (is_int(index) and index in range(len(known)) and isinstance(state, dict)):
             return f"state {str(index)[:20]!r} is of no parameter"
-        name, parameter = known[index]
-        added = {"name": name, "shape": list(parameter.shape)}
-        found = {**added, **state}
-        expected = {**(optimizer.state[parameter] if is_known else state), **added}
+        added, name = known[index], known[index]["name"]
+        found, expected = (
+            {**added, **state},
+            {**(own.get(index, {}) if is_known else state), **added},
+        )
         if found.keys() != expected.keys():
             keys = [sorted(map(str, of.keys() - added)) for of in (found, expected)]
             return f"the state of {name} has {str(keys[0])[:99]}; {kind} has {keys[1]}"
         for key, value in found.items():
-            if (own := _describe(value)) != (wanted := _describe(expected[key])):
-                return f"state {index} is not of {name}: its {key} is {own[:99]}, not {wanted}"
+            if (text := _describe(value)) != (wanted := _describe(expected[key])):
+                return f"state {index} is not of {name}: its {key} is {text[:99]}, not {wanted}"
     return ""
 
 
 def _describe(value: Any) -> str:
     """Describe what must be equal in two states: of a tensor not its values, if they are finite."""
-    if is_number(value):  # a step that is counted on the host, not for a fused kernel
-        value = torch.tensor(float(value))
     if not isinstance(value, Tensor):
         return repr(value)
     # Other values would reach the weights in the first step.
@@ -195,10 +173,7 @@ def _describe(value: Any) -> str:
 
 
 def restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Fill an optimizer from a saved state in which ``misfit`` found nothing.
-
-    Rates and other settings stay those of the optimizer.
-    """
+    """Fill an optimizer from a state in which ``misfit`` found nothing; settings stay its own."""
     states = {
         index: {key: value for key, value in state.items() if key not in ("name", "shape")}
         for index, state in saved["state"].items()
@@ -214,9 +189,8 @@ def restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _named_parameters(
-    optimizer: torch.optim.Optimizer, model: nn.Module
-) -> list[tuple[str, nn.Parameter]]:
-    """Return the parameters with their names, in the order in which torch numbers their states."""
+def _names_and_shapes(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[dict[str, Any]]:
+    """Return name and shape of the parameters, in the order in which torch numbers their states."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    return [(names[p], p) for group in optimizer.param_groups for p in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return [{"name": names[p], "shape": list(p.shape)} for p in parameters]

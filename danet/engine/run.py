@@ -2,12 +2,11 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,42 +23,44 @@ from danet.data import bad_samples
 from danet.data.loader import TrainBatches, eval_batches, train_batches
 from danet.data_check.overlap import refuse_overlap
 from danet.data_check.sample import check_sample
-from danet.datasets.base import SegmentationDataset
 from danet.datasets.folder import Folder
-from danet.distributed import collectives, consistency
+from danet.distributed import collectives
 from danet.distributed.agreement import wait_patiently
 from danet.distributed.device import choose_device
-from danet.distributed.rendezvous import process_group
+from danet.distributed.rendezvous import process_group, require_same
 from danet.engine.log import RunLog
-from danet.engine.optimizer import OptimizerFactory
 from danet.engine.precision import place
-from danet.engine.schedule import Schedule
 from danet.engine.train_step import TrainStep
 from danet.engine.trainer import Trainer
-from danet.errors import UserError
 from danet.evaluation.evaluate import evaluate
-from danet.evaluation.inference import Inference
 from danet.evaluation.metrics import ConfusionMatrix
-from danet.losses import DeepSupervision
-from danet.preflight import advice, out_of_memory
+from danet.preflight import advice
 from danet.preflight.plan import describe, refuse_the_impossible
 from danet.visualization.figure import validation_pictures
 
 
-class Parts(NamedTuple):
-    """What a training is made of, besides the network."""
+class Parts:
+    """What a training is made of, besides the network; raise InputError for what is refused."""
 
-    loss: DeepSupervision
-    optimizer: OptimizerFactory
-    schedule: Schedule
-    evaluation: Inference
-    train_set: SegmentationDataset
-    val_set: SegmentationDataset
-
-    def fingerprints(self) -> dict[str, str]:
-        """Return digests of the data sets, under the names that they have in a checkpoint."""
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.loss = make(config.loss, "loss")
+        self.optimizer = make(config.optimizer, "optimizer")
+        self.schedule = make(config.schedule, "schedule")
+        self.evaluation = make(config.evaluation, "evaluation")
+        # Last: a value that a constructor refuses is reported before files are read.
+        self.train_set = make_dataset(config, config.data.train_split, training=True)
+        self.val_set = make_dataset(config, config.data.val_split, training=False)
         sets = {"training_set": self.train_set, "validation_set": self.val_set}
-        return {name: dataset.fingerprint() for name, dataset in sets.items()}
+        self.fingerprints = {name: dataset.fingerprint() for name, dataset in sets.items()}
+        self.loader_settings: dict[str, Any] = {
+            "batch_size": config.data.batch_size,
+            "rank": collectives.rank(),
+            "world": collectives.world_size(),
+            "num_workers": config.data.num_workers,
+            "pin_memory": device.type == "cuda",
+            "timeout": config.data.timeout,
+        }
 
 
 def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
@@ -68,9 +69,6 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
     Args:
         config: As danet.config.validate.check returned it.
         overrides: Settings of the command line as typed; a resumed run keeps all others.
-
-    Raises:
-        UserError: What the user can fix: settings, files, memory, a full disk.
     """
     if config.dry_run:
         device = choose_device(config.trainer.device, key="trainer.device")
@@ -86,59 +84,44 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
     for note in (*notes, *advice.notes(config, device, typed=overrides)):
         cli.say(note)
     with process_group(device):
-        parts = make_parts(config)
-        require_same_start(config, parts)
+        parts = Parts(config, device)
+        require_same(config.plain, parts.fingerprints)
         done, steps = saved["step"] if saved else 0, config.trainer.steps
         if saved and steps <= done <= saved["evaluated_at"]:
             cli.say(f"{config.resume}: this run is finished, at step {done} of {steps}")
             return
-        validate_data(config, saved, parts)
+        validate_data(parts, saved)
+        rank = collectives.rank()
         batches = train_batches(
             parts.train_set,
             seed=config.seed,
             start=done * config.trainer.accumulate,
-            warn=warn,
+            warn=partial(print, f"warning: process {rank}:", file=sys.stderr, flush=True),
             on_bad_sample=config.data.on_bad_sample,
             max_bad_share=config.data.max_bad_share,
-            **loader_settings(config, device),
+            **parts.loader_settings,
         )
-        trainer = make_trainer(config, saved, device, parts, batches)
-        with explaining_failures(config, device, batches, trainer):
+        trainer = make_trainer(parts, saved, batches)
+        try:
             trainer.fit(batches)
+        except (RuntimeError, MemoryError) as error:
+            # The network is in training mode except in an evaluation.
+            training = trainer.train_step.model.training
+            explained = batches.explain(error) or advice.explain_shortage(
+                error, config, device, training=training
+            )
+            if explained is None:
+                raise
+            raise explained from error
         for line in bad_samples.summary(collectives.gather(batches.bad.reasons)):
             cli.say(line)
         cli.say(f"checkpoint={trainer.checkpoints.folder / 'last.pt'}")
 
 
-def make_parts(config: TrainConfig) -> Parts:
-    """Build loss, optimizer, schedule, inference and data sets; raise InputError.
-
-    The data sets come last: a value that a constructor refuses is reported before files are read.
-    """
-    return Parts(
-        loss=make(config.loss, "loss"),
-        optimizer=make(config.optimizer, "optimizer"),
-        schedule=make(config.schedule, "schedule"),
-        evaluation=make(config.evaluation, "evaluation"),
-        train_set=make_dataset(config, config.data.train_split, training=True),
-        val_set=make_dataset(config, config.data.val_split, training=False),
-    )
-
-
-def make_trainer(
-    config: TrainConfig,
-    saved: Checkpoint | None,
-    device: torch.device,
-    parts: Parts,
-    batches: TrainBatches,
-) -> Trainer:
-    """Build network, run folder and log; continue from ``saved`` if there is one.
-
-    Raises:
-        UserError: The weights or the state of the optimizer do not fit, or the folder is another
-            run's.
-    """
-    settings, train_set, val_set = config.trainer, parts.train_set, parts.val_set
+def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) -> Trainer:
+    """Build network, run folder and log; continue from ``saved`` if there is one."""
+    config, device, val_set = parts.config, parts.device, parts.val_set
+    settings, done = config.trainer, saved["step"] if saved else 0
     torch.manual_seed(config.seed)  # every process starts from the same random weights
     model = untrained(config) if saved else make_model(config)
     if saved:
@@ -146,10 +129,9 @@ def make_trainer(
     elif config.init_from:
         for line in initialise(model, Path(config.init_from)):
             cli.say(line)
-    if collectives.world_size() > 1 and device.type == "cpu" and settings.sync_batchnorm:
-        cli.say("trainer.sync_batchnorm: there is none on the CPU, so each process has its own")
-    done = saved["step"] if saved else 0
     folder = make_folder(config, saved)
+    run_id = run_folder.id_of(folder)
+    is_skipping = config.data.on_bad_sample == "skip"
     log = RunLog(
         folder if collectives.is_first() else None,
         step=done,
@@ -157,8 +139,8 @@ def make_trainer(
         classes=val_set.classes,
         config=config.plain,
         log_to=config.run.log_to,
-        run_id=run_folder.id_of(folder),
-        count=batches.count,
+        run_id=run_id,
+        count=(lambda: {"bad_samples": batches.bad.replaced}) if is_skipping else dict,
     )
     checkpoints = CheckpointManager(
         folder,
@@ -167,22 +149,21 @@ def make_trainer(
             "config": config.plain,
             "classes": list(val_set.classes),
             "palette": [list(color) for color in val_set.palette],
-            **parts.fingerprints(),
-            "run_id": run_folder.id_of(folder),
+            **parts.fingerprints,
+            "run_id": run_id,
         },
         best=[(score, step) for score, step in saved.get("best", ())] if saved else (),
         warn=log.warn,
     )
     model = place(model, settings, device)
-    train_step = TrainStep(
-        model, parts.loss.to(device), parts.optimizer(model), parts.schedule, settings
-    )
-    trainer = Trainer(train_step, checkpoints, log, partial(score, config, parts, device, log))
+    loss, optimizer = parts.loss.to(device), parts.optimizer(model)
+    train_step = TrainStep(model, loss, optimizer, parts.schedule, settings)
+    trainer = Trainer(train_step, checkpoints, log, partial(score, parts, log))
     if saved:
         trainer.load_state(saved)
     images = config.data.batch_size * settings.accumulate * collectives.world_size()
     cli.say(
-        f"{folder}: {type(train_set).__name__}, {len(train_set)} training and {len(val_set)} "
+        f"{folder}: {type(val_set).__name__}, {len(parts.train_set)} training and {len(val_set)} "
         f"validation images; {sum(p.numel() for p in model.parameters()):,} parameters; steps "
         f"{done} to {settings.steps} of {images} images; "
         f"{device}, {str(train_step.dtype).removeprefix('torch.')}"
@@ -192,106 +173,48 @@ def make_trainer(
 
 def make_folder(config: TrainConfig, saved: Checkpoint | None) -> Path:
     """Make the folder of the run, or enter it again; see danet.checkpoint.run_folder."""
-    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    # Runs that start in one second have folders of their own.
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    wanted = config.run.dir or Path("runs", config.run.name or "run", now)
     folder = run_folder.prepare(
-        config.run.dir,
-        Path("runs", config.run.name or "run", now),
+        Path(wanted).expanduser(),
         config=config.plain,
         resuming=config.resume is not None,
         saved=saved,
     )
-    if saved and resume.is_best_forgotten(saved) and collectives.is_first():
-        aside = manager.set_aside_best(folder, saved["step"])
-        if aside:
-            cli.say(f"resume: the best checkpoint so far is now {aside}")
+    best = folder / "best.pt"
+    if saved and resume.is_best_forgotten(saved) and collectives.is_first() and best.exists():
+        aside = manager.set_aside(best, f"best_before_step_{saved['step']:09d}.pt")
+        cli.say(f"resume: the best checkpoint so far is now {aside}")
     return folder
 
 
-def loader_settings(config: TrainConfig, device: torch.device) -> dict[str, Any]:
-    """Return what the loaders of training and of evaluation share."""
-    return {
-        "batch_size": config.data.batch_size,
-        "rank": collectives.rank(),
-        "world": collectives.world_size(),
-        "num_workers": config.data.num_workers,
-        "pin_memory": device.type == "cuda",
-        "timeout": config.data.timeout,
-    }
-
-
-def score(
-    config: TrainConfig,
-    parts: Parts,
-    device: torch.device,
-    log: RunLog,
-    model: nn.Module,
-    step: int,
-) -> ConfusionMatrix:
+def score(parts: Parts, log: RunLog, model: nn.Module, step: int) -> ConfusionMatrix:
     """Score a network on the whole validation set; show pictures of it."""
-    infer, val_set = parts.evaluation, parts.val_set
+    data, val_set, infer = parts.config.data, parts.val_set, parts.evaluation
     collectives.broadcast_buffers(model)
-    batches = eval_batches(val_set, **loader_settings(config, device))
-    num_classes = config.data.num_classes
-    confusion = evaluate(model, batches, infer, num_classes=num_classes, device=device)
+    batches = eval_batches(val_set, **parts.loader_settings)
+    confusion = evaluate(model, batches, infer, num_classes=data.num_classes, device=parts.device)
     # Shares of different images take different times, more than a collective would wait.
     wait_patiently(f"the evaluation at step {step}")
     collectives.sum_in_place(confusion.counts)
     if log.trackers:
-        height, width = config.data.crop or config.data.size or (512, 512)
+        height, width = data.crop or data.size or (512, 512)
         # A training batch of so many pixels fits the device; attention maps are drawn of as many.
-        pixels = config.data.batch_size * height * width
+        pixels = data.batch_size * height * width
         log.images(step, validation_pictures(model, val_set, infer, max_pixels=pixels))
     return confusion
 
 
-def require_same_start(config: TrainConfig, parts: Parts) -> None:
-    """Raise InputError if the processes have different configs, code or data."""
-    data = {name.replace("_", " "): value for name, value in parts.fingerprints().items()}
-    digest = consistency.digest_of({**config.plain, "run": None, "resume": None})
-    consistency.require_same({"config": digest, "code": consistency.code_version(), **data})
-
-
-def validate_data(config: TrainConfig, saved: Checkpoint | None, parts: Parts) -> None:
-    """Check the splits and some samples, and compare the data with those of the checkpoint.
-
-    Raises:
-        InputError: The splits overlap, a sample is bad, or a resumed run had other data.
-    """
-    train_set, val_set = parts.train_set, parts.val_set
+def validate_data(parts: Parts, saved: Checkpoint | None) -> None:
+    """Raise InputError if the splits overlap, a sample is bad, or a resumed run had other data."""
+    config, train_set, val_set = parts.config, parts.train_set, parts.val_set
     overlap = refuse_overlap(train_set, val_set, allowed=config.data.allow_overlap)
     division = train_set.division if isinstance(train_set, Folder) else ""
     skipped = train_set if config.data.on_bad_sample == "skip" else None
     for note in (
         *filter(None, (overlap, division)),
         *check_sample(train_set, val_set, training=train_set, skipping=skipped),
-        *resume.compare_data(saved or {}, parts.fingerprints(), allowed=config.allow_changes),
+        *resume.compare_data(saved or {}, parts.fingerprints, allowed=config.allow_changes),
     ):
         cli.say(note)
-
-
-@contextmanager
-def explaining_failures(
-    config: TrainConfig,
-    device: torch.device,
-    batches: TrainBatches,
-    trainer: Trainer,
-) -> Iterator[None]:
-    """Raise a UserError in the place of what torch raises for dead workers and lack of memory."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        explained: UserError | None = None
-        if isinstance(error, RuntimeError):
-            explained = batches.explain(error)
-        if explained is None and out_of_memory.is_shortage(error):
-            # The network is in training mode except in an evaluation.
-            is_training = trainer.train_step.model.training
-            explained = out_of_memory.explain(config, device, training=is_training)
-        if explained is None:
-            raise
-        raise explained from error
-
-
-def warn(text: str) -> None:
-    """Print a warning of this process alone."""
-    print(f"warning: process {os.environ.get('RANK', '0')}: {text}", file=sys.stderr, flush=True)

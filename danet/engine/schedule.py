@@ -24,13 +24,13 @@ class Poly:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        if not self.power >= 0:  # also refuses NaN, for which every comparison is false
-            raise ValueError(f"power={self.power} is negative")
-        _check_warmup(self.warmup_steps)
+        for name, value in vars(self).items():
+            if not value >= 0:  # also refuses NaN, for which every comparison is false
+                raise ValueError(f"{name}={value} is negative")
 
     def __call__(self, step: int, steps: int) -> float:
         """Return the factor; above 0, as ``step`` ends at ``steps - 1``."""
-        return _warmup_factor(step, self.warmup_steps) * (1 - step / steps) ** self.power
+        return _warmup(step, self.warmup_steps) * (1 - step / steps) ** self.power
 
 
 @dataclass
@@ -47,19 +47,15 @@ class Cosine:
     def __post_init__(self) -> None:
         if not 0 <= self.final <= 1:
             raise ValueError(f"final={self.final} is not in 0..1")
-        _check_warmup(self.warmup_steps)
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={self.warmup_steps} is negative")
 
     def __call__(self, step: int, steps: int) -> float:
         """Return the factor."""
         cosine = (1 + math.cos(math.pi * step / steps)) / 2
-        return _warmup_factor(step, self.warmup_steps) * (self.final + (1 - self.final) * cosine)
+        return _warmup(step, self.warmup_steps) * (self.final + (1 - self.final) * cosine)
 
 
-def _check_warmup(warmup_steps: int) -> None:
-    if warmup_steps < 0:
-        raise ValueError(f"warmup_steps={warmup_steps} is negative")
-
-
-def _warmup_factor(step: int, warmup_steps: int) -> float:
+def _warmup(step: int, warmup_steps: int) -> float:
     # + 1: a first update at rate 0 would change nothing.
     return min(1.0, (step + 1) / (warmup_steps + 1))

@@ -1,6 +1,8 @@
 """Experiment trackers behind one interface: TensorBoard, Weights & Biases, MLflow.
 
-Each class has the methods of ``TensorBoard``. Whatever they raise, RunLog makes a warning of it.
+Each class is made of the folder of a run, the step where it starts or continues, its id (the same
+after resuming) and its settings, and has the methods of ``TensorBoard``. Whatever they raise,
+RunLog makes a warning of it.
 """
 
 import math
@@ -19,14 +21,7 @@ PlainSettings = dict[str, int | float | str | bool]
 
 
 class TensorBoard:
-    """Event files in the folder ``tensorboard`` of the run.
-
-    Args:
-        folder: Of the run; its name is shown.
-        step: Where the run starts or continues.
-        run_id: Of the run, the same after resuming.
-        settings: Of the run.
-    """
+    """Event files in the folder ``tensorboard`` of the run."""
 
     def __init__(self, folder: Path, step: int, run_id: str, settings: PlainSettings) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow, and not needed by all
@@ -48,12 +43,11 @@ class TensorBoard:
             self._writer.add_image(name, image, step, dataformats="HWC")
 
     def close(self, step: int, scores: Mapping[str, float]) -> None:
-        """Write what is pending, with the last scores of a finished run, else without scores."""
+        """Write what is pending, with the last scores of a finished run, named ``final/miou``."""
         try:
             if scores:  # the tab HPARAMS; by default it makes a subfolder named by the time
-                named = {f"final/{name}": value for name, value in scores.items()}
                 settings = dict(self._settings)
-                self._writer.add_hparams(settings, named, run_name=".", global_step=step)
+                self._writer.add_hparams(settings, dict(scores), run_name=".", global_step=step)
             self._writer.close()
         finally:
             threading.excepthook = self._previous_hook
@@ -88,7 +82,7 @@ class Wandb:
 
     def close(self, step: int, scores: Mapping[str, float]) -> None:
         """Fill the summary and end the run."""
-        self._run.summary.update({f"final/{name}": value for name, value in scores.items()})
+        self._run.summary.update(dict(scores))
         self._run.finish()
 
 
@@ -103,11 +97,10 @@ class Mlflow:
         # MLflow makes up the ids of runs itself, so ours can only be a tag to search for.
         wanted = f"tags.danet_run_id = '{run_id}'"
         found: Any = mlflow.search_runs(filter_string=wanted, output_format="list")
-        if found:
-            mlflow.start_run(found[0].info.run_id)
-        else:
-            mlflow.start_run(run_name=folder.name, tags={"danet_run_id": run_id})
-            mlflow.log_params(settings)  # those of the first start: MLflow refuses to change them
+        known = found[0].info.run_id if found else None
+        mlflow.start_run(known, run_name=folder.name, tags={"danet_run_id": run_id})
+        if not found:  # MLflow refuses to change those of the first start
+            mlflow.log_params(settings)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log metrics; characters that MLflow refuses in a name become underscores."""
@@ -121,7 +114,7 @@ class Mlflow:
 
     def close(self, step: int, scores: Mapping[str, float]) -> None:
         """Log the last scores and end the run."""
-        self.scalars(step, {f"final/{name}": value for name, value in scores.items()})
+        self.scalars(step, scores)
         self._mlflow.end_run()
 
 

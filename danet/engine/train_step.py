@@ -1,5 +1,11 @@
-"""One update of the weights: forward, loss over the global batch, backward, optimizer."""
+"""One update of the weights: forward, loss over the global batch, backward, optimizer.
 
+A mean over pixels is a sum divided by the number of labelled pixels. Averaging the means of
+micro-batches would weigh pixels by how few others are labelled beside them; so the sums of all
+micro-batches and processes are divided by the common number (see ``danet.losses.Part``).
+"""
+
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -8,7 +14,6 @@ from torch import Tensor, nn
 
 from danet.checkpoint.format import Checkpoint
 from danet.distributed import collectives, data_parallel
-from danet.engine import global_batch
 from danet.engine.ema import ModelEMA
 from danet.engine.optimizer import restore, state_of
 from danet.engine.precision import choose_memory_format, choose_precision, compiled
@@ -18,6 +23,9 @@ from danet.errors import DivergedError
 from danet.losses import DeepSupervision, Part, mean_of
 from danet.seeds import mix
 from danet.types import Batch
+
+Divisors = Mapping[str, Sequence[Tensor]]
+"""Name of a loss term -> scalars by which its parts are divided."""
 
 MOST_OVERFLOWS = 30
 """Overflows in a row after which a float16 run ends; each halves the loss scale."""
@@ -30,8 +38,7 @@ class TrainStep:
         model: Maps images to a SegmentationOutput; on the device that trains.
         criterion: Gives named, weighted loss terms, which are summed.
         optimizer: Over the parameters of the model; its groups have ``base_lr``.
-        schedule: Factor of the base rates by step.
-        settings: The config group ``trainer``.
+        schedule, settings: Factor of the base rates by step; the config group ``trainer``.
     """
 
     def __init__(
@@ -52,23 +59,18 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         # Steps that float16 overflows let the scaler skip: in all, and in a row up to now.
         self.overflows = torch.zeros(2, dtype=torch.int64, device=device)
-        self.ddp_model = model
-        if collectives.world_size() > 1:
-            self.ddp_model = data_parallel.wrap(model, device)
+        is_one_of_many = collectives.world_size() > 1
+        self.ddp_model = data_parallel.wrap(model, device) if is_one_of_many else model
         # The compiled network shares its weights, and states keep the names of the plain one.
-        self.compiled_model = self.ddp_model
-        if settings.compile:
-            self.compiled_model = compiled(self.ddp_model, device)
+        network = self.ddp_model
+        self.compiled_model = compiled(network, device) if settings.compile else network
 
     def __call__(self, group: list[Batch], step: int) -> dict[str, Tensor]:
         """Update the weights once; return the loss terms of this process, scalars on the device.
 
         The gradient is that of the global batch: each term is divided by what all micro-batches of
         all processes count, and the mean of the returned terms over the processes is the loss.
-
-        Args:
-            group: Micro-batches, on the CPU.
-            step: Updates done before.
+        ``group`` has micro-batches on the CPU, ``step`` counts the updates before.
         """
         divisors = self._divisors(group, step) if len(group) > 1 else None
         self._seed(step)
@@ -82,7 +84,7 @@ class TrainStep:
             with nullcontext() if is_last else self.ddp_model.no_sync():  # type: ignore[operator]
                 parts = self._forward(batch)
                 if divisors is None:
-                    divisors = global_batch.average_over_processes(global_batch.divisors_of(parts))
+                    divisors = _combine([_divisors_of(parts)])
                 terms = {name: mean_of(found, divisors[name]) for name, found in parts.items()}
                 self.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
             for name, term in terms.items():
@@ -107,33 +109,30 @@ class TrainStep:
     def _forward(self, batch: Batch) -> dict[str, list[Part]]:
         """Return the parts of each loss term for one micro-batch."""
         # Bytes travel, a quarter of float32, and are reordered on the device.
-        image = batch.image.to(self.device, non_blocking=True)
-        image = image.to(memory_format=self.memory_format)
+        image = batch.image.to(self.device, non_blocking=True).to(memory_format=self.memory_format)
         mask = batch.mask.to(self.device, non_blocking=True)
         is_mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=is_mixed):
             return self.criterion.parts(self.compiled_model(image), mask)
 
-    def _divisors(self, group: list[Batch], step: int) -> global_batch.Divisors:
+    def _divisors(self, group: list[Batch], step: int) -> Divisors:
         """Return the divisors of the loss terms of several micro-batches, before any backward.
 
         Masks alone determine them, except where OHEM divides by the pixels it keeps: those are
         counted by forward passes without gradient.
         """
-        masks = [batch.mask.to(self.device, non_blocking=True) for batch in group]
-        found: list[global_batch.Divisors | None] = [
-            self.criterion.divisors(mask) for mask in masks
-        ]
-        if None in found:
+        masks = (batch.mask.to(self.device, non_blocking=True) for batch in group)
+        by_mask = [self.criterion.divisors(mask) for mask in masks]
+        found: list[Divisors] = [divisors for divisors in by_mask if divisors is not None]
+        if not found:
             # Batch norm updates its running statistics without gradients, too: undone below.
             buffers = [buffer.clone() for buffer in self.model.buffers()]
             self._seed(step)  # the same dropout as in the passes with gradient
             with torch.no_grad():
-                found = [global_batch.divisors_of(self._forward(batch)) for batch in group]
+                found = [_divisors_of(self._forward(batch)) for batch in group]
                 for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                     buffer.copy_(before)
-        total = global_batch.add_up(divisors for divisors in found if divisors is not None)
-        return global_batch.average_over_processes(total)
+        return _combine(found)
 
     def _seed(self, step: int) -> None:
         """Seed dropout by the step, so that a resumed run draws what an uninterrupted one would."""
@@ -141,15 +140,9 @@ class TrainStep:
         torch.manual_seed(mix(self.settings.seed, step, collectives.rank()))
 
     def require_updates(self, step: int, last_step: int, replay: str) -> None:
-        """End a run whose gradients overflow float16 again and again; wait for the device.
+        """Raise DivergedError if float16 overflowed in many steps in a row, or in all of the run.
 
-        Args:
-            step: Updates done.
-            last_step: Of the run.
-            replay: The command that repeats the step, for the message.
-
-        Raises:
-            DivergedError: MOST_OVERFLOWS steps in a row were skipped, or all steps of the run.
+        ``replay`` is the command that repeats the step, for the message.
         """
         if not self.scaler.is_enabled():
             return
@@ -190,3 +183,22 @@ class TrainStep:
         if saved["scaler"]:  # of float16 alone
             self.scaler.load_state_dict(saved["scaler"])
         self.overflows[0] = saved["skipped"]
+
+
+def _divisors_of(parts: Mapping[str, Sequence[Part]]) -> Divisors:
+    return {name: [part.divisor for part in found] for name, found in parts.items()}
+
+
+def _combine(micro_batches: Sequence[Divisors]) -> Divisors:
+    """Return the sums of the divisors of micro-batches, averaged over all processes."""
+    if len(micro_batches) == collectives.world_size() == 1:
+        return micro_batches[0]
+    names = [(name, i) for name, found in micro_batches[0].items() for i in range(len(found))]
+    # Sums stay on the device: a Python number of them would wait for every micro-batch. One tensor
+    # for all terms: of an all-reduce of scalars only the latency counts.
+    flat = torch.stack([torch.stack([d[n][i] for d in micro_batches]).sum() for n, i in names])
+    # Divided by the number of processes, since DDP divides the gradients by it as well.
+    flat = flat / collectives.world_size()
+    collectives.sum_in_place(flat)
+    shared = iter(flat.unbind())
+    return {name: [next(shared) for _ in found] for name, found in micro_batches[0].items()}

@@ -1,11 +1,14 @@
 """The training loop. Read ``fit`` first; everything else serves it."""
 
+import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.profiler import record_function
 
@@ -18,25 +21,17 @@ from danet.distributed.failures import naming_failures
 from danet.distributed.signals import FAIL, SAVE, STOP, Signals, Stop
 from danet.engine.log import RunLog
 from danet.engine.nonfinite import CHECK_EVERY, NonFiniteGuard
-from danet.engine.profile import WAITING, StepProfile
-from danet.engine.throughput import Throughput
+from danet.engine.profile import WAITING, profiling
 from danet.engine.train_step import TrainStep
 from danet.errors import Interrupted, StorageError
 from danet.evaluation.metrics import ConfusionMatrix
 from danet.types import Batch
 
-Evaluate = Callable[[nn.Module, int], ConfusionMatrix]
-"""Scores a network at a step on the whole validation set; called by all processes together."""
-
 
 class Trainer:
-    """Trains a network, evaluates it and saves checkpoints.
+    """Trains a network, evaluates it (or its moving average) and saves checkpoints.
 
-    Args:
-        train_step: Updates the network; has the settings of the config group ``trainer``.
-        checkpoints: Decides which checkpoints are written and kept.
-        log: Receives losses and scores.
-        evaluate: Scores the network, or its moving average.
+    ``evaluate`` scores a network at a step; all processes call it together.
     """
 
     def __init__(
@@ -44,7 +39,7 @@ class Trainer:
         train_step: TrainStep,
         checkpoints: CheckpointManager,
         log: RunLog,
-        evaluate: Evaluate,
+        evaluate: Callable[[nn.Module, int], ConfusionMatrix],
     ) -> None:
         self.train_step, self.checkpoints = train_step, checkpoints
         self.log, self.evaluate = log, evaluate
@@ -55,25 +50,23 @@ class Trainer:
         self.scores: dict[str, float] | None = None
         self.agreement = Agreement()
         self.guard = NonFiniteGuard(checkpoints.folder)
-        self.throughput = Throughput(train_step.device)
-        is_profiled = settings.profile and collectives.is_first()
-        folder = checkpoints.folder / "profile" if is_profiled else None
-        self.profile = StepProfile(folder, train_step.device, log)
+        self.restart_clock()
 
     def fit(self, batches: Iterator[Batch]) -> None:
         """Train from ``step`` to the last step on batches that do not run out.
 
-        SIGTERM and SIGINT end the run after a step, with a checkpoint; SIGUSR1 saves one.
-
         Raises:
             DivergedError: A loss or weight is not finite, or float16 overflows in every step; the
                 last checkpoint stays as it is.
-            Interrupted: A signal ended the run, and a checkpoint is written.
+            Interrupted: SIGTERM or SIGINT ended the run, and a checkpoint is written.
             StorageError: A checkpoint could not be written.
         """
-        with Signals() as signals, self._ending(signals):
+        is_profiled = self.settings.profile and collectives.is_first()
+        folder = self.checkpoints.folder / "profile" if is_profiled else None
+        profile = profiling(folder, self.log.write)
+        with Signals() as signals, self._ending(signals), profile as count_step:
             self.train_step.ddp_model.train()
-            self.throughput.reset()
+            self.restart_clock()
             if self.evaluation_due():  # the run was stopped within this evaluation
                 self.evaluate_and_save(signals)
             while self.step < self.last_step:
@@ -83,18 +76,10 @@ class Trainer:
                 with naming_failures(f"gradients of step {self.step + 1}"):
                     terms = self.train_step(group, self.step)
                 self.step += 1
-                self.profile.step()
+                count_step()
                 self.guard.append(self.step, [n for batch in group for n in batch.name], terms)
                 self.log.advance()
-                is_logged = self.log_due()
-                is_checked = is_logged or self.step % CHECK_EVERY == 0
-                if is_checked or self.checkpoints.due(self.step):
-                    losses = self.guard.check()  # while training, the only wait for the device
-                    replay = self.guard.replay(self.step)
-                    self.train_step.require_updates(self.step, self.last_step, replay)
-                    if is_logged:
-                        figures = {**self.train_step.figures(), **self.throughput.reset()}
-                        self.log.train(self.step, losses, figures)
+                self.check_and_log()
                 if self.evaluation_due():
                     self.evaluate_and_save(signals)
                 elif self.checkpoints.due(self.step):
@@ -105,19 +90,53 @@ class Trainer:
         start = time.perf_counter()
         with record_function(WAITING):
             group = [next(batches) for _ in range(self.settings.accumulate)]
-        images = sum(len(batch.name) for batch in group)
-        self.throughput.update(time.perf_counter() - start, images)
+        self._images += sum(len(batch.name) for batch in group)
+        self._waited += time.perf_counter() - start
         return group
+
+    def restart_clock(self) -> None:
+        """Measure the throughput from now on."""
+        self._since, self._waited, self._images = time.perf_counter(), 0.0, 0
+
+    def throughput(self) -> dict[str, float]:
+        """Return the figures since the clock was restarted, and restart it.
+
+        ``data_waiting`` is a share of the time, ``images_per_second`` is that of all processes,
+        ``memory_gib`` the peak so far: of tensors on CUDA, else of the process (0 on Windows).
+        """
+        # No synchronize: the check of the losses, just before a line of the log, has waited.
+        seconds = max(time.perf_counter() - self._since, 1e-9)  # the resolution of the clock
+        peak = 0
+        if self.train_step.device.type == "cuda":
+            # Of tensors: nvidia-smi shows more, with the allocator's cache and the CUDA context.
+            peak = torch.cuda.max_memory_allocated(self.train_step.device)
+        elif os.name == "posix":
+            import resource  # macOS counts bytes, Linux KiB
+
+            unit = 1 if sys.platform == "darwin" else 1024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        # Processes have equal batches: no collective for a figure that only rank 0 writes.
+        pace = self._images * collectives.world_size() / seconds
+        waiting = self._waited / seconds
+        self.restart_clock()
+        return {"data_waiting": waiting, "images_per_second": pace, "memory_gib": peak / 2**30}
 
     def evaluation_due(self) -> bool:
         """Return whether this step is to be evaluated, and has not been."""
         is_due = self.step % self.settings.eval_every == 0 or self.step == self.last_step
         return self.step > 0 and is_due and self.evaluated_at < self.step
 
-    def log_due(self) -> bool:
-        """Return whether losses of this step are logged; those of evaluated steps are."""
+    def check_and_log(self) -> None:
+        """Check and log the losses, if this step is one of those where that is done."""
         intervals = self.settings.log_every, self.settings.eval_every
-        return self.step == self.last_step or any(self.step % n == 0 for n in intervals)
+        is_logged = self.step == self.last_step or any(self.step % n == 0 for n in intervals)
+        if is_logged or self.step % CHECK_EVERY == 0 or self.checkpoints.due(self.step):
+            losses = self.guard.check()  # while training, the only wait for the device
+            replay = self.guard.replay(self.step)
+            self.train_step.require_updates(self.step, self.last_step, replay)
+            if is_logged:
+                figures = {**self.train_step.figures(), **self.throughput()}
+                self.log.train(self.step, losses, figures)
 
     def obey(self, request: int) -> None:
         """Save, stop or fail, as some process requested: the same step on all of them."""
@@ -141,13 +160,10 @@ class Trainer:
             self.scores, self.evaluated_at = scores, self.step
         self.save()
         self.train_step.ddp_model.train()
-        self.throughput.reset()
+        self.restart_clock()
 
     def save(self, *, on_all: bool = True) -> None:
-        """Save a checkpoint of this step; raise DivergedError if a weight is not finite.
-
-        With ``on_all`` all processes call this now, so that all end if one finds such a weight.
-        """
+        """Save a checkpoint of this step; raise DivergedError if a weight is not finite."""
         self.guard.require_finite(self.train_step.model, self.step, on_all=on_all)
         scores = self.scores if self.evaluated_at == self.step else None
         self.checkpoints.save(self.state(), score=scores["miou"] if scores else None)
@@ -177,7 +193,6 @@ class Trainer:
                 yield
             except Stop:
                 self._stop(signals.name or "another process")
-            self.profile.close()
             self.agreement.finish()
             # All processes must end alike, and only rank 0 knows whether its last write worked.
             if error := collectives.from_first(self.checkpoints.finish()):

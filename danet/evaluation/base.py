@@ -1,22 +1,22 @@
 """What the inference modes share. It lies outside the modules whose classes a config may name."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from danet.evaluation.sliding_window import PIXELS_PER_PASS, Band, Windows, argmax, sum_maps
+from danet.evaluation.sliding_window import PIXELS_PER_PASS, Windows, argmax, sum_maps
 from danet.ops.tiles import without_autocast
 
 Precision = Literal["float32", "bfloat16"]
 """In which a network computes; logits are summed and compared in float32 always."""
 
 
-class BandInference(ABC):
+class Inference(ABC):
     """Base of the inference modes, which define ``bands``.
 
     Args:
@@ -29,8 +29,8 @@ class BandInference(ABC):
         self.precision = precision
 
     @abstractmethod
-    def bands(self, model: nn.Module, image: Tensor) -> Iterator[Band]:
-        """Yield the probabilities from top to bottom."""
+    def bands(self, model: nn.Module, image: Tensor) -> Iterator[Tensor]:
+        """Yield the probabilities from top to bottom, (B, K, rows, W) each."""
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
@@ -49,35 +49,21 @@ class BandInference(ABC):
         return logits.float()
 
 
-class WindowInference(BandInference):
-    """Base of the modes that run one function on the windows of an image, or on all of it.
+class WindowInference(Inference):
+    """Base of the modes that run ``probabilities`` on the windows of an image, or on all of it."""
 
-    Args:
-        windows: Returns the windows for an image (B, 3, H, W), or None to pass it whole.
-        flip: Whether to average with the results of mirror images.
-        precision: As in BandInference.
-    """
-
-    def __init__(
-        self, windows: Callable[[Tensor], Windows | None], *, flip: bool, precision: Precision
-    ) -> None:
+    def __init__(self, windows: Windows, *, flip: bool, precision: Precision) -> None:
         super().__init__(precision)
         self.windows, self.flip = windows, flip
 
-    def bands(self, model: nn.Module, image: Tensor) -> Iterator[Band]:
-        """Yield the probabilities from top to bottom."""
-        windows = self.windows(image)
-        if windows is None:
-            return iter([Band(0, self.probabilities(model, image))])
-        return windows.bands(partial(self.probabilities, model), image)
+    def bands(self, model: nn.Module, image: Tensor) -> Iterator[Tensor]:
+        """Yield the probabilities from top to bottom, (B, K, rows, W) each."""
+        return self.windows.bands(partial(self.probabilities, model), image)
 
     @torch.no_grad()
     def predict(self, model: nn.Module, image: Tensor) -> Tensor:
         """Predict the most probable classes, uint8 (B, H, W), of images (B, 3, H, W)."""
-        windows = self.windows(image)
-        if windows is None:
-            return super().predict(model, image)
-        return windows.argmax(partial(self.probabilities, model), image)
+        return self.windows.argmax(partial(self.probabilities, model), image)
 
     def probabilities(self, model: nn.Module, image: Tensor) -> Tensor:
         """Compute the probabilities (B, K, h, w) of images or windows (B, 3, h, w)."""
@@ -96,14 +82,12 @@ class WindowInference(BandInference):
 def _computing_in(precision: Precision, device_type: str) -> Iterator[None]:
     """Let a network compute in a precision for a while, whatever the caller's settings are."""
     # By default torch rounds the operands of convolutions on CUDA to the 10 bits of TF32.
-    settings: tuple[Any, Any] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    kept = [setting.allow_tf32 for setting in settings]
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    kept = cudnn.allow_tf32, matmul.allow_tf32
     half = precision == "bfloat16"
     try:
-        for setting in settings:
-            setting.allow_tf32 = False
+        cudnn.allow_tf32 = matmul.allow_tf32 = False
         with torch.autocast(device_type, torch.bfloat16) if half else without_autocast(device_type):
             yield
     finally:
-        for setting, value in zip(settings, kept, strict=True):
-            setting.allow_tf32 = value
+        cudnn.allow_tf32, matmul.allow_tf32 = kept

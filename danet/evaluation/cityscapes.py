@@ -49,9 +49,6 @@ class OfficialScorer:
     evaluated labels. For iIoU the pixels of TP and FN are weighted by average size of the class /
     size of their instance, so that small objects weigh as much as large ones; FP has no instance
     and weight 1.
-
-    Args:
-        labels: The label table.
     """
 
     def __init__(self, labels: Sequence[Label]) -> None:
@@ -83,12 +80,10 @@ class OfficialScorer:
         self.matrix[np.ix_(ids, ids)] += matrix
 
     def update_instances(self, prediction: np.ndarray, instances: np.ndarray) -> None:
-        """Count the instances of an image.
+        """Count the instances of an image, from label ids, (H, W), and instance ids of that size.
 
-        Args:
-            prediction: Label ids, (H, W).
-            instances: (H, W); label id * 1000 + number for pixels of an instance. Values up to 1000
-                are none: groups of objects have the bare label id.
+        Pixels of an instance have label id * 1000 + number. Values up to 1000 are no instances:
+        groups of objects have the bare label id.
 
         Raises:
             InputError: A value is no label id, or the sizes differ.
@@ -115,51 +110,31 @@ class OfficialScorer:
 
     def scores(self, *, with_instances: bool = True) -> OfficialScores:
         """Compute the scores; iIoU is left empty where no instances were counted."""
-        evaluated = [label for label in self.labels if not label.is_ignored]
-        groups: dict[str, list[Label]] = {}
-        for label in evaluated:
-            groups.setdefault(label.category, []).append(label)
-        counted = evaluated if with_instances else []
-        return OfficialScores(
-            iou_classes={label.name: self._iou([label]) for label in evaluated},
-            iiou_classes={
-                label.name: self._iiou([label], [label], hits=1)
-                for label in counted
-                if label.average_size is not None
-            },
-            iou_categories={name: self._iou(labels) for name, labels in groups.items()},
-            iiou_categories={
-                name: self._iiou(labels, self._categories[name], hits=2)
+
+        def of(groups: Mapping[str, Sequence[Label]], row: int = 0) -> dict[str, float]:
+            return {
+                name: self._score(labels, row)
                 for name, labels in groups.items()
-                if counted and all(x.average_size is not None for x in self._categories[name])
-            },
-        )
+                if not all(label.is_ignored for label in labels)
+                and (not row or (with_instances and all(label.average_size for label in labels)))
+            }
 
-    def _iou(self, labels: Sequence[Label]) -> float:
-        """Return the IoU of evaluated labels taken as one class."""
-        ids = [label.id for label in labels]
-        # Within a category, one label predicted as another is a hit.
-        hit = int(self.matrix[np.ix_(ids, ids)].sum())
-        return self._ratio(hit, int(self.matrix[ids].sum()), labels, labels)
+        classes, categories = {label.name: [label] for label in self.labels}, self._categories
+        return OfficialScores(of(classes), of(classes, 1), of(categories), of(categories, 2))
 
-    def _iiou(self, labels: Sequence[Label], predicted: Sequence[Label], *, hits: int) -> float:
-        """Return the iIoU of labels taken as one class.
+    def _score(self, labels: Sequence[Label], row: int) -> float:
+        """Return TP / (TP + FN + FP) of labels taken as one class.
 
-        Args:
-            labels: The evaluated ones.
-            predicted: The labels whose prediction is a hit, ignored ones among them.
-            hits: The row of ``weighted`` with the TP.
+        Within a category one label predicted as another is a hit. A row above 0 is that of the TP
+        in ``weighted``: then TP and FN are of instances, and hits may predict ignored labels.
         """
-        ids = [label.id for label in labels]
-        truth, hit = (float(self.weighted[row, ids].sum()) for row in (0, hits))
-        return self._ratio(hit, truth, labels, predicted)
-
-    def _ratio(
-        self, hit: float, truth: float, labels: Sequence[Label], predicted: Sequence[Label]
-    ) -> float:
-        """Return TP / (TP + FN + FP); FP are predicted and of another, evaluated label."""
-        others = [x.id for x in self.labels if not x.is_ignored and x not in labels]
-        false = int(self.matrix[np.ix_(others, [label.id for label in predicted])].sum())
+        ids = [label.id for label in labels if not label.is_ignored]
+        predicted = [label.id for label in labels] if row else ids
+        truth, hit = float(self.matrix[ids].sum()), float(self.matrix[np.ix_(ids, ids)].sum())
+        if row:
+            truth, hit = (float(self.weighted[i, ids].sum()) for i in (0, row))
+        others = [x.id for x in self.labels if not x.is_ignored and x.id not in ids]
+        false = int(self.matrix[np.ix_(others, predicted)].sum())
         return hit / (truth + false) if truth + false else math.nan
 
     def _check_ids(self, values: np.ndarray, what: str) -> None:

@@ -1,32 +1,21 @@
 """The evaluation loop."""
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from danet.evaluation.base import Inference
 from danet.evaluation.fuse import fuse_for_inference
-from danet.evaluation.inference import Inference
 from danet.evaluation.metrics import ConfusionMatrix
 from danet.types import Batch
-
-
-class Prediction(NamedTuple):
-    """The prediction for one image, with its label."""
-
-    classes: Tensor
-    """uint8 (H, W), class indices, at the image's own size."""
-    mask: Tensor
-    """uint8 (H, W), the label, on the same device."""
-    name: str
 
 
 @torch.inference_mode()
 def predict(
     model: nn.Module, batches: Iterable[list[Batch]], infer: Inference, *, device: torch.device
-) -> Iterator[Prediction]:
-    """Yield the prediction for every image, in the precision of ``infer``.
+) -> Iterator[tuple[Tensor, Tensor, str]]:
+    """Yield for every image the predicted classes and the label, uint8 (H, W), and the name.
 
     The network is put into eval mode and left there; a faster copy of it computes the predictions
     (see ``fuse_for_inference``). On one device the numbers during training and afterwards are
@@ -41,7 +30,7 @@ def predict(
             images = batch.image.to(device, non_blocking=True).split(1)  # (1, 3, H, W) each
             masks = batch.mask.to(device, non_blocking=True)
             for image, mask, name in zip(images, masks, batch.name, strict=True):
-                yield Prediction(infer.predict(fused, image)[0], mask, name)
+                yield infer.predict(fused, image)[0], mask, name
 
 
 def evaluate(
@@ -54,6 +43,6 @@ def evaluate(
 ) -> ConfusionMatrix:
     """Return the confusion matrix of all batches, at the size of the labels; see ``predict``."""
     confusion = ConfusionMatrix(num_classes, device)
-    for prediction in predict(model, batches, infer, device=device):
-        confusion.update(prediction.classes, prediction.mask)
+    for classes, mask, _ in predict(model, batches, infer, device=device):
+        confusion.update(classes, mask)
     return confusion

@@ -9,9 +9,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from danet.evaluation.winograd import WinogradConv2d
 
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-"""Types that are fused. No subclasses: timm's standardise weights or add an activation."""
-
 
 def fuse_for_inference(model: nn.Module, device: torch.device) -> nn.Module:
     """Return a copy in eval mode that computes the same function up to rounding.
@@ -24,8 +21,9 @@ def fuse_for_inference(model: nn.Module, device: torch.device) -> nn.Module:
     for module in list(fused.modules()):
         for conv_name, norm_name in _conv_norm_pairs(module):
             conv, norm = getattr(module, conv_name), getattr(module, norm_name)
-            # Without running statistics a norm normalises by those of each batch.
-            is_known = type(conv) is nn.Conv2d and type(norm) in _NORMS
+            # No subclasses: timm's standardise weights or add an activation. Without running
+            # statistics a norm normalises by those of each batch.
+            is_known = type(conv) is nn.Conv2d and type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
             if is_known and norm.running_mean is not None:
                 setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(module, norm_name, nn.Identity())  # indices of a Sequential stay

@@ -2,84 +2,53 @@
 
 Images are (B, 3, H, W) RGB in 0..255, uint8 or float. A mode is a callable that returns
 probabilities, float32 (B, K, H, W), non-negative with sum 1 over K. Its ``predict`` returns the
-classes alone and, in windows, never holds more than a band of probabilities.
+classes alone and, in windows, never holds more than a band of probabilities. The arguments that
+modes share:
+
+    flip: Whether to average with the result of the mirrored image.
+    crop, stride: Height and width of windows, and their step in each axis.
+    windows_per_batch: Of a forward pass; None for as many as have
+        ``sliding_window.PIXELS_PER_PASS`` pixels, mirror images included.
+    max_pixels: A larger image is done in overlapping windows of ``sliding_window.TILE``, which is
+        noted on stderr the first time.
+    precision: Of the network: float32, or bfloat16 for speed. Probabilities are float32.
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from danet.evaluation.base import Precision, WindowInference
-from danet.evaluation.sliding_window import (
-    Band,
-    PixelBudget,
-    Windows,
-    optional_windows,
-    resize_bands,
-    sum_maps,
-)
+from danet.evaluation.sliding_window import MAX_PIXELS, Windows, resize_bands, sum_maps
 from danet.ops.resize import resize
 
 LARGEST_SCALE = 16.0
 """Of an image; the papers go up to 2.25. A config may come with somebody else's checkpoint."""
-MAX_PIXELS = 2**22
-"""Of an image that passes a network whole: 2048 x 2048, twice an image of Cityscapes."""
-
-
-class Inference(Protocol):
-    """The interface of an inference mode."""
-
-    def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) to probabilities (B, K, H, W)."""
-        ...
-
-    def predict(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Predict the most probable classes, uint8 (B, H, W), of images (B, 3, H, W)."""
-        ...
 
 
 class Whole(WindowInference):
-    """One pass over the whole image; with ``flip`` the mean with the mirrored image's result.
-
-    Args:
-        flip: Whether to run the mirrored image, too.
-        max_pixels: A larger image is done in overlapping windows of ``sliding_window.TILE``, as by
-            Sliding, which is noted on stderr the first time.
-        precision: Of the network: float32, or bfloat16 for speed. Probabilities are float32.
-    """
+    """One pass over the whole image."""
 
     def __init__(
-        self,
-        *,
-        flip: bool = False,
-        max_pixels: int = MAX_PIXELS,
-        precision: Precision = "float32",
+        self, *, flip: bool = False, max_pixels: int = MAX_PIXELS, precision: Precision = "float32"
     ) -> None:
-        super().__init__(PixelBudget(max_pixels).windows, flip=flip, precision=precision)
+        super().__init__(Windows(max_pixels=max_pixels), flip=flip, precision=precision)
 
     @torch.no_grad()
     def predict(self, model: nn.Module, image: Tensor) -> Tensor:
         """Predict the most probable classes, uint8 (B, H, W), of images (B, 3, H, W)."""
-        if self.flip or self.windows(image) is not None:
+        if self.flip or self.windows.grid(image)[0] != image.shape[-2:]:
             return super().predict(model, image)
         # Softmax is monotonic, so there is nothing to compute it for.
         return self.logits(model, image).argmax(dim=1).to(torch.uint8)  # (B, H, W)
 
 
 class Sliding(WindowInference):
-    """Windows of one size over the image; where they overlap, probabilities are averaged.
-
-    Args:
-        crop, stride: As in ``sliding_window.Windows``.
-        flip: As in Whole.
-        windows_per_batch: Of a forward pass; None for as many as have
-            ``sliding_window.PIXELS_PER_PASS`` pixels, mirror images included.
-        precision: As in Whole.
-    """
+    """Windows of one size over the image; where they overlap, probabilities are averaged."""
 
     def __init__(
         self,
@@ -91,7 +60,7 @@ class Sliding(WindowInference):
         precision: Precision = "float32",
     ) -> None:
         windows = Windows(crop, stride, windows_per_batch, mirrored=flip)
-        super().__init__(lambda image: windows, flip=flip, precision=precision)
+        super().__init__(windows, flip=flip, precision=precision)
 
 
 class MultiScale(WindowInference):
@@ -99,12 +68,9 @@ class MultiScale(WindowInference):
 
     Args:
         scales: Factors of the image's size.
-        flip: As in Whole.
-        crop, stride: As in Sliding; None runs each scale whole.
-        windows_per_batch: As in Sliding.
-        max_pixels: As in Whole, of the image and, without ``crop``, of each resized one. The
-            windows of a larger image are images of their own, each with all its scales.
-        precision: As in Whole.
+        crop, stride: None runs each scale whole.
+        max_pixels: Of the image and, without ``crop``, of each resized one. The windows of a larger
+            image are images of their own, each with all its scales.
     """
 
     def __init__(
@@ -119,40 +85,32 @@ class MultiScale(WindowInference):
         precision: Precision = "float32",
     ) -> None:
         require_factors("scales", scales, LARGEST_SCALE)
-        budget = PixelBudget(max_pixels)
-        super().__init__(budget.windows, flip=flip, precision=precision)
+        super().__init__(Windows(max_pixels=max_pixels), flip=flip, precision=precision)
         self.scales = tuple(float(scale) for scale in scales)
-        windows = optional_windows(crop, stride, windows_per_batch, mirrored=flip)
-        self._at_one_scale = WindowInference(
-            (lambda image: windows) if windows else PixelBudget(max_pixels).windows,
-            flip=flip,
-            precision=precision,
+        self.windows_at_scale = Windows(
+            crop, stride, windows_per_batch, max_pixels=max_pixels, mirrored=flip
         )
 
     def probabilities(self, model: nn.Module, image: Tensor) -> Tensor:
         """Compute the mean over the scales, (B, K, h, w), of images or windows (B, 3, h, w)."""
         height, width = image.shape[-2:]
-        # Scales that round to one size give one result, which counts as often.
-        sizes = Counter(
-            (max(1, round(height * scale)), max(1, round(width * scale))) for scale in self.scales
-        )
+        infer = partial(super().probabilities, model)
 
-        def at(size: tuple[int, int], times: int) -> Iterator[Band]:
+        def at(scale: float) -> Iterator[Tensor]:
+            size = max(1, round(height * scale)), max(1, round(width * scale))
             scaled = image if size == (height, width) else resize(image.float(), size)
-            bands = self._at_one_scale.bands(model, scaled)  # (B, K, rows, size[1]) each
-            for top, part in resize_bands(bands, size[0], (height, width)):
-                yield Band(top, part.mul_(times))
+            bands = self.windows_at_scale.bands(infer, scaled)
+            return resize_bands(bands, size[0], (height, width))
 
         # Added band by band: only the sum has all classes at the size of the image.
-        total = sum_maps((at(*counted) for counted in sizes.items()), height)  # (B, K, h, w)
-        return total.div_(len(self.scales))
+        return sum_maps(map(at, self.scales), height).div_(len(self.scales))  # (B, K, h, w)
 
 
-def require_factors(name: str, values: Sequence[float], largest: float, why: str = "") -> None:
+def require_factors(name: str, values: Sequence[float], largest: float) -> None:
     """Raise ValueError unless there are values, all above 0 and up to ``largest``."""
     if not values or not 0 < min(values) <= max(values) <= largest:
         raise ValueError(
-            f"{name}={list(values)} is not a list of positive numbers up to {largest:g}{why}"
+            f"{name}={list(values)} is not a list of positive numbers up to {largest:g}"
         )
 
 
@@ -163,11 +121,9 @@ def mode_name(node: Mapping[str, Any]) -> str:
 
 
 def describe(node: Mapping[str, Any], name: str | None = None) -> str:
-    """Return the name and every value that is set: ``whole (flip=false, precision=float32)``.
+    """Return the values set in the group ``evaluation``: ``whole (flip=false, max_pixels=4096)``.
 
-    Args:
-        node: The config group ``evaluation``.
-        name: The choice on the command line; None for the name of the class.
+    The name is the choice on the command line; None for that of the class.
     """
     values = [
         f"{key}={str(value).lower() if isinstance(value, bool) else value}"

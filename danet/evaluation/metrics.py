@@ -33,9 +33,7 @@ _VALUES = 257
 def single_class_warning(matrix: Tensor, classes: Sequence[str]) -> str:
     """Return a warning where every pixel was predicted as one class and others occur, else "".
 
-    Args:
-        matrix: (K, K), rows truth.
-        classes: Their names.
+    The matrix (K, K) has the truth in its rows; ``classes`` are the names.
     """
     predicted, true = matrix.sum(dim=0).nonzero(), matrix.sum(dim=1).nonzero()
     if len(predicted) != 1 or len(true) < 2:
@@ -48,12 +46,7 @@ def single_class_warning(matrix: Tensor, classes: Sequence[str]) -> str:
 
 
 class ConfusionMatrix:
-    """Counts pixels by true class (row) and predicted class (column) in int64.
-
-    Args:
-        num_classes: K.
-        device: Of the counts.
-    """
+    """Counts pixels by true class (row) and predicted class (column) in int64."""
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.num_classes = num_classes
@@ -108,13 +101,6 @@ class ConfusionMatrix:
         )
 
 
-class BoundaryScores(NamedTuple):
-    """Scores in 0..1; classes without any boundary are NaN and left out of the mean."""
-
-    mean: float
-    iou: tuple[float, ...]
-
-
 class BoundaryIoU:
     """Counts, over a data set, the pixels within a distance of a boundary of their class.
 
@@ -127,7 +113,6 @@ class BoundaryIoU:
     too, so both have the same boundary there.
 
     Args:
-        num_classes: K.
         ratio: d as a fraction of the diagonal, at least one pixel; 0.02 in the paper.
     """
 
@@ -149,11 +134,10 @@ class BoundaryIoU:
             found = np.bincount(values, minlength=IGNORE + 1)[: self.num_classes]
             self.counts[row] += torch.from_numpy(found)
 
-    def scores(self) -> BoundaryScores:
-        """Compute the scores in float64."""
+    def iou(self) -> Tensor:
+        """Compute the score of each class, float64 (K,); NaN for one without any boundary."""
         both, truth, predicted = self.counts.double()  # (K,) each
-        iou = both / (truth + predicted - both)  # NaN: no boundary in either
-        return BoundaryScores(iou.nanmean().item(), tuple(iou.tolist()))
+        return both / (truth + predicted - both)
 
 
 def _near_boundary(classes: np.ndarray, distance: int) -> np.ndarray:
@@ -167,32 +151,17 @@ def _near_boundary(classes: np.ndarray, distance: int) -> np.ndarray:
     return np.asarray(lowest != highest)
 
 
-class ImageIoU:
-    """Averages over images the mean IoU of each, over the classes that it has.
+def image_iou(matrix: Tensor) -> Tensor:
+    """Maps an image's confusion matrix, int64 (K, K), to its mean IoU and 1, float64 (2,).
 
+    They are 0 and 0 where no pixel is labelled, so sums over images give the average.
     The confusion matrix of a data set weighs images by their pixels, so a class that fills one
     image outweighs small regions elsewhere. Csurka, Larlus, Perronnin, "What is a good evaluation
-    measure for semantic segmentation?", BMVC 2013, therefore score image by image. A class that is
-    neither in the truth nor in the prediction of an image is left out there, as in the mean of the
-    data set; an image without a labelled pixel is left out altogether.
-
-    Args:
-        device: Of the sums.
+    measure for semantic segmentation?", BMVC 2013, therefore average over images. A class that is
+    neither in the truth nor in the prediction of an image is left out there.
     """
-
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.counts = torch.zeros(2, dtype=torch.float64, device=device)
-        """The sum of the images' means, and the number of images."""
-
-    def update(self, matrix: Tensor) -> None:
-        """Add an image: its confusion matrix, int64 (K, K), rows are the truth."""
-        hit = matrix.diag().double()  # (K,)
-        mean = (hit / (matrix.sum(dim=0) + matrix.sum(dim=1) - hit)).nanmean()
-        is_counted = (matrix.sum() > 0).double()
-        # Weighted by 0 or 1 rather than left out by an ``if``, which would wait for the device.
-        self.counts += torch.stack((mean.nan_to_num() * is_counted, is_counted))
-
-    def score(self) -> float:
-        """Return the average in 0..1; NaN without images."""
-        total, count = self.counts.tolist()
-        return total / count if count else math.nan
+    hit = matrix.diag().double()  # (K,)
+    mean = (hit / (matrix.sum(dim=0) + matrix.sum(dim=1) - hit)).nanmean()
+    is_counted = (matrix.sum() > 0).double()
+    # Weighted by 0 or 1 rather than left out by an ``if``, which would wait for the device.
+    return torch.stack((mean.nan_to_num() * is_counted, is_counted))

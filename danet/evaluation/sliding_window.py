@@ -8,7 +8,6 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,8 @@ from danet.ops.resize import resize
 
 PIXELS_PER_PASS = 2**21
 """Pixels of a forward pass, those of 1024 x 2048; a larger image passes by itself."""
+MAX_PIXELS = 2**22
+"""Of an image that passes a network whole: 2048 x 2048, twice an image of Cityscapes."""
 STRIP = 4096
 """Width of the strips of columns that a wider image is cut into, each done from top to bottom, so
 that a band of all classes does not grow with the width."""
@@ -26,14 +27,10 @@ TILE = 1024
 
 Infer = Callable[[Tensor], Tensor]
 """Maps images (B, 3, H, W) to probabilities (B, K, H, W)."""
-
-
-class Band(NamedTuple):
-    """Finished rows of a result."""
-
-    top: int
-    probabilities: Tensor
-    """(B, K, rows, W)."""
+Grid = tuple[Sequence[int], Sequence[int], int | None]
+"""The windows of one image: height and width, step in each axis, windows of a pass."""
+Bands = Iterable[Tensor]
+"""Finished rows of a result from top to bottom, (B, K, rows, W) each."""
 
 
 class Windows:
@@ -43,52 +40,81 @@ class Windows:
     so every window is full. In an axis where the image is smaller than the window, it is whole.
 
     Args:
-        crop: Height and width of the window, at least 32.
-        stride: Step in each axis, at most ``crop``.
+        crop: Height and width of the window, at least 32; None passes images whole.
+        stride: Step in each axis, at most ``crop``; None without ``crop``.
         per_batch: Windows of a forward pass; None for as many as PIXELS_PER_PASS allows.
+        max_pixels: Without ``crop``, a larger image is done in windows of TILE after all, which is
+            noted on stderr the first time.
         mirrored: Whether the function that is run on windows doubles them with their mirror images.
     """
 
     def __init__(
         self,
-        crop: Sequence[int],
-        stride: Sequence[int],
+        crop: Sequence[int] | None = None,
+        stride: Sequence[int] | None = None,
         per_batch: int | None = None,
         *,
+        max_pixels: int = MAX_PIXELS,
         mirrored: bool = False,
     ) -> None:
-        if len(crop) != 2 or min(crop) < 32:
+        if crop is None or stride is None:
+            if crop is not stride:
+                raise ValueError(f"crop={crop} and stride={stride}: give both, or neither")
+        elif len(crop) != 2 or min(crop) < 32:
             raise ValueError(f"crop={list(crop)} is not [height, width] of at least 32")
-        if len(stride) != 2 or min(stride) < 1:
+        elif len(stride) != 2 or min(stride) < 1:
             raise ValueError(f"stride={list(stride)} is not two numbers of at least 1")
-        if stride[0] > crop[0] or stride[1] > crop[1]:
+        elif stride[0] > crop[0] or stride[1] > crop[1]:
             raise ValueError(
                 f"stride={list(stride)} is larger than crop={list(crop)}: pixels would be left out"
             )
         if per_batch is not None and per_batch < 1:
             raise ValueError(f"windows_per_batch={per_batch} is not at least 1, or null")
-        self.crop, self.stride = tuple(crop), tuple(stride)
-        self.per_batch, self.mirrored = per_batch, mirrored
+        if max_pixels < 32 * 32:
+            raise ValueError(f"max_pixels={max_pixels} is not at least 1024 (32 x 32)")
+        self.crop, self.stride, self.per_batch = crop, stride, per_batch
+        self.max_pixels, self.mirrored = max_pixels, mirrored
+        self._is_noted = False
 
-    def bands(self, infer: Infer, image: Tensor) -> Iterator[Band]:
-        """Yield the mean over the windows that cover a pixel.
+    def grid(self, image: Tensor) -> Grid:
+        """Return the windows of an image (B, 3, H, W)."""
+        height, width = image.shape[-2:]
+        if self.crop is not None and self.stride is not None:
+            crop = min(self.crop[0], height), min(self.crop[1], width)
+            return crop, self.stride, self.per_batch
+        if height * width <= self.max_pixels:
+            return (height, width), (height, width), None
+        side = min(TILE, math.isqrt(self.max_pixels))
+        stride = side * 3 // 4
+        if not self._is_noted:
+            self._is_noted = True
+            print(
+                f"an image of {width} x {height} is larger than "
+                f"evaluation.max_pixels={self.max_pixels}: it and others like it are done in "
+                f"windows of {side} x {side}, one every {stride} pixels",
+                file=sys.stderr,
+            )
+        # One window per pass: memory is short for an image this large.
+        return (min(side, height), min(side, width)), (stride, stride), 1
 
-        Args:
-            infer: Is run on windows, concatenated along B.
-            image: (B, 3, H, W).
+    def bands(self, infer: Infer, image: Tensor, grid: Grid | None = None) -> Iterator[Tensor]:
+        """Yield the mean over the windows that cover a pixel of (B, 3, H, W), as ``Bands``.
+
+        ``infer`` is run on windows, concatenated along B: those of ``grid``, or of the image.
         """
+        (tall, wide), stride, per_batch = grid or self.grid(image)
         batch, _, height, width = image.shape
-        tall, wide = min(self.crop[0], height), min(self.crop[1], width)
-        tops = window_starts(height, tall, self.stride[0])
-        lefts = window_starts(width, wide, self.stride[1])
+        tops = window_starts(height, tall, stride[0])
+        lefts = window_starts(width, wide, stride[1])
         corners = list(product(tops, lefts))
         if len(corners) == 1:
-            yield Band(0, infer(image))  # (B, K, H, W)
+            yield infer(image)  # (B, K, H, W)
             return
+        # Windows form a grid, so those that cover a pixel are the product of its two axes.
         row_counts = _coverage(tops, tall, height, image)[:, None]  # (H, 1)
         column_counts = _coverage(lefts, wide, width, image)  # (W,)
         pixels = batch * tall * wide * (2 if self.mirrored else 1)
-        per_batch = self.per_batch or max(1, PIXELS_PER_PASS // pixels)
+        per_batch = per_batch or max(1, PIXELS_PER_PASS // pixels)
         sums, top = torch.empty(0), 0
         for first in range(0, len(corners), per_batch):
             group = corners[first : first + per_batch]
@@ -100,10 +126,10 @@ class Windows:
                     sums = part.new_zeros(*part.shape[:3], width)  # (B, K, tall, W)
                 if row > top:  # no later window starts above this one
                     done = row - top
-                    yield Band(top, sums[:, :, :done].div_(row_counts[top:row] * column_counts))
+                    yield sums[:, :, :done].div_(row_counts[top:row] * column_counts)
                     sums, top = F.pad(sums[:, :, done:], (0, 0, 0, done)), row
                 sums[:, :, :, left : left + wide] += part
-        yield Band(top, sums.div_(row_counts[top:] * column_counts))
+        yield sums.div_(row_counts[top:] * column_counts)
 
     def argmax(self, infer: Infer, image: Tensor) -> Tensor:
         """Return the most probable classes, uint8 (B, H, W), those of ``bands``.
@@ -111,62 +137,19 @@ class Windows:
         Wide images are done in strips of columns: the same windows, of which those at the seams
         pass twice.
         """
-        width, wide = image.shape[3], min(self.crop[1], image.shape[3])
-        lefts = window_starts(width, wide, self.stride[1])
-        per_strip = max(1, (STRIP - wide) // self.stride[1])
+        grid = (_, wide), (_, stride), _ = self.grid(image)
+        width = image.shape[3]
+        lefts = window_starts(width, wide, stride)
+        per_strip = max(1, (STRIP - wide) // stride)
         strips = []
         for first in range(0, len(lefts), per_strip):
             begin, end = lefts[first], [*lefts, width][min(first + per_strip, len(lefts))]
             # All windows that cover a column of the strip.
             seen = [left for left in lefts if left < end and left + wide > begin]
-            bands = self.bands(infer, image[:, :, :, seen[0] : seen[-1] + wide])
+            bands = self.bands(infer, image[:, :, :, seen[0] : seen[-1] + wide], grid)
             kept = slice(begin - seen[0], end - seen[0])
-            strips.append(argmax((Band(top, band[..., kept]) for top, band in bands)))
+            strips.append(argmax(band[..., kept] for band in bands))
         return torch.cat(strips, dim=2)
-
-
-class PixelBudget:
-    """Decides whether an image passes whole, and prints a note the first time one does not."""
-
-    def __init__(self, max_pixels: int) -> None:
-        if max_pixels < 32 * 32:
-            raise ValueError(f"max_pixels={max_pixels} is not at least 1024 (32 x 32)")
-        self.max_pixels = max_pixels
-        self._is_reported = False
-
-    def windows(self, image: Tensor) -> Windows | None:
-        """Return the windows for an image (B, 3, H, W) above the budget, None for others."""
-        height, width = image.shape[-2:]
-        if height * width <= self.max_pixels:
-            return None
-        side = min(TILE, math.isqrt(self.max_pixels))
-        stride = side * 3 // 4
-        if not self._is_reported:
-            self._is_reported = True
-            print(
-                f"an image of {width} x {height} is larger than "
-                f"evaluation.max_pixels={self.max_pixels}: it and others like it are done in "
-                f"windows of {side} x {side}, one every {stride} pixels",
-                file=sys.stderr,
-                flush=True,
-            )
-        # One window per pass: memory is short for an image this large.
-        return Windows((side, side), (stride, stride), per_batch=1)
-
-
-def optional_windows(
-    crop: Sequence[int] | None,
-    stride: Sequence[int] | None,
-    per_batch: int | None = None,
-    *,
-    mirrored: bool = False,
-) -> Windows | None:
-    """Return the windows, or None if neither ``crop`` nor ``stride`` is given."""
-    if crop is None and stride is None:
-        return None
-    if crop is None or stride is None:
-        raise ValueError(f"crop={crop} and stride={stride}: give both, or neither")
-    return Windows(crop, stride, per_batch, mirrored=mirrored)
 
 
 def window_starts(size: int, crop: int, stride: int) -> list[int]:
@@ -176,57 +159,55 @@ def window_starts(size: int, crop: int, stride: int) -> list[int]:
 
 
 def _coverage(begins: list[int], crop: int, size: int, like: Tensor) -> Tensor:
-    """Return how many windows cover each position of an axis, float32 (size,).
-
-    Windows form a grid, so those that cover a pixel are the product of its two axes.
-    """
+    """Return how many windows cover each position of an axis, float32 (size,)."""
     counts = torch.zeros(size, device=like.device)
     for begin in begins:
         counts[begin : begin + crop] += 1
     return counts
 
 
-def argmax(bands: Iterable[Band]) -> Tensor:
+def argmax(bands: Bands) -> Tensor:
     """Return the most probable classes of a map that comes in bands, uint8 (B, H, W)."""
-    # (B, rows, W) each
-    return torch.cat([part.argmax(dim=1).to(torch.uint8) for _, part in bands], dim=1)
+    return torch.cat([part.argmax(dim=1).to(torch.uint8) for part in bands], dim=1)
 
 
-def sum_maps(maps: Iterable[Iterable[Band]], height: int) -> Tensor:
+def sum_maps(maps: Iterable[Bands], height: int) -> Tensor:
     """Return the sum (B, K, H, W) of maps with ``height`` rows that come in bands."""
     total: Tensor | None = None
     for bands in maps:
-        for top, part in bands:
+        top = 0
+        for part in bands:
             if total is None:
                 total = part.new_zeros(*part.shape[:2], height, part.shape[3])  # (B, K, H, W)
             total[:, :, top : top + part.shape[2]] += part
+            top += part.shape[2]
     assert total is not None
     return total
 
 
-def resize_bands(
-    bands: Iterable[Band], height: int, size: tuple[int, int], *, align_corners: bool = True
-) -> Iterator[Band]:
-    """Resize a map that comes in bands, as ``resize`` does a whole one, and yield bands of it.
+def sum_bands(maps: Sequence[Bands], height: int) -> Iterator[Tensor]:
+    """Yield the sum of maps: a single one as it comes, several as one band of all rows."""
+    yield from maps[0] if len(maps) == 1 else [sum_maps(maps, height)]
 
-    Args:
-        bands: Of a map with ``height`` rows.
-        height: Rows of all bands together.
-        size: Height and width of the result.
-        align_corners: As in ``resize``.
-    """
+
+def resize_bands(
+    bands: Bands, height: int, size: tuple[int, int], *, align_corners: bool = True
+) -> Iterator[Tensor]:
+    """Yield in bands what ``resize`` makes of the first ``height`` rows of a map in bands."""
     below, above, weight = _row_weights(height, size[0], align_corners)
-    start, done, kept = 0, 0, None
-    for top, part in bands:
+    seen, done, kept = 0, 0, None
+    for band in bands:
+        part = band[:, :, : height - seen]
         if part.shape[2] == height:
-            yield Band(0, resize(part, size, align_corners=align_corners))
+            yield resize(part, size, align_corners=align_corners)
             return
         # Rows of the result lie between two rows, the first of which may end the previous band.
         rows = part.permute(0, 2, 3, 1)  # (B, rows, w, K)
         if kept is not None:
-            rows, start = torch.cat((kept, rows), dim=1), top - 1
-        kept = rows[:, -1:].clone()
-        ready = int((above < top + part.shape[2]).sum())
+            rows = torch.cat((kept, rows), dim=1)
+        seen += part.shape[2]
+        start, kept = seen - rows.shape[1], rows[:, -1:].clone()
+        ready = int((above < seen).sum())
         if ready > done:
             here = slice(done, ready)
             lower, upper, share = (
@@ -236,7 +217,7 @@ def resize_bands(
             mixed = rows[:, lower].lerp_(rows[:, upper], share[:, None, None])
             narrow = mixed.permute(0, 3, 1, 2)  # (B, K, ready - done, w)
             # Bilinear weights are separable: the rows are interpolated, the columns remain.
-            yield Band(done, resize(narrow, (ready - done, size[1]), align_corners=align_corners))
+            yield resize(narrow, (ready - done, size[1]), align_corners=align_corners)
             done = ready
 
 

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
-from typing import Literal
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -104,18 +104,14 @@ class ResNet(nn.Module):
         if stem not in ("64-64-128", "32-32-64"):
             raise ValueError(f"stem={stem!r} is not '7x7', '64-64-128' or '32-32-64'")
         # The names are widths for a network of standard width, 64.
-        first, second, third = (int(n) * width // 64 for n in stem.split("-"))
-        self.conv1 = nn.Sequential(
-            nn.Conv2d(3, first, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(first),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(first, second, 3, padding=1, bias=False),
-            nn.BatchNorm2d(second),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(second, third, 3, padding=1, bias=False),
-        )  # bn1 and relu follow, as after the 7x7 stem
-        self.bn1 = nn.BatchNorm2d(third)
-        return third
+        widths = [3, *(int(n) * width // 64 for n in stem.split("-"))]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            conv = nn.Conv2d(before, after, 3, stride=1 if layers else 2, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+        self.conv1 = nn.Sequential(*layers[:-2])  # bn1 and relu follow, as after the 7x7 stem
+        self.bn1 = nn.BatchNorm2d(widths[-1])
+        return widths[-1]
 
     def _make_stage(
         self, planes: int, stride: int, first_dilation: int, dilations: Sequence[int]
@@ -131,11 +127,11 @@ class ResNet(nn.Module):
                     nn.Conv2d(self._channels, out, 1, stride=step, bias=False), nn.BatchNorm2d(out)
                 )
             block = self._block(self._channels, planes, step, downsample)
-            # torchvision's BasicBlock rejects a dilation in its constructor.
+            # Set afterwards, since torchvision's BasicBlock rejects it in its constructor.
             strided = block.conv2 if self._has_bottlenecks else block.conv1
-            _set_dilation(strided, first_dilation if i == 0 else dilation)
-            if not self._has_bottlenecks:
-                _set_dilation(block.conv2, dilation)
+            for conv in (block.conv2, strided):  # 3x3; padding of the dilation keeps the size
+                first = i == 0 and conv is strided
+                conv.dilation = conv.padding = (first_dilation if first else dilation,) * 2
             blocks.append(block)
             self._channels = out
         return nn.Sequential(*blocks)
@@ -167,18 +163,11 @@ class ResNet(nn.Module):
 def _checkpoint_block(block: nn.Module, x: Tensor) -> Tensor:
     """Apply a block, keeping only its input for backward."""
     # preserve_rng_state=False: a block draws no random numbers.
-    if torch.compiler.is_compiling():
-        # The compiler recomputes pure kernels; statistics are updated outside of them, once.
-        return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
-    contexts = partial(_checkpoint_contexts, block)
-    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-
-
-def _checkpoint_contexts(
-    block: nn.Module,
-) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Return the contexts of the forward pass of a block and of its recomputation."""
-    return nullcontext(), _preserve_buffers(block)
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    # The compiler recomputes pure kernels; statistics are updated outside of them, once.
+    if not torch.compiler.is_compiling():
+        options["context_fn"] = lambda: (nullcontext(), _preserve_buffers(block))
+    return checkpoint(block, x, **options)
 
 
 @contextmanager
@@ -192,9 +181,3 @@ def _preserve_buffers(block: nn.Module) -> Iterator[None]:
     finally:
         for module, name, buffer in kept:
             setattr(module, name, buffer)
-
-
-def _set_dilation(conv: nn.Conv2d, dilation: int) -> None:
-    """Set the dilation of a 3x3 convolution, and the padding that keeps the size."""
-    conv.dilation = (dilation, dilation)
-    conv.padding = (dilation, dilation)

@@ -59,10 +59,6 @@ class Segmentor(nn.Module):
         # Here, not in the loader: uint8 batches have a quarter of the bytes.
         return (image.to(self.mean.dtype) - self.mean) / self.std  # type: ignore[operator, arg-type]
 
-    def features(self, image: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) to the input of the head, (B, C, H/8, W/8) at output stride 8."""
-        return self.backbone(self.normalise(image))[-1]
-
     def forward(self, image: Tensor) -> SegmentationOutput:
         """Maps (B, 3, H, W), uint8 or float RGB in 0..255, to logits (see SegmentationOutput)."""
         maps = self.backbone(self.normalise(image))

@@ -4,15 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from danet.checkpoint.weights import explain_mismatch, read_state_dict
+from danet.checkpoint.weights import fitting, read_state_dict
 from danet.errors import InputError
-from danet.extras import how_to_install
-
-_UNSUPPORTED = (NotImplementedError, TypeError, RuntimeError, AssertionError)
-"""Errors of timm for a network without feature maps or dilation."""
+from danet.extras import require
 
 
 class TimmBackbone(nn.Module):
@@ -32,13 +28,9 @@ class TimmBackbone(nn.Module):
 
     def __init__(self, *, name: str, output_stride: int = 8, weights: str | None = None) -> None:
         super().__init__()
-        try:
-            import timm
-        except ModuleNotFoundError as error:
-            raise InputError(
-                "model/backbone=timm needs the package timm, which is not installed: "
-                + how_to_install("timm")
-            ) from error
+        require("timm")
+        import timm
+
         if not timm.is_model(name):
             # Names of a family share their beginning.
             close = timm.list_models(f"*{name.partition('.')[0][:6]}*")[:5]
@@ -51,11 +43,12 @@ class TimmBackbone(nn.Module):
                 output_stride=output_stride,
                 pretrained=weights == "pretrained",
             )
-        except _UNSUPPORTED as error:
-            plain = "model.backbone.output_stride=32, or " * _works_undilated(name, output_stride)
+        # For a network without feature maps or dilation.
+        except (NotImplementedError, TypeError, RuntimeError, AssertionError) as error:
             raise InputError(
                 f"model.backbone.name={name}, output_stride={output_stride}: timm cannot make it "
-                f"({str(error) or type(error).__name__}); take {plain}another network"
+                f"({str(error) or type(error).__name__}); if it cannot dilate it, set "
+                "model.backbone.output_stride=32, else take another network"
             ) from error
         # Some networks also have a map at stride 2, which no head here uses.
         self.channels: list[int] = self.network.feature_info.channels()[-4:]  # type: ignore[union-attr, operator]
@@ -68,30 +61,13 @@ class TimmBackbone(nn.Module):
 
     def _load(self, path: Path) -> None:
         """Load the network from a file; raise InputError if it does not fit."""
-        found = read_state_dict(path, "model.backbone.weights").tensors
+        found = read_state_dict(path, "model.backbone.weights")
         # Tensors that are left over belong to the classifier, which feature maps do not need.
         expected = self.network.state_dict()
-        problems = explain_mismatch(expected, {k: v for k, v in found.items() if k in expected})
-        if problems:
-            raise InputError(f"model.backbone.weights={path} does not fit: {problems}")
-        self.network.load_state_dict({k: found[k] for k in expected})
+        kept = {k: v for k, v in found.items() if k in expected}
+        self.network.load_state_dict(fitting(expected, kept, f"model.backbone.weights={path}"))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Maps (B, 3, H, W) to up to four maps, finest first."""
         maps: list[Tensor] = self.network(x)
         return maps[-4:]
-
-
-def _works_undilated(name: str, output_stride: int) -> bool:
-    """Return whether timm has feature maps of a network that fails at this output stride."""
-    import timm
-
-    if output_stride == 32:
-        return False  # that has just failed
-    try:
-        # The meta device allocates no memory.
-        with torch.device("meta"):
-            timm.create_model(name, features_only=True, output_stride=32)
-    except _UNSUPPORTED:
-        return False
-    return True

@@ -17,15 +17,11 @@ def _positions(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)  # a view in NCHW and in channels_last order
 
 
-def _as_map(tokens: Tensor, like: Tensor) -> Tensor:
-    """Maps (B, N, C) to the (B, C, H, W) of ``like``, a view in channels_last order."""
-    return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
-
-
 def _add_scaled(x: Tensor, gamma: Tensor, context: Tensor) -> Tensor:
-    """Return ``gamma * context + x`` in the dtype of ``x``, in one pass."""
+    """Maps (B, C, H, W) and (B, N, C) to ``gamma * context + x`` in the dtype of ``x``."""
+    context = context.transpose(1, 2).unflatten(2, x.shape[2:])  # a view in channels_last order
     # gamma stays float32 under autocast and would promote the result.
-    return torch.addcmul(x, gamma.to(x.dtype), context.to(x.dtype))
+    return torch.addcmul(x, gamma.to(x.dtype), context.to(x.dtype))  # one pass
 
 
 class PositionAttention(nn.Module):
@@ -57,17 +53,12 @@ class PositionAttention(nn.Module):
         """Maps (B, C, H, W) to (B, C, H, W)."""
         query, key = _positions(self.query(x)), _positions(self.key(x))  # (B, N, D)
         context = attend(query, key, _positions(self.value(x)))  # (B, N, C)
-        return _add_scaled(x, self.gamma, _as_map(context, x))
+        return _add_scaled(x, self.gamma, context)
 
     def rows(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Return the attention maps of chosen positions, as in figure 6 of the paper.
+        """Maps the input (B, C, H, W) and positions (P,) to their attention maps (B, P, H, W).
 
-        Args:
-            x: (B, C, H, W), the input of the module.
-            positions: (P,) int64 indices in 0..N-1, row-major.
-
-        Returns:
-            (B, P, H, W), each map non-negative with sum 1.
+        As in figure 6 of the paper. Positions are row-major indices, int64; each map has sum 1.
         """
         query = _positions(self.query(x))[:, positions]  # (B, P, D)
         key = _positions(self.key(x))  # (B, N, D)
@@ -105,4 +96,4 @@ class ChannelAttention(nn.Module):
             sign = -1.0 if self.energy == "distance" else 1.0
             weights = (sign * energy).softmax(dim=-1)  # (B, C, C), each row i sums to 1 over j
             context = features @ weights.transpose(1, 2).to(features.dtype)  # (B, N, C)
-        return _add_scaled(x, self.gamma, _as_map(context, x))
+        return _add_scaled(x, self.gamma, context)

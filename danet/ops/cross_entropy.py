@@ -22,16 +22,10 @@ ELEMENTS_PER_CHUNK = 2**23
 
 
 def pixel_losses(logits: Tensor, target: Tensor, *, align_corners: bool = True) -> Tensor:
-    """Return -log p[y] of every pixel, without gradient.
+    """Return -log p[y] of every pixel, (B, H, W), without gradient; 0 where the target is IGNORE.
 
-    Args:
-        logits: (B, K, h, w), of any floating dtype; upsampled and computed in float32, or in
-            float64 for float64 logits.
-        target: int64 (B, H, W), class indices or IGNORE; h <= H and w <= W.
-        align_corners: How logits are upsampled.
-
-    Returns:
-        (B, H, W), float32 or float64; 0 where the target is IGNORE.
+    Logits (B, K, h, w) are upsampled to the target, int64 (B, H, W), and computed in float32, or in
+    float64 for float64 logits.
     """
     with torch.no_grad():
         parts = [
@@ -49,8 +43,7 @@ def cross_entropy_sum(
     The forward pass computes the gradient as well, so that nothing of the size of the mask is kept
     for backward. The weights get no gradient.
 
-    Logits, target and ``align_corners`` are those of ``pixel_losses``; ``weights`` are (B, H, W),
-    finite, and 0 where the target is IGNORE.
+    Weights are (B, H, W), finite, and 0 where the target is IGNORE.
     """
     if torch.is_grad_enabled() and logits.requires_grad:
         return _CrossEntropySum.apply(logits, target, weights, align_corners)
@@ -64,10 +57,8 @@ class _CrossEntropySum(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, target: Tensor, weights: Tensor, align_corners: bool
     ) -> Tensor:
-        sums: list[Tensor] = []
-        gradients: list[Tensor] = []
-        chunks = zip(_chunks(logits, target), _split(weights, logits, target), strict=True)
-        for (coarse, y), w in chunks:
+        sums, gradients = list[Tensor](), list[Tensor]()
+        for coarse, y, w in _chunks(logits, target, weights):
             fine = resize(coarse, y.shape[1:], align_corners=align_corners)  # (b, K, H, W)
             log_p = fine.log_softmax(dim=1)  # (b, K, H, W)
             sums.append((_nll(log_p, y) * w).sum())
@@ -89,18 +80,14 @@ class _CrossEntropySum(torch.autograd.Function):
         return (gradient * upstream).to(ctx.dtype), None, None, None
 
 
-def _chunks(logits: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a few images at a time: logits in float32 (or float64) and their targets."""
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+def _chunks(logits: Tensor, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield a few images at a time: logits in float32 (or float64), and of each map (B, H, W)."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
     # Softmax is fast in plain NCHW order; converting the coarse logits is cheaper than the fine.
     wide = logits.to(dtype, memory_format=torch.contiguous_format)
-    yield from zip(_split(wide, logits, target), _split(target, logits, target), strict=True)
-
-
-def _split(x: Tensor, logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-    """Split along B so that the fine logits of a chunk stay within ELEMENTS_PER_CHUNK."""
-    per_image = logits.shape[1] * target[0].numel()  # K * H * W
-    return x.split(max(1, ELEMENTS_PER_CHUNK // per_image))
+    per_image = logits.shape[1] * maps[0][0].numel()  # K * H * W
+    size = max(1, ELEMENTS_PER_CHUNK // per_image)
+    yield from zip(*(x.split(size) for x in (wide, *maps)), strict=True)
 
 
 def _nll(log_p: Tensor, target: Tensor) -> Tensor:

@@ -18,19 +18,11 @@ def resize(x: Tensor, size: tuple[int, ...], *, align_corners: bool = True) -> T
 def resize_backward(
     gradient: Tensor, size: tuple[int, ...], *, align_corners: bool = True
 ) -> Tensor:
-    """Return the gradient of ``resize`` with respect to its input, given that of its output.
+    """Maps the gradient of what ``resize`` returns, (B, C, H, W), to that of ``x``, (B, C, *size).
 
     Bilinear resizing is ``rows^T x columns`` with one small matrix for each axis, so its gradient
     is two matrix products: on a CPU several times faster than torch's own, which scatters pixel by
     pixel, and on CUDA without the atomic additions that make torch's differ between runs.
-
-    Args:
-        gradient: (B, C, H, W).
-        size: h and w of the input.
-        align_corners: As in the forward pass.
-
-    Returns:
-        (B, C, h, w).
     """
     (height, width), (h, w) = gradient.shape[-2:], size
     if (height, width) == (h, w):

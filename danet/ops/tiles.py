@@ -28,17 +28,11 @@ _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Return softmax(query key^T) value, without a scale, as in eq. 1 and 2 of the paper.
+    """Maps (B, M, D), (B, N, D), (B, N, C) to softmax(query key^T) value, (B, M, C).
 
-    On CUDA torch's fused kernels are used where they support the widths, elsewhere tiles.
-
-    Args:
-        query: (B, M, D).
-        key: (B, N, D).
-        value: (B, N, C).
-
-    Returns:
-        (B, M, C) in the dtype of ``value``; half precision is accumulated in float32.
+    Without a scale, as in eq. 1 and 2 of the paper. The dtype is that of ``value``; half precision
+    is accumulated in float32. On CUDA torch's fused kernels are used where they support the widths,
+    elsewhere tiles.
     """
     width = key.shape[-1]
     # Slices of the values are as wide as the keys; the kernels need multiples of 8.
@@ -90,8 +84,8 @@ def _forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]
     log_sum = value.new_empty(batch, queries, 1, dtype=_sum_dtype(value))
     with without_autocast(value.device.type):
         for rows in _tiles(queries, QUERIES_PER_TILE):
-            running_max = running_sum = accumulator = torch.empty(0)
             tile_query = _widen(query[:, rows]) * _LOG2_E  # (B, rows, D)
+            running_max = running_sum = accumulator = torch.empty(0)
             for columns in _tiles(key.shape[1], KEYS_PER_TILE):
                 # (B, rows, columns), overwritten by the weights below
                 energy = torch.bmm(tile_query, _widen(key[:, columns]).transpose(1, 2))

@@ -1,4 +1,4 @@
-"""Notes on unusual settings, and refusals of impossible ones, before a run starts."""
+"""Notes on unusual settings, refusals of impossible ones, and what to do about a lack of memory."""
 
 import math
 import os
@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
 
+from danet.checkpoint.run_folder import refuse_used
 from danet.config.build import untrained
-from danet.config.schema import DataConfig, TrainConfig
+from danet.config.schema import TrainConfig
 from danet.engine.precision import choose_precision
 from danet.errors import InputError, StorageError
 from danet.plain import is_int, walk
 
 _RECIPES = Path(__file__).resolve().parents[1] / "configs" / "optimizer"
+_SHORT = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
+"""Parts of the messages of torch on a CPU, of CUDA, and of cuBLAS and cuDNN."""
 _FAR = 10
 """Factor between a learning rate and that of the recipe from which on there is a note."""
 
@@ -24,20 +26,12 @@ _FAR = 10
 def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] = ()) -> list[str]:
     """Return notes on unusual settings of a training, a line each.
 
-    Args:
-        config: A checked config.
-        device: Of the training.
-        typed: Overrides of the command line, as typed.
-
-    Raises:
-        InputError: The device does not support ``trainer.precision``.
+    ``typed`` are the overrides of the command line. Raises InputError for a device that does not
+    support ``trainer.precision``.
     """
-    data, trainer = config.data, config.trainer
-    lines = []
+    data, lines = config.data, [*_rate_notes(config.optimizer), *_loss_notes(config)]
     if any(setting.lstrip("+").startswith("data.root=") for setting in typed):
-        lines.append(f"data.root={data.root}")
-    lines += _rate_notes(config.optimizer)
-    lines += _loss_notes(config.loss, data)
+        lines.insert(0, f"data.root={data.root}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if cores and data.num_workers > cores:
         lines.append(
@@ -45,66 +39,57 @@ def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] =
             "more workers than that wait for one another"
         )
     best = choose_precision("auto", device)
-    if choose_precision(trainer.precision, device) == torch.bfloat16 != best:
+    if choose_precision(config.trainer.precision, device) == torch.bfloat16 != best:
         lines.append(
             f"trainer.precision=bfloat16: {device} does not compute in it, so it is emulated: "
             "slower than float32 here"
         )
-    if "trainer.sync_batchnorm=true" in [setting.lower() for setting in typed]:
-        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-        if alone or device.type == "cpu":
-            why = "there is one process" if alone else "there is none on the CPU"
-            lines.append(f"trainer.sync_batchnorm=true: {why}, so plain batch norm is used")
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    if alone and "trainer.sync_batchnorm=true" in [setting.lower() for setting in typed]:
+        why = "there is one process, so plain batch norm is used"
+        lines.append(f"trainer.sync_batchnorm=true: {why}")
+    elif not alone and device.type == "cpu" and config.trainer.sync_batchnorm:
+        why = "there is none on the CPU, so each process has its own"
+        lines.append(f"trainer.sync_batchnorm=true: {why}")
     return lines
 
 
 def _rate_notes(optimizer: Mapping[str, Any]) -> list[str]:
     """Return a note if the learning rate is far from that of the optimizer's config."""
-    for path in sorted(_RECIPES.glob("*.yaml")):
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if recipe["_target_"] != optimizer["_target_"] or not optimizer["lr"] > 0:
-            continue
-        ratio = optimizer["lr"] / recipe["lr"]
-        if ratio > _FAR or ratio < 1 / _FAR:
-            return [
-                f"optimizer.lr={optimizer['lr']:g}: {ratio:.3g} times the {recipe['lr']:g} of "
-                f"optimizer={path.stem}; the head gets {optimizer['head_multiplier']:g} times that"
-            ]
-    return []
-
-
-def _loss_notes(loss: Mapping[str, Any], data: DataConfig) -> list[str]:
-    """Return notes on OHEM losses that keep every pixel."""
-    size = data.crop or data.size
-    if size is None:
+    name = optimizer["_target_"].rpartition(".")[2].lower()
+    path = _RECIPES / f"{name}.yaml"
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if recipe.get("_target_") != optimizer["_target_"] or not optimizer["lr"] > 0:
         return []
-    pixels = data.batch_size * math.prod(size)
+    lr, usual = optimizer["lr"], recipe["lr"]
+    if 1 / _FAR <= lr / usual <= _FAR:
+        return []
     return [
-        f"{key}={kept}: a batch of a process has {pixels} pixels ({data.batch_size} x {size[0]} x "
-        f"{size[1]}), so every pixel is kept and OHEM does nothing"
-        for key, kept, _ in walk(loss, "loss")
+        f"optimizer.lr={lr:g}: {lr / usual:.3g} times the {usual:g} of optimizer={name}; the head "
+        f"gets {optimizer['head_multiplier']:g} times that"
+    ]
+
+
+def _loss_notes(config: TrainConfig) -> list[str]:
+    """Return notes on OHEM losses that keep every pixel."""
+    size = config.data.crop or config.data.size or (math.inf, 1)
+    pixels = config.data.batch_size * math.prod(size)
+    return [
+        f"{key}={kept}: a batch of a process has {pixels} pixels ({config.data.batch_size} x "
+        f"{size[0]} x {size[1]}), so every pixel is kept and OHEM does nothing"
+        for key, kept, _ in walk(config.loss, "loss")
         if key.endswith(".min_kept") and is_int(kept) and kept >= pixels
     ]
 
 
 def refuse_folder(config: TrainConfig) -> None:
-    """Refuse a ``run.dir`` that cannot be used, before anything is loaded; nothing is created.
-
-    Raises:
-        InputError: It contains another run, which is not to be resumed.
-        StorageError: It cannot be created or written.
-    """
+    """Refuse a ``run.dir`` that cannot be used, before anything is loaded; nothing is created."""
     if config.run.dir is None:
         return
     folder = Path(config.run.dir).expanduser()
-    if (folder / "config.yaml").exists() and config.resume is None:
-        raise InputError(
-            f"run.dir={folder}: another run is there; give resume=auto to go on with it, or "
-            "another run.dir"
-        )
-    there = folder.absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
+    refuse_used(folder, resuming=config.resume is not None)
+    path = folder.absolute()
+    there = next(place for place in (path, *path.parents) if place.exists())
     if not there.is_dir():
         raise StorageError(f"run.dir={folder}: {there} is a file; give the name of a folder")
     if not os.access(there, os.W_OK | os.X_OK):
@@ -112,11 +97,7 @@ def refuse_folder(config: TrainConfig) -> None:
 
 
 def refuse_single_values(config: TrainConfig, device: torch.device) -> None:
-    """Refuse a batch that gives a batch norm a single value per channel, which it maps to zero.
-
-    Raises:
-        InputError: With the name of the layer and the possible remedies.
-    """
+    """Refuse a batch that gives a batch norm a single value per channel, which it maps to zero."""
     size = config.data.crop or config.data.size
     is_shared = config.trainer.sync_batchnorm and device.type == "cuda"
     processes = int(os.environ.get("WORLD_SIZE", "1")) if is_shared else 1
@@ -140,8 +121,7 @@ def _single_values(config: TrainConfig, size: Sequence[int]) -> str:
     with torch.device("meta"):  # takes no memory
         model = untrained(config).train()
         for name, module in model.named_modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.register_forward_pre_hook(lambda *_, name=name: reached.append(name))
+            module.register_forward_pre_hook(lambda *_, name=name: reached.append(name))
         try:
             model(torch.empty(1, 3, *size, dtype=torch.uint8))
         except ValueError as error:
@@ -149,3 +129,28 @@ def _single_values(config: TrainConfig, size: Sequence[int]) -> str:
                 return reached[-1]
             raise InputError(f"data.crop={list(size)}: {error}") from error
     return ""
+
+
+def explain_shortage(
+    error: BaseException, config: TrainConfig, device: torch.device, *, training: bool
+) -> InputError | None:
+    """Return what to try, the least first; None if an error is no lack of memory.
+
+    ``training`` says whether a training step failed, rather than an evaluation.
+    """
+    is_shortage = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if not (is_shortage or any(words in str(error) for words in _SHORT)):
+        return None
+    if not training:
+        return InputError(
+            f"out of memory on {device} in an evaluation; use evaluation=sliding, or a smaller "
+            "evaluation.crop"
+        )
+    size = config.data.crop or config.data.size
+    return InputError(
+        f"out of memory on {device} in a step of data.batch_size={config.data.batch_size}"
+        f"{f' with {size[0]} x {size[1]}' if size else ''}; try in this order: "
+        "trainer.precision=bfloat16, model.backbone.recompute=[1,2,3,4], a smaller "
+        "data.batch_size with a larger trainer.accumulate, a smaller data.crop; dry_run=true "
+        "shows what fits"
+    )

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -60,10 +60,8 @@ class Ledger(TorchDispatchMode):
 class StepSimulator:
     """The training step of a run on fake CPU tensors; sizes may be simulated in any order.
 
-    Args:
-        config: A checked train config; files that it names are not read.
-        precision: Of autocast. float16 is simulated as bfloat16, which has as many bytes.
-        on_cuda: Whether the optimizer updates all tensors at once (``foreach``), as on CUDA.
+    Files that the config names are not read. float16 is simulated as bfloat16, which has as many
+    bytes; ``on_cuda`` the optimizer updates all tensors at once.
 
     Attributes:
         weights, optimizer, average: Bytes that are always allocated: of parameters and buffers,
@@ -78,13 +76,14 @@ class StepSimulator:
             config.trainer, precision=name, channels_last=False, compile=False, ema_decay=None
         )
         self._accumulate = settings.accumulate
-        self._fake, self._ledger = FakeTensorMode(), Ledger()
+        # Tensors of the meta device become fake ones of the CPU.
+        self._fake, self._ledger = FakeTensorMode(allow_non_fake_inputs=True), Ledger()
         with torch.device("meta"):  # some networks of timm cannot be built of fake tensors
             self.model = untrained(config).train()
             criterion = make(config.loss, "loss")
         with self._fake, self._ledger as ledger:
             for root in (self.model, criterion):
-                _fake_tensors(root)
+                root.to_empty(device="cpu")
             self.weights = ledger.now
             optimizer = make(config.optimizer, "optimizer")(self.model)
             for group in optimizer.param_groups:
@@ -123,13 +122,3 @@ class StepSimulator:
         image = torch.empty(batch_size, 3, height, width, dtype=torch.uint8)
         mask = torch.empty(batch_size, height, width, dtype=torch.uint8)
         return [Batch(image, mask, ("",) * batch_size)] * self._accumulate
-
-
-def _fake_tensors(root: nn.Module) -> None:
-    """Replace meta tensors by fake CPU tensors, which ``Module.to`` cannot."""
-    for module in root.modules():
-        for name, old in module.named_parameters(recurse=False):
-            new = torch.empty(old.shape, dtype=old.dtype)
-            module.register_parameter(name, nn.Parameter(new, old.requires_grad))
-        for name, buffer in module.named_buffers(recurse=False):
-            module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype))

@@ -20,51 +20,31 @@ PIXELS_A_STEP = 16_000_000
 """Batches of more pixels are simulated before a run starts; the paper's have 4.7 million."""
 
 
-def device_memory(device: torch.device) -> int:
-    """Return the free bytes of a device; on the CPU within the limit of a container."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    available = available_memory()
-    if available is None:  # not Linux: all of the memory
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return available
-
-
-def largest_crop(simulator: StepSimulator, batch_size: int, limit: int) -> int:
-    """Return the side of the largest square crop whose step takes up to ``limit`` bytes, or 0."""
+def largest_crop(simulator: StepSimulator, batch_size: int, limit: int) -> str:
+    """Return the largest square crop whose step takes up to ``limit`` bytes, as a setting."""
     fitting = bisect_right(SIDES, limit, key=lambda side: simulator.peak(batch_size, side, side))
-    return SIDES[fitting - 1] if fitting else 0
+    side = SIDES[fitting - 1]
+    return f"[{side}, {side}]" if fitting else "none"
 
 
-def crop_of(config: TrainConfig) -> tuple[int, int]:
-    """Return height and width of the training images of a config.
-
-    Raises:
-        InputError: There is no crop, so images have the sizes of their files.
-    """
+def describe(config: TrainConfig, device: torch.device) -> str:
+    """Return the plan of a run as text, from its config alone; raise InputError without a crop."""
+    settings, batch_size = config.trainer, config.data.batch_size
     size = config.data.crop or config.data.size
     if size is None:
         raise InputError(
             "data.crop=null: the size of a batch is not known; set data.crop=[512,512]"
         )
-    return int(size[0]), int(size[1])
-
-
-def describe(config: TrainConfig, device: torch.device) -> str:
-    """Return the plan of a run as text, from its config alone; nothing is written.
-
-    Args:
-        config: As ``danet.config.validate.check`` returns it.
-        device: Of the run; ``device_memory`` of the config, in GiB, overrides its memory.
-    """
-    settings, batch_size = config.trainer, config.data.batch_size
-    (height, width), precision = crop_of(config), choose_precision(settings.precision, device)
+    height, width = size
+    precision = choose_precision(settings.precision, device)
     simulator = StepSimulator(config, precision=precision, on_cuda=device.type == "cuda")
     forward, step = simulator.flops(batch_size, height, width)
     peak = simulator.peak(batch_size, height, width)
-    memory, source = _memory(config, device)
+    memory, source = memory_of(config, device)
     limit = int(memory * (1 - RESERVE))
-    total, backbone = map(_count, (simulator.model, simulator.model.get_submodule("backbone")))
+    crop = largest_crop(simulator, batch_size, limit)
+    networks = simulator.model, simulator.model.get_submodule("backbone")
+    total, backbone = (sum(p.numel() for p in network.parameters()) for network in networks)
     standing = simulator.weights + simulator.optimizer + simulator.average
     compiled = "; of the step before it is compiled" if settings.compile else ""
     rows = [
@@ -80,17 +60,13 @@ def describe(config: TrainConfig, device: torch.device) -> str:
         ("peak", f"{_size(peak)} without workspaces of kernels{compiled}"),
         ("memory", f"{_size(memory)} {source}; {RESERVE:.0%} are left for workspaces"),
         ("this run", "fits" if peak <= limit else "DOES NOT FIT"),
-        ("largest crop", f"{_crop(simulator, batch_size, limit)} at data.batch_size={batch_size}"),
+        ("largest crop", f"{crop} at data.batch_size={batch_size}"),
     ]
     return "\n".join(f"{label:<14} {text}" for label, text in rows)
 
 
 def refuse_the_impossible(config: TrainConfig, device: torch.device) -> None:
-    """Refuse a step of very many pixels that cannot fit; costs nothing at usual sizes.
-
-    Raises:
-        InputError: With the predicted memory and the largest crop that fits.
-    """
+    """Refuse a step of very many pixels that cannot fit; costs nothing at usual sizes."""
     size = config.data.crop or config.data.size
     batch_size = config.data.batch_size
     if size is None or batch_size * size[0] * size[1] <= PIXELS_A_STEP:
@@ -101,9 +77,9 @@ def refuse_the_impossible(config: TrainConfig, device: torch.device) -> None:
     small, large = (simulator.peak(batch_size, side, side) for side in (128, 256))
     slope = (large - small) / (256**2 - 128**2)
     needed = small + slope * (size[0] * size[1] - 128**2)
-    memory, source = _memory(config, device)
+    memory, source = memory_of(config, device)
     if needed > memory:
-        crop = _crop(simulator, batch_size, int(memory * (1 - RESERVE)))
+        crop = largest_crop(simulator, batch_size, int(memory * (1 - RESERVE)))
         raise InputError(
             f"data.crop={list(size)} with data.batch_size={batch_size}: a step needs about "
             f"{_size(int(needed))}, and there are {_size(memory)} {source}; the largest crop that "
@@ -111,22 +87,16 @@ def refuse_the_impossible(config: TrainConfig, device: torch.device) -> None:
         )
 
 
-def _memory(config: TrainConfig, device: torch.device) -> tuple[int, str]:
-    """Return the bytes available and their source, for messages."""
-    given = config.device_memory
-    if given is not None:
-        return int(given * GIB), "by device_memory"
-    return device_memory(device), f"free on {device}"
-
-
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def memory_of(config: TrainConfig, device: torch.device) -> tuple[int, str]:
+    """Return the bytes of a device that a run may take, and their source for messages."""
+    if config.device_memory is not None:
+        return int(config.device_memory * GIB), "by device_memory"
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0], f"free on {device}"
+    if (available := available_memory()) is None:  # not Linux: all of the memory
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return available, f"free on {device}"
 
 
 def _size(count: int) -> str:
     return f"{count / GIB:,.2f} GiB" if count >= GIB else f"{count / MIB:,.1f} MiB"
-
-
-def _crop(simulator: StepSimulator, batch_size: int, limit: int) -> str:
-    side = largest_crop(simulator, batch_size, limit)
-    return f"[{side}, {side}]{' or more' if side == SIDES[-1] else ''}" if side else "none"

@@ -34,7 +34,7 @@ def as_tensor(image: np.ndarray, model: nn.Module) -> Tensor:
 def _attention_and_input(model: Any, name: str, image: np.ndarray) -> tuple[Any, Tensor]:
     """Return the attention of a branch and the features that enter it, (1, C, h, w)."""
     branch, shared = attention_branches(model)[name], getattr(model.head, "shared", nn.Identity())
-    features = model.features(as_tensor(image, model))
+    features = model.backbone(model.normalise(as_tensor(image, model)))[-1]
     return branch.attention, branch.reduce(shared(features))
 
 

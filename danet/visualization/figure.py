@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from danet.datasets.base import SegmentationDataset
-from danet.evaluation.inference import Inference
+from danet.evaluation.base import Inference
 from danet.visualization import attention
 from danet.visualization.attention import Point, attention_branches
 from danet.visualization.overlay import Legend, SegmentedImage, compose, sheet, shrink

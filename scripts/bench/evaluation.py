@@ -46,7 +46,7 @@ def picture(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def _whole_rows(options: Options) -> list[Row]:
-    size = (128, 256) if options.quick else (1024, 2048)
+    size = (64, 128) if options.quick else (1024, 2048)
     ours = _child("ours", size, options.device)
     theirs = None
     if (
@@ -111,7 +111,7 @@ def _scale_rows(options: Options) -> list[Row]:
     """Compare probabilities, time and memory of multi-scale sliding windows with mirroring."""
     device, scales = options.device, SCALES
     if options.quick:
-        size, crop, scales = (64, 128), 64, (0.5, 1.0, 1.5)
+        size, crop, scales = (48, 96), 48, (0.5, 1.0)
     elif device.type == "cuda":
         size, crop = (1024, 2048), 768
     else:

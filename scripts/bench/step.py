@@ -106,9 +106,9 @@ def _update(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> Non
 def run(options: Options) -> list[Row]:
     """Measure agreement, then the cases of the device."""
     device = options.device
-    rows = _agreement(device, 64)
+    rows = _agreement(device, 32 if options.quick else 64)
     if options.quick:
-        cases = [Case(50, 64, 2)]
+        cases = [Case(50, 32, 2)]
     elif device.type == "cuda":
         cases = [Case(50, 768, 2), Case(101, 768, 8)]
     else:

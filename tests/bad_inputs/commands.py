@@ -3,7 +3,9 @@
 import sys
 from typing import NamedTuple
 
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 
 import danet.engine.run
 from danet import cli
@@ -46,6 +48,8 @@ class Started(Exception):
 def _run(work, name, arguments, monkeypatch, capsys):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # cli.run sets it; so it is taken back
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+    # It composes everything once more, to ask for a mode that no config here sets.
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: RunMode.RUN)
     GlobalHydra.instance().clear()
     capsys.readouterr()
     code = 0
@@ -56,9 +60,7 @@ def _run(work, name, arguments, monkeypatch, capsys):
     except Started:
         code = STARTED
     seen = capsys.readouterr()
-    # Hydra adds a line of its own to the exception that ends these tests.
-    lines = [line for line in seen.err.splitlines() if not line.startswith("Error executing job")]
-    return Seen(code, seen.out, "\n".join(line for line in lines if line))
+    return Seen(code, seen.out, seen.err.strip())
 
 
 def _start(*_, **__):

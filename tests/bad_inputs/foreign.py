@@ -96,8 +96,16 @@ def network():
     return make_model(check(composed("train", SETTINGS)))
 
 
-def use(way, saved, root):
-    """Writes the content as a file or a folder and uses it, as a user of it would."""
+@functools.cache
+def resuming(path):
+    return check(composed("train", [*SETTINGS, f"resume={path}"]))
+
+
+def use(way, saved, root, is_file):
+    """Uses the content of a file or a folder, as a user of it would.
+
+    With ``is_file`` it is written and read, which takes most of the time.
+    """
     path = root / "foreign.pt"
     if way == "folder":
         target = root / "exported"
@@ -107,29 +115,33 @@ def use(way, saved, root):
         (target / exported.CONFIG).write_text(json.dumps({**facts, "config": saved["config"]}))
         danet.load_model(target)
         return
-    torch.save(saved if way == "resume" else {**saved, "optimizer": None}, path)
-    seal = hashlib.sha256(path.read_bytes()).digest()
-    with open(path, "ab") as file:
-        file.write(reading.MARK + seal)
-    if way == "checkpoint":
-        danet.load_model(path)
-    elif way == "init_from":
-        assert "of the backbone all" in initialise(network(), path)[0]
-    else:
-        typed = check(composed("train", [*SETTINGS, f"resume={path}"]))
-        settled, found, _ = resume.resolve(typed, [f"resume={path}"], world_size=1)
-        parts = {
-            k: make(getattr(settled, k), k) for k in ("loss", "optimizer", "schedule", "evaluation")
-        }
-        resume.refuse_other_states(found, untrained(settled), parts["optimizer"], str(path))
+    saved = saved if way == "resume" else {**saved, "optimizer": None}
+    with pytest.MonkeyPatch.context() as patch:
+        if is_file:
+            torch.save(saved, path)
+            seal = hashlib.sha256(path.read_bytes()).digest()
+            with open(path, "ab") as file:
+                file.write(reading.MARK + seal)
+        else:
+            patch.setattr(reading, "read", lambda *_, **__: reading.Content(saved, True))
+        if way == "checkpoint":
+            danet.load_model(path)
+        elif way == "init_from":
+            assert "of the backbone all" in initialise(network(), path)[0]
+        else:
+            typed = resuming(path)
+            settled, found, _ = resume.resolve(typed, [f"resume={path}"], world_size=1)
+            groups = ("loss", "optimizer", "schedule", "evaluation")
+            parts = {k: make(getattr(settled, k), k) for k in groups}
+            resume.refuse_other_states(found, untrained(settled), parts["optimizer"], str(path))
 
 
-def outcome(way, content, root):
+def outcome(way, content, root, is_file=True):
     """Returns None for a file that was used, else the error that a user would read."""
     HEARD.clear()
     EARS[0] = True
     try:
-        use(way, content, root)
+        use(way, content, root, is_file)
     except UserError as error:
         return str(error)
     finally:

@@ -68,19 +68,17 @@ def test_K01_path_that_does_not_exist(evaluated, trained, tmp_path):
     evaluated(f"checkpoint={tmp_path}/no/x.pt").refused(f"no folder {tmp_path}/no")
 
 
-@pytest.mark.parametrize("rest", ["nothing", "one byte", "half", "all but one byte"])
-def test_K02_file_that_is_cut(rest, tmp_path):
+@pytest.mark.parametrize("kept", [0, 1, 2000, -1])
+def test_K02_file_that_is_cut(kept, tmp_path):
     older = saved(tmp_path / "step_000000003.pt")
     path = saved(tmp_path / "step_000000006.pt", step=6)
-    whole = path.read_bytes()
-    kept = {"nothing": 0, "one byte": 1, "half": len(whole) // 2, "all but one byte": -1}[rest]
-    path.write_bytes(whole[:kept])
+    path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(InputError) as error:
         checkpoint_format.load(path)
     text = str(error.value)
     assert text.startswith(f"checkpoint={path}: ")
     assert "damaged or incomplete" in text or "not a checkpoint: 1 bytes that begin" in text
-    assert rest == "one byte" or text.endswith(f"; {older} is whole")
+    assert kept == 1 or text.endswith(f"; {older} is whole")
 
 
 def test_K03_flipped_byte(evaluated, trained, tmp_path):
@@ -88,19 +86,17 @@ def test_K03_flipped_byte(evaluated, trained, tmp_path):
     flipped = bytearray(path.read_bytes())
     flipped[len(flipped) // 2] ^= 1
     path.write_bytes(flipped)
-    evaluated(f"checkpoint={path}").refused(f"checkpoint={path}: damaged", "the checksum at its")
-    trained(f"resume={path}").refused(f"resume={path}: damaged", "the checksum at its end")
+    for start, key in ((evaluated, "checkpoint"), (trained, "resume")):
+        start(f"{key}={path}").refused(f"{key}={path}: damaged", "the checksum at its end")
     with pytest.raises(InputError, match=r"init_from=.*: damaged: .* checksum"):
         initialise(torch.nn.Linear(1, 1), path)
 
 
-@pytest.mark.parametrize("text", [b"<html>Not found</html>", b"hello, this is a text\n"])
-def test_K04_text_saved_as_checkpoint(evaluated, text, tmp_path):
-    path = tmp_path / "x.pth"
+def test_K04_text_saved_as_checkpoint(evaluated, tmp_path):
+    path, text = tmp_path / "x.pth", b"<html>Not found</html>"
     path.write_bytes(text)
-    evaluated(f"checkpoint={path}").refused(
-        f"checkpoint={path}: not a checkpoint: {len(text)} bytes that begin with {text!r}"
-    )
+    message = f"{path}: not a checkpoint: {len(text)} bytes that begin with {text!r}"
+    evaluated(f"checkpoint={path}").refused(f"checkpoint={message}")
     with pytest.raises(InputError, match=r"not a checkpoint: .* bytes that begin with"):
         initialise(torch.nn.Linear(1, 1), path)
 
@@ -112,7 +108,7 @@ class Command(str):
         return os.system, (str(self),)
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4, 5, "zip"])
+@pytest.mark.parametrize("protocol", [0, 4, "zip"])
 def test_K05_pickle_that_would_run_a_command(evaluated, trained, protocol, tmp_path):
     path = tmp_path / "x.pth"
     harmful = {"format": 2, "model": Command(f"touch {tmp_path}/ran")}
@@ -121,8 +117,8 @@ def test_K05_pickle_that_would_run_a_command(evaluated, trained, protocol, tmp_p
     else:
         path.write_bytes(pickle.dumps(harmful, protocol=protocol))
     parts = ("it asks to call posix.system", "nothing of it was run")
-    evaluated(f"checkpoint={path}").refused(f"checkpoint={path}", *parts)
-    trained(f"resume={path}").refused(f"resume={path}", *parts)
+    for start, key in ((evaluated, "checkpoint"), (trained, "resume")):
+        start(f"{key}={path}").refused(f"{key}={path}", *parts)
     with pytest.raises(InputError, match=r"it asks to call posix\.system"):
         initialise(torch.nn.Linear(1, 1), path)
     assert not (tmp_path / "ran").exists()
@@ -151,7 +147,8 @@ def test_K07_fine_tuning_with_another_number_of_classes(tmp_path):
     left = [name for name in model.state_dict() if "classify" in name]
     assert len(left) == 6
     assert lines[1].startswith(
-        f"init_from={path}: left out, since it has 16 classes and this network 3: {left[0]} is ("
+        f"init_from={path}: the rest is left out, or random as before: it has 16 classes and this "
+        f"network 3; shape: {left[0]} is ("
     )
     assert [name for name in model.state_dict() if f"{name} is (" in lines[1]] == left
     assert len(lines) == 2
@@ -161,12 +158,10 @@ def test_K08_backbone_of_another_depth(tmp_path):
     path = tmp_path / "resnet50.pth"
     with torch.device("meta"):
         names = torchvision.models.resnet50().state_dict()
-    torch.save({name: torch.zeros(1) for name in names}, path)
-    with torch.device("meta"):
         backbone = ResNet(depth=101)
-    with pytest.raises(InputError) as error:
+    torch.save({name: torch.zeros(1) for name in names}, path)
+    with pytest.raises(InputError, match="has a ResNet-50 and this network a ResNet-101; set ano"):
         load_backbone(backbone, 101, str(path))
-    assert "the weights of a ResNet-50, and model.backbone.depth=101" in str(error.value)
     own = saved(tmp_path / "last.pt")
     deeper = make_model(check(composed("train", [*SETTINGS, "model.backbone.depth=34"])))
     with pytest.raises(InputError, match="has a ResNet-18 and this network a ResNet-34"):
@@ -176,7 +171,7 @@ def test_K08_backbone_of_another_depth(tmp_path):
 def test_K09_module_in_front_of_every_name(evaluated, tmp_path):
     named = {f"module.{name}": value for name, value in whole()["model"].items()}
     path = saved(tmp_path / "last.pt", model=named)
-    text = f"checkpoint={path}: the 'module.' in front of every name was taken off"
+    text = f"checkpoint={path}: module. was taken off the names"
     evaluated(f"checkpoint={path}", "device=cpu").accepted(text)
 
 

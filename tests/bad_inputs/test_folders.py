@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import tool
 from starts import KINDS, LABELS, composed, examine, plant, start_training
 
 from danet.data.loader import eval_batches
@@ -47,7 +46,8 @@ def test_F03_images_without_labels(site):
     shutil.rmtree(site.root / LABELS[site.kind])
     names = ", ".join(f"train_{i}.png" for i in range(5))
     place = f"{names}; the first was looked for at {site.label('train_0')}"
-    site.refused("7 of 7 images of split 'train' have no", place)
+    message = site.refused("7 of 7 images of split 'train' have no", place)
+    assert "allow_missing_labels" not in message, "it would not help"
 
 
 @both
@@ -113,8 +113,7 @@ def test_F08_image_twice_in_one_list(site, with_lists):
 def test_F09_image_in_two_lists(site, with_lists):
     settings = with_lists("train_0\nval_1\n", "val_0.png\nval_1.png\n")
     parts = (
-        "1 images stand in the lists of two splits: val_1.png",
-        f"{site.root}/train.txt, line 2, and {site.root}/val.txt, line 2",
+        "1 images stand in the lists of two splits, train and val: val_1.png",
         "data.allow_overlap=true",
     )
     site.refused(*parts, settings=settings)
@@ -195,28 +194,3 @@ def test_F20_fewer_training_images_than_a_batch(site, monkeypatch):
     settings = [*KINDS[site.kind], f"data.root={site.root}", "data.batch_size=5"]
     with pytest.raises(InputError, match=r"4 samples do not fill one batch: data.batch_size=5"):
         start_training(settings, monkeypatch)
-
-
-@pytest.mark.slow
-@both
-@pytest.mark.parametrize("name", ["train", "check_data"])
-def test_F01_to_F03_as_processes(site, name):
-    empty = site.folder / "empty"
-    empty.mkdir()
-    shutil.rmtree(site.root / LABELS[site.kind] / "val")
-    for root, text in ((empty, "no images for split"), (site.root, "2 of 2 images of split 'val'")):
-        settings = [*KINDS[site.kind], f"data.root={root}"]
-        done = tool(name, *settings, cwd=site.folder, code=2)
-        assert text in done.stderr.split("error: ")[-1]
-        assert "Traceback" not in done.stderr
-        assert not list(site.folder.glob("runs/*/*/*.pt"))
-        assert name == "check_data" or not (site.folder / "runs").exists()
-
-
-def test_folders_with_classes_from_a_file_start(site):
-    path = site.folder / "names.txt"
-    path.write_text("\n".join("abcdefghijk"))
-    site.accepted(settings=[f"data.classes={path}"])
-    path.unlink()
-    message = site.refused(settings=[f"data.classes={path}"])
-    assert message.startswith(f"data.classes={path}: neither a list")

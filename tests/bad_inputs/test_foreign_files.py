@@ -20,7 +20,6 @@ from foreign import outcome, place, saved  # noqa: F401
 from torch import nn
 
 from danet.checkpoint import exported, reading
-from danet.checkpoint.pickle_scan import scan
 from danet.config.build import load_model, make
 from danet.engine.optimizer import SGD, AdamW, misfit, restore, state_of
 from danet.errors import InputError
@@ -49,19 +48,29 @@ def refused(path, *parts):
         assert part in text, text
 
 
-def rewritten(path, change=lambda name, data: data, *, compression=zipfile.ZIP_STORED, extra=()):
-    """Writes an archive anew with other entries, as nobody but an attacker does."""
+def entries_of(path):
     with zipfile.ZipFile(path) as archive:
-        entries = [(name, archive.read(name)) for name in archive.namelist()]
+        return [(name, archive.read(name)) for name in archive.namelist()]
+
+
+def zipped(path, entries, compression=zipfile.ZIP_STORED):
+    """Writes an archive anew by another program, as nobody but an attacker does."""
     with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, data in [*((n, change(n, d)) for n, d in entries), *extra]:
+        for name, data in entries:
             archive.writestr(name, data)
     return path
 
 
-def pickled(change):
-    """Returns a change of the pickle alone."""
-    return lambda name, data: change(data) if name.endswith("data.pkl") else data
+def pickled(path, change):
+    """Writes an archive anew as torch does, with another pickle."""
+    entries = entries_of(path)
+    writer = torch._C.PyTorchFileWriter(str(path))
+    for name, data in entries:
+        changed = change(data) if name.endswith("data.pkl") else data
+        if "/data" in name:
+            writer.write_record(name.partition("/")[2], changed, len(changed))
+    writer.write_end_of_file()
+    return path
 
 
 @pytest.fixture
@@ -89,77 +98,10 @@ def test_what_torch_writes_is_read(tmp_path, old):
     }
     path = tmp_path / "x.pt"
     torch.save(content, path, _use_new_zipfile_serialization=not old)
-    assert scan(path, path.stat().st_size) == ([], [], "")
-    value = reading.read(path, "x").value
+    value, is_sealed = reading.read(path, "x")
+    assert not is_sealed
     assert torch.equal(value["strided"], content["strided"])
     assert list(value["state"]) == list(content["state"])
-
-
-@pytest.mark.bad_input("K21")
-def test_compressed_storages_are_refused_by_the_table(tmp_path, never_read):
-    torch.save({"a": torch.zeros(5_000_000)}, tmp_path / "x.pt")
-    path = rewritten(tmp_path / "x.pt", compression=zipfile.ZIP_DEFLATED)
-    assert path.stat().st_size < 50_000
-    refused(path, "its entries are compressed and unpack from 0.0 to 19.1 MiB")
-
-
-@pytest.mark.bad_input("K21")
-@pytest.mark.parametrize(
-    ("tensor", "text"),
-    [
-        (torch.zeros(1).expand(2**30), "shape (1073741824,) is expanded from 1 number(s)"),
-        (torch.zeros(4, 1).expand(4, 1000), "shape (4, 1000) is expanded from 4 number(s)"),
-        (torch.zeros(2**40, device="meta"), "it names torch._utils._rebuild_meta_tensor_no_sto"),
-        (torch.eye(3).to_sparse(), "it names torch._utils._rebuild_sparse_tensor"),
-        (torch.zeros(3, dtype=torch.complex64), "it names torch.ComplexFloatStorage"),
-        (torch.zeros(3).to(torch.float8_e4m3fn), "only dense tensors of usual types"),
-        (bytearray(3), "it asks to call builtins.bytearray"),
-    ],
-    ids=["expanded", "expanded in part", "meta", "sparse", "complex", "float8", "bytes"],
-)
-@pytest.mark.parametrize("where", ["among the weights", "in a list"])
-def test_tensors_that_are_not_plain_are_refused(tmp_path, never_read, tensor, text, where):
-    content = {"model": {"x": tensor}} if where == "among the weights" else [[{"x": [tensor]}]]
-    torch.save(content, tmp_path / "x.pt")
-    assert (tmp_path / "x.pt").stat().st_size < 5000
-    refused(tmp_path / "x.pt", text)
-
-
-NUMEL = b"K\x10t"  # the 16 numbers of the storage, at the end of its record
-SHAPE = b"K\x10\x85"
-STRIDE = b"K\x01\x85"
-
-
-@pytest.mark.bad_input("K21")
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (lambda d: d.replace(NUMEL, b"J\0\0\0\x10t"), "storage '0' has fewer bytes than it decl"),
-        (lambda d: d.replace(NUMEL, b"J\xff\xff\xff\xfft"), "of a kind that is not read"),
-        (lambda d: d.replace(SHAPE, b"K\x11\x85"), "(17,) reaches beyond its storage of 16"),
-        (lambda d: d.replace(SHAPE, b"J\0\0\0\x10\x85"), "reaches beyond its storage of 16"),
-        (lambda d: d.replace(STRIDE, b"K\x02\x85"), "(16,) reaches beyond its storage of 16"),
-        (lambda d: d.replace(SHAPE, b"J\xff\xff\xff\xff\x85"), "a tensor of it has no shape"),
-        (lambda d: d.replace(SHAPE, b"\x8a\x09" + bytes(8) + b"\1\x85"), "has no shape"),
-        (lambda d: d.replace(b"storage", b"stonage"), "of a kind that is not read"),
-        (lambda d: b"\x80\x02\x96" + struct.pack("<Q", 2**34) + b".", "damaged or incomplete"),
-        (lambda d: d[:-1], "damaged or incomplete"),
-    ],
-)
-def test_sizes_that_a_file_does_not_have_are_refused(small, change, text, monkeypatch):
-    before = small.read_bytes()
-    rewritten(small, pickled(change))
-    assert small.read_bytes() != before
-    if "damaged" not in text:
-        monkeypatch.setattr(reading.torch, "load", lambda *_, **__: pytest.fail("it was read"))
-    refused(small, text)
-
-
-@pytest.mark.bad_input("K21")
-def test_a_high_place_in_the_memo_takes_no_memory(small):
-    """Python's fast reader of pickles would take 64 GiB for it."""
-    change = pickled(lambda d: d.replace(b"q\x00", b"r\xff\xff\xff\xff", 1))
-    assert torch.equal(reading.read(rewritten(small, change), "x").value["a"], SMALL["a"])
 
 
 class Call:
@@ -172,125 +114,166 @@ class Call:
         return self.call
 
 
-@pytest.mark.bad_input("K21")
-@pytest.mark.parametrize("function", [torch.Size, set, OrderedDict, Counter, codecs.encode])
-def test_a_value_that_many_calls_copy_is_refused(tmp_path, never_read, function):
-    """The value lies in the file once, and each call takes a few bytes more."""
-    values = {OrderedDict: [(i, i) for i in range(20_000)], codecs.encode: "x" * 10**6}
-    shared = values.get(function, list(range(20_000)))
-    more = ["latin1"] if function is codecs.encode else []
-    torch.save([Call(function, shared, *more) for _ in range(100)], tmp_path / "x.pt")
-    assert (tmp_path / "x.pt").stat().st_size < 2**21
-    refused(tmp_path / "x.pt", "its pickle makes more than 64 MiB beside the tensors")
+class Odd(OrderedDict):
+    def __reduce__(self):
+        return OrderedDict, (), {"items": 3, "keys": [1]}
 
 
-@pytest.mark.bad_input("K21")
-def test_text_in_a_longer_encoding_is_refused(tmp_path, never_read):
-    torch.save(Call(codecs.encode, "text", "unicode_escape"), tmp_path / "x.pt")
-    refused(tmp_path / "x.pt", "it encodes text as 'unicode_escape'")
+def compressed(path):
+    torch.save({"a": torch.zeros(5_000_000)}, path)
+    zipped(path, entries_of(path), zipfile.ZIP_DEFLATED)
 
 
-@pytest.mark.bad_input("K21")
-@pytest.mark.parametrize("name", ["x/DATA.PKL", "y/data.pkl", "x/data/\u0660"])
-def test_entries_of_one_name_are_refused(small, never_read, name):
-    refused(rewritten(small, extra=[(name, b"")]), "its entries overlap or have names")
-
-
-@pytest.mark.bad_input("K21")
-def test_entries_that_share_their_bytes_are_refused(tmp_path, never_read):
+def sharing_bytes(path):
     """The table says of two storages that they lie in one place."""
-    torch.save({str(i): torch.zeros(1 << 18) for i in range(2)}, tmp_path / "x.pt")
-    with zipfile.ZipFile(tmp_path / "x.pt") as archive:
-        entries = [(name, archive.read(name)) for name in archive.namelist()]
-    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
-        for name, data in entries:
-            if name != "x/data/1":
-                archive.writestr(name, data)
+    torch.save({str(i): torch.zeros(1 << 18) for i in range(2)}, path)
+    zipped(path, [entry for entry in entries_of(path) if entry[0] != "x/data/1"])
+    with zipfile.ZipFile(path, "a") as archive:
         twin = copy.copy(archive.getinfo("x/data/0"))
         twin.filename = "x/data/1"
         archive.filelist.append(twin)
-    assert (tmp_path / "x.pt").stat().st_size < 2 << 20
-    refused(tmp_path / "x.pt", "its entries overlap")
+        archive._didModify = True
+
+
+def with_entry(name):
+    def write(path):
+        torch.save(SMALL, path)
+        zipped(path, [*entries_of(path), (name, b"")])
+
+    return write
+
+
+def copied(function, value, *more):
+    """The value lies in the file once, and each call takes a few bytes more."""
+    return [Call(function, value, *more) for _ in range(100)]
+
+
+BASE, NUMBERS = torch.zeros(1 << 20), list(range(20_000))
+COPIES = "its pickle makes more than 64 MiB beside the tensors"
+OVERLAP = "its entries overlap or have names"
+HOSTILE = {
+    "compressed": (compressed, "are compressed and unpack from 0.0 to 19.1 MiB"),
+    "bytes that are shared": (sharing_bytes, OVERLAP),
+    "a name in other letters": (with_entry("x/DATA.PKL"), OVERLAP),
+    "two folders": (with_entry("y/data.pkl"), OVERLAP),
+    "a name of other digits": (with_entry("x/data/\u0660"), OVERLAP),
+    "sizes copied": (copied(torch.Size, NUMBERS), COPIES),
+    "sets copied": (copied(set, NUMBERS), COPIES),
+    "counters copied": (copied(Counter, NUMBERS), COPIES),
+    "pairs copied": (copied(OrderedDict, [(i, i) for i in NUMBERS]), COPIES),
+    "text copied": (copied(codecs.encode, "x" * 10**6, "latin1"), COPIES),
+    "a longer encoding": (
+        Call(codecs.encode, "text", "unicode_escape"),
+        "as 'unicode_escape'",
+    ),
+    "other methods": ({"model": Odd()}, "it replaces attributes of a dictionary"),
+    "many values": (list(range(5 * 10**6)), "its pickle has more than 16 MiB beside the tensors"),
+    "views": (
+        {str(i): BASE.view(1 << (i + 1), -1) for i in range(8)},
+        "its tensors have 32 MiB and the file 4: they share their storages",
+    ),
+    "expanded": (
+        [torch.zeros(1).expand(2**30)],
+        "(1073741824,) is more than its storage",
+    ),
+    "expanded in part": (
+        torch.zeros(4, 1).expand(4, 1000),
+        "(4, 1000) is more than its storage",
+    ),
+    "meta": (torch.zeros(2**40, device="meta"), "to call torch._utils._rebuild_meta_tensor_no_sto"),
+    "sparse": ([torch.eye(3).to_sparse()], "it asks to call torch._utils._rebuild_sparse_tensor"),
+    "complex": (torch.zeros(3, dtype=torch.complex64), "it asks to call torch.ComplexFloatStorage"),
+    "float8": (torch.zeros(3).to(torch.float8_e4m3fn), "only dense tensors of usual types"),
+    "bytes": (bytearray(3), "it asks to call builtins.bytearray"),
+}
+"""What is in a file, or writes it, and what is said of it."""
+
+
+@pytest.mark.bad_input("K21")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_that_asks_for_much_is_refused_unread(tmp_path, never_read, name):
+    content, said = HOSTILE[name]
+    path = tmp_path / "x.pt"
+    content(path) if callable(content) else torch.save(content, path)
+    assert path.stat().st_size < 5 << 20 or name == "many values"
+    refused(path, said)
+
+
+NUMEL = b"K\x10t"  # the 16 numbers of the storage, at the end of its record
+SHAPE = b"K\x10\x85"
+STRIDE = b"K\x01\x85"
+AXES = b"(" + b"J\xff\xff\xff\x7f" * 200_000 + b"t"
+
+
+@pytest.mark.bad_input("K21")
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda d: d.replace(NUMEL, b"J\0\0\0\x10t"), "storage '0' has fewer bytes than it decl"),
+        (lambda d: d.replace(NUMEL, b"J\xff\xff\xff\xfft"), "of a kind that is not read"),
+        (lambda d: d.replace(SHAPE, b"K\x11\x85"), "(17,) is more than its storage of 16"),
+        (lambda d: d.replace(STRIDE, b"K\x02\x85"), "(16,) is more than its storage of 16"),
+        (lambda d: d.replace(SHAPE, b"J\xff\xff\xff\xff\x85"), "a tensor of it has no shape"),
+        (lambda d: d.replace(SHAPE, b"\x8a\x09" + bytes(8) + b"\1\x85"), "has no shape"),
+        (lambda d: d.replace(SHAPE, AXES).replace(STRIDE, AXES), "a tensor of it has no shape"),
+        (lambda d: d.replace(b"storage", b"stonage"), "of a kind that is not read"),
+        (lambda d: b"\x80\x02\x96" + struct.pack("<Q", 2**34) + b".", "damaged or incomplete"),
+        # A state for the tensor, whose storage torch would replace.
+        (lambda d: d[:-2] + b"(K\x01K\x01K\x01tbs.", "damaged or incomplete"),
+    ],
+)
+def test_sizes_that_a_file_does_not_have_are_refused(small, change, text, never_read):
+    before = small.read_bytes()
+    pickled(small, change)
+    assert small.read_bytes() != before
+    refused(small, text)
+
+
+@pytest.mark.bad_input("K21")
+def test_a_high_place_in_the_memo_takes_no_memory(small):
+    """Python's fast reader of pickles would take 64 GiB for it."""
+    pickled(small, lambda d: d.replace(b"q\x00", b"r\xff\xff\xff\xff", 1))
+    assert torch.equal(reading.read(small, "x")[0]["a"], SMALL["a"])
 
 
 @pytest.mark.bad_input("K21")
 def test_a_table_that_torch_would_look_for_elsewhere_is_refused(small, never_read):
     """Python allows for bytes in front of an archive, torch's reader does not."""
-    small.write_bytes(b"\0" * 64 + small.read_bytes())
-    refused(small, "")
-    small.write_bytes(small.read_bytes() + b"\0" * 64)
-    refused(small, "")
+    whole = small.read_bytes()
+    for changed in (b"\0" * 64 + whole, whole + b"\0" * 64):
+        small.write_bytes(changed)
+        refused(small, "")
+    small.write_bytes(whole)
+    refused(zipped(small, entries_of(small)), "damaged or incomplete")
 
 
 @pytest.mark.bad_input("K21")
-def test_an_old_file_with_a_harmless_archive_behind_it_is_judged_as_torch_reads_it(tmp_path):
-    """torch goes by the first bytes, where Python looks for an archive at the end."""
-    whole, old = tmp_path / "whole.pt", tmp_path / "old.pt"
-    torch.save({"a": torch.zeros(1).expand(2**30)}, old, _use_new_zipfile_serialization=False)
-    torch.save(SMALL, whole)
-    with zipfile.ZipFile(whole) as archive:
-        entries = [(name, archive.read(name)) for name in archive.namelist()]
-    with zipfile.ZipFile(old, "a") as archive:  # with places counted from the start of the file
-        for name, data in entries:
-            archive.writestr(name, data)
-    assert zipfile.is_zipfile(old)
-    refused(old, "is expanded from 1 number(s)")
-
-
-@pytest.mark.bad_input("K21")
-def test_shapes_of_a_million_axes_are_not_multiplied(small, never_read):
-    axes = b"(" + b"J\xff\xff\xff\x7f" * 200_000 + b"t"
-    rewritten(small, pickled(lambda d: d.replace(SHAPE, axes).replace(STRIDE, axes)))
-    refused(small, "a tensor of it has no shape")
-
-
-@pytest.mark.bad_input("K21")
-def test_many_views_of_one_storage_are_refused(tmp_path, never_read):
-    base = torch.zeros(1 << 20)
-    torch.save({str(i): base.view(1 << (i + 1), -1) for i in range(8)}, tmp_path / "x.pt")
-    refused(tmp_path / "x.pt", "its tensors have 32 MiB and the file 4: they share their storages")
-
-
-@pytest.mark.bad_input("K21")
-def test_a_pickle_of_many_values_is_refused(tmp_path, never_read, monkeypatch):
-    monkeypatch.setattr("danet.checkpoint.pickle_scan._MOST_PICKLED", 1000)
-    torch.save({"a": torch.zeros(1), "b": list(range(1000))}, tmp_path / "x.pt")
-    refused(tmp_path / "x.pt", "its pickle has more than 0 MiB beside the tensors")
-
-
-@pytest.mark.bad_input("K21")
-def test_old_files_are_held_against_their_length(tmp_path, never_read):
-    path = tmp_path / "x.pt"
+def test_old_files_are_held_against_their_length(small, tmp_path, never_read):
+    path = tmp_path / "old.pt"
     torch.save(SMALL, path, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
-    assert data.count(b"K\x10N") == 1
-    path.write_bytes(data.replace(b"K\x10N", b"J\0\0\0\x10N"))
-    refused(path, "its storages have fewer bytes than it declares")
     listed = data[data.rindex(b"\x80\x02]") :]
-    without = data.replace(listed, b"\x80\x02]q\x00." + b"\0" * 80)
-    path.write_bytes(without)
-    refused(path, "it lists other storages than its tensors need")
+    for changed in (
+        data.replace(b"K\x10N", b"J\0\0\0\x10N"),
+        data.replace(listed, b"\x80\x02]q\x00." + b"\0" * 80),
+    ):
+        path.write_bytes(changed)
+        refused(path, "its storages are not those its tensors need, or have fewer bytes")
+    # torch goes by the first bytes, where Python looks for an archive at the end.
+    torch.save({"a": torch.zeros(1).expand(2**30)}, path, _use_new_zipfile_serialization=False)
+    with zipfile.ZipFile(path, "a") as archive:  # with places counted from the start of the file
+        for name, data in entries_of(small):
+            archive.writestr(name, data)
+    assert zipfile.is_zipfile(path)
+    refused(path, "is more than its storage of 1 number(s)")
 
 
 @pytest.mark.bad_input("K21")
-def test_a_dictionary_whose_methods_are_replaced_is_refused(tmp_path, never_read):
-    class Odd(OrderedDict):
-        def __reduce__(self):
-            return OrderedDict, (), {"items": 3, "keys": [1]}
-
-    torch.save({"model": Odd()}, tmp_path / "x.pt")
-    refused(tmp_path / "x.pt", "it replaces attributes of a dictionary")
-
-
-@pytest.mark.bad_input("K21")
-@pytest.mark.parametrize("width", [10**6, 10**9, 10**12, 2**62])
-@pytest.mark.parametrize("way", ["checkpoint", "folder", "resume"])
+@pytest.mark.parametrize(
+    ("way", "width"), [("checkpoint", 10**6), ("folder", 2**62), ("resume", 10**9)]
+)
 def test_widths_that_no_machine_holds_are_refused_on_the_meta_device(
-    saved,
-    place,
-    way,
-    width,
-    monkeypatch,
+    saved, place, way, width, monkeypatch
 ):
     made = []
     monkeypatch.setattr(nn.Module, "load_state_dict", lambda *_, **__: made.append(1))
@@ -305,35 +288,29 @@ def test_widths_that_no_machine_holds_are_refused_on_the_meta_device(
 
 @pytest.mark.bad_input("K21")
 @pytest.mark.parametrize(
-    ("node", "text"),
+    ("target", "values", "text"),
     [
-        ({"_target_": "danet.evaluation.inference.MultiScale", "scales": [1, 1000]}, "up to 16"),
+        ("inference.MultiScale", {"scales": [1, 1000]}, "up to 16"),
         (
-            {
-                "_target_": "danet.evaluation.protocols.AuthorsProtocol",
-                **{"base_size": 2048, "crop": 1024, "scales": [100.0], "stride_rate": 0.5},
-            },
-            "up to 16, by which base_size=2048",
+            "protocols.AuthorsProtocol",
+            {"base_size": 2048, "crop": 1024, "scales": [100.0], "stride_rate": 0.5},
+            "positive numbers up to 16",
         ),
         (
-            {
-                "_target_": "danet.evaluation.protocols.AuthorsProtocol",
-                **{"base_size": 520, "crop": 10**6, "scales": [1.0], "stride_rate": 0.5},
-            },
-            "must be at most 32768",
+            "protocols.AuthorsProtocol",
+            {"base_size": 520, "crop": 10**6, "scales": [1.0], "stride_rate": 0.5},
+            "crop=1000000 is not in 32",
         ),
         (
-            {
-                "_target_": "danet.evaluation.protocols.MMSegProtocol",
-                **{"scale": [2048, 1024], "ratios": [1000.0], "flip": False},
-            },
+            "protocols.MMSegProtocol",
+            {"scale": [2048, 1024], "ratios": [1000.0], "flip": False},
             "up to 16",
         ),
     ],
 )
-def test_a_protocol_of_a_file_enlarges_no_picture_beyond_measure(node, text):
+def test_a_protocol_of_a_file_enlarges_no_picture_beyond_measure(target, values, text):
     with pytest.raises(InputError, match=text):
-        make(node, "evaluation")
+        make({"_target_": f"danet.evaluation.{target}", **values}, "evaluation")
 
 
 @pytest.mark.bad_input("K21")
@@ -367,19 +344,13 @@ def test_lines_and_scores_beside_a_file_are_numbers_or_left_out(tmp_path):
 
 
 @pytest.mark.bad_input("K21")
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"a": ' * 5000, "1" * 5000, "\xff", ""])
-def test_a_config_json_that_is_none_is_refused_in_one_line(saved, tmp_path, content):
+def test_a_config_json_that_is_none_is_refused_in_one_line(saved, tmp_path):
     folder.save(tmp_path, saved, saved["model"])
-    (tmp_path / exported.CONFIG).write_text(content, "latin1")
-    with pytest.raises(InputError) as error:
-        load_model(tmp_path)
-    assert len(str(error.value).splitlines()) == 1
-    assert "damaged or incomplete" in str(error.value) or "is not of an exp" in str(error.value)
-
-
-@pytest.mark.bad_input("K21")
-def test_a_config_json_of_gigabytes_is_not_read(saved, tmp_path):
-    folder.save(tmp_path, saved, saved["model"])
+    for content in ("[" * 100_000, '{"a": ' * 5000, "1" * 5000, "\xff", "", "{}"):
+        (tmp_path / exported.CONFIG).write_text(content, "latin1")
+        with pytest.raises(InputError, match=r"damaged or incomplete|is not of an exp") as error:
+            load_model(tmp_path)
+        assert len(str(error.value).splitlines()) == 1
     with open(tmp_path / exported.CONFIG, "wb") as file:
         file.truncate(10 << 30)
     with pytest.raises(InputError, match="has 10240 MiB; expected at most 16"):
@@ -399,9 +370,9 @@ def test_types_of_no_weights_are_refused_in_safetensors(saved, tmp_path, bad):
 # States of optimizers.
 
 
-def trained(recipe, sizes=(4, 4), seed=0):
+def trained(recipe, sizes=(4, 4)):
     """Returns a network with layers of one shape, and an optimizer after a step."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(size, size) for size in sizes))
     optimizer = recipe(model)
     for parameter in model.parameters():
@@ -425,76 +396,59 @@ def test_a_state_goes_back_to_where_it_was(recipe):
         assert set(old) == set(new)
         for key, value in old.items():
             assert value is None or torch.equal(value, new[key])
-    # Files of before have no names.
-    bare = optimizer.state_dict()
-    assert misfit(recipe, model, bare) == ""
+    assert misfit(recipe, model, optimizer.state_dict()) == "", "files of before have no names"
+
+
+def swap(content):
+    states = content["state"]
+    states[0], states[2] = states[2], states[0]
+
+
+def put(key, value):
+    return lambda content: content["state"][1].__setitem__(key, value)
+
+
+OTHER = "state 1 is not of 1.weight: its "
+MISFITS = [
+    (swap, "state 0 is not of 0.weight: its name is '0.bias', not '0.weight'"),
+    (put("name", "x"), f"{OTHER}name is 'x', not '1.weight'"),
+    (put("shape", [9]), f"{OTHER}shape is [9], not [4, 4]"),
+    (put("exp_avg", torch.zeros(5)), "exp_avg is floating point of shape [5], not floating"),
+    (put("exp_avg", torch.zeros(4, 4).int()), "exp_avg is torch.int32 of shape [4, 4], not float"),
+    (
+        put("exp_avg", torch.full((4, 4), float("nan"))),
+        "exp_avg is NaN or infinite of",
+    ),
+    (put("exp_avg", "x"), f"{OTHER}exp_avg is 'x', not floating point of shape [4, 4]"),
+    (put("other", torch.zeros(4)), "the state of 1.weight has"),
+    (lambda c: c["state"][1].pop("exp_avg"), "the state of 1.weight has"),
+    (lambda c: c["state"].__setitem__(99, {}), "is of no parameter"),
+    (lambda c: c["state"].__setitem__(0, 3), "is of no parameter"),
+    (lambda c: c["state"].__setitem__(0.0, c["state"].pop(0)), "is of no parameter"),
+    (lambda c: c["param_groups"][0]["params"].reverse(), "is not a state of"),
+    (lambda c: c.__setitem__("state", [1]), "is not a state of"),
+    (lambda c: c.__setitem__("param_groups", None), "is not a state of"),
+    (lambda c: c["param_groups"].pop(), "is not a state of"),
+]
 
 
 @pytest.mark.bad_input("K22")
-@pytest.mark.parametrize("recipe", RECIPES[:2], ids=["SGD", "AdamW"])
-def test_states_that_are_not_of_this_optimizer_are_named(recipe):
+def test_states_that_are_not_of_this_optimizer_are_named():
+    recipe = RECIPES[1]
     model, optimizer = trained(recipe)
-    moment = "momentum_buffer" if isinstance(recipe, SGD) else "exp_avg"
-
-    def problem(change):
+    for change, text in MISFITS:
         content = copy.deepcopy(state_of(optimizer, model))
         change(content)
-        return misfit(recipe, model, content)
-
-    def swap(content):
-        states = content["state"]
-        states[0], states[2] = states[2], states[0]
-
-    def replace(key, value):
-        return lambda content: content["state"][1].__setitem__(key, value)
-
-    def drop(content):
-        del content["state"][1][moment]
-
-    assert problem(lambda content: None) == ""
-    names = [content["name"] for content in state_of(optimizer, model)["state"].values()]
-    one = names[1]
-    swapped = f"state 0 is not of {names[0]}: its name is {names[2]!r}, not {names[0]!r}"
-    assert problem(swap) == swapped
-    start, shape = f"state 1 is not of {one}: its ", list(model.get_parameter(one).shape)
-    assert problem(replace("name", "x")) == f"{start}name is 'x', not {one!r}"
-    assert problem(replace("shape", [9])) == f"{start}shape is [9], not {shape}"
-    for value, text in (
-        (torch.zeros(5), "floating point of shape [5]"),
-        (torch.zeros(shape).int(), f"torch.int32 of shape {shape}"),
-        (torch.full(shape, float("nan")), f"NaN or infinite of shape {shape}"),
-        ("x", "'x'"),
-    ):
-        wanted = f"{start}{moment} is {text}, not floating point of shape {shape}"
-        assert problem(replace(moment, value)) == wanted
-    assert f"the state of {one} has" in problem(replace("other", torch.zeros(4)))
-    assert f"the state of {one} has" in problem(drop)
-    assert "is of no parameter" in problem(lambda c: c["state"].__setitem__(99, {}))
-    assert "is of no parameter" in problem(lambda c: c["state"].__setitem__(0, 3))
-    assert "is of no parameter" in problem(lambda c: c["state"].__setitem__(0.0, c["state"].pop(0)))
-    assert "is not a state of" in problem(lambda c: c["param_groups"][0]["params"].reverse())
-    assert "is not a state of" in problem(lambda c: c.__setitem__("state", [1]))
-    assert "is not a state of" in problem(lambda c: c.__setitem__("param_groups", None))
-    assert "is not a state of" in problem(lambda c: c["param_groups"].pop())
-    other = trained(RECIPES[1] if recipe is RECIPES[0] else RECIPES[0])[1].state_dict()
-    assert "the state of 0.weight has" in misfit(recipe, model, other)
+        assert text in misfit(recipe, model, content)
+    assert "the state of 0.weight has" in misfit(recipe, model, trained(RECIPES[0])[1].state_dict())
     deeper = trained(recipe, sizes=(4, 4, 4))[1].state_dict()
     assert "over 4 parameters" in misfit(recipe, model, deeper)
 
 
 @pytest.mark.bad_input("K22")
-@pytest.mark.parametrize("kind", ["swapped", "other shape", "reversed"])
-def test_a_run_does_not_go_on_with_states_of_other_parameters(saved, place, kind):
+def test_a_run_does_not_go_on_with_states_of_other_parameters(saved, place):
     content = copy.deepcopy(saved["optimizer"])
-    states = content["state"]
-    if kind == "swapped":
-        same = [i for i, s in states.items() if s["shape"] == states[1]["shape"]][:2]
-        states[same[0]], states[same[1]] = states[same[1]], states[same[0]]
-    elif kind == "other shape":
-        states[0]["exp_avg"] = torch.zeros(3)
-    else:
-        values = list(states.values())[::-1]
-        content["state"] = dict(zip(states, values, strict=True))
+    content["state"][0]["exp_avg"] = torch.zeros(3)
     reported = outcome("resume", {**saved, "optimizer": content}, place)
     assert "foreign.pt: the state of the optimizer does not fit: " in reported
     assert "to start a new run from the weights use init_from" in reported
@@ -543,21 +497,15 @@ def test_names_of_classes_are_escaped_wherever_they_are_shown(saved, tmp_path):
     matrix = ConfusionMatrix(16, torch.device("cpu"))
     matrix.update(torch.zeros(1, 4, 4, dtype=torch.uint8), torch.zeros(1, 4, 4, dtype=torch.uint8))
     scores = matrix.scores()
-    assert len(class_table(classes, {"IoU": scores.iou}).splitlines()) == 17
-
-    numbers = matrix.matrix.numpy()
     facts = {"title": "t", "facts": ["f"], "lines": (), "examples": {}, "views": ()}
     html = page(Report(legend=Legend(classes, [(0, 0, 0)] * 16), confusion=matrix, **facts))
     assert "<script>alert" not in html
     assert "&lt;script&gt;alert" in html
-
-    counted = Counted(numbers, scores, None, "", 0.0, None)
+    counted = Counted(matrix.matrix.numpy(), scores, None, "", 0.0, None)
     write(tmp_path / "scores", {}, counted, tuple(classes))
     rows = list(csv.reader(io.StringIO((tmp_path / "scores/confusion.csv").read_text())))
     assert rows[0][4] == rows[4][0] == "'=1+1"
-    assert len(rows) == 17
-    assert json.loads((tmp_path / "scores/metrics.json").read_text())["per_class"]["=1+1"]
-
+    assert len(rows) == len(class_table(classes, {"IoU": scores.iou}).splitlines()) == 17
     text = card(found, num_weights=1, programs={})
     assert "<script>" not in text
     assert "<b>" not in text
@@ -571,12 +519,14 @@ def test_texts_of_a_file_are_not_repeated_without_limit(saved, place):
     for _ in range(40):
         nested = [nested, nested]
     assert ": format list of danet 0.2" in outcome("checkpoint", {**saved, "format": nested}, place)
-    many = ["\x1b" * 1000] * 10**6  # 4 kB each when escaped, and 2 bytes in the file
-    assert "1000000 class" in outcome("checkpoint", {**saved, "classes": many}, place)
+    many = ["\x1b" * 1000] * 10**5  # 4 kB each when escaped, and 2 bytes in the file
+    assert "100000 class" in outcome("checkpoint", {**saved, "classes": many}, place)
+    scores = {str(i): "x" for i in range(10**5)}
+    assert "more than 10000 entries" in outcome("checkpoint", {**saved, "scores": scores}, place)
 
 
 @pytest.mark.bad_input("K23")
 def test_a_palette_is_numbers_before_it_is_written_into_a_page(saved, place):
     for color in (["0;background:url(//x)", 0, 0], [0.5, 0, 0], [True, 0, 0], [0, 0], "abc"):
         reported = outcome("checkpoint", {**saved, "palette": [color] * 16}, place)
-        assert reported.endswith("a list of RGB colours of 0 to 255")
+        assert ": its palette has " in reported

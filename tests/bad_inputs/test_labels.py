@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tool
 from PIL import Image
-from starts import KINDS, Started, composed, examine, plant, start_training
+from starts import KINDS, Started, composed, examine, start_training
 
 from danet.datasets.folder import Folder
 from danet.losses import CrossEntropy
@@ -117,7 +116,7 @@ def test_L11_turned_image_whose_label_is_turned_in_place(site):
     exif[0x0112] = 6
     site.image().unlink()
     Image.new("RGB", (60, 44)).save(site.image(suffix=".jpg"), exif=exif)
-    site.accepted("have an EXIF turn, which is not applied")
+    site.accepted("an EXIF turn, which is not applied")
     Image.new("L", (44, 60)).save(site.label())
     parts = ("is 44 x 60 and its image", "is 60 x 44", "turn the image to 44 x 60", "pixels lie")
     site.refused(*parts)
@@ -198,22 +197,3 @@ def test_L17_class_that_never_occurs(site, tmp_path, monkeypatch, capsys):
 def test_L18_doubled_names_and_colours_and_lost_commas(site, settings, part):
     site.plant(top=2)
     site.refused(part, settings=settings)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["train", "check_data"])
-def test_L03_and_L09_as_processes(name, site, tmp_path):
-    site.plant(top=2)
-    site.relabel(lambda mask: mask * np.uint8(255))
-    lossy = plant(tmp_path / "lossy")
-    Image.new("L", (60, 44)).save(lossy / "masks/train/train_2.png", format="JPEG")
-    for own, text, settings in (
-        (site.root, "data.values={0:0,255:1}", TWO),
-        (lossy, "JPEG is lossy", KINDS["folder"][1:]),
-    ):
-        small = ["data.num_workers=0", "data.batch_size=2"]
-        chosen = ["data=folder", f"data.root={own}", *settings, *small]
-        done = tool(name, *chosen, cwd=tmp_path, code=2)
-        assert text in done.stderr.split("error: ")[-1]
-        assert "Traceback" not in done.stderr
-        assert not list(tmp_path.glob("runs/folder/*"))

@@ -24,7 +24,6 @@ import danet.models.heads.dual
 import danet.models.resnet
 import danet.models.segmentor
 import danet.preflight.advice
-import danet.preflight.out_of_memory
 import danet.tools.train
 import danet.visualization.figure
 from faults import driver, plants

@@ -30,37 +30,20 @@ def run(stopped, tmp_path):
     return Path(shutil.copytree(stopped, tmp_path / "run"))
 
 
-def damage(path, kind):
+def damage(path, *, cut=False):
     data = bytearray(path.read_bytes())
-    if kind == "weights":
-        data[len(data) // 2] ^= 1
-    elif kind == "keys":
-        place = data.index(b"model")
-        data[place] ^= 1
-    elif kind == "tail":
-        data += b"x"
-    else:
-        data = data[: int(len(data) * kind) if isinstance(kind, float) else kind]
-    path.write_bytes(data)
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data[: len(data) // 2] if cut else data)
 
 
 @pytest.mark.slow
 @pytest.mark.fault("T20", "a truncated checkpoint")
 def test_the_run_goes_on_from_the_one_before_to_the_same_end(start, straight, run):
     for path in (run / "last.pt", path_at(run, 6)):
-        damage(path, 0.5)
+        damage(path, cut=True)
     done = start.train("run.dir=run", "resume=auto")
     assert "going on from run/step_000000003.pt instead, at step 3" in done.stdout()
     assert fingerprint(run / "last.pt") == straight(*OFTEN)[0]
-
-
-@pytest.mark.slow
-@pytest.mark.fault("T21", "a flipped byte in the weights or the keys, an appended tail")
-@pytest.mark.parametrize("kind", ["weights", "keys", "tail"])
-def test_a_changed_byte_is_noticed(run, kind):
-    damage(run / "last.pt", kind)
-    with pytest.raises(InputError, match=r"last.pt: .*damaged"):
-        checkpoint_format.load(run / "last.pt", key="resume")
 
 
 class Command(str):
@@ -109,7 +92,7 @@ def test_a_checkpoint_of_another_run_is_refused(start, run, tmp_path):
 @pytest.mark.fault("T24", "all checkpoints of a run are damaged")
 def test_a_run_never_starts_anew_over_damaged_checkpoints(start, run):
     for path in run.glob("*.pt"):
-        damage(path, "weights")
+        damage(path)
     before = {path: path.read_bytes() for path in run.glob("*.pt")}
     refused = start.train("run.dir=run", "resume=auto", code=2)
     assert "no checkpoint in run is whole" in refused.stderr()
@@ -125,18 +108,6 @@ def test_the_newest_checkpoint_is_the_one_with_the_highest_step(start, run):
     os.utime(path_at(run, 6), (1000, 1000))
     done = start.train("run.dir=run", "resume=auto", "trainer.stop_at=7")
     assert "steps 6 to 12" in done.stdout()
-
-
-@pytest.mark.slow
-@pytest.mark.fault("T26", "training goes on while a checkpoint is written")
-def test_a_checkpoint_holds_the_weights_of_its_step(start, straight, tmp_path):
-    keep = ["trainer.save_every=3", "trainer.keep_last=9"]
-    plants = {"hold_save": {"path": str(tmp_path / "here"), "seconds": 2.0, "step": 3}}
-    start.train(*TOY, *keep, "run.dir=run", "trainer.save_in_background=true", plants=plants)
-    _, whole = straight(*keep, "trainer.save_in_background=false")
-    for step in (3, 6, 9, 12):
-        expected = fingerprint(path_at(whole / "run", step))
-        assert fingerprint(path_at(tmp_path / "run", step)) == expected
 
 
 @pytest.mark.slow
@@ -161,17 +132,6 @@ def test_a_full_disk_ends_the_run_with_its_last_checkpoint_whole(start, tmp_path
     assert "step_000000006.pt: the checkpoint could not be written" in run.stderr()
     assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == 3
     assert not list((tmp_path / "run").glob(".*.tmp"))
-
-
-@pytest.mark.slow
-@pytest.mark.fault("T17", "the disk is full, or a quota is reached, while a checkpoint is written")
-def test_a_full_disk_may_only_be_reported(start, straight, tmp_path):
-    plants = {"full_disk": {"step": 6}}
-    warn = "trainer.on_storage_error=warn"
-    run = start.train(*TOY, *OFTEN, "run.dir=run", warn, plants=plants)
-    assert run.stderr().count("the training goes on") == 1
-    assert not path_at(tmp_path / "run", 6).exists()
-    assert fingerprint(tmp_path / "run/last.pt") == straight(*OFTEN)[0]
 
 
 @pytest.mark.slow

@@ -15,11 +15,6 @@ class DeepLabV2Head(nn.Module):
     Chen, Papandreou, Kokkinos, Murphy, Yuille, "DeepLab", TPAMI 2018, section 3.2 and the
     ResNet-101 of section 4.1: each rate has a 3x3 convolution from the features to the classes, and
     the logits are added. ``rates=[6, 12, 18, 24]`` is ASPP-L, a single rate of 12 is LargeFOV.
-
-    Args:
-        in_channels: Of the feature map.
-        num_classes: K.
-        rates: Dilations of the convolutions.
     """
 
     def __init__(
@@ -46,11 +41,9 @@ class DeepLabV3Head(nn.Module):
     norm needs two images in training.
 
     Args:
-        in_channels: Of the feature map.
-        num_classes: K.
         rates: Dilations; (12, 24, 36) at output stride 8, half of it at 16.
         channels: Of every branch; ``in_channels // 8`` if None (256 after a ResNet-50).
-        dropout: Of whole channels, before the classifier. ASPP has one of 0.5 inside.
+        dropout: Before the classifier; ASPP has one of 0.5 inside.
     """
 
     def __init__(

@@ -1,8 +1,4 @@
-"""Heads: the dual attention head, its two branches alone, and the FCN head.
-
-A head maps the last feature map to named logits at the resolution of that map. ``main`` is the
-prediction; the others exist in training only, for deep supervision.
-"""
+"""Heads: the dual attention head, its two branches alone, and the FCN head."""
 
 from typing import Literal
 
@@ -37,9 +33,8 @@ class AttentionBranch(nn.Module):
         self.refine = conv_norm_relu(channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps the output of ``reduce``, (B, channels, H, W), to the same shape."""
-        # ``reduce`` is left to the caller: the concat fusion needs its output as well.
-        return self.refine(self.attention(x))
+        """Maps (B, in_channels, H, W) to (B, channels, H, W)."""
+        return self.refine(self.attention(self.reduce(x)))
 
 
 class DualAttentionHead(nn.Module):
@@ -50,15 +45,11 @@ class DualAttentionHead(nn.Module):
     and joined by a 1x1 convolution, and the input of the modules is added to the result.
 
     Args:
-        in_channels: Of the feature map.
-        num_classes: K.
-        channels: Within the branches; ``in_channels // 4`` if None (512 after a ResNet-50).
         reduction: Keys and queries of the position attention have ``channels // reduction``; None
             is 8, as in the released code, or less where they would have under 24 channels.
         energy: Of the channel attention, see ChannelAttention.
         fusion: ``sum`` of the two branches, or ``concat``.
         shared_input: One reduction for both branches instead of one for each.
-        dropout: Of whole channels, before each classifier.
     """
 
     def __init__(
@@ -77,11 +68,8 @@ class DualAttentionHead(nn.Module):
         channels = channels or in_channels // 4
         self.shared = conv_norm_relu(in_channels, channels, 3) if shared_input else nn.Identity()
         branch_input = 0 if shared_input else in_channels
-        self.position = AttentionBranch(
-            branch_input,
-            channels,
-            PositionAttention(channels, reduction or key_reduction(channels)),
-        )
+        attention = PositionAttention(channels, reduction or key_reduction(channels))
+        self.position = AttentionBranch(branch_input, channels, attention)
         self.channel = AttentionBranch(branch_input, channels, ChannelAttention(energy))
         self.join = conv_norm_relu(2 * channels, channels, 1) if fusion == "concat" else None
         self.classify = classifier(channels, num_classes, dropout)
@@ -92,15 +80,15 @@ class DualAttentionHead(nn.Module):
         """Maps (B, in_channels, H, W) to "main" and, in training, "position" and "channel"."""
         x = self.shared(x)
         # (B, channels, H, W) from here to the classifiers
-        position_input, channel_input = self.position.reduce(x), self.channel.reduce(x)
-        position = self.position(position_input)
-        channel = self.channel(channel_input)
+        inputs = self.position.reduce(x), self.channel.reduce(x)
+        position = self.position.refine(self.position.attention(inputs[0]))
+        channel = self.channel.refine(self.channel.attention(inputs[1]))
         if self.join is None:
             fused = position + channel
         else:
             # The outer residual is the input of the modules, a single map if it is shared.
-            shared = isinstance(self.position.reduce, nn.Identity)
-            outer = position_input if shared else position_input + channel_input
+            is_shared = isinstance(self.position.reduce, nn.Identity)
+            outer = inputs[0] if is_shared else inputs[0] + inputs[1]
             fused = self.join(torch.cat((position, channel), dim=1)) + outer
         logits = {"main": self.classify(fused)}
         # In eval mode only the fused prediction counts, as in the released code.
@@ -114,10 +102,8 @@ class SingleAttentionHead(nn.Module):
     """One of the two modules alone: the rows "PAM" and "CAM" of the paper's table 1.
 
     Args:
-        in_channels: Of the feature map.
-        num_classes: K.
         attention: Which module.
-        channels, reduction, energy, dropout: As in DualAttentionHead.
+        reduction, energy: As in DualAttentionHead.
     """
 
     def __init__(
@@ -133,35 +119,24 @@ class SingleAttentionHead(nn.Module):
     ) -> None:
         super().__init__()
         channels = channels or in_channels // 4
-        if attention not in ("position", "channel"):
-            raise ValueError(f"attention={attention!r} is neither 'position' nor 'channel'")
-        module: nn.Module
         if attention == "position":
-            module = PositionAttention(channels, reduction or key_reduction(channels))
-        else:
+            module: nn.Module = PositionAttention(channels, reduction or key_reduction(channels))
+        elif attention == "channel":
             module = ChannelAttention(energy)
-        branch = AttentionBranch(in_channels, channels, module)
-        # The names of the dual head, for its weights and its visualization.
-        self.position = branch if attention == "position" else None
-        self.channel = branch if attention == "channel" else None
+        else:
+            raise ValueError(f"attention={attention!r} is neither 'position' nor 'channel'")
+        # Under its name in the dual head, for weights and visualization.
+        self.name = attention
+        self.add_module(attention, AttentionBranch(in_channels, channels, module))
         self.classify = classifier(channels, num_classes, dropout)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
-        branch = self.position or self.channel
-        assert branch is not None
-        return {"main": self.classify(branch(branch.reduce(x)))}
+        return {"main": self.classify(getattr(self, self.name)(x))}
 
 
 class FCNHead(nn.Module):
-    """A 3x3 convolution and a classifier: the paper's baseline, and the auxiliary head.
-
-    Args:
-        in_channels: Of the feature map.
-        num_classes: K.
-        channels: Between the two; ``in_channels // 4`` if None.
-        dropout: Of whole channels, before the classifier.
-    """
+    """A 3x3 convolution and a classifier: the paper's baseline, and the auxiliary head."""
 
     def __init__(
         self,

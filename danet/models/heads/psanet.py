@@ -46,12 +46,12 @@ class PointwiseAttention(nn.Module):
         index, is_predicted = self._offsets(height, width, x.device)  # (N, N), both
         index = index.expand(batch, -1, -1)  # a view
         features = x.flatten(2)  # (B, C, N)
-        collect = self.collect(x).flatten(2).gather(1, index)  # (B, N, N): h_i[j - i] at [j, i]
-        # No softmax is over -inf alone, since the offset 0 is always predicted.
-        collect = collect.masked_fill(~is_predicted, -torch.inf).softmax(dim=1)
-        # (B, N, N): h_j[i - j] at [i, j]
-        distribute = self.distribute(x).flatten(2).gather(1, index)
-        distribute = distribute.masked_fill(~is_predicted, -torch.inf).softmax(dim=2)
+        # (B, N, N) each: h_i[j - i] at [j, i], and h_j[i - j] at [i, j]
+        collect, distribute = (
+            # No softmax is over -inf alone, since the offset 0 is always predicted.
+            predict(x).flatten(2).gather(1, index).masked_fill(~is_predicted, -torch.inf).softmax(i)
+            for i, predict in enumerate((self.collect, self.distribute), start=1)
+        )
         both = torch.cat((features @ collect, features @ distribute.transpose(1, 2)), dim=1)
         return both.unflatten(2, (height, width))  # (B, 2C, H, W)
 
@@ -71,13 +71,9 @@ class PSAHead(nn.Module):
     """Point-wise spatial attention on a smaller map, concatenated to the feature map (figure 2).
 
     Args:
-        in_channels: Of the feature map.
-        num_classes: K.
         mask_size: As in PointwiseAttention, for the smaller map: crop / (8 * shrink) covers all
             offsets at output stride 8.
         shrink: Factor by which the map is downsampled for the attention.
-        channels: Of the attention; ``in_channels // 4`` if None (512 after a ResNet-50).
-        dropout: Of whole channels, before the classifier.
     """
 
     def __init__(

@@ -16,13 +16,6 @@ class PyramidPoolingHead(nn.Module):
     map gets a 1x1 convolution to an equal share of the channels and is resized to the feature map;
     all are concatenated with it and joined by a 3x3 convolution. With ``bins=[1, ...]`` a batch
     norm gets one value per channel and image, so training needs two images.
-
-    Args:
-        in_channels: Of the feature map.
-        num_classes: K.
-        bins: Cells per axis of each level.
-        channels: Before the classifier; ``in_channels // 4`` if None (512 after a ResNet-50).
-        dropout: Of whole channels, before the classifier.
     """
 
     def __init__(

@@ -44,11 +44,7 @@ class CBAMHead(nn.Module):
     """A branch of DANet's head with CBAM as its attention.
 
     Args:
-        in_channels: Of the feature map.
-        num_classes: K.
-        channels: Of the branch; ``in_channels // 4`` if None.
         reduction: As in ConvolutionalAttention.
-        dropout: Of whole channels, before the classifier.
     """
 
     def __init__(
@@ -68,7 +64,7 @@ class CBAMHead(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
-        return {"main": self.classify(self.branch(self.branch.reduce(x)))}
+        return {"main": self.classify(self.branch(x))}
 
 
 class SerialAttentionHead(nn.Module):
@@ -77,9 +73,7 @@ class SerialAttentionHead(nn.Module):
     An ablation of the parallel arrangement that the paper does not have.
 
     Args:
-        in_channels: Of the feature map.
-        num_classes: K.
-        channels, reduction, energy, dropout: As in DualAttentionHead.
+        reduction, energy: As in DualAttentionHead.
     """
 
     def __init__(
@@ -101,4 +95,4 @@ class SerialAttentionHead(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
-        return {"main": self.classify(self.branch(self.branch.reduce(x)))}
+        return {"main": self.classify(self.branch(x))}
