@@ -1706,7 +1706,7 @@ def test_a_config_of_an_export_is_small(door, network, tmp_path):
     text = path.read_text()
     path.write_text(text + " " * (17 << 20))
     typed = (f"checkpoint={tmp_path / 'o'}", f"output={tmp_path / 'scores'}")
-    most = int(re.search(r"expected at most (\d+)$", door.refused("eval", *typed))[1])
+    most = int(re.search(r"expected at most (\d+)\)$", door.refused("eval", *typed))[1])
     path.write_text(text.ljust(most << 20))
     door.follow("eval", *typed)
 

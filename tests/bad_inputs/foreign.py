@@ -123,7 +123,7 @@ def use(way, saved, root, is_file):
             with open(path, "ab") as file:
                 file.write(reading.MARK + seal)
         else:
-            patch.setattr(reading, "read", lambda *_, **__: reading.Content(saved, True))
+            patch.setattr(reading, "read", lambda *_, **__: (saved, True))
         if way == "checkpoint":
             danet.load_model(path)
         elif way == "init_from":
