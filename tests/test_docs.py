@@ -15,16 +15,13 @@ import sys
 from itertools import count
 
 import cv2
-import hydra
 import numpy as np
 import originals
 import pytest
 import torch
 from conftest import ROOT, TINY, call
-from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
-
-from danet.config import schema
+from test_config import compose
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -129,14 +126,6 @@ def located(word, home):
     return word
 
 
-def compose(name, words):
-    """Composes a config as the command line would; of a sweep its first run."""
-    schema.register()
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return hydra.compose(name, words, return_hydra_config=False)
-
-
 def first_of_sweep(word):
     key, _, value = word.partition("=")
     is_plain = value and value[0] not in "[{'\"(" and "," in value
@@ -162,7 +151,7 @@ def check_training(words, home):
     if any(word == "data.classes=names.txt" for word in settings):
         (home / "names.txt").write_text("background\ncat\n")
         settings = [w.replace("names.txt", str(home / "names.txt"), 1) for w in settings]
-    composed = compose("train", settings)
+    composed = compose(*settings)
     if composed.dry_run:
         composed.data.root = str(home)
     check(composed)
@@ -194,7 +183,7 @@ def compare_tool(words, home):
 
 def check_tool(words, home):
     if not any(word.startswith("data=folder") for word in words):
-        assert "data" in compose("check_data", words)
+        assert "data" in compose(*words, name="check_data")
         return
     classes = "data.classes=[background,cat,dog]"
     call("check_data", *(classes if w.startswith("data.classes") else w for w in words))
@@ -203,7 +192,7 @@ def check_tool(words, home):
 def convert_tool(words, home):
     values = dict(word.split("=", 1) for word in words)
     assert values["source"] == "official"
-    state = originals.random_state(originals.authors_shapes(50))
+    state = originals.random_state("official", 50)
     torch.save({"state_dict": state}, home / values["input"])
     call("convert", *words)
     assert (home / values["output"]).is_file()
@@ -338,7 +327,7 @@ def test_links_lead_to_files_and_headings(path):
 
 def test_settings_and_extras_named_in_the_documents_exist():
     """A key like ``trainer.x=`` in running text is one of the config."""
-    setup, composed = (ROOT / "setup.py").read_text(), compose("train", TINY)
+    setup, composed = (ROOT / "setup.py").read_text(), compose(*TINY)
     extras = set(re.findall(r'^        "(\w+)": ', setup, flags=re.M))
     for path in DOCUMENTS:
         text = path.read_text()
