@@ -55,11 +55,11 @@ def shapes(source, depth, data="cityscapes"):
             yield names[start] + name[len(start) :], () if is_number else tuple(tensor.shape)
 
 
-def random_state(source, depth):
+def random_state(source, depth, data="cityscapes"):
     """Draws values that keep features near 1 through a hundred layers; no two tensors are equal."""
     generator = torch.Generator().manual_seed(5)
     state = {}
-    for name, shape in shapes(source, depth):
+    for name, shape in shapes(source, depth, data):
         noise = torch.randn(shape, generator=generator)
         if name.endswith("num_batches_tracked"):
             state[name] = torch.tensor(7)

@@ -128,7 +128,8 @@ def test_a_run_is_trained_scored_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "_call", in_this_process)
     tiny = ["trainer.steps=2", "data.lengths={train:8,val:2,test:2}", "data.size=[48,96]"]
     tiny += ["model.backbone.width=8", "data.num_workers=0", f"runs={tmp_path / 'runs'}"]
-    study.main(["study=scenes", "level=wide", "variant=FCN", "seed=2", f"results={tmp_path}", *tiny])
+    command = ["study=scenes", "level=wide", "variant=FCN", "seed=2", f"results={tmp_path}"]
+    study.main([*command, *tiny])
     found = json.loads((tmp_path / "scenes" / "wide_fcn_2.json").read_text())
     assert (found["step"], found["images"], found["seed"]) == (2, 2, 2)
     assert found["command"].startswith("python tools/train.py experiment=scenes_wide")

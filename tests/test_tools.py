@@ -6,11 +6,9 @@ import io
 import json
 from contextlib import redirect_stdout
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, call, tool
-from PIL import Image
 
 import danet
 from danet.checkpoint import format as checkpoint_format
@@ -119,41 +117,6 @@ def pixels_in(text):
     return sum(int(cell) for row in rows for cell in row[1:])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("protocol", "name"),
-    [
-        (["evaluation=sliding", "evaluation.crop=[48,48]", "evaluation.stride=[24,24]"], "Sliding"),
-        (["evaluation=multi_scale", "evaluation.scales=[0.5,1.0]"], "MultiScale"),
-    ],
-)
-def test_eval_takes_other_protocols_and_splits(run, tmp_path, protocol, name):
-    checkpoint = f"checkpoint={run[0] / 'best.pt'}"
-    call("eval", checkpoint, "split=test", *protocol, "output=o", "device=cpu")
-    metrics = json.loads((tmp_path / "o/metrics.json").read_text())
-    assert metrics["split"] == "test"
-    assert metrics["evaluation"]["_target_"].endswith(f".{name}")
-    assert 0 <= metrics["miou"] <= 1
-
-
-@pytest.mark.slow
-def test_visualize_draws_predictions_and_attention(run, tmp_path, capsys):
-    checkpoint = f"checkpoint={run[0] / 'last.pt'}"
-    call("visualize", checkpoint, "count=2", "output=p", "device=cpu")
-    drawn = [f"val_00000{i}{kind}.png" for i in (0, 4) for kind in ("", "_attention")]
-    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["contact_sheet.png", *drawn]
-    assert "p/val_000000.png" in capsys.readouterr().out
-    # One's own picture, with a name in another alphabet, and points by hand.
-    own = tmp_path / "图 片.png"
-    Image.fromarray(np.full((70, 90, 3), 128, np.uint8)).save(own)
-    settings = [f"images={own}", "points=[[3,60],[80,5]]", "output=q", "device=cpu"]
-    call("visualize", checkpoint, *settings)
-    drawn = ["图 片.png", "图 片_attention.png"]
-    assert sorted(p.name for p in (tmp_path / "q").iterdir()) == ["contact_sheet.png", *drawn]
-    call("visualize", checkpoint, "classes=[buss]", code=2)
-    assert "no class buss; did you mean bus?" in capsys.readouterr().err
-
-
 def test_load_model_gives_the_network_of_a_checkpoint(run):
     model = danet.load_model(run[0] / "last.pt")
     assert not model.training
@@ -176,18 +139,6 @@ def test_two_processes_make_one_run_and_count_each_image_once(tmp_path):
     assert pixels_in(*matrices) == 5 * 48 * 96
     one = json.loads((tmp_path / "one/metrics.json").read_text())
     assert lines_of(folder)[-1]["miou"] == one["miou"]
-
-
-@pytest.mark.slow
-def test_an_error_of_one_process_under_torchrun_is_reported_once(camvid_tree, tmp_path):
-    # Of three validation images one process has the first and the third, the other the second.
-    (camvid_tree / "images" / "val" / "val_1.png").write_bytes(b"not a picture")
-    data = ["data=camvid", f"data.root={camvid_tree}", "data.crop=[32,32]", "data.batch_size=1"]
-    data += ["data.num_workers=1", "trainer.device=cpu"]
-    settings = [*data, "model.backbone.width=8", "debug=one_step"]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    done = tool("train", *settings, cwd=tmp_path, launcher=launcher, code=1)
-    assert done.stderr.count("val_1.png: not a readable image") == 1
 
 
 @pytest.mark.slow

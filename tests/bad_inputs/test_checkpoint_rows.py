@@ -43,14 +43,14 @@ def saved(path, **changes):
 
 
 @pytest.fixture
-def evaluated(monkeypatch, capsys):
-    return functools.partial(eval_command, monkeypatch=monkeypatch, capsys=capsys)
+def evaluated(capsys):
+    return functools.partial(eval_command, capsys)
 
 
 @pytest.fixture
 def trained(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    return functools.partial(train_command, monkeypatch=monkeypatch, capsys=capsys)
+    return functools.partial(train_command, capsys)
 
 
 def weights(**changes):

@@ -20,6 +20,7 @@ from foreign import HEARD, SECRET, SETTINGS, WAYS, outcome, place, saved  # noqa
 from danet import cli
 from danet.checkpoint import format as checkpoint_format
 from danet.config.build import make
+from danet.config.targets import TRUSTED, locate
 from danet.errors import InputError
 from danet.plain import DEEPEST, MOST_VALUES, printable, problem_with
 
@@ -183,27 +184,32 @@ def test_a_class_is_held_against_the_list_when_it_is_called(saved, place):
 
 @pytest.mark.bad_input("K19")
 def test_a_group_names_its_own_parts_only():
+    anywhere = """os.system builtins.eval torch.load danet.checkpoint.weights.torch.load
+        danet.models.resnet.load_backbone danet.models.resnet.BasicBlock
+        danet.checkpoint.format.save danet.datasets.base.Path albumentations.Compose
+        albumentations.os danet.models.nothing.Here danetx.models.resnet.ResNet
+        danet.datasets.submission.SubmissionWriter
+        danet.checkpoint.pickle_scan.Inert danet.datasets.cache.Cache"""
     for key, path in (
+        *((group, path) for group in TRUSTED for path in anywhere.split()),
         ("model", "danet.losses.OHEM"),
-        ("model", "danet.checkpoint.pickle_scan.Inert"),
         ("loss", "danet.models.resnet.ResNet"),
         ("optimizer", "danet.datasets.folder.Folder"),
-        ("data", "danet.datasets.submission.SubmissionWriter"),
-        ("data", "danet.datasets.cache.Cache"),
         ("evaluation", "albumentations.HorizontalFlip"),
         ("schedule", "danet.engine.optimizer.SGD"),
     ):
-        with pytest.raises(InputError, match=r"is refused|has no class"):
+        with pytest.raises(InputError, match=r"is refused|has no class|there is no module"):
             make({"_target_": path}, key)
+    for path in ("danet.data.transforms.ScaleCrop", "albumentations.HorizontalFlip"):
+        assert locate(path, "data").__name__ == path.rpartition(".")[2]
 
 
 @pytest.mark.bad_input("K19")
 def test_a_config_of_the_command_line_keeps_no_interpolation_either(monkeypatch, capsys, tmp_path):
     """What the check lets into a checkpoint is what it will take from one."""
     monkeypatch.chdir(tmp_path)
-    train_command(
-        *SETTINGS, r"run.name='\${oc.env:HOME}'", monkeypatch=monkeypatch, capsys=capsys
-    ).refused("run.name=${oc.env:HOME}: has ${")
+    seen = train_command(capsys, *SETTINGS, r"run.name='\${oc.env:HOME}'")
+    seen.refused("run.name=${oc.env:HOME}: has ${")
 
 
 @pytest.mark.bad_input("K19")

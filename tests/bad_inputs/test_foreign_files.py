@@ -10,6 +10,7 @@ import copy
 import csv
 import io
 import json
+import math
 import struct
 import zipfile
 from collections import Counter, OrderedDict
@@ -162,24 +163,15 @@ HOSTILE = {
     "counters copied": (copied(Counter, NUMBERS), COPIES),
     "pairs copied": (copied(OrderedDict, [(i, i) for i in NUMBERS]), COPIES),
     "text copied": (copied(codecs.encode, "x" * 10**6, "latin1"), COPIES),
-    "a longer encoding": (
-        Call(codecs.encode, "text", "unicode_escape"),
-        "as 'unicode_escape'",
-    ),
+    "a longer encoding": (Call(codecs.encode, "text", "unicode_escape"), "as 'unicode_escape'"),
     "other methods": ({"model": Odd()}, "it replaces attributes of a dictionary"),
     "many values": (list(range(5 * 10**6)), "its pickle has more than 16 MiB beside the tensors"),
     "views": (
         {str(i): BASE.view(1 << (i + 1), -1) for i in range(8)},
         "its tensors have 32 MiB and the file 4: they share their storages",
     ),
-    "expanded": (
-        [torch.zeros(1).expand(2**30)],
-        "(1073741824,) is more than its storage",
-    ),
-    "expanded in part": (
-        torch.zeros(4, 1).expand(4, 1000),
-        "(4, 1000) is more than its storage",
-    ),
+    "expanded": ([torch.zeros(1).expand(2**30)], "(1073741824,) is more than its storage"),
+    "in part": (torch.zeros(4, 1).expand(4, 1000), "(4, 1000) is more than its storage"),
     "meta": (torch.zeros(2**40, device="meta"), "to call torch._utils._rebuild_meta_tensor_no_sto"),
     "sparse": ([torch.eye(3).to_sparse()], "it asks to call torch._utils._rebuild_sparse_tensor"),
     "complex": (torch.zeros(3, dtype=torch.complex64), "it asks to call torch.ComplexFloatStorage"),
@@ -286,26 +278,18 @@ def test_widths_that_no_machine_holds_are_refused_on_the_meta_device(
     assert not made
 
 
+AUTHORS = {"base_size": 2048, "crop": 1024, "scales": [1.0], "stride_rate": 0.5}
+MMSEG = {"scale": [2048, 1024], "ratios": [1.0], "flip": False}
+
+
 @pytest.mark.bad_input("K21")
 @pytest.mark.parametrize(
     ("target", "values", "text"),
     [
         ("inference.MultiScale", {"scales": [1, 1000]}, "up to 16"),
-        (
-            "protocols.AuthorsProtocol",
-            {"base_size": 2048, "crop": 1024, "scales": [100.0], "stride_rate": 0.5},
-            "positive numbers up to 16",
-        ),
-        (
-            "protocols.AuthorsProtocol",
-            {"base_size": 520, "crop": 10**6, "scales": [1.0], "stride_rate": 0.5},
-            "crop=1000000 is not in 32",
-        ),
-        (
-            "protocols.MMSegProtocol",
-            {"scale": [2048, 1024], "ratios": [1000.0], "flip": False},
-            "up to 16",
-        ),
+        ("protocols.AuthorsProtocol", {**AUTHORS, "scales": [100.0]}, "positive numbers up to 16"),
+        ("protocols.AuthorsProtocol", {**AUTHORS, "crop": 10**6}, "crop=1000000 is not in 32"),
+        ("protocols.MMSegProtocol", {**MMSEG, "ratios": [1000.0]}, "up to 16"),
     ],
 )
 def test_a_protocol_of_a_file_enlarges_no_picture_beyond_measure(target, values, text):
@@ -415,19 +399,13 @@ MISFITS = [
     (put("shape", [9]), f"{OTHER}shape is [9], not [4, 4]"),
     (put("exp_avg", torch.zeros(5)), "exp_avg is floating point of shape [5], not floating"),
     (put("exp_avg", torch.zeros(4, 4).int()), "exp_avg is torch.int32 of shape [4, 4], not float"),
-    (
-        put("exp_avg", torch.full((4, 4), float("nan"))),
-        "exp_avg is NaN or infinite of",
-    ),
-    (put("exp_avg", "x"), f"{OTHER}exp_avg is 'x', not floating point of shape [4, 4]"),
+    (put("exp_avg", torch.full((4, 4), math.nan)), "exp_avg is NaN or infinite of"),
     (put("other", torch.zeros(4)), "the state of 1.weight has"),
     (lambda c: c["state"][1].pop("exp_avg"), "the state of 1.weight has"),
     (lambda c: c["state"].__setitem__(99, {}), "is of no parameter"),
-    (lambda c: c["state"].__setitem__(0, 3), "is of no parameter"),
     (lambda c: c["state"].__setitem__(0.0, c["state"].pop(0)), "is of no parameter"),
     (lambda c: c["param_groups"][0]["params"].reverse(), "is not a state of"),
     (lambda c: c.__setitem__("state", [1]), "is not a state of"),
-    (lambda c: c.__setitem__("param_groups", None), "is not a state of"),
     (lambda c: c["param_groups"].pop(), "is not a state of"),
 ]
 
@@ -467,15 +445,7 @@ def test_weights_of_another_network_are_no_traceback_on_resume(saved, place):
 
 # Names of classes.
 
-EVIL = (
-    "a\x1b[2J",
-    "b\nc",
-    "<script>alert(1)</script>",
-    "=1+1",
-    "x|y`z`",
-    "[l](http://x)",
-    "\u202e",
-)
+EVIL = "a\x1b[2J", "b\nc", "<script>alert(1)</script>", "=1+1", "x|y`z`", "[l](http://x)", "\u202e"
 
 
 @pytest.mark.bad_input("K23")
