@@ -1,6 +1,7 @@
 """Advice works when it is followed: what a message says to type is taken from it, and done."""
 
 import errno
+import functools
 import importlib.metadata
 import json
 import os
@@ -20,6 +21,7 @@ import hydra
 import numpy as np
 import originals
 import pytest
+import starts
 import torch
 import torchvision
 import yaml
@@ -31,7 +33,6 @@ from conftest import (
     make_folder,
     make_trainer,
     save_picture,
-    write_pair,
 )
 from PIL import Image
 from torch.distributed import run as torchrun
@@ -191,18 +192,7 @@ def ends_of(message):
     return found
 
 
-def plant(root, *, values=(0, 1), folder="masks", splits=(("train", 4), ("val", 2)), size=(44, 60)):
-    """Writes pairs of noise whose labels hold some values."""
-    rng = np.random.default_rng(0)
-    for split, count in splits:
-        for i in range(count):
-            image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-            mask = rng.choice(np.array(values, np.uint8), size)
-            name = f"{split}_{i}".removeprefix("._")
-            write_pair(root, split, name, image, mask, labels=folder)
-    return root
-
-
+plant = functools.partial(starts.plant, values=(0, 1))
 FOLDER = ("data=folder", "data.classes=[a,b]", "data.root={root}")
 CHAINS = {
     "settings": (
@@ -367,22 +357,6 @@ def test_a_backslash_belongs_to_the_name(door, tmp_path, monkeypatch):
     assert message == f"data.root={tmp_path}/x\\y: there is no such folder; set data.root=<folder>"
     plant(tmp_path / r"x\y", folder="labels")
     door.follow("check_data", "data=camvid", wrong)
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "key", "form"),
-    [
-        ("check_data", "data=folder data.classes=[a,b]", "data.root", "{root}"),
-        ("check_data", "data=folder data.root={root}", "data.classes", "[a,b]"),
-        ("predict", "checkpoint={file} output={root}/o device=cpu", "images", "{root}/images"),
-        ("eval", "output={root}/o", "checkpoint", "{file}"),
-    ],
-)
-def test_a_value_that_is_missing_is_given(door, root, tiny_checkpoint, name, settings, key, form):
-    places = {"root": root, "file": tiny_checkpoint}
-    settings = settings.format(**places).split()
-    assert re.search(r"set ([\w.]+)=[<\[]", door.refused(name, *settings))[1] == key
-    door.follow(name, *settings, f"{key}={form.format(**places)}")
 
 
 def test_a_log_that_is_not_installed_is_installed(door, monkeypatch):

@@ -98,16 +98,6 @@ def test_a_network_computes_what_the_original_code_computes(program, depth, opti
         torch.testing.assert_close(model.eval()(image).logits, found["main"])
 
 
-def test_the_comparison_sees_a_tensor_that_differs():
-    state = originals.in_float64(originals.random_state("official", 50))
-    image = torch.randint(0, 256, (1, 3, 41, 41), dtype=torch.uint8)
-    before = originals.authors_forward(state, image, 50, True)["main"]
-    for part in ("head.sa.gamma", "head.sc.gamma", "head.conv52.0.weight"):
-        other = {**state, part: state[part] * 1.1}
-        after = originals.authors_forward(other, image, 50, True)["main"]
-        assert (before - after).abs().max() > 100 * PRECISION * before.std()
-
-
 def listed(file):
     if not KEYS.is_dir():
         pytest.skip(f"no lists of keys at {KEYS}; name their folder in CHECKPOINT_KEYS")

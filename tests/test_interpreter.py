@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import venv
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -66,23 +65,6 @@ def test_a_bare_or_old_python_is_reported_in_one_line_where_the_packages_are(nam
     assert fault.startswith("has no torch, torchvision, numpy, ")
     file, fault, _ = refused([*OLD, str(ROOT / name)], tmp_path)
     assert (file, fault) == (name, "is 3.9, and 3.10 to 3.13 work")
-
-
-def test_pythons_that_really_are_old_are_reported_in_one_line(tmp_path):
-    """Those of this machine, and of pyenv."""
-    home = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    places = [shutil.which(f"python3.{minor}") for minor in (7, 8, 9)]
-    places += [next(home.glob(f"versions/3.{n}.*/bin/python"), None) for n in (7, 8, 9)]
-    works = "import sys; sys.exit(not (3, 7) <= sys.version_info < (3, 10))"
-    found = [p for p in places if p and start([str(p), "-c", works], ROOT).returncode == 0]
-    if not found:
-        pytest.skip("there is no Python 3.7, 3.8 or 3.9 here")
-    for python in found:
-        for name in NAMES:
-            file, fault, _ = refused([str(python), "-B", str(ROOT / name)], tmp_path)
-            assert file == name
-            assert re.fullmatch(r"is 3\.[789], and 3\.10 to 3\.13 work", fault)
-        assert "usage" in start([str(python), "-B", str(ALONE)], tmp_path).stderr
 
 
 @pytest.mark.parametrize(

@@ -89,29 +89,6 @@ def test_a_run_cut_short_ends_like_a_whole_one(tmp_path, extra):
     assert len(set(ends)) == 1
 
 
-@pytest.mark.slow
-def test_two_equal_commands_and_the_saved_config_give_equal_weights(run, tmp_path):
-    call("train", *TINY, "trainer.steps=6", "trainer.eval_every=3", "run.dir=b")
-    call("train", "--config-dir", run[0], "--config-name", "config", "run.dir=c")
-    for folder in "bc":
-        assert fingerprint(tmp_path / folder / "last.pt") == fingerprint(run[0] / "last.pt")
-
-
-@pytest.mark.slow
-def test_eval_prints_the_last_validation_score_to_every_digit(run, tmp_path, capsys):
-    last = lines_of(run[0])[-1]
-    matrices = set()
-    for size in (1, 3):
-        settings = [f"output={tmp_path / str(size)}", f"batch_size={size}", "device=cpu"]
-        call("eval", f"checkpoint={run[0] / 'last.pt'}", *settings)
-        assert f"miou={last['miou']}" in capsys.readouterr().out
-        metrics = json.loads((tmp_path / str(size) / "metrics.json").read_text())
-        assert metrics["miou"] == last["miou"]
-        assert metrics["per_class"]["bus"]["iou"] == last["iou/bus"]
-        matrices.add((tmp_path / str(size) / "confusion.csv").read_text())
-    assert pixels_in(*matrices) == 5 * 48 * 96
-
-
 def pixels_in(text):
     rows = list(csv.reader(io.StringIO(text)))[1:]
     return sum(int(cell) for row in rows for cell in row[1:])

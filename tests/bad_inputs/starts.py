@@ -31,14 +31,17 @@ class Started(Exception):
     """A training has passed all that it looks at before there is a network."""
 
 
-def plant(root, kind="folder", *, splits=(("train", 4), ("val", 2)), top=11, size=(44, 60)):
-    """Writes pairs of noise; labels are 0 to ``top`` - 1."""
-    rng = np.random.default_rng(0)
+SPLITS = (("train", 4), ("val", 2))
+
+
+def plant(root, kind="folder", *, splits=SPLITS, top=11, size=(44, 60), values=None, folder=None):
+    """Writes pairs of noise; labels are 0 to ``top`` - 1, or some values."""
+    rng, folder = np.random.default_rng(0), folder or LABELS[kind]
     for split, count in splits:
         for i in range(count):
             image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-            mask = rng.integers(0, top, size, dtype=np.uint8)
-            write_pair(root, split, f"{split}_{i}", image, mask, labels=LABELS[kind])
+            mask = rng.choice(np.array(values or range(top), np.uint8), size)
+            write_pair(root, split, f"{split}_{i}".removeprefix("._"), image, mask, labels=folder)
     return root
 
 

@@ -72,6 +72,12 @@ REFUSED = rows(
     ("C13", "--steps=3", "--steps=3: settings are given without dashes, as in trainer."),
     ("C13", "-steps 3", "-steps: settings are given without dashes, as in trainer."),
     ("C14", "data=camvid data.root=/nope", "data.root=/nope: there is no such folder"),
+    ("C14", "data=camvid", "data.root: no value is given; set data.root=<folder>"),
+    (
+        "C14",
+        "data=folder data.root=.",
+        "data.classes: no value is given; set data.cl",
+    ),
     ("C14", "data=camvid data.root=here", "/here: there is no such folder"),
     (
         *("C16", "data=cityscapes data.root=. data.num_classes=18"),

@@ -50,28 +50,20 @@ def texts(root):
 
 def nodes():
     """Returns nodes that would call something that configs may not name."""
-    return [
-        {"_target_": "canary.fire"},
-        {"_target_": "canary.Fire", "a": 1},
-        {"_target_": "canary.fire", "_partial_": True},
-        {"_target_": "os.system", "_args_": ["true"]},
-        {"_target_": "os.system", "command": "true"},
-        {"_target_": "builtins.eval", "_args_": ["1"], "_convert_": "all"},
-        {"_target_": "danet.checkpoint.reading.read", "path": "secret.txt", "key": "x"},
-        {"_target_": "danet.datasets.submission.SubmissionWriter", "_recursive_": False},
-        {"_target_": "danet.models.resnet.load_backbone"},
-        {"_target_": "danet.models.resnet.ResNet", "depth": 18, "_args_": [1]},
-        {"_target_": "danet.losses.CrossEntropy", "_recursive_": True},
-        {"_target_": "hydra.utils.instantiate", "config": {"_target_": "canary.fire"}},
-        {"_target_": {"_target_": "canary.fire"}},
-        {"_target_": ["canary", "fire"]},
-        {"_target_": "canary.fire\n"},
-        {"_target_": "danet.losses...x"},
-        {"_target_": "../canary.fire"},
-        {"_target_": None},
-        {"_partial_": "canary.fire"},
-        {"_args_": ["a"], "_kwargs_": {"b": 1}},
+    function, resnet = "danet.checkpoint.reading.read", "danet.models.resnet.ResNet"
+    fire = {"_target_": "canary.fire"}
+    calls = [
+        *(("canary.fire", {}), ("canary.Fire", {"a": 1}), ("canary.fire", {"_partial_": True})),
+        *(("os.system", {"_args_": ["true"]}), ("os.system", {"command": "true"})),
+        *(("builtins.eval", {"_args_": ["1"], "_convert_": "all"}), ("canary.fire\n", {})),
+        *((function, {"path": "secret.txt", "key": "x"}), (resnet, {"depth": 18, "_args_": [1]})),
+        ("danet.datasets.submission.SubmissionWriter", {"_recursive_": False}),
+        *(("danet.models.resnet.load_backbone", {}), ("danet.losses...x", {}), (None, {})),
+        *(("danet.losses.CrossEntropy", {"_recursive_": True}), ("../canary.fire", {})),
+        *(("hydra.utils.instantiate", {"config": fire}), (fire, {}), (["canary", "fire"], {})),
     ]
+    others = [{"_partial_": "canary.fire"}, {"_args_": ["a"], "_kwargs_": {"b": 1}}]
+    return [{"_target_": path, **arguments} for path, arguments in calls] + others
 
 
 def odd():
