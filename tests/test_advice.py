@@ -19,7 +19,6 @@ from pathlib import Path
 
 import hydra
 import numpy as np
-import originals
 import pytest
 import starts
 import torch
@@ -1291,26 +1290,6 @@ def test_images_are_normalised_as_in_the_file(door, run):
     assert "were normalised" not in reported
 
 
-LARGE = torch.zeros(2**18)
-CONTENTS = {
-    "expected a dictionary of tensors of a model, but 'n'": lambda tensors: {**tensors, "n": 3},
-    "save a clone of it": lambda tensors: {**tensors, "n": torch.zeros(1).expand(9)},
-    "save clones of them": lambda tensors: {**tensors, **{f"n{i}": LARGE[:] for i in range(99)}},
-}
-"""What is asked for -> what a file holds that does not have it."""
-
-
-@pytest.mark.parametrize("said", CONTENTS)
-def test_a_file_of_tensors_holds_what_is_asked_for(said, door, run, tmp_path):
-    right = checkpoint_format.load(run / "last.pt")["model"]
-    path, wrong = tmp_path / "weights.pth", CONTENTS[said](right)
-    torch.save(wrong, path)
-    assert said in door.refused("train", f"init_from={path}")
-    cloned = {k: v.clone() for k, v in wrong.items()} if "clone" in said else right
-    torch.save(cloned, path)
-    door.follow("train", f"init_from={path}")
-
-
 @pytest.mark.skipif(not is_installed("timm"), reason="timm is not installed")
 def test_timm_is_installed_or_another_network_taken(door, monkeypatch):
     typed = ("model/backbone=timm", "model.head.reduction=8")
@@ -1322,41 +1301,6 @@ def test_timm_is_installed_or_another_network_taken(door, monkeypatch):
     name = re.search(r"; there are (\S+),", message)[1]
     with torch.device("meta"):  # a large one, of which only the name is asked
         TimmBackbone(name=name)
-
-
-@pytest.mark.skipif(not is_installed("timm"), reason="timm is not installed")
-@pytest.mark.parametrize("name", ["timm dilates it not", "timm makes it never"])
-def test_a_network_that_timm_can_make(name, door):
-    chosen = {"timm dilates it not": "vgg11", "timm makes it never": "mixer_s16_224"}[name]
-    typed = ("model/backbone=timm", "model.head.reduction=8", f"model.backbone.name={chosen}")
-    message = door.refused("train", *typed)
-    found = re.search(r"if it cannot dilate it, set model\.backbone\.(\w+)=(\d+), else", message)
-    if chosen == "vgg11":
-        with torch.device("meta"):
-            TimmBackbone(name=chosen, **{found[1]: int(found[2])})
-    door.follow("train", *typed[:2], "model.backbone.name=resnet18")
-
-
-# --- Other programs' files ----------------------------------------------------------------------
-
-
-def test_a_whole_network_is_converted(door, tmp_path):
-    path = tmp_path / "danet.pth"
-    torch.save({"state_dict": originals.random_state("official", 18, "camvid")}, path)
-    typed = ("source=official", f"input={path}")
-    message = door.refused("convert", *typed, f"output={tmp_path / 'a.pt'}", "data=cityscapes")
-    assert "leave it out, or name the data set the network was trained on" in message
-    door.follow("convert", *typed, f"output={tmp_path / 'a.pt'}", "data=camvid")
-    reported = door.follow("convert", *typed, f"output={tmp_path / 'a net.pt'}")
-    line = re.search(r"^  (python tools/eval.py .*)$", reported, re.MULTILINE)[1]
-    _, name, *settings = shlex.split(line)
-    root = plant(tmp_path / "data", folder="labels")
-    settings = [s.replace("<folder>", str(root)) for s in settings]
-    assert (ROOT / name).is_file()
-    door.follow("eval", *settings, "evaluation=whole", f"output={tmp_path / 'o'}")
-    assumed = re.findall(r"since the file does not tell: (\S+)$", reported, re.MULTILINE)
-    reported = door.follow("convert", *typed, f"output={tmp_path / 'b.pt'}", *assumed)
-    assert "assumed" not in reported
 
 
 # --- What the other tools say -------------------------------------------------------------------
@@ -1535,14 +1479,6 @@ def test_packages_are_named_where_a_wheel_was_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: needed)
     command = extras.how_to_install("export")
     assert shlex.split(command) == ["pip", "install", "safetensors>=0.5", "onnx>=1.18"]
-
-
-def test_what_an_export_needs_is_installed(door, network, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "safetensors", None)
-        message = door.refused("export", f"checkpoint={network}", "formats=[]")
-    assert_installs(re.search(r"safetensors is not installed: (.*)$", message)[1], "export")
-    door.follow("export", f"checkpoint={network}", "formats=[]")
 
 
 # --- Archives -----------------------------------------------------------------------------------

@@ -118,21 +118,6 @@ def test_two_processes_make_one_run_and_count_each_image_once(tmp_path):
     assert lines_of(folder)[-1]["miou"] == one["miou"]
 
 
-@pytest.mark.slow
-def test_camvid_trains_and_evaluates(camvid, tmp_path, capsys):
-    # Four pictures of each split are enough for a look.
-    for kind in ("images", "labels"):
-        for split in ("train", "val"):
-            target = tmp_path / "few" / kind / split
-            target.mkdir(parents=True)
-            for path in sorted((camvid / kind / split).iterdir())[:4]:
-                (target / path.name).symlink_to(path)
-    settings = ["data.crop=[64,96]", "data.batch_size=2", "data.num_workers=1", "run.dir=c"]
-    settings += ["model.backbone.width=8", "trainer.steps=2", "trainer.log_every=1"]
-    call("train", "experiment=camvid_quick", f"data.root={tmp_path / 'few'}", *settings)
-    assert "Bicyclist" in capsys.readouterr().out
-
-
 def test_the_two_commands_of_the_readme_are_there():
     text = (ROOT / "README.md").read_text()
     assert text.index("bash scripts/quickstart.sh") < text.index("bash scripts/test.sh")
