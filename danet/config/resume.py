@@ -135,8 +135,7 @@ def refuse_other_states(
 def _newest_good(folder: Path) -> tuple[Path, Checkpoint, list[str]]:
     """Return the newest undamaged checkpoint of a run, and notes on the damaged ones.
 
-    Raises:
-        InputError: All are damaged; a run never starts from zero over what is left of it.
+    If all are damaged raise InputError: a run never starts from zero over what is left of it.
     """
     damaged = []
     for path in manager.by_age(folder):

@@ -7,7 +7,8 @@ declared by ``resumable``, with the reason.
 
 import difflib
 import importlib.util
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,6 @@ class RunSettings:
                 lines.append(f"run.log_to: there is no {name}{close}; choices: {', '.join(LOG_TO)}")
             elif importlib.util.find_spec(name) is None:  # no import: it may take seconds
                 lines.append(f"run.log_to: {name} is not installed: pip install {name}")
-        if self.processes is not None and self.processes < 1:
-            lines.append(f"run.processes={self.processes}: expected at least 1, or null")
         return lines
 
 
@@ -254,23 +253,13 @@ def _class_colors(source: Any, colors: Any, values: Any, first: Any) -> Any:
 
 def register() -> None:
     """Register the schemas with Hydra and the resolvers of the configs with OmegaConf."""
-    for name, schema in (
-        ("train_schema", TrainSchema),
-        ("eval_schema", EvalConfig),
-        ("visualize_schema", VisualizeConfig),
-        ("check_schema", CheckConfig),
-        ("convert_schema", ConvertConfig),
-        ("predict_schema", PredictConfig),
-        ("export_schema", ExportConfig),
-    ):
+    tools = (EvalConfig, VisualizeConfig, CheckConfig, ConvertConfig, PredictConfig, ExportConfig)
+    for schema in (TrainSchema, *tools):
+        name = re.sub("Schema|Config", "_schema", schema.__name__).lower()
         ConfigStore.instance().store(name=name, node=schema)
-    resolvers: dict[str, Callable[..., Any]] = {
-        "count": len,
-        "class_names": _class_names,
-        "class_colors": _class_colors,
-    }
-    for name, function in resolvers.items():
-        OmegaConf.register_new_resolver(name, function, replace=True)  # the second call would raise
+    resolvers = {"count": len, "class_names": _class_names, "class_colors": _class_colors}
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)  # a second call would raise
 
 
 def did_you_mean(word: Any, options: Iterable[Any]) -> str:

@@ -40,6 +40,7 @@ def _pair(low: int) -> Callable[[Any], bool]:
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("seed", _whole(0), "a whole number of at least 0"),
     ("device_memory", lambda gib: gib is None or gib > 0, "GiB above 0, or null to ask the device"),
+    ("run.processes", lambda n: n is None or n >= 1, "at least 1, or null"),
     ("data.batch_size", _whole(1), "a whole number of at least 1"),
     ("data.num_workers", _whole(0), "a whole number of at least 0"),
     ("data.num_classes", lambda n: not is_int(n) or n <= MAX_CLASSES, f"at most {MAX_CLASSES}"),
@@ -103,9 +104,6 @@ def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> TrainConfig
     Args:
         plain: All keys of TrainSchema; becomes the attribute ``plain``.
         added: As in ``check``.
-
-    Raises:
-        InputError: One line per error, with the key.
     """
     if problem := problem_with(plain, ""):
         raise InputError(problem)
