@@ -43,18 +43,6 @@ def test_levels_of_scenes_differ_in_the_cue_alone():
     assert found == 6 * [found[0]]
 
 
-def test_classes_of_the_scores_are_classes_of_the_data():
-    from danet.datasets.camvid import CamVid
-    from danet.datasets.scenes import Scenes
-
-    classes = {"scenes": Scenes.classes, "readings": Scenes.classes, "camvid": CamVid.classes}
-    for name, definition in STUDIES.items():
-        for group in definition["scores"].values():
-            assert set(group) <= set(classes[name])
-    for name in ("scenes", "readings"):
-        assert STUDIES[name]["scores"]["far pairs"] == [n for p in Scenes.far_pairs for n in p]
-
-
 def test_three_seeds_of_every_variant_at_every_level():
     names = [run.name for run in runs("study=scenes")]
     assert len(names) == len(set(names)) == 3 * 6 * 5

@@ -77,7 +77,7 @@ FOR_RESUME = (*FOR_USE, "ema", "optimizer", "scaler", "processes", "best_miou", 
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint: whole or absent, even after a power cut; raise StorageError if it fails."""
+    """Write a checkpoint, whole or not at all, even at a power cut; raise StorageError."""
     try:
         # Durable: a rename can reach the disk before the data, and a power cut then leaves an
         # empty file under the final name; the folder is flushed, too, or the rename may be lost.
