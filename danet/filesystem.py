@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 from danet.errors import StorageError
@@ -53,8 +54,7 @@ def file_lock(handle: int | IO[Any], *, exclusive: bool = True, wait: bool = Tru
         exclusive: Against all others, or only against exclusive locks.
         wait: Whether to wait until the lock is free.
 
-    Raises:
-        OSError: The file system has no locks. On Windows nothing is locked and all succeed.
+    A file system without locks raises OSError; on Windows nothing is locked and all succeed.
     """
     if os.name != "posix":
         return True
@@ -132,14 +132,12 @@ def require_writable(folder: Path) -> None:
     The folder and a file in it are created and removed again; raises StorageError.
     """
     made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
-    probe = folder / f".probe-{os.getpid()}"
     try:
         with _named(folder, "output="):
             folder.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(bytes(4096))
+            with TemporaryFile(dir=folder, buffering=0) as probe:
+                probe.write(bytes(4096))
     finally:
-        with suppress(OSError):
-            probe.unlink(missing_ok=True)
         for path in made:
             with suppress(OSError):
                 path.rmdir()

@@ -64,15 +64,12 @@ _MOST_ERRORS = 20
 def check(
     config: DictConfig, added: Iterable[str] = (), *, needs_data: bool = False
 ) -> TrainConfig:
-    """Return a composed train config as typed settings, or raise with every error in it.
+    """Return a composed train config as typed settings, or raise InputError with a line per error.
 
     Args:
         config: As Hydra composed it.
         added: Keys that were appended on the command line with ``+``.
         needs_data: Whether ``data.root`` must be a folder, which is checked before all else.
-
-    Raises:
-        InputError: One line per error, with the key.
     """
     # Before anything is resolved: OmegaConf stops at the first interpolation of a missing value and
     # names the key that interpolates, not the one to set.
@@ -96,7 +93,7 @@ def check(
 
 
 def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> TrainConfig:
-    """Return a train config of plain values as typed settings, or raise with every error in it.
+    """Return a train config of plain values as typed settings, or raise InputError, as ``check``.
 
     Nothing in it is resolved, here or later: text that looks like an interpolation is an error. A
     resolver could otherwise put a ``_target_`` or a value in after the check.
