@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import IO, Any
 
 from danet.errors import StorageError
@@ -132,12 +131,14 @@ def require_writable(folder: Path) -> None:
     The folder and a file in it are created and removed again; raises StorageError.
     """
     made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    probe = folder / f".probe-{os.getpid()}"
     try:
         with _named(folder, "output="):
             folder.mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=folder, buffering=0) as probe:
-                probe.write(bytes(4096))
+            probe.write_bytes(bytes(4096))
     finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
         for path in made:
             with suppress(OSError):
                 path.rmdir()
