@@ -199,9 +199,7 @@ def load_model(path: str | Path) -> nn.Module:
 
     Args:
         path: A checkpoint, an exported folder, or ``hf://owner/name``; see ``load_saved``.
-
-    Raises:
-        InputError: The file is missing, damaged, foreign, or its config is refused.
+            One that is damaged or foreign raises InputError.
     """
     saved = load_saved(path)
     model = model_of(saved, checked_config(saved, path), path)

@@ -77,36 +77,23 @@ class TrainSchema:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """The config group ``data``: the keys that the code reads for every data set.
+    """The config group ``data``: the keys that the code reads for every data set."""
 
-    Args:
-        dataset: The class that reads the files; ``make_dataset`` adds split and transform.
-        transforms: By "train" and "eval"; null for none.
-        num_classes: K.
-        train_split, val_split: Names of splits.
-        batch_size: Per process.
-        num_workers: Processes that load; with 0 the training process does.
-        root: Folder of the files; null for a data set that draws its images.
-        crop, size: Height and width of a training image, if all have one size.
-        allow_overlap: Whether images may be in both splits.
-        on_bad_sample, max_bad_share: See danet.data.bad_samples.
-        timeout: Seconds to wait for a batch from the workers; 0 for no limit.
-    """
-
-    dataset: Node
-    transforms: dict[str, Node | None]
+    dataset: Node  # the class that reads the files; make_dataset adds split and transform
+    transforms: dict[str, Node | None]  # by "train" and "eval"; null for none
     num_classes: int
     train_split: str
     val_split: str
-    batch_size: int = resumable(1, "part of the global batch, compared as a product")
+    batch_size: int = resumable(1, "part of the global batch, compared as a product")  # per process
+    # Processes that load; with 0 the training process does.
     num_workers: int = resumable(0, "the order of samples does not depend on it")
     root: str | None = resumable(None, "data moves; its files are compared by name")
-    crop: list[int] | None = None
-    size: list[int] | None = None
+    crop: list[int] | None = None  # height and width of a training image,
+    size: list[int] | None = None  # if all have one size
     allow_overlap: bool = resumable(False, "permits, and changes no sample")
     on_bad_sample: str = resumable("error", _READING)
     max_bad_share: float = resumable(0.01, _READING)
-    timeout: float = resumable(300, _READING)
+    timeout: float = resumable(300, _READING)  # seconds to wait for a batch; 0 for no limit
     cache: str = resumable("none", _READING)
     cache_dir: str | None = resumable(None, _READING)
     cache_gib: float | None = resumable(None, _READING)
@@ -115,13 +102,10 @@ class DataConfig:
 
 @dataclass(kw_only=True)  # fields without a default after those of the base, which have one
 class TrainConfig(TrainSchema):
-    """A checked train config: what ``danet.config.validate.check`` returns.
-
-    Attributes:
-        plain: The same as plain values, with all keys of the data set; stored in checkpoints.
-    """
+    """A checked train config: what ``danet.config.validate.check`` returns."""
 
     data: DataConfig
+    # The same as plain values, with all keys of the data set; stored in checkpoints.
     plain: dict[str, Any] = field(repr=False)
 
 
