@@ -1190,8 +1190,11 @@ def test_timm_is_installed_or_another_network_taken(door, monkeypatch):
     assert_installs(re.search(r"is not installed: (.*)$", message)[1], "timm")
     message = door.refused("train", *typed, "model.backbone.name=resnet18q")
     name = re.search(r"; there are (\S+),", message)[1]
-    with torch.device("meta"):  # a large one, of which only the name is asked
+    message = door.refused("train", *typed, "model.backbone.name=vgg11")
+    found = re.search(r"cannot dilate it, set model\.backbone\.(\w+)=(\d+), else", message)
+    with torch.device("meta"):  # large ones, of which no weights are asked
         TimmBackbone(name=name)
+        TimmBackbone(name="vgg11", **{found[1]: int(found[2])})
 
 
 # --- What the other tools say -------------------------------------------------------------------

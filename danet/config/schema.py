@@ -241,7 +241,8 @@ def register() -> None:
     for schema in (TrainSchema, *tools):
         name = re.sub("Schema|Config", "_schema", schema.__name__).lower()
         ConfigStore.instance().store(name=name, node=schema)
-    resolvers = {"count": len, "class_names": _class_names, "class_colors": _class_colors}
+    resolvers: dict[str, Any] = {"count": len, "class_names": _class_names}
+    resolvers["class_colors"] = _class_colors
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)  # a second call would raise
 
