@@ -230,8 +230,8 @@ def test_what_is_said_instead_is_taken(name, door, root):
     found = re.search(pattern, message, re.MULTILINE)
     assert found, message
     for form in forms:
-        settings = [part.format(*found.groups()).replace(", ", ",") for part in form.split()]
-        door.follow("train", *settings_of(" ".join(settings), root))
+        parts = (part.format(*found.groups()) for part in settings_of(form, root))
+        door.follow("train", *(part.replace(", ", ",") for part in parts))
 
 
 def test_several_values_are_several_runs(door, tmp_path, monkeypatch):
