@@ -12,9 +12,10 @@ import danet
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint.manager import path_at
 from danet.errors import InputError
-from faults.toy import TOY, fingerprint, step_of
+from faults.toy import TOY, errors, fingerprint, saved_step, step_of
 
 OFTEN = ["trainer.save_every=3"]
+FORMAT = "danet.checkpoint.format"
 FORMAT_1 = Path(__file__).parent / "data" / "format1.pt.xz"
 
 
@@ -114,33 +115,41 @@ def test_the_newest_checkpoint_is_the_one_with_the_highest_step(start, run):
 @pytest.mark.fault("T27", "the background writer fails")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_failure_in_the_background_ends_the_run(start, tmp_path, processes):
-    plants = {"full_disk": {"step": 6}}
-    settings = [*TOY, *OFTEN, "run.dir=run", "trainer.save_in_background=true"]
-    runs = start.fork_group(*settings, "trainer.steps=100000", processes=processes, plants=plants)
-    for run in runs:
-        run.ends(4)
-    assert "No space left on device" in "".join(run.stderr() for run in runs)
-    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] >= 3
+    plants = {"full_disk": {"module": FORMAT, "step": 6}}
+    settings = [*TOY, *OFTEN, "run.dir=run", "trainer.steps=100000"]
+    runs = start.train_group(*settings, processes=processes, plants=plants, code=4)
+    assert "No space left on device" in errors(runs)
+    assert saved_step(tmp_path / "run/last.pt") >= 3
     assert step_of(tmp_path / "run") < 100
 
 
+FULL = pytest.mark.fault(
+    "T17", "the disk is full, or a quota is reached, while a checkpoint is written"
+)
+READ_ONLY = pytest.mark.fault("T19", "the folder becomes read-only while the run is under way")
+
+
 @pytest.mark.slow
-@pytest.mark.fault("T17", "the disk is full, or a quota is reached, while a checkpoint is written")
-def test_a_full_disk_ends_the_run_with_its_last_checkpoint_whole(start, tmp_path):
-    plants = {"limit_files": {"step": 5, "size": 100_000}}
-    run = start.train(*TOY, *OFTEN, "run.dir=run", plants=plants, code=4)
-    assert "step_000000006.pt: the checkpoint could not be written" in run.stderr()
-    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == 3
+@pytest.mark.parametrize(
+    ("plant", "reported"),
+    [
+        pytest.param(
+            {"limit_files": {"step": 5, "size": 100_000}},
+            "step_000000006.pt: the checkpoint could not be written",
+            marks=FULL,
+        ),
+        pytest.param(
+            {"full_disk": {"module": FORMAT, "step": 6, "number": 30}},
+            "Read-only file system",
+            marks=READ_ONLY,
+        ),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(start, tmp_path, plant, reported):
+    run = start.train(*TOY, *OFTEN, "run.dir=run", plants=plant, code=4)
+    assert reported in run.stderr()
+    assert saved_step(tmp_path / "run/last.pt") == 3
     assert not list((tmp_path / "run").glob(".*.tmp"))
-
-
-@pytest.mark.slow
-@pytest.mark.fault("T19", "the folder becomes read-only while the run is under way")
-def test_a_folder_that_may_not_be_written_any_more_ends_the_run(start, tmp_path):
-    plants = {"full_disk": {"step": 6, "number": 30}}
-    run = start.train(*TOY, *OFTEN, "run.dir=run", plants=plants, code=4)
-    assert "Read-only file system" in run.stderr()
-    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == 3
 
 
 @pytest.mark.slow

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from danet.checkpoint import format as checkpoint_format
 from danet.distributed.launcher import require_sound
-from faults.toy import PATIENCE, TOY, members, step_of
+from faults.toy import PATIENCE, TOY, members, saved_step, step_of
 
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done
@@ -112,7 +111,7 @@ def test_a_crash_is_not_taken_for_a_preemption(calls, figure):
     said = ended(process)
     assert process.returncode == 1, said
     assert not (calls / "run/stopped").exists(), said
-    assert checkpoint_format.load(calls / "run/last.pt")["step"] >= 4
+    assert saved_step(calls / "run/last.pt") >= 4
     figure("2 attempts, no `stopped`")
 
 
@@ -132,12 +131,12 @@ def test_a_preempted_job_goes_back_into_the_queue_and_ends_when_it_is_done(calls
     assert process.returncode == 0, said
     assert requeues(calls) == 1
     assert (calls / "run/stopped").exists()
-    step = checkpoint_format.load(calls / "run/last.pt")["step"]
+    step = saved_step(calls / "run/last.pt")
     # From the queue: the same line again. It ends, and nothing asks for more.
     process = launch("slurm.sbatch", calls / "run", f"trainer.stop_at={step + 2}", calls=calls)
     said = ended(process)
     assert process.returncode == 0, said
-    assert checkpoint_format.load(calls / "run/last.pt")["step"] == step + 2
+    assert saved_step(calls / "run/last.pt") == step + 2
     assert not (calls / "run/stopped").exists()
     assert requeues(calls) == 1
     figure(f"stopped at step {step}, requeued once, went on to step {step + 2}")

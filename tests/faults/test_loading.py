@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import tarfile
-import time
 import tracemalloc
 import zipfile
 import zlib
@@ -20,7 +19,19 @@ from danet.checkpoint import format as checkpoint_format
 from danet.datasets.image_io import read_image
 from danet.errors import InputError
 from danet.seeds import mix
-from faults.toy import TOY, is_alive, lines, members, pictures, samples, step_of, until
+from faults.toy import (
+    TOY,
+    all_end,
+    errors,
+    is_alive,
+    lines,
+    members,
+    pictures,
+    samples,
+    saved_step,
+    step_of,
+    until,
+)
 
 SKIP = ["data.on_bad_sample=skip"]
 
@@ -47,11 +58,11 @@ def test_a_cut_picture_ends_all_processes_with_its_path(start, tmp_path, data, w
     plants = cut_later(tmp_path, "train_05", rank=0)
     settings = [*data, "trainer.steps=100000", f"data.num_workers={workers}"]
     runs = start.fork_group(*settings, plants=plants)
-    for run in runs:
-        until(lambda run=run: run.code() is not None, within=60, what="the end")
-    assert 2 in [run.code() for run in runs]
-    assert all(run.code() in (1, 2) for run in runs)
-    reported = "".join(run.stderr() for run in runs)
+    all_end(runs, within=60)
+    codes = {run.code() for run in runs}
+    assert 2 in codes
+    assert codes <= {1, 2}
+    reported = errors(runs)
     assert "train_05.png: not a readable image" in reported
     assert "Traceback" not in reported
 
@@ -84,10 +95,15 @@ def test_too_many_bad_pictures_end_the_run_with_the_list(start, tmp_path, data):
 
 @pytest.mark.slow
 @pytest.mark.fault("T31", "a loader process is killed")
-def test_a_killed_loader_process_is_named_with_what_it_read(start, tmp_path, data, figure):
+@pytest.mark.parametrize("killed", ["a loader process", "the run"])
+def test_a_killed_loader_process_is_named_with_what_it_read(start, tmp_path, data, figure, killed):
     run = start.fork(*data, "trainer.steps=100000", "data.num_workers=2")
     until(lambda: step_of(tmp_path / "run") >= 3, run, what="three steps")
-    (worker, *_) = [pid for pid in members(run.pid) if pid != run.pid]
+    worker, _ = group = [pid for pid in members(run.pid) if pid != run.pid]
+    if killed == "the run":
+        run.kill()
+        until(lambda: not any(map(is_alive, group)), within=10, what="the end of the loader")
+        return
     os.kill(worker, signal.SIGKILL)
     seconds = run.ends(1, within=10)
     assert f"(process {worker}) is killed by signal: Killed" in run.stderr()
@@ -100,10 +116,8 @@ def test_a_killed_loader_process_is_named_with_what_it_read(start, tmp_path, dat
 @pytest.mark.slow
 @pytest.mark.fault("T32", "a loader process hangs")
 def test_a_hanging_loader_process_is_given_up_after_the_set_time(start, data, figure):
-    plants = {"hang_on": {"name": "train_05"}}
     settings = [*data, "data.num_workers=2", "data.timeout=3"]
-    run = start.fork(*settings, plants=plants)
-    run.ends(1, within=60)
+    run = start.train(*settings, plants={"hang_on": {"name": "train_05"}}, code=1, within=60)
     assert "no batch came within data.timeout=3 seconds" in run.stderr()
     assert "train_05" in run.stderr()
     until(lambda: not members(run.pid), within=10, what="the end of the loader")
@@ -133,22 +147,20 @@ def test_an_ignored_batch_has_the_loss_zero_and_harms_nothing(start, tmp_path, w
 @pytest.mark.parametrize(
     "plant",
     [
-        {"spoil_loss": {"step": 5, "value": "inf", "rank": 1}},
-        {"spoil_loss": {"step": 5, "value": "nan", "rank": 0}},
-        {"spoil_weight": {"step": 5, "value": "nan", "rank": 1}},
+        {"what": "loss", "value": "inf", "rank": 1},
+        {"what": "loss", "value": "nan", "rank": 0},
+        {"what": "weight", "value": "nan", "rank": 1},
     ],
-    ids=["inf loss on 1", "nan loss on 0", "nan weight on 1"],
+    ids=str,
 )
 def test_all_processes_end_at_one_step_and_name_the_samples(start, tmp_path, plant):
-    plants = {**plant, "record": {"folder": str(tmp_path)}}
-    runs = start.fork_group(*TOY, "run.dir=run", "trainer.save_every=3", plants=plants)
-    for run in runs:
-        run.ends(3, within=60)
+    plants = {"spoil": {**plant, "step": 5}, "record": {"folder": str(tmp_path)}}
+    settings = [*TOY, "run.dir=run", "trainer.save_every=3"]
+    runs = start.train_group(*settings, plants=plants, code=3, within=60)
     first, second = ((tmp_path / f"ended-{rank}").read_text() for rank in (0, 1))
     assert first == second
-    reported = "".join(run.stderr() for run in runs)
-    assert "its samples: train_0" in reported
-    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == 3
+    assert "its samples: train_0" in errors(runs)
+    assert saved_step(tmp_path / "run/last.pt") == 3
 
 
 @pytest.mark.slow
@@ -159,8 +171,7 @@ def test_a_label_without_meaning_ends_the_run_with_its_path(start, tmp_path, dat
     path = tmp_path / "data/masks/train/train_05.png"
     plant = {"step": 1, "path": str(path), "source": str(tmp_path / "nine.png")}
     settings = [*data, "trainer.steps=100000", f"data.num_workers={workers}"]
-    run = start.fork(*settings, plants={"replace_after": plant})
-    run.ends(2)
+    run = start.train(*settings, plants={"replace_after": plant}, code=2)
     assert "train_05.png" in run.stderr()
     assert "9" in run.stderr()
     assert "Traceback" not in run.stderr()
@@ -279,16 +290,3 @@ def test_no_hostile_member_passes(tmp_path, figure):
         with pytest.raises(InputError, match=r"x\.zip"):
             read_table(path)
     figure("9 of 9 archives refused")
-
-
-@pytest.mark.slow
-@pytest.mark.fault("T31", "a loader process is killed")
-def test_loader_processes_end_with_a_run_that_is_killed(start, tmp_path, data):
-    run = start.fork(*data, "trainer.steps=100000", "data.num_workers=2")
-    until(lambda: step_of(tmp_path / "run") >= 2, run, what="two steps")
-    group = members(run.pid)
-    assert len(group) == 3
-    since = time.monotonic()
-    run.kill()
-    until(lambda: not any(map(is_alive, group)), within=10, what="the end of the loader")
-    assert time.monotonic() >= since

@@ -117,6 +117,17 @@ def until(condition, *runs, within=60.0, what="this"):
         time.sleep(0.02)
 
 
+def errors(runs):
+    """Returns what all processes of a group wrote to stderr."""
+    return "".join(run.stderr() for run in runs)
+
+
+def all_end(runs, *, within):
+    """Waits until all have ended, with whatever code."""
+    for run in runs:
+        until(lambda run=run: run.code() is not None, within=within, what="the end")
+
+
 def is_alive(pid):
     """Tells whether a process runs; one that ended and was not waited for does not."""
     try:
@@ -262,17 +273,17 @@ class Starter:
         launcher += [f"--max-restarts={restarts}", *options]
         return self.start(*settings, launcher=launcher, **rest)
 
-    def train(self, *settings, code=0, **rest):
+    def train(self, *settings, code=0, within=200.0, **rest):
         """Trains to the end, alone."""
         run = self.fork(*settings, **rest)
-        run.ends(code)
+        run.ends(code, within=within)
         return run
 
-    def train_group(self, *settings, **rest):
+    def train_group(self, *settings, code=0, within=200.0, **rest):
         """Trains to the end with several processes."""
         runs = self.fork_group(*settings, **rest)
         for run in runs:
-            run.ends(0)
+            run.ends(code, within=within)
         return runs
 
     def workers(self):
@@ -299,9 +310,8 @@ class Starter:
                     run.process.close()
 
 
-def is_whole(path):
-    """Tells whether a checkpoint can be read and has its checksum."""
+def saved_step(path):
+    """Returns the step of a checkpoint, which must be whole."""
     from danet.checkpoint import format as checkpoint_format
 
-    checkpoint_format.load(path)
-    return True
+    return checkpoint_format.load(path)["step"]
