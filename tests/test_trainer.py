@@ -120,6 +120,7 @@ def test_a_first_step_that_overflows_changes_nothing(tmp_path):
         assert torch.equal(momentum, torch.zeros_like(parameter))
 
 
+@pytest.mark.fault("T67", "float16 overflows in every step")
 @pytest.mark.parametrize(("steps", "every", "seen"), [(200, 7, 35), (5, 5, 5)])
 def test_steps_that_all_overflow_end_the_run_and_change_nothing(tmp_path, steps, every, seen):
     run = make(tmp_path, steps=steps, log_every=every, eval_every=steps, clip_norm=None)
@@ -297,16 +298,6 @@ def test_evaluation_is_not_compiled(tmp_path, tracing):
     run.fit(map(batch, itertools.count()))
     assert [network for network, _ in seen] == [run.train_step.model] * 2
     assert seen[0][1] == seen[1][1] > 0, "compiled once, in the first step"
-
-
-@pytest.mark.slow
-def test_the_whole_network_compiles_and_recomputes(tmp_path, tracing):
-    eager = make(tmp_path / "a", danet())
-    fast = make(tmp_path / "b", danet([1, 2, 3, 4]), compile=True)
-    torch.testing.assert_close(train(eager, 2), train(fast, 2), rtol=1e-4, atol=1e-4)
-    assert torch._dynamo.utils.counters["graph_break"] == {}
-    assert fast.train_step.model.backbone.bn1.num_batches_tracked == 4
-    assert fast.train_step.model.backbone.layer1[0].bn1.num_batches_tracked == 4
 
 
 @pytest.mark.slow

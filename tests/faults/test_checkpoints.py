@@ -2,7 +2,6 @@
 
 import lzma
 import os
-import pickle
 import shutil
 from pathlib import Path
 
@@ -47,36 +46,6 @@ def test_the_run_goes_on_from_the_one_before_to_the_same_end(start, straight, ru
     assert fingerprint(run / "last.pt") == straight(*OFTEN)[0]
 
 
-class Command(str):
-    """A file that is made by a command when it is unpickled."""
-
-    def __reduce__(self):
-        return os.system, (f"touch {self}",)
-
-
-@pytest.mark.slow
-@pytest.mark.fault("T22", "a checkpoint that would run a command when it is read")
-def test_no_command_in_a_checkpoint_is_run(start, stopped, tmp_path, figure):
-    hit = tmp_path / "hit"
-    saved = checkpoint_format.load(stopped / "last.pt")
-    whole = {
-        "at the top": Command(hit),
-        "among the weights": {**saved, "model": {**saved["model"], "x": Command(hit)}},
-        "in a list of a dictionary": {**saved, "config": {"data": [{"x": [Command(hit)]}]}},
-    }
-    bad = tmp_path / "bad.pt"
-    for content in whole.values():
-        for settings in (["resume=bad.pt"], [*TOY, "init_from=bad.pt"]):
-            checkpoint_format.save(bad, content)  # with a checksum that is right
-            refused = start.train(*settings, code=2)
-            assert "bad.pt" in refused.stderr()
-            assert "weights_only" not in refused.stderr()
-    bad.write_bytes(pickle.dumps(Command(hit)))
-    start.train("checkpoint=bad.pt", tool="eval", code=2)
-    assert not hit.exists()
-    figure("7 attempts, 0 commands run")
-
-
 @pytest.mark.slow
 @pytest.mark.fault("T23", "a checkpoint copied from one run into the folder of another")
 def test_a_checkpoint_of_another_run_is_refused(start, run, tmp_path):
@@ -87,18 +56,6 @@ def test_a_checkpoint_of_another_run_is_refused(start, run, tmp_path):
     refused = start.train("run.dir=other", "resume=auto", code=2)
     assert "a checkpoint of run" in refused.stderr()
     assert step_of(tmp_path / "other") == 3
-
-
-@pytest.mark.slow
-@pytest.mark.fault("T24", "all checkpoints of a run are damaged")
-def test_a_run_never_starts_anew_over_damaged_checkpoints(start, run):
-    for path in run.glob("*.pt"):
-        damage(path)
-    before = {path: path.read_bytes() for path in run.glob("*.pt")}
-    refused = start.train("run.dir=run", "resume=auto", code=2)
-    assert "no checkpoint in run is whole" in refused.stderr()
-    assert {path: path.read_bytes() for path in run.glob("*.pt")} == before
-    assert step_of(run) == 6
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from danet.distributed import signals
 from danet.errors import StorageError
 from danet.filesystem import explain_storage, require_writable
 from danet.tools import eval as evaluation
-from faults.toy import PATIENCE, TOY, errors, fingerprint, pictures, until
+from faults.toy import PATIENCE, TOY, all_end, errors, fingerprint, pictures, until
 
 STOPPED = 143
 LIMIT = 50
@@ -231,7 +231,7 @@ def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path):
 @pytest.mark.slow
 @pytest.mark.fault("T64", "Ctrl-C before the first step")
 @pytest.mark.parametrize("module", ["omegaconf", "hydra", "torch", "torch.nn", "torchvision"])
-def test_ctrl_c_during_the_imports_leaves_no_traceback(tmp_path, module):
+def test_ctrl_c_during_the_imports_leaves_no_traceback(start, tmp_path, module):
     (tmp_path / "sitecustomize.py").write_text(
         "import os, pathlib, signal, sys, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -242,27 +242,14 @@ def test_ctrl_c_during_the_imports_leaves_no_traceback(tmp_path, module):
         "            time.sleep(60)\n"
         "sys.meta_path.insert(0, Finder())\n"
     )
-    _interrupted(tmp_path, [sys.executable, str(ROOT / "tools/train.py"), *TOY, "run.dir=run"])
+    run = start.start(*TOY, "run.dir=run", env={"PYTHONPATH": str(tmp_path)})
+    until((tmp_path / "here").exists, run, what="the import")
+    run.kill(signal.SIGINT)
+    all_end([run], within=LIMIT)
+    assert run.code() in (-signal.SIGINT, 130)
+    assert "Traceback" not in run.stderr()
+    assert len(run.stderr().splitlines()) <= 1
     assert not (tmp_path / "run").exists()
-
-
-def _interrupted(folder, command):
-    """Starts a command, interrupts it when it is where a plant waits; returns what it said."""
-    env = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=folder, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 60 * PATIENCE
-    while not (folder / "here").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=LIMIT * PATIENCE)
-    assert process.returncode in (-signal.SIGINT, 130)
-    assert "Traceback" not in said
-    assert len(said.splitlines()) <= 1
-    return said
 
 
 @pytest.mark.slow

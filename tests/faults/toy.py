@@ -15,9 +15,10 @@ import numpy as np
 from conftest import ROOT, write_pair
 from test_tools import fingerprint
 
+from danet.distributed.failures import is_alive
 from faults import driver
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "is_alive"]
 
 TOY = [
     "data.size=[64,64]",
@@ -126,14 +127,6 @@ def all_end(runs, *, within):
     """Waits until all have ended, with whatever code."""
     for run in runs:
         until(lambda run=run: run.code() is not None, within=within, what="the end")
-
-
-def is_alive(pid):
-    """Tells whether a process runs; one that ended and was not waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def members(session):
