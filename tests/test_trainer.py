@@ -108,18 +108,6 @@ def test_the_fused_optimizer_takes_the_steps_of_the_plain_one(tmp_path, recipe):
     torch.testing.assert_close(state(fused), state(plain))
 
 
-def test_a_first_step_that_overflows_changes_nothing(tmp_path):
-    """torch's fused SGD would leave unwritten memory as momentum."""
-    run = make(tmp_path, clip_norm=None)
-    run.train_step.scaler = torch.amp.GradScaler("cpu", init_scale=math.inf)
-    before = {name: p.clone() for name, p in run.train_step.model.named_parameters()}
-    train(run, 1)
-    for name, parameter in run.train_step.model.named_parameters():
-        assert torch.equal(parameter, before[name])
-        momentum = run.train_step.optimizer.state[parameter]["momentum_buffer"]
-        assert torch.equal(momentum, torch.zeros_like(parameter))
-
-
 @pytest.mark.fault("T67", "float16 overflows in every step")
 @pytest.mark.parametrize(("steps", "every", "seen"), [(200, 7, 35), (5, 5, 5)])
 def test_steps_that_all_overflow_end_the_run_and_change_nothing(tmp_path, steps, every, seen):
@@ -272,16 +260,6 @@ def test_a_compiled_step_is_the_eager_one(tmp_path, tracing):
     torch.testing.assert_close(train(eager, 3), train(fast, 3))
     torch.testing.assert_close(state(fast), state(eager))  # of equal names
     assert torch._dynamo.utils.counters["graph_break"] == {}
-
-
-def test_a_compiled_run_resumes_exactly(tmp_path, tracing):
-    whole, first = (make(tmp_path / name, compile=True) for name in "ab")
-    train(whole, 4), train(first, 2)
-    saved = saved_by(first, tmp_path / "b")
-    torch._dynamo.reset()
-    second = make(tmp_path / "b", compile=True, resume=saved)
-    train(second, 2)
-    assert_equal(state(second), state(whole))
 
 
 def test_evaluation_is_not_compiled(tmp_path, tracing):

@@ -14,6 +14,7 @@ from faults.toy import (
     all_end,
     fingerprint,
     is_alive,
+    lines,
     members,
     pictures,
     saved_step,
@@ -97,11 +98,7 @@ def test_sigterm_during_validation_leaves_it_and_loses_no_step(start, tmp_path, 
     assert saved_step(tmp_path / "run/last.pt") == 6
     # What was left out is made up for.
     start.train_group("resume=run/last.pt", processes=processes)
-    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    assert [line.count('"val"') and line.split(",")[0] for line in lines if '"val"' in line] == [
-        '{"step": 6',
-        '{"step": 12',
-    ]
+    assert [line["step"] for line in lines(tmp_path / "run", "val")] == [6, 12]
 
 
 @pytest.mark.slow
