@@ -246,10 +246,12 @@ class Starter:
         spec = self._spec(tool, settings, plants)
         command = [sys.executable, *launcher, str(Path(driver.__file__)), json.dumps(spec)]
         environment = {**os.environ, **ENVIRONMENT, **(env or {})} if only is None else only
-        with (
-            open(f"{spec['output']}.stdout", "w") as out,
-            open(f"{spec['output']}.stderr", "w") as err,
-        ):
+        return self.execute(command, environment, spec["output"])
+
+    def execute(self, command, environment, output=None):
+        """Starts any program."""
+        output = output or self._spec("", (), {})["output"]
+        with open(f"{output}.stdout", "w") as out, open(f"{output}.stderr", "w") as err:
             process = subprocess.Popen(
                 command,
                 cwd=self.folder,
@@ -258,7 +260,7 @@ class Starter:
                 stderr=err,
                 start_new_session=True,
             )
-        return self._keep(Started(process, spec["output"]))
+        return self._keep(Started(process, output))
 
     def torchrun(self, *settings, processes=2, restarts=0, options=("--standalone",), **rest):
         """Starts a tool under torchrun."""
