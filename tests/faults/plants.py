@@ -20,11 +20,6 @@ def set_value(place, value):
     setattr(resolve_name(owner), name, value)
 
 
-def call(place, arguments):
-    """Calls a function once, before the tool starts."""
-    resolve_name(place)(*arguments)
-
-
 def hold(place=None, path=None, seconds=60.0):
     """Says that a function is reached, and takes its time there; without one, before the tool."""
 
@@ -66,6 +61,14 @@ def _after_step(step, action):
         return terms
 
     _around_step(change)
+
+
+def call(place, arguments, step=None):
+    """Calls a function once, before the tool starts or after a step."""
+    if step is None:
+        resolve_name(place)(*arguments)
+    else:
+        _after_step(step, lambda: resolve_name(place)(*arguments))
 
 
 def signal_after(step, name="SIGKILL", times=1, pause=0.0, once=None):
@@ -211,18 +214,6 @@ def weigh(path, steps):
         _after_step(step, action)
 
 
-def ignore_labels(step):
-    """Makes all labels of a step ignored, on the processes where it is planted."""
-
-    def change(update, _, group, now):
-        if now + 1 == step:
-            for batch in group:
-                batch.mask.fill_(255)
-        return update(group, now)
-
-    _around_step(change)
-
-
 def full_disk(module, step, number=28):
     """Lets a module open no file for writing from a step on: a full (28) or read-only (30) disk."""
 
@@ -234,27 +225,18 @@ def full_disk(module, step, number=28):
     _after_step(step, lambda: setattr(resolve_name(module), "open", refuse))
 
 
-def limit_files(step, size):
-    """Lets no file grow beyond so many bytes from a step on, as a quota does."""
-    import resource
-
-    _after_step(step, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
-
-
-def replace_after(step, path, source):
-    """Puts another file in the place of one while the run is under way."""
-    _after_step(step, lambda: os.replace(source, path))
-
-
-def spoil(what, step, value):
-    """Makes the loss of a step, or one weight after it, no number."""
+def spoil(what, step, value=255):
+    """Makes all labels of a step equal, or its loss or one weight after it no number."""
     import torch
 
     def change(update, train_step, group, now):
+        if now + 1 == step and what == "labels":
+            for batch in group:
+                batch.mask.fill_(value)
         terms = update(group, now)
         if now + 1 == step and what == "weight":
             next(train_step.model.parameters()).data.view(-1)[0] = float(value)
-        elif now + 1 == step:
+        if now + 1 == step and what == "loss":
             terms = {name: torch.full_like(term, float(value)) for name, term in terms.items()}
         return terms
 

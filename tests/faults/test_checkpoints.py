@@ -2,6 +2,7 @@
 
 import lzma
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -80,6 +81,8 @@ def test_a_failure_in_the_background_ends_the_run(start, tmp_path, processes):
     assert step_of(tmp_path / "run") < 100
 
 
+LIMITS = [resource.RLIMIT_FSIZE, (100_000, 100_000)]
+QUOTA = {"place": "resource.setrlimit", "arguments": LIMITS, "step": 5}
 FULL = pytest.mark.fault(
     "T17", "the disk is full, or a quota is reached, while a checkpoint is written"
 )
@@ -91,7 +94,7 @@ READ_ONLY = pytest.mark.fault("T19", "the folder becomes read-only while the run
     ("plant", "reported"),
     [
         pytest.param(
-            {"limit_files": {"step": 5, "size": 100_000}},
+            {"call": QUOTA},
             "step_000000006.pt: the checkpoint could not be written",
             marks=FULL,
         ),

@@ -38,13 +38,12 @@ def data(tmp_path):
     return [*pictures(tmp_path / "data"), "run.dir=run"]
 
 
-def cut_later(tmp_path, name, step=1, **where):
+def cut_later(tmp_path, name, **where):
     """Plants that a picture is cut off after a step, behind the look at the start of a run."""
     path = tmp_path / "data/images/train" / f"{name}.png"
     half = tmp_path / f"half_{name}.png"
     half.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    plant = {"step": step, "path": str(path), "source": str(half), **where}
-    return {"replace_after": plant}
+    return {"call": {"place": "os.replace", "arguments": [half, path], "step": 1, **where}}
 
 
 @pytest.mark.slow
@@ -128,7 +127,7 @@ def test_a_hanging_loader_process_is_given_up_after_the_set_time(start, data, fi
     ids=["on both", "on one"],
 )
 def test_an_ignored_batch_has_the_loss_zero_and_harms_nothing(start, tmp_path, where, loss):
-    plants = {"ignore_labels": {"step": 5, **where}}
+    plants = {"spoil": {"what": "labels", "step": 5, **where}}
     start.train_group(*TOY, f"loss={loss}", "run.dir=run", plants=plants)
     found = {line["step"]: line["loss"] for line in lines(tmp_path / "run")}
     assert len(found) == 12
@@ -165,9 +164,9 @@ def test_all_processes_end_at_one_step_and_name_the_samples(start, tmp_path, pla
 def test_a_label_without_meaning_ends_the_run_with_its_path(start, tmp_path, data, workers):
     Image.fromarray(np.full((64, 64), 9, np.uint8)).save(tmp_path / "nine.png")
     path = tmp_path / "data/masks/train/train_05.png"
-    plant = {"step": 1, "path": str(path), "source": str(tmp_path / "nine.png")}
+    plant = {"place": "os.replace", "arguments": [tmp_path / "nine.png", path], "step": 1}
     settings = [*data, "trainer.steps=100000", f"data.num_workers={workers}"]
-    run = start.train(*settings, plants={"replace_after": plant}, code=2)
+    run = start.train(*settings, plants={"call": plant}, code=2)
     assert "train_05.png" in run.stderr()
     assert "9" in run.stderr()
     assert "Traceback" not in run.stderr()
