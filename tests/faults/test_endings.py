@@ -243,7 +243,8 @@ def test_ctrl_c_during_the_imports_leaves_no_traceback(start, tmp_path, module):
         "            time.sleep(60)\n"
         "sys.meta_path.insert(0, Finder())\n"
     )
-    run = start.start(*TOY, "run.dir=run", env={"PYTHONPATH": str(tmp_path)})
+    command = [sys.executable, str(ROOT / "tools/train.py"), *TOY, "run.dir=run"]
+    run = start.execute(command, {**os.environ, "PYTHONPATH": str(tmp_path)})
     until((tmp_path / "here").exists, run, what="the import")
     run.kill(signal.SIGINT)
     all_end([run], within=LIMIT)
