@@ -109,16 +109,6 @@ def test_a_fresh_module_is_the_identity_and_keeps_channels_last(module):
     torch.nn.init.zeros_(module.gamma)
 
 
-def test_rows_are_rows_of_the_softmax():
-    module = PositionAttention(16, reduction=4)
-    x = torch.randn(1, 16, 4, 5)
-    q, k = module.query(x).flatten(2), module.key(x).flatten(2)
-    full = torch.einsum("bdi,bdj->bij", q, k).softmax(dim=-1)
-    rows = module.rows(x, torch.tensor([0, 13, 19]))
-    assert rows.shape == (1, 3, 4, 5)
-    torch.testing.assert_close(rows.flatten(2), full[:, [0, 13, 19]])
-
-
 def test_saturated_features_stay_finite_under_half_precision():
     # At 64 x 128 positions of features around 4, energies pass 65504, the end of float16.
     x = 4 * torch.rand(1, 16, 64, 128, dtype=torch.float16)

@@ -14,8 +14,7 @@ from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
 from danet.types import Sample
 from danet.visualization import attention, overlay
-from danet.visualization.attention import Point
-from danet.visualization.figure import figure, heatmap, validation_pictures
+from danet.visualization.attention import Point, figure, heatmap, validation_pictures
 from danet.visualization.overlay import Legend, SegmentedImage
 
 NAMES = ("sky", "road", "a class with a long name", "car")

@@ -491,7 +491,7 @@ def test_a_checkpoint_without_a_precision_was_scored_in_float32(tiny_checkpoint,
 
 
 def test_configs_may_name_the_modes_but_not_the_classes_they_inherit_from():
-    modules = [*TRUSTED["evaluation"], "danet.evaluation.base", "danet.evaluation.fuse"]
+    modules = [*TRUSTED["evaluation"], "danet.evaluation.evaluate", "danet.evaluation.fuse"]
     paths = {f"{name}.{item}" for name in modules for item in dir(importlib.import_module(name))}
 
     def is_accepted(path):

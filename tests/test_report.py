@@ -14,7 +14,7 @@ from danet.config.build import checked_config, load_saved, make_dataset
 from danet.visualization import report
 from danet.visualization.attention import Point, position_maps
 from danet.visualization.overlay import SegmentedImage
-from danet.visualization.pages import chart, render
+from danet.visualization.report import chart, render
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from danet.engine.precision import choose_memory_format
-from danet.evaluation.fuse import fuse_for_inference
-from danet.evaluation.winograd import WinogradConv2d
+from danet.evaluation.fuse import WinogradConv2d, fuse_for_inference
 from danet.models.heads.dual import DualAttentionHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor

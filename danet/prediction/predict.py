@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from danet.datasets.image_io import read_image, to_rgb
 from danet.errors import InputError
-from danet.evaluation.base import Inference
+from danet.evaluation.evaluate import Inference
 from danet.evaluation.inference import Whole
 from danet.evaluation.sliding_window import PIXELS_PER_PASS
 
