@@ -49,7 +49,7 @@ def image():
 
 
 def test_an_overlay_mixes_the_colours_of_the_table(picture):
-    drawn = overlay.overlay(picture.image, picture.truth, PALETTE, opacity=0.5)
+    drawn = LEGEND._replace(opacity=0.5).over(picture.image, picture.truth)
     assert drawn[45, 30].tolist() == [50, 50, 121]
     assert drawn[0, 0].tolist() == [100, 100, 100]
     assert overlay.colorize(picture.truth, PALETTE)[45, 30].tolist() == [0, 0, 142]

@@ -37,20 +37,8 @@ from danet.filesystem import folder_of, require_writable, write_file
 from danet.prediction.predict import predict
 from danet.prediction.results import weights_digest
 from danet.visualization import report
-from danet.visualization.attention import (
-    Point,
-    attention_branches,
-    choose_points,
-    figure,
-    spread,
-)
-from danet.visualization.overlay import (
-    Legend,
-    SegmentedImage,
-    save_image,
-    sheet,
-    shrink,
-)
+from danet.visualization.attention import Point, attention_branches, choose_points, figure, spread
+from danet.visualization.overlay import Legend, SegmentedImage, save_image, sheet, shrink
 
 Picture = tuple[str, np.ndarray, np.ndarray | None]
 """A name, an image, and its true classes where they are known."""

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.metrics import ConfusionMatrix
 from danet.evaluation.sliding_window import PIXELS_PER_PASS, Windows, argmax, sum_maps
-from danet.ops.tiles import without_autocast
 from danet.types import Batch
 
 Precision = Literal["float32", "bfloat16"]
@@ -90,10 +89,9 @@ def _computing_in(precision: Precision, device_type: str) -> Iterator[None]:
     # By default torch rounds the operands of convolutions on CUDA to the 10 bits of TF32.
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     kept = cudnn.allow_tf32, matmul.allow_tf32
-    half = precision == "bfloat16"
     try:
         cudnn.allow_tf32 = matmul.allow_tf32 = False
-        with torch.autocast(device_type, torch.bfloat16) if half else without_autocast(device_type):
+        with torch.autocast(device_type, torch.bfloat16, enabled=precision == "bfloat16"):
             yield
     finally:
         cudnn.allow_tf32, matmul.allow_tf32 = kept

@@ -23,13 +23,7 @@ from danet.plain import printable, walk
 
 
 def save(folder: Path, saved: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Write the folder.
-
-    Args:
-        folder: Created where it does not exist.
-        saved: A checkpoint. Paths of this machine in its config are left out.
-        weights: State dict of the network, the averaged one where there is one.
-    """
+    """Write the folder of a checkpoint, without paths of this machine, with these weights."""
     from safetensors.torch import save_file  # an optional dependency
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,14 +83,10 @@ def card(
     opset: int = OPSET,
     metrics: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """Return the Markdown text of README.md.
+    """Return the text of README.md, a model card: architecture, training, scores, use and limits.
 
-    Args:
-        saved: A checkpoint; its config, classes and scores are listed.
-        num_weights: Of the network.
-        programs: File names of exported programs, with the results of ``compare``.
-        opset: Of the ONNX file.
-        metrics: Contents of ``metrics.json`` that ``tools/eval.py`` wrote for this checkpoint.
+    It has config, classes and scores of a checkpoint; the results of ``compare`` by file names of
+    programs; and contents of ``metrics.json`` that ``tools/eval.py`` wrote for the checkpoint.
     """
     config = saved["config"]
     nodes = (node for _, node, _ in walk(config["loss"], "loss") if isinstance(node, dict))

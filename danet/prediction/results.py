@@ -113,11 +113,10 @@ class Results(ExitStack):
         return paths
 
     def write(self, picture: Picture, classes: np.ndarray) -> None:
-        """Write the results of one picture; raises StorageError.
+        """Write the classes, uint8 (H, W), of a picture; frames of a video are consecutive.
 
-        Args:
-            picture: Frames of a video must be consecutive.
-            classes: uint8 (H, W).
+        Raises:
+            StorageError: They cannot be written.
         """
         if self._source is not picture.source:
             self._video.close()  # the last one is whole and gets its name

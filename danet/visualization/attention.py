@@ -65,15 +65,9 @@ def queries_and_keys(model: nn.Module, image: np.ndarray) -> tuple[Tensor, Tenso
 
 
 def position_maps(model: nn.Module, image: np.ndarray, points: Sequence[Point]) -> Tensor:
-    """Return the rows of the position attention of chosen pixels.
+    """Return the position attention of P pixels of an image, which passes the network whole.
 
-    Args:
-        model: A Segmentor whose head has position attention, in eval mode.
-        image: One that passes the network as a whole.
-        points: P pixels of it.
-
-    Returns:
-        (P, h, w) at the resolution of the head, each map with sum 1.
+    Maps are (P, h, w) at the resolution of the head, each with sum 1.
     """
     queries, keys = queries_and_keys(model, image)
     (rows, columns), (height, width) = keys.shape[1:], image.shape[:2]
@@ -86,13 +80,8 @@ def position_maps(model: nn.Module, image: np.ndarray, points: Sequence[Point]) 
 def rank_channels(maps: Tensor, prediction: np.ndarray, index: int) -> list[tuple[int, float]]:
     """Return all channels with how well each separates a class from the rest, the best first.
 
-    The score is the difference of the means inside and outside of the class, in standard
-    deviations of the channel.
-
-    Args:
-        maps: (C, h, w).
-        prediction: Classes (H, W).
-        index: The class; it must occur and not fill the picture.
+    The score is the difference of the means of a map (C, h, w) inside and outside of the class, in
+    standard deviations. The class must occur in the prediction (H, W) and not fill it.
     """
     maps, (_, rows, columns) = maps.float(), maps.shape
     region = torch.from_numpy(prediction == index).to(maps)
@@ -108,12 +97,10 @@ def rank_channels(maps: Tensor, prediction: np.ndarray, index: int) -> list[tupl
 def choose_points(
     prediction: np.ndarray, *, count: int = 3, wanted: Sequence[int] = ()
 ) -> list[Point]:
-    """Choose pixels deep inside regions of classes, one of each.
+    """Choose pixels of a prediction (H, W) deep inside regions of classes, one of each.
 
-    Args:
-        prediction: Classes (H, W).
-        count: Without ``wanted``, the most points: the rarest classes that fill 1/500 of the image.
-        wanted: Classes; those of them that occur are chosen.
+    The classes are those ``wanted`` that occur, else up to ``count``: the rarest that fill 1/500 of
+    the image.
     """
     values, counts = np.unique(prediction, return_counts=True)
     # A region of a few pixels is as likely a mistake as an object.
@@ -160,15 +147,9 @@ def figure(
 ) -> np.ndarray:
     """Draw the paper's figure 6 for one image.
 
-    Image with marked points, the position attention of each (grey levels), the channels that best
-    separate the first two classes under the points (jet), prediction, truth.
-
-    Args:
-        model: In eval mode.
-        picture: The image and its classes.
-        legend: Of the classes.
-        points: Pixels whose attention is drawn; by default those of choose_points.
-        channels: Number of channels for a class.
+    Image with marked points (by default those of ``choose_points``), the position attention of each
+    (grey levels), the channels that best separate the first two classes under the points (jet, so
+    many for a class), prediction, truth. The model is in eval mode.
     """
     _, image, prediction, truth = picture
     size, names, branches = image.shape[:2], legend.classes, attention_branches(model)
@@ -203,11 +184,8 @@ def validation_pictures(
 ) -> dict[str, np.ndarray]:
     """Draw four evenly spaced samples, and the attention figure of every other one, by name.
 
-    Args:
-        model: Is put into eval mode.
-        dataset: With labels.
-        infer: The inference mode.
-        max_pixels: Attention is drawn of a whole image, made smaller if it has more.
+    The model is put into eval mode. Attention is that of a whole image, made smaller if it has more
+    than ``max_pixels``.
     """
     model.eval()
     drawn, legend = {}, Legend(dataset.classes, dataset.palette)
