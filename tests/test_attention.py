@@ -177,18 +177,6 @@ def test_compiled_modules_compute_the_same_without_a_break_in_the_graph(make, ba
     assert_same_gradients(compiled(x), module(x), inputs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_an_exported_module_takes_any_size():
-    module = torch.nn.Sequential(PositionAttention(16, 4), ChannelAttention()).eval()
-    for part in module:
-        torch.nn.init.constant_(part.gamma, 0.5)
-    free = {2: torch.export.Dim("rows", min=2), 3: torch.export.Dim("columns", min=2)}
-    program = torch.export.export(module, (torch.randn(2, 16, 6, 7),), dynamic_shapes=(free,))
-    for size in ((6, 7), (3, 11), (40, 30)):
-        x = torch.randn(2, 16, *size)
-        assert relative_error(program.module()(x), module(x)) < 2e-5
-
-
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # opcheck's own
 def test_the_operators_keep_the_rules_of_torch_and_count_their_work():
     torch.library.opcheck(torch.ops.danet.attend_in_tiles.default, random_tokens(6, 9, 3, 4))

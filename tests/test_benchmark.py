@@ -11,7 +11,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark
-from bench import measure, reference, scaling, step
+from bench import measure, reference, step
 from bench.measure import Row
 
 
@@ -57,20 +57,6 @@ def test_the_table_shows_ratios_of_times_but_not_of_errors():
     lines = measure.table(rows).splitlines()
     assert lines[2] == "| p | c | time | 1.000 s | 0.500 s | 2.00 |  |"
     assert lines[3] == "| p | c | error | 1.0e-07 | 1.0e-07 |  |  |"
-
-
-def test_the_cost_model_follows_its_formula():
-    network, work, machine = scaling.count(50, 256), scaling.Work(), scaling.Machine()
-    assert network.norms == 57
-    alone = scaling.cost(network, work, machine, 1)
-    assert alone.all_reduce == alone.exposed == alone.sync_norm == 0
-    eight = scaling.cost(network, work, machine, 8)
-    assert eight.all_reduce == 4 * network.parameters * 2 * 7 / 8 / machine.link_in_node
-    assert eight.sync_norm == 2 * 57 * machine.latency_in_node
-    starved = scaling.cost(network, work._replace(loader_rate=0.01), machine, 8)
-    assert starved.step == starved.loader
-    sizes = [scaling.cost(network, work, machine, n).step for n in scaling.WORLDS]
-    assert sizes == sorted(sizes)
 
 
 @pytest.mark.slow

@@ -5,9 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from danet.errors import StorageError
 from danet.evaluation.inference import Sliding
 from danet.models.heads.dual import DualAttentionHead, FCNHead, SingleAttentionHead
 from danet.models.resnet import ResNet
@@ -88,14 +86,6 @@ def test_a_sheet_of_many_has_a_row_for_each_picture_whatever_its_size(picture):
     # Below the title of the second row, in its third column, is the truth of the second picture.
     truth = LEGEND.over(tall.image, tall.truth)
     assert (drawn[222 + 18 : 222 + 218, 584 : 584 + 60] == truth).all()
-
-
-def test_a_picture_is_written_with_its_colours_under_any_name(tmp_path, picture):
-    path = tmp_path / "neu" / "Straße 图.png"
-    overlay.save_image(path, overlay.colorize(picture.truth, PALETTE))
-    assert np.array(Image.open(path))[45, 30].tolist() == [0, 0, 142]
-    with pytest.raises(StorageError, match=r"blocked.png"):
-        overlay.save_image(path / "blocked.png", picture.image)
 
 
 def test_position_maps_are_the_rows_of_the_chosen_pixels(image):

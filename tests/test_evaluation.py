@@ -8,7 +8,9 @@ import re
 from collections import Counter
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, LargestTensor, call
@@ -22,11 +24,13 @@ from danet.config.targets import TRUSTED, locate
 from danet.config.validate import check
 from danet.data.loader import eval_batches
 from danet.errors import InputError
+from danet.evaluation import sliding_window
 from danet.evaluation.evaluate import evaluate
 from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.inference import MultiScale, Sliding, Whole, describe
-from danet.evaluation.metrics import ConfusionMatrix
+from danet.evaluation.metrics import BoundaryIoU, ConfusionMatrix, image_iou
 from danet.evaluation.protocols import AuthorsProtocol, MMSegProtocol
+from danet.evaluation.sliding_window import Windows, argmax, resize_bands, sum_maps, window_starts
 from danet.models.heads.dual import DualAttentionHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
@@ -145,6 +149,83 @@ def test_every_value_of_every_type_is_counted_where_masks_would_count_it(dtype, 
         confusion.counts.zero_()
         confusion.update(*pair)
         assert confusion.counts.tolist() == count_with_masks(*pair, num_classes)
+
+
+# Boundary IoU, and the mean of single images
+
+
+def blobs(seed, size=(40, 57), cells=6):
+    """Regions of several pixels, as a network predicts them."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, K, (cells, cells), dtype=np.uint8)
+    rows, columns = (np.arange(n) * cells // n for n in size)
+    return coarse[np.ix_(rows, columns)].copy()
+
+
+def near_outline(region, distance):
+    """The pixels of a region that ``distance`` erosions by 3x3 take away; all is empty outside."""
+    eroded = region
+    for _ in range(distance):
+        padded = np.pad(eroded, 1)
+        height, width = region.shape
+        shifts = [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        eroded = np.logical_and.reduce(shifts)
+    return region & ~eroded
+
+
+def literal(pairs, ratio):
+    both, either = np.zeros(K), np.zeros(K)
+    for guess, truth in pairs:
+        distance = max(1, round(ratio * math.hypot(*truth.shape)))
+        for k in range(K):
+            true = near_outline(truth == k, distance)
+            predicted = near_outline((guess == k) & (truth != IGNORE), distance)
+            both[k] += (true & predicted).sum()
+            either[k] += (true | predicted).sum()
+    return [b / e if e else math.nan for b, e in zip(both, either, strict=True)]
+
+
+@pytest.mark.parametrize("ratio", [0.001, 0.02, 0.1])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_boundary_iou_is_that_of_eroded_regions(ratio, ignored):
+    counter, pairs = BoundaryIoU(K, ratio), []
+    for seed, size in enumerate([(40, 57), (33, 33), (64, 20)]):
+        guess, truth = blobs(seed, size), blobs(seed + 10, size, cells=5)
+        guess[: size[0] // 2] = truth[: size[0] // 2]  # half of it is right
+        if ignored:
+            truth[5:9, 3:17] = IGNORE
+        pairs.append((guess, truth))
+        counter.update(guess, truth)
+    assert counter.iou().tolist() == pytest.approx(literal(pairs, ratio), nan_ok=True)
+    assert 0.2 < counter.iou().nanmean() < 1
+
+
+def test_a_right_prediction_has_a_boundary_iou_of_one_and_absent_classes_have_none():
+    truth = blobs(0)
+    truth[truth == 2] = 1
+    counter = BoundaryIoU(K)
+    counter.update(truth, truth)
+    assert counter.iou().tolist() == pytest.approx([1.0, 1.0, math.nan], nan_ok=True)
+
+
+@pytest.mark.parametrize("ratio", [0, 1, -0.1])
+def test_a_ratio_that_is_no_part_is_refused(ratio):
+    with pytest.raises(ValueError, match=r"is not in 0\.\.1"):
+        BoundaryIoU(K, ratio)
+
+
+def test_the_mean_of_an_image_is_that_of_a_loop():
+    for seed in range(5):
+        guess, truth = blobs(seed, cells=3), blobs(seed + 20, cells=3)
+        truth[:4] = IGNORE
+        confusion, valid, ious = ConfusionMatrix(K), truth != IGNORE, []
+        confusion.update(torch.from_numpy(guess), torch.from_numpy(truth))
+        for k in range(K):
+            true, predicted = (truth == k) & valid, (guess == k) & valid
+            if (true | predicted).any():
+                ious.append((true & predicted).sum() / (true | predicted).sum())
+        assert image_iou(confusion.matrix).tolist() == pytest.approx([np.mean(ious), 1])
+    assert image_iou(torch.zeros(K, K, dtype=torch.int64)).tolist() == [0, 0]  # without labels
 
 
 # Inference
@@ -332,6 +413,77 @@ def test_prediction_in_windows_never_holds_more_than_a_band(model):
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# Windows and bands
+
+
+def test_windows_are_full_inside_and_cover_every_pixel():
+    for size in range(1, 60):
+        for crop in (1, 2, 7, 32):
+            for stride in range(1, crop + 1):
+                begins = window_starts(size, crop, stride)
+                assert begins == sorted(set(begins))
+                assert (begins[0], begins[-1]) == (0, max(size - crop, 0))
+                covered = {p for begin in begins for p in range(begin, min(begin + crop, size))}
+                assert covered == set(range(size))
+
+
+@pytest.mark.parametrize(
+    ("size", "crop", "stride"),
+    [((100, 62), (32, 32), (32, 5)), ((90, 71), (40, 32), (3, 8)), ((9, 90), (32, 32), (1, 10))],
+    ids=str,
+)
+def test_bands_follow_each_other_and_hold_the_mean_of_all_windows(size, crop, stride):
+    image = torch.rand(2, 3, *size)
+    # All windows say the same about a pixel, so their mean does, too.
+    found = Windows(crop, stride, 3).bands(lambda windows: windows * 2, image)
+    bands = [part.clone() for part in found]
+    assert len(bands) == len(window_starts(size[0], min(size[0], crop[0]), stride[0]))
+    whole = sum_maps([bands], size[0])
+    torch.testing.assert_close(whole, image * 2)
+    torch.testing.assert_close(sum_maps([bands, bands], size[0]), image * 4)
+    assert torch.equal(argmax(bands), whole.argmax(dim=1).byte())
+
+
+TALL = tuple(range(500, 4506, 500))
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+@pytest.mark.parametrize(
+    "cuts", [(30,), (1, 30), (29, 30), (7, 8, 20, 30), tuple(range(1, 31)), (*TALL, 4506)], ids=str
+)
+@pytest.mark.parametrize("size", [(30, 17), (1, 1), (13, 40), (66, 17), (2048, 3)], ids=str)
+def test_bands_are_resized_as_the_whole_map_is(size, cuts, last):
+    whole = torch.rand(2, 5, cuts[-1], 3 if cuts[-1] > 30 else 17)
+    if last:
+        whole = whole.contiguous(memory_format=torch.channels_last)
+    bands = (whole[:, :, a:b] for a, b in pairwise([0, *cuts]))
+    got = sum_maps([resize_bands(bands, cuts[-1], size)], size[0])
+    torch.testing.assert_close(got, resize(whole, size), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("width", "crop", "stride"), [(400, 32, 24), (407, 32, 10), (130, 64, 64), (90, 200, 40)]
+)
+def test_strips_of_a_wide_image_give_the_classes_of_its_bands(monkeypatch, width, crop, stride):
+    monkeypatch.setattr(sliding_window, "STRIP", 120)
+    image = torch.rand(2, 3, 80, width, dtype=torch.float64)  # nothing is near a tie
+    widths = []
+
+    def infer(part):  # says something else about a pixel in each window
+        return (part - part.mean(dim=(2, 3), keepdim=True)).softmax(dim=1)
+
+    class Seen(Windows):
+        def bands(self, infer, image, grid=None):
+            widths.append(image.shape[3])
+            return super().bands(infer, image, grid)
+
+    windows = Seen((32, crop), (24, stride))
+    expected = argmax(Windows((32, crop), (24, stride)).bands(infer, image))
+    assert torch.equal(windows.argmax(infer, image), expected)
+    assert max(widths) < 120 + 2 * crop
+    assert len(widths) > (2 if width > 200 else 0)
 
 
 # The loop
