@@ -12,7 +12,6 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark
 from bench import measure, reference, step
-from bench.measure import Row
 
 
 def test_the_plain_network_takes_every_weight_of_ours():
@@ -50,13 +49,6 @@ def test_functions_take_turns_and_a_disagreement_stops_the_benchmark():
     for error in (1e-4, float("nan")):
         with pytest.raises(AssertionError, match="x: ours and the reference differ"):
             measure.agree(error, 1e-5, "x")
-
-
-def test_the_table_shows_ratios_of_times_but_not_of_errors():
-    rows = [Row("p", "c", "time", "s", 0.5, 1.0), Row("p", "c", "error", "", 1e-7, 1e-7)]
-    lines = measure.table(rows).splitlines()
-    assert lines[2] == "| p | c | time | 1.000 s | 0.500 s | 2.00 |  |"
-    assert lines[3] == "| p | c | error | 1.0e-07 | 1.0e-07 |  |  |"
 
 
 @pytest.mark.slow
