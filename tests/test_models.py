@@ -4,9 +4,9 @@ import copy
 from functools import partial
 from urllib.error import URLError
 
-import nn.functional as F
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from test_config import compose
 from torch import nn

@@ -57,7 +57,9 @@ ACTIONS = """
 const wait = () => new Promise((done) => setTimeout(done, 300));
 async function act() {
   await wait();
-  const seen = { problems, width: innerWidth, before: attention.toDataURL(), moves: [] };
+  const asked = performance.getEntriesByType("resource").map((resource) => resource.name);
+  problems.push(...asked.filter((name) => !/^(file|data):/.test(name)));
+  const seen = { problems, before: attention.toDataURL(), moves: [] };
   const box = attention.getBoundingClientRect();
   const place = { clientX: box.left + 0.8 * box.width, clientY: box.top + 0.7 * box.height };
   attention.dispatchEvent(new PointerEvent("pointermove", place));
@@ -71,8 +73,9 @@ async function act() {
   await wait();
   seen.number = viewer.number;
   seen.pressed = document.querySelectorAll("#choices [aria-pressed=true]").length;
+  document.documentElement.style.width = "420px";
   seen.right = document.querySelector("#viewer").getBoundingClientRect().right;
-  document.title = "seen" + btoa(JSON.stringify(seen).replace(/[^\\x00-\\x7f]/g, "?")) + "end";
+  document.title = ":" + btoa(JSON.stringify(seen).replace(/[^\\x00-\\x7f]/g, "?")) + ":";
 }
 act();
 """
@@ -81,7 +84,7 @@ act();
 
 @pytest.fixture(scope="module")
 def seen(folder, tmp_path_factory):
-    """Returns what ACTIONS find in a headless browser without network, in a narrow window."""
+    """Returns what ACTIONS find in a headless browser without network."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     browser = next(filter(None, map(shutil.which, names)), None)
     if not browser:
@@ -91,17 +94,14 @@ def seen(folder, tmp_path_factory):
     text = (folder / "report.html").read_text()
     text = text.replace("<head>", f"<head><script>{catch}</script>")
     page.write_text(f"{text}<script>{ACTIONS}</script>")
-    options = [
-        "--no-sandbox",
-        "--disable-gpu",
-        "--window-size=420,900",
-        f"--user-data-dir={profile}",
-    ]
-    options += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=9000", "--dump-dom"]
-    options += ["--disable-dev-shm-usage", "--no-first-run"]
-    command = [browser, "--headless=new", *options, page.as_uri()]
+    options = (
+        *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom"),
+        *("--disable-dev-shm-usage", f"--user-data-dir={profile}", "--window-size=1200,900"),
+        *("--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=9000"),
+    )
+    command = [browser, *options, page.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=40).stdout
-    return json.loads(base64.b64decode(re.search("seen(.*?)end", dom)[1]))
+    return json.loads(base64.b64decode(re.search("<title>:(.*?):", dom)[1]))
 
 
 def test_pointing_at_a_pixel_shows_what_it_attends_to(seen, tiny_checkpoint):
@@ -123,7 +123,7 @@ def test_keys_move_the_point_and_buttons_choose_a_picture(seen):
     x, y = seen["x"], seen["y"]
     assert seen["moves"] == [[x - 8, y], [x - 8, y - 8]]
     assert (seen["number"], seen["pressed"], seen["problems"]) == (1, 1, [])
-    assert seen["right"] <= seen["width"]
+    assert seen["right"] <= 420
 
 
 def test_a_large_picture_is_made_smaller_for_the_viewer(tiny_checkpoint, monkeypatch):
