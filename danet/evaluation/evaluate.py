@@ -5,7 +5,6 @@ The base lies outside of the modules whose classes a config may name.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Literal, get_args
 
@@ -48,9 +47,16 @@ class Inference(ABC):
         return argmax(self.bands(model, image))
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Compute the float32 logits (B, K, h, w) of images (B, 3, h, w)."""
-        with _computing_in(self.precision, image.device.type):
-            logits: Tensor = model(image).logits
+        """Compute float32 logits (B, K, h, w) of images (B, 3, h, w), whatever the caller's settings."""
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        kept, is_half = (cudnn.allow_tf32, matmul.allow_tf32), self.precision == "bfloat16"
+        # By default torch rounds the operands of convolutions on CUDA to the 10 bits of TF32.
+        cudnn.allow_tf32 = matmul.allow_tf32 = False
+        try:
+            with torch.autocast(image.device.type, torch.bfloat16, enabled=is_half):
+                logits: Tensor = model(image).logits
+        finally:
+            cudnn.allow_tf32, matmul.allow_tf32 = kept
         return logits.float()
 
 
@@ -81,20 +87,6 @@ class WindowInference(Inference):
             total, other = (self.logits(model, x).softmax(dim=1) for x in both)
         # In place: a map of all classes is the largest tensor here.
         return total.add_(other.flip(-1)).div_(2)
-
-
-@contextmanager
-def _computing_in(precision: Precision, device_type: str) -> Iterator[None]:
-    """Let a network compute in a precision for a while, whatever the caller's settings are."""
-    # By default torch rounds the operands of convolutions on CUDA to the 10 bits of TF32.
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    kept = cudnn.allow_tf32, matmul.allow_tf32
-    try:
-        cudnn.allow_tf32 = matmul.allow_tf32 = False
-        with torch.autocast(device_type, torch.bfloat16, enabled=precision == "bfloat16"):
-            yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = kept
 
 
 @torch.inference_mode()
