@@ -47,7 +47,7 @@ class Inference(ABC):
         return argmax(self.bands(model, image))
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Compute float32 logits (B, K, h, w) of images (B, 3, h, w), whatever the caller's settings."""
+        """Compute float32 logits (B, K, h, w) of (B, 3, h, w), whatever the caller's settings."""
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
         kept, is_half = (cudnn.allow_tf32, matmul.allow_tf32), self.precision == "bfloat16"
         # By default torch rounds the operands of convolutions on CUDA to the 10 bits of TF32.
