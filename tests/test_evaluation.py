@@ -540,8 +540,8 @@ def test_bfloat16_predicts_nearly_the_classes_of_float32(danet, infer, monkeypat
 TF32 = (torch.backends.cudnn, torch.backends.cuda.matmul)
 
 
-def test_float32_is_neither_autocast_nor_tf32(monkeypatch):
-    seen = []
+def test_float32_is_neither_autocast_nor_tf32():
+    seen, before = [], [setting.allow_tf32 for setting in TF32]
 
     class Look(nn.Module):
         def forward(self, image):
@@ -549,12 +549,16 @@ def test_float32_is_neither_autocast_nor_tf32(monkeypatch):
             seen.append((*rounded, torch.is_autocast_enabled("cpu")))
             return SegmentationOutput(image[:, :2].float(), {})
 
-    for setting in TF32:
-        monkeypatch.setattr(setting, "allow_tf32", True)
-    for precision in ("float32", "bfloat16"):
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "float32"):
-            Whole(precision=precision).predict(Look(), picture(8, 8))
-    assert [setting.allow_tf32 for setting in TF32] == [True, True], "as the process had them"
+    try:
+        for setting in TF32:
+            setting.allow_tf32 = True
+        for precision in ("float32", "bfloat16"):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "float32"):
+                Whole(precision=precision).predict(Look(), picture(8, 8))
+        assert [setting.allow_tf32 for setting in TF32] == [True, True], "as the process had them"
+    finally:
+        for setting, value in zip(TF32, before, strict=True):
+            setting.allow_tf32 = value
     assert seen == [(False, False, False), (False, False, True)]
 
 
