@@ -26,8 +26,7 @@ from danet.data_check.sample import check_sample
 from danet.datasets.folder import Folder
 from danet.distributed import collectives
 from danet.distributed.agreement import wait_patiently
-from danet.distributed.device import choose_device
-from danet.distributed.rendezvous import process_group, require_same
+from danet.distributed.rendezvous import choose_device, process_group, require_same
 from danet.engine.log import RunLog
 from danet.engine.precision import place
 from danet.engine.train_step import TrainStep
@@ -36,7 +35,7 @@ from danet.evaluation.evaluate import evaluate
 from danet.evaluation.metrics import ConfusionMatrix
 from danet.preflight import advice
 from danet.preflight.plan import describe, refuse_the_impossible
-from danet.visualization.figure import validation_pictures
+from danet.visualization.attention import validation_pictures
 
 
 class Parts:

@@ -27,12 +27,10 @@ from danet.engine.optimizer import SGD, AdamW, misfit, restore, state_of
 from danet.errors import InputError
 from danet.evaluation.metrics import ConfusionMatrix
 from danet.export import folder
-from danet.export.card import card
 from danet.tools.eval import Counted, write
 from danet.tools.export import are_scores
 from danet.visualization.overlay import Legend
-from danet.visualization.pages import named_curves
-from danet.visualization.report import Report, page
+from danet.visualization.report import Report, named_curves, page
 
 SMALL = {"a": torch.arange(16.0)}
 
@@ -462,7 +460,7 @@ def test_names_of_classes_are_escaped_wherever_they_are_shown(saved, tmp_path):
     rows = list(csv.reader(io.StringIO((tmp_path / "scores/confusion.csv").read_text())))
     assert rows[0][4] == rows[4][0] == "'=1+1"
     assert len(rows) == len(class_table(classes, {"IoU": scores.iou}).splitlines()) == 17
-    text = card(found, num_weights=1, programs={})
+    text = folder.card(found, num_weights=1, programs={})
     for part in ("<script>", "<b>"):
         assert part not in text
         assert f"{part}alert" not in html
