@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, call
 from test_reproduce import script
 
 from danet.errors import InputError, StorageError
@@ -56,3 +56,10 @@ def test_every_script_refuses_in_one_line(name):
     assert done.returncode == InputError.exit_code
     assert done.stderr.startswith("error: ")
     assert not done.stdout
+
+
+def test_all_misspelt_settings_are_reported_at_once(capsys):
+    call("train", "trainer.stepz=3", "data=folder", "data.rooot=x", "+foo.bar=1", code=2)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("trainer.stepz: there is no such key; did you mean trainer.steps?")
+    assert second == "data.rooot: there is no such key; did you mean data.root?"
