@@ -8,7 +8,7 @@ import hydra
 import numpy as np
 import pytest
 import yaml
-from conftest import write_pair
+from conftest import plant
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
@@ -32,17 +32,6 @@ LABELS = {"folder": "masks", "camvid": "labels"}
 
 class Started(Exception):
     """A training has passed all that it looks at before there is a network."""
-
-
-def plant(root, kind="folder", *, splits=(("train", 4), ("val", 2)), top=11, size=(44, 60)):
-    """Writes pairs of noise; labels are 0 to ``top`` - 1."""
-    rng = np.random.default_rng(0)
-    for split, count in splits:
-        for i in range(count):
-            image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-            mask = rng.integers(0, top, size, dtype=np.uint8)
-            write_pair(root, split, f"{split}_{i}", image, mask, labels=LABELS[kind])
-    return root
 
 
 @functools.cache
@@ -86,7 +75,7 @@ class Site:
 
     def plant(self, **how):
         shutil.rmtree(self.root, ignore_errors=True)
-        return plant(self.root, self.kind, **how)
+        return plant(self.root, folder=LABELS[self.kind], **{"values": range(11), **how})
 
     def image(self, name="train_2", suffix=".png"):
         return self.root / "images/train" / f"{name}{suffix}"
