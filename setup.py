@@ -23,13 +23,13 @@ LINKED = {
     "danet.configs": "configs",
     "danet.tools": "tools",
 }
-TIMM = ["timm>=1.0,<2"]
+TIMM = ["timm>=1.0.15,<2"]
 """For model/backbone=timm."""
 RESULTS = ["matplotlib>=3.8"]
 """For the curves of scripts/results.py."""
 HUB = ["huggingface_hub>=1.0"]
 """For hf:// and push= of tools/export.py."""
-EXPORT = ["safetensors>=0.5", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
+EXPORT = ["safetensors>=0.7", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
 """For tools/export.py and for loading what it wrote."""
 SWEEP = ["optuna>=4"]
 """For scripts/sweep.py."""
@@ -38,7 +38,7 @@ MLFLOW = ["mlflow-skinny>=3"]
 """For run.log_to."""
 DOCS = [
     *("mkdocs>=1.6,<2", "mkdocstrings[python]>=0.29"),
-    *("nbclient>=0.10", "ipykernel>=6.29", "safetensors>=0.5"),
+    *("nbclient>=0.10", "ipykernel>=6.29", "safetensors>=0.7"),
 ]
 """For the API pages and the notebook."""
 

@@ -46,7 +46,9 @@ class NonFiniteGuard:
         sums = zip(steps, losses.sum(1).tolist(), strict=True)
         bad = next(((step, names, x) for (step, names, _), x in sums if not math.isfinite(x)), None)
         # One reduction carries the latest losses and the number of processes that found a bad one.
-        totals = torch.cat([losses[-1], losses.new_tensor([bad is not None])])
+        # In float64: of another size than the float32 sums of a step, it is noticed when a process
+        # is at another exchange than this one.
+        totals = torch.cat([losses[-1], losses.new_tensor([bad is not None])]).double()
         collectives.sum_in_place(totals, "mean of losses")
         *sums_of_all, diverged = totals.tolist()
         if diverged:
