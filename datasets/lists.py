@@ -37,10 +37,8 @@ class SplitList(NamedTuple):
     ) -> tuple[list[Item], list[str]]:
         """Return the pairs of the names, each once, and a note on images that are named twice.
 
-        Args:
-            known: Name -> pair of the images in a folder.
-            images: The folder.
-            root: Where lines may hold the paths of image and mask, the folder they start from.
+        ``known`` has the images of the folder ``images`` by name. With ``root`` lines may also hold
+        the paths of image and mask, from there on.
 
         Raises:
             InputError: Some names have no image; with the line and the path of the first.

@@ -46,12 +46,8 @@ def require_labels(dataset: SegmentationDataset, setting: str, remedy: str) -> N
 class SubmissionWriter:
     """Writes the predictions of a split below a folder, then checks and packs them.
 
-    Until they are complete they lie in ``folder/.unfinished``. Several processes may write; one of
-    them begins and finishes.
-
-    Args:
-        folder: ``submission``; nothing is written before ``begin``.
-        dataset: The split.
+    Until they are complete they lie in ``folder/.unfinished``; nothing is written before ``begin``.
+    Several processes may write; one of them begins and finishes.
 
     Raises:
         InputError: The data set has no test server, or an earlier submission is in the folder.

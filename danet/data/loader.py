@@ -57,11 +57,7 @@ def _collate_loaded(loaded: list[tuple[Sample, Reasons]]) -> tuple[Batch, Reason
 class Loader:
     """torch's DataLoader, with the errors of its workers as the project's own, without traceback.
 
-    Args:
-        dataset: Of samples.
-        sampler: Of batches of keys.
-        collate_fn: Makes a batch of the samples.
-        settings: num_workers, pin_memory and timeout, as of the DataLoader.
+    The arguments are those of the DataLoader; ``sampler`` yields batches of keys.
     """
 
     def __init__(
