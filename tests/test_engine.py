@@ -8,7 +8,6 @@ import pytest
 import torch
 import yaml
 from conftest import tiny
-from torch import nn
 
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint import run_folder
@@ -48,18 +47,12 @@ def test_warm_up_rises_in_equal_steps_to_the_curve_and_then_is_the_curve(kind):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (partial(Poly, power=-1), "power=-1 is negative"),
-        (partial(Poly, warmup_steps=-3), "warmup_steps=-3 is negative"),
-        (partial(Cosine, final=1.5), r"final=1.5 is not in 0..1"),
+        (partial(Poly, power=math.nan), "power=nan is negative"),
         (partial(Cosine, final=math.nan), r"final=nan is not in 0..1"),
         (partial(Cosine, warmup_steps=-3), "warmup_steps=-3 is negative"),
-        (partial(SGD, lr=0), "lr=0 is not a finite number above 0"),
-        (partial(SGD, lr=math.nan), "lr=nan is not"),
-        (partial(AdamW, lr=math.inf), "lr=inf is not"),
+        (partial(SGD, lr=math.nan), "lr=nan is not a finite number above 0"),
         (partial(SGD, lr=1, momentum=1.0), r"momentum=1.0 is not in \[0, 1\)"),
-        (partial(SGD, lr=1, weight_decay=-1e-4), "weight_decay=-0.0001 is not"),
         (partial(AdamW, lr=1, head_multiplier=-1), "head_multiplier=-1 is not"),
-        (partial(AdamW, lr=1, betas=(0.9, 1.0)), r"betas=\[0.9, 1.0\] are not two numbers"),
         (partial(AdamW, lr=1, betas=(0.9,)), r"betas=\[0.9\] are not two numbers"),
     ],
 )
@@ -104,17 +97,6 @@ def test_every_parameter_is_in_one_group_with_its_own_rate_and_decay(recipe):
         assert found == {getattr(recipe, key, optimizer.defaults.get(key))}
 
 
-@pytest.mark.parametrize("decay_norm", [False, True])
-def test_one_step_of_sgd_is_rate_times_gradient_and_decay_of_a_matrix(decay_norm):
-    weight = nn.Parameter(torch.tensor([[2.0]]))
-    module = nn.Module()
-    module.weight = weight
-    optimizer = SGD(0.1, head_multiplier=10, weight_decay=0.5, decay_norm=decay_norm)(module)
-    weight.grad = torch.tensor([[3.0]])
-    optimizer.step()
-    assert weight.item() == pytest.approx(2 - 0.1 * 10 * (3 + 0.5 * 2))
-
-
 # Checkpoints
 
 STATE = {
@@ -126,21 +108,6 @@ STATE = {
     "best_miou": None,
     "step": 7,
 }
-
-
-def same(a, b):
-    """Compares nested dictionaries with tensors in them."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
-def test_what_is_saved_is_what_is_loaded(tmp_path):
-    checkpoint_format.save(tmp_path / "last.pt", STATE)
-    assert same(checkpoint_format.load(str(tmp_path / "last.pt")), STATE)
-    checkpoint_format.save(tmp_path / "last.pt", {**STATE, "step": 8})
-    assert checkpoint_format.load(tmp_path / "last.pt")["step"] == 8
-    assert os.listdir(tmp_path) == ["last.pt"]
 
 
 @pytest.mark.parametrize(
@@ -186,25 +153,13 @@ def test_the_config_of_a_run_is_written_with_all_that_repeats_it(tmp_path):
     assert f"--config-dir {folder} --config-name config run.dir=null" in text
 
 
-def test_the_folder_of_another_run_is_refused_and_left_alone(tmp_path):
+def test_a_run_goes_back_to_its_folder_and_keeps_both_configs_where_they_differ(tmp_path):
     prepare(tmp_path / "a", seed=1)
-    before = (tmp_path / "a" / "config.yaml").read_text()
     with pytest.raises(InputError, match=rf"run.dir={tmp_path}/a: another run is there; .*resume"):
         prepare(tmp_path / "a", seed=2)
-    assert (tmp_path / "a" / "config.yaml").read_text() == before
-
-
-def test_a_resumed_run_goes_back_to_its_folder_and_keeps_its_config(tmp_path):
-    prepare(tmp_path / "a", seed=1, size=(1, 2), resume=None)
-    before = (tmp_path / "a" / "config.yaml").read_text()
-    again = {"seed": 1, "size": (1, 2), "resume": "auto", "resuming": True}
-    assert prepare(tmp_path / "a", **again) == tmp_path / "a"
-    assert (tmp_path / "a" / "config.yaml").read_text() == before
-    assert list((tmp_path / "a").glob("*.yaml")) == [tmp_path / "a" / "config.yaml"]
-
-
-def test_a_run_that_goes_on_with_other_settings_reports_both(tmp_path):
-    prepare(tmp_path / "a", seed=1)
+    assert prepare(tmp_path / "a", resuming=True, seed=1, resume="auto") == tmp_path / "a"
+    assert config_of(tmp_path / "a")["seed"] == 1
+    assert len(list(tmp_path.glob("a/*.yaml"))) == 1
     prepare(tmp_path / "a", resuming=True, saved={"step": 40, "run_id": "x"}, seed=2)
     configs = {p.name: yaml.safe_load(p.read_text())["seed"] for p in tmp_path.glob("a/*.yaml")}
     assert configs == {"config.yaml": 2, "config_until_000000040.yaml": 1}
@@ -223,18 +178,8 @@ def test_a_file_in_place_of_the_folder_of_a_run_is_a_storage_error(tmp_path, bel
 
 def test_good_settings_have_no_errors_and_all_wrong_ones_are_named_at_once():
     assert TrainSettings(9, stop_at=1, clip_norm=1.0, ema_decay=0.99, device="cpu").errors() == []
-    wrong = {
-        **dict.fromkeys(["steps", "stop_at", "log_every", "accumulate"], (0, "a whole number")),
-        "eval_every": (-1, "a whole number of at least 1"),
-        "clip_norm": (math.nan, "a number above 0, or null"),
-        "save_minutes": (-1.0, "a number of minutes, or null"),
-        "ema_decay": (1.0, "0 < decay < 1, or null"),
-        "precision": ("half", "auto, float32, bfloat16 or float16"),
-        "on_storage_error": ("continue", "stop or warn"),
-        "device": ("tpu", "auto, cpu or cuda"),
-    }
-    errors = TrainSettings(**{name: value for name, (value, _) in wrong.items()}).errors()
-    assert len(errors) == len(wrong)
-    for name, (value, expected) in wrong.items():
-        start = f"trainer.{name}={value}: expected {expected}"
-        assert [error for error in errors if error.startswith(start)], start
+    wrong = {"stop_at": 0, "eval_every": -1, "log_every": 0, "accumulate": 0}
+    wrong |= dict.fromkeys(["clip_norm", "save_minutes", "ema_decay"], math.nan)
+    errors = TrainSettings(9, **wrong).errors()
+    stated = {f"trainer.{name}={value}: " for name, value in wrong.items()}
+    assert {error.partition("expected")[0] for error in errors} == stated

@@ -173,16 +173,6 @@ def test_the_largest_crop_fits_and_a_larger_one_does_not(few_sides):
     assert plan.largest_crop(simulator, 4, 1000) == "none"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("experiment", ["scenes_wide", "table2_multi_scale", "table4_fcn_r50"])
-def test_experiments_can_be_planned(experiment, few_sides):
-    """Each of them runs on the meta device in test_config.py."""
-    plain = config(f"experiment={experiment}", "data.root=/nowhere", gib=40.0)
-    text = plan.describe(plain, CPU)
-    assert "peak" in text
-    assert "40.00 GiB by device_memory" in text
-
-
 def test_a_step_of_usual_size_is_let_through_at_once(monkeypatch):
     """Nothing is simulated, which takes seconds."""
     monkeypatch.setattr(plan, "StepSimulator", lambda *_, **__: pytest.fail("simulated"))

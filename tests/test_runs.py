@@ -59,16 +59,12 @@ def test_the_profile_leaves_a_trace_costs_and_the_share_of_waiting(run):
     assert not {"ProfilerStep#4", "ProfilerStep#10"} & names
 
 
-def test_a_run_too_short_for_a_profile_says_so(tmp_path, capsys):
-    run = make_trainer(tmp_path, steps=3, profile=True)
-    run.fit(map(batch, itertools.count()))
-    assert "profile: it begins at step 6 and this had 3" in capsys.readouterr().out
-    run = make_trainer(tmp_path, steps=7, profile=True)
-    run.fit(map(batch, itertools.count()))
-    assert "profile: 2 steps from step 6 on" in capsys.readouterr().out
-    run = make_trainer(tmp_path, steps=5, profile=True)
-    run.fit(map(batch, itertools.count()))
-    assert "profile: it begins at step 6 and this had 5" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("steps", "says"), [(5, "it begins at step 6 and this had 5"), (7, "2 steps from step 6 on")]
+)
+def test_a_run_too_short_for_a_profile_says_so(tmp_path, capsys, steps, says):
+    make_trainer(tmp_path, steps=steps, profile=True).fit(map(batch, itertools.count()))
+    assert f"profile: {says}" in capsys.readouterr().out
 
 
 def test_writers_are_those_that_a_config_may_name(monkeypatch):

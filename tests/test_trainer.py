@@ -108,18 +108,7 @@ def test_the_fused_optimizer_takes_the_steps_of_the_plain_one(tmp_path, recipe):
     torch.testing.assert_close(state(fused), state(plain))
 
 
-def test_a_first_step_that_overflows_changes_nothing(tmp_path):
-    """torch's fused SGD would leave unwritten memory as momentum."""
-    run = make(tmp_path, clip_norm=None)
-    run.train_step.scaler = torch.amp.GradScaler("cpu", init_scale=math.inf)
-    before = {name: p.clone() for name, p in run.train_step.model.named_parameters()}
-    train(run, 1)
-    for name, parameter in run.train_step.model.named_parameters():
-        assert torch.equal(parameter, before[name])
-        momentum = run.train_step.optimizer.state[parameter]["momentum_buffer"]
-        assert torch.equal(momentum, torch.zeros_like(parameter))
-
-
+@pytest.mark.fault("T67", "float16 overflows in every step")
 @pytest.mark.parametrize(("steps", "every", "seen"), [(200, 7, 35), (5, 5, 5)])
 def test_steps_that_all_overflow_end_the_run_and_change_nothing(tmp_path, steps, every, seen):
     run = make(tmp_path, steps=steps, log_every=every, eval_every=steps, clip_norm=None)
@@ -273,16 +262,6 @@ def test_a_compiled_step_is_the_eager_one(tmp_path, tracing):
     assert torch._dynamo.utils.counters["graph_break"] == {}
 
 
-def test_a_compiled_run_resumes_exactly(tmp_path, tracing):
-    whole, first = (make(tmp_path / name, compile=True) for name in "ab")
-    train(whole, 4), train(first, 2)
-    saved = saved_by(first, tmp_path / "b")
-    torch._dynamo.reset()
-    second = make(tmp_path / "b", compile=True, resume=saved)
-    train(second, 2)
-    assert_equal(state(second), state(whole))
-
-
 def test_evaluation_is_not_compiled(tmp_path, tracing):
     run = make(tmp_path, compile=True, steps=2, eval_every=1)
     seen = []
@@ -297,16 +276,6 @@ def test_evaluation_is_not_compiled(tmp_path, tracing):
     run.fit(map(batch, itertools.count()))
     assert [network for network, _ in seen] == [run.train_step.model] * 2
     assert seen[0][1] == seen[1][1] > 0, "compiled once, in the first step"
-
-
-@pytest.mark.slow
-def test_the_whole_network_compiles_and_recomputes(tmp_path, tracing):
-    eager = make(tmp_path / "a", danet())
-    fast = make(tmp_path / "b", danet([1, 2, 3, 4]), compile=True)
-    torch.testing.assert_close(train(eager, 2), train(fast, 2), rtol=1e-4, atol=1e-4)
-    assert torch._dynamo.utils.counters["graph_break"] == {}
-    assert fast.train_step.model.backbone.bn1.num_batches_tracked == 4
-    assert fast.train_step.model.backbone.layer1[0].bn1.num_batches_tracked == 4
 
 
 @pytest.mark.slow

@@ -31,8 +31,7 @@ from danet.datasets.cityscapes import Cityscapes
 from danet.datasets.submission import SubmissionWriter, require_labels
 from danet.distributed import collectives, signals
 from danet.distributed.agreement import wait_patiently
-from danet.distributed.device import choose_device
-from danet.distributed.rendezvous import process_group
+from danet.distributed.rendezvous import choose_device, process_group
 from danet.engine.log import class_table
 from danet.errors import InputError, StorageError
 from danet.evaluation.base import Inference

@@ -23,7 +23,7 @@ from danet.config.schema import PredictConfig, did_you_mean
 from danet.config.validate import check_node
 from danet.data_check.report import picture_notes
 from danet.datasets.image_io import Levels
-from danet.distributed.device import choose_device
+from danet.distributed.rendezvous import choose_device
 from danet.errors import InputError
 from danet.evaluation.fuse import fuse_for_inference
 from danet.filesystem import folder_of

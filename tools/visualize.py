@@ -26,7 +26,7 @@ from danet.datasets.base import SegmentationDataset
 from danet.datasets.image_io import read_image
 from danet.datasets.listing import IMAGE_SUFFIXES
 from danet.datasets.submission import require_labels
-from danet.distributed.device import choose_device
+from danet.distributed.rendezvous import choose_device
 from danet.engine.log import read_metrics
 from danet.errors import InputError
 from danet.evaluation.base import Inference

@@ -60,22 +60,25 @@ class Agreement:
 def arrive() -> None:
     """Count this process among those that reach the common end of a run."""
     _count("the end", 1)
+    if is_first():
+        _count("the end of the first", 1)
 
 
 def all_arrived() -> bool:
     """Return whether all processes arrived; called when this one has nothing left to write.
 
     A launcher sends SIGTERM when one process has died, and a preempted job sends it to all. Only
-    in the second case do all processes arrive, for which each waits some seconds: within an
-    evaluation each stops at its own copy of the signal. Then the others wait until rank 0 has
-    written the checkpoint, since a launcher ends all as soon as one has ended.
+    in the second case do all processes arrive, for which rank 0 waits some seconds: within an
+    evaluation each stops at its own copy of the signal. The others wait until it has written the
+    checkpoint, since a launcher ends all as soon as one has ended.
     """
-    have_all = _wait_for("the end", world_size(), signals.SAME)
     if is_first():
+        _wait_for("the end", world_size(), signals.SAME)
         _count("the last checkpoint", 1)
-    else:
+    # In two waits: a rank 0 that died on another host must not cost the whole TIMEOUT.
+    elif _wait_for("the end of the first", 1, signals.SAME):
         _wait_for("the last checkpoint", 1, failures.TIMEOUT.total_seconds())
-    return have_all
+    return _count("the end") == world_size()
 
 
 def wait_patiently(name: str) -> None:

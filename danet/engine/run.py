@@ -26,8 +26,7 @@ from danet.data_check.sample import check_sample
 from danet.datasets.folder import Folder
 from danet.distributed import collectives
 from danet.distributed.agreement import wait_patiently
-from danet.distributed.device import choose_device
-from danet.distributed.rendezvous import process_group, require_same
+from danet.distributed.rendezvous import choose_device, process_group, require_same
 from danet.engine.log import RunLog
 from danet.engine.precision import place
 from danet.engine.train_step import TrainStep

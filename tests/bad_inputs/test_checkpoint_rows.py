@@ -108,6 +108,7 @@ class Command(str):
         return os.system, (str(self),)
 
 
+@pytest.mark.fault("T22", "a checkpoint that would run a command when it is read")
 @pytest.mark.parametrize("protocol", [0, 4, "zip"])
 def test_K05_pickle_that_would_run_a_command(evaluated, trained, protocol, tmp_path):
     path = tmp_path / "x.pth"
@@ -234,12 +235,14 @@ def test_K16_newest_checkpoint_damaged(trained, tmp_path):
     )
 
 
+@pytest.mark.fault("T24", "all checkpoints of a run are damaged")
 def test_K17_all_checkpoints_damaged(trained, tmp_path):
     for name in ("last.pt", "step_000000003.pt"):
         (tmp_path / name).write_bytes(b"PK")
     trained("resume=auto", f"run.dir={tmp_path}").refused(
         f"{tmp_path}/last.pt", f"no checkpoint in {tmp_path} is whole", "another run.dir"
     )
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"PK"}
 
 
 def test_K18_evaluation_without_a_checkpoint(evaluated):

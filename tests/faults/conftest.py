@@ -32,10 +32,7 @@ def straight(tmp_path_factory):
             plants = {"record": {"folder": str(folder)}}
             try:
                 common = [*settings, *extra, "run.dir=run"]
-                if processes == 1:
-                    starter.train(*common, plants=plants)
-                else:
-                    starter.train_group(*common, processes=processes, plants=plants)
+                starter.train_group(*common, processes=processes, plants=plants)
             finally:
                 starter.close()
             known[key] = fingerprint(folder / "run/last.pt"), folder

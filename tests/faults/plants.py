@@ -1,27 +1,42 @@
-"""Faults to plant in a process before a tool runs in it. Each replaces one function of the product.
+"""Faults to plant in a process before a tool runs in it. Each replaces a function of the product.
 
-An argument ``once`` is a file: the fault happens only where it is not there yet, and makes it.
+A ``place`` is the dotted name of a function or of a value.
 """
 
 import functools
-import importlib
 import json
 import os
 import signal
 import socket
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
+from pkgutil import resolve_name
 
 
-def _is_due(once):
-    if once is None:
-        return True
-    if Path(once).exists():
-        return False
-    Path(once).touch()
-    return True
+def set_value(place, value):
+    """Gives a name of a module another value."""
+    owner, _, name = place.rpartition(".")
+    setattr(resolve_name(owner), name, value)
+
+
+def hold(place=None, path=None, seconds=60.0):
+    """Says that a function is reached, and takes its time there; without one, before the tool."""
+
+    def wait():
+        if path is not None:
+            Path(path).touch()
+        time.sleep(seconds)
+
+    def slow(*arguments, **values):
+        wait()
+        return original(*arguments, **values)
+
+    if place is None:
+        wait()
+    else:
+        original = resolve_name(place)
+        set_value(place, slow)
 
 
 def _around_step(change):
@@ -36,78 +51,53 @@ def _around_step(change):
     TrainStep.__call__ = changed
 
 
-def _after_step(action):
-    """Call ``action(step)`` when the updates of a step are done."""
+def _after_step(step, action):
+    """Call ``action()`` when the updates of a step are done."""
 
-    def change(update, _, group, step):
-        terms = update(group, step)
-        action(step + 1)
+    def change(update, _, group, now):
+        terms = update(group, now)
+        if now + 1 == step:
+            action()
         return terms
 
     _around_step(change)
 
 
-def kill_after(step, once=None):
-    """Ends the process as the system's out-of-memory killer does."""
-
-    def action(now):
-        if now == step and _is_due(once):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    _after_step(action)
+def call(place, arguments, step=None):
+    """Calls a function once, before the tool starts or after a step."""
+    if step is None:
+        resolve_name(place)(*arguments)
+    else:
+        _after_step(step, lambda: resolve_name(place)(*arguments))
 
 
-def signal_after(step, name, times=1, pause=0.0):
-    """Sends this process a signal, perhaps several times."""
+def signal_after(step, name="SIGKILL", times=1, pause=0.0, once=None):
+    """Sends this process a signal; SIGKILL is that of the system's out-of-memory killer.
 
-    def action(now):
-        if now == step:
+    With a file ``once`` it does so only where that is not there yet, and makes it.
+    """
+
+    def action():
+        if once is None or not Path(once).exists():
+            if once is not None:
+                Path(once).touch()
             for _ in range(times):
                 os.kill(os.getpid(), signal.Signals[name])
                 time.sleep(pause)
 
-    _after_step(action)
+    _after_step(step, action)
 
 
-def slow_steps(seconds):
-    """Makes steps last."""
-    _after_step(lambda _: time.sleep(seconds))
-
-
-def hold_at_import(path):
-    """Says that it is here, and waits as a slow file system would."""
-    Path(path).touch()
-    time.sleep(60)
-
-
-def hold_evaluation(path, seconds=60.0, times=1):
-    """Says that it is here, then evaluates slowly, ``times`` times."""
-    from danet.evaluation import evaluate as module
-
-    original, left = module.evaluate, [times]
-
-    def evaluate(*arguments, **values):
-        if left[0] > 0:
-            left[0] -= 1
-            Path(path).touch()
-            time.sleep(seconds)
-        return original(*arguments, **values)
-
-    module.evaluate = evaluate
-
-
-def hold_save(path, seconds=3.0, step=None):
+def hold_save(path, seconds, step):
     """Says that it is here when half of a checkpoint is written, and goes on later."""
     from danet import filesystem
 
-    fsync = os.fsync
-
     def slow(handle):
         name = os.readlink(f"/proc/self/fd/{handle}")
-        if name.endswith(".tmp") and (step is None or f"step_{step:09d}" in name):
+        if name.endswith(".tmp") and f"step_{step:09d}" in name:
             Path(path).touch()
             time.sleep(seconds)
-        fsync(handle)
+        os.fsync(handle)
 
     filesystem.os = _Replaced(os, fsync=slow)
 
@@ -132,70 +122,47 @@ def die_before_rename(step):
     Path.replace = dying
 
 
-def record(folder):
-    """Leaves what this process trained on (a line a step) and the step at which it ended."""
+def record(folder, means_after=None):
+    """Leaves what this process trained on (a line a step) and the step at which it ended.
+
+    And the running means of its network after a step and at the end, if a step is given.
+    """
+    import torch
+
     from danet.engine.trainer import Trainer
 
-    rank = os.environ.get("RANK", "0")
-    path = Path(folder) / f"samples-{rank}.jsonl"
+    folder, rank = Path(folder), os.environ.get("RANK", "0")
     fit = Trainer.fit
 
-    def change(update, _, group, step):
+    def leave(model, moment):
+        means = {k: v.clone() for k, v in model.named_buffers() if k.endswith("running_mean")}
+        torch.save(means, folder / f"means-{moment}-{rank}.pt")
+
+    def change(update, train_step, group, step):
         terms = update(group, step)
         names = [name for batch in group for name in batch.name]
         sums = [int(image.sum()) for batch in group for image in batch.image]
-        with open(path, "a") as file:
+        with open(folder / f"samples-{rank}.jsonl", "a") as file:
             file.write(json.dumps({"step": step, "names": names, "sums": sums}) + "\n")
+        if step + 1 == means_after:
+            leave(train_step.model, "training")
         return terms
 
     def recorded_fit(self, batches):
         try:
             fit(self, batches)
         finally:
-            (Path(folder) / f"ended-{rank}").write_text(str(self.step))
+            (folder / f"ended-{rank}").write_text(str(self.step))
+        if means_after:
+            leave(self.train_step.model, "end")
 
     _around_step(change)
     Trainer.fit = recorded_fit
 
 
-def record_buffers(folder, at):
-    """Leaves the running means of this process's network after a step, and at the end."""
-    import torch
-
-    from danet.engine.trainer import Trainer
-
-    fit = Trainer.fit
-
-    def leave(model, moment):
-        buffers = model.named_buffers()
-        means = {name: value.clone() for name, value in buffers if name.endswith("running_mean")}
-        rank = os.environ.get("RANK", "0")
-        torch.save(means, Path(folder) / f"means-{moment}-{rank}.pt")
-
-    def recorded(self, batches):
-        fit(self, batches)
-        leave(self.train_step.model, "end")
-
-    def change(update, train_step, group, step):
-        terms = update(group, step)
-        if step + 1 == at:
-            leave(train_step.model, "training")
-        return terms
-
-    Trainer.fit = recorded
-    _around_step(change)
-
-
 def extra(settings):
     """Gives this process other settings."""
     sys.argv += settings
-
-
-def other_version(name):
-    """Makes this process another release of the package."""
-    import danet
-
-    danet.__version__ = name
 
 
 def other_code():
@@ -209,26 +176,19 @@ def other_code():
     Path.read_bytes = read_bytes
 
 
-def time_out(seconds):
-    """Makes waiting for other processes short."""
-    from danet.distributed import failures
-
-    failures.TIMEOUT = timedelta(seconds=seconds)
-
-
 def skip_mean(step, pause=0.0):
     """Leaves out the exchange of losses from a step on, and perhaps does something else."""
     from danet.distributed import collectives
 
-    exchange, now = collectives.sum_in_place, [0]
+    exchange, skips = collectives.sum_in_place, []
 
     def skipping(values, name="sum of counts"):
-        if name == "mean of losses" and now[0] >= step:
+        if name == "mean of losses" and skips:
             time.sleep(pause)
         else:
             exchange(values, name)
 
-    _after_step(lambda done: now.__setitem__(0, done))
+    _after_step(step, lambda: skips.append(True))
     collectives.sum_in_place = skipping
 
 
@@ -245,90 +205,45 @@ def no_network():
 def weigh(path, steps):
     """Leaves the resident memory in MB after certain steps, a line each."""
 
-    def action(now):
-        if now in steps:
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            with open(path, "a") as file:
-                file.write(f"{now} {pages * os.sysconf('SC_PAGE_SIZE') / 1e6:.1f}\n")
+    def action():
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        with open(path, "a") as file:
+            file.write(f"{pages * os.sysconf('SC_PAGE_SIZE') / 1e6:.1f}\n")
 
-    _after_step(action)
-
-
-def ignore_labels(step):
-    """Makes all labels of a step ignored, on the processes where it is planted."""
-
-    def change(update, _, group, now):
-        if now + 1 == step:
-            for batch in group:
-                batch.mask.fill_(255)
-        return update(group, now)
-
-    _around_step(change)
+    for step in steps:
+        _after_step(step, action)
 
 
-def full_disk(step, number=28, count=10**9):
-    """Makes writing checkpoints fail from a step on, as a full (28) or read-only (30) disk does."""
-    from danet.checkpoint import format as checkpoint_format
+def full_disk(module, step, number=28):
+    """Lets a module open no file for writing from a step on: a full (28) or read-only (30) disk."""
 
-    left = [count]
-
-    def opened(path, mode="r", *arguments, **values):
-        if "w" in mode and f"step_{step:09d}" in str(path) and left[0] > 0:
-            left[0] -= 1
+    def refuse(path, mode="r", *arguments, **values):
+        if mode[0] in "aw":
             raise OSError(number, os.strerror(number), str(path))
         return open(path, mode, *arguments, **values)
 
-    checkpoint_format.open = opened
+    _after_step(step, lambda: setattr(resolve_name(module), "open", refuse))
 
 
-def limit_files(step, size):
-    """Lets no file grow beyond so many bytes from a step on, as a quota does."""
-    import resource
-
-    def action(now):
-        if now == step:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    _after_step(action)
-
-
-def replace_after(step, path, source):
-    """Puts another file in the place of one while the run is under way."""
-
-    def action(now):
-        if now == step:
-            os.replace(source, path)
-
-    _after_step(action)
-
-
-def spoil_weight(step, value):
-    """Makes one weight no number, as a fault of memory or of an optimizer would."""
-
-    def change(update, train_step, group, now):
-        terms = update(group, now)
-        if now + 1 == step:
-            weight = next(train_step.model.parameters()).data
-            weight[(0,) * weight.dim()] = float(value)
-        return terms
-
-    _around_step(change)
-
-
-def spoil_loss(step, value):
-    """Makes the loss of one step no number."""
+def spoil(what, step, value=255):
+    """Makes all labels of a step equal, or its loss or one weight after it no number."""
     import torch
 
-    def change(update, _, group, now):
+    def change(update, train_step, group, now):
+        if now + 1 == step and what == "labels":
+            for batch in group:
+                batch.mask.fill_(value)
         terms = update(group, now)
-        if now + 1 == step:
+        if now + 1 == step and what == "weight":
+            next(train_step.model.parameters()).data.view(-1)[0] = float(value)
+        if now + 1 == step and what == "loss":
             terms = {name: torch.full_like(term, float(value)) for name, term in terms.items()}
         return terms
 
     _around_step(change)
 
 
-def hang_on(name, seconds=1000.0):
+def hang_on(name):
     """Makes a loader's process read one sample for long, as storage that is gone does."""
     from torch.utils.data import get_worker_info
 
@@ -338,96 +253,20 @@ def hang_on(name, seconds=1000.0):
 
     def slow(self, index):
         if get_worker_info() is not None and self.items[index].name == name:
-            time.sleep(seconds)
+            time.sleep(1000)
         return read(self, index)
 
     Folder.read = slow
-
-
-def full_log(step):
-    """Makes writing the log fail from a step on."""
-    from danet.engine import log
-
-    now = [0]
-    _after_step(lambda done: now.__setitem__(0, done))
-
-    def opened(path, mode="r", *arguments, **values):
-        if "a" in mode and now[0] >= step:
-            raise OSError(28, os.strerror(28), str(path))
-        return open(path, mode, *arguments, **values)
-
-    log.open = opened
-
-
-def threads(count):
-    """Gives torch another number of threads."""
-    import torch
-
-    torch.set_num_threads(count)
-
-
-def late(seconds):
-    """Makes the tool start late, as on a machine that does other work."""
-    time.sleep(seconds)
-
-
-def late_words(seconds):
-    """Lets time pass before an error is printed."""
-    from danet.distributed import error_reporting
-
-    is_reported = error_reporting.is_reported
-
-    def slow(error):
-        reported = is_reported(error)
-        if not reported:
-            time.sleep(seconds)
-        return reported
-
-    error_reporting.is_reported = slow
-
-
-def short_grace(seconds):
-    """Makes a process that met an error not wait long for the first one of its machine."""
-    from danet.distributed import error_reporting
-
-    error_reporting.REPORT = seconds
-
-
-def stuck_group():
-    """Makes leaving the group wait, as NCCL does for processes that do not leave it, too."""
-    import torch
-
-    torch.distributed.destroy_process_group = lambda: time.sleep(1000)
 
 
 def fail(step, for_users):
     """Raises an error after a step: one for users, or one of a program with a fault."""
     from danet.errors import InputError
 
-    def action(now):
-        if now == step:
-            raise InputError("a planted error") if for_users else LookupError("a planted error")
+    def action():
+        raise InputError("a planted error") if for_users else LookupError("a planted error")
 
-    _after_step(action)
-
-
-def ignore_hangup():
-    """Ignores SIGHUP as nohup does."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-
-def hold(place, path):
-    """Says that a function is reached, and takes its time there."""
-    module, _, name = place.rpartition(".")
-    owner = importlib.import_module(module)
-    original = getattr(owner, name)
-
-    def slow(*arguments, **values):
-        Path(path).touch()
-        time.sleep(60)
-        return original(*arguments, **values)
-
-    setattr(owner, name, slow)
+    _after_step(step, action)
 
 
 def full_shared_memory():
@@ -441,18 +280,3 @@ def full_shared_memory():
         )
 
     torch.UntypedStorage._new_shared = refuse
-
-
-def overflow():
-    """Makes the gradients of every step overflow, as float16 does where a loss is too large."""
-    import torch
-
-    from danet.engine.trainer import Trainer
-
-    fit = Trainer.fit
-
-    def overflowing(self, batches):
-        self.train_step.scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
-        fit(self, batches)
-
-    Trainer.fit = overflowing

@@ -1,6 +1,5 @@
 """Whatever moment a process is killed at, the run ends as if nothing had happened."""
 
-import json
 import os
 import random
 import signal
@@ -12,7 +11,17 @@ import torch
 
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint.manager import by_age, path_at
-from faults.toy import TOY, fingerprint, forking, is_alive, samples, step_of, until
+from faults.toy import (
+    TOY,
+    all_end,
+    fingerprint,
+    forking,
+    is_alive,
+    samples,
+    saved_step,
+    step_of,
+    until,
+)
 
 STEPS = 12
 OFTEN = ["trainer.save_every=3"]
@@ -59,7 +68,7 @@ def test_200_kills_leave_a_whole_newest_checkpoint(tmp_path, figure):
         for path in found:
             saved = checkpoint_format.load(path)  # refuses what is not whole
             assert bool((saved["model"]["weight"] == saved["step"]).all())
-        newest = checkpoint_format.load(tmp_path / "last.pt")["step"]
+        newest = saved_step(tmp_path / "last.pt")
         assert newest >= step
         step = newest
     assert torn > 0, "no kill fell into a write"
@@ -69,12 +78,12 @@ def test_200_kills_leave_a_whole_newest_checkpoint(tmp_path, figure):
 @pytest.mark.slow
 @pytest.mark.fault("T02", "kill -9 between writing a checkpoint and renaming it")
 def test_a_checkpoint_that_was_not_renamed_is_not_used_and_removed(start, straight, tmp_path):
-    run = start.fork(*TOY, *OFTEN, "run.dir=run", plants={"die_before_rename": {"step": 6}})
-    run.ends(-signal.SIGKILL)
+    plants = {"die_before_rename": {"step": 6}}
+    start.train(*TOY, *OFTEN, "run.dir=run", plants=plants, code=-signal.SIGKILL)
     folder = tmp_path / "run"
     (leftover,) = folder.glob(".*.tmp")
     assert leftover.name.startswith(".step_000000006.pt.")
-    assert checkpoint_format.load(folder / "last.pt")["step"] == 3
+    assert saved_step(folder / "last.pt") == 3
     start.train(*TOY, *OFTEN, "run.dir=run", "resume=auto")
     assert not leftover.exists()
     assert fingerprint(folder / "last.pt") == straight(*OFTEN)[0]
@@ -86,8 +95,7 @@ def test_a_run_killed_after_any_step_ends_like_a_whole_one(start, straight, tmp_
     expected, _ = straight(*OFTEN)
     for step in range(1, STEPS + 1):
         settings = [*TOY, *OFTEN, f"run.dir=run{step}", "resume=auto"]
-        run = start.fork(*settings, plants={"kill_after": {"step": step}})
-        run.ends(-signal.SIGKILL)
+        start.train(*settings, plants={"signal_after": {"step": step}}, code=-signal.SIGKILL)
         start.train(*settings)
         assert fingerprint(tmp_path / f"run{step}/last.pt") == expected, step
     figure(f"{STEPS} of {STEPS} runs: SHA-256 equal")
@@ -98,12 +106,11 @@ def test_a_run_killed_after_any_step_ends_like_a_whole_one(start, straight, tmp_
 @pytest.mark.parametrize("step", [5, 12])
 def test_two_processes_of_which_one_is_killed_go_on_bit_equal(start, straight, tmp_path, step):
     settings = [*TOY, *OFTEN, "run.dir=run", "resume=auto"]
-    first, second = start.fork_group(*settings, plants={"kill_after": {"step": step, "rank": 1}})
-    second.ends(-signal.SIGKILL)
-    until(lambda: first.code() is not None, within=30, what="the end of the survivor")
-    assert first.code() != 0
-    folder = {"record": {"folder": str(tmp_path)}}
-    start.train_group(*settings, plants=folder)
+    runs = start.fork_group(*settings, plants={"signal_after": {"step": step, "rank": 1}})
+    all_end(runs, within=30)
+    assert runs[1].code() == -signal.SIGKILL
+    assert runs[0].code() != 0
+    start.train_group(*settings, plants={"record": {"folder": str(tmp_path)}})
     expected, whole = straight(*OFTEN, processes=2)
     assert fingerprint(tmp_path / "run/last.pt") == expected
     again, before = samples(tmp_path), samples(whole)
@@ -125,11 +132,10 @@ def test_stopping_anywhere_changes_nothing(
     draw = random.Random(f"{processes} {workers} {accumulate}")
     stop, kill = draw.randint(1, 5), draw.randint(6, 11)
     start.train_group(*settings, f"trainer.stop_at={stop}", processes=processes)
-    plant = {"kill_after": {"step": kill, "rank": processes - 1}}
+    plant = {"signal_after": {"step": kill, "rank": processes - 1}}
     runs = start.fork_group(*settings, processes=processes, plants=plant)
-    runs[-1].ends(-signal.SIGKILL)
-    for run in runs[:-1]:
-        until(lambda run=run: run.code() is not None, within=30, what="the end of the survivor")
+    all_end(runs, within=60)
+    assert runs[-1].code() == -signal.SIGKILL
     start.train_group(*settings, processes=processes)
     assert fingerprint(tmp_path / "run/last.pt") == expected
     figure(f"processes {processes}, workers {workers}, accumulation {accumulate}: equal")
@@ -142,8 +148,8 @@ def test_torchrun_restarts_a_run_to_the_same_end(start, straight, tmp_path, figu
     expected, _ = straight(*OFTEN, processes=2)
     for number in range(repeats):
         settings = [*TOY, *OFTEN, f"run.dir=run{number}", "resume=auto"]
-        once = {"kill_after": {"step": 5, "rank": 1, "once": str(tmp_path / f"killed{number}")}}
-        start.torchrun(*settings, restarts=1, plants=once).ends(0, within=200)
+        killed = {"signal_after": {"step": 5, "rank": 1, "once": str(tmp_path / f"killed{number}")}}
+        start.torchrun(*settings, restarts=1, plants=killed).ends(0, within=200)
         assert (tmp_path / f"killed{number}").exists()
         assert fingerprint(tmp_path / f"run{number}/last.pt") == expected
     figure(f"{repeats} of {repeats} restarts finished, SHA-256 equal")
@@ -181,12 +187,7 @@ def test_every_step_has_its_samples_on_any_number_of_processes(
     again = ["resume=auto", "run.dir=run", sizes[after]]
     runs = start.train_group(*again, processes=after, plants=plants)
     assert "so weights are not bit-equal" in runs[0].stdout()
-    found = {}
-    for path in tmp_path.glob("samples-*.jsonl"):
-        for line in map(json.loads, path.read_text().splitlines()):
-            pairs = zip(line["names"], line["sums"], strict=True)
-            found.setdefault(line["step"], []).extend(pairs)
-    assert {step: sorted(pairs) for step, pairs in found.items()} == samples(whole)
+    assert samples(tmp_path) == samples(whole)
 
 
 @pytest.mark.slow

@@ -2,17 +2,14 @@
 
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-from danet.checkpoint import format as checkpoint_format
 from danet.distributed.launcher import require_sound
-from faults.toy import PATIENCE, TOY, members, step_of
+from faults.toy import TOY, members, saved_step, step_of, until
 
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done
@@ -42,48 +39,27 @@ def requeues(folder):
     return path.read_text().splitlines().count("requeue 7") if path.exists() else 0
 
 
-def launch(script, folder, *settings, calls, env=None):
-    """Starts a launch script as a process group of its own."""
-    environment = {
-        **os.environ,
-        "PATH": f"{calls / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "CALLS": str(calls),
-        "PYTHON": sys.executable,
-        "OMP_NUM_THREADS": "1",
-        "SLURM_JOB_ID": "7",
-        "SLURM_SUBMIT_DIR": str(ROOT),
-        "SLURM_JOB_NODELIST": "localhost",
-        "SLURM_JOB_NUM_NODES": "1",
-        "SLURM_GPUS_ON_NODE": "2",
-        **(env or {}),
-    }
-    return subprocess.Popen(
-        ["bash", str(ROOT / "scripts/launch" / script), str(folder), *settings],
-        env=environment,
-        cwd=calls,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture
+def launch(start, calls):
+    """Returns a function that starts a launch script for the folder ``run``."""
+
+    def launched(script, *settings, env=None):
+        environment = {
+            **{**os.environ, "PATH": f"{calls / 'bin'}{os.pathsep}{os.environ['PATH']}"},
+            **{"CALLS": str(calls), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
+            **{"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_GPUS_ON_NODE": "2"},
+            **{"SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_NUM_NODES": "1", **(env or {})},
+        }
+        path = ROOT / "scripts/launch" / script
+        return start.execute(["bash", str(path), str(calls / "run"), *settings], environment)
+
+    return launched
 
 
-def ended(process, seconds=150):
-    """Waits; returns what was printed. None of the session is left."""
-    try:
-        said, _ = process.communicate(timeout=seconds * PATIENCE)
-    except subprocess.TimeoutExpired:
-        for pid in members(process.pid):
-            os.kill(pid, signal.SIGKILL)
-        said, _ = process.communicate()
-        pytest.fail(f"it did not end within {seconds * PATIENCE} s\n{said[-3000:]}")
-    return said
-
-
-def step_processes(process):
+def step_processes(run):
     """Returns the processes that Slurm signals: those of srun, not the script of the job."""
     found = []
-    for pid in members(process.pid):
+    for pid in members(run.pid):
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         if b"tools/train.py" in words:
             found.append(pid)
@@ -92,7 +68,7 @@ def step_processes(process):
 
 @pytest.mark.slow
 @pytest.mark.fault("T58", "a process dies, and the launcher ends the others with SIGTERM")
-def test_a_crash_is_not_taken_for_a_preemption(calls, figure):
+def test_a_crash_is_not_taken_for_a_preemption(launch, calls, figure):
     """Process 1 is killed at the first evaluation of every attempt, as by a lack of memory."""
     (calls / "plant").mkdir()
     (calls / "plant/sitecustomize.py").write_text(
@@ -106,38 +82,27 @@ def test_a_crash_is_not_taken_for_a_preemption(calls, figure):
     )
     env = {"RESTARTS": "1", "PROCESSES": "2", "PYTHONPATH": str(calls / "plant")}
     env["WATCH"] = str(calls / "run/step_000000004.pt")
-    process = launch(
-        "torchrun.sh", calls / "run", *TOY, "trainer.eval_every=4", calls=calls, env=env
-    )
-    said = ended(process)
-    assert process.returncode == 1, said
-    assert not (calls / "run/stopped").exists(), said
-    assert checkpoint_format.load(calls / "run/last.pt")["step"] >= 4
+    launch("torchrun.sh", *TOY, "trainer.eval_every=4", env=env).ends(1)
+    assert not (calls / "run/stopped").exists()
+    assert saved_step(calls / "run/last.pt") >= 4
     figure("2 attempts, no `stopped`")
 
 
 @pytest.mark.slow
 @pytest.mark.fault("T59", "preemption on Slurm: the job goes back into the queue while it advances")
-def test_a_preempted_job_goes_back_into_the_queue_and_ends_when_it_is_done(calls, figure):
+def test_a_preempted_job_goes_back_into_the_queue_and_ends_when_it_is_done(launch, calls, figure):
     settings = [*TOY, "trainer.steps=100000", "trainer.save_minutes=0"]
-    process = launch("slurm.sbatch", calls / "run", *settings, calls=calls)
-    deadline = time.monotonic() + 100 * PATIENCE
-    while step_of(calls / "run") < 3:
-        assert time.monotonic() < deadline
-        assert process.poll() is None, ended(process)
-        time.sleep(0.05)
-    for pid in step_processes(process):
+    job = launch("slurm.sbatch", *settings)
+    until(lambda: step_of(calls / "run") >= 3, job, within=100, what="three steps")
+    for pid in step_processes(job):
         os.kill(pid, signal.SIGTERM)
-    said = ended(process)
-    assert process.returncode == 0, said
+    job.ends()
     assert requeues(calls) == 1
     assert (calls / "run/stopped").exists()
-    step = checkpoint_format.load(calls / "run/last.pt")["step"]
+    step = saved_step(calls / "run/last.pt")
     # From the queue: the same line again. It ends, and nothing asks for more.
-    process = launch("slurm.sbatch", calls / "run", f"trainer.stop_at={step + 2}", calls=calls)
-    said = ended(process)
-    assert process.returncode == 0, said
-    assert checkpoint_format.load(calls / "run/last.pt")["step"] == step + 2
+    launch("slurm.sbatch", f"trainer.stop_at={step + 2}").ends()
+    assert saved_step(calls / "run/last.pt") == step + 2
     assert not (calls / "run/stopped").exists()
     assert requeues(calls) == 1
     figure(f"stopped at step {step}, requeued once, went on to step {step + 2}")
@@ -146,47 +111,41 @@ def test_a_preempted_job_goes_back_into_the_queue_and_ends_when_it_is_done(calls
 @pytest.mark.slow
 @pytest.mark.fault("T59", "preemption on Slurm: the job goes back into the queue while it advances")
 @pytest.mark.parametrize("allowed", [0, 2])
-def test_a_job_that_comes_no_further_is_not_put_back_for_ever(calls, allowed):
+def test_a_job_that_comes_no_further_is_not_put_back_for_ever(launch, calls, allowed):
     folder = calls / "run"
     folder.mkdir()
     env = {"STALLS": str(allowed)} if allowed else {}
 
-    def job(*files):
+    def job(*files, code=0):
         env["STAND_IN"] = f"touch {' '.join(str(folder / f) for f in ('stopped', *files))}; exit 1"
-        process = launch("slurm.sbatch", folder, calls=calls, env=env)
-        said = ended(process)
-        return process.returncode, said
+        ended = launch("slurm.sbatch", env=env)
+        ended.ends(code)
+        return ended.said()
 
     for _ in range(allowed + 1):  # the first time there is nothing to compare with
-        assert job()[0] == 0
-    code, said = job()
-    assert code == 1
+        job()
+    assert "error: stopped at step 0, where the job before was stopped, too" in job(code=1)
     assert requeues(calls) == allowed + 1
-    assert "error: stopped at step 0, where the job before was stopped, too" in said
     # One that advances is always put back, and the count starts anew.
     for step in range(8, 13):
-        assert job(f"step_{step:09d}.pt")[0] == 0
+        job(f"step_{step:09d}.pt")
     assert requeues(calls) == allowed + 6
     for _ in range(allowed):
-        assert job()[0] == 0
-    assert job()[0] == 1
+        job()
+    job(code=1)
     assert requeues(calls) == 2 * allowed + 6
 
 
 @pytest.mark.slow
 @pytest.mark.fault("T59", "preemption on Slurm: the job goes back into the queue while it advances")
 @pytest.mark.parametrize(("stand_in", "code"), [("exit 1", 1), ("exit 0", 0), ("exit 3", 3)])
-def test_a_job_that_failed_or_is_done_is_not_put_back(calls, stand_in, code):
+def test_a_job_that_failed_or_is_done_is_not_put_back(launch, calls, stand_in, code):
     folder = calls / "run"
     folder.mkdir()
     (folder / "requeued").write_text(f"a[$(touch {calls}/ran)] 0\n")
-    process = launch("slurm.sbatch", folder, calls=calls, env={"STAND_IN": stand_in})
-    ended(process)
-    assert process.returncode == code
+    launch("slurm.sbatch", env={"STAND_IN": stand_in}).ends(code)
     assert requeues(calls) == 0
-    env = {"STAND_IN": f"touch {folder}/stopped; exit 1"}
-    process = launch("slurm.sbatch", folder, calls=calls, env=env)
-    ended(process)
+    launch("slurm.sbatch", env={"STAND_IN": f"touch {folder}/stopped; exit 1"}).ends()
     assert requeues(calls) == 1
     assert not (calls / "ran").exists()
 
@@ -234,8 +193,9 @@ def test_variables_that_may_be_right_pass(variables):
 )
 @pytest.mark.parametrize("tool", ["train", "eval", "predict"])
 def test_launcher_variables_are_refused_at_once(start, variables, reported, tool):
-    run = start.fork(*(TOY if tool == "train" else ["checkpoint=x"]), env=variables, tool=tool)
-    run.ends(2, within=30)  # usually 0.1 s; a process that waits for others does so for minutes
+    typed = TOY if tool == "train" else ["checkpoint=x"]
+    # Usually 0.1 s; a process that waits for others does so for minutes.
+    run = start.train(*typed, env=variables, tool=tool, code=2, within=30)
     (line,) = run.stderr().strip().splitlines()
     assert line.startswith(f"error: {reported}")
     assert line.endswith("start the processes with torchrun, or unset the variable")

@@ -3,23 +3,32 @@
 import json
 import signal
 import socket
+from datetime import timedelta
 
 import pytest
 import torch
 
 from danet.checkpoint import format as checkpoint_format
-from faults.toy import TOY, fingerprint, lines, losses, step_of, until
+from faults.toy import TOY, all_end, errors, fingerprint, lines, losses, saved_step, step_of, until
 
 LIMIT = 30
+EVALUATE = "danet.evaluation.evaluate.evaluate"
+SHORT = {"place": "danet.distributed.failures.TIMEOUT", "value": timedelta(seconds=5)}
 
 
 @pytest.mark.slow
 @pytest.mark.fault("T10", "a process dies and nobody restarts it")
-@pytest.mark.parametrize("rank", [0, 1])
-def test_the_survivor_ends_soon_and_names_the_dead_process(start, figure, rank):
+@pytest.mark.parametrize(("rank", "during"), [(0, "training"), (1, "training"), (1, "validation")])
+def test_the_survivor_ends_soon_and_names_the_dead_process(start, tmp_path, figure, rank, during):
     """The first process keeps the store through which the others find each other."""
-    plants = {"kill_after": {"step": 5, "rank": rank}}
+    here = tmp_path / "here"
+    plants = {"signal_after": {"step": 5, "rank": rank}}
+    if during == "validation":
+        plants = {"hold": {"place": EVALUATE, "path": str(here), "rank": rank}}
     runs = start.fork_group(*TOY, "run.dir=run", plants=plants)
+    if during == "validation":
+        until(here.exists, *runs, what="the evaluation")
+        runs[rank].kill()
     runs[rank].ends(-signal.SIGKILL)
     survivor = runs[1 - rank]
     seconds = survivor.ends(1, within=LIMIT)
@@ -51,8 +60,8 @@ def test_uneven_shares_are_trained_and_each_counted_once(start, tmp_path, figure
 @pytest.mark.slow
 @pytest.mark.fault("T37", "validation takes one process longer than exchanges may")
 def test_a_slow_validation_is_waited_for(start, tmp_path, figure):
-    slow = {"path": str(tmp_path / "here"), "seconds": 8, "rank": 1}
-    plants = {"time_out": {"seconds": 5}, "hold_evaluation": slow}
+    slow = {"place": EVALUATE, "path": str(tmp_path / "here"), "seconds": 8, "rank": 1}
+    plants = {"set_value": SHORT, "hold": slow}
     start.train_group(*TOY, "run.dir=run", "trainer.steps=2", plants=plants)
     assert (tmp_path / "here").exists()
     figure("8 s of validation, 5 s for exchanges")
@@ -62,7 +71,7 @@ def test_a_slow_validation_is_waited_for(start, tmp_path, figure):
 @pytest.mark.fault("T38", "a process leaves out an exchange")
 def test_an_exchange_that_one_does_not_come_to_is_named(start, tmp_path, figure):
     plants = {
-        "time_out": {"seconds": 5, "rank": 0},
+        "set_value": {**SHORT, "rank": 0},
         "skip_mean": {"step": 4, "pause": 60.0, "rank": 1},
     }
     first, second = start.fork_group(*TOY, "run.dir=run", plants=plants)
@@ -79,15 +88,16 @@ def test_an_exchange_that_one_does_not_come_to_is_named(start, tmp_path, figure)
 def test_processes_that_are_out_of_step_never_go_on(start, tmp_path):
     """The other process takes the next exchange for this one; gloo sees it by the sizes."""
     plants = {"skip_mean": {"step": 4, "rank": 1}}
-    for run in start.fork_group(*TOY, "run.dir=run", plants=plants):
-        until(lambda run=run: run.code() is not None, within=LIMIT, what="the end")
-        assert run.code() in (1, -signal.SIGABRT), run.said()
+    runs = start.fork_group(*TOY, "run.dir=run", plants=plants)
+    all_end(runs, within=LIMIT)
+    assert {run.code() for run in runs} <= {1, -signal.SIGABRT}
     assert step_of(tmp_path / "run") == 3
     assert not (tmp_path / "run/last.pt").exists()
 
 
 CONFIG = pytest.mark.fault("T39", "another config on one process")
 CODE = pytest.mark.fault("T40", "other code or another version on one process")
+OTHER_VERSION = {"place": "danet.__version__", "value": "0.0.1"}
 
 
 @pytest.mark.slow
@@ -95,17 +105,14 @@ CODE = pytest.mark.fault("T40", "other code or another version on one process")
     ("what", "plant"),
     [
         pytest.param("config", {"extra": {"settings": ["optimizer.lr=0.5"]}}, marks=CONFIG),
-        pytest.param("code", {"other_version": {"name": "0.0.1"}}, marks=CODE, id="version"),
+        pytest.param("code", {"set_value": OTHER_VERSION}, marks=CODE, id="version"),
         pytest.param("code", {"other_code": {}}, marks=CODE, id="source"),
     ],
 )
 def test_processes_that_differ_are_refused_at_the_start(start, tmp_path, what, plant):
     plants = {name: {**values, "rank": 1} for name, values in plant.items()}
-    runs = start.fork_group(*TOY, "run.dir=run", plants=plants)
-    for run in runs:
-        run.ends(2)
-    reported = "".join(run.stderr() for run in runs)
-    assert reported.count(f"process 1 has another {what} than process 0") == 1
+    runs = start.train_group(*TOY, "run.dir=run", plants=plants, code=2)
+    assert errors(runs).count(f"process 1 has another {what} than process 0") == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -117,14 +124,14 @@ def test_a_port_that_is_taken_is_reported_in_one_line(start):
         taken.listen()
         port = str(taken.getsockname()[1])
         env = {"MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "RANK": "0"}
-        run = start.fork(*TOY, "run.dir=run", env=env)
-        run.ends(1, within=LIMIT)
+        run = start.train(*TOY, "run.dir=run", env=env, code=1, within=LIMIT)
     (line,) = run.stderr().strip().splitlines()
     assert line.startswith("error: ")
     assert port in line
 
 
 BAD_STEPS = {"settings": ["trainer.steps=0"]}
+IMPATIENT = {"place": "danet.distributed.error_reporting.REPORT", "value": 1, "rank": 1}
 
 
 @pytest.mark.slow
@@ -134,16 +141,13 @@ BAD_STEPS = {"settings": ["trainer.steps=0"]}
 @pytest.mark.parametrize(
     ("plants", "reported"),
     [
-        ({"extra": BAD_STEPS, "late": {"seconds": 4, "rank": 0}}, "error: trainer.steps=0"),
-        ({"extra": BAD_STEPS, "late": {"seconds": 4, "rank": 1}}, "error: trainer.steps=0"),
-        (
-            {"extra": {**BAD_STEPS, "rank": 1}, "short_grace": {"seconds": 1, "rank": 1}},
-            "error: trainer.steps=0",
-        ),
+        ({"extra": BAD_STEPS, "hold": {"seconds": 4, "rank": 0}}, "error: trainer.steps=0"),
+        ({"extra": BAD_STEPS, "hold": {"seconds": 4, "rank": 1}}, "error: trainer.steps=0"),
+        ({"extra": {**BAD_STEPS, "rank": 1}, "set_value": IMPATIENT}, "error: trainer.steps=0"),
         (
             {
                 "extra": {"settings": ["optimizer.lr=0.5"], "rank": 1},
-                "late_words": {"seconds": 4},
+                "hold": {"place": "danet.cli.printable", "seconds": 4},
             },
             "process 1 has another config than process 0",
         ),
@@ -163,7 +167,8 @@ def test_an_error_is_reported_once_by_a_process_that_is_not_ended_before(start, 
 )
 def test_an_error_ends_a_process_that_cannot_leave_the_group(start, for_users, reported):
     fail = {"step": 2, "for_users": for_users, "rank": 1}
-    run = start.torchrun(*TOY, "run.dir=run", plants={"fail": fail, "stuck_group": {"rank": 1}})
+    stuck = {"place": "torch.distributed.destroy_process_group", "seconds": 1000, "rank": 1}
+    run = start.torchrun(*TOY, "run.dir=run", plants={"fail": fail, "hold": stuck})
     run.ends(1, within=LIMIT)
     assert run.stderr().count(reported) == 1
 
@@ -190,15 +195,15 @@ def test_a_folder_belongs_to_one_job_until_that_ends_in_any_way(start, tmp_path)
     assert first.code() is None
     first.kill()
     until(lambda: first.code() is not None, what="the end")
-    step = checkpoint_format.load(tmp_path / "run/last.pt")["step"]
+    step = saved_step(tmp_path / "run/last.pt")
     start.train("run.dir=run", "resume=auto", f"trainer.stop_at={step + 2}")
-    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == step + 2
+    assert saved_step(tmp_path / "run/last.pt") == step + 2
 
 
 @pytest.mark.slow
 @pytest.mark.fault("T44", "batch statistics that differ between the processes")
 def test_all_processes_evaluate_the_network_that_is_saved(start, tmp_path, figure):
-    plants = {"record_buffers": {"folder": str(tmp_path), "at": 11}}
+    plants = {"record": {"folder": str(tmp_path), "means_after": 11}}
     start.train_group(*TOY, "run.dir=run", plants=plants)
 
     def statistics(moment):

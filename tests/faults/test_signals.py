@@ -11,17 +11,20 @@ from danet.distributed import signals
 from faults.toy import (
     PATIENCE,
     TOY,
+    all_end,
     fingerprint,
     is_alive,
-    is_whole,
+    lines,
     members,
     pictures,
+    saved_step,
     step_of,
     until,
 )
 
 ENDLESS = [*TOY, "run.dir=run", "trainer.steps=100000"]
 STOPPED = 143
+EVALUATE = "danet.evaluation.evaluate.evaluate"
 LIMIT = 25
 
 
@@ -40,7 +43,7 @@ def test_sigterm_to_torchrun_ends_all_processes_at_one_step(start, tmp_path, fig
     seconds = launcher.ends(1, within=LIMIT)  # torchrun says 1 whatever its workers said
     first, second = ended(tmp_path)
     assert first == second
-    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == first
+    assert saved_step(tmp_path / "run/last.pt") == first
     assert (tmp_path / "run/stopped").exists()
     assert not any(map(is_alive, start.workers()))
     figure(f"{seconds:.1f} s")
@@ -52,7 +55,7 @@ def test_a_run_ended_by_sigterm_goes_on_bit_equal(start, straight, tmp_path):
     plants = {"signal_after": {"step": 5, "name": "SIGTERM"}}
     run = start.train(*TOY, "run.dir=run", plants=plants, code=STOPPED)
     assert "stopped by SIGTERM at step 5 of 12; go on with resume=run/last.pt" in run.stderr()
-    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == 5
+    assert saved_step(tmp_path / "run/last.pt") == 5
     start.train("resume=run/last.pt")
     assert fingerprint(tmp_path / "run/last.pt") == straight()[0]
     assert not (tmp_path / "run/stopped").exists()
@@ -61,20 +64,18 @@ def test_a_run_ended_by_sigterm_goes_on_bit_equal(start, straight, tmp_path):
 @pytest.mark.slow
 @pytest.mark.fault("T13", "SIGTERM to one process of two")
 @pytest.mark.parametrize("rank", [0, 1])
-def test_sigterm_to_one_process_ends_both_at_one_step(start, straight, tmp_path, figure, rank):
+def test_sigterm_to_one_process_ends_both_at_one_step(start, straight, tmp_path, rank):
     plants = {
         "signal_after": {"step": 5, "name": "SIGTERM", "rank": rank},
         "record": {"folder": str(tmp_path)},
     }
-    runs = start.fork_group(*TOY, "run.dir=run", plants=plants)
-    seconds = max(run.ends(STOPPED, within=LIMIT) for run in runs)
+    start.train_group(*TOY, "run.dir=run", plants=plants, code=STOPPED, within=LIMIT)
     first, second = ended(tmp_path)
     assert first == second
     assert 5 <= first <= 6  # what one raises, all know one step later
-    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == first
+    assert saved_step(tmp_path / "run/last.pt") == first
     start.train_group("resume=run/last.pt")
     assert fingerprint(tmp_path / "run/last.pt") == straight(processes=2)[0]
-    figure(f"{seconds:.1f} s with the start")
 
 
 def held(tmp_path, runs):
@@ -86,7 +87,7 @@ def held(tmp_path, runs):
 @pytest.mark.fault("T14", "SIGTERM while validating")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_during_validation_leaves_it_and_loses_no_step(start, tmp_path, processes):
-    plants = {"hold_evaluation": {"path": str(tmp_path / "here")}}
+    plants = {"hold": {"place": EVALUATE, "path": str(tmp_path / "here")}}
     settings = [*TOY, "run.dir=run", "trainer.eval_every=6"]
     runs = start.fork_group(*settings, processes=processes, plants=plants)
     held(tmp_path, runs)
@@ -94,29 +95,25 @@ def test_sigterm_during_validation_leaves_it_and_loses_no_step(start, tmp_path, 
         run.kill(signal.SIGTERM)
     for run in runs:
         run.ends(STOPPED, within=LIMIT)
-    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == 6
+    assert saved_step(tmp_path / "run/last.pt") == 6
     # What was left out is made up for.
     start.train_group("resume=run/last.pt", processes=processes)
-    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    assert [line.count('"val"') and line.split(",")[0] for line in lines if '"val"' in line] == [
-        '{"step": 6',
-        '{"step": 12',
-    ]
+    assert [line["step"] for line in lines(tmp_path / "run", "val")] == [6, 12]
 
 
 @pytest.mark.slow
 @pytest.mark.fault("T14", "SIGTERM while validating")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_sigterm_to_one_process_during_validation_hangs_nobody(start, tmp_path, rank):
-    plants = {"hold_evaluation": {"path": str(tmp_path / "here"), "seconds": 2.0, "rank": rank}}
+    where = {"place": EVALUATE, "path": str(tmp_path / "here"), "seconds": 2.0}
+    plants = {"hold": {**where, "rank": rank}}
     settings = [*TOY, "run.dir=run", "trainer.eval_every=6", "trainer.save_every=3"]
     runs = start.fork_group(*settings, plants=plants)
     held(tmp_path, runs)
     runs[rank].kill(signal.SIGTERM)
-    for run in runs:
-        until(lambda run=run: run.code() is not None, within=LIMIT, what="the end")
-        assert run.code() != 0
-    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == 6
+    all_end(runs, within=LIMIT)
+    assert all(run.code() != 0 for run in runs)
+    assert saved_step(tmp_path / "run/last.pt") == 6
 
 
 @pytest.mark.slow
@@ -130,8 +127,8 @@ def test_sigterm_during_a_save_lets_it_end(start, tmp_path, in_background):
     run.kill(signal.SIGTERM)
     run.ends(STOPPED, within=LIMIT)
     folder = tmp_path / "run"
-    assert is_whole(folder / "step_000000003.pt")
-    assert checkpoint_format.load(folder / "last.pt")["step"] >= 3
+    assert saved_step(folder / "step_000000003.pt") == 3
+    assert saved_step(folder / "last.pt") >= 3
     assert not list(folder.glob(".*.tmp"))
 
 
@@ -153,7 +150,7 @@ def test_sigterm_during_the_last_save_lets_it_end(start, tmp_path):
 @pytest.mark.slow
 @pytest.mark.fault("T14", "SIGTERM while the program is imported")
 def test_sigterm_during_the_imports_ends_torchrun_and_leaves_nothing(start, tmp_path, figure):
-    plants = {"hold_at_import": {"path": str(tmp_path / "here")}}
+    plants = {"hold": {"path": str(tmp_path / "here")}}
     launcher = start.torchrun(*ENDLESS, plants=plants)
     held(tmp_path, [launcher])
     launcher.kill(signal.SIGTERM)
@@ -169,10 +166,9 @@ def test_sigterm_during_the_imports_ends_torchrun_and_leaves_nothing(start, tmp_
 def test_the_same_signal_again_ends_at_once(start, tmp_path, name, pause):
     plants = {"signal_after": {"step": 5, "name": name, "times": 2, "pause": pause}}
     number = 128 + signal.Signals[name]
-    run = start.fork(*TOY, "run.dir=run", "trainer.save_every=3", plants=plants)
-    run.ends(number)
+    run = start.train(*TOY, "run.dir=run", "trainer.save_every=3", plants=plants, code=number)
     assert "stopped by" not in run.stderr()
-    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] == 3
+    assert saved_step(tmp_path / "run/last.pt") == 3
     assert not (tmp_path / "run/stopped").exists()
 
 
@@ -205,7 +201,7 @@ def test_ctrl_c_leaves_no_processes_and_no_lock(start, tmp_path, to_group):
     until(lambda: not any(map(is_alive, group)), within=10, what="the end of the loader")
     assert "stopped by SIGINT at step" in run.stderr()
     assert "Traceback" not in run.stderr()
-    step = checkpoint_format.load(tmp_path / "run/last.pt")["step"]
+    step = saved_step(tmp_path / "run/last.pt")
     start.train("resume=auto", "run.dir=run", f"trainer.stop_at={step + 1}")
 
 
@@ -216,7 +212,8 @@ def test_sigterm_to_loader_processes_too_still_ends_with_a_checkpoint(start, tmp
     data = pictures(tmp_path / "data", val=40)
     plants = {}
     if during == "validation":
-        plants = {"hold_evaluation": {"path": str(tmp_path / "here"), "seconds": 1.0}}
+        where = {"place": EVALUATE, "path": str(tmp_path / "here"), "seconds": 1.0}
+        plants = {"hold": where}
     settings = [*data, "run.dir=run", "trainer.steps=100000", "data.num_workers=2"]
     run = start.fork(*settings, "trainer.eval_every=6", plants=plants)
     if during == "validation":
@@ -227,6 +224,6 @@ def test_sigterm_to_loader_processes_too_still_ends_with_a_checkpoint(start, tmp
     for pid in [*members(run.pid), run.pid]:  # torchrun sends it to the run a second time
         os.kill(pid, signal.SIGTERM)
     run.ends(STOPPED, within=LIMIT)
-    assert checkpoint_format.load(tmp_path / "run/last.pt")["step"] >= 3
+    assert saved_step(tmp_path / "run/last.pt") >= 3
     until(lambda: not members(run.pid), within=LIMIT, what="the end of the loader")
     assert time.monotonic() - since < LIMIT * PATIENCE

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from danet.checkpoint import format as checkpoint_format
-from faults.toy import TOY, fingerprint, lines, pictures, step_of
+from faults.toy import TOY, fingerprint, lines, pictures, saved_step, step_of
 
 EMPTY = {"PYTHONDONTWRITEBYTECODE": "1"}
 """As ``env -i``; the one variable keeps bytecode out of the checkout."""
@@ -20,16 +20,10 @@ def test_memory_does_not_grow(start, tmp_path, figure):
     early = steps // 4
     weights = tmp_path / "weights"
     few = ["data.lengths={train:4,val:1,test:1}", "data.batch_size=1"]
-    run = start.fork(
-        *TOY,
-        *few,
-        "run.dir=run",
-        f"trainer.steps={steps}",
-        f"trainer.eval_every={every}",
-        plants={"weigh": {"path": str(weights), "steps": [early, steps]}},
-    )
-    run.ends(0, within=1500 if steps >= 1000 else 200)
-    before, after = (float(line.split()[1]) for line in weights.read_text().splitlines())
+    settings = [*TOY, *few, f"trainer.steps={steps}", f"trainer.eval_every={every}", "run.dir=run"]
+    plants = {"weigh": {"path": str(weights), "steps": [early, steps]}}
+    start.train(*settings, plants=plants, within=1500 if steps >= 1000 else 200)
+    before, after = map(float, weights.read_text().split())
     assert after - before < 50
     count = len(lines(tmp_path / "run", "val"))
     figure(f"{steps} steps, {count} evaluations: {after - before:+.1f} MB after step {early}")
@@ -73,7 +67,7 @@ LANG_C = {**EMPTY, "LANG": "C", "LC_ALL": "C", "OMP_NUM_THREADS": "1"}
 def test_any_path_serves_in_any_language(start, tmp_path):
     data = pictures(tmp_path / "图 片", train=4, val=2)
     start.start(*data, "run.dir=运 行", "trainer.steps=2", only=LANG_C).ends(0)
-    assert checkpoint_format.load(tmp_path / "运 行/last.pt")["step"] == 2
+    assert saved_step(tmp_path / "运 行/last.pt") == 2
     start.start("resume=运 行/last.pt", only=LANG_C).ends(0)
 
 
@@ -92,7 +86,8 @@ def test_letters_that_python_may_not_read_are_refused_in_one_line(start, tmp_pat
 @pytest.mark.slow
 @pytest.mark.fault("T18", "the disk of the log is full")
 def test_a_log_that_cannot_be_written_stops_nothing(start, straight, tmp_path):
-    run = start.train(*TOY, "run.dir=run", plants={"full_log": {"step": 4}})
+    full = {"module": "danet.engine.log", "step": 4}
+    run = start.train(*TOY, "run.dir=run", plants={"full_disk": full})
     assert run.stderr().count("No space left on device") == 1
     assert fingerprint(tmp_path / "run/last.pt") == straight()[0]
 
@@ -101,7 +96,8 @@ def test_a_log_that_cannot_be_written_stops_nothing(start, straight, tmp_path):
 @pytest.mark.fault("T06", "going on with another number of threads")
 def test_another_number_of_threads_is_reported_and_changes_little(start, straight, tmp_path):
     start.train(*TOY, "run.dir=run", "trainer.stop_at=6")
-    done = start.train("resume=auto", "run.dir=run", plants={"threads": {"count": 2}})
+    plants = {"call": {"place": "torch.set_num_threads", "arguments": [2]}}
+    done = start.train("resume=auto", "run.dir=run", plants=plants)
     assert "resume: 2 thread(s) instead of 1" in done.stdout()
     _, whole = straight()
     one = checkpoint_format.load(whole / "run/last.pt")["model"]

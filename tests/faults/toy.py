@@ -15,9 +15,10 @@ import numpy as np
 from conftest import ROOT, write_pair
 from test_tools import fingerprint
 
+from danet.distributed.failures import is_alive
 from faults import driver
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "is_alive"]
 
 TOY = [
     "data.size=[64,64]",
@@ -117,12 +118,15 @@ def until(condition, *runs, within=60.0, what="this"):
         time.sleep(0.02)
 
 
-def is_alive(pid):
-    """Tells whether a process runs; one that ended and was not waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+def errors(runs):
+    """Returns what all processes of a group wrote to stderr."""
+    return "".join(run.stderr() for run in runs)
+
+
+def all_end(runs, *, within):
+    """Waits until all have ended, with whatever code."""
+    for run in runs:
+        until(lambda run=run: run.code() is not None, within=within, what="the end")
 
 
 def members(session):
@@ -242,10 +246,12 @@ class Starter:
         spec = self._spec(tool, settings, plants)
         command = [sys.executable, *launcher, str(Path(driver.__file__)), json.dumps(spec)]
         environment = {**os.environ, **ENVIRONMENT, **(env or {})} if only is None else only
-        with (
-            open(f"{spec['output']}.stdout", "w") as out,
-            open(f"{spec['output']}.stderr", "w") as err,
-        ):
+        return self.execute(command, environment, spec["output"])
+
+    def execute(self, command, environment, output=None):
+        """Starts any program."""
+        output = output or self._spec("", (), {})["output"]
+        with open(f"{output}.stdout", "w") as out, open(f"{output}.stderr", "w") as err:
             process = subprocess.Popen(
                 command,
                 cwd=self.folder,
@@ -254,7 +260,7 @@ class Starter:
                 stderr=err,
                 start_new_session=True,
             )
-        return self._keep(Started(process, spec["output"]))
+        return self._keep(Started(process, output))
 
     def torchrun(self, *settings, processes=2, restarts=0, options=("--standalone",), **rest):
         """Starts a tool under torchrun."""
@@ -262,17 +268,17 @@ class Starter:
         launcher += [f"--max-restarts={restarts}", *options]
         return self.start(*settings, launcher=launcher, **rest)
 
-    def train(self, *settings, code=0, **rest):
+    def train(self, *settings, code=0, within=200.0, **rest):
         """Trains to the end, alone."""
         run = self.fork(*settings, **rest)
-        run.ends(code)
+        run.ends(code, within=within)
         return run
 
-    def train_group(self, *settings, **rest):
+    def train_group(self, *settings, code=0, within=200.0, **rest):
         """Trains to the end with several processes."""
         runs = self.fork_group(*settings, **rest)
         for run in runs:
-            run.ends(0)
+            run.ends(code, within=within)
         return runs
 
     def workers(self):
@@ -299,9 +305,8 @@ class Starter:
                     run.process.close()
 
 
-def is_whole(path):
-    """Tells whether a checkpoint can be read and has its checksum."""
+def saved_step(path):
+    """Returns the step of a checkpoint, which must be whole."""
     from danet.checkpoint import format as checkpoint_format
 
-    checkpoint_format.load(path)
-    return True
+    return checkpoint_format.load(path)["step"]
