@@ -46,10 +46,7 @@ from danet.data import workers
 from danet.data.sampler import StepSampler
 from danet.datasets import cache
 from danet.datasets.base import Reading
-from danet.datasets.cityscapes import Cityscapes
-from danet.datasets.coco_stuff import CocoStuff164k
 from danet.datasets.folder import Folder
-from danet.datasets.pascal_context import PascalContext
 from danet.distributed import collectives, launcher, rendezvous
 from danet.distributed.rendezvous import choose_device
 from danet.engine.nonfinite import NonFiniteGuard
@@ -918,10 +915,6 @@ PYTHON = {
     "normalise": (OHEM, {}, "normalise", "x"),
     "weights of classes": (CrossEntropy, {}, "class_weights", [1, -1]),
     "stem": (ResNet, {"depth": 18, "width": 8}, "stem", "8x8"),
-    "annotation": (Cityscapes, {"root": "{streets}", "split": "val"}, "annotation", "x"),
-    "labels of streets": (Cityscapes, {"root": "{streets}", "split": "val"}, "labels", "x"),
-    "labels of stuff": (CocoStuff164k, {"root": "{stuff}", "split": "val"}, "labels", "x"),
-    "labels of context": (PascalContext, {"root": "{context}", "split": "val"}, "labels", "x"),
     "reading cache": (Reading, {}, "cache", "x"),
     "reading cache_dir": (Reading, {}, "cache_dir", 5),
     "reading max_pixels": (Reading, {}, "max_pixels", 1.5),
@@ -938,23 +931,14 @@ def heard(make, *arguments, kind=InputError, **named):
 
 
 @pytest.mark.parametrize("name", PYTHON)
-def test_a_range_stated_in_python_holds_at_its_ends(name, tmp_path):
+def test_a_range_stated_in_python_holds_at_its_ends(name):
     make, named, key, wrong = PYTHON[name]
-    root = str(named.get("root", "")).strip("{}")
-    if root:
-        named = {**named, "root": grow(tmp_path / "data", root)}
     message = heard(make, **named, **{key: wrong})
     values = [yaml.safe_load(value) for value in ends_of(message)]
     values = values or ([None] if "or null" in message else [1] * ("whole number" in message))
     assert values, message
     for value in values:
-        reported = "label: "
-        try:
-            make(**named, **{key: [1, value] if isinstance(wrong, list) else value})
-        except InputError as error:
-            reported = str(error)
-        assert re.search("there is nothing at|label", reported), "other files are meant"
-        assert message.partition("=")[0] + "=" not in reported.partition(": ")[0]
+        make(**named, **{key: [1, value] if isinstance(wrong, list) else value})
 
 
 def test_a_label_map_stays_in_its_ranges(root):
@@ -999,21 +983,12 @@ def save_photo(path):
     save_picture(path, rng.integers(0, 256, (40, 48, 3), dtype=np.uint8))
 
 
-def grow(root, kind):
-    """Makes one pair of each split of an official data set."""
+def grow(root):
+    """Makes one pair of each split of Cityscapes."""
     for split in ("train", "val"):
-        if kind == "streets":
-            name = f"{split}/ulm/ulm_000000_000019"
-            save_photo(root / f"leftImg8bit/{name}_leftImg8bit.png")
-            save_label(root / f"gtFine/{name}_gtFine_labelIds.png", (7, 8))
-        elif kind == "stuff":
-            save_photo(root / f"images/{split}2017/000000000001.jpg")
-            save_label(root / f"annotations/{split}2017/000000000001.png", (0, 1))
-        else:
-            save_photo(root / f"JPEGImages/{split}.jpg")
-            save_label(root / f"SegmentationClassContext/{split}.png", (1, 2))
-            (root / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
-            (root / f"ImageSets/Main/{split}.txt").write_text(split)
+        name = f"{split}/ulm/ulm_000000_000019"
+        save_photo(root / f"leftImg8bit/{name}_leftImg8bit.png")
+        save_label(root / f"gtFine/{name}_gtFine_labelIds.png", (7, 8))
     return root
 
 
@@ -1488,7 +1463,7 @@ def test_points_or_classes(door, network, picture, tmp_path):
 def streets(tmp_path_factory):
     """Cityscapes with a test split, and a network for it after one step."""
     folder = tmp_path_factory.mktemp("streets")
-    grow(folder / "data", "streets")
+    grow(folder / "data")
     save_photo(folder / "data/leftImg8bit/test/ulm/ulm_000000_000019_leftImg8bit.png")
     door = Door(None, folder)
     data = ("data=cityscapes", f"data.root={folder / 'data'}", "data.batch_size=1")

@@ -109,16 +109,6 @@ def test_a_fresh_module_is_the_identity_and_keeps_channels_last(module):
     torch.nn.init.zeros_(module.gamma)
 
 
-def test_rows_are_rows_of_the_softmax():
-    module = PositionAttention(16, reduction=4)
-    x = torch.randn(1, 16, 4, 5)
-    q, k = module.query(x).flatten(2), module.key(x).flatten(2)
-    full = torch.einsum("bdi,bdj->bij", q, k).softmax(dim=-1)
-    rows = module.rows(x, torch.tensor([0, 13, 19]))
-    assert rows.shape == (1, 3, 4, 5)
-    torch.testing.assert_close(rows.flatten(2), full[:, [0, 13, 19]])
-
-
 def test_saturated_features_stay_finite_under_half_precision():
     # At 64 x 128 positions of features around 4, energies pass 65504, the end of float16.
     x = 4 * torch.rand(1, 16, 64, 128, dtype=torch.float16)
@@ -185,18 +175,6 @@ def test_compiled_modules_compute_the_same_without_a_break_in_the_graph(make, ba
     assert relative_error(compiled(x), module(x)) < 2e-5
     inputs = [x, *module.parameters()]
     assert_same_gradients(compiled(x), module(x), inputs, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_an_exported_module_takes_any_size():
-    module = torch.nn.Sequential(PositionAttention(16, 4), ChannelAttention()).eval()
-    for part in module:
-        torch.nn.init.constant_(part.gamma, 0.5)
-    free = {2: torch.export.Dim("rows", min=2), 3: torch.export.Dim("columns", min=2)}
-    program = torch.export.export(module, (torch.randn(2, 16, 6, 7),), dynamic_shapes=(free,))
-    for size in ((6, 7), (3, 11), (40, 30)):
-        x = torch.randn(2, 16, *size)
-        assert relative_error(program.module()(x), module(x)) < 2e-5
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # opcheck's own

@@ -11,8 +11,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark
-from bench import measure, reference, scaling, step
-from bench.measure import Row
+from bench import measure, reference, step
 
 
 def test_the_plain_network_takes_every_weight_of_ours():
@@ -50,27 +49,6 @@ def test_functions_take_turns_and_a_disagreement_stops_the_benchmark():
     for error in (1e-4, float("nan")):
         with pytest.raises(AssertionError, match="x: ours and the reference differ"):
             measure.agree(error, 1e-5, "x")
-
-
-def test_the_table_shows_ratios_of_times_but_not_of_errors():
-    rows = [Row("p", "c", "time", "s", 0.5, 1.0), Row("p", "c", "error", "", 1e-7, 1e-7)]
-    lines = measure.table(rows).splitlines()
-    assert lines[2] == "| p | c | time | 1.000 s | 0.500 s | 2.00 |  |"
-    assert lines[3] == "| p | c | error | 1.0e-07 | 1.0e-07 |  |  |"
-
-
-def test_the_cost_model_follows_its_formula():
-    network, work, machine = scaling.count(50, 256), scaling.Work(), scaling.Machine()
-    assert network.norms == 57
-    alone = scaling.cost(network, work, machine, 1)
-    assert alone.all_reduce == alone.exposed == alone.sync_norm == 0
-    eight = scaling.cost(network, work, machine, 8)
-    assert eight.all_reduce == 4 * network.parameters * 2 * 7 / 8 / machine.link_in_node
-    assert eight.sync_norm == 2 * 57 * machine.latency_in_node
-    starved = scaling.cost(network, work._replace(loader_rate=0.01), machine, 8)
-    assert starved.step == starved.loader
-    sizes = [scaling.cost(network, work, machine, n).step for n in scaling.WORLDS]
-    assert sizes == sorted(sizes)
 
 
 @pytest.mark.slow

@@ -40,39 +40,34 @@ def prediction_of(truth, rng):
 
 
 def literal_scores(images, sizes):
-    """The scores as the publication words them, pixel by pixel and instance by instance.
+    """The scores as the publication words them, of pixels and of instances.
 
     Args:
         images: Of (prediction, truth, instances).
         sizes: Label id -> average size of its instances.
     """
-    pixels = [
-        (int(t), int(p))
-        for prediction, truth, _ in images
-        for t, p in zip(truth.flat, prediction.flat, strict=True)
-        if int(t) in NAMES
+    known = [np.isin(truth, list(NAMES)) for _, truth, _ in images]
+    predicted, true = (
+        np.concatenate([image[k][mask] for image, mask in zip(images, known, strict=True)])
+        for k in (0, 1)
+    )
+    things = [  # (label id, predictions of the pixels)
+        (int(number) // 1000, prediction[instances == number])
+        for prediction, _, instances in images
+        for number in np.unique(instances)
+        if number > 1000 and number // 1000 in NAMES
     ]
-    things = []  # (label id, pixels, prediction of each pixel)
-    for prediction, _, instances in images:
-        for number in np.unique(instances):
-            if number > 1000 and number // 1000 in NAMES:
-                mine = prediction[instances == number].tolist()
-                things.append((int(number) // 1000, len(mine), mine))
 
     def iou(ids):
-        tp = sum(t in ids and p in ids for t, p in pixels)
-        fn = sum(t in ids and p not in ids for t, p in pixels)
-        fp = sum(t not in ids and p in ids for t, p in pixels)
-        return tp / (tp + fn + fp) if tp + fn + fp else math.nan
+        is_true, is_predicted = np.isin(true, ids), np.isin(predicted, ids)
+        union = (is_true | is_predicted).sum()
+        return (is_true & is_predicted).sum() / union if union else math.nan
 
     def iiou(ids, hit_ids):
-        tp = fn = 0.0
-        for label, size, mine in things:
-            if label in ids:
-                hits = sum(p in hit_ids for p in mine)
-                tp += hits * sizes[label] / size
-                fn += (size - hits) * sizes[label] / size
-        fp = sum(t not in ids and p in hit_ids for t, p in pixels)
+        mine = [(sizes[label] / len(found), found) for label, found in things if label in ids]
+        tp = sum(weight * np.isin(found, hit_ids).sum() for weight, found in mine)
+        fn = sum(weight * (~np.isin(found, hit_ids)).sum() for weight, found in mine)
+        fp = (~np.isin(true, ids) & np.isin(predicted, hit_ids)).sum()
         return tp / (tp + fn + fp) if tp + fn + fp else math.nan
 
     groups = {"human": (24, 25), "vehicle": (26, 27, 28, 29, 30, 31, 32, 33)}

@@ -8,7 +8,9 @@ import re
 from collections import Counter
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, LargestTensor, call
@@ -22,11 +24,13 @@ from danet.config.targets import TRUSTED, locate
 from danet.config.validate import check
 from danet.data.loader import eval_batches
 from danet.errors import InputError
+from danet.evaluation import sliding_window
 from danet.evaluation.evaluate import evaluate
 from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.inference import MultiScale, Sliding, Whole, describe
-from danet.evaluation.metrics import ConfusionMatrix
+from danet.evaluation.metrics import BoundaryIoU, ConfusionMatrix, image_iou
 from danet.evaluation.protocols import AuthorsProtocol, MMSegProtocol
+from danet.evaluation.sliding_window import Windows, argmax, resize_bands, sum_maps, window_starts
 from danet.models.heads.dual import DualAttentionHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
@@ -147,6 +151,77 @@ def test_every_value_of_every_type_is_counted_where_masks_would_count_it(dtype, 
         assert confusion.counts.tolist() == count_with_masks(*pair, num_classes)
 
 
+# Boundary IoU, and the mean of single images
+
+
+def blobs(seed, size=(40, 57), cells=6):
+    """Regions of several pixels, as a network predicts them."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, K, (cells, cells), dtype=np.uint8)
+    rows, columns = (np.arange(n) * cells // n for n in size)
+    return coarse[np.ix_(rows, columns)].copy()
+
+
+def near_outline(region, distance):
+    """The pixels of a region that ``distance`` erosions by 3x3 take away; all is empty outside."""
+    eroded = region
+    for _ in range(distance):
+        padded = np.pad(eroded, 1)
+        height, width = region.shape
+        shifts = [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        eroded = np.logical_and.reduce(shifts)
+    return region & ~eroded
+
+
+def literal(pairs, ratio):
+    both, either = np.zeros(K), np.zeros(K)
+    for guess, truth in pairs:
+        distance = max(1, round(ratio * math.hypot(*truth.shape)))
+        for k in range(K):
+            true = near_outline(truth == k, distance)
+            predicted = near_outline((guess == k) & (truth != IGNORE), distance)
+            both[k] += (true & predicted).sum()
+            either[k] += (true | predicted).sum()
+    return [b / e if e else math.nan for b, e in zip(both, either, strict=True)]
+
+
+@pytest.mark.parametrize("ratio", [0.001, 0.02, 0.1])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_boundary_iou_is_that_of_eroded_regions(ratio, ignored):
+    counter, pairs = BoundaryIoU(K, ratio), []
+    for seed, size in enumerate([(40, 57), (33, 33), (64, 20)]):
+        guess, truth = blobs(seed, size), blobs(seed + 10, size, cells=5)
+        guess[: size[0] // 2] = truth[: size[0] // 2]  # half of it is right
+        if ignored:
+            truth[5:9, 3:17] = IGNORE
+        pairs.append((guess, truth))
+        counter.update(guess, truth)
+    assert counter.iou().tolist() == pytest.approx(literal(pairs, ratio), nan_ok=True)
+    assert 0.2 < counter.iou().nanmean() < 1
+
+
+def test_a_right_prediction_has_a_boundary_iou_of_one_and_absent_classes_have_none():
+    truth = blobs(0)
+    truth[truth == 2] = 1
+    counter = BoundaryIoU(K)
+    counter.update(truth, truth)
+    assert counter.iou().tolist() == pytest.approx([1.0, 1.0, math.nan], nan_ok=True)
+
+
+def test_the_mean_of_an_image_is_that_of_a_loop():
+    for seed in range(5):
+        guess, truth = blobs(seed, cells=3), blobs(seed + 20, cells=3)
+        truth[:4] = IGNORE
+        confusion, valid, ious = ConfusionMatrix(K), truth != IGNORE, []
+        confusion.update(torch.from_numpy(guess), torch.from_numpy(truth))
+        for k in range(K):
+            true, predicted = (truth == k) & valid, (guess == k) & valid
+            if (true | predicted).any():
+                ious.append((true & predicted).sum() / (true | predicted).sum())
+        assert image_iou(confusion.matrix).tolist() == pytest.approx([np.mean(ious), 1])
+    assert image_iou(torch.zeros(K, K, dtype=torch.int64)).tolist() == [0, 0]  # without labels
+
+
 # Inference
 
 
@@ -249,16 +324,13 @@ def test_predict_is_the_most_probable_class(model, infer, size):
     assert_most_probable(classes, probabilities)
 
 
-class Spy(nn.Module):
-    """Remembers what a network is shown."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.seen = model, []
-
-    def forward(self, image):
-        self.seen.append((image.dtype, (len(image), *image.shape[2:])))
-        return self.model(image)
+def spy(model):
+    """Returns a list that will have the type and the shape of all that a network is shown."""
+    seen = []
+    model.register_forward_pre_hook(
+        lambda _, x: seen.append((x[0].dtype, (len(x[0]), *x[0].shape[2:])))
+    )
+    return seen
 
 
 SMALL, LARGE = {"crop": (32, 40), "stride": (20, 30)}, {"max_pixels": 2500}
@@ -267,10 +339,8 @@ SMALL, LARGE = {"crop": (32, 40), "stride": (20, 30)}, {"max_pixels": 2500}
 @pytest.mark.parametrize(
     ("infer", "size", "shapes"),
     [
-        (Sliding(**SMALL), (50, 75), [(6, 32, 40)]),
         # Mirror images share the pass.
         (Sliding(**SMALL, flip=True, windows_per_batch=4), (50, 75), [(8, 32, 40), (4, 32, 40)]),
-        (MultiScale(scales=(1, 2), **LARGE), (50, 50), [(2, 50, 50)] * 10),
         # The windows of a large image have all their scales.
         (
             MultiScale(scales=(0.5, 1.5), **SMALL, **LARGE),
@@ -281,19 +351,20 @@ SMALL, LARGE = {"crop": (32, 40), "stride": (20, 30)}, {"max_pixels": 2500}
     ids=lambda value: type(value).__name__ if callable(value) else str(value),
 )
 def test_a_network_is_shown_these_windows(model, infer, size, shapes):
-    spy = Spy(model)
-    infer(spy, picture(*size, batch=1))
-    assert [shape for _, shape in spy.seen] == shapes
+    seen = spy(model)
+    infer(model, picture(*size, batch=1))
+    assert [shape for _, shape in seen] == shapes
     if isinstance(infer, Sliding):
-        assert {kind for kind, _ in spy.seen} == {torch.uint8}, "windows are cut as bytes"
+        assert {kind for kind, _ in seen} == {torch.uint8}, "windows are cut as bytes"
 
 
 @pytest.mark.bad_input("I06")
 def test_a_large_image_is_done_in_windows_and_one_line_says_so(model, capsys):
-    image, infer, spy = picture(70, 90), Whole(max_pixels=1700), Spy(model)
+    image, infer = picture(70, 90), Whole(max_pixels=1700)
     wanted = slow_sliding(model, image, (41, 41), (30, 30), softmax)
-    torch.testing.assert_close(infer(spy, image), wanted)
-    assert {shape for _, shape in spy.seen} == {(2, 41, 41)}
+    seen = spy(model)
+    torch.testing.assert_close(infer(model, image), wanted)
+    assert {shape for _, shape in seen} == {(2, 41, 41)}
     assert_most_probable(infer.predict(model, image), wanted)
     said = capsys.readouterr().err
     assert said.count("\n") == 1
@@ -334,26 +405,72 @@ def test_bad_arguments_are_named(make, message):
         make()
 
 
+# Windows and bands
+
+
+def test_windows_are_full_inside_and_cover_every_pixel():
+    for size in range(1, 60):
+        for crop in (1, 2, 7, 32):
+            for stride in range(1, crop + 1):
+                begins = window_starts(size, crop, stride)
+                assert begins == sorted(set(begins))
+                assert (begins[0], begins[-1]) == (0, max(size - crop, 0))
+                covered = {p for begin in begins for p in range(begin, min(begin + crop, size))}
+                assert covered == set(range(size))
+
+
+TALL = tuple(range(500, 4506, 500))
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+@pytest.mark.parametrize(
+    "cuts", [(30,), (1, 30), (29, 30), (7, 8, 20, 30), tuple(range(1, 31)), (*TALL, 4506)], ids=str
+)
+@pytest.mark.parametrize("size", [(30, 17), (1, 1), (13, 40), (66, 17), (2048, 3)], ids=str)
+def test_bands_are_resized_as_the_whole_map_is(size, cuts, last):
+    whole = torch.rand(2, 5, cuts[-1], 3 if cuts[-1] > 30 else 17)
+    if last:
+        whole = whole.contiguous(memory_format=torch.channels_last)
+    bands = (whole[:, :, a:b] for a, b in pairwise([0, *cuts]))
+    got = sum_maps([resize_bands(bands, cuts[-1], size)], size[0])
+    torch.testing.assert_close(got, resize(whole, size), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("width", "crop", "stride"), [(400, 32, 24), (407, 32, 10), (130, 64, 64), (90, 200, 40)]
+)
+def test_strips_of_a_wide_image_give_the_classes_of_its_bands(monkeypatch, width, crop, stride):
+    monkeypatch.setattr(sliding_window, "STRIP", 120)
+    image = torch.rand(2, 3, 80, width, dtype=torch.float64)  # nothing is near a tie
+    widths = []
+
+    def infer(part):  # says something else about a pixel in each window
+        return (part - part.mean(dim=(2, 3), keepdim=True)).softmax(dim=1)
+
+    class Seen(Windows):
+        def bands(self, infer, image, grid=None):
+            widths.append(image.shape[3])
+            return super().bands(infer, image, grid)
+
+    windows = Seen((32, crop), (24, stride))
+    expected = argmax(Windows((32, crop), (24, stride)).bands(infer, image))
+    assert torch.equal(windows.argmax(infer, image), expected)
+    assert max(widths) < 120 + 2 * crop
+    assert len(widths) > (2 if width > 200 else 0)
+
+
 # The loop
 
 
-class Pictures(torch.utils.data.Dataset):
-    """Noise of given sizes with labels."""
-
-    def __init__(self, *sizes):
-        numbers = torch.Generator().manual_seed(1)
-        self.samples = []
-        for i, (height, width) in enumerate(sizes):
-            image = torch.randint(0, 256, (height, width, 3), generator=numbers)
-            mask = torch.randint(0, K, (height, width), generator=numbers)
-            mask[: i + 1] = IGNORE
-            self.samples.append(Sample(image.byte().numpy(), mask.byte().numpy(), f"picture {i}"))
-
-    def __len__(self):
-        return len(self.samples)
-
-    def __getitem__(self, index):
-        return self.samples[index]
+def pictures_of(*sizes):
+    """Returns samples of noise of given sizes with labels."""
+    samples = []
+    for i, (height, width) in enumerate(sizes):
+        image = picture(height, width, batch=1)[0].permute(1, 2, 0)
+        mask = torch.randint(0, K, (height, width))
+        mask[: i + 1] = IGNORE
+        samples.append(Sample(image.numpy(), mask.byte().numpy(), f"picture {i}"))
+    return samples
 
 
 @pytest.fixture
@@ -376,12 +493,12 @@ MIXED = [(40, 56), (33, 47), (40, 56), (56, 40), (33, 47)]
 
 @pytest.mark.parametrize("sizes", [[(40, 56)] * 5, MIXED], ids=["one size", "mixed sizes"])
 def test_scores_do_not_depend_on_the_batch_size(danet, sizes):
-    pictures, before = Pictures(*sizes), copy.deepcopy(danet.train().state_dict())
+    pictures, before = pictures_of(*sizes), copy.deepcopy(danet.train().state_dict())
     alone, together = run(danet, pictures, batch_size=1), run(danet, pictures, batch_size=3)
     assert torch.equal(alone.matrix, together.matrix)
     halves = [run(danet, pictures, batch_size=2, rank=r, world=2).counts for r in (0, 1)]
     assert torch.equal(sum(halves), alone.counts), "two processes count what one counts"
-    wanted = sum(int((s.mask != IGNORE).sum()) for s in pictures.samples)
+    wanted = sum(int((s.mask != IGNORE).sum()) for s in pictures)
     assert alone.matrix.sum() == wanted
     assert (alone.matrix.sum(dim=0) > 0).sum() > 1, "a network that says one thing shows little"
     assert not danet.training
@@ -391,9 +508,9 @@ def test_scores_do_not_depend_on_the_batch_size(danet, sizes):
 
 def test_evaluation_counts_what_the_network_predicts_picture_by_picture(danet):
     """In float64: with its norms folded a network rounds otherwise, which may turn near ties."""
-    pictures, wanted = Pictures(*MIXED), ConfusionMatrix(K)
+    pictures, wanted = pictures_of(*MIXED), ConfusionMatrix(K)
     danet.eval().double()
-    for sample in pictures.samples:
+    for sample in pictures:
         image = torch.from_numpy(sample.image).permute(2, 0, 1)[None]
         with torch.no_grad():
             guess = danet(image).logits.argmax(dim=1)[0]
@@ -491,7 +608,7 @@ def test_a_checkpoint_without_a_precision_was_scored_in_float32(tiny_checkpoint,
 
 
 def test_configs_may_name_the_modes_but_not_the_classes_they_inherit_from():
-    modules = [*TRUSTED["evaluation"], "danet.evaluation.base", "danet.evaluation.fuse"]
+    modules = [*TRUSTED["evaluation"], "danet.evaluation.evaluate", "danet.evaluation.fuse"]
     paths = {f"{name}.{item}" for name in modules for item in dir(importlib.import_module(name))}
 
     def is_accepted(path):

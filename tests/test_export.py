@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from unittest import mock
 
 import numpy as np
@@ -161,12 +160,6 @@ def test_damaged_and_foreign_folders_are_refused(exported, tmp_path):
         spoil()
         with pytest.raises(InputError, match=message):
             danet.load_model(place)
-
-
-def test_a_missing_package_is_reported_in_one_line(tiny_checkpoint, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    call("export", f"checkpoint={tiny_checkpoint}", "formats=[onnx]", code=2)
-    assert "onnxruntime is not installed: pip install" in capsys.readouterr().err
 
 
 @pytest.fixture

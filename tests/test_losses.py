@@ -1,7 +1,4 @@
-"""The losses equal their formulas, written out pixel by pixel, and IGNORE never counts.
-
-How cross entropy goes over a batch in pieces is the claim of test_cross_entropy.py.
-"""
+"""The losses equal their formulas, pixel by pixel and in pieces, and IGNORE never counts."""
 
 import math
 from functools import partial
@@ -10,12 +7,15 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import LargestTensor
 from test_config import compose
 
 from danet.config.build import make
 from danet.config.validate import check
 from danet.losses import OHEM, CrossEntropy, DeepSupervision, Dice, LovaszSoftmax, WeightedSum
-from danet.ops.resize import resize
+from danet.ops import cross_entropy
+from danet.ops.cross_entropy import cross_entropy_sum
+from danet.ops.resize import resize, resize_backward
 from danet.types import IGNORE, SegmentationOutput
 
 K = 4
@@ -149,9 +149,16 @@ def test_deep_supervision_weighs_and_upsamples_each_output(mask, align_corners):
             torch.testing.assert_close(terms[name], weights[name] * fine(upsampled, mask))
 
 
+@pytest.fixture(params=[1, 2 * K * 5 * 7, 2**24], ids=["one image", "two images", "all"])
+def _chunks(request, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "ELEMENTS_PER_CHUNK", request.param)
+
+
+@pytest.mark.usefixtures("_chunks")
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_coarse_logits_cost_what_they_cost_upsampled(loss, mask, align_corners):
-    coarse = torch.randn(2, K, 3, 2, requires_grad=True)
+    coarse, mask = torch.randn(3, K, 3, 2, requires_grad=True), mask[[0, 0, 1]]
+    mask[1] = IGNORE  # between images with labels
     found = loss(coarse, mask, align_corners=align_corners)
     fine = resize(coarse, (5, 7), align_corners=align_corners)
     wanted = loss(fine, mask, align_corners=not align_corners)
@@ -159,6 +166,67 @@ def test_coarse_logits_cost_what_they_cost_upsampled(loss, mask, align_corners):
     torch.testing.assert_close(
         torch.autograd.grad(found, coarse), torch.autograd.grad(wanted, coarse)
     )
+    with torch.no_grad():
+        torch.testing.assert_close(loss(coarse, mask, align_corners=align_corners), found.detach())
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_the_gradient_is_that_of_finite_differences(mask, align_corners):
+    logits = torch.randn(2, K, 2, 3, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(2, 5, 7, dtype=torch.float64) * (mask != IGNORE)
+
+    def loss(x):
+        return cross_entropy_sum(x, mask.long(), weights, align_corners=align_corners)
+
+    assert torch.autograd.gradcheck(loss, logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_logits_get_the_float32_gradient_rounded_once(logits, dtype):
+    half, target = logits.detach().to(dtype).requires_grad_(), torch.randint(0, K, (2, 33, 49))
+    wide = half.detach().float().contiguous(memory_format=torch.channels_last).requires_grad_()
+    wanted = CrossEntropy()(wide, target)  # in any memory order
+    with torch.autocast("cpu", dtype=dtype):
+        found = CrossEntropy()(half, target)
+    assert torch.equal(found, wanted)
+    (gradient,), (expected,) = torch.autograd.grad(found, half), torch.autograd.grad(wanted, wide)
+    assert torch.equal(gradient, expected.to(dtype))
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), CrossEntropy((1.0,) * 19), OHEM()], ids=str)
+def test_fine_logits_of_a_batch_never_exist(loss, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "ELEMENTS_PER_CHUNK", 2 * 19 * 128 * 96)
+    logits = torch.randn(4, 19, 16, 12, requires_grad=True)
+    mask = torch.randint(0, 19, (4, 128, 96), dtype=torch.uint8)
+    kept = []
+    keep = torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.append(x.numel()) or x, lambda x: x
+    )
+    with LargestTensor() as largest, keep:
+        loss(logits, mask).backward()
+    assert largest.numel == 2 * 19 * 128 * 96, "two of four images, as the bound says"
+    assert max(kept) == logits.numel(), "only the coarse gradient waits for backward"
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize(
+    ("coarse", "fine"),
+    [
+        ((5, 9), (33, 65)),
+        ((4, 4), (4, 9)),
+        ((1, 3), (8, 20)),
+        ((9, 8), (5, 3)),
+        ((7, 7), (7, 7)),
+    ],
+    ids=["up", "along one axis", "of a row", "down", "nothing"],
+)
+def test_the_gradient_of_resizing_is_that_of_torch(coarse, fine, align_corners):
+    x = torch.randn(2, 3, *coarse, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(2, 3, *fine, dtype=torch.float64)
+    (wanted,) = torch.autograd.grad(resize(x, fine, align_corners=align_corners), x, upstream)
+    found = resize_backward(upstream, coarse, align_corners=align_corners)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("choice", ["cross_entropy", "ohem", "dice", "lovasz"])

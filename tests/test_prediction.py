@@ -15,7 +15,7 @@ from danet.errors import InputError
 from danet.evaluation.inference import Sliding
 from danet.prediction import predict as predict_module
 from danet.prediction.sources import find_sources
-from danet.visualization.overlay import colorize, overlay
+from danet.visualization.overlay import Legend, colorize
 
 SIZES = [(48, 96), (48, 96), (7, 300), (1, 1), (33, 20), (300, 7), (48, 96)]
 
@@ -152,7 +152,7 @@ def test_a_folder_becomes_masks_colours_and_overlays(start, model, folder, tmp_p
         color = np.array(Image.open(output / "color" / f"{name}.png"))
         assert np.array_equal(color, colorize(classes, model.palette))
         drawn = np.array(Image.open(output / "overlay" / f"{name}.png"))
-        assert np.array_equal(drawn, overlay(image, classes, model.palette))
+        assert np.array_equal(drawn, Legend((), model.palette).over(image, classes))
         values, counts = np.unique(classes, return_counts=True)
         shares = {model.classes[v]: n / classes.size for v, n in zip(values, counts, strict=True)}
         assert line["shares"] == shares

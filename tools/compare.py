@@ -21,7 +21,7 @@ from danet.engine.trackers import plain_settings
 from danet.errors import InputError, UserError
 from danet.filesystem import explain_storage, write_file
 from danet.plain import problem_with
-from danet.visualization.pages import Curve, chart, named_curves, render
+from danet.visualization.report import Curve, chart, named_curves, render
 
 _NOT_COMPARED = ("run.", "resume", "hydra.", "defaults")
 _CURVES = (

@@ -34,9 +34,8 @@ from danet.distributed.agreement import wait_patiently
 from danet.distributed.rendezvous import choose_device, process_group
 from danet.engine.log import class_table
 from danet.errors import InputError, StorageError
-from danet.evaluation.base import Inference
 from danet.evaluation.cityscapes import OfficialScores
-from danet.evaluation.evaluate import predict
+from danet.evaluation.evaluate import Inference, predict
 from danet.evaluation.inference import describe, mode_name
 from danet.evaluation.metrics import (
     BoundaryIoU,

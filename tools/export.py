@@ -21,7 +21,6 @@ from danet.config.build import checked_config, load_saved, model_of
 from danet.config.schema import ExportConfig, did_you_mean
 from danet.errors import InputError
 from danet.export import folder
-from danet.export.card import card
 from danet.export.programs import SMALLEST, Parity, compare, export_onnx, export_torch
 from danet.extras import require
 from danet.filesystem import folder_of, require_writable
@@ -52,7 +51,7 @@ def run(config: DictConfig) -> None:
     for name in settings.formats:
         programs[FORMATS[name]] = write_program(model, name, output, settings)
     num_weights = sum(p.numel() for p in model.parameters())
-    text = card(
+    text = folder.card(
         saved, num_weights=num_weights, programs=programs, opset=settings.opset, metrics=found
     )
     (output / "README.md").write_text(text, encoding="utf-8")

@@ -29,7 +29,7 @@ from danet.datasets.submission import require_labels
 from danet.distributed.rendezvous import choose_device
 from danet.engine.log import read_metrics
 from danet.errors import InputError
-from danet.evaluation.base import Inference
+from danet.evaluation.evaluate import Inference
 from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.inference import describe
 from danet.evaluation.metrics import ConfusionMatrix, single_class_warning
@@ -37,15 +37,8 @@ from danet.filesystem import folder_of, require_writable, write_file
 from danet.prediction.predict import predict
 from danet.prediction.results import weights_digest
 from danet.visualization import report
-from danet.visualization.attention import Point, attention_branches, choose_points
-from danet.visualization.figure import figure, spread
-from danet.visualization.overlay import (
-    Legend,
-    SegmentedImage,
-    save_image,
-    sheet,
-    shrink,
-)
+from danet.visualization.attention import Point, attention_branches, choose_points, figure, spread
+from danet.visualization.overlay import Legend, SegmentedImage, save_image, sheet, shrink
 
 Picture = tuple[str, np.ndarray, np.ndarray | None]
 """A name, an image, and its true classes where they are known."""

@@ -35,7 +35,7 @@ from danet.evaluation.evaluate import evaluate
 from danet.evaluation.metrics import ConfusionMatrix
 from danet.preflight import advice
 from danet.preflight.plan import describe, refuse_the_impossible
-from danet.visualization.figure import validation_pictures
+from danet.visualization.attention import validation_pictures
 
 
 class Parts:

@@ -1,14 +1,92 @@
-"""The evaluation loop."""
+"""The evaluation loop, and the base of the inference modes that it runs.
 
+The base lies outside of the modules whose classes a config may name.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from danet.evaluation.base import Inference
 from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.metrics import ConfusionMatrix
+from danet.evaluation.sliding_window import PIXELS_PER_PASS, Windows, argmax, sum_maps
 from danet.types import Batch
+
+Precision = Literal["float32", "bfloat16"]
+"""In which a network computes; logits are summed and compared in float32 always."""
+
+
+class Inference(ABC):
+    """Base of the inference modes, which define ``bands``.
+
+    Args:
+        precision: Of the network's operations, whatever its training used.
+    """
+
+    def __init__(self, precision: Precision) -> None:
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision={precision!r} is neither 'float32' nor 'bfloat16'")
+        self.precision = precision
+
+    @abstractmethod
+    def bands(self, model: nn.Module, image: Tensor) -> Iterator[Tensor]:
+        """Yield the probabilities from top to bottom, (B, K, rows, W) each."""
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Maps (B, 3, H, W) to probabilities (B, K, H, W)."""
+        return sum_maps([self.bands(model, image)], image.shape[2])
+
+    @torch.no_grad()
+    def predict(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Predict the most probable classes, uint8 (B, H, W), of images (B, 3, H, W)."""
+        return argmax(self.bands(model, image))
+
+    def logits(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Compute float32 logits (B, K, h, w) of (B, 3, h, w), whatever the caller's settings."""
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        kept, is_half = (cudnn.allow_tf32, matmul.allow_tf32), self.precision == "bfloat16"
+        # By default torch rounds the operands of convolutions on CUDA to the 10 bits of TF32.
+        cudnn.allow_tf32 = matmul.allow_tf32 = False
+        try:
+            with torch.autocast(image.device.type, torch.bfloat16, enabled=is_half):
+                logits: Tensor = model(image).logits
+        finally:
+            cudnn.allow_tf32, matmul.allow_tf32 = kept
+        return logits.float()
+
+
+class WindowInference(Inference):
+    """Base of the modes that run ``probabilities`` on the windows of an image, or on all of it."""
+
+    def __init__(self, windows: Windows, *, flip: bool, precision: Precision) -> None:
+        super().__init__(precision)
+        self.windows, self.flip = windows, flip
+
+    def bands(self, model: nn.Module, image: Tensor) -> Iterator[Tensor]:
+        """Yield the probabilities from top to bottom, (B, K, rows, W) each."""
+        return self.windows.bands(partial(self.probabilities, model), image)
+
+    @torch.no_grad()
+    def predict(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Predict the most probable classes, uint8 (B, H, W), of images (B, 3, H, W)."""
+        return self.windows.argmax(partial(self.probabilities, model), image)
+
+    def probabilities(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Compute the probabilities (B, K, h, w) of images or windows (B, 3, h, w)."""
+        if not self.flip:
+            return self.logits(model, image).softmax(dim=1)
+        both = image, image.flip(-1)
+        if 2 * image.shape[0] * image.shape[2] * image.shape[3] <= PIXELS_PER_PASS:
+            total, other = self.logits(model, torch.cat(both)).softmax(dim=1).chunk(2)
+        else:
+            total, other = (self.logits(model, x).softmax(dim=1) for x in both)
+        # In place: a map of all classes is the largest tensor here.
+        return total.add_(other.flip(-1)).div_(2)
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from danet.evaluation.base import Precision, WindowInference
+from danet.evaluation.evaluate import Precision, WindowInference
 from danet.evaluation.sliding_window import MAX_PIXELS, Windows, resize_bands, sum_maps
 from danet.ops.resize import resize
 

@@ -154,11 +154,9 @@ def _near_boundary(classes: np.ndarray, distance: int) -> np.ndarray:
 def image_iou(matrix: Tensor) -> Tensor:
     """Maps an image's confusion matrix, int64 (K, K), to its mean IoU and 1, float64 (2,).
 
-    They are 0 and 0 where no pixel is labelled, so sums over images give the average.
-    The confusion matrix of a data set weighs images by their pixels, so a class that fills one
-    image outweighs small regions elsewhere. Csurka, Larlus, Perronnin, "What is a good evaluation
-    measure for semantic segmentation?", BMVC 2013, therefore average over images. A class that is
-    neither in the truth nor in the prediction of an image is left out there.
+    They are 0 and 0 where no pixel is labelled, so sums over images give the average of Csurka,
+    Larlus, Perronnin, "What is a good evaluation measure for semantic segmentation?", BMVC 2013,
+    in which no image outweighs others. A class in neither truth nor prediction is left out.
     """
     hit = matrix.diag().double()  # (K,)
     mean = (hit / (matrix.sum(dim=0) + matrix.sum(dim=1) - hit)).nanmean()

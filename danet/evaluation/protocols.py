@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danet.errors import InputError
-from danet.evaluation.base import Inference, Precision
+from danet.evaluation.evaluate import Inference, Precision
 from danet.evaluation.inference import LARGEST_SCALE, require_factors
 from danet.evaluation.sliding_window import Windows, resize_bands, sum_bands
 from danet.ops.resize import resize

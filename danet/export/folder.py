@@ -1,4 +1,4 @@
-"""A trained network as a folder to share: weights as safetensors, and all else as JSON.
+"""A trained network as a folder to share: weights as safetensors, all else as JSON, and a card.
 
 ``model.safetensors`` has the tensors and ``config.json`` the config, the classes with their
 colours, and where the weights come from. Neither can hold code.
@@ -6,26 +6,24 @@ colours, and where the weights come from. Neither can hold code.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from torch import Tensor
 
 from danet.checkpoint.exported import CONFIG, FIELDS, FORMAT, WEIGHTS
 from danet.errors import InputError, UserError, first_line
+from danet.export.programs import OPSET, SMALLEST, Parity
 from danet.extras import require
 from danet.filesystem import atomic_write
+from danet.plain import printable, walk
 
 
 def save(folder: Path, saved: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Write the folder.
-
-    Args:
-        folder: Created where it does not exist.
-        saved: A checkpoint. Paths of this machine in its config are left out.
-        weights: State dict of the network, the averaged one where there is one.
-    """
+    """Write the folder of a checkpoint, without paths of this machine, with these weights."""
     from safetensors.torch import save_file  # an optional dependency
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,3 +73,53 @@ def push(folder: Path, repository: str, *, private: bool = True) -> str:
     except OSError as error:  # no network
         raise UserError(f"push={repository}: {first_line(error)}") from error
     return str(commit)
+
+
+def card(
+    saved: Mapping[str, Any],
+    *,
+    num_weights: int,
+    programs: Mapping[str, Sequence[Parity]],
+    opset: int = OPSET,
+    metrics: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """Return the text of README.md, a model card: architecture, training, scores, use and limits.
+
+    It has config, classes and scores of a checkpoint; the results of ``compare`` by file names of
+    programs; and contents of ``metrics.json`` that ``tools/eval.py`` wrote for the checkpoint.
+    """
+    config = saved["config"]
+    nodes = (node for _, node, _ in walk(config["loss"], "loss") if isinstance(node, dict))
+    scores = [(_what(found), found) for found in metrics]
+    if saved.get("scores") and saved.get("evaluated_at", saved["step"]) == saved["step"]:
+        scores.append((f"{config['data']['val_split']}, in training", saved["scores"]))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        finalize=_plain,  # whatever a value is, it stays text of its place
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"name": _name, "what": _what}
+    return environment.get_template("card.md.j2").render(
+        saved=saved,
+        losses=list(dict.fromkeys(_name(node) for node in nodes if "_target_" in node)),
+        num_weights=num_weights,
+        programs=programs,
+        opset=opset,
+        smallest=SMALLEST,
+        metrics=metrics,
+        scores=scores,
+    )
+
+
+def _plain(text: Any) -> str:
+    """Return text of a file as Markdown shows it: no link, no HTML, no further cell of a table."""
+    return re.sub(r"([\\\\`*|\[\]])", r"\\\1", escape(printable(str(text)), quote=False))
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    return str(node["_target_"]).rpartition(".")[2]
+
+
+def _what(found: Mapping[str, Any]) -> str:
+    return f"{found['split']}, {found['images']} images, {_name(found['evaluation'])}"

@@ -91,7 +91,12 @@ class ResNet(nn.Module):
             stages.append(self._make_stage(width * 2**stage, step, first_dilation, dilations))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.channels = [width * 2**stage * self._block.expansion for stage in range(4)]
-        self._initialise()
+        for module in self.modules():
+            if isinstance(
+                module, nn.Conv2d
+            ):  # from N(0, 2 / (k * k * out)), as in the released code
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+                nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
         if weights is not None:
             load_backbone(self, depth, weights)
 
@@ -135,13 +140,6 @@ class ResNet(nn.Module):
             blocks.append(block)
             self._channels = out
         return nn.Sequential(*blocks)
-
-    def _initialise(self) -> None:
-        """Draw convolutions from N(0, 2 / (k * k * out)), as in the released code."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-                nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Maps (B, 3, H, W) to the outputs of the four stages, finest first."""

@@ -55,16 +55,6 @@ class PositionAttention(nn.Module):
         context = attend(query, key, _positions(self.value(x)))  # (B, N, C)
         return _add_scaled(x, self.gamma, context)
 
-    def rows(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Maps the input (B, C, H, W) and positions (P,) to their attention maps (B, P, H, W).
-
-        As in figure 6 of the paper. Positions are row-major indices, int64; each map has sum 1.
-        """
-        query = _positions(self.query(x))[:, positions]  # (B, P, D)
-        key = _positions(self.key(x))  # (B, N, D)
-        weights = (query.float() @ key.float().transpose(1, 2)).softmax(dim=-1)  # (B, P, N)
-        return weights.view(x.shape[0], len(positions), *x.shape[2:])  # (B, P, H, W)
-
 
 class ChannelAttention(nn.Module):
     """Channel attention (CAM, eq. 3 and 4): every channel gathers the maps of all channels.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from danet.datasets.image_io import read_image, to_rgb
 from danet.errors import InputError
-from danet.evaluation.base import Inference
+from danet.evaluation.evaluate import Inference
 from danet.evaluation.inference import Whole
 from danet.evaluation.sliding_window import PIXELS_PER_PASS
 
@@ -62,15 +62,10 @@ def predict(
 def predictions(
     model: nn.Module, images: Iterable[np.ndarray], infer: Inference, *, batch_size: int = 1
 ) -> Iterator[np.ndarray]:
-    """Yield the classes, uint8 (H, W), of each image in order.
+    """Yield the classes, uint8 (H, W), of each image, uint8 (H, W, 3) RGB, in order.
 
-    Args:
-        model: In eval mode.
-        images: uint8 (H, W, 3), RGB. They are taken one group at a time, so they need not fit
-            into memory together.
-        infer: The inference mode.
-        batch_size: The most consecutive images of one size that pass together, with at most
-            PIXELS_PER_PASS pixels in total.
+    The model is in eval mode. Up to ``batch_size`` consecutive images of one size pass together,
+    with at most PIXELS_PER_PASS pixels; only so many are held at a time.
     """
     device = next(model.parameters()).device
     for (height, width, _), alike in groupby(images, key=np.shape):

@@ -34,15 +34,10 @@ def weights_digest(model: nn.Module) -> str:
 
 
 class Results(ExitStack):
-    """Writes results into a folder, and keeps those of an earlier start.
+    """Writes results, some of KINDS, into a folder, and keeps those of an earlier start.
 
-    It is a context: at its end the last video is completed, or deleted after an error.
-
-    Args:
-        folder: Created where it does not exist.
-        kinds: Of pictures, some of KINDS.
-        origin: What all results of a folder share: the network and the protocol.
-        legend: Of the classes.
+    It is a context: at its end the last video is completed, or deleted after an error. ``origin``
+    is what all results of a folder share: the network and the protocol.
 
     Raises:
         InputError: The folder has results of another origin.
@@ -113,11 +108,10 @@ class Results(ExitStack):
         return paths
 
     def write(self, picture: Picture, classes: np.ndarray) -> None:
-        """Write the results of one picture; raises StorageError.
+        """Write the classes, uint8 (H, W), of a picture; frames of a video are consecutive.
 
-        Args:
-            picture: Frames of a video must be consecutive.
-            classes: uint8 (H, W).
+        Raises:
+            StorageError: They cannot be written.
         """
         if self._source is not picture.source:
             self._video.close()  # the last one is whole and gets its name

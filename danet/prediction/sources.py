@@ -119,9 +119,8 @@ def read_pictures(
 ) -> Iterator[Picture | InputError | None]:
     """Yield pictures one after another, and an error in the place of one that cannot be read.
 
-    Args:
-        sources: The files, each with the names that have results: None is yielded for these.
-        max_pixels: Larger pictures are refused.
+    Each source comes with the names that have results, for which None is yielded. Pictures above
+    ``max_pixels`` are refused.
     """
     for source, done in sources:
         if source.is_video:

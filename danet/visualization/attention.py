@@ -1,5 +1,9 @@
-"""Attention maps of a network, as numbers; images are uint8 (H, W, 3), RGB."""
+"""Attention maps of a network, as numbers and as the columns of the paper's figure 6.
 
+Images are uint8 (H, W, 3), RGB.
+"""
+
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danet.datasets.base import SegmentationDataset
+from danet.evaluation.evaluate import Inference
 from danet.models.heads.dual import AttentionBranch
+from danet.visualization.overlay import Legend, SegmentedImage, compose, sheet, shrink
+
+_MARK = (255, 0, 255)
 
 
 class Point(NamedTuple):
@@ -39,25 +48,6 @@ def _attention_and_input(model: Any, name: str, image: np.ndarray) -> tuple[Any,
 
 
 @torch.inference_mode()
-def position_maps(model: nn.Module, image: np.ndarray, points: Sequence[Point]) -> Tensor:
-    """Return the rows of the position attention of chosen pixels.
-
-    Args:
-        model: A Segmentor whose head has position attention, in eval mode.
-        image: One that passes the network as a whole.
-        points: P pixels of it.
-
-    Returns:
-        (P, h, w) at the resolution of the head, each map with sum 1.
-    """
-    attention, x = _attention_and_input(model, "position", image)
-    (rows, columns), (height, width) = x.shape[-2:], image.shape[:2]
-    # Only the rows asked for: the whole map has N x N weights.
-    index = [p.y * rows // height * columns + p.x * columns // width for p in points]
-    return attention.rows(x, torch.tensor(index, device=x.device))[0]
-
-
-@torch.inference_mode()
 def channel_maps(model: nn.Module, image: np.ndarray) -> Tensor:
     """Return the output of the channel attention for an image, (C, h, w)."""
     attention, x = _attention_and_input(model, "channel", image)
@@ -74,16 +64,24 @@ def queries_and_keys(model: nn.Module, image: np.ndarray) -> tuple[Tensor, Tenso
     return attention.query(x)[0].float(), attention.key(x)[0].float()
 
 
+def position_maps(model: nn.Module, image: np.ndarray, points: Sequence[Point]) -> Tensor:
+    """Return the position attention of P pixels of an image, which passes the network whole.
+
+    Maps are (P, h, w) at the resolution of the head, each with sum 1.
+    """
+    queries, keys = queries_and_keys(model, image)
+    (rows, columns), (height, width) = keys.shape[1:], image.shape[:2]
+    # Only the rows asked for: the whole map has N x N weights.
+    index = [p.y * rows // height * columns + p.x * columns // width for p in points]
+    energies = queries.flatten(1)[:, index].T @ keys.flatten(1)  # (P, N)
+    return energies.softmax(dim=-1).unflatten(1, (rows, columns))
+
+
 def rank_channels(maps: Tensor, prediction: np.ndarray, index: int) -> list[tuple[int, float]]:
     """Return all channels with how well each separates a class from the rest, the best first.
 
-    The score is the difference of the means inside and outside of the class, in standard
-    deviations of the channel.
-
-    Args:
-        maps: (C, h, w).
-        prediction: Classes (H, W).
-        index: The class; it must occur and not fill the picture.
+    The score is the difference of the means of a map (C, h, w) inside and outside of the class, in
+    standard deviations. The class must occur in the prediction (H, W) and not fill it.
     """
     maps, (_, rows, columns) = maps.float(), maps.shape
     region = torch.from_numpy(prediction == index).to(maps)
@@ -99,12 +97,10 @@ def rank_channels(maps: Tensor, prediction: np.ndarray, index: int) -> list[tupl
 def choose_points(
     prediction: np.ndarray, *, count: int = 3, wanted: Sequence[int] = ()
 ) -> list[Point]:
-    """Choose pixels deep inside regions of classes, one of each.
+    """Choose pixels of a prediction (H, W) deep inside regions of classes, one of each.
 
-    Args:
-        prediction: Classes (H, W).
-        count: Without ``wanted``, the most points: the rarest classes that fill 1/500 of the image.
-        wanted: Classes; those of them that occur are chosen.
+    The classes are those ``wanted`` that occur, else up to ``count``: the rarest that fill 1/500 of
+    the image.
     """
     values, counts = np.unique(prediction, return_counts=True)
     # A region of a few pixels is as likely a mistake as an object.
@@ -117,3 +113,93 @@ def choose_points(
         y, x = np.unravel_index(distance.argmax(), distance.shape)
         points.append(Point(int(x), int(y)))
     return points
+
+
+def heatmap(values: Tensor, size: Sequence[int], *, color: bool) -> np.ndarray:
+    """Draw a map (h, w) at ``size`` (H, W): grey levels or a jet scale, from min to max."""
+    small = values.float().cpu().numpy()
+    array = cv2.resize(small, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    array -= array.min()
+    # A constant map has the maximum 0 here and is drawn black.
+    shown = np.rint(255 * array / max(float(array.max()), 1e-12)).astype(np.uint8)
+    drawn = cv2.applyColorMap(shown, cv2.COLORMAP_JET) if color else shown
+    return cv2.cvtColor(drawn, cv2.COLOR_BGR2RGB if color else cv2.COLOR_GRAY2RGB)
+
+
+def mark_points(image: np.ndarray, points: Sequence[Point]) -> np.ndarray:
+    """Return a copy of the image with numbered crosses."""
+    image = image.copy()
+    for number, point in enumerate(points, 1):
+        cv2.drawMarker(image, tuple(point), (255, 255, 255), cv2.MARKER_CROSS, 13, 3)
+        cv2.drawMarker(image, tuple(point), _MARK, cv2.MARKER_CROSS, 11, 1)
+        place = (min(point.x + 5, image.shape[1] - 9), max(point.y - 5, 9))
+        cv2.putText(image, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, _MARK, 1)
+    return image
+
+
+def figure(
+    model: nn.Module,
+    picture: SegmentedImage,
+    legend: Legend,
+    *,
+    points: Sequence[Point] | None = None,
+    channels: int = 1,
+) -> np.ndarray:
+    """Draw the paper's figure 6 for one image.
+
+    Image with marked points (by default those of ``choose_points``), the position attention of each
+    (grey levels), the channels that best separate the first two classes under the points (jet, so
+    many for a class), prediction, truth. The model is in eval mode.
+    """
+    _, image, prediction, truth = picture
+    size, names, branches = image.shape[:2], legend.classes, attention_branches(model)
+    points = choose_points(prediction) if points is None else points
+    shown = [int(prediction[p.y, p.x]) for p in points]
+    panels = [("image and points", mark_points(image, points))]
+    if points and "position" in branches:
+        for number, values in enumerate(position_maps(model, image, points)):
+            title = f"{number + 1} ({names[shown[number]]}) attends to"
+            panels.append((title, heatmap(values, size, color=False)))
+    if "channel" in branches:
+        maps = channel_maps(model, image)  # (C, h, w)
+        # A class that fills the picture has no outside for a channel to differ in.
+        separable = [index for index in dict.fromkeys(shown) if not (prediction == index).all()]
+        for index in separable[:2]:
+            for channel, value in rank_channels(maps, prediction, index)[:channels]:
+                title = f"channel {channel} separates {names[index]} ({value:.1f} sd)"
+                panels.append((title, heatmap(maps[channel], size, color=True)))
+    panels.append(("prediction", legend.over(image, prediction)))
+    if truth is not None:
+        panels.append(("truth", legend.over(image, truth)))
+    return compose(panels, legend, (prediction, truth))
+
+
+@torch.inference_mode()
+def validation_pictures(
+    model: nn.Module,
+    dataset: SegmentationDataset,
+    infer: Inference,
+    *,
+    max_pixels: int,
+) -> dict[str, np.ndarray]:
+    """Draw four evenly spaced samples, and the attention figure of every other one, by name.
+
+    The model is put into eval mode. Attention is that of a whole image, made smaller if it has more
+    than ``max_pixels``.
+    """
+    model.eval()
+    drawn, legend = {}, Legend(dataset.classes, dataset.palette)
+    for place, index in enumerate(spread(len(dataset), 4)):
+        image, mask, name = dataset[index]
+        prediction = infer.predict(model, as_tensor(image, model))[0].cpu().numpy()
+        picture = SegmentedImage(name, image, prediction, mask)
+        drawn[name] = sheet(legend, picture)
+        if place % 2 == 0 and attention_branches(model):
+            small = shrink(picture, math.sqrt(max_pixels / mask.size))
+            drawn[f"{name}_attention"] = figure(model, small, legend)
+    return drawn
+
+
+def spread(length: int, count: int) -> list[int]:
+    """Return evenly spaced indices."""
+    return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()

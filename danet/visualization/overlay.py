@@ -44,8 +44,12 @@ class Legend(NamedTuple):
     """Of the colours over a picture."""
 
     def over(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Return the overlay of an image."""
-        return overlay(image, mask, self.palette, opacity=self.opacity)
+        """Blend the colours of the classes with the image; ignored pixels show the image."""
+        colors = colorize(mask, self.palette)
+        drawn = cv2.addWeighted(image, 1 - self.opacity, colors, self.opacity, 0)
+        is_ignored = mask == IGNORE
+        drawn[is_ignored] = image[is_ignored]
+        return drawn
 
 
 def shrink(picture: SegmentedImage, factor: float) -> SegmentedImage:
@@ -67,16 +71,6 @@ def colorize(mask: np.ndarray, palette: Palette) -> np.ndarray:
     return table[mask]
 
 
-def overlay(
-    image: np.ndarray, mask: np.ndarray, palette: Palette, *, opacity: float = 0.55
-) -> np.ndarray:
-    """Blend the colours of the classes with the image; ignored pixels show the image."""
-    drawn = cv2.addWeighted(image, 1 - opacity, colorize(mask, palette), opacity, 0)
-    is_ignored = mask == IGNORE
-    drawn[is_ignored] = image[is_ignored]
-    return drawn
-
-
 def compose(
     panels: Sequence[tuple[str, np.ndarray]],
     legend: Legend,
@@ -86,11 +80,8 @@ def compose(
 ) -> np.ndarray:
     """Arrange titled pictures in rows, above a legend of the classes that occur in masks (H, W).
 
-    Args:
-        panels: Titles and pictures, which may differ in size.
-        legend: Of all classes.
-        masks: None is left out.
-        columns: Pictures in a row; by default four, or one if pictures are wide.
+    Pictures may differ in size. In a row there are ``columns`` of them; by default four, or one if
+    they are wide. A mask of None is left out.
     """
     height, width = np.max([panel.shape[:2] for _, panel in panels], axis=0)
     columns = min(columns or (1 if width > 2 * height else 4), len(panels))

@@ -24,7 +24,6 @@ from danet.config.build import load_model, make
 from danet.engine.optimizer import SGD, AdamW, misfit, restore, state_of
 from danet.errors import InputError
 from danet.export import folder
-from danet.export.card import card
 
 SMALL = {"a": torch.arange(16.0)}
 
@@ -324,7 +323,7 @@ def test_drawn_pictures_of_any_size_are_refused():
 def test_lines_and_scores_beside_a_file_are_numbers_or_left_out(tmp_path):
     from danet.engine.log import read_metrics
     from danet.tools.export import are_scores
-    from danet.visualization.pages import named_curves
+    from danet.visualization.report import named_curves
 
     good = {"step": 1, "kind": "train", "loss": 0.5, "lr": None}
     odd = ["[1]", '"x"', "[" * 100_000, '{"step": "<b>"}', '{"step": 1e999, "kind": "train"}', "{"]
@@ -506,7 +505,7 @@ def test_names_of_classes_are_escaped_wherever_they_are_shown(saved, tmp_path):
     rows = list(csv.reader(io.StringIO((tmp_path / "scores/confusion.csv").read_text())))
     assert rows[0][4] == rows[4][0] == "'=1+1"
     assert len(rows) == len(class_table(classes, {"IoU": scores.iou}).splitlines()) == 17
-    text = card(found, num_weights=1, programs={})
+    text = folder.card(found, num_weights=1, programs={})
     assert "<script>" not in text
     assert "<b>" not in text
     assert r"| 4 | x\|y\`z\` |" in text

@@ -25,5 +25,5 @@ import danet.models.resnet
 import danet.models.segmentor
 import danet.preflight.advice
 import danet.tools.train
-import danet.visualization.figure
+import danet.visualization.attention
 from faults import driver, plants

@@ -101,9 +101,7 @@ class DualAttentionHead(nn.Module):
 class SingleAttentionHead(nn.Module):
     """One of the two modules alone: the rows "PAM" and "CAM" of the paper's table 1.
 
-    Args:
-        attention: Which module.
-        reduction, energy: As in DualAttentionHead.
+    ``reduction`` and ``energy`` are those of DualAttentionHead.
     """
 
     def __init__(

@@ -41,11 +41,7 @@ class ConvolutionalAttention(nn.Module):
 
 
 class CBAMHead(nn.Module):
-    """A branch of DANet's head with CBAM as its attention.
-
-    Args:
-        reduction: As in ConvolutionalAttention.
-    """
+    """A branch of DANet's head with ConvolutionalAttention and its ``reduction``."""
 
     def __init__(
         self,
@@ -70,10 +66,8 @@ class CBAMHead(nn.Module):
 class SerialAttentionHead(nn.Module):
     """DANet's channel attention, then its position attention on the result, in CBAM's order.
 
-    An ablation of the parallel arrangement that the paper does not have.
-
-    Args:
-        reduction, energy: As in DualAttentionHead.
+    An ablation of the parallel arrangement that the paper does not have; ``reduction`` and
+    ``energy`` are those of DualAttentionHead.
     """
 
     def __init__(
