@@ -13,20 +13,12 @@ from typing import Any, TextIO
 
 
 class Console:
-    """A text stream that never raises when it is written.
-
-    Args:
-        stream: The stream behind it, such as ``sys.stdout``.
-        name: Of the stream, for messages.
-
-    Attributes:
-        failure: Why a write failed first, for a log; empty if none did.
-    """
+    """A text stream that never raises when it is written; its name is for messages."""
 
     def __init__(self, stream: TextIO, name: str) -> None:
         self._stream = stream
         self._name = name
-        self.failure = ""
+        self.failure = ""  # why a write failed first, for a log
 
     def write(self, text: str) -> int:
         """Write text; characters that the encoding lacks are escaped."""

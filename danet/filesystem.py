@@ -53,8 +53,7 @@ def file_lock(handle: int | IO[Any], *, exclusive: bool = True, wait: bool = Tru
         exclusive: Against all others, or only against exclusive locks.
         wait: Whether to wait until the lock is free.
 
-    Raises:
-        OSError: The file system has no locks. On Windows nothing is locked and all succeed.
+    A file system without locks raises OSError; on Windows nothing is locked and all succeed.
     """
     if os.name != "posix":
         return True

@@ -26,10 +26,8 @@ _MODULES = {
 def require_packages(file: str) -> None:
     """Exit with one line and code 2 if this Python is of another version or lacks packages.
 
-    Also disables the traceback of Ctrl-C during the imports that follow, until ``cli.run``.
-
-    Args:
-        file: The tool or script that was started, in a folder of a checkout.
+    ``file`` is the tool or script that was started, in a folder of a checkout. Also disables the
+    traceback of Ctrl-C during the imports that follow, until ``cli.run``.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -19,12 +19,7 @@ _UNPRINTABLE = re.compile(
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Return text with control characters escaped, for terminals and one-line messages.
-
-    Args:
-        text: Any text, perhaps of a foreign file.
-        keep: Characters that stay as they are, such as "\n" in a message of several lines.
-    """
+    r"""Return text with control characters escaped, but for those to ``keep``, such as "\n"."""
     return _UNPRINTABLE.sub(
         lambda m: m[0] if m[0] in keep else m[0].encode("unicode_escape").decode("ascii"), text
     )
@@ -45,11 +40,7 @@ def problem_with(value: Any, key: str) -> str:
 
     Plain data are strings, numbers, booleans and null in lists and mappings. Interpolations of
     OmegaConf (``${...}``, escaped or not) are refused, since resolving them could read files and
-    environment variables, or build any object.
-
-    Args:
-        value: From a file or a composed config.
-        key: Its key, such as ``config``; empty for the root.
+    environment variables, or build any object. The key of the root is empty.
     """
     for count, (place, item, depth) in enumerate(walk(value, key)):
         if count >= MOST_VALUES:

@@ -1,11 +1,16 @@
 """DANet as its authors and mmsegmentation compute it, written anew on their own tensors' names.
 
-Nothing of danet is used: convolutions, norms and the two attentions with their whole maps, from a
-dictionary of tensors. The names and shapes of such dictionaries are made here as well.
+The forward passes use nothing of danet: convolutions, norms and the two attentions with their whole
+maps, from a dictionary of tensors. Shapes of such dictionaries are those of a network of danet.
 """
 
 import torch
 import torch.nn.functional as F
+from test_config import compose
+
+from danet.checkpoint.convert import PROGRAMS
+from danet.config.build import make_model
+from danet.config.validate import check
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 NAMES = {
@@ -35,71 +40,26 @@ AUTHORS = _names(0, "head.", "0", "1")
 MMSEG = _names(1, "decode_head.", "conv", "bn")
 
 
-# Names and shapes
+def shapes(source, depth, data="cityscapes"):
+    """Yields the names that a program gives the tensors of a network, and their shapes."""
+    settings = [f"data={data}", "data.root=/data", f"model/backbone=resnet{depth}"]
+    if source == "mmsegmentation":
+        settings += ["model.backbone.stem=32-32-64", "model/auxiliary_head=fcn"]
+    with torch.device("meta"):
+        network = make_model(check(compose(*settings)))
+    names = {ours: theirs for theirs, ours in PROGRAMS[source]["names"].items()}
+    for name, tensor in network.state_dict().items():
+        start = max((ours for ours in names if name.startswith(ours)), key=len, default=None)
+        if start:  # not mean and std
+            is_number = source == "mmsegmentation" and name.endswith(".gamma")
+            yield names[start] + name[len(start) :], () if is_number else tuple(tensor.shape)
 
 
-def _norm(name, channels):
-    for part in ("weight", "bias", "running_mean", "running_var"):
-        yield f"{name}.{part}", (channels,)
-    yield f"{name}.num_batches_tracked", ()
-
-
-def _backbone(prefix, depth):
-    before = 64
-    for stage, count in enumerate(BLOCKS[depth]):
-        planes = 64 * 2**stage
-        for block in range(count):
-            name = f"{prefix}layer{stage + 1}.{block}"
-            for i, shape in enumerate(
-                ((planes, before, 1, 1), (planes, planes, 3, 3), (4 * planes, planes, 1, 1)), 1
-            ):
-                yield f"{name}.conv{i}.weight", shape
-                yield from _norm(f"{name}.bn{i}", shape[0])
-            if block == 0:
-                yield f"{name}.downsample.0.weight", (4 * planes, before, 1, 1)
-                yield from _norm(f"{name}.downsample.1", 4 * planes)
-            before = 4 * planes
-
-
-def _head(names, num_classes, gamma):
-    for branch in ("pam", "cam"):
-        for place, channels in (("in", 2048), ("out", 512)):
-            conv, norm = names[f"{branch} {place}"]
-            yield f"{conv}.weight", (512, channels, 3, 3)
-            yield from _norm(norm, 512)
-        yield names[f"{branch} gamma"], gamma
-    for name, outputs in (("query", 64), ("key", 64), ("value", 512)):
-        yield f"{names[name]}.weight", (outputs, 512, 1, 1)
-        yield f"{names[name]}.bias", (outputs,)
-    for name in ("classes", "pam classes", "cam classes"):
-        yield f"{names[name]}.weight", (num_classes, 512, 1, 1)
-        yield f"{names[name]}.bias", (num_classes,)
-
-
-def authors_shapes(depth, num_classes=19):
-    yield "pretrained.conv1.weight", (64, 3, 7, 7)
-    yield from _norm("pretrained.bn1", 64)
-    yield from _backbone("pretrained.", depth)
-    yield from _head(AUTHORS, num_classes, (1,))
-
-
-def mmseg_shapes(depth, num_classes=19):
-    for place, (outputs, inputs) in ((0, (32, 3)), (3, (32, 32)), (6, (64, 32))):
-        yield f"backbone.stem.{place}.weight", (outputs, inputs, 3, 3)
-        yield from _norm(f"backbone.stem.{place + 1}", outputs)
-    yield from _backbone("backbone.", depth)
-    yield from _head(MMSEG, num_classes, ())
-    yield "auxiliary_head.convs.0.conv.weight", (256, 1024, 3, 3)
-    yield from _norm("auxiliary_head.convs.0.bn", 256)
-    yield "auxiliary_head.conv_seg.weight", (num_classes, 256, 1, 1)
-    yield "auxiliary_head.conv_seg.bias", (num_classes,)
-
-
-def random_state(shapes):
+def random_state(source, depth, data="cityscapes"):
     """Draws values that keep features near 1 through a hundred layers; no two tensors are equal."""
     generator = torch.Generator().manual_seed(5)
     state = {}
-    for name, shape in shapes:
+    for name, shape in shapes(source, depth, data):
         noise = torch.randn(shape, generator=generator)
         if name.endswith("num_batches_tracked"):
             state[name] = torch.tensor(7)
@@ -165,9 +125,8 @@ class Original:
         return third, x
 
     def pam(self, names, x):
-        query, key, value = (
-            self.conv(names[n], x).flatten(2) for n in ("query", "key", "value")
-        )  # (B, D, N)
+        parts = (self.conv(names[part], x) for part in ("query", "key", "value"))
+        query, key, value = (part.flatten(2) for part in parts)  # (B, D, N)
         attention = torch.einsum("bdi,bdj->bij", query, key).softmax(dim=-1)  # (B, N, N)
         context = torch.einsum("bij,bcj->bci", attention, value).view_as(x)
         return self.state[names["pam gamma"]] * context + x

@@ -1,20 +1,15 @@
 """Scripts with settings of their own end as the tools do."""
 
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
+from test_reproduce import script
 
 from danet.errors import InputError, StorageError
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-SPEC = importlib.util.spec_from_file_location("command_line", SCRIPTS / "command_line.py")
-assert SPEC is not None
-assert SPEC.loader is not None
-command_line = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(command_line)
+command_line = script("command_line")
 
 
 def test_own_settings_are_parted_from_others():
@@ -56,7 +51,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
 
 @pytest.mark.parametrize("name", ["prepare", "reproduce", "results", "score_cityscapes", "study"])
 def test_every_script_refuses_in_one_line(name):
-    command = [sys.executable, str(SCRIPTS / f"{name}.py"), "study=x", "table=x", "data=x"]
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "study=x", "table=x", "data=x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == InputError.exit_code
     assert done.stderr.startswith("error: ")

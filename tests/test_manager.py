@@ -43,12 +43,7 @@ def steps_in(folder):
     ("settings", "scores", "kept", "best"),
     [
         ({"keep_last": 2}, (0.3, 0.9, 0.4, None, 0.2), [2, 4, 5], 2),
-        (
-            {"keep_last": 1, "keep_best": 2, "keep_every": 4},
-            (0.5, 0.1, 0.7, 0.2, 0.6),
-            [3, 4, 5],
-            3,
-        ),
+        ({"keep_best": 2, "keep_every": 4, "keep_last": 1}, (5, 1, 7, 2, 6), [3, 4, 5], 3),
         ({}, (0.5, 0.5), [1, 2], 1),
     ],
     ids=["the newest and the best", "several best and round ones", "the earlier of equal ones"],
@@ -205,14 +200,6 @@ def full_disk(monkeypatch):
     return failing
 
 
-def test_a_failed_checkpoint_stops_the_run_at_the_next_step(tmp_path, full_disk):
-    full_disk.add(2)
-    run = make(tmp_path, steps=30, eval_every=30, save_every=2, save_in_background=False)
-    with pytest.raises(StorageError, match=r"step_000000002.pt: the disk is full"):
-        run.fit(map(batch, itertools.count()))
-    assert run.step <= 3
-
-
 @pytest.mark.fault("T17", "the disk is full, or a quota is reached, while a checkpoint is written")
 def test_a_failed_checkpoint_may_only_be_reported(tmp_path, full_disk, capfd):
     full_disk |= {2, 6}
@@ -223,9 +210,18 @@ def test_a_failed_checkpoint_may_only_be_reported(tmp_path, full_disk, capfd):
     assert checkpoint_format.load(tmp_path / "last.pt")["step"] == 8
 
 
-@pytest.mark.parametrize("policy", ["stop", "warn"])
-def test_the_last_checkpoint_must_be_written(tmp_path, full_disk, policy):
-    full_disk.add(4)
-    run = make(tmp_path, steps=4, on_storage_error=policy)
-    with pytest.raises(StorageError, match=r"step_000000004.pt: the disk is full"):
+@pytest.mark.parametrize(
+    ("failing", "settings"),
+    [
+        (2, {"steps": 30, "eval_every": 30, "save_every": 2, "save_in_background": False}),
+        (4, {"steps": 4, "on_storage_error": "stop"}),
+        (4, {"steps": 4, "on_storage_error": "warn"}),
+    ],
+    ids=["at the next step", "the last one", "the last one must be written"],
+)
+def test_a_failed_checkpoint_stops_the_run(tmp_path, full_disk, failing, settings):
+    full_disk.add(failing)
+    run = make(tmp_path, **settings)
+    with pytest.raises(StorageError, match=rf"step_00000000{failing}.pt: the disk is full"):
         run.fit(map(batch, itertools.count()))
+    assert run.step <= failing + 1

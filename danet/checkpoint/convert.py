@@ -49,8 +49,7 @@ def rename(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor
 def network_of(tensors: Mapping[str, Tensor], file: str) -> tuple[list[str], int | None]:
     """Return the settings of the network of renamed tensors, and its number of classes or None.
 
-    Raises:
-        InputError: They are not of a ResNet that this project has; it begins with ``file``.
+    Tensors of no ResNet that this project has raise InputError, which begins with ``file``.
     """
     depth = depth_of(tensors)
     # A deep stem is a sequence, whose first convolution has the number 0.
@@ -79,13 +78,11 @@ def fill_in(
     """Complete renamed tensors to the state of a network, of which ``expected`` is the fresh one.
 
     What files do not have comes from there: the mean and the deviation of images, counters of batch
-    norms in files of before PyTorch 1.0, and the head where a file is a backbone.
+    norms in files of before PyTorch 1.0, and the head where a file is a backbone. Other tensors
+    that are missing or have another shape raise InputError, which begins with ``file``.
 
     Returns:
         The state, and the names of trained tensors that the file does not have.
-
-    Raises:
-        InputError: Tensors are missing or have other shapes; it begins with ``file``.
     """
     part = "" if PROGRAMS[source]["is_whole"] else "backbone."
     # Without a dot: mean and std of the images, which are buffers of the network itself.

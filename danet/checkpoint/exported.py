@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from danet.checkpoint import format as checkpoint_format
-from danet.checkpoint import reading
 from danet.errors import InputError, first_line
 from danet.extras import require
 from danet.plain import printable
@@ -30,11 +29,7 @@ def is_exported(path: Path) -> bool:
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """Return the fields of a checkpoint that inference needs; there is no optimizer.
-
-    Raises:
-        InputError: It is damaged, incomplete, or of another format.
-    """
+    """Return the fields of a checkpoint that inference needs; raise InputError if it is damaged."""
     require("safetensors")  # an optional dependency, so imported where it is used
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -51,7 +46,6 @@ def load(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         reason = printable(str(error)[:300])
         raise InputError(f"{source}: damaged or incomplete ({reason})") from error
-    reading.require_tensors(weights, source)
     saved = {name: facts[name] for name in ("config", *FIELDS) if name in facts}
     saved |= {"model": weights, "ema": None}
     # JSON has no types of our own, so the fields are checked as those of any foreign file.
@@ -60,11 +54,7 @@ def load(folder: Path) -> dict[str, Any]:
 
 
 def fetch(name: str) -> Path:
-    """Return the local copy of ``hf://owner/name`` or ``hf://owner/name@revision``.
-
-    Raises:
-        InputError: The package is missing, or there is no such repository or revision.
-    """
+    """Return the local copy of ``hf://owner/name[@revision]``; raise InputError if it fails."""
     require("huggingface_hub")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

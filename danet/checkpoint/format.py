@@ -77,11 +77,7 @@ FOR_RESUME = (*FOR_USE, "ema", "optimizer", "scaler", "processes", "best_miou", 
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically: the file is complete or absent, even after a power cut.
-
-    Raises:
-        StorageError: The disk is full, or the folder may not be written.
-    """
+    """Write a checkpoint, whole or not at all, even at a power cut; raise StorageError."""
     try:
         # Durable: a rename can reach the disk before the data, and a power cut then leaves an
         # empty file under the final name; the folder is flushed, too, or the rename may be lost.
@@ -102,13 +98,12 @@ def require_fields(saved: Checkpoint, names: Sequence[str], source: str) -> None
 
 
 def require_sound(saved: Checkpoint, source: str) -> None:
-    r"""Check the fields of a foreign file; escape the names of its classes.
+    r"""Check the fields and weights of a foreign file; escape the names of its classes.
 
-    Names go into reports, tables and the terminal: control characters in them become ``\x1b``.
-
-    Raises:
-        InputError: A field is of another type; it begins with ``source``.
+    Names go into reports, tables and the terminal: control characters in them become ``\x1b``. A
+    field of another type raises InputError, which begins with ``source``.
     """
+    require_fields(saved, ("model",), source)
     try:
         Fields.model_validate(saved)
     except ValidationError as error:
@@ -119,14 +114,13 @@ def require_sound(saved: Checkpoint, source: str) -> None:
         # Each name once, since a list may hold one a million times.
         escaped = {name: printable(name) for name in set(saved["classes"])}
         saved["classes"] = [escaped[name] for name in saved["classes"]]
+    reading.require_tensors(saved["model"], source)
 
 
 def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
     """Read a checkpoint to the CPU without running code from it; ``key`` is the setting with it.
 
-    Raises:
-        InputError: The file is missing, damaged, foreign, of another format, or has weights that
-            are not finite.
+    A missing, damaged or foreign file, another format and infinite weights raise InputError.
     """
     path = Path(path).expanduser()
     source = f"{key}={path}"
@@ -152,8 +146,6 @@ def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
             + reading.another_whole(path)
         )
     require_sound(checkpoint, source)
-    require_fields(checkpoint, ("model",), source)
-    reading.require_tensors(checkpoint["model"], source)
     checkpoint["model"] = without_wrappers(checkpoint["model"], source)
     if (ema := checkpoint.get("ema")) is not None:
         reading.require_tensors(ema, f"{source}: its ema")

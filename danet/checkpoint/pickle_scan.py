@@ -72,13 +72,7 @@ class _Storage(NamedTuple):
 
 # The private class is the unpickler in Python; pickle.Unpickler is the one in C.
 class _Reader(pickle._Unpickler):
-    """Unpickler that calls nothing of a file, in which classes of some packages are allowed.
-
-    Attributes:
-        foreign: Names of classes of these packages.
-        storages: Key of each storage that a tensor needs -> its bytes, as declared.
-        nbytes: Of all tensors together, as declared.
-    """
+    """Unpickler that calls nothing of a file, in which classes of some packages are allowed."""
 
     dispatch = dict(pickle._Unpickler.dispatch)
     for code in (pickle.BYTEARRAY8, pickle.PERSID):  # torch reads none
@@ -88,9 +82,9 @@ class _Reader(pickle._Unpickler):
         super().__init__(file, encoding="latin1")  # decodes any byte, as of Python 2's strings
         self._packages = packages
         self._made = 0
-        self.foreign: set[str] = set()
-        self.storages: dict[str, int] = {}
-        self.nbytes = 0
+        self.foreign: set[str] = set()  # names of classes of these packages
+        self.storages: dict[str, int] = {}  # key of each that a tensor needs -> bytes, as declared
+        self.nbytes = 0  # of all tensors together, as declared
         self._known: dict[str, Any] = {
             "collections.OrderedDict": lambda items=(): _Ordered(self._copy(items)),
             "torch._utils._rebuild_tensor": self._tensor,

@@ -92,11 +92,7 @@ def another_whole(path: Path) -> str:
 
 
 def require_tensors(content: Any, source: str) -> None:
-    """Refuse what is not a dictionary of named tensors with finite values.
-
-    Raises:
-        InputError: It begins with ``source`` and names the first tensor that cannot be used.
-    """
+    """Raise InputError, which begins with ``source``, unless all are named and finite tensors."""
     found = f"{source}: expected a dictionary of tensors of a model"
     if not isinstance(content, dict) or not content:
         raise InputError(f"{found}, found {type(content).__name__}")

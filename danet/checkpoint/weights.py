@@ -15,6 +15,7 @@ _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_
 _PREFIXES = ("module.", "model.")
 """What DataParallel and moving averages, and classes that hold a model, put before every name."""
 _ADVICE = "set another model/backbone, or give other weights"
+_BATCHES = "num_batches_tracked"
 COUNTER = "n_averaged"
 """Of torch's moving average, beside the tensors of its module."""
 _DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
@@ -33,13 +34,8 @@ def read_state_dict(
     """Read a file of named tensors without running code from it.
 
     Accepts a plain state dict, or one below ``state_dict`` or ``model``; what wrappers add to names
-    is removed.
-
-    ``key`` is the setting that named it, ``foreign`` as in ``reading.read``.
-
-    Raises:
-        InputError: The file is missing, damaged, holds anything but tensors and plain values, or a
-            tensor has values that are not finite.
+    is removed. ``key`` is the setting that named it, ``foreign`` as in ``reading.read``. A missing
+    or damaged file, and one with anything but finite tensors, raises InputError.
     """
     content, _ = reading.read(path, key, foreign=foreign)
     # Lightning and mmsegmentation write state_dict; this project, among others, model.
@@ -53,11 +49,7 @@ def read_state_dict(
 
 
 def without_wrappers(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Remove from names what wrappers of the network added, in whatever order, and report it.
-
-    Raises:
-        InputError: Two names would become one.
-    """
+    """Remove from names what wrappers of the network added, in whatever order, and report it."""
     removed = {part for name in tensors for part in _WRAPPERS.findall(name)}
     names = {old: _WRAPPERS.sub("", old) for old in tensors}
     # A prefix goes only if every name has it but the counter, since a network may have a part of
@@ -77,11 +69,7 @@ def without_wrappers(tensors: Mapping[str, Tensor], source: str) -> dict[str, Te
 
 
 def load_backbone(backbone: nn.Module, depth: int, weights: str) -> None:
-    """Fill a ResNet from a torchvision weight entry or a local file; all but ``fc`` must fit.
-
-    Raises:
-        InputError: No such entry or file, or tensors are missing, left over or of another shape.
-    """
+    """Fill a ResNet from a torchvision weight entry or a local file; all but ``fc`` must fit."""
     from torchvision.models import get_model_weights  # takes seconds, and is seldom needed
 
     key = "model.backbone.weights"
@@ -114,10 +102,8 @@ def fitting(
 
     Counters of batch norm, missing in files of before PyTorch 1.0, are those of the network.
     """
-    counters = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}
-    state = {**counters, **found}
-    # The depth without the counters, whose names would be those of the network.
-    if problems := _depths(expected, found) or explain_mismatch(expected, state):
+    state = {**{k: v for k, v in expected.items() if k.endswith(_BATCHES)}, **found}
+    if problems := explain_mismatch(expected, state):
         raise InputError(f"{source} does not fit: {problems}; {_ADVICE}")
     return {name: state[name] for name in expected}
 
@@ -125,7 +111,9 @@ def fitting(
 def depth_of(tensors: Mapping[str, Tensor]) -> int | None:
     """Return the depth of the ResNet, alone or in a network, of tensors; None if it is unclear."""
     pattern = re.compile(r"(?:backbone\.)?layer([1-4])\.(\d+)\.")
-    blocks = {match.groups() for name in tensors if (match := pattern.match(name))}
+    # Without counters, which ``fitting`` adds.
+    names = [name for name in tensors if not name.endswith(_BATCHES)]
+    blocks = {match.groups() for name in names if (match := pattern.match(name))}
     counts = tuple(sum(stage == found for found, _ in blocks) for stage in "1234")
     # 34 has as many blocks as 50.
     return _DEPTHS.get((any("layer1.0.conv3." in name for name in tensors), counts))
@@ -162,8 +150,7 @@ def explain_mismatch(
 def initialise(model: nn.Module, path: Path) -> list[str]:
     """Load the tensors of a checkpoint or state dict that fit; return lines on those that do not.
 
-    Raises:
-        InputError: The file is not readable, its backbone has another depth, or nothing fits.
+    A backbone of another depth, or nothing that fits, raises InputError.
     """
     found = read_state_dict(path.expanduser(), "init_from")
     expected = dict(model.state_dict())

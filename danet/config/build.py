@@ -26,10 +26,7 @@ from danet.plain import printable, problem_with
 def make(node: Any, key: str, **arguments: Any) -> Any:
     """Build the object that a checked node describes; call a partial one with ``arguments``.
 
-    Nothing is resolved or interpreted: a node is plain data.
-
-    Raises:
-        InputError: A constructor refuses a value; the message starts with the key.
+    Nothing is resolved: a node is plain data. What a constructor refuses raises InputError.
     """
     made = _built(node, key)
     return _called(key, made, arguments) if arguments else made
@@ -67,11 +64,7 @@ def _called(key: str, target: Any, arguments: Mapping[str, Any]) -> Any:
 
 
 def make_dataset(config: TrainConfig, split: str, *, training: bool) -> SegmentationDataset:
-    """Build the data set of one split, with the transforms of training or of evaluation.
-
-    Raises:
-        InputError: Files are missing, or the class count of the config is not the data set's.
-    """
+    """Build the data set of one split, with the transforms of training or of evaluation."""
     data, given = config.data, config.plain["data"]
     use = "train" if training else "eval"
     transform = make(data.transforms[use], f"data.transforms.{use}")
@@ -99,13 +92,7 @@ def checked_config(
 ) -> TrainConfig:
     """Return the config of a checkpoint, after the same check as a new one.
 
-    Args:
-        saved: The checkpoint.
-        path: Of the checkpoint, for messages.
-        data: Replaces data settings of the config.
-
-    Raises:
-        InputError: The config is invalid, or has another number of classes than the checkpoint.
+    ``data`` replaces data settings of it. InputError, with the path, says what is invalid in it.
     """
     try:
         stored = saved["config"]
@@ -148,13 +135,7 @@ def _replace_data(node: dict[str, Any], data: DataFolder) -> None:
 
 
 def refuse_misfit(saved: Checkpoint, config: TrainConfig, source: str) -> None:
-    """Raise InputError if the weights of a checkpoint do not fit the network of its config.
-
-    Args:
-        saved: The checkpoint.
-        config: Its config.
-        source: Setting and path, for messages.
-    """
+    """Raise InputError if the weights of a checkpoint do not fit the network of its config."""
     # On the meta device a foreign config may ask for any width without taking memory.
     with torch.device("meta"):
         expected = untrained(config).state_dict()
@@ -198,9 +179,6 @@ def load_saved(path: str | Path) -> Checkpoint:
     Args:
         path: A file; a folder of ``tools/export.py``, which has no state of an optimizer;
             or ``hf://owner/name[@revision]``, which is downloaded once.
-
-    Raises:
-        InputError: The file is missing, damaged or foreign.
     """
     if str(path).startswith(exported.SCHEME):
         saved = exported.load(exported.fetch(str(path)))
@@ -221,9 +199,7 @@ def load_model(path: str | Path) -> nn.Module:
 
     Args:
         path: A checkpoint, an exported folder, or ``hf://owner/name``; see ``load_saved``.
-
-    Raises:
-        InputError: The file is missing, damaged, foreign, or its config is refused.
+            One that is damaged or foreign raises InputError.
     """
     saved = load_saved(path)
     model = model_of(saved, checked_config(saved, path), path)

@@ -135,8 +135,7 @@ def refuse_other_states(
 def _newest_good(folder: Path) -> tuple[Path, Checkpoint, list[str]]:
     """Return the newest undamaged checkpoint of a run, and notes on the damaged ones.
 
-    Raises:
-        InputError: All are damaged; a run never starts from zero over what is left of it.
+    If all are damaged raise InputError: a run never starts from zero over what is left of it.
     """
     damaged = []
     for path in manager.by_age(folder):
@@ -188,11 +187,7 @@ def compare_data(saved: Checkpoint, found: Mapping[str, str], *, allowed: bool) 
     """Return notes on data that differ from the checkpoint's; raise InputError unless allowed.
 
     Scores on another validation set are not comparable with those before: the best is forgotten.
-
-    Args:
-        saved: The checkpoint; old ones have no fingerprints.
-        found: Fingerprints now, by the keys "training_set" and "validation_set".
-        allowed: The setting ``allow_changes``.
+    ``found`` has the fingerprints now, as the checkpoint has them; old ones have none.
     """
     lines = []
     for key, now in found.items():
@@ -229,12 +224,11 @@ def _compare_sums(
     for of, processes in ((stored, saved["processes"]), (config, world)):
         size, times = of["data"]["batch_size"], of["trainer"]["accumulate"]
         counts.append(size * times * processes)
-        text = f"data.batch_size={size} x trainer.accumulate={times} x {processes} process(es)"
-        texts.append(f"({text})")
+        factors = f"data.batch_size={size} x trainer.accumulate={times} x {processes} process(es)"
+        texts.append(f"{counts[-1]} images a step ({factors})")
     order = "sums are added in another order, so weights are not bit-equal"
     if counts[0] != counts[1]:
-        text = f"the run had {counts[0]} images a step {texts[0]}, "
-        text += f"now it would have {counts[1]} {texts[1]}"
+        text = f"the run had {texts[0]}, now it would have {texts[1]}"
         if not (is_allowed := config["allow_changes"]):
             text += "; choose the two settings so that the product is the same"
         notes.append(_change(text, "in another order of samples", allowed=is_allowed))

@@ -7,7 +7,8 @@ declared by ``resumable``, with the reason.
 
 import difflib
 import importlib.util
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,6 @@ class RunSettings:
                 lines.append(f"run.log_to: there is no {name}{close}; choices: {', '.join(LOG_TO)}")
             elif importlib.util.find_spec(name) is None:  # no import: it may take seconds
                 lines.append(f"run.log_to: {name} is not installed: pip install {name}")
-        if self.processes is not None and self.processes < 1:
-            lines.append(f"run.processes={self.processes}: expected at least 1, or null")
         return lines
 
 
@@ -78,36 +77,23 @@ class TrainSchema:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """The config group ``data``: the keys that the code reads for every data set.
+    """The config group ``data``: the keys that the code reads for every data set."""
 
-    Args:
-        dataset: The class that reads the files; ``make_dataset`` adds split and transform.
-        transforms: By "train" and "eval"; null for none.
-        num_classes: K.
-        train_split, val_split: Names of splits.
-        batch_size: Per process.
-        num_workers: Processes that load; with 0 the training process does.
-        root: Folder of the files; null for a data set that draws its images.
-        crop, size: Height and width of a training image, if all have one size.
-        allow_overlap: Whether images may be in both splits.
-        on_bad_sample, max_bad_share: See danet.data.bad_samples.
-        timeout: Seconds to wait for a batch from the workers; 0 for no limit.
-    """
-
-    dataset: Node
-    transforms: dict[str, Node | None]
+    dataset: Node  # the class that reads the files; make_dataset adds split and transform
+    transforms: dict[str, Node | None]  # by "train" and "eval"; null for none
     num_classes: int
     train_split: str
     val_split: str
-    batch_size: int = resumable(1, "part of the global batch, compared as a product")
+    batch_size: int = resumable(1, "part of the global batch, compared as a product")  # per process
+    # Processes that load; with 0 the training process does.
     num_workers: int = resumable(0, "the order of samples does not depend on it")
     root: str | None = resumable(None, "data moves; its files are compared by name")
-    crop: list[int] | None = None
-    size: list[int] | None = None
+    crop: list[int] | None = None  # height and width of a training image,
+    size: list[int] | None = None  # if all have one size
     allow_overlap: bool = resumable(False, "permits, and changes no sample")
     on_bad_sample: str = resumable("error", _READING)
     max_bad_share: float = resumable(0.01, _READING)
-    timeout: float = resumable(300, _READING)
+    timeout: float = resumable(300, _READING)  # seconds to wait for a batch; 0 for no limit
     cache: str = resumable("none", _READING)
     cache_dir: str | None = resumable(None, _READING)
     cache_gib: float | None = resumable(None, _READING)
@@ -116,13 +102,10 @@ class DataConfig:
 
 @dataclass(kw_only=True)  # fields without a default after those of the base, which have one
 class TrainConfig(TrainSchema):
-    """A checked train config: what ``danet.config.validate.check`` returns.
-
-    Attributes:
-        plain: The same as plain values, with all keys of the data set; stored in checkpoints.
-    """
+    """A checked train config: what ``danet.config.validate.check`` returns."""
 
     data: DataConfig
+    # The same as plain values, with all keys of the data set; stored in checkpoints.
     plain: dict[str, Any] = field(repr=False)
 
 
@@ -254,23 +237,14 @@ def _class_colors(source: Any, colors: Any, values: Any, first: Any) -> Any:
 
 def register() -> None:
     """Register the schemas with Hydra and the resolvers of the configs with OmegaConf."""
-    for name, schema in (
-        ("train_schema", TrainSchema),
-        ("eval_schema", EvalConfig),
-        ("visualize_schema", VisualizeConfig),
-        ("check_schema", CheckConfig),
-        ("convert_schema", ConvertConfig),
-        ("predict_schema", PredictConfig),
-        ("export_schema", ExportConfig),
-    ):
+    tools = (EvalConfig, VisualizeConfig, CheckConfig, ConvertConfig, PredictConfig, ExportConfig)
+    for schema in (TrainSchema, *tools):
+        name = re.sub("Schema|Config", "_schema", schema.__name__).lower()
         ConfigStore.instance().store(name=name, node=schema)
-    resolvers: dict[str, Callable[..., Any]] = {
-        "count": len,
-        "class_names": _class_names,
-        "class_colors": _class_colors,
-    }
-    for name, function in resolvers.items():
-        OmegaConf.register_new_resolver(name, function, replace=True)  # the second call would raise
+    resolvers: dict[str, Any] = {"count": len, "class_names": _class_names}
+    resolvers["class_colors"] = _class_colors
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)  # a second call would raise
 
 
 def did_you_mean(word: Any, options: Iterable[Any]) -> str:

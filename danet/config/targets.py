@@ -46,14 +46,11 @@ _PLAIN: dict[Any, tuple[Callable[[Any], bool], str]] = {
 
 
 def locate(path: Any, group: str) -> Any:
-    """Return the class that a ``_target_`` names, if configs may name it.
+    """Return the class that a ``_target_`` names; raise InputError if configs may not name it.
 
     Args:
         path: Module and class, as in ``danet.losses.OHEM``.
         group: First part of the key of the node, such as ``loss``.
-
-    Raises:
-        InputError: The class is not trusted, or does not exist.
     """
     if not isinstance(path, str) or not _PATH.fullmatch(path):
         raise InputError(

@@ -40,6 +40,7 @@ def _pair(low: int) -> Callable[[Any], bool]:
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("seed", _whole(0), "a whole number of at least 0"),
     ("device_memory", lambda gib: gib is None or gib > 0, "GiB above 0, or null to ask the device"),
+    ("run.processes", lambda n: n is None or n >= 1, "at least 1, or null"),
     ("data.batch_size", _whole(1), "a whole number of at least 1"),
     ("data.num_workers", _whole(0), "a whole number of at least 0"),
     ("data.num_classes", lambda n: not is_int(n) or n <= MAX_CLASSES, f"at most {MAX_CLASSES}"),
@@ -63,15 +64,12 @@ _MOST_ERRORS = 20
 def check(
     config: DictConfig, added: Iterable[str] = (), *, needs_data: bool = False
 ) -> TrainConfig:
-    """Return a composed train config as typed settings, or raise with every error in it.
+    """Return a composed train config as typed settings, or raise InputError with a line per error.
 
     Args:
         config: As Hydra composed it.
         added: Keys that were appended on the command line with ``+``.
         needs_data: Whether ``data.root`` must be a folder, which is checked before all else.
-
-    Raises:
-        InputError: One line per error, with the key.
     """
     # Before anything is resolved: OmegaConf stops at the first interpolation of a missing value and
     # names the key that interpolates, not the one to set.
@@ -95,7 +93,7 @@ def check(
 
 
 def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> TrainConfig:
-    """Return a train config of plain values as typed settings, or raise with every error in it.
+    """Return a train config of plain values as typed settings, or raise InputError, as ``check``.
 
     Nothing in it is resolved, here or later: text that looks like an interpolation is an error. A
     resolver could otherwise put a ``_target_`` or a value in after the check.
@@ -103,9 +101,6 @@ def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> TrainConfig
     Args:
         plain: All keys of TrainSchema; becomes the attribute ``plain``.
         added: As in ``check``.
-
-    Raises:
-        InputError: One line per error, with the key.
     """
     if problem := problem_with(plain, ""):
         raise InputError(problem)

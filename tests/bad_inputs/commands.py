@@ -1,16 +1,12 @@
 """Command lines given to the tools in this process, and what a user sees of it."""
 
-import sys
 from typing import NamedTuple
 
-from hydra._internal.hydra import Hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
+import pytest
+from conftest import call
 
 import danet.engine.run
-from danet import cli
 from danet.tools import eval as evaluation
-from danet.tools import train
 
 STARTED = "started"
 """In place of an exit code: nothing was found wrong, and the work would have begun."""
@@ -45,35 +41,26 @@ class Started(Exception):
     """Nothing was found wrong."""
 
 
-def _run(work, name, arguments, monkeypatch, capsys):
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # cli.run sets it; so it is taken back
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-    # It composes everything once more, to ask for a mode that no config here sets.
-    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: RunMode.RUN)
-    GlobalHydra.instance().clear()
+def _run(name, arguments, capsys, module, until):
+    def start(*_, **__):
+        raise Started
+
     capsys.readouterr()
-    code = 0
-    try:
-        cli.run(work, name)
-    except SystemExit as error:
-        code = error.code
-    except Started:
-        code = STARTED
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, until, start)
+        try:
+            code = call(name, *arguments, code=None)
+        except Started:
+            code = STARTED
     seen = capsys.readouterr()
     return Seen(code, seen.out, seen.err.strip())
 
 
-def _start(*_, **__):
-    raise Started
+def train_command(capsys, *arguments, until="make_dataset"):
+    """Runs ``train.py`` until it calls a function that danet.engine.run names."""
+    return _run("train", arguments, capsys, danet.engine.run, until)
 
 
-def train_command(*arguments, monkeypatch, capsys, until="make_dataset"):
-    """Run ``train.py`` until it calls a function that danet.engine.run names."""
-    monkeypatch.setattr(danet.engine.run, until, _start)
-    return _run(train.run, "train", arguments, monkeypatch, capsys)
-
-
-def eval_command(*arguments, monkeypatch, capsys):
+def eval_command(capsys, *arguments):
     """Runs ``eval.py`` until it would read pictures."""
-    monkeypatch.setattr(evaluation, "predict_split", _start)
-    return _run(evaluation.run, "eval", arguments, monkeypatch, capsys)
+    return _run("eval", arguments, capsys, evaluation, "predict_split")

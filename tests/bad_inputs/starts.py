@@ -4,17 +4,14 @@ import copy
 import functools
 import shutil
 
-import hydra
 import numpy as np
 import pytest
 import yaml
 from conftest import plant
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
+from test_config import compose
 
-from danet.cli import CONFIGS
-from danet.config import schema
 from danet.config.validate import check
 from danet.engine import run
 from danet.errors import InputError
@@ -37,10 +34,7 @@ class Started(Exception):
 @functools.cache
 def chosen(name, choice):
     """Composes a config with one choice, which takes Hydra a second."""
-    schema.register()
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose(name, [choice])
+    return compose(choice, name=name)
 
 
 def composed(name, settings):

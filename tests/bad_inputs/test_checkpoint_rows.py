@@ -15,7 +15,7 @@ import torchvision
 from commands import eval_command, train_command
 from conftest import TINY
 from foreign import content
-from starts import composed
+from test_config import compose
 
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint.weights import initialise, load_backbone
@@ -24,10 +24,7 @@ from danet.config.validate import check
 from danet.errors import InputError
 from danet.models.resnet import ResNet
 
-SETTINGS = [
-    *("data=scenes", *TINY, "trainer.steps=6", "data.num_workers=0"),
-    "data.lengths={train: 12, val: 5, test: 5}",
-]
+SETTINGS = ["data=scenes", *TINY, "trainer.steps=6", "data.num_workers=0"]
 
 
 @functools.cache
@@ -43,14 +40,14 @@ def saved(path, **changes):
 
 
 @pytest.fixture
-def evaluated(monkeypatch, capsys):
-    return functools.partial(eval_command, monkeypatch=monkeypatch, capsys=capsys)
+def evaluated(capsys):
+    return functools.partial(eval_command, capsys)
 
 
 @pytest.fixture
 def trained(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    return functools.partial(train_command, monkeypatch=monkeypatch, capsys=capsys)
+    return functools.partial(train_command, capsys)
 
 
 def weights(**changes):
@@ -140,7 +137,7 @@ def test_K06_weights_for_another_number_of_classes(evaluated, tmp_path):
 def test_K07_fine_tuning_with_another_number_of_classes(tmp_path):
     path = saved(tmp_path / "last.pt")
     settings = ["data=folder", "data.root=/data", "data.classes=[a,b,c]", *TINY[4:]]
-    model = make_model(check(composed("train", settings)))
+    model = make_model(check(compose(*settings)))
     lines = initialise(model, path)
     for name, tensor in model.backbone.state_dict().items():
         assert torch.equal(tensor, whole()["model"][f"backbone.{name}"])
@@ -164,7 +161,7 @@ def test_K08_backbone_of_another_depth(tmp_path):
     with pytest.raises(InputError, match="has a ResNet-50 and this network a ResNet-101; set ano"):
         load_backbone(backbone, 101, str(path))
     own = saved(tmp_path / "last.pt")
-    deeper = make_model(check(composed("train", [*SETTINGS, "model.backbone.depth=34"])))
+    deeper = make_model(check(compose(*SETTINGS, "model.backbone.depth=34")))
     with pytest.raises(InputError, match="has a ResNet-18 and this network a ResNet-34"):
         initialise(deeper, own)
 

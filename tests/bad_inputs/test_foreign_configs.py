@@ -20,6 +20,7 @@ from foreign import HEARD, SECRET, SETTINGS, WAYS, outcome, place, saved  # noqa
 from danet import cli
 from danet.checkpoint import format as checkpoint_format
 from danet.config.build import make
+from danet.config.targets import TRUSTED, locate
 from danet.errors import InputError
 from danet.plain import DEEPEST, MOST_VALUES, printable, problem_with
 
@@ -49,28 +50,20 @@ def texts(root):
 
 def nodes():
     """Returns nodes that would call something that configs may not name."""
-    return [
-        {"_target_": "canary.fire"},
-        {"_target_": "canary.Fire", "a": 1},
-        {"_target_": "canary.fire", "_partial_": True},
-        {"_target_": "os.system", "_args_": ["true"]},
-        {"_target_": "os.system", "command": "true"},
-        {"_target_": "builtins.eval", "_args_": ["1"], "_convert_": "all"},
-        {"_target_": "danet.checkpoint.reading.read", "path": "secret.txt", "key": "x"},
-        {"_target_": "danet.datasets.submission.SubmissionWriter", "_recursive_": False},
-        {"_target_": "danet.models.resnet.load_backbone"},
-        {"_target_": "danet.models.resnet.ResNet", "depth": 18, "_args_": [1]},
-        {"_target_": "danet.losses.CrossEntropy", "_recursive_": True},
-        {"_target_": "hydra.utils.instantiate", "config": {"_target_": "canary.fire"}},
-        {"_target_": {"_target_": "canary.fire"}},
-        {"_target_": ["canary", "fire"]},
-        {"_target_": "canary.fire\n"},
-        {"_target_": "danet.losses...x"},
-        {"_target_": "../canary.fire"},
-        {"_target_": None},
-        {"_partial_": "canary.fire"},
-        {"_args_": ["a"], "_kwargs_": {"b": 1}},
+    function, resnet = "danet.checkpoint.reading.read", "danet.models.resnet.ResNet"
+    fire = {"_target_": "canary.fire"}
+    calls = [
+        *(("canary.fire", {}), ("canary.Fire", {"a": 1}), ("canary.fire", {"_partial_": True})),
+        *(("os.system", {"_args_": ["true"]}), ("os.system", {"command": "true"})),
+        *(("builtins.eval", {"_args_": ["1"], "_convert_": "all"}), ("canary.fire\n", {})),
+        *((function, {"path": "secret.txt", "key": "x"}), (resnet, {"depth": 18, "_args_": [1]})),
+        ("danet.datasets.submission.SubmissionWriter", {"_recursive_": False}),
+        *(("danet.models.resnet.load_backbone", {}), ("danet.losses...x", {}), (None, {})),
+        *(("danet.losses.CrossEntropy", {"_recursive_": True}), ("../canary.fire", {})),
+        *(("hydra.utils.instantiate", {"config": fire}), (fire, {}), (["canary", "fire"], {})),
     ]
+    others = [{"_partial_": "canary.fire"}, {"_args_": ["a"], "_kwargs_": {"b": 1}}]
+    return [{"_target_": path, **arguments} for path, arguments in calls] + others
 
 
 def odd():
@@ -183,27 +176,32 @@ def test_a_class_is_held_against_the_list_when_it_is_called(saved, place):
 
 @pytest.mark.bad_input("K19")
 def test_a_group_names_its_own_parts_only():
+    anywhere = """os.system builtins.eval torch.load danet.checkpoint.weights.torch.load
+        danet.models.resnet.load_backbone danet.models.resnet.BasicBlock
+        danet.checkpoint.format.save danet.datasets.base.Path albumentations.Compose
+        albumentations.os danet.models.nothing.Here danetx.models.resnet.ResNet
+        danet.datasets.submission.SubmissionWriter
+        danet.checkpoint.pickle_scan.Inert danet.datasets.cache.Cache"""
     for key, path in (
+        *((group, path) for group in TRUSTED for path in anywhere.split()),
         ("model", "danet.losses.OHEM"),
-        ("model", "danet.checkpoint.pickle_scan.Inert"),
         ("loss", "danet.models.resnet.ResNet"),
         ("optimizer", "danet.datasets.folder.Folder"),
-        ("data", "danet.datasets.submission.SubmissionWriter"),
-        ("data", "danet.datasets.cache.Cache"),
         ("evaluation", "albumentations.HorizontalFlip"),
         ("schedule", "danet.engine.optimizer.SGD"),
     ):
-        with pytest.raises(InputError, match=r"is refused|has no class"):
+        with pytest.raises(InputError, match=r"is refused|has no class|there is no module"):
             make({"_target_": path}, key)
+    for path in ("danet.data.transforms.ScaleCrop", "albumentations.HorizontalFlip"):
+        assert locate(path, "data").__name__ == path.rpartition(".")[2]
 
 
 @pytest.mark.bad_input("K19")
 def test_a_config_of_the_command_line_keeps_no_interpolation_either(monkeypatch, capsys, tmp_path):
     """What the check lets into a checkpoint is what it will take from one."""
     monkeypatch.chdir(tmp_path)
-    train_command(
-        *SETTINGS, r"run.name='\${oc.env:HOME}'", monkeypatch=monkeypatch, capsys=capsys
-    ).refused("run.name=${oc.env:HOME}: has ${")
+    seen = train_command(capsys, *SETTINGS, r"run.name='\${oc.env:HOME}'")
+    seen.refused("run.name=${oc.env:HOME}: has ${")
 
 
 @pytest.mark.bad_input("K19")

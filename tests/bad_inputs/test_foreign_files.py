@@ -10,6 +10,7 @@ import copy
 import csv
 import io
 import json
+import math
 import struct
 import zipfile
 from collections import Counter, OrderedDict
@@ -21,9 +22,15 @@ from torch import nn
 
 from danet.checkpoint import exported, reading
 from danet.config.build import load_model, make
+from danet.engine.log import class_table, read_metrics
 from danet.engine.optimizer import SGD, AdamW, misfit, restore, state_of
 from danet.errors import InputError
+from danet.evaluation.metrics import ConfusionMatrix
 from danet.export import folder
+from danet.tools.eval import Counted, write
+from danet.tools.export import are_scores
+from danet.visualization.overlay import Legend
+from danet.visualization.report import Report, named_curves, page
 
 SMALL = {"a": torch.arange(16.0)}
 
@@ -80,20 +87,16 @@ def small(tmp_path):
 
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "before zip"])
 def test_what_torch_writes_is_read(tmp_path, old):
-    layer = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     base = torch.arange(24.0)
     content = {
-        "state": layer.state_dict(),
+        "state": nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).state_dict(),
         "parameter": nn.Parameter(torch.ones(2, 3)),
         "strided": base.view(4, 6).t()[1:3],
         "tied": [base, base],
-        "empty": torch.zeros(0, 3),
-        "scalar": torch.tensor(3, dtype=torch.int64),
+        "empty and scalar": [torch.zeros(0, 3), torch.tensor(3, dtype=torch.int64)],
         "half": torch.ones(3, dtype=torch.bfloat16),
         "last": torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last),
-        "size": torch.Size([1, 2]),
-        "type": torch.float16,
-        "set": {1, 2},
+        "plain": [torch.Size([1, 2]), torch.float16, {1, 2}],
     }
     path = tmp_path / "x.pt"
     torch.save(content, path, _use_new_zipfile_serialization=not old)
@@ -161,24 +164,15 @@ HOSTILE = {
     "counters copied": (copied(Counter, NUMBERS), COPIES),
     "pairs copied": (copied(OrderedDict, [(i, i) for i in NUMBERS]), COPIES),
     "text copied": (copied(codecs.encode, "x" * 10**6, "latin1"), COPIES),
-    "a longer encoding": (
-        Call(codecs.encode, "text", "unicode_escape"),
-        "as 'unicode_escape'",
-    ),
+    "a longer encoding": (Call(codecs.encode, "text", "unicode_escape"), "as 'unicode_escape'"),
     "other methods": ({"model": Odd()}, "it replaces attributes of a dictionary"),
     "many values": (list(range(5 * 10**6)), "its pickle has more than 16 MiB beside the tensors"),
     "views": (
         {str(i): BASE.view(1 << (i + 1), -1) for i in range(8)},
         "its tensors have 32 MiB and the file 4: they share their storages",
     ),
-    "expanded": (
-        [torch.zeros(1).expand(2**30)],
-        "(1073741824,) is more than its storage",
-    ),
-    "expanded in part": (
-        torch.zeros(4, 1).expand(4, 1000),
-        "(4, 1000) is more than its storage",
-    ),
+    "expanded": ([torch.zeros(1).expand(2**30)], "(1073741824,) is more than its storage"),
+    "in part": (torch.zeros(4, 1).expand(4, 1000), "(4, 1000) is more than its storage"),
     "meta": (torch.zeros(2**40, device="meta"), "to call torch._utils._rebuild_meta_tensor_no_sto"),
     "sparse": ([torch.eye(3).to_sparse()], "it asks to call torch._utils._rebuild_sparse_tensor"),
     "complex": (torch.zeros(3, dtype=torch.complex64), "it asks to call torch.ComplexFloatStorage"),
@@ -285,26 +279,18 @@ def test_widths_that_no_machine_holds_are_refused_on_the_meta_device(
     assert not made
 
 
+AUTHORS = {"base_size": 2048, "crop": 1024, "scales": [1.0], "stride_rate": 0.5}
+MMSEG = {"scale": [2048, 1024], "ratios": [1.0], "flip": False}
+
+
 @pytest.mark.bad_input("K21")
 @pytest.mark.parametrize(
     ("target", "values", "text"),
     [
         ("inference.MultiScale", {"scales": [1, 1000]}, "up to 16"),
-        (
-            "protocols.AuthorsProtocol",
-            {"base_size": 2048, "crop": 1024, "scales": [100.0], "stride_rate": 0.5},
-            "positive numbers up to 16",
-        ),
-        (
-            "protocols.AuthorsProtocol",
-            {"base_size": 520, "crop": 10**6, "scales": [1.0], "stride_rate": 0.5},
-            "crop=1000000 is not in 32",
-        ),
-        (
-            "protocols.MMSegProtocol",
-            {"scale": [2048, 1024], "ratios": [1000.0], "flip": False},
-            "up to 16",
-        ),
+        ("protocols.AuthorsProtocol", {**AUTHORS, "scales": [100.0]}, "positive numbers up to 16"),
+        ("protocols.AuthorsProtocol", {**AUTHORS, "crop": 10**6}, "crop=1000000 is not in 32"),
+        ("protocols.MMSegProtocol", {**MMSEG, "ratios": [1000.0]}, "up to 16"),
     ],
 )
 def test_a_protocol_of_a_file_enlarges_no_picture_beyond_measure(target, values, text):
@@ -321,10 +307,6 @@ def test_drawn_pictures_of_any_size_are_refused():
 
 @pytest.mark.bad_input("K23")
 def test_lines_and_scores_beside_a_file_are_numbers_or_left_out(tmp_path):
-    from danet.engine.log import read_metrics
-    from danet.tools.export import are_scores
-    from danet.visualization.report import named_curves
-
     good = {"step": 1, "kind": "train", "loss": 0.5, "lr": None}
     odd = ["[1]", '"x"', "[" * 100_000, '{"step": "<b>"}', '{"step": 1e999, "kind": "train"}', "{"]
     odd.append(json.dumps({**good, "loss_x": "<script>", "loss_y": [1], "loss_z": {"a": 1}}))
@@ -336,9 +318,8 @@ def test_lines_and_scores_beside_a_file_are_numbers_or_left_out(tmp_path):
     scores["evaluation"] = {"_target_": "danet.evaluation.inference.Whole"}
     assert are_scores(scores)
     for key in scores:
-        for value in (None, [1], "x", {"a": [1]}, 1.5):
-            is_same = key == "split" and value == "x"
-            assert is_same or not are_scores({**scores, key: value}), (key, value)
+        for value in (None, [1], {"a": [1]}, 1.5):
+            assert not are_scores({**scores, key: value}), (key, value)
     assert not are_scores([scores])
 
 
@@ -390,11 +371,7 @@ def test_a_state_goes_back_to_where_it_was(recipe):
     again = recipe(model)
     assert misfit(recipe, model, content) == ""
     restore(again, content)
-    for parameter in model.parameters():
-        old, new = optimizer.state[parameter], again.state[parameter]
-        assert set(old) == set(new)
-        for key, value in old.items():
-            assert value is None or torch.equal(value, new[key])
+    torch.testing.assert_close(dict(again.state), dict(optimizer.state), rtol=0, atol=0)
     assert misfit(recipe, model, optimizer.state_dict()) == "", "files of before have no names"
 
 
@@ -414,19 +391,13 @@ MISFITS = [
     (put("shape", [9]), f"{OTHER}shape is [9], not [4, 4]"),
     (put("exp_avg", torch.zeros(5)), "exp_avg is floating point of shape [5], not floating"),
     (put("exp_avg", torch.zeros(4, 4).int()), "exp_avg is torch.int32 of shape [4, 4], not float"),
-    (
-        put("exp_avg", torch.full((4, 4), float("nan"))),
-        "exp_avg is NaN or infinite of",
-    ),
-    (put("exp_avg", "x"), f"{OTHER}exp_avg is 'x', not floating point of shape [4, 4]"),
+    (put("exp_avg", torch.full((4, 4), math.nan)), "exp_avg is NaN or infinite of"),
     (put("other", torch.zeros(4)), "the state of 1.weight has"),
     (lambda c: c["state"][1].pop("exp_avg"), "the state of 1.weight has"),
     (lambda c: c["state"].__setitem__(99, {}), "is of no parameter"),
-    (lambda c: c["state"].__setitem__(0, 3), "is of no parameter"),
     (lambda c: c["state"].__setitem__(0.0, c["state"].pop(0)), "is of no parameter"),
     (lambda c: c["param_groups"][0]["params"].reverse(), "is not a state of"),
     (lambda c: c.__setitem__("state", [1]), "is not a state of"),
-    (lambda c: c.__setitem__("param_groups", None), "is not a state of"),
     (lambda c: c["param_groups"].pop(), "is not a state of"),
 ]
 
@@ -466,25 +437,11 @@ def test_weights_of_another_network_are_no_traceback_on_resume(saved, place):
 
 # Names of classes.
 
-EVIL = (
-    "a\x1b[2J",
-    "b\nc",
-    "<script>alert(1)</script>",
-    "=1+1",
-    "x|y`z`",
-    "[l](http://x)",
-    "\u202e",
-)
+EVIL = "a\x1b[2J", "b\nc", "<script>alert(1)</script>", "=1+1", "x|y`z`", "[l](http://x)", "\u202e"
 
 
 @pytest.mark.bad_input("K23")
 def test_names_of_classes_are_escaped_wherever_they_are_shown(saved, tmp_path):
-    from danet.engine.log import class_table
-    from danet.evaluation.metrics import ConfusionMatrix
-    from danet.tools.eval import Counted, write
-    from danet.visualization.overlay import Legend
-    from danet.visualization.report import Report, page
-
     names = [*EVIL, *(f"class {i}" for i in range(16 - len(EVIL)))]
     folder.save(tmp_path / "e", {**saved, "classes": names, "version": "<b>|"}, saved["model"])
     found = exported.load(tmp_path / "e")
@@ -493,21 +450,21 @@ def test_names_of_classes_are_escaped_wherever_they_are_shown(saved, tmp_path):
     assert classes[6] == "\\u202e"
     assert load_model(tmp_path / "e").classes == tuple(classes)
 
-    matrix = ConfusionMatrix(16, torch.device("cpu"))
+    matrix = ConfusionMatrix(16)
     matrix.update(torch.zeros(1, 4, 4, dtype=torch.uint8), torch.zeros(1, 4, 4, dtype=torch.uint8))
     scores = matrix.scores()
     facts = {"title": "t", "facts": ["f"], "lines": (), "examples": {}, "views": ()}
     html = page(Report(legend=Legend(classes, [(0, 0, 0)] * 16), confusion=matrix, **facts))
-    assert "<script>alert" not in html
-    assert "&lt;script&gt;alert" in html
     counted = Counted(matrix.matrix.numpy(), scores, None, "", 0.0, None)
     write(tmp_path / "scores", {}, counted, tuple(classes))
     rows = list(csv.reader(io.StringIO((tmp_path / "scores/confusion.csv").read_text())))
     assert rows[0][4] == rows[4][0] == "'=1+1"
     assert len(rows) == len(class_table(classes, {"IoU": scores.iou}).splitlines()) == 17
     text = folder.card(found, num_weights=1, programs={})
-    assert "<script>" not in text
-    assert "<b>" not in text
+    for part in ("<script>", "<b>"):
+        assert part not in text
+        assert f"{part}alert" not in html
+    assert "&lt;script&gt;alert" in html
     assert r"| 4 | x\|y\`z\` |" in text
     assert r"\[l\](http://x)" in text
 
