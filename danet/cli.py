@@ -197,8 +197,15 @@ def _explain(error: Exception, config_name: str) -> str:
         causes.append(cause)
     text = "\n".join(map(str, causes))
     if found := _UNKNOWN_KEY.search(text):
-        key = found[1] or found[2]
-        return f"{key}: there is no such key{instead(key, _keys(config_name))}"
+        known = _keys(config_name)
+        arguments = get_args_parser().parse_args(sys.argv[1:]).overrides
+        typed = [a.partition("=")[0] for a in arguments]
+        # All that are misspelt, of which Hydra names one; + and ~ begin keys that may be new.
+        wrong = [
+            k for k in typed if known and k not in known and re.fullmatch(r"(?!hydra)[\w.]+", k)
+        ]
+        unknown = dict.fromkeys([found[1] or found[2], *(k for k in wrong if not _choices(k))])
+        return "\n".join(f"{key}: there is no such key{instead(key, known)}" for key in unknown)
     for cause in causes:
         key = getattr(cause, "full_key", None)
         if key and not isinstance(cause, ConfigCompositionException):

@@ -58,7 +58,7 @@ def group(plain, batch_size, height, width):
 def allocated(function, path):
     """Peak of torch's own CPU allocations during a call, above the start, by its profiler."""
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
         function()
     profile.export_chrome_trace(str(path))
     events = [e for e in json.loads(path.read_text())["traceEvents"] if e["name"] == "[memory]"]
