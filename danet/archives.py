@@ -42,12 +42,9 @@ _Entry = tuple[tarfile.TarInfo, Callable[[], Any]]
 class Limits(NamedTuple):
     """The most that an archive may hold."""
 
-    ratio: float = 200.0
-    """Unpacked bytes as a multiple of the size of the archive."""
-    total: int = 200 * 2**30
-    """Unpacked bytes."""
-    members: int = 500_000
-    """The largest official archive has 123,287."""
+    ratio: float = 200.0  # unpacked bytes as a multiple of the size of the archive
+    total: int = 200 * 2**30  # unpacked bytes
+    members: int = 500_000  # the largest official archive has 123,287
 
 
 DEFAULT_LIMITS = Limits()

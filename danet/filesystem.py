@@ -86,7 +86,7 @@ def explain_storage(error: OSError) -> StorageError | None:
 
 
 @contextmanager
-def _named(path: Path, key: str = "") -> Iterator[None]:
+def storage_errors(path: Path, key: str = "") -> Iterator[None]:
     """Raise StorageError with the path, and the setting that named it, if it cannot be written."""
     try:
         yield
@@ -98,7 +98,7 @@ def _named(path: Path, key: str = "") -> Iterator[None]:
 def write_file(path: Path, content: str | bytes) -> None:
     """Write a file of results and the folders above it; raise StorageError."""
     data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
-    with _named(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
@@ -133,7 +133,7 @@ def require_writable(folder: Path) -> None:
     made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     probe = folder / f".probe-{os.getpid()}"
     try:
-        with _named(folder, "output="):
+        with storage_errors(folder, "output="):
             folder.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(bytes(4096))
     finally:

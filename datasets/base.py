@@ -43,23 +43,15 @@ def _check_choices(settings: Any) -> None:
 class Reading:
     """How files are read: the same for every data set, from keys of the config group ``data``.
 
-    Args:
-        cache: Where decoded pairs are kept: nowhere, or on a disk.
-        cache_dir: Folder of the cache; None for one in the user's own cache folder.
-        cache_gib: Upper bound of the cache; pairs that do not fit are decoded every time.
-        max_pixels: Larger pictures are refused before they are decoded.
-        allow_missing_labels: Whether images without a label file are left out, with a note,
-            rather than refused.
-
     Raises:
         InputError: A value is out of its range; with the key.
     """
 
-    cache: Literal["none", "disk"] = "none"
-    cache_dir: str | None = None
-    cache_gib: float = 64.0
-    max_pixels: int = MAX_PIXELS
-    allow_missing_labels: bool = False
+    cache: Literal["none", "disk"] = "none"  # where decoded pairs are kept
+    cache_dir: str | None = None  # None for one in the user's own cache folder
+    cache_gib: float = 64.0  # upper bound; pairs that do not fit are decoded every time
+    max_pixels: int = MAX_PIXELS  # larger pictures are refused before they are decoded
+    allow_missing_labels: bool = False  # leave out images without a label, rather than refuse them
 
     def __post_init__(self) -> None:
         _check_choices(self)

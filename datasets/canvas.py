@@ -15,11 +15,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom; the last tw
 
 
 class Canvas:
-    """A picture and its mask; each shape is drawn over the earlier ones.
-
-    Args:
-        height, width: In pixels.
-        background: Class of the pixels that no shape covers.
+    """A picture and its mask; each shape is drawn over the earlier ones and the background.
 
     Attributes:
         image: (H, W, 3) uint8, RGB.

@@ -90,11 +90,7 @@ class Cityscapes(FileDataset, published="cityscapes"):
 
 
 class CityscapesCounter:
-    """Counts for the scores of the benchmark's own script, beyond the confusion matrix.
-
-    Args:
-        dataset: The split that is scored.
-    """
+    """Counts for the scores of the benchmark's own script, beyond the confusion matrix."""
 
     def __init__(self, dataset: Cityscapes) -> None:
         self._scorer = OfficialScorer(LABELS)

@@ -9,13 +9,7 @@ import numpy as np
 
 from danet.datasets.base import FileDataset, Item, Reading, Transform
 from danet.datasets.formats.color_masks import LabelFormat, read_array
-from danet.datasets.labels import (
-    ClassFile,
-    check_class_names,
-    check_colors,
-    read_class_file,
-    voc_palette,
-)
+from danet.datasets.labels import check_class_names, check_colors, read_class_file, voc_palette
 from danet.datasets.layout import PairLayout, pair_files
 from danet.datasets.listing import find_files
 from danet.datasets.lists import SplitRule
@@ -57,10 +51,10 @@ class Folder(FileDataset, published="folder"):
         transform: Transform | None = None,
         reading: Reading | None = None,
     ) -> None:
-        named = read_class_file(classes) if isinstance(classes, str) else ClassFile(list(classes))
-        check_class_names(named.names)
-        self.classes = tuple(named.names)  # type: ignore[misc]  # of this data set alone
-        self.labels = _group(LabelFormat, label_format).for_classes(named)
+        names = read_class_file(classes).names if isinstance(classes, str) else classes
+        check_class_names(names)
+        self.classes = tuple(names)  # type: ignore[misc]  # of this data set alone
+        self.labels = _group(LabelFormat, label_format).for_classes(len(names))
         self.files = _group(PairLayout, files)
         self.split_rule = _group(SplitRule, split_rule)
         drawn, count = palette or self.labels.colors, len(self.classes)

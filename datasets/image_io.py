@@ -171,17 +171,14 @@ def inspect_dropped(
 ) -> tuple[tuple[str, ...], Levels | None]:
     """Return what reading a picture drops, and its levels if it has more than 8 bits.
 
-    Dropped are bits above 8, bands beyond three, and later pages: of others the header is read.
+    Dropped are bits above 8, bands beyond three, and later pages.
     """
-    try:
-        with path.open("rb") as file, _open_unlimited(file) as picture:
-            bits, bands, mode = _bit_depth(picture), len(picture.getbands()), picture.mode
-            if picture.format == "TIFF":
-                bands = int(picture.tag_v2.get(_BANDS, bands))  # type: ignore[attr-defined]
-            # The further pages of a JPEG, as telephones write them, are previews of the first.
-            pages = 1 if picture.format in ("JPEG", "MPO") else getattr(picture, "n_frames", 1)
-    except _FAILURES as error:
-        raise InputError(f"{path}: not a readable image ({_reason(error, path)})") from error
+    with open_picture(path, max_pixels=max_pixels) as picture:
+        bits, bands, mode = _bit_depth(picture), len(picture.getbands()), picture.mode
+        if picture.format == "TIFF":
+            bands = int(picture.tag_v2.get(_BANDS, bands))  # type: ignore[attr-defined]
+        # The further pages of a JPEG, as telephones write them, are previews of the first.
+        pages = 1 if picture.format in ("JPEG", "MPO") else getattr(picture, "n_frames", 1)
     found, levels = [], None
     if bits > 8:
         found.append(f"{bits} bits become 8")

@@ -25,9 +25,6 @@ class Items:
     Most paths are a folder, the name, and an ending that hundreds share, so an item is its name and
     the number of a frame: both paths with NUL in place of the name. Worker processes share the
     memory of a few large arrays, which have no reference counts inside, and pickle them fast.
-
-    Args:
-        items: In any order; may be a generator.
     """
 
     def __init__(self, items: Iterable[Item]) -> None:

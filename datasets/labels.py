@@ -24,31 +24,27 @@ _ROBOFLOW = re.compile(r"(\d+)\s*,\s*(.+)")
 _CVAT = re.compile(r"([^:]+):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(?::.*)?")
 
 
-class ClassTable(NamedTuple):
-    """Classes of a data set, as a table that ships with the package describes them."""
-
-    classes: tuple[str, ...]
-    palette: tuple[Color, ...]
-    values: dict[int, int]
-    """Value on disk -> class or IGNORE."""
-
-
 def read_published(name: str) -> dict[str, Any]:
     """Return what tables/published.yaml says of a data set, and its table of classes, if any."""
     facts = yaml.safe_load((TABLES / "published.yaml").read_text())[name]
-    return {**facts, **(read_class_table(facts["table"])._asdict() if "table" in facts else {})}
+    return {**facts, **(read_class_table(facts["table"]) if "table" in facts else {})}
 
 
-def read_class_table(name: str) -> ClassTable:
-    """Read ``tables/<name>.json``: rows of id on disk, train_id (255 is ignore), name, color."""
+def read_class_table(name: str) -> dict[str, Any]:
+    """Read ``tables/<name>.json``: rows of id on disk, train_id (255 is ignore), name, color.
+
+    Returns:
+        The names as ``classes``, the colours as ``palette``, and as ``values`` a dictionary from
+        value on disk to class or IGNORE.
+    """
     rows = json.loads((TABLES / f"{name}.json").read_text())
     # -1 is a label without pixels of its own: the license plates of Cityscapes belong to the car.
     trained = sorted((r for r in rows if 0 <= r["train_id"] < IGNORE), key=lambda r: r["train_id"])
-    return ClassTable(
-        classes=tuple(row["name"] for row in trained),
-        palette=tuple((row["color"][0], row["color"][1], row["color"][2]) for row in trained),
-        values={row["id"]: row["train_id"] for row in rows if row["id"] >= 0},
-    )
+    return {
+        "classes": tuple(row["name"] for row in trained),
+        "palette": tuple(tuple(row["color"]) for row in trained),
+        "values": {row["id"]: row["train_id"] for row in rows if row["id"] >= 0},
+    }
 
 
 def in_order(num_classes: int, first: int = 0) -> dict[int, int]:

@@ -18,16 +18,11 @@ _SPLIT_OF = {
 
 @dataclass(frozen=True)
 class PairLayout:
-    """Where images and masks lie below a folder, and how a mask is named after its image.
-
-    Args:
-        images_dir, masks_dir: Folders below root.
-        mask_suffix: End of the names of masks; with .npy they are arrays of whole numbers.
-    """
+    """Where images and masks lie below a folder, and how a mask is named after its image."""
 
     images_dir: str = "images"
     masks_dir: str = "masks"
-    mask_suffix: str = ".png"
+    mask_suffix: str = ".png"  # end of the names of masks; .npy: arrays of whole numbers
 
     def folders(self, parent: Path) -> tuple[Path, Path]:
         """Return the folders of images and masks below ``parent``."""

@@ -37,10 +37,8 @@ class SplitList(NamedTuple):
     ) -> tuple[list[Item], list[str]]:
         """Return the pairs of the names, each once, and a note on images that are named twice.
 
-        Args:
-            known: Name -> pair of the images in a folder.
-            images: The folder.
-            root: Where lines may hold the paths of image and mask, the folder they start from.
+        ``known`` has the images of the folder ``images`` by name. With ``root`` lines may also hold
+        the paths of image and mask, from there on.
 
         Raises:
             InputError: Some names have no image; with the line and the path of the first.
@@ -99,19 +97,13 @@ def find_list(places: Iterable[Path], data_set: str, split: str) -> SplitList:
 class SplitRule:
     """How pictures are divided into splits where no folders do it.
 
-    Args:
-        lists: Split -> text file, from root on, with a picture a line: its name below images_dir,
-            or the paths of image and mask from root on.
-        allow_overlap: Whether a picture may stand in several lists.
-        val_share: Of a folder without splits, 0..1.
-
-    Raises:
-        InputError: ``val_share`` is out of its range.
+    ``lists`` are text files, from root on, with a picture a line: its name below images_dir, or the
+    paths of image and mask from root on.
     """
 
     lists: Mapping[str, str] | None = None
-    allow_overlap: bool = False
-    val_share: float = 0.2
+    allow_overlap: bool = False  # of earlier checkpoints: data.allow_overlap is checked elsewhere
+    val_share: float = 0.2  # of a folder without splits
 
     def __post_init__(self) -> None:
         if not 0 < self.val_share < 1:
@@ -130,7 +122,7 @@ class SplitRule:
         """Return the pairs of ``split``, one of ``splits``, and notes; masks need not exist.
 
         Raises:
-            InputError: A list or an image is missing, or lists of two splits share an image.
+            InputError: A list or an image is missing.
         """
         lists = self.lists or {}
         if not set(lists) <= set(splits) or split not in lists:
@@ -141,18 +133,4 @@ class SplitRule:
         images, masks = files.folders(root)
         known = pair_files(images, masks, files.mask_suffix)[0]
         known |= {item.image.removeprefix(f"{images}/"): item for item in known.values()}
-
-        def read(key: str) -> tuple[list[Item], list[str]]:
-            listed = read_list(root / Path(lists[key]).expanduser())
-            return listed.pairs(known, images, root=root)
-
-        chosen, notes = read(split)
-        own = {item.image: Path(item.image).name for item in chosen}
-        for other in () if self.allow_overlap else lists.keys() - {split}:
-            if shared := [own[item.image] for item in read(other)[0] if item.image in own]:
-                raise InputError(
-                    f"data.lists: {len(shared)} images stand in the lists of two splits, {split} "
-                    f"and {other}: {', '.join(shared[:5])}; take them out of one list, or set "
-                    "data.allow_overlap=true to allow it on purpose"
-                )
-        return chosen, notes
+        return read_list(root / Path(lists[split]).expanduser()).pairs(known, images, root=root)

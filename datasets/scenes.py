@@ -290,8 +290,8 @@ class Scenes(SegmentationDataset):
         far_pairs: The pairs of classes that look the same.
     """
 
-    classes = _TABLE.classes
-    palette = _TABLE.palette
+    classes = _TABLE["classes"]
+    palette = _TABLE["palette"]
     far_pairs = (("bus", "tram"), ("kiosk", "booth"))
     splits = ("train", "val", "test")
 

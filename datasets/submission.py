@@ -1,8 +1,7 @@
 """Submissions to test servers: predictions as label files, checked, packed into one archive."""
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,25 +11,18 @@ from PIL import Image
 
 from danet.datasets.base import FileDataset, SegmentationDataset
 from danet.datasets.labels import Color
-from danet.errors import InputError, StorageError
+from danet.errors import InputError
+from danet.filesystem import storage_errors
 
 
 @dataclass(frozen=True)
 class Submission:
-    """The format in which a test server takes predictions; a data set returns its own.
+    """The format in which a test server takes predictions; a data set returns its own."""
 
-    Args:
-        values: Class index -> value in the files, 0..255; one per class.
-        pattern: File name of a prediction; {name} is the name of the image.
-        folder: Of the files inside the archive, with forward slashes.
-        palette: Colours of the values 0..255, for palette images; None for grey ones.
-        archive: The kind of archive.
-    """
-
-    values: Sequence[int]
-    pattern: str = "{name}.png"
-    folder: str = "predictions"
-    palette: Sequence[Color] | None = None
+    values: Sequence[int]  # in the files, 0..255, of each class
+    pattern: str = "{name}.png"  # of the names of files; {name} is that of the image
+    folder: str = "predictions"  # inside the archive, with forward slashes
+    palette: Sequence[Color] | None = None  # of the values 0..255; None for grey images
     archive: Literal["zip", "tgz"] = "zip"
 
     def encode(self, prediction: np.ndarray) -> np.ndarray:
@@ -43,13 +35,7 @@ class Submission:
 
 
 def require_labels(dataset: SegmentationDataset, setting: str, remedy: str) -> None:
-    """Raise InputError if the publisher keeps the labels of the split.
-
-    Args:
-        dataset: Of the split.
-        setting: The key that chose the split.
-        remedy: What to do instead.
-    """
+    """Raise InputError if the publisher keeps the labels of the split that ``setting`` chose."""
     if not dataset.is_labelled:
         raise InputError(
             f"{setting}={dataset.split}: {type(dataset).__name__} has no labels for this split, "
@@ -60,12 +46,8 @@ def require_labels(dataset: SegmentationDataset, setting: str, remedy: str) -> N
 class SubmissionWriter:
     """Writes the predictions of a split below a folder, then checks and packs them.
 
-    Until they are complete they lie in ``folder/.unfinished``. Several processes may write; one of
-    them begins and finishes.
-
-    Args:
-        folder: ``submission``; nothing is written before ``begin``.
-        dataset: The split.
+    Until they are complete they lie in ``folder/.unfinished``; nothing is written before ``begin``.
+    Several processes may write; one of them begins and finishes.
 
     Raises:
         InputError: The data set has no test server, or an earlier submission is in the folder.
@@ -94,7 +76,7 @@ class SubmissionWriter:
 
     def begin(self) -> None:
         """Create the folder, without remains of an interrupted submission."""
-        with _explain_storage(self.folder):
+        with storage_errors(self.folder):
             shutil.rmtree(self._unfinished, ignore_errors=True)
             self._files.mkdir(parents=True)
 
@@ -104,7 +86,7 @@ class SubmissionWriter:
         if self.form.palette is not None:
             picture.putpalette(np.asarray(self.form.palette, np.uint8).tobytes())
         path = self._files / self.form.file_name(name)
-        with _explain_storage(path):
+        with storage_errors(path):
             picture.save(path)
 
     def finish(self) -> list[str]:
@@ -116,7 +98,7 @@ class SubmissionWriter:
         """
         for item in self.dataset.items:
             self._check(self._files / self.form.file_name(item.name), item.image)
-        with _explain_storage(self.archive):
+        with storage_errors(self.archive):
             packed = shutil.make_archive(
                 str(self._unfinished / "packed"),
                 {"zip": "zip", "tgz": "gztar"}[self.form.archive],
@@ -152,11 +134,3 @@ class SubmissionWriter:
 
 def _size(picture: Image.Image) -> str:
     return f"{picture.width} x {picture.height}"
-
-
-@contextmanager
-def _explain_storage(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -179,6 +179,18 @@ def write_pair(root, split, name, image, mask, *, labels="labels"):
         save_picture(root / folder / split / f"{name}.png", pixels)
 
 
+def plant(root, *, values=(0, 1), folder="masks", splits=(("train", 4), ("val", 2)), size=(44, 60)):
+    """Writes pairs of noise whose labels hold some values."""
+    rng = np.random.default_rng(0)
+    for split, count in splits:
+        for i in range(count):
+            image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+            mask = rng.choice(np.array(values, np.uint8), size)
+            name = f"{split}_{i}".removeprefix("._")
+            write_pair(root, split, name, image, mask, labels=folder)
+    return root
+
+
 def make_folder(**settings):
     """Makes a Folder from settings as a user writes them; configs/data/folder.yaml groups them."""
     groups = {"label_format": LabelFormat, "files": PairLayout, "split_rule": SplitRule}
@@ -201,13 +213,8 @@ def site(request, tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def camvid_tree(tmp_path):
     """Makes a replica of CamVid: 4 train, 3 val and 2 test images of 60 x 44 with all labels."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 4), ("val", 3), ("test", 2)):
-        for i in range(count):
-            image = rng.integers(0, 256, (44, 60, 3), dtype=np.uint8)
-            mask = rng.integers(0, 12, (44, 60), dtype=np.uint8)
-            write_pair(tmp_path / "camvid", split, f"{split}_{i}", image, mask)
-    return tmp_path / "camvid"
+    splits = (("train", 4), ("val", 3), ("test", 2))
+    return plant(tmp_path / "camvid", values=range(12), folder="labels", splits=splits)
 
 
 _NUMBERS = re.compile(r"_([CFLIKR]\d\d)(?=_)")

@@ -51,15 +51,6 @@ def test_a_run_that_skips_can_be_resumed_with_any_number_of_workers(num_workers)
     assert content(skipped({3, 11}, start=6, num_workers=num_workers), 8) == whole[6:]
 
 
-def test_other_samples_notice_nothing():
-    with_bad, without = content(skipped({3}), 10), content(skipped(set()), 10)
-    assert without == content(train_batches(Pictures(), batch_size=4, seed=7), 10)
-    touched = ["picture_3" in names for names, _ in without]
-    assert 0 < sum(touched) < 10
-    for (found, _), (wanted, _), is_touched in zip(with_bad, without, touched, strict=True):
-        assert sum(f == w for f, w in zip(found, wanted, strict=True)) == 4 - is_touched
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_each_bad_sample_is_reported_once_and_counted_every_time(num_workers):
     reported = []

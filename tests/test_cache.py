@@ -254,33 +254,7 @@ def test_a_full_disk_warns_once_and_leaves_nothing_behind(tree, tmp_path, monkey
     assert kept(tmp_path) == []
 
 
-def test_a_cache_that_cannot_be_written_is_read(tree, tmp_path, capfd, decoded):
-    _, make = tree
-    make()[0]
-    (tmp_path / "cache" / "used").unlink()
-    (tmp_path / "cache" / "used").mkdir()  # as if it belonged to another user; root may write all
-    decoded.clear()
-    data = make()
-    assert all(same(data[i], make("none")[i]) for i in (0, 1, 2))
-    assert decoded == ["p", "q", "q", "r", "r"]
-    assert capfd.readouterr().err.count("warning") == 1
-
-
 # Use
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_batches_are_those_without_a_cache(tree, num_workers):
-    _, make = tree
-    crop = Pipeline({"crop": ScaleCrop((32, 32))})
-    for _ in range(2):
-        streams = [
-            train_batches(make(c, transform=crop), batch_size=2, seed=3, num_workers=num_workers)
-            for c in ("none", "disk")
-        ]
-        for one, two in itertools.islice(zip(*streams, strict=True), 4):
-            assert (one.image == two.image).all()
-            assert (one.mask == two.mask).all()
 
 
 def resident(path):

@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 from conftest import save_picture
 from PIL import Image
-from test_config import compose
 
-from danet.config.build import make_dataset
-from danet.config.validate import check
 from danet.datasets.cityscapes import Cityscapes
 from danet.datasets.lists import find_list
 from danet.errors import InputError
@@ -129,16 +126,12 @@ def test_coarse_labels_are_read_where_they_are_asked_for_or_all_there_is(tree):
     coarse = Cityscapes(root=tree, split="val", annotation="coarse")
     assert "/gtCoarse/val/" in coarse.items[0].mask
     assert (coarse.read(0)[1] != Cityscapes(root=tree, split="val").read(0)[1]).any()
-    assert (
-        Cityscapes(root=tree, split="train_extra")
-        .items[0]
-        .mask.endswith(
-            "/gtCoarse/train_extra/augsburg/augsburg_000000_000000_gtCoarse_labelIds.png"
-        )
-    )
+    extra = Cityscapes(root=tree, split="train_extra").items[0].mask
+    place = "gtCoarse/train_extra/augsburg/augsburg_000000_000000_gtCoarse_labelIds.png"
+    assert extra == str(tree / place)
 
 
-def test_a_tree_of_the_shipped_names_has_the_counts_of_the_publisher(tmp_path):
+def test_the_shipped_names_have_the_counts_of_the_publisher():
     names = {
         split: [name for name, _ in find_list([], "cityscapes", split).names]
         for split in ("train", "val", "test")
@@ -148,13 +141,6 @@ def test_a_tree_of_the_shipped_names_has_the_counts_of_the_publisher(tmp_path):
     }
     cities = {"frankfurt": 267, "lindau": 59, "munster": 174}
     assert {c: sum(n.startswith(f"{c}/") for n in names["val"]) for c in cities} == cities
-    for name in names["val"]:
-        for part in ("leftImg8bit/val/{}_leftImg8bit", "gtFine/val/{}_gtFine_labelIds"):
-            path = tmp_path / f"{part.format(name)}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-    dataset = Cityscapes(root=tmp_path, split="val")
-    assert [item.name for item in dataset.items] == sorted(n.split("/")[1] for n in names["val"])
 
 
 @pytest.mark.parametrize(
@@ -172,10 +158,3 @@ def test_a_tree_of_the_shipped_names_has_the_counts_of_the_publisher(tmp_path):
 def test_what_cannot_be_read_is_reported_with_the_remedy(tree, root, arguments, message):
     with pytest.raises(InputError, match=message):
         Cityscapes(root=(tree / root).resolve(), **{"split": "val", **arguments})
-
-
-def test_the_config_makes_the_data_set(tree):
-    config = check(compose("data=cityscapes", f"data.root={tree}", "data.annotation=coarse"))
-    dataset = make_dataset(config, config.data.val_split, training=False)
-    assert dataset.annotation == "coarse"
-    assert len(dataset) == 3

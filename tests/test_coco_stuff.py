@@ -117,6 +117,7 @@ BROKEN = {
     "nan": (lambda path: write_mat(path, ONES * np.nan), "whole .* with nan"),
     "negative": (lambda path: write_mat(path, ONES * -1.0), "whole .* with -1.0..-1"),
     "3-d": (lambda path: write_mat(path, np.ones((4, 6, 2))), r"this is float64 \(4, 6, 2\)"),
+    "no field": (lambda path: scipy.io.savemat(path, {"S": {"T": 1}}), "S: a label must be an arr"),
     "other": (lambda path: scipy.io.savemat(path, {"T": np.ones(3)}), "S cannot be read .*'S'"),
 }
 """How a label is written that is refused, and what is said."""

@@ -15,7 +15,6 @@ from danet.data.loader import collate, collate_by_size, eval_batches, train_batc
 from danet.data.sampler import StepSampler
 from danet.data.transforms import Pipeline, ScaleCrop
 from danet.datasets.camvid import CamVid
-from danet.datasets.image_io import read_image
 from danet.datasets.labels import voc_palette
 from danet.errors import InputError
 from danet.types import IGNORE, Sample
@@ -216,54 +215,10 @@ def test_every_sample_is_evaluated_once_by_one_process(length, world, num_worker
     assert sorted(names) == [f"s{i}" for i in range(length)]
 
 
-# Files
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Makes a folder of one picture and returns (its root, a function that reads it)."""
-    image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    write_pair(tmp_path, "train", "a", image, np.zeros((6, 8), np.uint8), labels="masks")
-
-    def read(**settings):
-        settings = {"classes": ("x", "y", "z"), **settings}
-        return make_folder(root=tmp_path, split="train", **settings)[0]
-
-    return tmp_path, read
-
-
 def stored(path):
     """Returns the mode and the values of a picture as Pillow finds them."""
     with Image.open(path) as picture:
         return picture.mode, np.array(picture)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_grey_labels_are_read_as_indices_and_wide_ones_not_cut(folder, dtype):
-    root, read = folder
-    wide = 1000 if dtype == np.uint16 else 100  # 1000 % 256 = 232
-    labels = np.array([[0, 2, IGNORE, wide]] * 6, dtype).repeat(2, axis=1)
-    Image.fromarray(labels).save(root / "masks" / "train" / "a.png")
-    mask = read(values={0: 0, 2: 2, 255: IGNORE, wide: 1}).mask
-    assert mask.dtype == np.uint8
-    assert np.array_equal(mask, np.where(labels == wide, 1, labels))
-    with pytest.raises(InputError, match=f"label value {wide} on 12 pixels"):
-        read()
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
-def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
-    path = tmp_path / "a.tif"
-    if mode == "I;16":
-        Image.fromarray(np.full((6, 8), 65535, np.uint16)).save(path)
-    else:
-        Image.new("RGB", (8, 6), "white").convert(mode).save(path)
-    assert stored(path)[0] == mode
-    image = read_image(path)
-    assert (image.shape, image.dtype) == ((6, 8, 3), np.uint8)
-    assert (image == 255).all()
-    Image.new("RGB", (8, 6), (200, 100, 50)).save(path)
-    assert read_image(path)[0, 0].tolist() == [200, 100, 50]
 
 
 # CamVid
@@ -309,16 +264,6 @@ def own(root, split, **settings):
 
 def names_of(data):
     return {item.name for item in data.items}
-
-
-def test_a_folder_with_splits_gives_each_its_pictures(tmp_path):
-    write_pictures(tmp_path, ["a", "b", "deep/c"], "train")
-    write_pictures(tmp_path, ["d"], "val")
-    assert names_of(own(tmp_path, "train")) == {"a", "b", "deep/c"}
-    assert names_of(own(tmp_path, "val")) == {"d"}
-    assert own(tmp_path, "val")[0].mask.shape == (4, 5)
-    with pytest.raises(InputError, match="no images for split 'test'"):
-        own(tmp_path, "test")
 
 
 @pytest.mark.parametrize(

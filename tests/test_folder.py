@@ -5,14 +5,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import make_folder, save_picture, write_pair
+from conftest import make_folder, write_pair
 from PIL import Image
 from test_config import compose
 
 from danet.config.validate import check
 from danet.data.loader import train_batches
 from danet.data.transforms import Pipeline, ScaleCrop
-from danet.datasets.formats.color_masks import LabelFormat
 from danet.datasets.labels import read_class_file
 from danet.errors import InputError
 from danet.types import IGNORE
@@ -93,23 +92,6 @@ def test_arrays_and_one_bit_masks_are_read_as_numbers(tmp_path):
     assert np.array_equal(own(tmp_path)[0].mask, bits)
     np.save(tmp_path / "masks/train/a.npy", bits.astype(np.int64))
     assert np.array_equal(own(tmp_path, mask_suffix=".npy")[0].mask, bits)
-
-
-# Colours
-
-
-def test_colours_are_looked_up_as_one_by_one(tmp_path):
-    rng = np.random.default_rng(0)
-    colors = [tuple(c) for c in np.unique(rng.integers(0, 256, (60, 3)), axis=0).tolist()]
-    rng.shuffle(colors)
-    colors = [tuple(c) for c in colors]
-    pixels = np.array(colors, np.uint8)[rng.integers(0, len(colors), (23, 31))]
-    form = LabelFormat(colors=colors[:50], ignore_colors=colors[50:])
-    known = {c: min(i, 50) for i, c in enumerate(colors)}
-    wanted = [[known[tuple(pixel)] for pixel in row] for row in pixels.tolist()]
-    save_picture(tmp_path / "x.png", pixels)
-    found = form.read_colors(tmp_path / "x.png")
-    assert np.array_equal(np.where(found == IGNORE, 50, found), wanted)
 
 
 # Where things are
@@ -198,8 +180,6 @@ def test_the_config_counts_the_names_of_a_file_and_keeps_them(tmp_path):
     ("setting", "message"),
     [
         ("data.labels_start_at=one", "labels_start_at=one: expected a whole number, got the text"),
-        ("data.values=[0,255]", "values=[0, 255]: expected a mapping"),
-        ("data.images_dir=3", "images_dir=3: expected a text, got 3"),
         ("data.val_share=half", "val_share=half: expected a number, got the text 'half'"),
         ("+data.dataset.files.image_dir=x", "dataset.files.image_dir: PairLayout takes no such"),
         ("+data.dataset.label_format._x=1", "dataset.label_format._x: LabelFormat takes no such"),

@@ -8,12 +8,10 @@ import pickle
 import random
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import ROOT
 
-from danet.data.sampler import StepSampler
 from danet.datasets.base import Item
 from danet.datasets.items import Items
 
@@ -114,22 +112,3 @@ def test_600000_entries_start_in_seconds_and_take_little_memory(tmp_path):
     assert ratio < 15, "usually 3 times what making the paths takes"
     assert memory < 180, "MiB, at its highest; usually 126"
     assert pickled < 25, "MiB"
-
-
-def seconds(function):
-    """Returns the least seconds of the CPU that a call takes."""
-    times = []
-    for _ in range(3):
-        start = time.process_time()
-        function()
-        times.append(time.process_time() - start)
-    return min(times)
-
-
-def test_the_order_of_600000_samples_is_drawn_in_no_time():
-    def draw():
-        batches = iter(StepSampler(600_000, 16, seed=0))
-        assert len({draw.index for _ in range(100) for draw in next(batches)}) == 1600
-
-    plain = seconds(lambda: random.Random(0).shuffle(list(range(600_000))))
-    assert seconds(draw) < 4 * plain, "usually a sixth of it"

@@ -6,10 +6,7 @@ import scipy.io
 import scipy.sparse
 from conftest import save_picture
 from PIL import Image
-from test_config import compose
 
-from danet.config.build import make_dataset
-from danet.config.validate import check
 from danet.data_check.overlap import refuse_overlap
 from danet.datasets.formats.matlab import read_mat_labels
 from danet.datasets.lists import find_list
@@ -133,13 +130,6 @@ def test_a_tree_without_lists_takes_those_of_the_package(tree):
     assert len(PascalVOC(root=tree, split="seg11valid")) == 736
 
 
-def test_the_config_makes_the_data_set(tree):
-    config = check(compose("data=pascal_voc", f"data.root={tree}", "data.sbd_root=x"))
-    assert config.data.train_split == "trainaug"
-    dataset = make_dataset(config, config.data.val_split, training=False)
-    assert (len(dataset), dataset.sbd_root, dataset.competition) == (2, "x", "comp6")
-
-
 # trainaug
 
 
@@ -204,30 +194,6 @@ def test_a_folder_of_sbd_that_holds_none_is_refused(tree):
 
 
 # SBD's files
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, float])
-def test_the_classes_of_a_mat_file_are_read(tmp_path, dtype):
-    mask = mask_of("2008_000002")
-    save_sbd(tmp_path / "a.mat", mask.astype(dtype))
-    found = read_mat_labels(tmp_path / "a.mat", "GTcls.Segmentation")[0]
-    np.testing.assert_array_equal(found, mask)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"GTinst": {"Segmentation": np.zeros((2, 2))}}, "GTcls.Segmentation cannot be read"),
-        ({"GTcls": np.zeros((2, 2))}, "GTcls.Segmentation cannot be read"),
-        ({"GTcls": {"Boundaries": np.zeros((2, 2))}}, "GTcls.Segmentation cannot be read"),
-        ({"GTcls": {"Segmentation": "text"}}, "GTcls.Segmentation: a label must be an array"),
-    ],
-)
-def test_a_mat_file_that_is_none_of_sbd_ends_in_one_line(tmp_path, content, message):
-    scipy.io.savemat(tmp_path / "a.mat", content)
-    with pytest.raises(InputError, match=f"^{tmp_path}/a.mat.*{message}") as error:
-        read_mat_labels(tmp_path / "a.mat", "GTcls.Segmentation")
-    assert "\n" not in str(error.value)
 
 
 # Real files

@@ -127,16 +127,6 @@ def test_the_cue_of_a_picture_is_where_its_classes_are(level):
 # A function of (seed, split, index)
 
 
-def test_a_picture_repeats_whatever_was_drawn_before(level):
-    one, two = scenes(level=level), scenes(level=level)
-    wanted = [one.read(i) for i in range(6)]
-    for i in (5, 0, 3, 3, 1):
-        image, mask, name = two.read(i)
-        assert np.array_equal(image, wanted[i][0])
-        assert np.array_equal(mask, wanted[i][1])
-        assert name == wanted[i][2] == f"train_{i:06d}"
-
-
 def test_no_two_pictures_are_the_same_and_a_length_changes_none():
     data = [scenes(split, seed=seed) for split in LENGTHS for seed in (0, 1)]
     assert len({one.read(i)[0].tobytes() for one in data for i in range(30)}) == 3 * 2 * 30

@@ -1,11 +1,8 @@
-"""Crop and colours: equal to the slow order, to the formula, and to the libraries they replace."""
-
-import itertools
+"""Crop and colours: equal to the slow order and to the formula."""
 
 import cv2
 import numpy as np
 import pytest
-from albumentations.augmentations.pixel import functional as library
 
 from danet.data.transforms import IMAGE_FILL, ColorJitter, Pipeline, ScaleCrop
 from danet.types import IGNORE, Sample
@@ -78,18 +75,6 @@ def test_a_window_is_that_of_computing_each_pixel(shape, picture):
         assert abs(got - wanted).max() <= 2  # OpenCV rounds weights, and once the values
 
 
-def test_a_crop_without_scaling_copies_pixels():
-    image, mask = noise(90, 140)
-    for seed in range(10):
-        got = Pipeline({"crop": ScaleCrop((64, 72), (1, 1))})(Sample(image, mask, "x"), seed)
-        corners = itertools.product(range(90 - 64 + 1), range(140 - 72 + 1))
-        assert any(
-            np.array_equal(got.image, image[top : top + 64, left : left + 72])
-            and np.array_equal(got.mask, mask[top : top + 64, left : left + 72])
-            for top, left in corners
-        )
-
-
 @pytest.mark.parametrize("shape", [(60, 90), (24, 90), (90, 24), (33, 40)], ids=str)
 def test_the_edge_of_a_picture_is_not_mixed_with_its_padding(shape):
     """A white picture stays white where the mask has labels, and the padding stays grey."""
@@ -99,23 +84,6 @@ def test_the_edge_of_a_picture_is_not_mixed_with_its_padding(shape):
         image, mask, _ = pipeline(white, seed)
         assert (image[mask != IGNORE] == 255).all()
         assert (image[mask == IGNORE] == IMAGE_FILL).all()
-
-
-def test_windows_and_factors_stay_in_range_and_reach_its_ends():
-    factors, corners = [], []
-    for seed in range(300):
-        _, drawn = draw((32, 32), (0.5, 2.0), seed, (64, 80))
-        for axis, source in zip((drawn["down"], drawn["across"]), (64, 80), strict=True):
-            assert axis.start >= 0
-            assert axis.start + axis.length * axis.step <= source + 1e-9
-        down = drawn["down"]
-        factors.append(1 / down.step)
-        if (room := int(64 - 32 * down.step)) > 1:
-            corners.append(down.start / room)
-    assert 0.5 <= min(factors) < 0.52
-    assert 1.98 < max(factors) <= 2
-    assert np.mean(factors) == pytest.approx(1.25, abs=0.1)
-    assert (min(corners), max(corners)) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -166,14 +134,6 @@ def test_colours_follow_the_formulas(change):
     assert abs(got - formula(image, **change)).max() <= 1
 
 
-def test_albumentations_gives_the_same_to_its_three_roundings_down():
-    factors = {"brightness": 1.1, "contrast": 0.8, "saturation": 1.25}
-    wanted = muted()
-    for name in factors:
-        wanted = getattr(library, f"adjust_{name}_torchvision")(wanted, factors[name])
-    assert abs(jittered(muted(), **factors) - wanted.astype(int)).max() <= 4
-
-
 @pytest.mark.parametrize("hue", [-0.25, -0.05, 0.04, 1 / 3])
 def test_hue_turns_colours_as_in_hsv_and_keeps_grey_and_luma(hue):
     pure = np.array([[[150, 90, 90], [90, 150, 90], [90, 90, 150], [120, 120, 120]]], np.uint8)
@@ -191,13 +151,6 @@ def test_nothing_drawn_changes_nothing_and_values_stop_at_the_ends():
     assert np.array_equal(jittered(image), image)
     bright = jittered(image, brightness=5.0)
     assert (bright[image >= 52] == 255).all()
-
-
-def test_colour_leaves_the_mask_alone():
-    image, mask = noise(40, 50)
-    got = Pipeline({"color": ColorJitter(p=1)})(Sample(image, mask, "x"), 3)
-    assert np.array_equal(got.mask, mask)
-    assert not np.array_equal(got.image, image)
 
 
 @pytest.mark.parametrize(

@@ -110,9 +110,3 @@ def test_other_failures_of_a_loader_are_named(error, reported, monkeypatch):
     monkeypatch.setattr(DataLoader, "__iter__", refuse)
     with pytest.raises((ProcessError, StorageError), match=reported):
         list(eval_batches(Pictures(8), batch_size=2, num_workers=2, timeout=7))
-
-
-def test_many_names_are_cut_short():
-    alone = [SimpleNamespace(pid=1, exitcode=1)]
-    reported = str(workers.exit_error(alone, lambda: list("abcdefghijklmnop")))
-    assert reported.endswith("j, k, l, ...")

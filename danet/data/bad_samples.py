@@ -60,23 +60,13 @@ class SkipBadSamples(Dataset[tuple[Sample, Reasons]]):
 
 @dataclass
 class BadSamples:
-    """Record of the bad samples of one process: warns once about each, fails if there are too many.
+    """Record of the bad samples of one process: warns once about each, fails if too many."""
 
-    Args:
-        num_samples: Of the data set.
-        max_share: Of the different samples seen so far, 0..1; GRACE are tolerated anyway.
-        warn: Called with one line at the first occurrence of each bad sample.
-
-    Attributes:
-        reasons: Error messages by index in the data set.
-        replaced: Number of replacements.
-    """
-
-    num_samples: int
-    max_share: float
-    warn: Callable[[str], None]
+    num_samples: int  # of the data set
+    max_share: float  # of the different samples seen so far, 0..1; GRACE are tolerated anyway
+    warn: Callable[[str], None]  # called with one line at the first occurrence of each
     reasons: Reasons = field(default_factory=dict, init=False)
-    replaced: int = field(default=0, init=False)
+    replaced: int = field(default=0, init=False)  # number of replacements
     _seen: int = field(default=0, init=False)
 
     def record(self, num_read: int, bad: Reasons) -> None:

@@ -57,11 +57,7 @@ def _collate_loaded(loaded: list[tuple[Sample, Reasons]]) -> tuple[Batch, Reason
 class Loader:
     """torch's DataLoader, with the errors of its workers as the project's own, without traceback.
 
-    Args:
-        dataset: Of samples.
-        sampler: Of batches of keys.
-        collate_fn: Makes a batch of the samples.
-        settings: num_workers, pin_memory and timeout, as of the DataLoader.
+    The arguments are those of the DataLoader; ``sampler`` yields batches of keys.
     """
 
     def __init__(
@@ -169,21 +165,12 @@ def train_batches(
     warn: Callable[[str], None] = print,
     **settings: Any,
 ) -> TrainBatches:
-    """Return endless batches from batch number ``start`` on; see StepSampler.
+    """Return endless batches of one process; order and augmentation are as of StepSampler.
 
-    Args:
-        dataset: For training.
-        batch_size: Per process.
-        seed: Determines order and augmentation.
-        start: Number of the first batch.
-        rank: Number of this process.
-        world: Number of processes.
-        on_bad_sample: ``error``, or ``skip`` to replace unreadable samples, see SkipBadSamples.
-        max_bad_share: Largest share of bad samples, see BadSamples.
-        warn: Called with one line per skipped sample.
-        settings: Of the loader: ``num_workers`` processes read samples, 0 reads in this process;
-            ``pin_memory`` is for CUDA; ``timeout`` is the number of seconds to wait for a batch of
-            the workers, 0 for ever.
+    ``on_bad_sample`` is ``error``, or ``skip`` to replace samples that cannot be read, see
+    SkipBadSamples; ``max_bad_share`` is their largest share, and ``warn`` is called with a line for
+    each. Settings of the loader are ``num_workers``, the processes that read samples (0 reads in
+    this one), ``pin_memory`` for CUDA, and ``timeout``, the seconds to wait for a batch (0: any).
 
     Raises:
         InputError: The data set does not fill one batch.

@@ -20,22 +20,15 @@ class StepSampler:
     the data set. Batch b of all processes together starts at position ``b * world * batch_size``,
     so at an equal global batch the content of a step does not depend on the number of processes or
     workers, and a resumed run continues where it stopped without stored state.
-
-    Args:
-        num_samples: Of the data set.
-        batch_size: Of one process.
-        seed: Decides order and augmentation.
-        start: Number of the first batch.
-        rank, world: Number of this process, and of all processes.
     """
 
-    num_samples: int
-    batch_size: int
+    num_samples: int  # of the data set
+    batch_size: int  # of one process
     _: KW_ONLY
-    seed: int
-    start: int = 0
-    rank: int = 0
-    world: int = 1
+    seed: int  # decides order and augmentation
+    start: int = 0  # number of the first batch
+    rank: int = 0  # number of this process
+    world: int = 1  # number of processes
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

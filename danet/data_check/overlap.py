@@ -4,7 +4,7 @@ import functools
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,42 +19,42 @@ _MAX_NAMES = 5
 _MAX_READ = 2000
 """Images of both splits together up to which a training compares contents, not only paths."""
 
+Copies = list[tuple[int, str]]
+"""Images that are the same: the number of the data set, and the path, of each."""
 
-def group_copies(paths: Mapping[str, int]) -> list[list[str]]:
-    """Group files by their contents; one that cannot be read is alone.
+
+def find_copies(datasets: Sequence[FileDataset], *, read: bool = True) -> list[Copies]:
+    """Return the images that stand in data sets more than once.
+
+    They are one file, or files of equal contents, of which those of equal length are read.
 
     Args:
-        paths: Path -> length in bytes; only files of equal length are read.
+        datasets: Folders are resolved through links.
+        read: Whether to compare contents, not only paths.
     """
-    lengths = Counter(paths.values())
-    groups: dict[Hashable, list[str]] = defaultdict(list)
-    for path, num_bytes in paths.items():
+    resolve = functools.cache(os.path.realpath)
+    places: dict[str, list[int]] = defaultdict(list)
+    for i, dataset in enumerate(datasets):
+        for folder, name in (os.path.split(item.image) for item in dataset.items):
+            places[f"{resolve(folder)}/{name}"].append(i)
+    lengths = {path: os.path.getsize(path) for path in places if read and os.path.exists(path)}
+    counts = Counter(lengths.values())
+    groups: dict[Hashable, Copies] = defaultdict(list)
+    for path, numbers in places.items():
         key: Hashable = path
-        if lengths[num_bytes] > 1:
+        if counts[lengths.get(path, -1)] > 1:
             with suppress(OSError):  # reported by the scan
                 key = hashlib.blake2b(Path(path).read_bytes()).digest()
-        groups[key].append(path)
-    return list(groups.values())
+        groups[key] += [(i, path) for i in numbers]
+    return [group for group in groups.values() if len(group) > 1]
 
 
-def describe_shared(
-    one: Mapping[str, int],
-    other: Mapping[str, int],
-    groups: Sequence[Sequence[str]],
-    names: tuple[str, str],
-) -> str:
-    """Return which images two splits share; empty if they share none.
-
-    Args:
-        one: Mapping whose keys are the paths of the images of a split.
-        other: The same for the other split.
-        groups: All paths, grouped by contents.
-        names: Of the splits.
-    """
+def describe_shared(groups: Sequence[Copies], pair: tuple[int, int], names: Sequence[str]) -> str:
+    """Return which copies two data sets share, given their numbers and names; empty if none."""
     shared = [
-        " and ".join(path for path in group if path in one or path in other)
+        " and ".join(dict.fromkeys(path for i, path in group if i in pair))
         for group in groups
-        if not (one.keys().isdisjoint(group) or other.keys().isdisjoint(group))
+        if {i for i, _ in group}.issuperset(pair)
     ]
     if not shared:
         return ""
@@ -66,41 +66,19 @@ def describe_shared(
 def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, *, allowed: bool) -> str:
     """Refuse splits that share images, unless this is allowed.
 
-    Images are the same if they are one file or, in data sets small enough to be read at a start,
-    have equal contents; ``tools/check_data.py`` compares the contents of larger ones.
-
-    Args:
-        train: The split of training.
-        val: The split that is scored.
-        allowed: The setting ``data.allow_overlap``.
+    In data sets small enough to be read at a start, images of equal contents count as well;
+    ``tools/check_data.py`` compares the contents of larger ones.
 
     Returns:
         A note on images that are shared and allowed; empty where nothing is shared.
-
-    Raises:
-        InputError: They share images.
     """
     keys = f"data.train_split={train.split}", f"data.val_split={val.split}"
     text = ""
     if isinstance(train, FileDataset) and isinstance(val, FileDataset):
-        is_quick = len(train) + len(val) <= _MAX_READ
-        first, second = _lengths(train, read=is_quick), _lengths(val, read=is_quick)
-        every = {**first, **second}
-        groups = group_copies(every) if is_quick else [[path] for path in every]
-        text = describe_shared(first, second, groups, keys)
+        copies = find_copies((train, val), read=len(train) + len(val) <= _MAX_READ)
+        text = describe_shared(copies, (0, 1), keys)
     elif train.fingerprint() == val.fingerprint():
         text = f"{keys[0]} and {keys[1]} are the same images"
     if text and not allowed:
         raise InputError(f"{text}; {FORBIDDEN}")
     return text and f"data.allow_overlap=true: {text}; scores are of images that were trained on"
-
-
-def _lengths(dataset: FileDataset, *, read: bool) -> dict[str, int]:
-    """Return path -> length in bytes, or 0 without; folders are resolved through links."""
-    resolve = functools.cache(os.path.realpath)
-    found = {}
-    for item in dataset.items:
-        folder, name = os.path.split(item.image)
-        with suppress(OSError):  # reported by the scan
-            found[f"{resolve(folder)}/{name}"] = os.stat(item.image).st_size if read else 0
-    return found

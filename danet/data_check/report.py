@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from danet.data_check.overlap import FORBIDDEN, describe_shared, group_copies
+from danet.data_check.overlap import FORBIDDEN, describe_shared, find_copies
 from danet.data_check.scan import SplitReport
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.image_io import Levels
@@ -43,16 +43,15 @@ def class_weights(report: SplitReport) -> np.ndarray:
 
 def report_duplicates(reports: Sequence[SplitReport], *, allow_overlap: bool) -> None:
     """Add duplicate images to the reports: a note within a split, a problem between splits."""
-    lengths = [report.bytes_of for report in reports]
-    groups = group_copies({path: n for split in lengths for path, n in split.items()})
+    groups = find_copies([report.dataset for report in reports])
     for i, report in enumerate(reports):
-        own = [[Path(path).name for path in group if path in lengths[i]] for group in groups]
+        own = [[Path(path).name for k, path in group if k == i] for group in groups]
         if twice := [" = ".join(names) for names in own if len(names) > 1]:
             shown = "; ".join(twice[:_MAX_NAMES])
             report.notes.append(f"{len(twice)} images are there more than once: {shown}")
         for j in range(i + 1, len(reports)):
             names = report.dataset.split, reports[j].dataset.split
-            text = describe_shared(lengths[i], lengths[j], groups, names)
+            text = describe_shared(groups, (i, j), names)
             if text and allow_overlap:
                 report.notes.append(text)
             elif text:
@@ -60,12 +59,9 @@ def report_duplicates(reports: Sequence[SplitReport], *, allow_overlap: bool) ->
 
 
 def notes_of(report: SplitReport, *, absent: str = "", where: str = "") -> list[str]:
-    """Return notes on the pairs of a split that are not problems.
+    """Return notes on the pairs of a split that are not problems; ``where`` begins each.
 
-    Args:
-        report: Of the pairs that were inspected.
-        absent: What it means that a class never occurs; without it such classes are left out.
-        where: Begins each note.
+    ``absent`` is what it means that a class never occurs; without it such classes are left out.
     """
     dataset, count = report.dataset, len(report.pairs)
     pictures = [(pair.name, pair.remarks, pair.levels) for pair in report.usable]
@@ -88,9 +84,7 @@ def picture_notes(
 ) -> list[str]:
     """Return notes on what reading images changes, and on images with few values left.
 
-    Args:
-        pictures: Name, remarks, and levels if it has more than 8 bits, of each.
-        where: Begins each note.
+    ``pictures`` are name, remarks, and levels of those of more than 8 bits; ``where`` begins notes.
     """
     count, named = len(pictures), defaultdict[str, list[str]](list)
     for name, remarks, _ in pictures:

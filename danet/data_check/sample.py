@@ -21,9 +21,9 @@ def check_sample(
     training: SegmentationDataset | None = None,
     skipping: SegmentationDataset | None = None,
 ) -> list[str]:
-    """Inspect the first, the last and ``count`` - 2 random pairs of each data set.
+    """Inspect the first, the last and ``count`` - 2 other pairs of each data set, always the same.
 
-    The choice is always the same. Data sets without files are skipped.
+    Data sets without files are skipped.
 
     Args:
         datasets: The splits.
@@ -76,17 +76,6 @@ def sample_indices(length: int, count: int) -> list[int]:
         return list(range(min(length, count)))
     others = np.random.default_rng(0).choice(length - 2, count - 2, replace=False) + 1
     return [0, *sorted(others.tolist()), length - 1]
-
-
-def _join(problems: Sequence[str], suggestion: str, num_pairs: int) -> str:
-    """Return the first problems, one a line, and the suggestion."""
-    lines = list(problems[:_MAX_PROBLEMS])
-    if len(problems) > 1 or suggestion:
-        more = f"{len(problems)} of {num_pairs} pairs that were looked at have a problem"
-        lines.append(
-            "; ".join(filter(None, (more, suggestion))) + "; tools/check_data.py looks at all pairs"
-        )
-    return "\n".join(lines)
 
 
 def find_single_class(report: SplitReport) -> str:

@@ -20,39 +20,23 @@ from danet.types import IGNORE
 
 @dataclass
 class PairReport:
-    """The properties of an image and its label.
-
-    Attributes:
-        index: Position in the split.
-        name: Of the image.
-        size: (H, W) of the image; None if it cannot be used.
-        num_bytes: Length of the image file.
-        remarks: What reading changes or drops, and other properties that are no problem.
-        levels: Values of an image of more than 8 bits, before and after reading.
-        values: Distinct values of the label file.
-        pixels: Of each class, int64 (256,); None where a value has none, or without a label.
-        problem: Why the pair cannot be used.
-    """
+    """The properties of an image and its label."""
 
     index: int
     name: str
-    size: tuple[int, int] | None = None
-    num_bytes: int = 0
-    remarks: list[str] = field(default_factory=list)
-    levels: Levels | None = None
-    values: set[int] = field(default_factory=set)
-    pixels: np.ndarray | None = None
-    problem: str | None = None
+    size: tuple[int, int] | None = None  # (H, W) of the image; None if it cannot be used
+    remarks: list[str] = field(default_factory=list)  # what reading changes, and the like
+    levels: Levels | None = None  # of an image of more than 8 bits
+    values: set[int] = field(default_factory=set)  # in the label file
+    pixels: np.ndarray | None = None  # of each class, int64 (256,); None if a value has no class
+    problem: str | None = None  # why the pair cannot be used
 
 
 def inspect_pair(dataset: FileDataset, index: int, *, full: bool = False) -> PairReport:
     """Decode one label and inspect its image; a file that is not usable becomes a problem.
 
-    Args:
-        dataset: The split.
-        index: Of the pair.
-        full: Whether to decode PNG and JPEG images, too. Otherwise only their structure and
-            checksums are verified, which finds truncated files. Other formats are always decoded.
+    Unless ``full``, only the structure and checksums of PNG and JPEG images are verified, which
+    finds truncated files. Other formats are always decoded.
     """
     pair = PairReport(index, dataset.items[index].name)
     try:
@@ -80,7 +64,6 @@ def _inspect_image(pair: PairReport, dataset: FileDataset, full: bool) -> tuple[
             picture.draft(None, (1, 1))  # an eighth of the size: the whole file is read
             picture.load()
         is_whole = picture.format in ("PNG", "JPEG", "MPO")
-    pair.num_bytes = path.stat().st_size
     dropped, pair.levels = inspect_dropped(path, max_pixels=max_pixels)
     pair.remarks += dropped
     if full or not is_whole:
@@ -110,26 +93,16 @@ def _inspect_label(pair: PairReport, dataset: FileDataset) -> None:
 
 @dataclass
 class SplitReport:
-    """The pairs of a split that were inspected, and their sums.
-
-    Attributes:
-        dataset: The split.
-        pairs: In order.
-        problems: Why pairs, or all of them together, cannot be used.
-        notes: What else is known of the split.
-        pixels: Of each class, int64 (K,).
-        images_with: Images in which each class occurs, int64 (K,).
-        pixels_with: All pixels, ignored or not, of these images, int64 (K,).
-        ignored: Number of ignored pixels.
-    """
+    """The pairs of a split that were inspected, and their sums."""
 
     dataset: FileDataset
     pairs: list[PairReport] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    ignored: int = 0
+    problems: list[str] = field(default_factory=list)  # of pairs, or of all of them together
+    ignored: int = 0  # pixels
 
     def __post_init__(self) -> None:
         shape = 3, len(self.dataset.classes)
+        # Pixels of each class, images in which it occurs, and all pixels of these images.
         self.pixels, self.images_with, self.pixels_with = np.zeros(shape, np.int64)
         self.notes = list(self.dataset.notes)
 
@@ -142,11 +115,6 @@ class SplitReport:
     def values(self) -> set[int]:
         """Distinct values of the label files."""
         return set().union(*(pair.values for pair in self.usable))
-
-    @property
-    def bytes_of(self) -> dict[str, int]:
-        """Path of each image -> length of the file."""
-        return {self.dataset.items[pair.index].image: pair.num_bytes for pair in self.usable}
 
     def add(self, pair: PairReport) -> None:
         """Add a pair of the data set."""
@@ -162,13 +130,7 @@ class SplitReport:
 
 
 def scan(dataset: FileDataset, *, full: bool = False, num_workers: int = 0) -> SplitReport:
-    """Inspect all pairs of a split, with a progress bar; problems are collected.
-
-    Args:
-        dataset: The split.
-        full: Whether to decode images, too; see ``inspect_pair``.
-        num_workers: Number of worker processes.
-    """
+    """Inspect all pairs of a split, with a progress bar; for ``full`` see ``inspect_pair``."""
     report = SplitReport(dataset)
     pairs: Iterable[PairReport] = DataLoader(
         range(len(dataset)),  # type: ignore[arg-type]

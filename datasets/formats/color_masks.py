@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from danet.datasets.image_io import MAX_PIXELS, open_picture, whole_labels
-from danet.datasets.labels import ClassFile, check_colors, in_order
+from danet.datasets.labels import check_colors, in_order
 from danet.errors import InputError
 from danet.types import IGNORE
 
@@ -30,8 +30,8 @@ class LabelFormat:
     values: Mapping[int, int] | None = None
     labels_start_at: int = 0
 
-    def for_classes(self, classes: ClassFile) -> "LabelFormat":
-        """Return the format with valid colours, those of a file of classes where none are set.
+    def for_classes(self, count: int) -> "LabelFormat":
+        """Return the format with valid colours.
 
         Raises:
             InputError: Settings exclude each other, are out of range, or do not fit the classes.
@@ -43,14 +43,13 @@ class LabelFormat:
         if self.labels_start_at < 0:
             raise InputError(f"data.labels_start_at={self.labels_start_at}: expected 0 or more")
         ignored = check_colors(self.ignore_colors or (), "data.ignore_colors")
-        colors = self.colors if given else classes.colors
-        if not colors:
+        if not self.colors:
             if ignored:
                 raise InputError(
                     "data.ignore_colors is for masks of colours: give data.colors, too"
                 )
             return self
-        colors = check_colors(colors, "data.colors", len(classes.names))
+        colors = check_colors(self.colors, "data.colors", count)
         every = [*colors, *ignored]
         if repeated := [color for color in every if every.count(color) > 1]:
             places = [str(i) for i, color in enumerate(every) if color == repeated[0]]

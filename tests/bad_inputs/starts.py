@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from conftest import write_pair
+from conftest import plant
 from omegaconf import OmegaConf
 from PIL import Image
 from test_config import compose
@@ -29,20 +29,6 @@ LABELS = {"folder": "masks", "camvid": "labels"}
 
 class Started(Exception):
     """A training has passed all that it looks at before there is a network."""
-
-
-SPLITS = (("train", 4), ("val", 2))
-
-
-def plant(root, kind="folder", *, splits=SPLITS, top=11, size=(44, 60), values=None, folder=None):
-    """Writes pairs of noise; labels are 0 to ``top`` - 1, or some values."""
-    rng, folder = np.random.default_rng(0), folder or LABELS[kind]
-    for split, count in splits:
-        for i in range(count):
-            image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-            mask = rng.choice(np.array(values or range(top), np.uint8), size)
-            write_pair(root, split, f"{split}_{i}".removeprefix("._"), image, mask, labels=folder)
-    return root
 
 
 @functools.cache
@@ -83,7 +69,7 @@ class Site:
 
     def plant(self, **how):
         shutil.rmtree(self.root, ignore_errors=True)
-        return plant(self.root, self.kind, **how)
+        return plant(self.root, folder=LABELS[self.kind], **{"values": range(11), **how})
 
     def image(self, name="train_2", suffix=".png"):
         return self.root / "images/train" / f"{name}{suffix}"

@@ -268,19 +268,9 @@ def test_R16_masks_of_0_and_255_are_caught_with_any_number_of_classes(count, sit
     site.accepted(settings=[*settings, "data.values={0: 0, 255: 1}"])
 
 
-def undivided(root, name, count):
-    """Plants pairs without folders for splits."""
-    plant(root, splits=((name, count),))
-    for kind in ("images", "masks"):
-        for path in (root / kind / name).iterdir():
-            path.rename(root / kind / path.name)
-        (root / kind / name).rmdir()
-    return root
-
-
 @pytest.mark.parametrize("count", [2, 3, 10])
 def test_R17_small_sets_always_have_both_splits(count, tmp_path, capsys):
-    root = undivided(tmp_path / "data", "s", count)
+    root = plant(tmp_path / "data", splits=((".", count),))
     examine(
         composed("check_data", ["data=folder", CLASSES, f"data.root={root}"]), [], tmp_path / "o"
     )
@@ -289,7 +279,7 @@ def test_R17_small_sets_always_have_both_splits(count, tmp_path, capsys):
 
 
 def test_R17_the_lists_that_the_check_writes_freeze_the_division(tmp_path, capsys, monkeypatch):
-    root = undivided(tmp_path / "data", "p", 10)
+    root = plant(tmp_path / "data", splits=((".", 10),))
     output = tmp_path / "a check's folder"
     settings = ["data=folder", CLASSES, f"data.root={root}"]
     call("check_data", *settings, f"output={output}")

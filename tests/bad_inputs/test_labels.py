@@ -35,7 +35,7 @@ def test_L02_values_from_one_on(site):
 
 
 def test_L03_object_of_255_that_would_be_ignored(site):
-    site.plant(top=2)
+    site.plant(values=(0, 1))
     site.relabel(lambda mask: mask * np.uint8(255))
     parts = ("values 0 and 255 only", "cat would never be learnt", "data.values={0:0,255:1}")
     site.refused(*parts, settings=TWO)
@@ -173,7 +173,7 @@ def test_L16_floats_in_an_array_file(site, array):
 
 @both
 def test_L17_class_that_never_occurs(site, tmp_path, monkeypatch, capsys):
-    root = site.plant(top=9)
+    root = site.plant(values=range(9))
     settings = [*KINDS[site.kind], f"data.root={root}"]
     with pytest.raises(Started):
         start_training(settings, monkeypatch)
@@ -195,5 +195,5 @@ def test_L17_class_that_never_occurs(site, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_L18_doubled_names_and_colours_and_lost_commas(site, settings, part):
-    site.plant(top=2)
+    site.plant(values=(0, 1))
     site.refused(part, settings=settings)

@@ -202,7 +202,7 @@ def test_R05_a_folder_is_that_of_its_facts(tmp_path):
 def test_R05_results_of_two_trees_lie_apart(data, tmp_path, monkeypatch):
     """Two trees with pictures of the same names: their results do not share a folder."""
     monkeypatch.chdir(tmp_path)
-    roots = [f"data.root={plant(tmp_path / name, 'camvid')}" for name in "ab"]
+    roots = [f"data.root={plant(tmp_path / name, folder='labels')}" for name in "ab"]
     if data == "reports":
         for root in (roots[0], *roots):
             call("check_data", "data=camvid", root, "samples=2")
