@@ -198,13 +198,7 @@ def _explain(error: Exception, config_name: str) -> str:
     text = "\n".join(map(str, causes))
     if found := _UNKNOWN_KEY.search(text):
         known = _keys(config_name)
-        arguments = get_args_parser().parse_args(sys.argv[1:]).overrides
-        typed = [a.partition("=")[0] for a in arguments]
-        # All that are misspelt, of which Hydra names one; + and ~ begin keys that may be new.
-        wrong = [
-            k for k in typed if known and k not in known and re.fullmatch(r"(?!hydra)[\w.]+", k)
-        ]
-        unknown = dict.fromkeys([found[1] or found[2], *(k for k in wrong if not _choices(k))])
+        unknown = dict.fromkeys([found[1] or found[2], *_misspelt(known)])
         return "\n".join(f"{key}: there is no such key{instead(key, known)}" for key in unknown)
     for cause in causes:
         key = getattr(cause, "full_key", None)
@@ -246,6 +240,15 @@ def _keys(config_name: str) -> list[str]:
     except (HydraException, OmegaConfBaseException):  # the config files themselves are invalid
         return []
     return [key for key, _, _ in walk(OmegaConf.to_container(config, resolve=False), "")]
+
+
+def _misspelt(known: list[str]) -> list[str]:
+    """Return the keys of the command line that the config lacks; Hydra names only the first."""
+    arguments = get_args_parser().parse_args(sys.argv[1:]).overrides
+    keys = [argument.partition("=")[0] for argument in arguments]
+    # Keys that begin with + or ~ may be new, and choices of groups are no keys.
+    plain = [k for k in keys if re.fullmatch(r"(?!hydra)[\w.]+", k) and not _choices(k)]
+    return [key for key in plain if known and key not in known]
 
 
 def choice() -> str:

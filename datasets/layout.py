@@ -1,6 +1,7 @@
 """Where images and masks of own pictures lie below a folder, and where else they may lie."""
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -40,16 +41,24 @@ class PairLayout:
     def suggest_folders(self, root: Path) -> str:
         """Return which settings may find the images: folders with pictures, masks beside them."""
         # A folder with a tree of its own is another data set.
-        found = [
-            p.name for p in root.iterdir() if find_files(p) and not self.folders(p)[0].is_dir()
-        ]
+        filled = {p.name: find_files(p) for p in root.iterdir() if not self.folders(p)[0].is_dir()}
+        # Masks are PNG, which photographs seldom are.
+        found = sorted(
+            (all(file.lower().endswith(".png") for file in files), name)
+            for name, files in filled.items()
+            if files
+        )
         if not found:
             return ""
-        return (
-            f"; the folders with pictures are {', '.join(sorted(found)[:6])}: name those of images "
-            "and masks by data.images_dir and data.masks_dir; where masks lie beside their images, "
-            "both are . and data.mask_suffix is what follows an image's name, such as _mask.png"
+        advice = (
+            "where masks lie beside their images, set data.images_dir=. data.masks_dir=. and "
+            "data.mask_suffix to what follows an image's name, such as _mask.png"
         )
+        if len(found) > 1 and not {name.lower() for _, name in found} <= {*_SPLIT_OF}:
+            settings = f"data.images_dir={found[0][1]}", f"data.masks_dir={found[1][1]}"
+            advice = f"name those of images and masks, as in {' '.join(map(shlex.quote, settings))}"
+        names = ", ".join(name for _, name in found[:6])
+        return f"; the folders with pictures are {names}: {advice}"
 
 
 def pair_files(
