@@ -24,6 +24,9 @@ def scenes(split="train", **changes):
 class Flipped(random.Random):
     """Turns some of the bits that are drawn alone: bit 0 is of the coach, bit 1 of the stall."""
 
+    def __new__(cls, seed, flip):
+        return super().__new__(cls)  # Python 3.10 would take only one argument
+
     def __init__(self, seed, flip):
         super().__init__(seed)
         self.flip = flip

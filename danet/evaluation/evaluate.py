@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.metrics import ConfusionMatrix
 from danet.evaluation.sliding_window import PIXELS_PER_PASS, Windows, argmax, sum_maps
+from danet.ops.tiles import without_autocast
 from danet.types import Batch
 
 Precision = Literal["float32", "bfloat16"]
@@ -49,11 +50,12 @@ class Inference(ABC):
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
         """Compute float32 logits (B, K, h, w) of (B, 3, h, w), whatever the caller's settings."""
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-        kept, is_half = (cudnn.allow_tf32, matmul.allow_tf32), self.precision == "bfloat16"
+        kept, device = (cudnn.allow_tf32, matmul.allow_tf32), image.device.type
+        is_half = self.precision == "bfloat16"
         # By default torch rounds the operands of convolutions on CUDA to the 10 bits of TF32.
         cudnn.allow_tf32 = matmul.allow_tf32 = False
         try:
-            with torch.autocast(image.device.type, torch.bfloat16, enabled=is_half):
+            with torch.autocast(device, torch.bfloat16) if is_half else without_autocast(device):
                 logits: Tensor = model(image).logits
         finally:
             cudnn.allow_tf32, matmul.allow_tf32 = kept

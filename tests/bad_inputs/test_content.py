@@ -6,6 +6,7 @@ import struct
 
 import cv2
 import numpy as np
+import PIL
 import pytest
 import torch
 from conftest import TINY, call
@@ -88,10 +89,11 @@ def tiff(bits, bands, photometric, extra=()):
     return b"II*\0" + struct.pack("<I", start) + data + body + bytes(4) + tail
 
 
+PILLOW = int(PIL.__version__.split(".")[0])  # before 13 it knows no grey with another band
 BANDS = {
     "5 bands": ((8, 5, 2, (0, 0)), ["bands 4 to 5 are dropped"]),
     "6 bands": ((8, 6, 2, (0, 0, 0)), ["bands 4 to 6 are dropped"]),
-    "grey and another": ((8, 2, 1, (0,)), ["band 2 is dropped"]),
+    "grey and another": ((8, 2, 1, (0,)), ["band 2 is dropped"] if PILLOW >= 13 else None),
     "grey and alpha": ((8, 2, 1, (2,)), ["band 2 is dropped (alpha)"]),
     "12 bits": ((12, 1, 1), ["12 bits become 8"]),
     "4 bands of 16 bits": ((16, 4, 2, (0,)), ["16 bits become 8", "band 4 is dropped"]),
