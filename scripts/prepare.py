@@ -29,9 +29,9 @@ if __name__ == "__main__":
 
 import command_line
 import yaml
+from archives import DEFAULT_LIMITS, Limits, read_table, unpack
 from tqdm import tqdm
 
-from danet.archives import DEFAULT_LIMITS, Limits, read_table, unpack
 from danet.errors import InputError
 
 LAYOUTS: dict[str, dict[str, Any]] = yaml.safe_load(

@@ -29,7 +29,6 @@ FLOORS = {
     "danet.evaluation": 3,
     "danet.datasets": 4,
     "danet.engine": 4,
-    "danet.archives": 4,
     "danet.config": 5,
     "danet.visualization": 5,
     "danet.export": 5,
@@ -42,8 +41,7 @@ FLOORS = {
 }
 """Rooms by floor. Rooms of one floor do not know each other."""
 SATELLITES = {
-    f"danet.{name}"
-    for name in ("archives", "data_check", "export", "prediction", "preflight", "visualization")
+    f"danet.{name}" for name in ("data_check", "export", "prediction", "preflight", "visualization")
 }
 """Rooms without which a training, an evaluation and a resumed run would still compute the same."""
 MAY_USE_SATELLITES = {"danet.engine.run", "tools", *SATELLITES}

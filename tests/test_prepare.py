@@ -19,8 +19,6 @@ from conftest import ROOT
 from PIL import Image
 from test_config import compose
 
-from danet import archives
-from danet.archives import DEFAULT_LIMITS, Limits, read_table, unpack
 from danet.config.build import make_dataset
 from danet.config.validate import check
 from danet.errors import InputError, StorageError
@@ -29,6 +27,7 @@ SCRIPT = ROOT / "scripts" / "prepare.py"
 SPEC = importlib.util.spec_from_file_location("prepare", SCRIPT)
 prepare = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(prepare)
+archives = sys.modules["archives"]  # beside it
 
 KINDS = ["zip", "tar", "tgz"]
 FILES = {f"images/a/{i}.jpg": bytes([i]) * (7 * i) for i in range(4)} | {"images/b.txt": b"x" * 9}
@@ -76,9 +75,9 @@ def tree(root):
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
 
 
-def extract(path, root, limits=DEFAULT_LIMITS, seen=lambda size: None):
-    sizes = read_table(path, limits)
-    return unpack(path, sizes, {member: member for member in sizes}, root, seen)
+def extract(path, root, limits=archives.DEFAULT_LIMITS, seen=lambda size: None):
+    sizes = archives.read_table(path, limits)
+    return archives.unpack(path, sizes, {member: member for member in sizes}, root, seen)
 
 
 def run(*settings, code=0):
@@ -214,7 +213,7 @@ ZIPS = [
 ]
 
 
-def assert_refused(path, tmp_path, says, limits=DEFAULT_LIMITS):
+def assert_refused(path, tmp_path, says, limits=archives.DEFAULT_LIMITS):
     """The archive is refused with its name; nothing is written, beside, above or inside."""
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     with pytest.raises(InputError, match=f"{path.name}: .*({says})") as caught:
@@ -255,9 +254,10 @@ def test_names_of_any_alphabet_are_unpacked_without_permissions(tmp_path, kind):
 def test_a_bomb_is_refused_by_its_table_of_contents(tmp_path, kind):
     path = pack(tmp_path / f"x.{kind}", {f"{i}.png": bytes(2**20) for i in range(4)})
     assert_refused(path, tmp_path, r"unpacks to [\d,]+ or more; at most 200 times its size")
-    assert_refused(path, tmp_path, "4,000,000 bytes are unpacked", Limits(10000, 4000000))
-    assert_refused(path, tmp_path, "4 or more members, .*, 3 members", Limits(10000, members=3))
-    assert extract(path, tmp_path / "root", Limits(10000)) == 4
+    assert_refused(path, tmp_path, "4,000,000 bytes are unpacked", archives.Limits(10000, 4000000))
+    most = archives.Limits(10000, members=3)
+    assert_refused(path, tmp_path, "4 or more members, .*, 3 members", most)
+    assert extract(path, tmp_path / "root", archives.Limits(10000)) == 4
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -322,7 +322,7 @@ def test_a_wrong_checksum_is_shown_with_the_right_one(tmp_path):
 def test_a_python_without_filters_unpacks_nothing(tmp_path, monkeypatch):
     monkeypatch.delattr(tarfile, "data_filter")
     with pytest.raises(InputError, match=r"take 3\.10\.12, 3\.11\.4, 3\.12 or later"):
-        read_table(pack(tmp_path / "x.zip", FILES))
+        archives.read_table(pack(tmp_path / "x.zip", FILES))
 
 
 # Interruptions
