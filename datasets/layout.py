@@ -2,9 +2,11 @@
 
 import os
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from danet.datasets.image_io import open_picture
 from danet.datasets.items import Item
 from danet.datasets.listing import find_files
 from danet.errors import InputError
@@ -41,24 +43,24 @@ class PairLayout:
     def suggest_folders(self, root: Path) -> str:
         """Return which settings may find the images: folders with pictures, masks beside them."""
         # A folder with a tree of its own is another data set.
-        filled = {p.name: find_files(p) for p in root.iterdir() if not self.folders(p)[0].is_dir()}
-        # Masks are PNG, which photographs seldom are.
-        found = sorted(
-            (all(file.lower().endswith(".png") for file in files), name)
-            for name, files in filled.items()
+        filled = {p: find_files(p) for p in root.iterdir() if not self.folders(p)[0].is_dir()}
+        # Masks are PNG, which photographs seldom are, and mostly of one channel.
+        found = [
+            (all(name.lower().endswith(".png") for name in files), _channels(p / files[0]) < 3, p)
+            for p, files in filled.items()
             if files
-        )
+        ]
         if not found:
             return ""
         advice = (
             "where masks lie beside their images, set data.images_dir=. data.masks_dir=. and "
             "data.mask_suffix to what follows an image's name, such as _mask.png"
         )
-        if len(found) > 1 and not {name.lower() for _, name in found} <= {*_SPLIT_OF}:
-            settings = f"data.images_dir={found[0][1]}", f"data.masks_dir={found[1][1]}"
+        names = [path.name for *_, path in sorted(found)]
+        if len(names) > 1 and not {name.lower() for name in names} <= {*_SPLIT_OF}:
+            settings = f"data.images_dir={names[0]}", f"data.masks_dir={names[1]}"
             advice = f"name those of images and masks, as in {' '.join(map(shlex.quote, settings))}"
-        names = ", ".join(name for _, name in found[:6])
-        return f"; the folders with pictures are {names}: {advice}"
+        return f"; the folders with pictures are {', '.join(names[:6])}: {advice}"
 
 
 def pair_files(
@@ -92,6 +94,13 @@ def pair_files(
     names = ", ".join([*unused.values()][:5])
     note = f"{masks}: {len(unused)} label files have no image and are not used: {names}"
     return items, [note] if unused and images != masks else []
+
+
+def _channels(path: Path) -> int:
+    """Return the number of channels of a picture; 0 if it cannot be read."""
+    with suppress(InputError), open_picture(path) as picture:
+        return len(picture.getbands())
+    return 0
 
 
 def stem_of(name: str) -> str:

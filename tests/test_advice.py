@@ -319,21 +319,21 @@ def nothing(_):
     """Changes nothing."""
 
 
-FOUND = r"the folders with pictures are (.*?), (.*?): name those of images and masks by"
+FOUND = r"name those of images and masks, as in (data\.images_dir=\S+) '?(data\.masks_dir=[^';]*)"
 MENDED = {
     "one too many": ((0, 1, 2), nothing, (), r"set (data\.labels_start_at=1) if 0 means no"),
     "beside": (
         *((0, 1), beside_one_another, ()),
-        r"where masks lie .* both are (\.) and data.mask_suffix is .*, such as (_mask\.png); exp",
-        *("data.images_dir={0}", "data.masks_dir={0}", "data.mask_suffix={1}"),
+        r"beside their images, set (\S+) (\S+) and (\S+) to what .*, such as (_mask\.png); exp",
+        *("{0}", "{1}", "{2}={3}"),
     ),
     "capitals": (
         *((0, 1), lambda root: move(root, images="Images", masks="MASKS"), ()),
-        *(FOUND, "data.images_dir={0}", "data.masks_dir={1}"),
+        FOUND,
     ),
     "other masks": (
         *((0, 1), lambda root: move(root, masks="labels of it"), ()),
-        *(FOUND, "data.images_dir={0}", "data.masks_dir={1}"),
+        FOUND,
     ),
     "no val": (
         *((0, 1), lambda root: shutil.rmtree(root / "images/val"), ()),
