@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint.manager import CheckpointManager
 from danet.datasets.folder import Folder
 from danet.datasets.formats.color_masks import LabelFormat
@@ -157,14 +159,24 @@ def tiny_checkpoint(tmp_path_factory):
     """Returns the checkpoint of a small network with random weights, as a run leaves it."""
     from foreign import content
 
-    from danet.checkpoint import format as checkpoint_format
-
     state = content([*TINY, "trainer.steps=6", "data.num_workers=0"])
     state |= {"step": 6, "evaluated_at": 6, "best_miou": 0.25}
     state["scores"] = {"miou": 0.25, "pixel_accuracy": 0.5}
     path = tmp_path_factory.mktemp("tiny") / "last.pt"
     checkpoint_format.save(path, state)
     return path
+
+
+@pytest.fixture
+def network(tiny_checkpoint, tmp_path):
+    """A copy of the checkpoint in a folder of its own."""
+    (tmp_path / "net").mkdir()
+    return Path(shutil.copy(tiny_checkpoint, tmp_path / "net/best.pt"))
+
+
+def rewrite(path, **fields):
+    """Changes fields of a checkpoint."""
+    checkpoint_format.save(path, {**checkpoint_format.load(path), **fields})
 
 
 def save_picture(path, pixels):

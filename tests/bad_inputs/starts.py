@@ -1,13 +1,14 @@
-"""Trees of files that are wrong in one way, and both ways in which a user meets them."""
+"""Inputs that are wrong in one way, and the ways in which a user meets them: commands, trees."""
 
 import copy
 import functools
 import shutil
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import yaml
-from conftest import plant
+from conftest import call, plant
 from omegaconf import OmegaConf
 from PIL import Image
 from test_config import compose
@@ -15,6 +16,7 @@ from test_config import compose
 from danet.config.validate import check
 from danet.engine import run
 from danet.errors import InputError
+from danet.tools import eval as evaluation
 from danet.tools.check_data import examine
 
 CLASSES = "data.classes=[a,b,c,d,e,f,g,h,i,j,k]"
@@ -28,7 +30,7 @@ LABELS = {"folder": "masks", "camvid": "labels"}
 
 
 class Started(Exception):
-    """A training has passed all that it looks at before there is a network."""
+    """Nothing was found wrong, and the work would have begun."""
 
 
 @functools.cache
@@ -46,13 +48,65 @@ def composed(name, settings):
     return config
 
 
+STARTED = "started"
+"""In place of an exit code."""
+
+
+class Seen(NamedTuple):
+    """What is left of a command."""
+
+    code: int | str
+    out: str
+    err: str
+
+    def refused(self, *parts, code=2):
+        """Asserts a refusal in plain words that hold all parts; returns them."""
+        assert self.code == code, self
+        assert self.err.startswith("error: "), self
+        assert "Traceback" not in self.err
+        assert "weights_only" not in self.err, "no advice to load unsafely"
+        for part in parts:
+            assert str(part) in self.err, f"{part!r} is not in\n{self.err}"
+        return self.err
+
+    def accepted(self, *parts, times=1):
+        """Asserts that the work began, and that each part was said so many times."""
+        assert (self.code, self.err) == (STARTED, ""), self
+        for part in parts:
+            assert self.out.count(str(part)) == times, f"{part!r} is not in\n{self.out}"
+        return self.out
+
+
+def _start(*_, **__):
+    raise Started
+
+
+def _run(name, arguments, capsys, module, until):
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, until, _start)
+        try:
+            code = call(name, *arguments, code=None)
+        except Started:
+            code = STARTED
+    seen = capsys.readouterr()
+    return Seen(code, seen.out, seen.err.strip())
+
+
+def train_command(capsys, *arguments, until="make_dataset"):
+    """Runs ``train.py`` until it calls a function that danet.engine.run names."""
+    return _run("train", arguments, capsys, run, until)
+
+
+def eval_command(capsys, *arguments):
+    """Runs ``eval.py`` until it would read pictures."""
+    return _run("eval", arguments, capsys, evaluation, "predict_split")
+
+
 def start_training(settings, monkeypatch):
     """Goes as far as a training goes before the network is made; raises what it raises."""
 
-    def started(_):
-        raise Started
-
-    monkeypatch.setattr(run, "make_model", started)
+    monkeypatch.setattr(run, "make_model", _start)
     settings = [*settings, "run.name=x", "data.crop=[32,32]", "data.num_workers=0"]
     if not any(setting.startswith("data.batch_size") for setting in settings):
         settings.append("data.batch_size=2")

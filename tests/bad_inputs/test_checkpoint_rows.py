@@ -12,9 +12,9 @@ import pickle
 import pytest
 import torch
 import torchvision
-from commands import eval_command, train_command
 from conftest import TINY
 from foreign import content
+from starts import eval_command, train_command
 from test_config import compose
 
 from danet.checkpoint import format as checkpoint_format
@@ -203,13 +203,17 @@ def test_K13_another_number_of_processes(trained, tmp_path):
     )
 
 
-def test_K14_another_batch_or_crop(trained, tmp_path):
+def test_K14_C28_another_batch_crop_or_network(trained, tmp_path):
     path = saved(tmp_path / "last.pt")
     trained(f"resume={path}", "data.batch_size=4").refused(
         "the run had 2 images a step", "now it would have 4", "allow_changes=true"
     )
     trained(f"resume={path}", *SETTINGS, "data.size=[64,64]").refused(
         "data.size: [48, 96] in the checkpoint, [64, 64] now", "allow_changes=true"
+    )
+    trained(f"resume={path}", "model.backbone.depth=34", "optimizer.lr=0.01").refused(
+        "  model.backbone.depth: 18 in the checkpoint, 34 now",
+        "  optimizer.lr: 0.002 in the checkpoint, 0.01 now",
     )
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, call, write_pair
+from conftest import TINY, call, rewrite
 from PIL import Image
 from starts import plant
 
@@ -37,13 +37,6 @@ def two(tmp_path):
 
 
 @pytest.fixture
-def network(tiny_checkpoint, tmp_path):
-    """A copy of the checkpoint in a folder of its own."""
-    (tmp_path / "run").mkdir()
-    return shutil.copy(tiny_checkpoint, tmp_path / "run" / "best.pt")
-
-
-@pytest.fixture
 def say(network, capsys):
     """Runs a tool on the network and returns what is printed: errors where it fails."""
 
@@ -54,11 +47,6 @@ def say(network, capsys):
         return printed.err if code else printed.out
 
     return said
-
-
-def changed(network, **fields):
-    """Changes fields of the checkpoint."""
-    checkpoint_format.save(network, {**checkpoint_format.load(network), **fields})
 
 
 def scaled(network):
@@ -126,7 +114,7 @@ def test_R02_a_picture_that_changed_under_its_name(two, network, change, say):
 def test_R03_another_checkpoint_gets_a_folder_of_its_own(two, network, say):
     images, first = f"images={two / 'x/images'}", network.parent / "predict_images"
     say("predict", images, INDEX)
-    changed(network, model=scaled(network))
+    rewrite(network, model=scaled(network))
     assert f"written to {first}-2" in say("predict", images, INDEX)
     assert "results of another checkpoint" in say("predict", images, f"output={first}", code=2)
 
@@ -172,9 +160,9 @@ def test_R04_a_whole_video_is_whole(tmp_path, suffix, code, say):
 def test_R05_scores_of_another_step_or_other_data_are_not_replaced(network, say):
     say("eval")
     before = (network.parent / "eval_val_whole/metrics.json").read_bytes()
-    changed(network, step=9)
+    rewrite(network, step=9)
     say("eval")
-    changed(network, model=scaled(network))  # of the same step, and still another network
+    rewrite(network, model=scaled(network))  # of the same step, and still another network
     say("eval")
     assert (network.parent / "eval_val_whole/metrics.json").read_bytes() == before
     names = ["eval_val_whole", *(f"eval_val_whole-{n}" for n in (2, 3))]
@@ -262,7 +250,7 @@ def test_R06_another_root_is_said(pictures, capsys):
 def test_R07_pictures_and_report_are_of_the_protocol_that_scores(network, tmp_path, say):
     place = "danet.evaluation.inference.Sliding"
     sliding = {"_target_": place, "crop": [32, 32], "stride": [16, 16], "flip": True}
-    changed(network, config={**checkpoint_format.load(network)["config"], "evaluation": sliding})
+    rewrite(network, config={**checkpoint_format.load(network)["config"], "evaluation": sliding})
     model = danet.load_model(network)
     image = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
     expected = danet.predict(model, image, infer=Sliding(crop=[32, 32], stride=[16, 16], flip=True))
@@ -284,13 +272,9 @@ def test_R07_pictures_and_report_are_of_the_protocol_that_scores(network, tmp_pa
 @pytest.fixture
 def pictures(tmp_path):
     """A data set of the kind ``folder`` with six pairs and a list of all."""
-    rng, root = np.random.default_rng(0), tmp_path / "data"
-    for i in range(6):
-        image = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
-        mask = rng.integers(0, 2, (40, 48), dtype=np.uint8)
-        write_pair(root, ".", f"p{i}", image, mask, labels="masks")
+    root = plant(tmp_path / "data", splits=((".", 6),))
     for name in ("all.txt", "copy.txt"):
-        (root / name).write_text("".join(f"p{i}\n" for i in range(6)))
+        (root / name).write_text("0\n1\n2\n3\n4\n5\n")
     return root
 
 
@@ -316,15 +300,15 @@ def command(name, root, *settings, code):
     ids=["one list", "two lists", "val", "train", "copies under other names"],
 )
 def test_R08_training_on_what_is_scored_is_refused_by_both(pictures, name, settings, capsys):
-    (pictures / "train.txt").write_text("p0\np1\np2\n")
-    (pictures / "val.txt").write_text("p3\np4\n")
-    shutil.copy(pictures / "images/p1.png", pictures / "images/p4.png")
+    (pictures / "train.txt").write_text("0\n1\n2\n")
+    (pictures / "val.txt").write_text("3\n4\n")
+    shutil.copy(pictures / "images/1.png", pictures / "images/4.png")
     command(name, pictures, *settings, code=2)
     reported = capsys.readouterr().err
     assert "data.allow_overlap=true" in reported
     if "train.txt" in settings[0]:
-        assert "p1.png" in reported
-        assert "p4.png" in reported
+        assert "images/1.png" in reported
+        assert "images/4.png" in reported
     command(name, pictures, *settings, "data.allow_overlap=true", code=0)  # as it says
 
 
