@@ -23,8 +23,6 @@ def test_own_settings_are_parted_from_others():
     ("error", "code", "text"),
     [
         (InputError("a=1: expected 2"), InputError.exit_code, "error: a=1: expected 2\n"),
-        # Nothing of a file can steer the terminal.
-        (InputError("a\x1b[2Jb\nc\u202e"), 2, "error: a\\x1b[2Jb\nc\\u202e\n"),
         (StorageError("full"), StorageError.exit_code, "error: full\n"),
         (KeyboardInterrupt(), 130, "stopped; the same command can be given again\n"),
     ],

@@ -268,6 +268,7 @@ def test_ohem_keeps_all_where_fewer_are_labelled_than_it_wants(logits, mask, min
     torch.testing.assert_close(found, CrossEntropy()(logits, mask))
 
 
+@pytest.mark.bad_input("L13")
 def test_a_batch_without_labels_costs_nothing_and_breaks_nothing(loss, logits):
     value = loss(logits, torch.full((2, 5, 7), IGNORE, dtype=torch.uint8))
     (gradient,) = torch.autograd.grad(value, logits)

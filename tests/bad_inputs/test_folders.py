@@ -1,7 +1,7 @@
 """Folders that are not as they must be: each is refused or accepted as promised, by both tools.
 
-F12 and F13 stand with the tests of Cityscapes and PASCAL VOC, F16 to F18 in tests/test_prepare.py,
-marked ``bad_input``.
+F09 stands in test_results.py, F12 and F13 with the tests of Cityscapes and PASCAL VOC, F16 to F18
+in tests/test_prepare.py, F19 in tests/test_data.py, marked ``bad_input``.
 """
 
 import itertools
@@ -10,10 +10,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from starts import KINDS, LABELS, composed, examine, plant, start_training
+from starts import KINDS, LABELS, start_training
 
-from danet.data.loader import eval_batches
-from danet.datasets.camvid import CamVid
 from danet.errors import InputError
 
 both = pytest.mark.parametrize("site", list(KINDS), indirect=True)
@@ -110,22 +108,6 @@ def test_F08_image_twice_in_one_list(site, with_lists):
     site.accepted(text, settings=with_lists("train_0\ntrain_1\ntrain_0.png\ntrain_2\n"))
 
 
-def test_F09_image_in_two_lists(site, with_lists):
-    settings = with_lists("train_0\nval_1\n", "val_0.png\nval_1.png\n")
-    parts = ("images/val_1.png: the same image in", "data.allow_overlap=true")
-    site.refused(*parts, settings=settings)
-    site.accepted(settings=[*settings, "data.allow_overlap=true"])
-
-
-@both
-def test_F09_same_picture_in_two_splits_is_found_by_the_check(site):
-    shutil.copy(site.image(), site.root / "images/val/val_0.png")
-    settings = [*KINDS[site.kind], f"data.root={site.root}", "data.num_workers=0"]
-    message = r"train_2.png and .*val_0.png: the same image in train and"
-    with pytest.raises(InputError, match=message):
-        examine(composed("check_data", settings), [], site.folder / "report")
-
-
 @pytest.mark.parametrize(
     "line", ["../x", "/etc/passwd", "a/../../x.png", "images/train_0.png ../x.png", "C:\\x.png"]
 )
@@ -177,13 +159,6 @@ def test_F15_read_only_folder(site):
     finally:
         for folder in folders:
             folder.chmod(0o755)
-
-
-def test_F19_fewer_validation_images_than_processes(tmp_path):
-    data = CamVid(root=plant(tmp_path / "data", folder="labels", splits=(("val", 3),)), split="val")
-    parts = [eval_batches(data, batch_size=2, rank=rank, world=5) for rank in range(5)]
-    names = [name for part in parts for group in part for batch in group for name in batch.name]
-    assert sorted(names) == ["val_0", "val_1", "val_2"]
 
 
 @both

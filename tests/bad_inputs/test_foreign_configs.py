@@ -10,11 +10,13 @@ tried: 2,000, or 50,000 for the long form.
 import copy
 import os
 import random
+import sys
 
 import pytest
 import torch
 from foreign import HEARD, SECRET, SETTINGS, WAYS, outcome, place, saved  # noqa: F401
 
+from danet import cli
 from danet.checkpoint import format as checkpoint_format
 from danet.config.build import make
 from danet.config.targets import TRUSTED, locate
@@ -269,3 +271,13 @@ def test_K20_fields_that_a_file_lacks(saved, place):
     for field in checkpoint_format.FOR_RESUME:
         reported = outcome("resume", {k: v for k, v in saved.items() if k != field}, place)
         assert f"there is no {field} in it" in reported
+
+
+def test_the_printed_error_cannot_steer_the_terminal(monkeypatch, capsys):
+    def work(_):
+        raise InputError("a\x1b[2Jb\nc\u202e")
+
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit):
+        cli.run(work, "train")
+    assert capsys.readouterr().err == "error: a\\x1b[2Jb\nc\\u202e\n"

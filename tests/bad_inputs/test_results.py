@@ -287,6 +287,7 @@ def command(name, root, *settings, code):
     call(name, *data, *settings, *how, code=code)
 
 
+@pytest.mark.bad_input("F09")
 @pytest.mark.parametrize("name", ["train", "check_data"])
 @pytest.mark.parametrize(
     "settings",
