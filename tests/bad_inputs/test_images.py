@@ -58,6 +58,7 @@ def test_I05_small_file_that_unpacks_to_195_million_pixels(site, what):
 def test_I05_the_limit_is_a_setting(site):
     site.refused("60 x 44", "data.max_pixels=2639", settings=["data.max_pixels=2639"])
     site.accepted(settings=["data.max_pixels=2640"])
+    site.refused("data.max_pixels=0: expected a whole number", settings=["data.max_pixels=0"])
 
 
 @both
