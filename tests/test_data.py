@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import random
 
 import albumentations as A
 import numpy as np
@@ -120,9 +121,11 @@ def equal(a, b):
     )
 
 
+@pytest.mark.fault("T46", "other code seeds or draws from the global generators")
 def test_a_seed_decides_all_whatever_came_before():
     sample, pipeline = sample_of(48, 60), street()
     first = [pipeline(sample, seed) for seed in range(20)]
+    random.seed(5)
     np.random.seed(5)
     torch.manual_seed(5)
     for seed in (7, 3, 3, 19, 0):
