@@ -20,7 +20,7 @@ from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
 from danet.types import Sample
 from danet.visualization import attention, overlay, report
-from danet.visualization.attention import Point, figure, heatmap, position_maps, validation_pictures
+from danet.visualization.attention import Point, figure, position_maps, validation_pictures
 from danet.visualization.overlay import Legend, SegmentedImage
 from danet.visualization.report import chart, render
 
@@ -168,13 +168,6 @@ def test_pictures_of_a_validation_pass_the_network_in_small_parts(picture, monke
     assert list(drawn) == ["a", "a_attention", "b"]
     assert max(seen) <= 1500
     assert not attention.attention_branches(network(FCNHead))
-
-
-def test_a_heatmap_goes_from_black_to_white():
-    drawn = heatmap(torch.tensor([[0.0, 1.0], [2.0, 3.0]]), (20, 20), color=False)
-    assert drawn[0, 0].tolist() == [0, 0, 0]
-    assert drawn[-1, -1].tolist() == [255, 255, 255]
-    assert heatmap(torch.zeros(2, 2), (4, 4), color=True).shape == (4, 4, 3)
 
 
 # The report: one page that needs nothing else, and its attention viewer
