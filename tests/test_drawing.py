@@ -50,11 +50,6 @@ def network(head=DUAL):
     return Segmentor(ResNet(depth=18, width=8), functools.partial(head, num_classes=4)).eval()
 
 
-@pytest.fixture
-def image():
-    return np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-
-
 def test_an_overlay_mixes_the_colours_of_the_table(picture):
     drawn = LEGEND._replace(opacity=0.5).over(picture.image, picture.truth)
     assert drawn[45, 30].tolist() == [50, 50, 121]
@@ -97,8 +92,9 @@ def test_a_sheet_of_many_has_a_row_for_each_picture_whatever_its_size(picture):
     assert (drawn[222 + 18 : 222 + 218, 584 : 584 + 60] == truth).all()
 
 
-def test_position_maps_are_the_rows_of_the_chosen_pixels(image):
+def test_position_maps_are_the_rows_of_the_chosen_pixels():
     model = network()
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     maps = attention.position_maps(model, image, [Point(0, 0), Point(95, 63), Point(50, 20)])
     assert maps.shape == (3, 8, 12)
     torch.testing.assert_close(maps.sum(dim=(1, 2)), torch.ones(3))

@@ -191,29 +191,25 @@ def test_a_run_is_saved_when_it_was_not_for_long(tmp_path, minutes, steps):
 @pytest.mark.parametrize("recipe", [SGD(0.1, momentum=0.9), AdamW(0.01)], ids=["SGD", "AdamW"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_checkpoint_goes_on_in_another_memory_order(tmp_path, recipe, channels_last):
-    first = make(tmp_path, danet(), optimizer=recipe, channels_last=channels_last)
+    how = {"optimizer": recipe}
+    first = make(tmp_path, danet(), **how, channels_last=channels_last)
     train(first, 2)
     saved = saved_by(first, tmp_path)
     same, other = (
         make(
-            tmp_path / str(order),
-            danet(),
-            optimizer=recipe,
-            resume=copy.deepcopy(saved),
-            channels_last=order,
+            tmp_path / str(order), danet(), resume=copy.deepcopy(saved), **how, channels_last=order
         )
         for order in (channels_last, not channels_last)
     )
+    networks = [run.train_step.model for run in (first, same, other)]
     for run in (same, other):
         torch.manual_seed(1)
         for parameter in run.train_step.model.parameters():
             parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape))
         run.train_step.optimizer.step()
-    assert not torch.equal(
-        same.train_step.model.backbone.conv1.weight, first.train_step.model.backbone.conv1.weight
-    )
-    networks = [dict(run.train_step.model.named_parameters()) for run in (same, other)]
-    torch.testing.assert_close(*networks, rtol=1e-6, atol=1e-7)
+    before, now, turned = (dict(network.named_parameters()) for network in networks)
+    assert not torch.equal(now["backbone.conv1.weight"], before["backbone.conv1.weight"])
+    torch.testing.assert_close(now, turned, rtol=1e-6, atol=1e-7)
 
 
 def test_a_checkpoint_without_scaling_of_the_loss_goes_on_with_it(tmp_path):
@@ -315,12 +311,10 @@ class Idle(Tiny):
 
 def test_layers_that_no_output_depends_on_are_found(tmp_path):
     run = make(tmp_path, Segmentor(Idle(), functools.partial(FCNHead, num_classes=K, channels=8)))
-    before = state(run)
-    names = freeze_unused_parameters(run.train_step.model)
+    before, model = state(run), run.train_step.model
+    names = freeze_unused_parameters(model)
     assert names == ["backbone.third.weight", "backbone.third.bias"]
-    assert {n for n, p in run.train_step.model.named_parameters() if not p.requires_grad} == set(
-        names
-    )
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == names
     assert_equal(state(run), before)
     assert freeze_unused_parameters(danet([1, 2])) == []
 
