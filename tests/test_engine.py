@@ -147,6 +147,12 @@ def test_a_run_goes_back_to_its_folder_and_keeps_both_configs_where_they_differ(
     assert configs == {"config.yaml": 2, "config_until_000000040.yaml": 1}
 
 
+def test_a_file_in_place_of_the_folder_of_a_run_is_a_storage_error(tmp_path):
+    (tmp_path / "a").write_text("mine")
+    with pytest.raises(StorageError, match=rf"run.dir={tmp_path}/a/b: not a writable folder"):
+        prepare(tmp_path / "a/b")
+
+
 # Settings
 
 

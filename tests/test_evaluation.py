@@ -516,6 +516,8 @@ def test_every_config_of_a_mode_names_its_precision():
         with pytest.raises(InputError, match=r"precision=half: expected one of float32, bfloat16$"):
             check(compose(f"evaluation={path.stem}", "evaluation.precision=half"))
         assert make({**node, "precision": "bfloat16"}, "evaluation").precision == "bfloat16"
+    with pytest.raises(ValueError, match="precision='half' is neither 'float32' nor 'bfloat16'"):
+        Whole(precision="half")
 
 
 def test_the_tool_and_the_training_agree_on_the_score_and_name_the_precision(tmp_path, capsys):

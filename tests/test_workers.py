@@ -80,6 +80,8 @@ def test_a_worker_that_has_exited_is_described_by_its_code(codes, reported):
     exited = [SimpleNamespace(pid=i, exitcode=code) for i, code in enumerate(codes)]
     error = RuntimeError("DataLoader worker (pid(s) 0, 1) exited unexpectedly")
     assert reported in str(workers.explain(error, exited, lambda: ["a", "b"], 0))
+    hung = RuntimeError("DataLoader timed out after 7 seconds")
+    assert "within data.timeout=7 seconds" in str(workers.explain(hung, exited, list, 7))
     other = RuntimeError("Caught RuntimeError in DataLoader worker process 0. mat1 and mat2 shapes")
     assert workers.explain(other, exited, list, 0) is None
 
