@@ -189,3 +189,8 @@ def test_the_operators_keep_the_rules_of_torch_and_count_their_work():
         attend_in_tiles(*random_tokens(10, 20, 4, 8, batch=1))[0].sum().backward()
     forward, backward = 2 * 10 * 20 * (4 + 8), 2 * 10 * 20 * (3 * 4 + 2 * 8)
     assert counter.get_total_flops() == forward + backward
+
+
+def test_an_unknown_energy_is_named():
+    with pytest.raises(ValueError, match="energy='dot' is neither 'distance' nor 'similarity'"):
+        ChannelAttention("dot")

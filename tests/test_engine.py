@@ -49,6 +49,7 @@ def test_warm_up_rises_in_equal_steps_to_the_curve_and_then_is_the_curve(kind):
     [
         (partial(Poly, power=math.nan), "power=nan is negative"),
         (partial(Cosine, final=math.nan), r"final=nan is not in 0..1"),
+        (partial(Cosine, warmup_steps=-3), "warmup_steps=-3 is negative"),
         (partial(AdamW, lr=1, betas=(0.9,)), r"betas=\[0.9\] are not two numbers"),
     ],
 )
