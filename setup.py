@@ -25,7 +25,7 @@ LINKED = {
 }
 TIMM = ["timm>=1.0.15,<2"]
 """For model/backbone=timm."""
-RESULTS = ["matplotlib>=3.8"]
+RESULTS = ["matplotlib>=3.10.8"]
 """For the curves of scripts/results.py."""
 HUB = ["huggingface_hub>=1.0"]
 """For hf:// and push= of tools/export.py."""

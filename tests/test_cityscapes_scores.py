@@ -3,22 +3,21 @@
 import json
 import math
 import re
-import runpy
 import shutil
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, call
+from conftest import TINY, call, tool
 from PIL import Image
 from test_cityscapes import NAMES, SIZE, truth_of, write_tree
+from test_reproduce import script
 
 from danet.datasets.cityscapes import LABEL_IDS, LABELS, Cityscapes
 from danet.errors import InputError
 from danet.evaluation.cityscapes import OfficialScorer, OfficialScores
 from danet.types import IGNORE
 
-SCRIPT = ROOT / "scripts" / "score_cityscapes.py"
+scoring = script("score_cityscapes")
 
 CATEGORIES = {
     "flat": (7, 8), "construction": (11, 12, 13), "object": (17, 19, 20), "nature": (21, 22),
@@ -185,12 +184,6 @@ def test_instances_of_other_labels_are_refused(number):
 # A folder of predictions
 
 
-def run_script(monkeypatch, tmp_path, tree, *arguments):
-    given = [f"predictions={tmp_path / 'mine'}", f"root={tree}", *arguments]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *given])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
-
-
 def with_nan(values):
     """Reads a mapping from JSON, where null is a class that is absent."""
     return {name: math.nan if value is None else value for name, value in values.items()}
@@ -210,10 +203,10 @@ def write_predictions(tree, folder):
     return images
 
 
-def test_a_folder_of_predictions_gets_the_official_scores(tree, tmp_path, monkeypatch, capsys):
+def test_a_folder_of_predictions_gets_the_official_scores(tree, tmp_path, capsys):
     images = write_predictions(tree, tmp_path / "mine")
     output = tmp_path / "scores.json"
-    run_script(monkeypatch, tmp_path, tree, f"output={output}")
+    scoring.main([f"predictions={tmp_path / 'mine'}", f"root={tree}", f"output={output}"])
     written, printed = json.loads(output.read_text()), capsys.readouterr().out
     for kind, slow in zip(OfficialScores._fields, literal_scores(images, SIZES), strict=True):
         assert with_nan(written[kind]) == pytest.approx(slow, rel=1e-12, nan_ok=True)
@@ -231,15 +224,12 @@ def test_a_folder_of_predictions_gets_the_official_scores(tree, tmp_path, monkey
     ],
     ids=["missing", "two", "size", "colour", "value"],
 )
-def test_predictions_that_cannot_be_scored_are_reported_in_one_line(
-    tree, tmp_path, monkeypatch, capsys, harm, message
-):
+def test_predictions_that_cannot_be_scored_are_reported_in_one_line(tree, tmp_path, harm, message):
     write_predictions(tree, tmp_path / "mine")
     harm(next((tmp_path / "mine").glob("lindau/*.png")))
-    with pytest.raises(SystemExit) as ended:
-        run_script(monkeypatch, tmp_path, tree)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert (ended.value.code, bool(re.search(message, line))) == (2, True), line
+    with pytest.raises(InputError, match=message) as error:
+        scoring.main([f"predictions={tmp_path / 'mine'}", f"root={tree}"])
+    assert "\n" not in str(error.value)
 
 
 # The tools
@@ -260,10 +250,21 @@ def test_a_network_is_trained_and_scored_as_the_benchmark_does(tree, tmp_path, m
     # The same numbers from the files of a submission of the same split.
     call("eval", "checkpoint=run/last.pt", "submission=sent", "output=again")
     assert json.loads((tmp_path / "again/metrics.json").read_text()) == metrics
-    scores, _ = runpy.run_path(str(SCRIPT))["score"](tmp_path / "sent", tree, "val")
+    scores, _ = scoring.score(tmp_path / "sent", tree, "val")
     for kind, values in scores._asdict().items():
         found = with_nan(metrics["official"][kind])
         assert found == pytest.approx(values, rel=1e-12, nan_ok=True)
     call("eval", "checkpoint=run/last.pt", "split=test", code=2)
     message = r"split=test: Cityscapes has no labels.*submission=<folder>"
     assert re.search(message, capsys.readouterr().err)
+    # For a test server, one process and two send the same files.
+    sent = ["checkpoint=run/last.pt", "split=test", "device=cpu"]
+    call("eval", *sent, "submission=one")
+    out = capsys.readouterr().out
+    assert "2 predictions, checked and packed: one/cityscapes_test.zip" in out
+    assert "miou" not in out
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    done = tool("eval", *sent, "submission=two", cwd=tmp_path, launcher=launcher)
+    assert done.stdout.count("checked and packed") == 1
+    one, two = ((tmp_path / way / "predictions").iterdir() for way in ("one", "two"))
+    assert {p.name: p.read_bytes() for p in one} == {p.name: p.read_bytes() for p in two}

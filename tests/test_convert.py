@@ -98,15 +98,11 @@ def test_a_network_computes_what_the_original_code_computes(program, depth, opti
         torch.testing.assert_close(model.eval()(image).logits, found["main"])
 
 
-def listed(file):
-    if not KEYS.is_dir():
-        pytest.skip(f"no lists of keys at {KEYS}; name their folder in CHECKPOINT_KEYS")
-    return json.loads((KEYS / file).read_text())
-
-
 @pytest.mark.parametrize("source", ["official", "mmsegmentation"])
 def test_listed_names_and_shapes_are_those_of_our_networks(source):
-    lists = listed(f"{source}.json")
+    if not KEYS.is_dir():
+        pytest.skip(f"no lists of keys at {KEYS}; name their folder in CHECKPOINT_KEYS")
+    lists = json.loads((KEYS / f"{source}.json").read_text())
     models = lists["models"] if "models" in lists else {n: lists[n] for n in lists if n != "note"}
     for name, model in models.items():
         keys = {key: torch.empty(shape, device="meta") for key, shape, _ in model["keys"]}
@@ -123,16 +119,12 @@ def test_listed_names_and_shapes_are_those_of_our_networks(source):
 # Files
 
 
-def old_file(path, state, **more):
-    """Writes a file as the authors' trainer did: before zip archives, with a numpy scalar."""
-    ordered = collections.OrderedDict(state)
-    content = {"epoch": 240, "state_dict": ordered, "best_pred": np.float64(0.79), **more}
-    torch.save(content, path, _use_new_zipfile_serialization=False)
-
-
 @pytest.fixture(scope="module")
 def authors_file(tmp_path_factory):
-    """One as released: no counters, the classifier of ImageNet, the unused auxiliary layer."""
+    """One as released: no counters, the classifier of ImageNet, the unused auxiliary layer.
+
+    And as the authors' trainer writes: before zip archives, with a numpy scalar.
+    """
     state = {
         name: value
         for name, value in originals.random_state("official", 50).items()
@@ -145,7 +137,9 @@ def authors_file(tmp_path_factory):
         "mystery": torch.zeros(2),
     }
     path = tmp_path_factory.mktemp("official") / "DANet50.pth.tar"
-    old_file(path, {f"module.{name}": value for name, value in state.items()})
+    ordered = collections.OrderedDict((f"module.{name}", value) for name, value in state.items())
+    content = {"epoch": 240, "state_dict": ordered, "best_pred": np.float64(0.79)}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
     return path, state
 
 
@@ -227,26 +221,19 @@ def test_a_missing_tensor_is_named():
 # Reading without running
 
 
-class HistoryBuffer:
-    """Stands in for a class of a training toolbox that is not installed."""
-
-    def __init__(self):
-        self.history = np.arange(3.0)
-
-
-HistoryBuffer.__module__ = "mmengine.logging.history_buffer"
-
-
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
 def test_objects_of_other_packages_are_passed_over(tmp_path, monkeypatch, zipped):
+    """Those of a training toolbox that is not installed where the file is read."""
     module = type(sys)("mmengine.logging.history_buffer")
-    module.HistoryBuffer = HistoryBuffer
+    module.HistoryBuffer = type("HistoryBuffer", (), {"__module__": module.__name__})
+    buffer = module.HistoryBuffer()
+    buffer.history = np.arange(3.0)
     names = ("mmengine", "mmengine.logging", module.__name__)
     for name in names:
         monkeypatch.setitem(sys.modules, name, module)
     content = {
         "state_dict": {"a.weight": torch.ones(2)},
-        "message_hub": {"loss": HistoryBuffer(), "best": np.float32(1.5)},
+        "message_hub": {"loss": buffer, "best": np.float32(1.5)},
     }
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
     for name in names:

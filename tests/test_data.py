@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import random
 
 import albumentations as A
 import numpy as np
@@ -108,6 +109,19 @@ def equal(a, b):
         torch.equal(torch.as_tensor(x), torch.as_tensor(y))
         for x, y in zip(a[:2], b[:2], strict=True)
     )
+
+
+@pytest.mark.fault("T46", "other code seeds or draws from the global generators")
+def test_a_seed_decides_all_whatever_came_before():
+    sample, pipeline = sample_of(48, 60), street()
+    first = [pipeline(sample, seed) for seed in range(20)]
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    for seed in (7, 3, 3, 19, 0):
+        assert equal(pipeline(sample, seed), first[seed])
+        assert equal(street()(sample, seed), first[seed])
+    assert len({result.image.tobytes() for result in first}) == 20
 
 
 def test_batches_are_equal_with_and_without_workers():

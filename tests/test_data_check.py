@@ -22,7 +22,6 @@ from danet.data_check.sample import check_sample, sample_indices
 from danet.data_check.scan import inspect_pair, scan
 from danet.datasets.base import FileDataset, Item
 from danet.datasets.camvid import CamVid
-from danet.datasets.scenes import Scenes
 from danet.types import IGNORE
 
 
@@ -137,11 +136,6 @@ def test_the_sheet_shows_every_pair_that_can_be_read(camvid_tree):
 
 
 # The sample
-
-
-def test_data_sets_without_files_have_no_sample():
-    lengths = {"train": 2, "val": 1, "test": 1}
-    assert check_sample(Scenes(split="train", lengths=lengths, size=(48, 96))) == []
 
 
 def test_the_sample_is_the_first_the_last_and_thirty_others_always_the_same():

@@ -193,9 +193,6 @@ def test_a_folder_of_sbd_that_holds_none_is_refused(tree):
         PascalVOC(root=tree, split="trainaug", sbd_root="nowhere")
 
 
-# SBD's files
-
-
 # Real files
 
 

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from danet.errors import InputError
-from danet.evaluation.inference import describe, mode_name
 from danet.evaluation.protocols import AuthorsProtocol, MMSegProtocol
 from danet.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 from danet.types import SegmentationOutput
@@ -249,14 +248,3 @@ def test_corners_follow_the_network_unless_they_are_set(network):
     torch.testing.assert_close(found[0], found[1])
     torch.testing.assert_close(found[2], found[3])
     assert (found[0] - found[2]).abs().max() > 1e-3
-
-
-# Settings
-
-
-def test_a_protocol_is_reported_with_every_value_that_is_set():
-    node = {"_target_": "danet.evaluation.inference.MultiScale", "flip": True, "crop": None}
-    assert mode_name(node) == "multi_scale"
-    assert describe(node) == "multi_scale (flip=true)"
-    node = {"_target_": "danet.evaluation.protocols.AuthorsProtocol", "scales": [0.5, 1.0]}
-    assert describe(node, "danet_multi") == "danet_multi (scales=[0.5, 1.0])"

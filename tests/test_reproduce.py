@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import re
 import subprocess
 
 import pytest
@@ -12,7 +11,7 @@ from conftest import ROOT
 from test_config import EXPERIMENTS, compose
 
 from danet.config.validate import check
-from danet.errors import InputError, UserError
+from danet.errors import UserError
 
 
 def script(name):
@@ -153,20 +152,6 @@ def test_slurm_submits_each_training_once_and_scoring_waits_for_it(tmp_path, cal
         "evaluation=danet_single",
         "evaluation=danet_multi",
     ]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("row=r50", "table=none: expected one of 1, 2, 4, 6, 7"),
-        ("table=1 row=r50_pan", "did you mean r50_pam?"),
-        ("table=1 launch=mpi data.root=/d", "launch=mpi: expected one of torchrun, slurm"),
-        ("table=1 launch=torchrun", "data.root: where is the data?"),
-    ],
-)
-def test_a_wrong_command_is_reported(arguments, message):
-    with pytest.raises(InputError, match=re.escape(message)):
-        reproduce.main(arguments.split())
 
 
 def test_a_command_that_fails_ends_it(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """A study runs what is not done, and its page is what its files give."""
 
 import json
-import re
 
 import pytest
 import yaml
@@ -49,22 +48,6 @@ def test_three_seeds_of_every_variant_at_every_level():
     assert len(runs("study=camvid", "data.root=/d")) == 3 * 4
     first = runs("study=scenes", "variant=second reading", "level=medium")[0]
     assert (first.name, first.settings[-1]) == ("medium_second-reading_1", "seed=1")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("level=wide", "study: which one?"),
-        ("study=scene", "did you mean scenes?"),
-        ("study=scenes level=huge", "level=huge: expected one of near, wide"),
-        ("study=scenes seed=4", "seed=4: expected one of 1, 2, 3"),
-        ("study=scenes trainer.steps=2", "a study with other settings needs results=<folder>"),
-        ("scenes", "a setting has the form key=value"),
-    ],
-)
-def test_a_wrong_command_is_reported(arguments, message):
-    with pytest.raises(InputError, match=re.escape(message)):
-        runs(*arguments.split())
 
 
 def test_what_is_done_is_not_done_again(tmp_path, monkeypatch, capsys):

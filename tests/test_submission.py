@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, tool
+from conftest import save_picture
 from PIL import Image
 
 from danet.datasets.camvid import CamVid
@@ -26,8 +26,7 @@ IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
 def save(path, size):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size[::-1], (90, 120, 10)).save(path)
+    save_picture(path, np.full((*size, 3), 90, np.uint8))
 
 
 @pytest.fixture
@@ -57,11 +56,16 @@ def predictions_of(sizes, num_classes):
     return {n: rng.integers(0, num_classes, size, dtype=np.uint8) for n, size in sizes.items()}
 
 
-def send(dataset, folder, predictions):
+def written(dataset, folder, predictions):
     writer = SubmissionWriter(folder, dataset)
     writer.begin()
     for name, prediction in predictions.items():
         writer.write(name, prediction)
+    return writer
+
+
+def send(dataset, folder, predictions):
+    writer = written(dataset, folder, predictions)
     return writer, writer.finish()
 
 
@@ -122,10 +126,7 @@ def test_voc_gets_a_tgz_of_palette_images_in_the_folders_of_its_kit(voc, tmp_pat
     ids=["missing", "size"],
 )
 def test_what_the_server_would_refuse_is_not_packed(cityscapes, tmp_path, harm, message):
-    writer = SubmissionWriter(tmp_path / "sent", cityscapes)
-    writer.begin()
-    for name, prediction in predictions_of(CITIES, 19).items():
-        writer.write(name, prediction)
+    writer = written(cityscapes, tmp_path / "sent", predictions_of(CITIES, 19))
     harm(next((tmp_path / "sent").rglob("berlin*.png")))
     with pytest.raises(InputError, match=message):
         writer.finish()
@@ -136,9 +137,7 @@ def test_what_an_interrupted_submission_left_is_no_part_of_the_next(
     cityscapes, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(Cityscapes, "expected", {"test": (2,)})
-    writer = SubmissionWriter(tmp_path / "sent", cityscapes)
-    writer.begin()
-    writer.write("berlin_000009_000019", np.zeros((8, 16), np.uint8))
+    written(cityscapes, tmp_path / "sent", {"berlin_000009_000019": np.zeros((8, 16), np.uint8)})
     writer, lines = send(cityscapes, tmp_path / "sent", predictions_of(CITIES, 19))
     assert len(lines) == 1, "no warning of a whole split"
     with zipfile.ZipFile(writer.archive) as archive:
@@ -177,47 +176,3 @@ def test_a_split_without_labels_is_refused_where_labels_are_needed(cityscapes, c
     labelled = CamVid(root=camvid_tree, split="test")
     assert labelled.is_labelled
     require_labels(labelled, "split", "")
-
-
-# The tool
-
-
-@pytest.mark.slow
-def test_one_process_and_two_send_the_same_files(tmp_path):
-    names = {f"ulm_{i:06d}_000019": (40, 36 + 2 * i) for i in range(3)}
-    for split in ("train", "test"):
-        for name, size in names.items():
-            save(tmp_path / f"data/leftImg8bit/{split}/ulm/{name}_leftImg8bit.png", size)
-    (tmp_path / "data/gtFine/train/ulm").mkdir(parents=True)
-    for name, size in names.items():
-        label = Image.fromarray(np.random.default_rng(0).choice(np.array((7, 8), np.uint8), size))
-        label.save(tmp_path / f"data/gtFine/train/ulm/{name}_gtFine_labelIds.png")
-    small = [s for s in TINY if not s.startswith(("data.size", "data.lengths", "data.cue_radius"))]
-    tool(
-        *(
-            "train",
-            "data=cityscapes",
-            "data.root=data",
-            "data.val_split=train",
-            "data.crop=[32,32]",
-        ),
-        *("data.allow_overlap=true", "data.num_workers=0", "model/backbone=resnet18_narrow"),
-        *(*small, "trainer.steps=2", "run.dir=run"),
-        cwd=tmp_path,
-    )
-    settings = ["checkpoint=run/last.pt", "split=test", "device=cpu"]
-    refused = tool("eval", *settings, cwd=tmp_path, code=2)
-    assert "split=test: Cityscapes has no labels" in refused.stderr
-    done = tool("eval", *settings, "submission=one", cwd=tmp_path)
-    assert "3 predictions, checked and packed: one/cityscapes_test.zip" in done.stdout
-    assert "miou" not in done.stdout
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    done = tool("eval", *settings, "submission=two", cwd=tmp_path, launcher=launcher)
-    assert done.stdout.count("checked and packed") == 1
-    one, two = (
-        {p.name: p.read_bytes() for p in (tmp_path / way / "predictions").iterdir()}
-        for way in ("one", "two")
-    )
-    assert one == two
-    for name, size in names.items():
-        assert header(one[f"{name}_pred_labelIds.png"])[:2] == size[::-1]

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 from pkgutil import resolve_name
+from types import SimpleNamespace
 
 
 def set_value(place, value):
@@ -99,15 +100,7 @@ def hold_save(path, seconds, step):
             time.sleep(seconds)
         os.fsync(handle)
 
-    filesystem.os = _Replaced(os, fsync=slow)
-
-
-class _Replaced:
-    """A module with some of its names replaced, for one other module."""
-
-    def __init__(self, module, **names):
-        self.__dict__.update(vars(module))
-        self.__dict__.update(names)
+    filesystem.os = SimpleNamespace(**{**vars(os), "fsync": slow})
 
 
 def die_before_rename(step):

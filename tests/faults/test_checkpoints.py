@@ -14,6 +14,8 @@ from danet.checkpoint.manager import path_at
 from danet.errors import InputError
 from faults.toy import TOY, errors, fingerprint, saved_step, step_of
 
+pytestmark = pytest.mark.slow
+
 OFTEN = ["trainer.save_every=3"]
 FORMAT = "danet.checkpoint.format"
 FORMAT_1 = Path(__file__).parent / "data" / "format1.pt.xz"
@@ -37,7 +39,6 @@ def damage(path, *, cut=False):
     path.write_bytes(data[: len(data) // 2] if cut else data)
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T20", "a truncated checkpoint")
 def test_the_run_goes_on_from_the_one_before_to_the_same_end(start, straight, run):
     for path in (run / "last.pt", path_at(run, 6)):
@@ -47,7 +48,6 @@ def test_the_run_goes_on_from_the_one_before_to_the_same_end(start, straight, ru
     assert fingerprint(run / "last.pt") == straight(*OFTEN)[0]
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T23", "a checkpoint copied from one run into the folder of another")
 def test_a_checkpoint_of_another_run_is_refused(start, run, tmp_path):
     start.train(*TOY, "seed=2", "run.dir=other", "trainer.stop_at=3")
@@ -59,7 +59,6 @@ def test_a_checkpoint_of_another_run_is_refused(start, run, tmp_path):
     assert step_of(tmp_path / "other") == 3
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T25", "the clock was set back")
 def test_the_newest_checkpoint_is_the_one_with_the_highest_step(start, run):
     (run / "last.pt").unlink()
@@ -69,50 +68,36 @@ def test_the_newest_checkpoint_is_the_one_with_the_highest_step(start, run):
     assert "steps 6 to 12" in done.stdout()
 
 
-@pytest.mark.slow
-@pytest.mark.fault("T27", "the background writer fails")
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_failure_in_the_background_ends_the_run(start, tmp_path, processes):
-    plants = {"full_disk": {"module": FORMAT, "step": 6}}
-    settings = [*TOY, *OFTEN, "run.dir=run", "trainer.steps=100000"]
-    runs = start.train_group(*settings, processes=processes, plants=plants, code=4)
-    assert "No space left on device" in errors(runs)
-    assert saved_step(tmp_path / "run/last.pt") >= 3
-    assert step_of(tmp_path / "run") < 100
-
-
 LIMITS = [resource.RLIMIT_FSIZE, (100_000, 100_000)]
-QUOTA = {"place": "resource.setrlimit", "arguments": LIMITS, "step": 5}
-FULL = pytest.mark.fault(
-    "T17", "the disk is full, or a quota is reached, while a checkpoint is written"
-)
-READ_ONLY = pytest.mark.fault("T19", "the folder becomes read-only while the run is under way")
+QUOTA = {"call": {"place": "resource.setrlimit", "arguments": LIMITS, "step": 5}}
+BROKEN = {"full_disk": {"module": FORMAT, "step": 6}}
+READ_ONLY = {"full_disk": {"module": FORMAT, "step": 6, "number": 30}}
+FULL = "the disk is full, or a quota is reached, while a checkpoint is written"
+T17 = pytest.mark.fault("T17", FULL)
+T19 = pytest.mark.fault("T19", "the folder becomes read-only while the run is under way")
+T27 = pytest.mark.fault("T27", "the background writer fails")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("plant", "reported"),
+    ("plants", "processes", "reported"),
     [
-        pytest.param(
-            {"call": QUOTA},
-            "step_000000006.pt: the checkpoint could not be written",
-            marks=FULL,
-        ),
-        pytest.param(
-            {"full_disk": {"module": FORMAT, "step": 6, "number": 30}},
-            "Read-only file system",
-            marks=READ_ONLY,
-        ),
+        pytest.param(QUOTA, 1, "step_000000006.pt: the checkpoint could not be written", marks=T17),
+        pytest.param(READ_ONLY, 1, "Read-only file system", marks=T19),
+        pytest.param(BROKEN, 1, "No space left on device", marks=T27),
+        pytest.param(BROKEN, 2, "No space left on device", marks=T27),
     ],
 )
-def test_a_checkpoint_that_cannot_be_written_ends_the_run(start, tmp_path, plant, reported):
-    run = start.train(*TOY, *OFTEN, "run.dir=run", plants=plant, code=4)
-    assert reported in run.stderr()
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(
+    start, tmp_path, plants, processes, reported
+):
+    settings = [*TOY, *OFTEN, "run.dir=run", "trainer.steps=100000"]
+    runs = start.train_group(*settings, processes=processes, plants=plants, code=4)
+    assert reported in errors(runs)
     assert saved_step(tmp_path / "run/last.pt") == 3
+    assert step_of(tmp_path / "run") < 100
     assert not list((tmp_path / "run").glob(".*.tmp"))
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T55", "a checkpoint of the first format")
 def test_a_file_of_the_first_format_is_refused_as_a_run_and_starts_another(start, tmp_path):
     """Written by version 0.1.0, weights rounded afterwards to make it small."""

@@ -23,6 +23,8 @@ from faults.toy import (
     until,
 )
 
+pytestmark = pytest.mark.slow
+
 STEPS = 12
 OFTEN = ["trainer.save_every=3"]
 
@@ -47,7 +49,6 @@ def save_for_ever(folder, first):
         manager.save(state, score=step / 1e9)
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T01", "kill -9 at a random moment while checkpoints are written")
 def test_200_kills_leave_a_whole_newest_checkpoint(tmp_path, figure):
     context = forking()
@@ -75,7 +76,6 @@ def test_200_kills_leave_a_whole_newest_checkpoint(tmp_path, figure):
     figure(f"{kills} kills, {torn} within a write, {step} checkpoints: 0 unreadable, 0 missing")
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T02", "kill -9 between writing a checkpoint and renaming it")
 def test_a_checkpoint_that_was_not_renamed_is_not_used_and_removed(start, straight, tmp_path):
     plants = {"die_before_rename": {"step": 6}}
@@ -89,7 +89,6 @@ def test_a_checkpoint_that_was_not_renamed_is_not_used_and_removed(start, straig
     assert fingerprint(folder / "last.pt") == straight(*OFTEN)[0]
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T03", "kill -9 after each step")
 def test_a_run_killed_after_any_step_ends_like_a_whole_one(start, straight, tmp_path, figure):
     expected, _ = straight(*OFTEN)
@@ -101,7 +100,6 @@ def test_a_run_killed_after_any_step_ends_like_a_whole_one(start, straight, tmp_
     figure(f"{STEPS} of {STEPS} runs: SHA-256 equal")
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T04", "kill -9 of one of two processes")
 @pytest.mark.parametrize("step", [5, 12])
 def test_two_processes_of_which_one_is_killed_go_on_bit_equal(start, straight, tmp_path, step):
@@ -117,7 +115,6 @@ def test_two_processes_of_which_one_is_killed_go_on_bit_equal(start, straight, t
     assert again == {step: before[step] for step in again}
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T05", "kill -9 with loader processes, with accumulation, average and OHEM")
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("workers", [0, 2])
@@ -141,7 +138,6 @@ def test_stopping_anywhere_changes_nothing(
     figure(f"processes {processes}, workers {workers}, accumulation {accumulate}: equal")
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T09", "kill -9 of one of two processes under torchrun --max-restarts=1")
 def test_torchrun_restarts_a_run_to_the_same_end(start, straight, tmp_path, figure):
     repeats = int(os.environ.get("DANET_FAULT_RESTARTS", "2"))
@@ -155,7 +151,6 @@ def test_torchrun_restarts_a_run_to_the_same_end(start, straight, tmp_path, figu
     figure(f"{repeats} of {repeats} restarts finished, SHA-256 equal")
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T11", "the launcher is killed with -9")
 def test_processes_do_not_outlive_their_launcher(start, tmp_path, figure):
     launcher = start.torchrun(*TOY, "run.dir=run", "trainer.steps=100000")
@@ -172,7 +167,6 @@ def test_processes_do_not_outlive_their_launcher(start, tmp_path, figure):
     assert path_at(tmp_path / "run", saved["step"]).exists()
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T07", "going on with another number of processes")
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_every_step_has_its_samples_on_any_number_of_processes(
@@ -190,7 +184,6 @@ def test_every_step_has_its_samples_on_any_number_of_processes(
     assert samples(tmp_path) == samples(whole)
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T08", "stopping inside an epoch that batches do not fill")
 def test_no_sample_is_lost_or_repeated_in_an_epoch(start, tmp_path, figure):
     """Ten pictures, four a step: three epochs are seven and a half steps."""

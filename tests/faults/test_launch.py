@@ -11,6 +11,8 @@ from conftest import ROOT
 from danet.distributed.launcher import require_sound
 from faults.toy import TOY, members, saved_step, step_of, until
 
+pytestmark = pytest.mark.slow
+
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done
 echo "$@" >> "$CALLS/srun"
@@ -66,7 +68,6 @@ def step_processes(run):
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T58", "a process dies, and the launcher ends the others with SIGTERM")
 def test_a_crash_is_not_taken_for_a_preemption(launch, calls, figure):
     """Process 1 is killed at the first evaluation of every attempt, as by a lack of memory."""
@@ -88,7 +89,6 @@ def test_a_crash_is_not_taken_for_a_preemption(launch, calls, figure):
     figure("2 attempts, no `stopped`")
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T59", "preemption on Slurm: the job goes back into the queue while it advances")
 def test_a_preempted_job_goes_back_into_the_queue_and_ends_when_it_is_done(launch, calls, figure):
     settings = [*TOY, "trainer.steps=100000", "trainer.save_minutes=0"]
@@ -108,7 +108,6 @@ def test_a_preempted_job_goes_back_into_the_queue_and_ends_when_it_is_done(launc
     figure(f"stopped at step {step}, requeued once, went on to step {step + 2}")
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T59", "preemption on Slurm: the job goes back into the queue while it advances")
 @pytest.mark.parametrize("allowed", [0, 2])
 def test_a_job_that_comes_no_further_is_not_put_back_for_ever(launch, calls, allowed):
@@ -136,7 +135,6 @@ def test_a_job_that_comes_no_further_is_not_put_back_for_ever(launch, calls, all
     assert requeues(calls) == 2 * allowed + 6
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T59", "preemption on Slurm: the job goes back into the queue while it advances")
 @pytest.mark.parametrize(("stand_in", "code"), [("exit 1", 1), ("exit 0", 0), ("exit 3", 3)])
 def test_a_job_that_failed_or_is_done_is_not_put_back(launch, calls, stand_in, code):
@@ -166,7 +164,6 @@ def test_variables_that_may_be_right_pass(variables):
     require_sound(variables)
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T60", "variables of a launcher that cannot be right")
 @pytest.mark.parametrize(
     ("variables", "reported"),

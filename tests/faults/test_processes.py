@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from danet.checkpoint import format as checkpoint_format
-from faults.toy import TOY, all_end, errors, fingerprint, lines, losses, saved_step, step_of, until
+from faults.toy import TOY, all_end, errors, fingerprint, lines, saved_step, step_of, until
+
+pytestmark = pytest.mark.slow
 
 LIMIT = 30
 EVALUATE = "danet.evaluation.evaluate.evaluate"
 SHORT = {"place": "danet.distributed.failures.TIMEOUT", "value": timedelta(seconds=5)}
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T10", "a process dies and nobody restarts it")
 @pytest.mark.parametrize(("rank", "during"), [(0, "training"), (1, "training"), (1, "validation")])
 def test_the_survivor_ends_soon_and_names_the_dead_process(start, tmp_path, figure, rank, during):
@@ -39,25 +40,25 @@ def test_the_survivor_ends_soon_and_names_the_dead_process(start, tmp_path, figu
     figure(f"{seconds:.1f} s")
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T36", "five pictures for two and for three processes")
 @pytest.mark.parametrize("processes", [2, 3])
 def test_uneven_shares_are_trained_and_each_counted_once(start, tmp_path, figure, processes):
     data = ["data.lengths={train:5,val:5,test:5}", "data.batch_size=1", "trainer.steps=4"]
-    start.train_group(*TOY, *data, "run.dir=run", processes=processes)
-    settings = ["checkpoint=run/last.pt", "device=cpu"]
+    runs = start.train_group(*TOY, *data, "run.name=shares", processes=processes)
+    (run,) = (tmp_path / "runs/shares").iterdir()
+    assert "".join(r.stdout() for r in runs).count(f"steps 0 to 4 of {processes} images") == 1
+    settings = [f"checkpoint={run}/last.pt", "device=cpu"]
     start.train_group(*settings, "output=many", processes=processes, tool="eval")
     start.train(*settings, "output=one", tool="eval")
     one, many = ((tmp_path / n / "confusion.csv").read_text() for n in ("one", "many"))
     assert one == many
     cells = [cell for row in one.splitlines()[1:] for cell in row.split(",")[1:]]
     assert sum(map(int, cells)) == 5 * 64 * 64
-    (scored,) = lines(tmp_path / "run", "val")
+    (scored,) = lines(run, "val")
     assert scored["miou"] == json.loads((tmp_path / "one/metrics.json").read_text())["miou"]
     figure(f"confusion matrix of {processes} processes equal to that of one")
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T37", "validation takes one process longer than exchanges may")
 def test_a_slow_validation_is_waited_for(start, tmp_path, figure):
     slow = {"place": EVALUATE, "path": str(tmp_path / "here"), "seconds": 8, "rank": 1}
@@ -67,7 +68,6 @@ def test_a_slow_validation_is_waited_for(start, tmp_path, figure):
     figure("8 s of validation, 5 s for exchanges")
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T38", "a process leaves out an exchange")
 def test_an_exchange_that_one_does_not_come_to_is_named(start, tmp_path, figure):
     plants = {
@@ -83,7 +83,6 @@ def test_an_exchange_that_one_does_not_come_to_is_named(start, tmp_path, figure)
     figure("time-out of 5 s; the exchange is named")
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T38", "a process leaves out an exchange")
 def test_processes_that_are_out_of_step_never_go_on(start, tmp_path):
     """The other process takes the next exchange for this one; gloo sees it by the sizes."""
@@ -100,7 +99,6 @@ CODE = pytest.mark.fault("T40", "other code or another version on one process")
 OTHER_VERSION = {"place": "danet.__version__", "value": "0.0.1"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "plant"),
     [
@@ -116,7 +114,6 @@ def test_processes_that_differ_are_refused_at_the_start(start, tmp_path, what, p
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T41", "the port is taken")
 def test_a_port_that_is_taken_is_reported_in_one_line(start):
     with socket.socket() as taken:
@@ -134,7 +131,6 @@ BAD_STEPS = {"settings": ["trainer.steps=0"]}
 IMPATIENT = {"place": "danet.distributed.error_reporting.REPORT", "value": 1, "rank": 1}
 
 
-@pytest.mark.slow
 @pytest.mark.fault(
     "T56", "an error of one process alone, or sooner there than in the one that reports it"
 )
@@ -160,7 +156,6 @@ def test_an_error_is_reported_once_by_a_process_that_is_not_ended_before(start, 
     assert run.stderr().count(reported) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T57", "an error of one process, where leaving the group waits for the others")
 @pytest.mark.parametrize(
     ("for_users", "reported"), [(True, "error: a planted error"), (False, "LookupError: a planted")]
@@ -173,7 +168,6 @@ def test_an_error_ends_a_process_that_cannot_leave_the_group(start, for_users, r
     assert run.stderr().count(reported) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T42", "two jobs at once on one machine")
 def test_two_jobs_under_torchrun_do_not_meet(start, straight, tmp_path):
     jobs = [start.torchrun(*TOY, f"run.dir=run{i}") for i in range(2)]
@@ -184,7 +178,6 @@ def test_two_jobs_under_torchrun_do_not_meet(start, straight, tmp_path):
         assert fingerprint(tmp_path / f"run{i}/last.pt") == expected
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T43", "two jobs with the same run.dir")
 def test_a_folder_belongs_to_one_job_until_that_ends_in_any_way(start, tmp_path):
     endless = [*TOY, "run.dir=run", "trainer.steps=100000", "data.num_workers=2"]
@@ -200,7 +193,6 @@ def test_a_folder_belongs_to_one_job_until_that_ends_in_any_way(start, tmp_path)
     assert saved_step(tmp_path / "run/last.pt") == step + 2
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T44", "batch statistics that differ between the processes")
 def test_all_processes_evaluate_the_network_that_is_saved(start, tmp_path, figure):
     plants = {"record": {"folder": str(tmp_path), "means_after": 11}}
@@ -224,7 +216,6 @@ def test_all_processes_evaluate_the_network_that_is_saved(start, tmp_path, figur
     figure(f"{len(differing)} of {len(first)} differ in training; mIoU equal with 1 process")
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T45", "the same command twice")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_same_command_gives_the_same_losses_to_the_bit(
@@ -232,7 +223,8 @@ def test_the_same_command_gives_the_same_losses_to_the_bit(
 ):
     start.train_group(*TOY, "run.dir=run", processes=processes)
     expected, folder = straight(processes=processes)
-    assert len(losses(folder / "run")) == 12
-    assert losses(tmp_path / "run") == losses(folder / "run")
+    mine, others = ([line["loss"] for line in lines(f / "run")] for f in (tmp_path, folder))
+    assert len(mine) == 12
+    assert mine == others
     assert fingerprint(tmp_path / "run/last.pt") == expected
     figure("12 of 12 losses and SHA-256 equal")

@@ -12,6 +12,7 @@ from faults.toy import (
     PATIENCE,
     TOY,
     all_end,
+    errors,
     fingerprint,
     is_alive,
     lines,
@@ -21,6 +22,8 @@ from faults.toy import (
     step_of,
     until,
 )
+
+pytestmark = pytest.mark.slow
 
 ENDLESS = [*TOY, "run.dir=run", "trainer.steps=100000"]
 STOPPED = 143
@@ -33,7 +36,6 @@ def ended(folder):
     return [int(path.read_text()) for path in sorted(folder.glob("ended-*"))]
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T12", "SIGTERM to the launcher")
 def test_sigterm_to_torchrun_ends_all_processes_at_one_step(start, tmp_path, figure):
     plants = {"record": {"folder": str(tmp_path)}}
@@ -49,33 +51,41 @@ def test_sigterm_to_torchrun_ends_all_processes_at_one_step(start, tmp_path, fig
     figure(f"{seconds:.1f} s")
 
 
-@pytest.mark.slow
-@pytest.mark.fault("T12", "SIGTERM to the launcher")
-def test_a_run_ended_by_sigterm_goes_on_bit_equal(start, straight, tmp_path):
-    plants = {"signal_after": {"step": 5, "name": "SIGTERM"}}
-    run = start.train(*TOY, "run.dir=run", plants=plants, code=STOPPED)
-    assert "stopped by SIGTERM at step 5 of 12; go on with resume=run/last.pt" in run.stderr()
-    assert saved_step(tmp_path / "run/last.pt") == 5
-    start.train("resume=run/last.pt")
-    assert fingerprint(tmp_path / "run/last.pt") == straight()[0]
-    assert not (tmp_path / "run/stopped").exists()
+LAUNCHER, ONE, HANGUP = (
+    pytest.mark.fault("T12", "SIGTERM to the launcher"),
+    pytest.mark.fault("T13", "SIGTERM to one process of two"),
+    pytest.mark.fault("T61", "SIGHUP, as of an ssh session that is closed"),
+)
 
 
-@pytest.mark.slow
-@pytest.mark.fault("T13", "SIGTERM to one process of two")
-@pytest.mark.parametrize("rank", [0, 1])
-def test_sigterm_to_one_process_ends_both_at_one_step(start, straight, tmp_path, rank):
+@pytest.mark.parametrize(
+    ("name", "rank", "processes"),
+    [
+        pytest.param("SIGTERM", 0, 1, marks=LAUNCHER),
+        *(pytest.param("SIGTERM", rank, 2, marks=ONE) for rank in (0, 1)),
+        *(pytest.param("SIGHUP", count - 1, count, marks=HANGUP) for count in (1, 2)),
+    ],
+)
+def test_a_signal_ends_all_processes_at_one_step_and_the_run_goes_on_bit_equal(
+    start, straight, tmp_path, name, rank, processes
+):
+    run = tmp_path / "run"
     plants = {
-        "signal_after": {"step": 5, "name": "SIGTERM", "rank": rank},
+        "signal_after": {"step": 5, "name": name, "rank": rank},
         "record": {"folder": str(tmp_path)},
     }
-    start.train_group(*TOY, "run.dir=run", plants=plants, code=STOPPED, within=LIMIT)
-    first, second = ended(tmp_path)
-    assert first == second
-    assert 5 <= first <= 6  # what one raises, all know one step later
-    assert saved_step(tmp_path / "run/last.pt") == first
-    start.train_group("resume=run/last.pt")
-    assert fingerprint(tmp_path / "run/last.pt") == straight(processes=2)[0]
+    how = {"processes": processes, "plants": plants, "code": STOPPED, "within": LIMIT}
+    reported = errors(start.train_group(*TOY, "run.dir=run", **how))
+    (step,) = set(ended(tmp_path))
+    assert 5 <= step < 5 + processes  # what one raises, all know one step later
+    assert reported.count("stopped by ") == 1
+    assert f" at step {step} of 12; go on with resume=run/last.pt" in reported
+    assert f"stopped by {name}" in reported or rank
+    assert saved_step(run / "last.pt") == step
+    assert (run / "stopped").exists()
+    start.train_group("resume=run/last.pt", processes=processes)
+    assert fingerprint(run / "last.pt") == straight(processes=processes)[0]
+    assert not (run / "stopped").exists()
 
 
 def held(tmp_path, runs):
@@ -83,7 +93,6 @@ def held(tmp_path, runs):
     until(lambda: (tmp_path / "here").exists(), *runs, what="the place of the signal")
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T14", "SIGTERM while validating")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_during_validation_leaves_it_and_loses_no_step(start, tmp_path, processes):
@@ -101,7 +110,6 @@ def test_sigterm_during_validation_leaves_it_and_loses_no_step(start, tmp_path, 
     assert [line["step"] for line in lines(tmp_path / "run", "val")] == [6, 12]
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T14", "SIGTERM while validating")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_sigterm_to_one_process_during_validation_hangs_nobody(start, tmp_path, rank):
@@ -116,7 +124,6 @@ def test_sigterm_to_one_process_during_validation_hangs_nobody(start, tmp_path, 
     assert saved_step(tmp_path / "run/last.pt") == 6
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T14", "SIGTERM while a checkpoint is written")
 @pytest.mark.parametrize("in_background", ["true", "false"])
 def test_sigterm_during_a_save_lets_it_end(start, tmp_path, in_background):
@@ -132,7 +139,6 @@ def test_sigterm_during_a_save_lets_it_end(start, tmp_path, in_background):
     assert not list(folder.glob(".*.tmp"))
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T14", "SIGTERM while the last checkpoint is written")
 def test_sigterm_during_the_last_save_lets_it_end(start, tmp_path):
     plants = {"hold_save": {"path": str(tmp_path / "here"), "seconds": 2.0, "step": 4}}
@@ -147,7 +153,6 @@ def test_sigterm_during_the_last_save_lets_it_end(start, tmp_path):
     assert (saved["step"], saved["evaluated_at"]) == (4, 4)
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T14", "SIGTERM while the program is imported")
 def test_sigterm_during_the_imports_ends_torchrun_and_leaves_nothing(start, tmp_path, figure):
     plants = {"hold": {"path": str(tmp_path / "here")}}
@@ -160,7 +165,6 @@ def test_sigterm_during_the_imports_ends_torchrun_and_leaves_nothing(start, tmp_
     figure(f"{seconds:.1f} s")
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T15", "a second SIGTERM, or Ctrl-C twice")
 @pytest.mark.parametrize(("name", "pause"), [("SIGTERM", signals.SAME + 0.2), ("SIGINT", 0.0)])
 def test_the_same_signal_again_ends_at_once(start, tmp_path, name, pause):
@@ -172,7 +176,6 @@ def test_the_same_signal_again_ends_at_once(start, tmp_path, name, pause):
     assert not (tmp_path / "run/stopped").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T16", "SIGUSR1")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigusr1_saves_and_the_training_goes_on(start, straight, tmp_path, processes):
@@ -186,7 +189,6 @@ def test_sigusr1_saves_and_the_training_goes_on(start, straight, tmp_path, proce
     assert fingerprint(tmp_path / "run/last.pt") == straight(processes=processes)[0]
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T54", "Ctrl-C with loader processes")
 @pytest.mark.parametrize("to_group", [False, True], ids=["alone", "whole group"])
 def test_ctrl_c_leaves_no_processes_and_no_lock(start, tmp_path, to_group):
@@ -205,7 +207,6 @@ def test_ctrl_c_leaves_no_processes_and_no_lock(start, tmp_path, to_group):
     start.train("resume=auto", "run.dir=run", f"trainer.stop_at={step + 1}")
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T12", "SIGTERM to every process of a job, as Slurm sends it")
 @pytest.mark.parametrize("during", ["training", "validation"])
 def test_sigterm_to_loader_processes_too_still_ends_with_a_checkpoint(start, tmp_path, during):

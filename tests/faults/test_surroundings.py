@@ -7,11 +7,12 @@ import pytest
 from danet.checkpoint import format as checkpoint_format
 from faults.toy import TOY, fingerprint, lines, pictures, saved_step, step_of
 
+pytestmark = pytest.mark.slow
+
 EMPTY = {"PYTHONDONTWRITEBYTECODE": "1"}
 """As ``env -i``; the one variable keeps bytecode out of the checkout."""
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T50", "a long run with many evaluations")
 def test_memory_does_not_grow(start, tmp_path, figure):
     """DANET_FAULT_SOAK=2000 is the long form: so many steps and as many evaluations."""
@@ -29,7 +30,6 @@ def test_memory_does_not_grow(start, tmp_path, figure):
     figure(f"{steps} steps, {count} evaluations: {after - before:+.1f} MB after step {early}")
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T51", "no network")
 def test_everything_runs_without_a_network(start, tmp_path):
     plants = {"no_network": {}}
@@ -39,30 +39,22 @@ def test_everything_runs_without_a_network(start, tmp_path):
     start.train(*settings, "count=1", "output=v", tool="visualize", plants=plants)
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T52", "an empty environment without HOME; a home that may not be written")
-@pytest.mark.parametrize("home", [None, "/proc/nowhere"], ids=["no HOME", "read-only"])
-def test_nothing_needs_a_home(start, straight, tmp_path, home):
-    only = EMPTY if home is None else {**EMPTY, "HOME": home}
-    run = start.start(*TOY, "run.dir=run", only={**only, "OMP_NUM_THREADS": "1"})
+@pytest.mark.parametrize("home", ["no HOME", "/proc/nowhere", "home"])
+def test_nothing_needs_a_home_or_is_left_in_it(start, straight, tmp_path, home):
+    (tmp_path / "home").mkdir()
+    where = {} if home == "no HOME" else {"HOME": str(tmp_path / home)}
+    run = start.start(*TOY, "run.dir=run", only={**EMPTY, **where, "OMP_NUM_THREADS": "1"})
     run.ends(0)
     assert fingerprint(tmp_path / "run/last.pt") == straight()[0]
-    assert {p.name for p in tmp_path.iterdir() if not p.name.startswith(".")} == {"run"}
-
-
-@pytest.mark.slow
-@pytest.mark.fault("T52", "an empty environment without HOME; a home that may not be written")
-def test_nothing_is_left_in_a_home(start, tmp_path):
-    home = tmp_path / "home"
-    home.mkdir()
-    start.train(*TOY, "run.dir=run", "trainer.steps=1", env={"HOME": str(home)})
-    assert list(home.iterdir()) == []
+    assert list((tmp_path / "home").iterdir()) == []
+    left = {p.name for p in tmp_path.iterdir() if not p.name.startswith(".")}
+    assert left == {"home", "run"}
 
 
 LANG_C = {**EMPTY, "LANG": "C", "LC_ALL": "C", "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T53", "LANG=C, and paths with spaces and Chinese letters")
 def test_any_path_serves_in_any_language(start, tmp_path):
     data = pictures(tmp_path / "图 片", train=4, val=2)
@@ -71,7 +63,6 @@ def test_any_path_serves_in_any_language(start, tmp_path):
     start.start("resume=运 行/last.pt", only=LANG_C).ends(0)
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T53", "a Python that is limited to ASCII")
 def test_letters_that_python_may_not_read_are_refused_in_one_line(start, tmp_path):
     only = {**LANG_C, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -83,7 +74,6 @@ def test_letters_that_python_may_not_read_are_refused_in_one_line(start, tmp_pat
     assert not (tmp_path / "运 行").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T18", "the disk of the log is full")
 def test_a_log_that_cannot_be_written_stops_nothing(start, straight, tmp_path):
     full = {"module": "danet.engine.log", "step": 4}
@@ -92,7 +82,6 @@ def test_a_log_that_cannot_be_written_stops_nothing(start, straight, tmp_path):
     assert fingerprint(tmp_path / "run/last.pt") == straight()[0]
 
 
-@pytest.mark.slow
 @pytest.mark.fault("T06", "going on with another number of threads")
 def test_another_number_of_threads_is_reported_and_changes_little(start, straight, tmp_path):
     start.train(*TOY, "run.dir=run", "trainer.stop_at=6")

@@ -1,5 +1,6 @@
 """A run of seconds, and the means to start, watch, hurt and compare it."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -11,47 +12,28 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-from conftest import ROOT, write_pair
-from test_tools import fingerprint
+import torch
+from conftest import ROOT, TINY, plant
 
+from danet.checkpoint import format as checkpoint_format
 from danet.distributed.failures import is_alive
 from faults import driver
 
-__all__ = ["fingerprint", "is_alive"]
-
-TOY = [
-    "data.size=[64,64]",
-    "data.lengths={train:12,val:5,test:5}",
-    "data.batch_size=2",
-    "data.num_workers=0",
-    "data.cue_radius=2",
-    "model.backbone.width=8",
-    "model.head.reduction=2",
-    "trainer.precision=float32",
-    "trainer.device=cpu",
-    "trainer.log_every=1",
-    "trainer.steps=12",
-]
+SMALL = ["data.size=[64,64]", "data.num_workers=0", "trainer.log_every=1", "trainer.steps=12"]
+TOY = [*TINY, *SMALL]  # of one key the last value counts
 PATIENCE = float(os.environ.get("DANET_FAULT_PATIENCE", "1"))
 """Multiplies every time limit, for machines that do other work meanwhile."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
 
 
-def pictures(root, *, train=12, val=4, size=64):
+def pictures(root, *, train=12, val=4):
     """Makes a folder of pictures with four classes; returns the settings that name it."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", train), ("val", val)):
-        for i in range(count):
-            mask = np.kron(rng.integers(0, 4, (4, 4)), np.ones((size // 4, size // 4)))
-            image = rng.integers(0, 60, (size, size, 3)) + 60 * mask[..., None]
-            image, mask = image.clip(0, 255).astype(np.uint8), mask.astype(np.uint8)
-            write_pair(root, split, f"{split}_{i:02d}", image, mask, labels="masks")
+    plant(root, values=range(4), splits=(("train", train), ("val", val)), size=(64, 64))
     return [
         "data=folder",
         f"data.root={root}",
         "data.classes=[a,b,c,d]",
-        f"data.crop=[{size},{size}]",
+        "data.crop=[64,64]",
         "data.batch_size=2",
         "data.num_workers=0",
         *(setting for setting in TOY if not setting.startswith("data.")),
@@ -153,10 +135,6 @@ def lines(folder, kind="train"):
 def step_of(folder):
     """Returns the last step that was logged, 0 before."""
     return max((line["step"] for line in lines(folder)), default=0)
-
-
-def losses(folder):
-    return [(line["step"], line["loss"]) for line in lines(folder)]
 
 
 def samples(folder, *, steps=None):
@@ -305,8 +283,27 @@ class Starter:
                     run.process.close()
 
 
+def fingerprint(path):
+    """SHA-256 over weights and optimizer, tensor by tensor."""
+    saved, digest = checkpoint_format.load(path), hashlib.sha256()
+
+    def feed(node):
+        if isinstance(node, dict):
+            for key in sorted(node, key=str):
+                digest.update(str(key).encode())
+                feed(node[key])
+        elif isinstance(node, (list, tuple)):
+            for item in node:
+                feed(item)
+        elif isinstance(node, torch.Tensor):
+            digest.update(node.contiguous().numpy().tobytes())
+        else:
+            digest.update(repr(node).encode())
+
+    feed([saved["model"], saved["ema"], saved["optimizer"], saved["scaler"], saved["step"]])
+    return digest.hexdigest()
+
+
 def saved_step(path):
     """Returns the step of a checkpoint, which must be whole."""
-    from danet.checkpoint import format as checkpoint_format
-
     return checkpoint_format.load(path)["step"]
