@@ -5,13 +5,12 @@ import itertools
 import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
-from conftest import ROOT, make_folder, write_pair
+from conftest import make_folder, write_pair
 from test_config import compose
 
 from danet.config.build import checked_config, make_dataset
@@ -45,16 +44,15 @@ def _room(monkeypatch):
 @pytest.fixture
 def tree(tmp_path):
     """Makes four pairs and returns (the root, a function that makes the data set)."""
-    root = tmp_path / "data"
     for seed, name in enumerate("pqrs"):
-        write(root, name, seed)
+        write(tmp_path / "data", name, seed)
+    return tmp_path / "data", partial(make_cached, tmp_path)
 
-    def make(cache="disk", *, gib=1.0, **settings):
-        reading = Reading(cache=cache, cache_dir=str(tmp_path / "cache"), cache_gib=gib)
-        settings = {"classes": ("a", "b", "c"), **settings}
-        return make_folder(root=root, split="train", reading=reading, **settings)
 
-    return root, make
+def make_cached(place, cache="disk", *, gib=1.0, **settings):
+    reading = Reading(cache=cache, cache_dir=str(place / "cache"), cache_gib=gib)
+    settings = {"root": place / "data", "classes": ("a", "b", "c"), **settings}
+    return make_folder(split="train", reading=reading, **settings)
 
 
 def kept(tmp_path):
@@ -115,22 +113,14 @@ def test_many_processes_may_fill_one_cache(tree, tmp_path):
     assert all(same(make()[i], make("none")[i]) for i in range(4))
 
 
-OTHER = """
-import sys
-from danet.datasets.base import Reading
-from conftest import make_folder
-root, cache = sys.argv[1:]
-reading = Reading(cache="disk", cache_dir=cache)
-make_folder(root=root, split="train", classes=("a", "b", "c"), reading=reading)[0]
-"""
-
-
-def test_another_process_finds_what_one_has_stored(tree, tmp_path, decoded):
+def test_another_process_finds_what_one_has_stored(tree, decoded, monkeypatch):
     """No name of a file depends on an address, or on the hash of a text."""
-    command = [sys.executable, "-c", OTHER, str(tree[0]), str(tmp_path / "cache")]
-    paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONHASHSEED": "7"}
-    subprocess.run(command, env={**os.environ, **paths}, check=True)
-    tree[1]()[0]
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
+    other = multiprocessing.get_context("spawn").Process(target=read_all, args=(tree[1], 1))
+    other.start()
+    other.join()
+    assert other.exitcode == 0
+    read_all(tree[1], 1)
     assert decoded == []
 
 
@@ -194,13 +184,17 @@ def test_what_a_reader_writes_stays_with_the_reader(tree):
     assert same(tree[1]()[0], tree[1]("none")[0])
 
 
+def read_times(folder, times, pair):
+    """Returns a pair as the cache gives it at last."""
+    cache = Cache(folder / "cache", root=folder / "data", kind=b"", limit=2**30)
+    (folder / "a").write_bytes(b"x")
+    return [cache.read(str(folder / "a"), None, lambda: pair) for _ in range(times)][-1]
+
+
 def test_a_split_without_labels_is_kept_without_them(tmp_path):
-    cache = Cache(tmp_path / "cache", root=tmp_path / "data", kind=b"", limit=2**30)
     image = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
-    source = tmp_path / "a"
-    source.write_bytes(b"x")
-    for _ in range(2):
-        got, mask = cache.read(str(source), None, lambda: (image, None))
+    for times in (1, 2):
+        got, mask = read_times(tmp_path, times, (image, None))
         assert np.array_equal(got, image)
         assert mask is None
 
@@ -273,11 +267,7 @@ def resident(path):
 def test_a_crop_reads_its_own_rows_only(tmp_path):
     """Of 32768 rows 64 are asked for; the system maps some neighbours, up to a MiB, unasked."""
     pair = np.zeros((32768, 256, 3), np.uint8), np.zeros((32768, 256), np.uint8)
-    source = tmp_path / "a"
-    source.write_bytes(b"x")
-    cache = Cache(tmp_path / "cache", root=tmp_path / "data", kind=b"", limit=2**30)
-    for _ in range(3):  # stored, verified, and only mapped
-        got = cache.read(str(source), None, lambda: pair)
+    got = read_times(tmp_path, 3, pair)  # stored, verified, and only mapped
     (path,) = kept(tmp_path)
     crop = Pipeline({"crop": ScaleCrop((64, 64), (1.0, 1.0))})
     assert resident(path) < 2**20

@@ -20,7 +20,7 @@ from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
 from danet.types import Sample
 from danet.visualization import attention, overlay, report
-from danet.visualization.attention import Point, figure, heatmap, position_maps, validation_pictures
+from danet.visualization.attention import Point, figure, position_maps, validation_pictures
 from danet.visualization.overlay import Legend, SegmentedImage
 from danet.visualization.report import chart, render
 
@@ -48,11 +48,6 @@ CHANNEL = functools.partial(SingleAttentionHead, attention="channel")
 def network(head=DUAL):
     torch.manual_seed(0)
     return Segmentor(ResNet(depth=18, width=8), functools.partial(head, num_classes=4)).eval()
-
-
-@pytest.fixture
-def image():
-    return np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
 
 
 def test_an_overlay_mixes_the_colours_of_the_table(picture):
@@ -97,8 +92,9 @@ def test_a_sheet_of_many_has_a_row_for_each_picture_whatever_its_size(picture):
     assert (drawn[222 + 18 : 222 + 218, 584 : 584 + 60] == truth).all()
 
 
-def test_position_maps_are_the_rows_of_the_chosen_pixels(image):
+def test_position_maps_are_the_rows_of_the_chosen_pixels():
     model = network()
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     maps = attention.position_maps(model, image, [Point(0, 0), Point(95, 63), Point(50, 20)])
     assert maps.shape == (3, 8, 12)
     torch.testing.assert_close(maps.sum(dim=(1, 2)), torch.ones(3))
@@ -168,13 +164,6 @@ def test_pictures_of_a_validation_pass_the_network_in_small_parts(picture, monke
     assert list(drawn) == ["a", "a_attention", "b"]
     assert max(seen) <= 1500
     assert not attention.attention_branches(network(FCNHead))
-
-
-def test_a_heatmap_goes_from_black_to_white():
-    drawn = heatmap(torch.tensor([[0.0, 1.0], [2.0, 3.0]]), (20, 20), color=False)
-    assert drawn[0, 0].tolist() == [0, 0, 0]
-    assert drawn[-1, -1].tolist() == [255, 255, 255]
-    assert heatmap(torch.zeros(2, 2), (4, 4), color=True).shape == (4, 4, 3)
 
 
 # The report: one page that needs nothing else, and its attention viewer

