@@ -7,6 +7,6 @@ bash scripts/install.sh test
 .venv/bin/python -m ruff format --check .
 .venv/bin/python -m mypy -p danet
 if [ $# -eq 0 ]; then
-  set -- -n 2 --dist worksteal
+  set -- -n 3 --dist worksteal
 fi
 exec .venv/bin/python -m pytest "$@"

@@ -46,7 +46,7 @@ from danet.models.resnet import ResNet
 from danet.models.timm_backbone import TimmBackbone
 from danet.preflight import advice
 
-pytestmark = pytest.mark.bad_input("R30")
+pytestmark = [pytest.mark.slow, pytest.mark.bad_input("R30")]
 
 
 class Door:

@@ -113,6 +113,7 @@ def test_many_processes_may_fill_one_cache(tree, tmp_path):
     assert all(same(make()[i], make("none")[i]) for i in range(4))
 
 
+@pytest.mark.slow
 def test_another_process_finds_what_one_has_stored(tree, decoded, monkeypatch):
     """No name of a file depends on an address, or on the hash of a text."""
     monkeypatch.setenv("PYTHONHASHSEED", "7")

@@ -48,6 +48,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
         command_line.run(refuse)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["prepare", "reproduce", "results", "score_cityscapes", "study"])
 def test_every_script_refuses_in_one_line(name):
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "study=x", "table=x", "data=x"]

@@ -25,6 +25,8 @@ from danet.config.validate import check
 from danet.errors import InputError
 from danet.tools import convert
 
+pytestmark = pytest.mark.slow
+
 PRECISION = 1e-5
 """Of the spread of logits that were computed in float64 on both sides.
 

@@ -235,6 +235,7 @@ def python_command(words, home, monkeypatch):
         compile((ROOT / words[0]).read_text(), words[0], "exec")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:html5lib's sanitizer")
 @pytest.mark.parametrize("line", everything())
 def test_a_command_of_the_documents_works(line, home, monkeypatch, tmp_path, capsys):

@@ -18,7 +18,7 @@ from danet.models.heads.dual import DualAttentionHead, FCNHead
 from danet.models.segmentor import Segmentor
 from danet.types import IGNORE, Batch
 
-pytestmark = pytest.mark.bad_input("R11")
+pytestmark = [pytest.mark.slow, pytest.mark.bad_input("R11")]
 K = 4
 WEIGHTS = [0.5, 2.0, 1.0, 3.0]
 # With min_kept=1 the threshold alone chooses, unless all pixels of a batch are easy.

@@ -19,6 +19,8 @@ from danet.preflight import plan
 from danet.preflight.memory_estimate import StepSimulator
 from danet.types import Batch
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 RECOMPUTE = "model.backbone.recompute=[1,2,3,4]"
 SIZE = (2, 96, 160)
@@ -87,7 +89,7 @@ AT_REAL_SIZES = [
     ("overrides", "size", "tolerance"),
     [
         *(pytest.param([*TINY, *o], SIZE, 0.1, id=str(o)) for o in LIKE_REALITY),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in AT_REAL_SIZES),
+        *AT_REAL_SIZES,
     ],
 )
 def test_the_predicted_peak_is_what_the_trainer_allocates(overrides, size, tolerance, tmp_path):
@@ -131,7 +133,6 @@ def test_parts_of_the_plan_are_what_they_are_called():
     assert adam.average == 0
 
 
-@pytest.mark.slow
 def test_flops_are_those_of_the_paper():
     """673 G multiply-adds: counted with the authors' code, ResNet-101 at 768 x 768, 19 classes."""
     plain = config("model/backbone=resnet101", "data=cityscapes", "data.root=.")

@@ -21,6 +21,8 @@ from danet.tools import compare
 sys.path.insert(0, str(ROOT / "scripts"))
 import sweep
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -263,7 +265,6 @@ def test_optuna_finds_the_better_setting_and_goes_on_after_a_stop(tmp_path):
         sweep.search(tmp_path / "s", 1, ["optimizer.lr=0.1"], start)
 
 
-@pytest.mark.slow
 def test_a_sweep_runs_each_point_under_torchrun(tmp_path):
     small = ["debug=one_step", "run.log_to=[]", "data.num_workers=0", "model/head=dual,position"]
     done = tool("train", "-m", *TINY, *small, "run.processes=2", "run.name=swept", cwd=tmp_path)

@@ -16,6 +16,8 @@ from starts import composed, train_command
 from danet.config.build import make_model
 from danet.config.validate import check
 
+pytestmark = pytest.mark.slow
+
 SMALL = " ".join(["data.size=[32,32]", "data.batch_size=1", *TINY[3:]])
 
 
@@ -61,7 +63,6 @@ def test_C11_crop_that_is_no_multiple_of_the_stride():
     assert config.data.crop == [50, 70]
 
 
-@pytest.mark.slow
 def test_C12_crop_that_cannot_fit(given):
     given("data.crop=[20000,20000]").refused(
         "data.crop=[20000, 20000]", "a step needs about", "GiB", "the largest crop that fits is ["

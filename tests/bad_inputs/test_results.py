@@ -23,6 +23,8 @@ from danet.evaluation.inference import Sliding
 from danet.filesystem import folder_of
 from danet.visualization.overlay import Legend
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def two(tmp_path):
