@@ -80,7 +80,8 @@ def test_a_signal_ends_all_processes_at_one_step_and_the_run_goes_on_bit_equal(
     assert 5 <= step < 5 + processes  # what one raises, all know one step later
     assert reported.count("stopped by ") == 1
     assert f" at step {step} of 12; go on with resume=run/last.pt" in reported
-    assert f"stopped by {name}" in reported or rank
+    # Of two the one that reports first may know only that some process was signalled.
+    assert f"stopped by {name}" in reported or processes > 1
     assert saved_step(run / "last.pt") == step
     assert (run / "stopped").exists()
     start.train_group("resume=run/last.pt", processes=processes)
