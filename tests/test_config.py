@@ -31,6 +31,13 @@ def errors_of(*overrides):
     return str(error.value).splitlines()
 
 
+def test_a_log_that_is_not_installed_is_an_error(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert errors_of("run.log_to=[wandb]") == [
+        "run.log_to: wandb is not installed: pip install wandb"
+    ]
+
+
 def choices(group):
     return sorted(p.stem for p in (ROOT / "configs" / group).glob("*.yaml"))
 

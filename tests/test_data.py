@@ -67,6 +67,8 @@ def test_a_batch_that_cannot_be_filled_is_an_error(num_samples, batch_size, worl
     message = f"^{num_samples} samples do not fill .*: data.batch_size={batch_size} on {world} proc"
     with pytest.raises(InputError, match=message):
         train_batches(Noise(num_samples), batch_size=batch_size, seed=0, world=world)
+    with pytest.raises(InputError, match=r"^data.batch_size=0 is not a whole number of at least 1"):
+        train_batches(Noise(num_samples), batch_size=0, seed=0)
 
 
 # Augmentation

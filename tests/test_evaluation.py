@@ -518,6 +518,8 @@ def test_every_config_of_a_mode_names_its_precision():
         assert make({**node, "precision": "bfloat16"}, "evaluation").precision == "bfloat16"
     with pytest.raises(ValueError, match="precision='half' is neither 'float32' nor 'bfloat16'"):
         Whole(precision="half")
+    with pytest.raises(ValueError, match=r"ratio=1 is not in 0\.\.1"):
+        BoundaryIoU(3, ratio=1)
 
 
 def test_the_tool_and_the_training_agree_on_the_score_and_name_the_precision(tmp_path, capsys):

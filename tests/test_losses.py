@@ -303,6 +303,7 @@ def test_class_weights_move_with_the_loss_and_are_not_stored():
     ("make", "message"),
     [
         (lambda: OHEM(math.nan), "threshold=nan is not a probability"),
+        (lambda: OHEM(normalise="all"), "normalise='all' is neither 'kept' nor 'labelled'"),
         (lambda: WeightedSum([Dice()], [1, 2]), "1 losses and 2 weights"),
         (lambda: DeepSupervision(Dice(), weights={"p": math.nan}), r"weights.p=nan"),
     ],
