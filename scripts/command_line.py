@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from danet import console
 from danet.errors import InputError, UserError
+from danet.plain import printable
 
 
 def split(arguments: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -34,7 +35,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         except UserError as error:
             if os.environ.get("DANET_TRACEBACK") == "1":
                 raise
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            # It may quote an archive, which must not steer the terminal.
+            print(f"error: {printable(str(error), keep=chr(10))}", file=sys.stderr, flush=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             print("stopped; the same command can be given again", file=sys.stderr, flush=True)

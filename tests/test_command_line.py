@@ -22,7 +22,7 @@ def test_own_settings_are_parted_from_others():
     ("error", "code", "text"),
     [
         (InputError("a=1: expected 2"), InputError.exit_code, "error: a=1: expected 2\n"),
-        (StorageError("full"), StorageError.exit_code, "error: full\n"),
+        (StorageError("a\x1b[2Jb"), StorageError.exit_code, "error: a\\x1b[2Jb\n"),
         (KeyboardInterrupt(), 130, "stopped; the same command can be given again\n"),
     ],
 )
