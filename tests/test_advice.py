@@ -23,6 +23,7 @@ from conftest import (
     ROOT,
     TINY,
     call,
+    make_trainer,
     plant,
     rewrite,
     save_picture,
@@ -41,7 +42,7 @@ from danet.datasets.folder import Folder
 from danet.distributed import launcher, rendezvous
 from danet.distributed.rendezvous import choose_device
 from danet.engine.trainer import Trainer
-from danet.errors import InputError, ProcessError
+from danet.errors import DivergedError, InputError, ProcessError
 from danet.models.resnet import ResNet
 from danet.models.timm_backbone import TimmBackbone
 from danet.preflight import advice
@@ -699,6 +700,16 @@ def test_one_process_per_device(monkeypatch):
     pattern = r"^3 processes on a machine with (\d+) CUDA device\(s\): start one process per device"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", re.search(pattern, message)[1])
     assert choose_device("cuda") == torch.device("cuda", 1)
+
+
+def test_gradients_that_are_too_large_for_float16(door, tmp_path):
+    step = make_trainer(tmp_path, accumulate=1, steps=30).train_step
+    step.overflows += 30
+    step.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    message = heard(step.require_updates, 30, 99, "x", kind=DivergedError)
+    key, *values = re.search(r"set (\S+)=(\w+) or (\w+), or lower optimizer\.lr;", message).groups()
+    for value in values:
+        door.follow("train", f"{key}={value}", "optimizer.lr=0.0001")
 
 
 def test_processes_that_did_not_meet_get_another_port(monkeypatch):

@@ -124,6 +124,11 @@ def test_the_folder_of_the_loaders_can_shadow_nobody():
         assert (ROOT / "danet" / folder).resolve() == ROOT / folder
 
 
+def test_there_is_no_module_for_odds_and_ends():
+    names = {path.stem for path in files()}
+    assert not names & {"utils", "util", "helpers", "misc", "common", "registry", "hooks"}
+
+
 @pytest.mark.parametrize("modules", ["danet", "danet.config.validate, danet.cli"])
 def test_neither_the_package_nor_checking_a_config_waits_for_torch(modules):
     heavy = "{'torch', 'cv2', 'albumentations'}"

@@ -85,6 +85,13 @@ AT_REAL_SIZES = [
 ]
 
 
+def test_a_step_of_usual_size_is_let_through_without_the_seconds_of_a_simulation(monkeypatch):
+    monkeypatch.setattr(plan, "StepSimulator", lambda *_, **__: pytest.fail("simulated"))
+    plan.refuse_the_impossible(config("data.size=[512,1024]", "data.batch_size=16"), CPU)
+    with pytest.raises(pytest.fail.Exception, match="simulated"):
+        plan.refuse_the_impossible(config("data.size=[20000,20000]", "data.batch_size=16"), CPU)
+
+
 @pytest.mark.parametrize(
     ("overrides", "size", "tolerance"),
     [

@@ -192,6 +192,13 @@ def test_R13_pictures_that_keep_few_values_are_warned_of(values, shape, suffix, 
     assert "warning" not in site.accepted()
 
 
+def test_R13_check_counts_its_warnings(site, capsys):
+    deep(site.image("train_1"), SQUEEZED["thermal"](SIZE).astype(np.uint16))
+    settings = ["data=folder", CLASSES, f"data.root={site.root}"]
+    examine(composed("check_data", settings), [], site.folder / "o")
+    assert "no problems, 1 warning; " in capsys.readouterr().out
+
+
 def fill(site, values, split="train"):
     """Gives every label of a split these values, in stripes."""
     mask = np.resize(np.repeat(np.array(values, np.uint8), SIZE[1] // len(values) + 1), SIZE)

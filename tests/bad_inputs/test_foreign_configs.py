@@ -8,9 +8,11 @@ tried: 2,000, or 50,000 for the long form.
 
 # ruff: noqa: F811
 import copy
+import importlib
 import os
 import random
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
@@ -171,6 +173,16 @@ def test_a_class_is_held_against_the_list_when_it_is_called(saved, place):
     assert not HEARD
     # A text is a text, however much it looks like a node or an interpolation.
     assert make({"a": ["${oc.env:HOME}"]}, "model") == {"a": ["${oc.env:HOME}"]}
+
+
+@pytest.mark.bad_input("K19")
+def test_the_modes_of_evaluation_may_be_named_and_nothing_else_of_their_modules():
+    accepted = set()
+    for module in (*TRUSTED["evaluation"], "danet.evaluation.evaluate", "danet.evaluation.fuse"):
+        for name in dir(importlib.import_module(module)):
+            with suppress(InputError):
+                accepted.add(locate(f"{module}.{name}", "evaluation").__name__)
+    assert accepted == {"Whole", "Sliding", "MultiScale", "AuthorsProtocol", "MMSegProtocol"}
 
 
 @pytest.mark.bad_input("K19")

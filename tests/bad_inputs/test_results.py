@@ -309,6 +309,7 @@ def test_R08_training_on_what_is_scored_is_refused_by_both(pictures, name, setti
     command(name, pictures, *settings, code=2)
     reported = capsys.readouterr().err
     assert "data.allow_overlap=true" in reported
+    assert "the same image in" in reported
     if "train.txt" in settings[0]:
         assert "images/1.png" in reported
         assert "images/4.png" in reported
