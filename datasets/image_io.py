@@ -22,6 +22,7 @@ from danet.errors import InputError
 # Pillow's own limit: a 12000 x 9000 picture passes, a small file that unpacks to more does not.
 MAX_PIXELS = 178_956_970
 
+_OPENCV_SIDE = 2**20  # the longest that OpenCV decodes: it raises beyond
 _PNG_END = b"\0\0\0\0IEND\xaeB\x60\x82"
 _BITS, _BANDS = 258, 277  # tags of a TIFF: bits of each band, number of bands
 _FAILURES = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
@@ -75,7 +76,8 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         InputError: As open_picture and to_rgb.
     """
     with open_picture(path, max_pixels=max_pixels) as picture:
-        if picture.format != "PNG" or picture.mode != "RGB" or picture.info.get("transparency"):
+        is_plain = picture.format == "PNG" and picture.mode == "RGB"
+        if not is_plain or picture.info.get("transparency") or max(picture.size) > _OPENCV_SIDE:
             return to_rgb(picture, str(path))
         # A quarter faster than Pillow, and the checksums are right.
         data = np.frombuffer(picture.fp.getbuffer(), np.uint8)  # type: ignore[attr-defined]

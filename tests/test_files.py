@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from danet.datasets.image_io import MAX_PIXELS, read_image, read_labels, to_rgb
+from danet.datasets.image_io import MAX_PIXELS, inspect_dropped, read_image, read_labels, to_rgb
 from danet.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -127,3 +127,12 @@ def test_an_honest_large_picture_passes_and_pillows_limit_stays_as_it_was(tmp_pa
         warnings.simplefilter("error")
         assert read_image(path).shape == NOISE.shape  # four times Pillow's limit: it would refuse
     assert Image.MAX_IMAGE_PIXELS == 500
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_png_longer_than_opencv_takes_is_read(tmp_path, dtype):
+    strip = np.arange(2**20 + 1, dtype=dtype)[None]
+    Image.fromarray(strip).convert("RGB" if dtype == np.uint8 else "I;16").save(tmp_path / "a.png")
+    found = read_image(tmp_path / "a.png")[..., 0]
+    assert np.array_equal(found, strip.astype(np.int64) * 255 // np.iinfo(dtype).max)
+    inspect_dropped(tmp_path / "a.png")
