@@ -5,6 +5,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from conftest import Pictures
 from torch.utils.data import get_worker_info
 
 from danet.data import workers
-from danet.data.loader import eval_batches, train_batches
+from danet.data.loader import Loader, eval_batches, train_batches
 from danet.errors import ProcessError
 
 
@@ -51,6 +52,17 @@ def test_a_worker_that_died_unheard_is_noticed_at_the_next_batch():
         time.sleep(0.1)
     with pytest.raises(ProcessError, match=f"process {reader.pid}.* is killed by signal: Killed"):
         list(itertools.islice(batches, 20))
+
+
+def test_a_worker_that_died_with_a_lock_keeps_nobody_waiting():
+    loader = Loader(Pictures(8), [[(i, 0)] for i in range(8)], list, num_workers=1)
+    batches = iter(loader)
+    next(batches)
+    batches.gi_frame.f_locals["batches"]._workers_done_event._cond.acquire()  # as if by the dead
+    end = threading.Thread(target=batches.close, daemon=True)
+    end.start()
+    end.join(30)
+    assert not end.is_alive()
 
 
 class Asking(Pictures):

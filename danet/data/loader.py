@@ -1,5 +1,6 @@
 """Batches for training (endless) and for evaluation (each sample once)."""
 
+import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -100,6 +101,7 @@ class Loader:
             InputError: A sample cannot be read.
             ProcessError: A worker has died or hangs.
         """
+        batches: Any = None
         try:
             batches = iter(self._make_loader(batch_sampler=self._recorded_keys()))
             self._workers = getattr(batches, "_workers", ())  # private; absent without workers
@@ -118,6 +120,10 @@ class Loader:
             raise
         finally:  # also when the generator is closed or collected
             workers.terminate(self._workers)
+            if batches is not None:
+                # torch sets this private event to end the workers. One that died while it looked at
+                # the event has left it locked, and setting it would wait for ever.
+                batches._workers_done_event = threading.Event()
 
     def explain(self, error: Exception) -> ProcessError | StorageError | None:
         """Return the error that describes a dead worker; None if ``error`` has another cause.
