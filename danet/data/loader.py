@@ -119,8 +119,8 @@ class Loader:
                 raise explained from error
             raise
         finally:  # also when the generator is closed or collected
-            workers.terminate(self._workers)
-            if batches is not None:
+            have_ended = workers.terminate(self._workers)
+            if have_ended and batches is not None:
                 # torch sets this private event to end the workers. One that died while it looked at
                 # the event has left it locked, and setting it would wait for ever.
                 batches._workers_done_event = threading.Event()

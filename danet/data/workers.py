@@ -133,10 +133,16 @@ def _shorten(samples: Sequence[str]) -> str:
     return ", ".join(samples[:_MAX_NAMES]) + (", ..." if len(samples) > _MAX_NAMES else "")
 
 
-def terminate(workers: Sequence[BaseProcess]) -> None:
-    """Terminate the workers that still run; torch would wait some seconds for each."""
+def terminate(workers: Sequence[BaseProcess]) -> bool:
+    """Terminate the workers that still run; return whether all have ended.
+
+    Torch alone would wait some seconds for each.
+    """
     # In a forked copy of this process they are the children of another, and must live on.
     mine = set(multiprocessing.active_children())
-    for worker in workers:
-        if worker in mine:
-            worker.terminate()
+    running = [worker for worker in workers if worker in mine]
+    for worker in running:
+        worker.terminate()
+    for worker in running:
+        worker.join(timeout=1.0)
+    return all(worker.exitcode is not None for worker in workers)  # None for those of another
