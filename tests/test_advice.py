@@ -19,15 +19,7 @@ import pytest
 import torch
 import torchvision
 import yaml
-from conftest import (
-    ROOT,
-    TINY,
-    call,
-    make_trainer,
-    plant,
-    rewrite,
-    save_picture,
-)
+from conftest import ROOT, TINY, call, make_trainer, plant, rewrite, save_picture
 from PIL import Image
 from torch.distributed import run as torchrun
 

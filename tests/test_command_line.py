@@ -71,11 +71,7 @@ def test_every_script_refuses_in_one_line(name):
         ("prepare", "data=ade20k archive=/ root=y", "archive=/: is a folder"),
         ("reproduce", "row=r50", "table=none: expected one of 1, 2, 4, 6, 7"),
         ("reproduce", "table=1 row=r50_pan", "did you mean r50_pam?"),
-        (
-            "reproduce",
-            "table=1 launch=mpi data.root=/d",
-            "launch=mpi: expected one of torchrun",
-        ),
+        ("reproduce", "table=1 launch=mpi data.root=/d", "launch=mpi: expected one of torchrun"),
         ("reproduce", "table=1 launch=torchrun", "data.root: where is the data?"),
         ("study", "level=wide", "study: which one?"),
         ("study", "study=scene", "did you mean scenes?"),

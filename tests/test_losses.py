@@ -212,13 +212,7 @@ def test_fine_logits_of_a_batch_never_exist(loss, monkeypatch):
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize(
     ("coarse", "fine"),
-    [
-        ((5, 9), (33, 65)),
-        ((4, 4), (4, 9)),
-        ((1, 3), (8, 20)),
-        ((9, 8), (5, 3)),
-        ((7, 7), (7, 7)),
-    ],
+    [((5, 9), (33, 65)), ((4, 4), (4, 9)), ((1, 3), (8, 20)), ((9, 8), (5, 3)), ((7, 7), (7, 7))],
     ids=["up", "along one axis", "of a row", "down", "nothing"],
 )
 def test_the_gradient_of_resizing_is_that_of_torch(coarse, fine, align_corners):

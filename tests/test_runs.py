@@ -246,10 +246,7 @@ def test_optuna_finds_the_better_setting_and_goes_on_after_a_stop(tmp_path):
         folder.mkdir(exist_ok=True)
         (folder / "metrics.jsonl").write_text(json.dumps({"kind": "val", "miou": miou}) + "\n")
 
-    arguments = [
-        *("trainer.steps=9", "optimizer.lr=log(0.001,0.1)"),
-        "model/head=choice(dual,fcn)",
-    ]
+    arguments = [*("trainer.steps=9", "optimizer.lr=log(0.001,0.1)"), "model/head=choice(dual,fcn)"]
     with pytest.raises(KeyboardInterrupt):
         sweep.search(tmp_path / "s", 8, arguments, start)
     study = sweep.search(tmp_path / "s", 8, arguments, start)

@@ -20,10 +20,7 @@ from danet.tools import eval as evaluation
 from danet.tools.check_data import examine
 
 CLASSES = "data.classes=[a,b,c,d,e,f,g,h,i,j,k]"
-KINDS = {
-    "folder": ["data=folder", CLASSES],
-    "camvid": ["data=camvid"],
-}
+KINDS = {"folder": ["data=folder", CLASSES], "camvid": ["data=camvid"]}
 """Name of a data set -> settings that choose it; both have 11 classes."""
 LABELS = {"folder": "masks", "camvid": "labels"}
 """Name of a data set -> its folder of labels."""

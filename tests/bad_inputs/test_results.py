@@ -338,10 +338,7 @@ def test_R09_a_network_that_predicts_one_class_for_all_is_reported(network, two,
         (("eval", typed, "device=cpu"), f"warning: {said}"),
         (("visualize", typed, "report=true", "count=1"), f"warning: {said}"),
         (("train", *one_step, f"run.dir={tmp_path / 'r'}"), f"warning: step 1: {said}"),
-        (
-            ("predict", typed, *some),
-            f"of these 2 images was predicted as class {name}",
-        ),
+        (("predict", typed, *some), f"of these 2 images was predicted as class {name}"),
     ):
         call(*start)
         assert warning in capsys.readouterr().err

@@ -6,7 +6,7 @@ const page = JSON.parse(document.getElementById("viewer-data").textContent);
 const canvas = document.getElementById("attention");
 const readout = document.getElementById("readout");
 const ink = canvas.getContext("2d");
-const viewer = { number: -1, cell: -1, weights: null };
+const viewer = { number: -1, wanted: -1, cell: -1, weights: null };
 window.viewer = viewer;
 
 function floats(text) {
@@ -124,8 +124,10 @@ async function choose(number) {
     picture.cells = classesOf(picture.cells);
     picture.shown = new Image();
     picture.shown.src = picture.image;
-    await picture.shown.decode();
   }
+  viewer.wanted = number;
+  await picture.shown.decode();
+  if (viewer.wanted !== number) return; // another one was chosen meanwhile
   viewer.number = number;
   viewer.cell = -1;
   const scale = Math.max(1, Math.ceil(960 / picture.width));
@@ -137,6 +139,7 @@ async function choose(number) {
 }
 
 canvas.addEventListener("pointermove", (event) => {
+  if (viewer.number < 0) return; // the first picture is still being decoded
   const picture = page.pictures[viewer.number];
   const box = canvas.getBoundingClientRect();
   point(
@@ -146,7 +149,7 @@ canvas.addEventListener("pointermove", (event) => {
 });
 canvas.addEventListener("keydown", (event) => {
   const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-  if (!(event.key in step)) return;
+  if (viewer.number < 0 || !(event.key in step)) return;
   event.preventDefault();
   const picture = page.pictures[viewer.number];
   const [dx, dy] = step[event.key];
