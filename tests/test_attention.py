@@ -67,10 +67,10 @@ def errors(got, tokens):
 
 @pytest.fixture(params=["one tile", "tiles"])
 def small_tiles(request, monkeypatch):
-    """Runs a test with one tile for all, and with tiles of 7 queries and 5 keys."""
+    """Runs a test with one tile for all, and with tiles of 35 energies, or of 5 rows."""
     if request.param == "tiles":
-        monkeypatch.setattr(tiles, "QUERIES_PER_TILE", 7)
-        monkeypatch.setattr(tiles, "KEYS_PER_TILE", 5)
+        monkeypatch.setattr(tiles, "ELEMENTS_PER_TILE", 35)
+        monkeypatch.setattr(tiles, "SHORTEST_TILE", 5)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -127,15 +127,19 @@ def test_tiles_differentiate_any_number_of_queries_and_keys(queries, keys):
 
 
 @pytest.mark.parametrize("how", [lambda *t: attend_in_tiles(*t)[0], attend_in_slices])
-def test_float32_is_exact_to_a_hundred_thousandth(how):
-    tokens = random_tokens(1300, 1300, 16, 64)  # three tiles a side
+def test_float32_is_exact_to_a_hundred_thousandth(how, monkeypatch):
+    monkeypatch.setattr(tiles, "ELEMENTS_PER_TILE", 500 * 1300)  # three tiles, one of them short
+    tokens = random_tokens(1300, 1300, 16, 64)
     assert max(errors(how(*tokens), tokens)) < 1e-5
 
 
+@pytest.mark.parametrize("is_native", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_adds_up_in_float32(dtype, autocast):
-    tokens = random_tokens(600, 600, 16, 32, dtype=dtype)  # two tiles a side
+def test_half_precision_adds_up_in_float32(dtype, autocast, is_native, monkeypatch):
+    monkeypatch.setattr(tiles, "has_bfloat16", lambda device: is_native)
+    monkeypatch.setattr(tiles, "ELEMENTS_PER_TILE", 400 * 600)  # two tiles
+    tokens = random_tokens(600, 600, 16, 32, dtype=dtype)
     with torch.autocast("cpu", dtype=dtype, enabled=autocast):
         value, gradient = errors(attend_in_tiles(*tokens)[0], tokens)
     # One rounding of the result, not one per term or per tile.
@@ -155,7 +159,7 @@ def test_no_tensor_grows_with_the_square_of_the_positions_and_autograd_keeps_no_
     with LargestTensor() as largest:
         context, log_sum = tiles._forward(*tokens)
         tiles._backward(torch.ones_like(context), *tokens, context, log_sum)
-    assert largest.numel == tiles.QUERIES_PER_TILE * tiles.KEYS_PER_TILE
+    assert largest.numel == tiles.ELEMENTS_PER_TILE == 4096 * 512
     x, kept = torch.randn(1, 8, 48, 48, requires_grad=True), []  # N = 2304
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: kept.append(t.numel()) or t, lambda t: t

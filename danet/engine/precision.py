@@ -6,24 +6,16 @@ from torch import nn
 from danet.distributed import collectives, data_parallel
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError, first_line
+from danet.ops.arithmetic import has_bfloat16
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of autocast; ``auto`` is bfloat16 where the hardware computes in it."""
+    """Return the dtype of autocast; ``auto`` is bfloat16 where that is faster."""
     if wanted == "float16" and device.type != "cuda":
         raise InputError(f"trainer.precision=float16 needs CUDA; {device} has bfloat16 or float32")
     if wanted != "auto":
         return getattr(torch, wanted)
     return torch.bfloat16 if has_bfloat16(device) else torch.float32
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Return whether a device computes in bfloat16 rather than emulating it."""
-    if device.type == "cuda":
-        # By default torch counts GPUs that emulate it, which gains nothing over float32.
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Other CPUs convert to float32 and back around every operator. torch has no public query.
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def choose_memory_format(

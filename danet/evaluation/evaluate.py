@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.metrics import ConfusionMatrix
 from danet.evaluation.sliding_window import PIXELS_PER_PASS, Windows, argmax, sum_maps
-from danet.ops.tiles import without_autocast
+from danet.ops.arithmetic import tf32, without_autocast
 from danet.types import Batch
 
 Precision = Literal["float32", "bfloat16"]
@@ -49,16 +49,11 @@ class Inference(ABC):
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
         """Compute float32 logits (B, K, h, w) of (B, 3, h, w), whatever the caller's settings."""
-        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-        kept, device = (cudnn.allow_tf32, matmul.allow_tf32), image.device.type
+        device = image.device.type
         is_half = self.precision == "bfloat16"
-        # By default torch rounds the operands of convolutions on CUDA to the 10 bits of TF32.
-        cudnn.allow_tf32 = matmul.allow_tf32 = False
-        try:
-            with torch.autocast(device, torch.bfloat16) if is_half else without_autocast(device):
-                logits: Tensor = model(image).logits
-        finally:
-            cudnn.allow_tf32, matmul.allow_tf32 = kept
+        mixed = torch.autocast(device, torch.bfloat16) if is_half else without_autocast(device)
+        with tf32(enabled=False), mixed:
+            logits: Tensor = model(image).logits
         return logits.float()
 
 

@@ -17,7 +17,6 @@ from torch._higher_order_ops.scan import scan
 from danet.errors import UserError
 from danet.filesystem import atomic_write
 from danet.ops.attention import PositionAttention
-from danet.ops.tiles import QUERIES_PER_TILE
 
 SMALLEST = 9
 """Smallest side for an exported program: maps of one cell would be resized otherwise."""
@@ -25,6 +24,8 @@ OPSET = 20
 """Of ONNX: from 2023, which current runtimes support."""
 _EXAMPLE = (2, 255, 265)
 """Batch, height and width: no multiples of 8 and no 1, which exporters take for constants."""
+QUERIES_PER_TILE = 512
+"""Of the attention in ONNX."""
 
 Program = Callable[[np.ndarray], np.ndarray]
 """Maps an image, uint8 (B, 3, H, W) RGB, to logits, float32 (B, K, H, W)."""

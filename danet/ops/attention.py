@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from danet.ops.tiles import attend, without_autocast
+from danet.ops.arithmetic import without_autocast
+from danet.ops.tiles import attend
 
 
 def _positions(x: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from danet.ops.arithmetic import without_autocast
 from danet.ops.resize import resize, resize_backward
-from danet.ops.tiles import without_autocast
 from danet.types import IGNORE
 
 ELEMENTS_PER_CHUNK = 2**23

@@ -1,13 +1,11 @@
 """Softmax attention in tiles: exact, with memory linear in the number of positions.
 
-The online softmax of Milakov and Gimelshein (2018), as in FlashAttention (Dao et al., 2022): the
-attention map is computed tile by tile, a running maximum and sum per query keep the result exact,
-and the backward pass recomputes the tiles from the logarithm of that sum. It runs on every device
-and supports values wider than the keys, which torch's flash kernel does not.
+The attention map is computed some rows at a time and never kept. As in FlashAttention (Dao et al.,
+2022) the backward pass recomputes it from the logarithm of each row's softmax denominator. It runs
+on every device and supports values wider than the keys, which torch's flash kernel does not.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,9 +14,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import register_flop_formula
 
-QUERIES_PER_TILE = 512
-KEYS_PER_TILE = 512
-"""A tile of 512 x 512 floats stays in the cache of a core; larger ones are not faster on a CPU."""
+from danet.ops.arithmetic import has_bfloat16, without_autocast
+
+ELEMENTS_PER_TILE = 2**21
+"""Energies in a tile: 8 MiB of float32. A tile is a few rows of the map, all keys wide (in the
+backward pass a few columns of it): every product has one long side, and softmax needs no second
+pass over the rows."""
+SHORTEST_TILE = 128
+"""Rows of a tile however many keys there are; fewer would read all values for little work."""
 
 _LOG2_E = math.log2(math.e)
 """Tiles use powers of 2, exp(x) = exp2(x log2 e): twice as fast, and twenty times as fast where
@@ -70,45 +73,24 @@ def attend_in_slices(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return context.transpose(1, 2).reshape(batch, queries, -1)  # (B, M, C)
 
 
-def without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Return a context that disables autocast; an empty one on the meta device, which has none."""
-    # Asking torch.amp.is_autocast_available would break the graph of torch.compile in torch 2.10.
-    if device_type == "meta":
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)
-
-
 def _forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Return the context (B, M, C) and log2 of each query's softmax denominator, (B, M, 1)."""
     batch, queries, _ = query.shape
     context = value.new_empty(batch, queries, value.shape[-1])
     log_sum = value.new_empty(batch, queries, 1, dtype=_sum_dtype(value))
+    dtype = _product_dtype(value)
     with without_autocast(value.device.type):
-        for rows in _tiles(queries, QUERIES_PER_TILE):
-            tile_query = _widen(query[:, rows]) * _LOG2_E  # (B, rows, D)
-            running_max = running_sum = accumulator = torch.empty(0)
-            for columns in _tiles(key.shape[1], KEYS_PER_TILE):
-                # (B, rows, columns), overwritten by the weights below
-                energy = torch.bmm(tile_query, _widen(key[:, columns]).transpose(1, 2))
-                tile_value = _widen(value[:, columns])  # (B, columns, C)
-                tile_max = energy.amax(dim=-1, keepdim=True)  # (B, rows, 1)
-                if columns.start == 0:
-                    # No start from -inf and zeros: one more pass over the accumulator.
-                    running_max = tile_max
-                    weights = energy.sub_(running_max).exp2_()
-                    running_sum = weights.sum(dim=-1, keepdim=True)
-                    accumulator = torch.bmm(weights, tile_value)  # (B, rows, C)
-                    continue
-                new_max = torch.maximum(running_max, tile_max)
-                # What came before is brought to the new maximum, so no exponent is ever positive.
-                rescale = running_max.sub_(new_max).exp2_()
-                weights = energy.sub_(new_max).exp2_()
-                running_sum.mul_(rescale).add_(weights.sum(dim=-1, keepdim=True))
-                accumulator.mul_(rescale).baddbmm_(weights, tile_value)
-                running_max = new_max
-            # Divided once at the end instead of once per tile, as in FlashAttention-2.
-            context[:, rows] = accumulator.div_(running_sum)
-            log_sum[:, rows] = running_sum.log2_().add_(running_max)
+        for i in range(batch):
+            keys, values = _widen(key[i]).t(), value[i].to(dtype)
+            for rows in _tiles(queries, across=key.shape[1]):
+                # (rows, N), overwritten by the weights
+                energy = torch.mm(_widen(query[i, rows]) * _LOG2_E, keys)
+                largest = energy.amax(dim=-1, keepdim=True)  # (rows, 1)
+                weights = energy.sub_(largest).exp2_()
+                total = weights.sum(dim=-1, keepdim=True)
+                # Divided before they are rounded, so that the context is rounded only once more.
+                context[i, rows] = torch.mm(weights.div_(total).to(dtype), values)
+                log_sum[i, rows] = total.log2_().add_(largest)
     return context, log_sum
 
 
@@ -116,29 +98,26 @@ def _backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, context: Tensor, log_sum: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value, given that of the context."""
-    dtype = _sum_dtype(value)
-    grad_query, grad_key, grad_value = (
-        torch.zeros_like(t, dtype=dtype) for t in (query, key, value)
-    )
-    # Term of the softmax itself (D in FlashAttention): sum_j p_j dp_j = gradient . context.
-    delta = torch.empty_like(log_sum)  # (B, M, 1)
+    grad_query = torch.zeros_like(query, dtype=log_sum.dtype)
+    grad_key, grad_value = torch.empty_like(key), torch.empty_like(value)
+    dtype = _product_dtype(value)
     with without_autocast(value.device.type):
-        for rows in _tiles(query.shape[1], QUERIES_PER_TILE):
-            product = _widen(gradient[:, rows]) * _widen(context[:, rows])
-            delta[:, rows] = product.sum(dim=-1, keepdim=True)
-        for columns in _tiles(key.shape[1], KEYS_PER_TILE):
-            tile_key, tile_value = _widen(key[:, columns]), _widen(value[:, columns])
-            for rows in _tiles(query.shape[1], QUERIES_PER_TILE):
-                tile_query, tile_gradient = _widen(query[:, rows]), _widen(gradient[:, rows])
-                energy = torch.bmm(tile_query * _LOG2_E, tile_key.transpose(1, 2))
-                weights = energy.sub_(log_sum[:, rows]).exp2_()  # (B, rows, columns)
-                grad_value[:, columns].baddbmm_(weights.transpose(1, 2), tile_gradient)
+        # Term of the softmax itself (D in FlashAttention): sum_j p_j dp_j = gradient . context.
+        delta = torch.linalg.vecdot(_widen(gradient), _widen(context)).unsqueeze(-1)  # (B, M, 1)
+        for i in range(len(query)):
+            scaled = _widen(query[i]) * _LOG2_E
+            own_query, own_gradient = query[i].to(dtype), gradient[i].to(dtype).contiguous()
+            for columns in _tiles(key.shape[1], across=query.shape[1]):
+                own_key, own_value = key[i, columns].to(dtype), value[i, columns].to(dtype)
+                energy = torch.mm(scaled, _widen(key[i, columns]).t())  # (M, columns)
+                weights = energy.sub_(log_sum[i]).exp2_()
+                grad_value[i, columns] = torch.mm(weights.to(dtype).t(), own_gradient)
                 # Of the energies before log2 e, which therefore does not appear below.
-                grad_energy = torch.bmm(tile_gradient, tile_value.transpose(1, 2))
-                grad_energy.sub_(delta[:, rows]).mul_(weights)  # (B, rows, columns)
-                grad_query[:, rows].baddbmm_(grad_energy, tile_key)
-                grad_key[:, columns].baddbmm_(grad_energy.transpose(1, 2), tile_query)
-    return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype)
+                grad_energy = _widen(torch.mm(own_gradient, own_value.t()))
+                grad_energy = grad_energy.sub_(delta[i]).mul_(weights).to(dtype)
+                grad_query[i] += torch.mm(grad_energy, own_key)
+                grad_key[i, columns] = torch.mm(grad_energy.t(), own_query)
+    return grad_query.to(query.dtype), grad_key, grad_value
 
 
 def _sum_dtype(x: Tensor) -> torch.dtype:
@@ -146,11 +125,22 @@ def _sum_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of the operands of large products, whose sums are kept in float32 inside.
+
+    Half precision where the device multiplies in it; float32 where that is emulated.
+    """
+    is_native = x.is_cuda or (x.dtype == torch.bfloat16 and has_bfloat16(x.device))
+    return x.dtype if is_native else _sum_dtype(x)
+
+
 def _widen(tile: Tensor) -> Tensor:
     return tile.to(_sum_dtype(tile))
 
 
-def _tiles(length: int, size: int) -> list[slice]:
+def _tiles(length: int, *, across: int) -> list[slice]:
+    """Cut an axis of the map into tiles that extend over the whole other axis, ``across`` long."""
+    size = max(SHORTEST_TILE, ELEMENTS_PER_TILE // across)
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
