@@ -1,4 +1,4 @@
-"""Measure ours against a plain reference, in one process and by turns; docs/benchmarks.md.
+"""Measure ours against plain references, in one process and by turns; docs/benchmarks.md.
 
 python scripts/benchmark.py                                all parts
 python scripts/benchmark.py attention step --json out.jsonl
@@ -72,20 +72,27 @@ def main() -> None:
     """Run one part, or each of several in a process of its own, one after another."""
     chosen = arguments()
     if len(chosen.parts) == 1:
-        run_part(chosen.parts[0], chosen)
-        return
-    flags = [argument for argument in sys.argv[1:] if argument not in PARTS]
-    for part in chosen.parts or PARTS:
-        subprocess.run([sys.executable, __file__, part, *flags], check=True)
+        failed = run_part(chosen.parts[0], chosen)
+    else:
+        flags = [argument for argument in sys.argv[1:] if argument not in PARTS]
+        # A part that fails, or disagrees with its reference, must not cost the figures of others.
+        failed = [
+            part
+            for part in chosen.parts or PARTS
+            if subprocess.run([sys.executable, __file__, part, *flags], check=False).returncode
+        ]
+    if failed:
+        sys.exit(f"FAILED: {', '.join(failed)}")
 
 
-def run_part(part: str, chosen: argparse.Namespace) -> None:
-    """Run a part, print its table, and append the figures to the JSON file."""
+def run_part(part: str, chosen: argparse.Namespace) -> list[str]:
+    """Run a part, print its table, append the figures to the JSON file; return what failed."""
     options = Options(
         torch.device(chosen.device), chosen.quick, chosen.precision, profile=chosen.profile
     )
-    if options.device.type == "cuda":  # float32 means float32 in both
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    # As in training, where crops have one size. TF32 is off until a case asks for it.
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     around = circumstances(options)
     for key, value in around.items():
         print(f"{key:<8} {value}", flush=True)
@@ -96,7 +103,9 @@ def run_part(part: str, chosen: argparse.Namespace) -> None:
     if chosen.json:
         with open(chosen.json, "a") as file:
             for row in rows:
-                file.write(json.dumps({**row._asdict(), "ratio": row.ratio, **around}) + "\n")
+                figures = {**row._asdict(), "ratio": row.ratio, "failed": row.has_failed}
+                file.write(json.dumps({**figures, **around}) + "\n")
+    return [f"{row.case}, {row.note}" for row in rows if row.has_failed]
 
 
 if __name__ == "__main__":

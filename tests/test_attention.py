@@ -5,7 +5,7 @@ import torch
 from conftest import LargestTensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from danet.ops import tiles
+from danet.ops import arithmetic, tiles
 from danet.ops.attention import ChannelAttention, PositionAttention
 from danet.ops.tiles import attend_in_slices, attend_in_tiles
 
@@ -137,7 +137,7 @@ def test_float32_is_exact_to_a_hundred_thousandth(how, monkeypatch):
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_adds_up_in_float32(dtype, autocast, is_native, monkeypatch):
-    monkeypatch.setattr(tiles, "has_bfloat16", lambda device: is_native)
+    monkeypatch.setattr(arithmetic, "has_bfloat16", lambda device: is_native)
     monkeypatch.setattr(tiles, "ELEMENTS_PER_TILE", 400 * 600)  # two tiles
     tokens = random_tokens(600, 600, 16, 32, dtype=dtype)
     with torch.autocast("cpu", dtype=dtype, enabled=autocast):

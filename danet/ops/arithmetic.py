@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import Tensor
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -26,6 +27,20 @@ def _is_xeon_without_tiles() -> bool:
     # Releases of torch that cannot tell report nothing.
     found = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(found.get("avx512_fp16")) and "Intel" in found.get("cpu_name", "")
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of sums: float32 for half precision, else that of ``x``."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype for the operands of large products; their sums are float32 inside.
+
+    It is that of ``x`` where the device multiplies in it, and float32 where that is emulated.
+    """
+    is_native = x.is_cuda or (x.dtype == torch.bfloat16 and has_bfloat16(x.device))
+    return x.dtype if is_native else sum_dtype(x)
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from danet.ops.arithmetic import without_autocast
+from danet.ops.channels import attend_to_channels
 from danet.ops.tiles import attend
 
 
@@ -61,7 +61,8 @@ class ChannelAttention(nn.Module):
     """Channel attention (CAM, eq. 3 and 4): every channel gathers the maps of all channels.
 
     With E = A A^T of the (C, N) features A, channel i receives
-    ``gamma * sum_j softmax_j(-E_ij) A_j + A_i``. ``gamma`` starts at zero.
+    ``gamma * sum_j softmax_j(-E_ij) A_j + A_i``. ``gamma`` starts at zero. The (C, C) map is small
+    enough to be kept: 1 MiB per image with 512 channels, at any crop size.
 
     Args:
         energy: ``distance`` is softmax(-E), as in the released code (which writes it
@@ -78,13 +79,5 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""
-        features = _positions(x)  # (B, N, C), a view in any memory order
-        # A sum over all positions exceeds 65504, the largest fp16 number, at real crop sizes.
-        with without_autocast(x.device.type):
-            wide = features.float()
-            # Small enough to be stored: 1 MiB per image with 512 channels, at any crop size.
-            energy = wide.transpose(1, 2) @ wide  # (B, C, C)
-            sign = -1.0 if self.energy == "distance" else 1.0
-            weights = (sign * energy).softmax(dim=-1)  # (B, C, C), each row i sums to 1 over j
-            context = features @ weights.transpose(1, 2).to(features.dtype)  # (B, N, C)
-        return _add_scaled(x, self.gamma, context)
+        sign = -1.0 if self.energy == "distance" else 1.0
+        return _add_scaled(x, self.gamma, attend_to_channels(_positions(x), sign))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import register_flop_formula
 
-from danet.ops.arithmetic import has_bfloat16, without_autocast
+from danet.ops.arithmetic import product_dtype, sum_dtype, without_autocast
 
 ELEMENTS_PER_TILE = 2**21
 """Energies in a tile: 8 MiB of float32. A tile is a few rows of the map, all keys wide (in the
@@ -24,8 +24,10 @@ SHORTEST_TILE = 128
 """Rows of a tile however many keys there are; fewer would read all values for little work."""
 
 _LOG2_E = math.log2(math.e)
-"""Tiles use powers of 2, exp(x) = exp2(x log2 e): twice as fast, and twenty times as fast where
-the result is a denormal number, as in most of a sharp softmax."""
+"""Tiles use powers of 2, exp(x) = exp2(x log2 e), which are twice as fast."""
+LEAST_LOG2 = -64.0
+"""Weights are at least 2^-64 of the largest, which changes no sum. Denormal numbers, the most of a
+sharp softmax, make powers and products of a CPU up to twenty times as slow."""
 
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 
@@ -77,8 +79,8 @@ def _forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]
     """Return the context (B, M, C) and log2 of each query's softmax denominator, (B, M, 1)."""
     batch, queries, _ = query.shape
     context = value.new_empty(batch, queries, value.shape[-1])
-    log_sum = value.new_empty(batch, queries, 1, dtype=_sum_dtype(value))
-    dtype = _product_dtype(value)
+    log_sum = value.new_empty(batch, queries, 1, dtype=sum_dtype(value))
+    dtype = product_dtype(value)
     with without_autocast(value.device.type):
         for i in range(batch):
             keys, values = _widen(key[i]).t(), value[i].to(dtype)
@@ -86,7 +88,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]
                 # (rows, N), overwritten by the weights
                 energy = torch.mm(_widen(query[i, rows]) * _LOG2_E, keys)
                 largest = energy.amax(dim=-1, keepdim=True)  # (rows, 1)
-                weights = energy.sub_(largest).exp2_()
+                weights = energy.sub_(largest).clamp_(min=LEAST_LOG2).exp2_()
                 total = weights.sum(dim=-1, keepdim=True)
                 # Divided before they are rounded, so that the context is rounded only once more.
                 context[i, rows] = torch.mm(weights.div_(total).to(dtype), values)
@@ -100,7 +102,7 @@ def _backward(
     """Return the gradients of query, key and value, given that of the context."""
     grad_query = torch.zeros_like(query, dtype=log_sum.dtype)
     grad_key, grad_value = torch.empty_like(key), torch.empty_like(value)
-    dtype = _product_dtype(value)
+    dtype = product_dtype(value)
     with without_autocast(value.device.type):
         # Term of the softmax itself (D in FlashAttention): sum_j p_j dp_j = gradient . context.
         delta = torch.linalg.vecdot(_widen(gradient), _widen(context)).unsqueeze(-1)  # (B, M, 1)
@@ -110,7 +112,7 @@ def _backward(
             for columns in _tiles(key.shape[1], across=query.shape[1]):
                 own_key, own_value = key[i, columns].to(dtype), value[i, columns].to(dtype)
                 energy = torch.mm(scaled, _widen(key[i, columns]).t())  # (M, columns)
-                weights = energy.sub_(log_sum[i]).exp2_()
+                weights = energy.sub_(log_sum[i]).clamp_(min=LEAST_LOG2).exp2_()
                 grad_value[i, columns] = torch.mm(weights.to(dtype).t(), own_gradient)
                 # Of the energies before log2 e, which therefore does not appear below.
                 grad_energy = _widen(torch.mm(own_gradient, own_value.t()))
@@ -120,22 +122,8 @@ def _backward(
     return grad_query.to(query.dtype), grad_key, grad_value
 
 
-def _sum_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype of sums: float32 for half precision, else that of ``x``."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _product_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype of the operands of large products, whose sums are kept in float32 inside.
-
-    Half precision where the device multiplies in it; float32 where that is emulated.
-    """
-    is_native = x.is_cuda or (x.dtype == torch.bfloat16 and has_bfloat16(x.device))
-    return x.dtype if is_native else _sum_dtype(x)
-
-
 def _widen(tile: Tensor) -> Tensor:
-    return tile.to(_sum_dtype(tile))
+    return tile.to(sum_dtype(tile))
 
 
 def _tiles(length: int, *, across: int) -> list[slice]:
@@ -155,7 +143,7 @@ _attend_backward = torch.library.custom_op(
 def _(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     batch, queries, _ = query.shape
     context = value.new_empty(batch, queries, value.shape[-1])
-    return context, value.new_empty(batch, queries, 1, dtype=_sum_dtype(value))
+    return context, value.new_empty(batch, queries, 1, dtype=sum_dtype(value))
 
 
 @_attend_backward.register_fake

@@ -1,4 +1,4 @@
-"""Measurements of the benchmark: records, interleaved times, peak memory, agreement."""
+"""Measurements of the benchmark: records, interleaved times, peak memory, errors."""
 
 import ctypes
 import gc
@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from danet.engine.precision import choose_precision
 
 GIB = 2**30
 
@@ -25,6 +27,10 @@ class Options(NamedTuple):
     profile: bool = False
     """Print the most expensive operators."""
 
+    def precisions(self) -> list[torch.dtype]:
+        """Return the dtypes to measure: float32, and the one that training chooses or is given."""
+        return list(dict.fromkeys([torch.float32, choose_precision(self.precision, self.device)]))
+
 
 class Row(NamedTuple):
     """One figure, and that of the reference if there is one."""
@@ -37,6 +43,15 @@ class Row(NamedTuple):
     ours: float
     reference: float | None = None
     note: str = ""
+    against: str = ""
+    """Which reference, with its precision and memory order."""
+    bound: float | None = None
+    """Of an error."""
+
+    @property
+    def has_failed(self) -> bool:
+        """Return whether an error is above its bound, or not a number."""
+        return self.bound is not None and not self.ours <= self.bound
 
     @property
     def ratio(self) -> float | None:
@@ -130,24 +145,24 @@ def relative_error(ours: Tensor, reference: Tensor) -> float:
     return float((ours - reference).abs().max() / reference.abs().max().clamp(min=1e-30))
 
 
-def agree(error: float, bound: float, what: str) -> float:
-    """Return the error; raise AssertionError if it is above the bound."""
-    if not error <= bound:
-        raise AssertionError(f"{what}: ours and the reference differ by {error:.2e}, not {bound:g}")
-    return error
+def name_of(dtype: torch.dtype) -> str:
+    """Return ``float32`` for torch.float32."""
+    return str(dtype).removeprefix("torch.")
 
 
 def table(rows: Iterable[Row]) -> str:
     """Return the figures as a Markdown table."""
     lines = [
-        "| part | case | measure | reference | ours | reference / ours | note |",
-        "|---|---|---|---|---|---|---|",
+        "| part | case | measure | against | reference | ours | reference / ours | note |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         reference = "" if row.reference is None else _number(row.reference, row.unit)
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        cells = (row.part, row.case, row.measure, reference, _number(row.ours, row.unit), ratio)
-        lines.append(f"| {' | '.join((*cells, row.note))} |")
+        figures = (row.against, reference, _number(row.ours, row.unit), ratio)
+        verdict = f"FAILED, bound {row.bound:g}; " if row.has_failed else ""
+        cells = (row.part, row.case, row.measure, *figures, verdict + row.note)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -1,19 +1,25 @@
-"""Benchmark a whole training step: forward, loss, backward, update."""
+"""Benchmark a whole training step: forward, loss, backward, update.
 
+The headline is the plain network in the precision of ours, in the memory order that suits it; the
+plain float32 step, which nobody with bfloat16 would run, stands beside it.
+"""
+
+import importlib.util
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bench import reference
-from bench.measure import GIB, Options, Row, agree, peak_memory, relative_error, seconds
+from bench.measure import GIB, Options, Row, name_of, peak_memory, relative_error, seconds
 from danet.engine.optimizer import SGD
-from danet.engine.precision import choose_memory_format, choose_precision
+from danet.engine.precision import choose_memory_format
 from danet.losses import CrossEntropy, DeepSupervision
-from danet.models.heads.dual import DualAttentionHead
+from danet.models.heads.dual import DualAttentionHead, FCNHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
 
@@ -32,12 +38,12 @@ class Case(NamedTuple):
     batch_size: int
 
 
-def make_network(depth: int) -> Segmentor:
+def make_network(depth: int, *, auxiliary: bool = False) -> Segmentor:
     """Return our DANet with random weights, gammas of 0.5 and no dropout."""
     torch.manual_seed(0)
-    model = Segmentor(
-        ResNet(depth=depth), lambda channels: DualAttentionHead(channels, NUM_CLASSES, dropout=0.0)
-    )
+    head = partial(DualAttentionHead, num_classes=NUM_CLASSES, dropout=0.0)
+    beside = partial(FCNHead, num_classes=NUM_CLASSES, channels=256, dropout=0.0)
+    model = Segmentor(ResNet(depth=depth), head, beside if auxiliary else None)
     for name, parameter in model.named_parameters():
         if name.endswith("gamma"):
             nn.init.constant_(parameter, 0.5)
@@ -57,13 +63,24 @@ def make_reference(depth: int, ours: nn.Module) -> reference.PlainDANet:
 class OurStep:
     """The trainer's step, in the trainer's memory order."""
 
-    def __init__(self, depth: int, batch: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        depth: int,
+        batch: tuple[Tensor, Tensor],
+        dtype: torch.dtype = torch.float32,
+        *,
+        auxiliary: bool = False,
+        compiled: bool = False,
+    ) -> None:
         image, self.mask = batch
         order = choose_memory_format(None, image.device, dtype)
         self.image = image.to(memory_format=order)
-        model = make_network(depth).to(image.device)
+        model = make_network(depth, auxiliary=auxiliary).to(image.device)
         self.model = model.to(memory_format=order).train()
-        self.criterion = DeepSupervision(CrossEntropy(), weights={"position": 1.0, "channel": 1.0})
+        weights = {"position": 1.0, "channel": 1.0, "backbone": 0.4}
+        criterion = DeepSupervision(CrossEntropy(), weights=weights)
+        self.network = torch.compile(self.model) if compiled else self.model
+        self.criterion = torch.compile(criterion) if compiled else criterion
         self.optimizer = SGD(lr=1e-3)(self.model)
         self.dtype = dtype
 
@@ -71,7 +88,7 @@ class OurStep:
         """Compute the loss."""
         mixed = self.dtype != torch.float32
         with torch.autocast(self.image.device.type, dtype=self.dtype, enabled=mixed):
-            terms = self.criterion(self.model(self.image), self.mask)
+            terms = self.criterion(self.network(self.image), self.mask)
         return torch.stack(list(terms.values())).sum()
 
     def __call__(self) -> None:
@@ -80,17 +97,29 @@ class OurStep:
 
 
 class PlainStep:
-    """The reference: NCHW, float32, logits at full size."""
+    """The reference: eager or compiled, logits at full size."""
 
-    def __init__(self, depth: int, batch: tuple[Tensor, Tensor]) -> None:
-        self.image, self.mask = batch
-        model = make_reference(depth, make_network(depth))
-        self.model = model.to(self.image.device).train()
+    def __init__(
+        self,
+        depth: int,
+        batch: tuple[Tensor, Tensor],
+        dtype: torch.dtype = torch.float32,
+        order: torch.memory_format = torch.contiguous_format,
+        *,
+        compiled: bool = False,
+    ) -> None:
+        image, self.mask = batch
+        self.image, self.dtype = image.to(memory_format=order), dtype
+        model = make_reference(depth, make_network(depth)).to(image.device)
+        self.model = model.to(memory_format=order).train()
+        self.network = torch.compile(self.model) if compiled else self.model
         self.optimizer = SGD(lr=1e-3)(self.model)
 
     def loss(self) -> Tensor:
         """Compute the loss."""
-        return reference.loss(self.model(self.image), self.mask)
+        mixed = self.dtype != torch.float32
+        with torch.autocast(self.image.device.type, dtype=self.dtype, enabled=mixed):
+            return reference.loss(self.network(self.image), self.mask)
 
     def __call__(self) -> None:
         """Update the weights once."""
@@ -138,10 +167,10 @@ def _agreement(device: torch.device, crop: int) -> list[Row]:
     """
     batch = _batch(crop, 2, device)
     ours, plain = OurStep(50, batch, torch.float32), PlainStep(50, batch)
-    of_loss = agree(relative_error(ours.loss(), plain.loss()), AGREEMENT, "step, loss")
+    of_loss = relative_error(ours.loss(), plain.loss())
     with torch.inference_mode():
         outputs = ours.model.eval()(ours.image).logits, plain.model.eval()(plain.image)[0]
-    of_logits = agree(relative_error(*outputs), AGREEMENT, "step, logits")
+    of_logits = relative_error(*outputs)
     gradients = []
     for step in (ours, plain):
         step.model.double().train()
@@ -149,58 +178,105 @@ def _agreement(device: torch.device, crop: int) -> list[Row]:
         parts = torch.autograd.grad(step.loss(), list(table.values()))
         gradients.append(torch.cat([part.flatten() for part in parts]))
     error = float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
-    agree(error, 1e-5, "step, gradient")
     case = f"R50 crop {crop}"
     return [
-        Row("step", f"{case} float32", "error", "", of_logits, note="logits"),
-        Row("step", f"{case} float32", "error", "", of_loss, note="loss"),
-        Row("step", f"{case} float64", "error", "", error, note="gradient, in the norm"),
+        Row("step", f"{case} float32", "error", "", of_logits, note="logits", bound=AGREEMENT),
+        Row("step", f"{case} float32", "error", "", of_loss, note="loss", bound=AGREEMENT),
+        Row("step", f"{case} float64", "error", "", error, note="gradient, in norm", bound=1e-5),
     ]
 
 
-def _steps(case: Case, options: Options) -> dict[str, Callable[[], None]]:
-    """Make the steps to compare, each run once; without the reference if it does not fit."""
+class Steps(NamedTuple):
+    """The steps to compare, each run once, by name."""
+
+    ours: dict[str, Callable[[], None]]
+    references: dict[str, Callable[[], None]]
+    """Without those that do not fit."""
+
+    def against(self, name: str) -> list[str]:
+        """Return the references of one of ours: of equal precision, then plain float32."""
+        if name.endswith("auxiliary head"):
+            return [other for other in self.references if other.endswith("auxiliary head")]
+        plain = [other for other in self.references if other.startswith("plain")]
+        equal = [other for other in plain if name.split()[0] in other]
+        return list(dict.fromkeys([*equal, *plain[:1]]))
+
+
+def _steps(case: Case, options: Options) -> Steps:
     device, depth = options.device, case.depth
     batch = _batch(case.crop, case.batch_size, device)
-    steps: dict[str, Callable[[], None]] = {}
-    with suppress(torch.cuda.OutOfMemoryError):
-        plain = PlainStep(depth, batch)
-        plain()
-        steps["reference"] = plain
-    for dtype in dict.fromkeys([torch.float32, choose_precision(options.precision, device)]):
-        step = OurStep(depth, batch, dtype)
-        step()
-        steps[str(dtype).removeprefix("torch.")] = step
+    steps = Steps({}, {})
+    orders = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+    for dtype in options.precisions():
+        for order, layout in orders.items():
+            if dtype != torch.float32 and order == "NCHW":
+                continue  # slower, so nobody's choice
+            name = f"plain {name_of(dtype)} {order}"
+            _add(steps.references, name, lambda d=dtype, o=layout: PlainStep(depth, batch, d, o))
+        _add(steps.ours, name_of(dtype), lambda d=dtype: OurStep(depth, batch, d))
+    if device.type == "cuda":
+        best = options.precisions()[-1]
+        name = f"plain {name_of(best)} channels_last compiled"
+        last = torch.channels_last
+        compiled = partial(PlainStep, depth, batch, best, last, compiled=True)
+        _add(steps.references, name, compiled)
+        ours = partial(OurStep, depth, batch, best, compiled=True)
+        _add(steps.ours, f"{name_of(best)} compiled", ours)
+    if importlib.util.find_spec("mmseg") and depth == 50:
+        from bench import mmseg
+
+        _add(steps.references, mmseg.NAME, lambda: mmseg.Step(batch))
+        _add(steps.ours, "float32 auxiliary head", lambda: OurStep(50, batch, auxiliary=True))
     return steps
 
 
-def _memory(case: Case, steps: dict[str, Callable[[], None]], device: torch.device) -> list[Row]:
-    peaks = {key: peak_memory(step, device) / GIB for key, step in steps.items()}
-    plain = peaks.pop("reference", None)
-    note = "above weights and optimizer state"
-    return [
-        Row("step", f"{_name(case)} {key}", "memory", "GiB", peak, plain, note)
-        for key, peak in peaks.items()
-    ]
+def _add(
+    steps: dict[str, Callable[[], None]], name: str, make: Callable[[], Callable[[], None]]
+) -> None:
+    """Make a step and run it once, unless the device has too little memory for it."""
+    with suppress(torch.cuda.OutOfMemoryError):
+        step = make()
+        step()
+        steps[name] = step
 
 
-def _time(case: Case, steps: dict[str, Callable[[], None]], options: Options) -> list[Row]:
-    device, (depth, crop, batch_size) = options.device, case
-    repeats = 1 if options.quick else (10 if device.type == "cuda" else 3)
-    measured = seconds(list(steps.values()), device, repeats=repeats, warm_ups=0)
-    times = dict(zip(steps, measured, strict=True))
-    plain = times.pop("reference", None)
+def _memory(case: Case, steps: Steps, device: torch.device) -> list[Row]:
+    peaks = {
+        name: peak_memory(step, device) / GIB
+        for name, step in (*steps.references.items(), *steps.ours.items())
+    }
+    return _compare(case, steps, "memory", "GiB", peaks, "above weights and optimizer state")
+
+
+def _compare(
+    case: Case, steps: Steps, measure: str, unit: str, found: dict[str, float], note: str = ""
+) -> list[Row]:
+    """Return a row for each of ours and each reference, of equal precision first."""
     rows = []
-    for key, spent in times.items():
-        note = f"{batch_size / spent:.2f} images/s"
-        if device.type == "cpu" and len(times) == 1:
-            note += "; float32 is the best precision of this CPU (no native bfloat16)"
-        rows.append(Row("step", f"{_name(case)} {key}", "time", "s", spent, plain, note))
-    best = list(times)[-1]  # the last is the best precision
+    for name in steps.ours:
+        for other in steps.against(name) or [""]:
+            what = f"{_name(case)} {name}"
+            figures = found[name], found.get(other), note, other
+            rows.append(Row("step", what, measure, unit, *figures))
+    return rows
+
+
+def _time(case: Case, steps: Steps, options: Options) -> list[Row]:
+    device, (depth, crop, batch_size) = options.device, case
+    every = {**steps.references, **steps.ours}
+    repeats = 1 if options.quick else (10 if device.type == "cuda" else 7)
+    measured = seconds(list(every.values()), device, repeats=repeats, warm_ups=0)
+    times = dict(zip(every, measured, strict=True))
+    rows = _compare(case, steps, "time", "s", times)
     flops = 3 * forward_flops(depth, crop) * batch_size  # a backward pass is two forward ones
-    rows += _utilisation(_name(case), flops / times[best], best, device)
+    for name in steps.ours:
+        what, rate = f"{_name(case)} {name}", flops / times[name]
+        note = f"{batch_size / times[name]:.2f} images/s; 3 x forward, mul-add = 2"
+        rows.append(Row("step", what, "speed", "TFLOP/s", rate / 1e12, note=note))
+        rows += _utilisation(what, rate, name, device)
     if options.profile:
-        _profile(steps[best], _name(case), device)
+        for name, step in every.items():
+            _profile(step, f"{_name(case)} {name}", device)
     return rows
 
 
@@ -209,15 +285,14 @@ def _name(case: Case) -> str:
 
 
 def _utilisation(name: str, rate: float, precision: str, device: torch.device) -> list[Row]:
-    """Return FLOP/s; in bfloat16 on a known GPU also as a share of its peak."""
-    rows = [Row("step", name, "speed", "TFLOP/s", rate / 1e12, note="3 x forward, mul-add = 2")]
-    if device.type == "cuda" and precision == "bfloat16":
+    """Return FLOP/s in bfloat16 on a known GPU as a share of its peak."""
+    if device.type == "cuda" and precision.startswith("bfloat16"):
         found = torch.cuda.get_device_name(device)
         for key, peak in PEAKS.items():
             if re.search(key.replace(" ", ".*"), found):
                 note = f"of {peak / 1e12:.0f} TFLOP/s, {key}, dense bfloat16"
-                return [*rows, Row("step", name, "utilisation", "", rate / peak, note=note)]
-    return rows
+                return [Row("step", name, "utilisation", "", rate / peak, note=note)]
+    return []
 
 
 def forward_flops(depth: int, crop: int) -> int:
