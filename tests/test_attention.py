@@ -1,13 +1,19 @@
 """The attention modules compute what the paper and the released code say, without the full map."""
 
+from contextlib import nullcontext
+from functools import partial
+
 import pytest
 import torch
 from conftest import LargestTensor
+from torch.compiler import assume_constant_result
+from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
-from danet.ops import arithmetic, tiles
+from danet.ops import arithmetic, fused, tiles
 from danet.ops.attention import ChannelAttention, PositionAttention
-from danet.ops.tiles import attend_in_slices, attend_in_tiles
+from danet.ops.fused import Kernel, attend_in_slices, candidates, choose_kernel, error_of
+from danet.ops.tiles import attend_in_tiles
 
 SIZES = [(6, 6), (5, 9), (1, 1), (2, 17)]
 
@@ -126,7 +132,15 @@ def test_tiles_differentiate_any_number_of_queries_and_keys(queries, keys):
     torch.testing.assert_close(attend_in_tiles(*tokens)[0], attention_formula(*tokens))
 
 
-@pytest.mark.parametrize("how", [lambda *t: attend_in_tiles(*t)[0], attend_in_slices])
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda *t: attend_in_tiles(*t)[0],
+        # The kernel of every device; those of CUDA are in test_gpu.py.
+        lambda *t: attend_in_slices(*t, Kernel(SDPBackend.MATH, 16)),
+        lambda *t: attend_in_slices(*t, Kernel(SDPBackend.MATH, 32, shares=False)),
+    ],
+)
 def test_float32_is_exact_to_a_hundred_thousandth(how, monkeypatch):
     monkeypatch.setattr(tiles, "ELEMENTS_PER_TILE", 500 * 1300)  # three tiles, one of them short
     tokens = random_tokens(1300, 1300, 16, 64)
@@ -198,3 +212,108 @@ def test_the_operators_keep_the_rules_of_torch_and_count_their_work():
 def test_an_unknown_energy_is_named():
     with pytest.raises(ValueError, match="energy='dot' is neither 'distance' nor 'similarity'"):
         ChannelAttention("dot")
+
+
+# The choice of a fused kernel
+
+
+CUDNN, FLASH, EFFICIENT = (
+    getattr(SDPBackend, f"{name}_ATTENTION") for name in ("CUDNN", "FLASH", "EFFICIENT")
+)
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def on_cuda(monkeypatch):
+    """Pretends that there is a CUDA device; returns what is said of each kernel and asked."""
+    answers, asked = {}, []
+
+    def error_of(kernel, *case):
+        asked.append(kernel)
+        answer = answers.get(kernel.backend, 0.0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(fused, "error_of", error_of)
+    monkeypatch.setattr(fused, "has_bfloat16", lambda device: True)
+    fused._first_that_works.cache_clear()
+    yield answers, asked
+    fused._first_that_works.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "channels", "kernels"),
+    [
+        (
+            torch.bfloat16,
+            64,
+            512,
+            [(CUDNN, 128), (CUDNN, 128), (FLASH, 64), (EFFICIENT, 128), (EFFICIENT, 64)],
+        ),
+        (torch.float32, 64, 512, [(EFFICIENT, 128), (EFFICIENT, 64)]),
+        (
+            torch.float16,
+            24,
+            48,
+            [(CUDNN, 48), (CUDNN, 48), (FLASH, 24), (EFFICIENT, 48), (EFFICIENT, 24)],
+        ),
+        (torch.float32, 8, 8 * 31, [(EFFICIENT, 8), (EFFICIENT, 8)]),
+        (torch.bfloat16, 20, 160, []),  # kernels need multiples of 8
+        (torch.float64, 64, 512, []),
+    ],
+)
+def test_wide_slices_come_first(dtype, width, channels, kernels):
+    assert [kernel[:2] for kernel in candidates(dtype, width, channels)] == kernels
+
+
+def test_a_kernel_is_tried_once_and_chosen_if_it_is_right(on_cuda, caplog):
+    answers, asked = on_cuda
+    answers[CUDNN] = RuntimeError("No available kernel")
+    answers[FLASH] = 0.3
+    caplog.set_level("INFO")
+    for _ in range(2):
+        assert choose_kernel(CUDA, torch.bfloat16, 64, 512) == (EFFICIENT, 128, True)
+    assert [kernel.backend for kernel in asked] == [CUDNN, CUDNN, FLASH, EFFICIENT]
+    assert "not flash_attention in slices of 64, whose error is 3.0e-01" in caplog.text
+    assert "values of 512: efficient_attention in slices of 128" in caplog.text
+    module = PositionAttention(512)
+    assert module.kernel(CUDA, torch.bfloat16) == "efficient_attention in slices of 128"
+    assert module.kernel(torch.device("cpu"), torch.bfloat16) == "tiles"
+    answers[EFFICIENT] = float("nan")
+    assert choose_kernel(CUDA, torch.float32, 64, 512) is None
+    answers[EFFICIENT] = torch.OutOfMemoryError("no memory")  # says nothing about the kernel
+    with pytest.raises(torch.OutOfMemoryError):
+        choose_kernel(CUDA, torch.float32, 64, 256)
+
+
+def test_deterministic_runs_have_a_choice_of_their_own(on_cuda):
+    _, asked = on_cuda
+    choose_kernel(CUDA, torch.bfloat16, 64, 512)
+    torch.use_deterministic_algorithms(True)
+    try:
+        choose_kernel(CUDA, torch.bfloat16, 64, 512)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("backend", [SDPBackend.MATH, CUDNN])
+def test_the_trial_measures_the_error_of_a_kernel(backend):
+    trial = partial(error_of, Kernel(backend, 16), torch.device("cpu"), torch.float32, 16, 64)
+    before = torch.random.get_rng_state()
+    refused = nullcontext() if backend == SDPBackend.MATH else pytest.raises(RuntimeError)
+    with refused, torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert 0 < trial() < 1e-6
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_chosen_kernel_is_used_and_compiles_without_a_break(monkeypatch):
+    kernel = Kernel(SDPBackend.MATH, 8)
+    monkeypatch.setattr(fused, "choose_kernel", assume_constant_result(lambda *case: kernel))
+    monkeypatch.setattr(fused, "attend_in_tiles", None)
+    module = PositionAttention(16, 4)
+    torch.nn.init.constant_(module.gamma, 0.5)
+    x = torch.randn(2, 16, 5, 6)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    assert relative_error(compiled(x), position_formula(module, x)) < 2e-5

@@ -40,15 +40,52 @@ print(measure.peak_memory(take, torch.device("cpu")))
     assert int(found) == pytest.approx(2**25, rel=0.05)
 
 
-def test_functions_take_turns_and_a_disagreement_stops_the_benchmark():
+def test_functions_take_turns():
     calls = []
     functions = [lambda: calls.append("a"), lambda: calls.append("b")]
     assert len(measure.seconds(functions, torch.device("cpu"), repeats=2, warm_ups=1)) == 2
     assert calls == ["a", "b"] * 3
-    assert measure.agree(1e-6, 1e-5, "x") == 1e-6
-    for error in (1e-4, float("nan")):
-        with pytest.raises(AssertionError, match="x: ours and the reference differ"):
-            measure.agree(error, 1e-5, "x")
+
+
+@pytest.mark.parametrize("error", [1e-4, float("nan")])
+def test_a_disagreement_is_a_row_and_an_exit_code_after_all_figures(
+    error, tmp_path, monkeypatch, capsys
+):
+    rows = [
+        measure.Row("step", "case", "error", "", error, note="loss", bound=1e-5),
+        measure.Row("step", "case", "time", "s", 1.0, 2.0, against="plain float32"),
+    ]
+    file = tmp_path / "figures.jsonl"
+    monkeypatch.setattr(step, "run", lambda options: rows)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "step", "--device=cpu", f"--json={file}"])
+    with pytest.raises(SystemExit, match="FAILED: case, loss"):
+        benchmark.main()
+    shown, (first, second) = capsys.readouterr().out, map(json.loads, file.read_text().splitlines())
+    assert "FAILED, bound 1e-05; loss" in shown
+    assert "plain float32" in shown
+    assert (first["failed"], second["failed"], second["ratio"]) == (True, False, 2)
+
+
+def test_a_part_that_fails_does_not_end_the_others(monkeypatch):
+    started = []
+
+    def run(command, check):
+        started.append(command[2])
+        return subprocess.CompletedProcess(command, returncode=command[2] == "attention")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "attention", "step", "--quick"])
+    with pytest.raises(SystemExit, match=r"FAILED: attention$"):
+        benchmark.main()
+    assert started == ["attention", "step"]
+
+
+def test_ours_is_compared_with_the_plain_step_of_equal_precision_first():
+    names = ["plain float32 NCHW", "plain float32 channels_last", "plain bfloat16 channels_last"]
+    steps = step.Steps({}, dict.fromkeys([*names, "mmsegmentation float32, auxiliary head"]))
+    assert steps.against("bfloat16") == [names[2], names[0]]
+    assert steps.against("float32") == names[:2]
+    assert steps.against("float32 auxiliary head") == ["mmsegmentation float32, auxiliary head"]
 
 
 @pytest.mark.slow

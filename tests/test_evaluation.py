@@ -30,6 +30,7 @@ from danet.evaluation.sliding_window import Windows, argmax, resize_bands, sum_m
 from danet.models.heads.dual import DualAttentionHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
+from danet.ops.arithmetic import cuda_arithmetic
 from danet.ops.resize import resize
 from danet.types import IGNORE, Sample, SegmentationOutput
 
@@ -476,29 +477,35 @@ def test_bfloat16_predicts_nearly_the_classes_of_float32(danet, infer, monkeypat
     assert not torch.equal(*probabilities), "the network computed in bfloat16"
 
 
-TF32 = (torch.backends.cudnn, torch.backends.cuda.matmul)
+def cuda_switches():
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    return cudnn.allow_tf32, products.allow_tf32, cudnn.benchmark
 
 
-def test_float32_is_neither_autocast_nor_tf32():
-    seen, before = [], [setting.allow_tf32 for setting in TF32]
+def test_the_precision_alone_sets_autocast_and_tf32(monkeypatch):
+    seen = []
 
     class Look(nn.Module):
         def forward(self, image):
-            rounded = [setting.allow_tf32 for setting in TF32]
-            seen.append((*rounded, torch.is_autocast_enabled("cpu")))
+            seen.append((*cuda_switches(), torch.is_autocast_enabled("cpu")))
             return SegmentationOutput(image[:, :2].float(), {})
 
-    try:
-        for setting in TF32:
-            setting.allow_tf32 = True
-        for precision in ("float32", "bfloat16"):
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "float32"):
+    monkeypatch.setattr("danet.evaluation.evaluate.has_tf32", lambda device: True)
+    with cuda_arithmetic(tf32=True, benchmark=True):
+        for precision in ("float32", "tf32", "bfloat16"):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision != "bfloat16"):
                 Whole(precision=precision).predict(Look(), picture(8, 8))
-        assert [setting.allow_tf32 for setting in TF32] == [True, True], "as the process had them"
-    finally:
-        for setting, value in zip(TF32, before, strict=True):
-            setting.allow_tf32 = value
-    assert seen == [(False, False, False), (False, False, True)]
+        assert cuda_switches() == (True, True, True), "as the process had them"
+    assert seen == [
+        (False, False, False, False),
+        (True, True, False, False),
+        (False,) * 3 + (True,),
+    ]
+
+
+def test_tf32_without_a_device_that_has_it_is_refused():
+    with pytest.raises(InputError, match=r"evaluation\.precision=tf32 .* not cpu; use .*=float32"):
+        Whole(precision="tf32").predict(nn.Identity(), picture(8, 8))
 
 
 def test_logits_of_bfloat16_are_resized_in_float32(danet):
@@ -513,10 +520,12 @@ def test_every_config_of_a_mode_names_its_precision():
     for path in sorted((ROOT / "configs/evaluation").glob("*.yaml")):
         node = check(compose(f"evaluation={path.stem}")).evaluation
         assert "precision=float32" in describe(node)
-        with pytest.raises(InputError, match=r"precision=half: expected one of float32, bfloat16$"):
+        with pytest.raises(
+            InputError, match=r"precision=half: expected one of float32, tf32, bfloat16$"
+        ):
             check(compose(f"evaluation={path.stem}", "evaluation.precision=half"))
         assert make({**node, "precision": "bfloat16"}, "evaluation").precision == "bfloat16"
-    with pytest.raises(ValueError, match="precision='half' is neither 'float32' nor 'bfloat16'"):
+    with pytest.raises(ValueError, match="precision='half' is not one of float32, tf32, bfloat16"):
         Whole(precision="half")
     with pytest.raises(ValueError, match=r"ratio=1 is not in 0\.\.1"):
         BoundaryIoU(3, ratio=1)

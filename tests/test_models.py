@@ -1,5 +1,6 @@
 """The network is DANet, other heads compute their formulas, and evaluation runs the same."""
 
+from contextlib import nullcontext
 from functools import partial
 from urllib.error import URLError
 
@@ -14,7 +15,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from danet.config.build import make_model
 from danet.config.validate import check
 from danet.distributed import data_parallel
-from danet.engine.precision import choose_memory_format
+from danet.engine.precision import choose_memory_format, choose_precision
 from danet.errors import InputError
 from danet.evaluation.fuse import WinogradConv2d, fuse_for_inference
 from danet.models.heads.deeplab import DeepLabV2Head, DeepLabV3Head
@@ -421,23 +422,49 @@ def test_preparing_changes_nothing_and_forgets_the_memory_order_of_the_training(
 
 
 @pytest.mark.parametrize(
-    ("setting", "device", "dtype", "is_last"),
+    ("setting", "dtype", "tf32", "is_last"),
     [
-        (None, "cpu", torch.float32, False),
-        (None, "cpu", torch.bfloat16, True),
-        (None, "ampere", torch.float32, True),
-        (None, "turing", torch.float32, False),
-        (None, "turing", torch.float16, True),
-        (True, "cpu", torch.float32, True),
-        (False, "cuda", torch.bfloat16, False),
+        (None, torch.float32, False, False),
+        (None, torch.float32, True, True),
+        (None, torch.bfloat16, False, True),
+        (True, torch.float32, False, True),
+        (False, torch.float16, False, False),
     ],
 )
-def test_the_memory_order_follows_the_arithmetic(monkeypatch, setting, device, dtype, is_last):
-    capability = {"ampere": (8, 0), "turing": (7, 5)}.get(device)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    device = "cuda" if capability else device
+def test_the_memory_order_follows_the_arithmetic(setting, dtype, tf32, is_last):
     order = torch.channels_last if is_last else torch.contiguous_format
-    assert choose_memory_format(setting, torch.device(device), dtype) == order
+    assert choose_memory_format(setting, dtype, tf32=tf32) == order
+
+
+@pytest.mark.parametrize(
+    ("flags", "maker", "is_fast"),
+    [
+        ("amx_tile avx512_bf16 avx512_fp16", "Intel", True),
+        ("avx512_bf16", "Intel", True),
+        ("avx512_bf16", "AMD", True),
+        ("avx512_bf16 avx512_fp16", "Intel", False),  # its tiles are hidden by a virtual machine
+        ("avx512_bf16 avx512_fp16", "AMD", True),
+        ("", "AMD", False),
+    ],
+)
+def test_bfloat16_is_chosen_where_it_is_fast(monkeypatch, flags, maker, is_fast):
+    found = {"avx512_fp16": "avx512_fp16" in flags, "cpu_name": maker}
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: "amx_tile" in flags)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: "avx512_bf16" in flags)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert choose_precision("auto", CPU) == (torch.bfloat16 if is_fast else torch.float32)
+
+
+def test_tf32_needs_a_device_that_has_it(monkeypatch):
+    with pytest.raises(
+        InputError, match=r"trainer\.precision=tf32 needs .* from Ampere on; use .*float32"
+    ):
+        choose_precision("tf32", CPU)
+    for capability in ((7, 5), (8, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        refused = pytest.raises(InputError) if capability < (8, 0) else nullcontext()
+        with refused:
+            assert choose_precision("tf32", torch.device("cuda")) == torch.float32
 
 
 class InAnotherOrder(nn.Module):

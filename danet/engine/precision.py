@@ -6,28 +6,34 @@ from torch import nn
 from danet.distributed import collectives, data_parallel
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError, first_line
-from danet.ops.arithmetic import has_bfloat16
+from danet.ops.arithmetic import has_bfloat16, has_tf32
 
 
-def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of autocast; ``auto`` is bfloat16 where that is faster."""
+def choose_precision(
+    wanted: str, device: torch.device, *, key: str = "trainer.precision"
+) -> torch.dtype:
+    """Return the dtype of autocast; ``auto`` is bfloat16 where that is faster.
+
+    With ``tf32`` it is float32. Raises InputError for a device that cannot compute as wanted.
+    """
     if wanted == "float16" and device.type != "cuda":
-        raise InputError(f"trainer.precision=float16 needs CUDA; {device} has bfloat16 or float32")
-    if wanted != "auto":
-        return getattr(torch, wanted)
-    return torch.bfloat16 if has_bfloat16(device) else torch.float32
+        raise InputError(f"{key}=float16 needs CUDA; {device} has bfloat16 or float32")
+    if wanted == "tf32" and not has_tf32(device):
+        raise InputError(f"{key}=tf32 needs a CUDA device from Ampere on; use {key}=float32")
+    if wanted in ("auto", "tf32"):
+        return torch.bfloat16 if wanted == "auto" and has_bfloat16(device) else torch.float32
+    return getattr(torch, wanted)
 
 
 def choose_memory_format(
-    channels_last: bool | None, device: torch.device, dtype: torch.dtype
+    channels_last: bool | None, dtype: torch.dtype, *, tf32: bool = False
 ) -> torch.memory_format:
-    """Return the memory format in training; None chooses by device and dtype of convolutions."""
+    """Return the memory format in training; None chooses by the precision of convolutions."""
     if channels_last is None:
-        # Half precision is faster in this order. In float32 a CPU computes the weight gradient of a
-        # wide convolution slower (2048 to 512 channels: 323 against 258 ms with AVX-512, 852
-        # against 356 with AVX2); tensor cores take it (as TF32) from capability 8.0.
-        has_tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        channels_last = dtype != torch.float32 or has_tf32
+        # Half precision is faster in this order, and so are the tensor cores of CUDA. In float32 a
+        # CPU computes the weight gradient of a wide convolution slower (2048 to 512 channels: 323
+        # against 258 ms with AVX-512, 852 against 356 with AVX2).
+        channels_last = dtype != torch.float32 or tf32
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
@@ -35,15 +41,14 @@ def place(model: nn.Module, settings: TrainSettings, device: torch.device) -> nn
     """Move a network to the device that trains it, ready for several processes."""
     if settings.deterministic:
         torch.use_deterministic_algorithms(True)
-        # The benchmark times kernels, and may choose others in each run.
-        torch.backends.cudnn.benchmark = False
     if collectives.world_size() > 1:
         # Before DDP, which waits for the gradient of every parameter that requires one.
         data_parallel.freeze_unused_parameters(model)
         if settings.sync_batchnorm and device.type == "cuda":  # torch has none for the CPU
             model = data_parallel.convert_sync_batchnorm(model)
     dtype = choose_precision(settings.precision, device)
-    order = choose_memory_format(settings.channels_last, device, dtype)
+    is_tf32 = settings.precision == "tf32"
+    order = choose_memory_format(settings.channels_last, dtype, tf32=is_tf32)
     return model.to(device).to(memory_format=order)
 
 

@@ -33,6 +33,7 @@ from danet.engine.train_step import TrainStep
 from danet.engine.trainer import Trainer
 from danet.evaluation.evaluate import evaluate
 from danet.evaluation.metrics import ConfusionMatrix
+from danet.ops.attention import PositionAttention
 from danet.preflight import advice
 from danet.preflight.plan import describe, refuse_the_impossible
 from danet.visualization.attention import validation_pictures
@@ -161,11 +162,18 @@ def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) 
     if saved:
         trainer.load_state(saved)
     images = config.data.batch_size * settings.accumulate * collectives.world_size()
+    precision = "tf32" if train_step.is_tf32 else str(train_step.dtype).removeprefix("torch.")
+    kernels = {
+        module.kernel(device, train_step.dtype)
+        for module in model.modules()
+        if isinstance(module, PositionAttention)
+    }
+    attention = f", position attention by {', '.join(kernels)}" if kernels - {"tiles"} else ""
     cli.say(
         f"{folder}: {type(val_set).__name__}, {len(parts.train_set)} training and {len(val_set)} "
         f"validation images; {sum(p.numel() for p in model.parameters()):,} parameters; steps "
         f"{done} to {settings.steps} of {images} images; "
-        f"{device}, {str(train_step.dtype).removeprefix('torch.')}"
+        f"{device}, {precision}{attention}"
     )
     return trainer
 

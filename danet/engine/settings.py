@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _SAVING = "saving changes no weight"
-_PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+_PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16")
 
 
 def resumable(default: T, reason: str) -> T:
@@ -55,7 +55,7 @@ class TrainSettings:
             ("clip_norm", lambda norm: norm > 0, "a number above 0, or null"),
             ("save_minutes", lambda minutes: minutes >= 0, "a number of minutes, or null"),
             ("ema_decay", lambda decay: 0 < decay < 1, "0 < decay < 1, or null"),
-            ("precision", _PRECISIONS.__contains__, "auto, float32, bfloat16 or float16"),
+            ("precision", _PRECISIONS.__contains__, "auto, float32, tf32, bfloat16 or float16"),
             ("on_storage_error", ("stop", "warn").__contains__, "stop or warn"),
             ("device", ("auto", "cpu", "cuda").__contains__, "auto, cpu or cuda"),
         ]

@@ -21,6 +21,7 @@ from danet.engine.schedule import Schedule
 from danet.engine.settings import TrainSettings
 from danet.errors import DivergedError
 from danet.losses import DeepSupervision, Part, mean_of
+from danet.ops.arithmetic import cuda_arithmetic
 from danet.seeds import mix
 from danet.types import Batch
 
@@ -53,7 +54,10 @@ class TrainStep:
         self.schedule, self.settings = schedule, settings
         self.device = device = next(model.parameters()).device
         self.dtype = choose_precision(settings.precision, device)
-        self.memory_format = choose_memory_format(settings.channels_last, device, self.dtype)
+        self.is_tf32 = settings.precision == "tf32"
+        self.memory_format = choose_memory_format(
+            settings.channels_last, self.dtype, tf32=self.is_tf32
+        )
         self.ema = ModelEMA(model, settings.ema_decay) if settings.ema_decay is not None else None
         # A disabled scaler passes everything through: one code path for all precisions.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
@@ -72,6 +76,12 @@ class TrainStep:
         all processes count, and the mean of the returned terms over the processes is the loss.
         ``group`` has micro-batches on the CPU, ``step`` counts the updates before.
         """
+        # Crops have one size. The benchmark may choose other kernels in each run.
+        benchmark = not self.settings.deterministic
+        with cuda_arithmetic(tf32=self.is_tf32, benchmark=benchmark):
+            return self._update(group, step)
+
+    def _update(self, group: list[Batch], step: int) -> dict[str, Tensor]:
         divisors = self._divisors(group, step) if len(group) > 1 else None
         self._seed(step)
         factor = self.schedule(step, self.settings.steps)

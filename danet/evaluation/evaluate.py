@@ -11,13 +11,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from danet.errors import InputError
 from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.metrics import ConfusionMatrix
 from danet.evaluation.sliding_window import PIXELS_PER_PASS, Windows, argmax, sum_maps
-from danet.ops.arithmetic import tf32, without_autocast
+from danet.ops.arithmetic import cuda_arithmetic, has_tf32, without_autocast
 from danet.types import Batch
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 """In which a network computes; logits are summed and compared in float32 always."""
 
 
@@ -30,7 +31,8 @@ class Inference(ABC):
 
     def __init__(self, precision: Precision) -> None:
         if precision not in get_args(Precision):
-            raise ValueError(f"precision={precision!r} is neither 'float32' nor 'bfloat16'")
+            expected = ", ".join(get_args(Precision))
+            raise ValueError(f"precision={precision!r} is not one of {expected}")
         self.precision = precision
 
     @abstractmethod
@@ -52,7 +54,14 @@ class Inference(ABC):
         device = image.device.type
         is_half = self.precision == "bfloat16"
         mixed = torch.autocast(device, torch.bfloat16) if is_half else without_autocast(device)
-        with tf32(enabled=False), mixed:
+        is_tf32 = self.precision == "tf32"
+        if is_tf32 and not has_tf32(image.device):
+            raise InputError(
+                f"evaluation.precision=tf32 needs a CUDA device from Ampere on, not {device}; use "
+                "evaluation.precision=float32"
+            )
+        # Windows and scales have many sizes, each of which a benchmark would time.
+        with cuda_arithmetic(tf32=is_tf32, benchmark=False), mixed:
             logits: Tensor = model(image).logits
         return logits.float()
 

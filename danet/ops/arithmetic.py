@@ -1,7 +1,8 @@
 """The arithmetic in which operators compute: native bfloat16, TF32, and no autocast."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def _is_xeon_without_tiles() -> bool:
     float32 (measured: 165 against 300 GFLOP/s).
     """
     # Releases of torch that cannot tell report nothing.
-    found = getattr(torch.cpu, "get_capabilities", dict)()
+    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(found.get("avx512_fp16")) and "Intel" in found.get("cpu_name", "")
 
 
@@ -51,17 +52,26 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
     return torch.autocast(device_type, enabled=False)
 
 
-@contextmanager
-def tf32(enabled: bool) -> Iterator[None]:
-    """Let float32 convolutions and products on CUDA round their operands to TF32, or not.
+def has_tf32(device: torch.device) -> bool:
+    """Return whether a device multiplies in TF32: CUDA from Ampere on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
-    TF32 has the range of float32 and a mantissa of 10 bits. By default torch uses it for
-    convolutions but not for products.
+
+@contextmanager
+def cuda_arithmetic(*, tf32: bool, benchmark: bool) -> Iterator[None]:
+    """Set how CUDA computes in float32, and how it chooses convolutions; restore both at the end.
+
+    Args:
+        tf32: Round the operands of convolutions and products to TF32, which has the range of
+            float32 and a mantissa of 10 bits. By default torch does so for convolutions alone.
+        benchmark: Time the kernels of each new size of convolution, and take the fastest; for
+            sizes that stay the same.
     """
     convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    kept = convolutions.allow_tf32, products.allow_tf32
-    convolutions.allow_tf32 = products.allow_tf32 = enabled
+    kept = convolutions.allow_tf32, products.allow_tf32, convolutions.benchmark
+    convolutions.allow_tf32 = products.allow_tf32 = tf32
+    convolutions.benchmark = benchmark
     try:
         yield
     finally:
-        convolutions.allow_tf32, products.allow_tf32 = kept
+        convolutions.allow_tf32, products.allow_tf32, convolutions.benchmark = kept

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from danet.ops.channels import attend_to_channels
-from danet.ops.tiles import attend
+from danet.ops.fused import attend, choose_kernel
 
 
 def _positions(x: Tensor) -> Tensor:
@@ -55,6 +55,11 @@ class PositionAttention(nn.Module):
         query, key = _positions(self.query(x)), _positions(self.key(x))  # (B, N, D)
         context = attend(query, key, _positions(self.value(x)))  # (B, N, C)
         return _add_scaled(x, self.gamma, context)
+
+    def kernel(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Return what computes the attention on a device, ``tiles`` or a fused kernel."""
+        width, channels = self.key.out_channels, self.value.out_channels
+        return str(choose_kernel(device, dtype, width, channels) or "tiles")
 
 
 class ChannelAttention(nn.Module):

@@ -2,16 +2,14 @@
 
 The attention map is computed some rows at a time and never kept. As in FlashAttention (Dao et al.,
 2022) the backward pass recomputes it from the logarithm of each row's softmax denominator. It runs
-on every device and supports values wider than the keys, which torch's flash kernel does not.
+on every device and supports values wider than the keys, which most fused kernels do not.
 """
 
 import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import register_flop_formula
 
 from danet.ops.arithmetic import product_dtype, sum_dtype, without_autocast
@@ -28,51 +26,6 @@ _LOG2_E = math.log2(math.e)
 LEAST_LOG2 = -64.0
 """Weights are at least 2^-64 of the largest, which changes no sum. Denormal numbers, the most of a
 sharp softmax, make powers and products of a CPU up to twenty times as slow."""
-
-_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Maps (B, M, D), (B, N, D), (B, N, C) to softmax(query key^T) value, (B, M, C).
-
-    Without a scale, as in eq. 1 and 2 of the paper. The dtype is that of ``value``; half precision
-    is accumulated in float32. On CUDA torch's fused kernels are used where they support the widths,
-    elsewhere tiles.
-    """
-    width = key.shape[-1]
-    # Slices of the values are as wide as the keys; the kernels need multiples of 8.
-    is_divisible = value.shape[-1] % width == 0 and width % 8 == 0
-    if query.is_cuda and is_divisible and _is_dtype_fused(value):
-        return attend_in_slices(query, key, value)
-    context: Tensor = attend_in_tiles(query, key, value)[0]
-    return context
-
-
-def _is_dtype_fused(x: Tensor) -> bool:
-    """Return whether torch's fused kernels support the dtype; none supports float64."""
-    if x.dtype == torch.bfloat16:
-        return torch.cuda.get_device_capability(x.device) >= (8, 0)  # from Ampere on
-    return x.dtype in (torch.float16, torch.float32)
-
-
-def attend_in_slices(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Compute ``attend`` by torch's fused kernels, of which flash needs values as wide as the keys.
-
-    The values are cut into slices that pass as heads with the same queries and keys, so the
-    energies are computed once per slice and the map is never stored. C is divisible by D.
-    """
-    batch, queries, width = query.shape
-    slices = value.shape[-1] // width
-    # scale=1: unlike a transformer, the paper does not divide by sqrt(D).
-    with sdpa_kernel(_KERNELS):
-        context = F.scaled_dot_product_attention(
-            # Expanded, not repeated: the heads share one copy of queries and keys.
-            query.contiguous().unsqueeze(1).expand(-1, slices, -1, -1),  # (B, S, M, D)
-            key.contiguous().unsqueeze(1).expand(-1, slices, -1, -1),  # (B, S, N, D)
-            value.contiguous().unflatten(-1, (slices, width)).transpose(1, 2),  # (B, S, N, D)
-            scale=1.0,
-        )
-    return context.transpose(1, 2).reshape(batch, queries, -1)  # (B, M, C)
 
 
 def _forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] =
     """Return notes on unusual settings of a training, a line each.
 
     ``typed`` are the overrides of the command line. Raises InputError for a device that does not
-    support ``trainer.precision``.
+    support ``trainer.precision`` or ``evaluation.precision``.
     """
     data, lines = config.data, [*_rate_notes(config.optimizer), *_loss_notes(config)]
     if any(setting.lstrip("+").startswith("data.root=") for setting in typed):
@@ -38,11 +38,13 @@ def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] =
             f"data.num_workers={data.num_workers}: this process may use {cores} core(s), so "
             "more workers than that wait for one another"
         )
+    # Now, not at the first evaluation.
+    choose_precision(config.evaluation["precision"], device, key="evaluation.precision")
     best = choose_precision("auto", device)
     if choose_precision(config.trainer.precision, device) == torch.bfloat16 != best:
         lines.append(
-            f"trainer.precision=bfloat16: {device} does not compute in it, so it is emulated: "
-            "slower than float32 here"
+            f"trainer.precision=bfloat16: {device} computes in it more slowly than in float32; "
+            "it saves memory only"
         )
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     if alone and "trainer.sync_batchnorm=true" in [setting.lower() for setting in typed]:

@@ -73,7 +73,7 @@ class OurStep:
         compiled: bool = False,
     ) -> None:
         image, self.mask = batch
-        order = choose_memory_format(None, image.device, dtype)
+        order = choose_memory_format(None, dtype)
         self.image = image.to(memory_format=order)
         model = make_network(depth, auxiliary=auxiliary).to(image.device)
         self.model = model.to(memory_format=order).train()
