@@ -692,6 +692,10 @@ def test_one_process_per_device(monkeypatch):
     pattern = r"^3 processes on a machine with (\d+) CUDA device\(s\): start one process per device"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", re.search(pattern, message)[1])
     assert choose_device("cuda") == torch.device("cuda", 1)
+    monkeypatch.setenv("DANET_SHARE_DEVICE", "1")  # a test of several processes on one GPU
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert choose_device("cuda") == torch.device("cuda", 0)
 
 
 def test_gradients_that_are_too_large_for_float16(door, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from conftest import Tiny
 from torch import nn
 
+from danet.distributed.sync_batchnorm import convert_sync_batchnorm
 from danet.engine.optimizer import SGD
 from danet.engine.schedule import Poly
 from danet.engine.settings import TrainSettings
@@ -41,6 +42,14 @@ class Frozen(Segmentor):
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self
+
+
+class Synchronised(Segmentor):
+    """A network whose batch norms see the batches of all processes."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        convert_sync_batchnorm(self)
 
 
 def part(first, last, *, labelled=True):
@@ -99,6 +108,7 @@ def work(rank, folder):
     )
     groups = [part(2 * rank, 2 * rank + 2)], [part(rank, rank + 1), part(2 + rank, 3 + rank)]
     found = {(n, len(g)): step(loss, g)[:2] for n, loss in LOSSES.items() for g in groups}
+    found["norms"] = step(LOSSES["cross entropy"], groups[0], classes=Synchronised)[0]
     torch.save(found, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -106,6 +116,10 @@ def work(rank, folder):
 def test_two_processes_give_the_gradient_of_one(tmp_path):
     torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    norms = first.pop("norms")
+    assert torch.equal(norms, second.pop("norms"))
+    whole, _, _ = step(LOSSES["cross entropy"], [part(0, 4)], classes=Segmentor)
+    assert difference(whole, norms) < 1e-4, "with statistics of all processes"
     for (name, times), (gradients, value) in first.items():
         whole, alone, _ = step(LOSSES[name], [part(0, 4)])
         assert torch.equal(gradients, second[name, times][0])

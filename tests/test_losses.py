@@ -151,7 +151,7 @@ def test_deep_supervision_weighs_and_upsamples_each_output(mask, align_corners):
 
 @pytest.fixture(params=[1, 2 * K * 5 * 7, 2**24], ids=["one image", "two images", "all"])
 def _chunks(request, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "ELEMENTS_PER_CHUNK", request.param)
+    monkeypatch.setitem(cross_entropy.ELEMENTS_PER_CHUNK, "cpu", request.param)
 
 
 @pytest.mark.usefixtures("_chunks")
@@ -196,7 +196,7 @@ def test_half_precision_logits_get_the_float32_gradient_rounded_once(logits, dty
 
 @pytest.mark.parametrize("loss", [CrossEntropy(), CrossEntropy((1.0,) * 19), OHEM()], ids=str)
 def test_fine_logits_of_a_batch_never_exist(loss, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "ELEMENTS_PER_CHUNK", 2 * 19 * 128 * 96)
+    monkeypatch.setitem(cross_entropy.ELEMENTS_PER_CHUNK, "cpu", 2 * 19 * 128 * 96)
     logits = torch.randn(4, 19, 16, 12, requires_grad=True)
     mask = torch.randint(0, 19, (4, 128, 96), dtype=torch.uint8)
     kept = []

@@ -14,7 +14,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from danet.config.build import make_model
 from danet.config.validate import check
-from danet.distributed import data_parallel
+from danet.distributed.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
 from danet.engine.precision import choose_memory_format, choose_precision
 from danet.errors import InputError
 from danet.evaluation.fuse import WinogradConv2d, fuse_for_inference
@@ -327,11 +327,11 @@ def test_batch_norms_of_timm_keep_their_activations_with_several_processes():
     network = nn.Sequential(nn.Conv2d(3, 8, 3), layers.BatchNormAct2d(8), nn.BatchNorm2d(8)).eval()
     x = torch.randn(2, 3, 24, 40)
     expected, weights = network(x), network.state_dict()
-    together = data_parallel.convert_sync_batchnorm(network)
+    together = convert_sync_batchnorm(network)
     assert torch.equal(together(x), expected)
     assert together.state_dict().keys() == weights.keys()
     norms = [m for m in together.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    assert [isinstance(norm, nn.SyncBatchNorm) for norm in norms] == [True, True]
+    assert [isinstance(norm, SyncBatchNorm) for norm in norms] == [True, True]
 
 
 # The network that evaluation runs

@@ -15,6 +15,7 @@ from danet.config.build import make, make_model
 from danet.config.validate import check
 from danet.engine.precision import place
 from danet.engine.train_step import TrainStep
+from danet.ops import cross_entropy
 from danet.preflight import plan
 from danet.preflight.memory_estimate import StepSimulator
 from danet.types import Batch
@@ -123,6 +124,18 @@ def test_the_prediction_holds_on_cuda(precision):
     torch.cuda.reset_peak_memory_stats()
     step(batches, 2)
     assert simulator.peak(*size) == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.25)
+
+
+def test_the_chunks_of_the_loss_are_those_of_the_device(monkeypatch):
+    plain = config(*TINY, "trainer.precision=float32")
+    monkeypatch.setattr(cross_entropy, "ELEMENTS_PER_CHUNK", {"cpu": 1, "cuda": 2**26})
+    peaks = [
+        StepSimulator(plain, precision=torch.float32, on_cuda=on_cuda).peak(8, 256, 256)
+        for on_cuda in (False, True)
+    ]
+    # Fine logits of all images instead of one, at least once.
+    assert peaks[1] - peaks[0] > 4 * 7 * plain.data.num_classes * 256 * 256
+    assert cross_entropy.ELEMENTS_PER_CHUNK["cpu"] == 1
 
 
 def test_parts_of_the_plan_are_what_they_are_called():

@@ -297,6 +297,31 @@ def test_a_missing_compiler_is_noticed(tmp_path, monkeypatch):
 # Several processes
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_step_sets_how_cuda_computes_and_restores_it(tmp_path, deterministic, monkeypatch):
+    """The switches exist without CUDA."""
+    monkeypatch.setattr("danet.engine.precision.has_tf32", lambda device: True)
+    cudnn, products, seen = torch.backends.cudnn, torch.backends.cuda.matmul, []
+
+    def look(*_):
+        seen.append((cudnn.allow_tf32, products.allow_tf32, cudnn.benchmark))
+
+    look()
+    for precision in ("float32", "tf32", "bfloat16"):
+        run = make(tmp_path / precision, precision=precision, deterministic=deterministic)
+        run.train_step.model.register_forward_hook(look)
+        run.train_step.model.head.register_full_backward_hook(look)
+        run.train_step([batch(0)], 0)
+        run.log.close()
+    look()
+    before, *inside, after = seen
+    assert before == after
+    fast = not deterministic
+    assert (
+        inside == [(False, False, fast)] * 2 + [(True, True, fast)] * 2 + [(False, False, fast)] * 2
+    )
+
+
 class Idle(Tiny):
     """Has layers behind its last map."""
 

@@ -1,6 +1,5 @@
 """Preparing a network for training on several processes."""
 
-import sys
 from copy import deepcopy
 
 import torch
@@ -31,16 +30,6 @@ def freeze_unused_parameters(model: nn.Module) -> list[str]:
     for name in unused:
         model.get_parameter(name).requires_grad_(False)
     return unused
-
-
-def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
-    """Return the network with batch norms that compute statistics over all processes."""
-    # timm's batch norms include an activation, which torch's conversion would drop.
-    if "timm" in sys.modules:
-        from timm.layers.norm_act import convert_sync_batchnorm as convert_timm
-
-        return convert_timm(model)
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:

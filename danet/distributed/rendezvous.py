@@ -22,6 +22,10 @@ import danet
 from danet.distributed import collectives, error_reporting, failures
 from danet.errors import InputError, ProcessError, UserError, first_line
 
+SHARED = "DANET_SHARE_DEVICE"
+"""Variable of the environment: 1 lets several processes compute on one CUDA device and exchange by
+gloo, since NCCL refuses that. It is slow, and meant for tests on a single GPU."""
+
 
 def choose_device(wanted: str, *, key: str = "device") -> torch.device:
     """Return the device of this process: ``auto`` is CUDA where there is one.
@@ -37,9 +41,12 @@ def choose_device(wanted: str, *, key: str = "device") -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     # Without the variable (srun sets none) this process is the only evidence.
     here = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
-    if here > torch.cuda.device_count():  # NCCL fails with two ranks on one
+    count = torch.cuda.device_count()
+    if os.environ.get(SHARED) == "1":
+        return torch.device("cuda", local_rank % count)
+    if here > count:  # NCCL fails with two ranks on one
         raise InputError(
-            f"{here} processes on a machine with {torch.cuda.device_count()} CUDA device(s): "
+            f"{here} processes on a machine with {count} CUDA device(s): "
             "start one process per device"
         )
     return torch.device("cuda", local_rank)
@@ -57,9 +64,18 @@ def process_group(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         # NCCL's barriers and exchanges of objects use the current device: without this, all GPU 0.
         torch.cuda.set_device(device)
-    backend, timeout = "nccl" if device.type == "cuda" else "gloo", failures.TIMEOUT
+    is_nccl = device.type == "cuda" and os.environ.get(SHARED) != "1"
+    timeout = failures.TIMEOUT
     store, rank, size = join(timeout)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    dist.init_process_group(
+        "nccl" if is_nccl else "gloo",
+        store=store,
+        rank=rank,
+        world_size=size,
+        timeout=timeout,
+        # Connects at once, and leaves no collective to guess the device.
+        device_id=device if is_nccl else None,
+    )
     own = socket.gethostname(), os.getpid()
     hosts = enumerate(collectives.gather(own))
     failures.peers.update((r, pid) for r, (host, pid) in hosts if host == own[0] and r != rank)

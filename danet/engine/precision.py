@@ -1,12 +1,19 @@
 """Adapting a network to the device: precision, memory format, compilation."""
 
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 from torch import nn
 
 from danet.distributed import collectives, data_parallel
+from danet.distributed.sync_batchnorm import convert_sync_batchnorm
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError, first_line
 from danet.ops.arithmetic import has_bfloat16, has_tf32
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def choose_precision(
@@ -44,16 +51,16 @@ def place(model: nn.Module, settings: TrainSettings, device: torch.device) -> nn
     if collectives.world_size() > 1:
         # Before DDP, which waits for the gradient of every parameter that requires one.
         data_parallel.freeze_unused_parameters(model)
-        if settings.sync_batchnorm and device.type == "cuda":  # torch has none for the CPU
-            model = data_parallel.convert_sync_batchnorm(model)
+        if settings.sync_batchnorm:
+            convert_sync_batchnorm(model)
     dtype = choose_precision(settings.precision, device)
     is_tf32 = settings.precision == "tf32"
     order = choose_memory_format(settings.channels_last, dtype, tf32=is_tf32)
     return model.to(device).to(memory_format=order)
 
 
-def compiled(network: nn.Module, device: torch.device) -> nn.Module:
-    """Return the network behind ``torch.compile``, which compiles it when it is first called.
+def compiled(function: Callable[P, T], device: torch.device) -> Callable[P, T]:
+    """Return a network or function behind ``torch.compile``, which compiles it at its first call.
 
     Raises:
         InputError: torch cannot compile anything for this device, usually for lack of a compiler.
@@ -67,4 +74,4 @@ def compiled(network: nn.Module, device: torch.device) -> nn.Module:
             f"install a C++ compiler{' and Triton' if device.type == 'cuda' else ''}, or set "
             "trainer.compile=false"
         ) from error
-    return torch.compile(network)  # type: ignore[return-value]
+    return torch.compile(function)

@@ -72,7 +72,7 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
     """
     if config.dry_run:
         device = choose_device(config.trainer.device, key="trainer.device")
-        advice.refuse_single_values(config, device)
+        advice.refuse_single_values(config)
         cli.say(describe(config, device))
         return
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -80,7 +80,7 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
     device = choose_device(config.trainer.device, key="trainer.device")
     advice.refuse_folder(config)
     refuse_the_impossible(config, device)
-    advice.refuse_single_values(config, device)
+    advice.refuse_single_values(config)
     for note in (*notes, *advice.notes(config, device, typed=overrides)):
         cli.say(note)
     with process_group(device):

@@ -66,8 +66,9 @@ class TrainStep:
         is_one_of_many = collectives.world_size() > 1
         self.ddp_model = data_parallel.wrap(model, device) if is_one_of_many else model
         # The compiled network shares its weights, and states keep the names of the plain one.
-        network = self.ddp_model
+        network, loss = self.ddp_model, criterion.parts
         self.compiled_model = compiled(network, device) if settings.compile else network
+        self.compiled_parts = compiled(loss, device) if settings.compile else loss
 
     def __call__(self, group: list[Batch], step: int) -> dict[str, Tensor]:
         """Update the weights once; return the loss terms of this process, scalars on the device.
@@ -123,7 +124,7 @@ class TrainStep:
         mask = batch.mask.to(self.device, non_blocking=True)
         is_mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=is_mixed):
-            return self.criterion.parts(self.compiled_model(image), mask)
+            return self.compiled_parts(self.compiled_model(image), mask)
 
     def _divisors(self, group: list[Batch], step: int) -> Divisors:
         """Return the divisors of the loss terms of several micro-batches, before any backward.

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from danet.distributed.sync_batchnorm import SyncBatchNorm
+
 _OUT = 4
 """Outputs of a tile per axis."""
 _IN = _OUT + 2
@@ -132,7 +134,7 @@ def fuse_for_inference(model: nn.Module, device: torch.device) -> nn.Module:
             conv, norm = getattr(module, conv_name), getattr(module, norm_name)
             # No subclasses: timm's standardise weights or add an activation. Without running
             # statistics a norm normalises by those of each batch.
-            is_known = type(conv) is nn.Conv2d and type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
+            is_known = type(conv) is nn.Conv2d and type(norm) in (nn.BatchNorm2d, SyncBatchNorm)
             if is_known and norm.running_mean is not None:
                 setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(module, norm_name, nn.Identity())  # indices of a Sequential stay

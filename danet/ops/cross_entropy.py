@@ -6,6 +6,7 @@ each, for every output of the network). Here images are upsampled a few at a tim
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,8 +18,21 @@ from danet.ops.arithmetic import without_autocast
 from danet.ops.resize import resize, resize_backward
 from danet.types import IGNORE
 
-ELEMENTS_PER_CHUNK = 2**23
-"""Largest number of fine logits in a chunk (32 MiB of float32), unless one image has more."""
+ELEMENTS_PER_CHUNK = {"cpu": 2**23, "cuda": 2**26}
+"""Largest number of fine logits in a chunk by type of device, unless one image has more: 32 MiB of
+float32 on a CPU, whose caches they exceed anyway; 256 MiB on CUDA, where every chunk costs the
+start of twenty kernels."""
+
+
+@contextmanager
+def chunks_as_on(device_type: str) -> Iterator[None]:
+    """Cut the batches of a CPU as on another type of device, to predict the memory there."""
+    kept = ELEMENTS_PER_CHUNK["cpu"]
+    ELEMENTS_PER_CHUNK["cpu"] = ELEMENTS_PER_CHUNK[device_type]
+    try:
+        yield
+    finally:
+        ELEMENTS_PER_CHUNK["cpu"] = kept
 
 
 def pixel_losses(logits: Tensor, target: Tensor, *, align_corners: bool = True) -> Tensor:
@@ -57,7 +71,8 @@ class _CrossEntropySum(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, target: Tensor, weights: Tensor, align_corners: bool
     ) -> Tensor:
-        sums, gradients = list[Tensor](), list[Tensor]()
+        sums: list[Tensor] = []
+        gradients: list[Tensor] = []
         for coarse, y, w in _chunks(logits, target, weights):
             fine = resize(coarse, y.shape[1:], align_corners=align_corners)  # (b, K, H, W)
             log_p = fine.log_softmax(dim=1)  # (b, K, H, W)
@@ -80,14 +95,15 @@ class _CrossEntropySum(torch.autograd.Function):
         return (gradient * upstream).to(ctx.dtype), None, None, None
 
 
-def _chunks(logits: Tensor, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield a few images at a time: logits in float32 (or float64), and of each map (B, H, W)."""
+def _chunks(logits: Tensor, *maps: Tensor) -> list[tuple[Tensor, ...]]:
+    """Return a few images at a time: logits in float32 (or float64), and of each map (B, H, W)."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     # Softmax is fast in plain NCHW order; converting the coarse logits is cheaper than the fine.
     wide = logits.to(dtype, memory_format=torch.contiguous_format)
     per_image = logits.shape[1] * maps[0][0].numel()  # K * H * W
-    size = max(1, ELEMENTS_PER_CHUNK // per_image)
-    yield from zip(*(x.split(size) for x in (wide, *maps)), strict=True)
+    limit = ELEMENTS_PER_CHUNK["cuda" if logits.is_cuda else "cpu"]
+    size = max(1, limit // per_image)
+    return list(zip(*[x.split(size) for x in (wide, *maps)], strict=True))
 
 
 def _nll(log_p: Tensor, target: Tensor) -> Tensor:

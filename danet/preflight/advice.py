@@ -50,9 +50,6 @@ def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] =
     if alone and "trainer.sync_batchnorm=true" in [setting.lower() for setting in typed]:
         why = "there is one process, so plain batch norm is used"
         lines.append(f"trainer.sync_batchnorm=true: {why}")
-    elif not alone and device.type == "cpu" and config.trainer.sync_batchnorm:
-        why = "there is none on the CPU, so each process has its own"
-        lines.append(f"trainer.sync_batchnorm=true: {why}")
     return lines
 
 
@@ -98,11 +95,10 @@ def refuse_folder(config: TrainConfig) -> None:
         raise StorageError(f"run.dir={folder}: {there} may not be written by you; give another")
 
 
-def refuse_single_values(config: TrainConfig, device: torch.device) -> None:
+def refuse_single_values(config: TrainConfig) -> None:
     """Refuse a batch that gives a batch norm a single value per channel, which it maps to zero."""
     size = config.data.crop or config.data.size
-    is_shared = config.trainer.sync_batchnorm and device.type == "cuda"
-    processes = int(os.environ.get("WORLD_SIZE", "1")) if is_shared else 1
+    processes = int(os.environ.get("WORLD_SIZE", "1")) if config.trainer.sync_batchnorm else 1
     if size is None or config.data.batch_size * processes > 1:
         return
     single = _single_values(config, size)

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from danet.config.build import make, untrained
 from danet.config.schema import TrainConfig
 from danet.engine.train_step import TrainStep
+from danet.ops.cross_entropy import chunks_as_on
 from danet.types import Batch
 
 
@@ -61,7 +62,7 @@ class StepSimulator:
     """The training step of a run on fake CPU tensors; sizes may be simulated in any order.
 
     Files that the config names are not read. float16 is simulated as bfloat16, which has as many
-    bytes; ``on_cuda`` the optimizer updates all tensors at once.
+    bytes; ``on_cuda`` the optimizer updates all tensors at once, and losses take larger chunks.
 
     Attributes:
         weights, optimizer, average: Bytes that are always allocated: of parameters and buffers,
@@ -75,7 +76,7 @@ class StepSimulator:
         settings = replace(
             config.trainer, precision=name, channels_last=False, compile=False, ema_decay=None
         )
-        self._accumulate = settings.accumulate
+        self._accumulate, self._device_type = settings.accumulate, "cuda" if on_cuda else "cpu"
         # Tensors of the meta device become fake ones of the CPU.
         self._fake, self._ledger = FakeTensorMode(allow_non_fake_inputs=True), Ledger()
         with torch.device("meta"):  # some networks of timm cannot be built of fake tensors
@@ -100,7 +101,7 @@ class StepSimulator:
 
     def peak(self, batch_size: int, height: int, width: int) -> int:
         """Return the maximum over one update of all bytes that are allocated at once."""
-        with self._fake, self._ledger as ledger:
+        with self._fake, self._ledger as ledger, chunks_as_on(self._device_type):
             ledger.peak = ledger.now
             self._step(self._batches(batch_size, height, width), 1)
         return ledger.peak + self.average
