@@ -65,10 +65,13 @@ class TrainStep:
         self.overflows = torch.zeros(2, dtype=torch.int64, device=device)
         is_one_of_many = collectives.world_size() > 1
         self.ddp_model = data_parallel.wrap(model, device) if is_one_of_many else model
+        network = self.ddp_model
+
+        def parts(image: Tensor, mask: Tensor) -> dict[str, list[Part]]:
+            return criterion.parts(network(image), mask)
+
         # The compiled network shares its weights, and states keep the names of the plain one.
-        network, loss = self.ddp_model, criterion.parts
-        self.compiled_model = compiled(network, device) if settings.compile else network
-        self.compiled_parts = compiled(loss, device) if settings.compile else loss
+        self.parts = compiled(parts, device) if settings.compile else parts
 
     def __call__(self, group: list[Batch], step: int) -> dict[str, Tensor]:
         """Update the weights once; return the loss terms of this process, scalars on the device.
@@ -124,7 +127,7 @@ class TrainStep:
         mask = batch.mask.to(self.device, non_blocking=True)
         is_mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=is_mixed):
-            return self.compiled_parts(self.compiled_model(image), mask)
+            return self.parts(image, mask)
 
     def _divisors(self, group: list[Batch], step: int) -> Divisors:
         """Return the divisors of the loss terms of several micro-batches, before any backward.
@@ -176,7 +179,7 @@ class TrainStep:
     def state(self) -> dict[str, Any]:
         """Return the entries of a checkpoint that updates change; see danet.checkpoint.format."""
         return {
-            # Not of ddp_model or compiled_model: their names begin with module. and _orig_mod.
+            # Not of ddp_model, whose names begin with module.
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "optimizer": state_of(self.optimizer, self.model),

@@ -79,8 +79,11 @@ class OurStep:
         self.model = model.to(memory_format=order).train()
         weights = {"position": 1.0, "channel": 1.0, "backbone": 0.4}
         criterion = DeepSupervision(CrossEntropy(), weights=weights)
-        self.network = torch.compile(self.model) if compiled else self.model
-        self.criterion = torch.compile(criterion) if compiled else criterion
+
+        def terms(image: Tensor, mask: Tensor) -> dict[str, Tensor]:
+            return criterion(self.model(image), mask)
+
+        self.terms = torch.compile(terms) if compiled else terms
         self.optimizer = SGD(lr=1e-3)(self.model)
         self.dtype = dtype
 
@@ -88,7 +91,7 @@ class OurStep:
         """Compute the loss."""
         mixed = self.dtype != torch.float32
         with torch.autocast(self.image.device.type, dtype=self.dtype, enabled=mixed):
-            terms = self.criterion(self.network(self.image), self.mask)
+            terms = self.terms(self.image, self.mask)
         return torch.stack(list(terms.values())).sum()
 
     def __call__(self) -> None:
