@@ -191,6 +191,9 @@ def test_compiled_modules_compute_the_same_without_a_break_in_the_graph(make, ba
     compiled = torch.compile(module, backend=backend, fullgraph=True)
     # Other kernels than in eager mode: not bits, but what float32 allows; see above.
     assert relative_error(compiled(x), module(x)) < 2e-5
+    with torch.autocast("cpu", torch.bfloat16):
+        half = x.detach().bfloat16().requires_grad_()
+        assert relative_error(compiled(half), module(half)) < 2e-2
     inputs = [x, *module.parameters()]
     assert_same_gradients(compiled(x), module(x), inputs, rtol=1e-4, atol=1e-5)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_bfloat16(device: torch.device) -> bool:
     """Return whether a device computes faster in bfloat16 than in float32."""
     if device.type == "cuda":
