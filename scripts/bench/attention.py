@@ -1,4 +1,7 @@
-"""Benchmark the position attention alone: forward and backward, against the N x N map."""
+"""Benchmark the position attention alone: forward and backward, against the N x N map.
+
+The plain module has the precision of ours; bfloat16 is autocast, with inputs in channels_last.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from bench import reference
-from bench.measure import GIB, Options, Row, agree, peak_memory, relative_error, seconds
+from bench.measure import GIB, Options, Row, name_of, peak_memory, relative_error, seconds
 from danet.ops.attention import PositionAttention
-from danet.ops.tiles import attend_in_slices, attend_in_tiles
+from danet.ops.fused import BOUNDS, Kernel, attend_in_slices, candidates, error_of
+from danet.ops.tiles import attend_in_tiles
 
 CHANNELS = 512
 """C behind a ResNet-50; keys and queries have an eighth, D = 64."""
-AGREEMENT = 1e-5
 SHARP = 8.0
 """Factor of an input whose energies are 64 times as large: few weights of a row are not tiny."""
 
@@ -30,25 +33,33 @@ def run(options: Options) -> list[Row]:
         compared, alone = [(96, 96), (128, 128), (128, 256)], [(256, 256)]
     else:
         compared, alone = [(64, 64), (96, 96), (128, 128)], [(128, 256), (256, 256)]
+    dtypes = options.precisions()[-1:] if cuda else options.precisions()
     # Memory first: timing leaves holes in the heap of a CPU process.
     pairs = {}
-    for size in compared:
-        x = _input(channels, size, device)
-        pairs[size] = [_Step(module, x, cuda) for module in (ours, theirs)]
-        for step in pairs[size]:
-            step()
-        peaks = [peak_memory(step, device) for step in pairs[size]]
-        rows.append(_memory_row(size, cuda, *peaks))
+    for dtype in dtypes:
+        for size in compared:
+            x = _input(channels, size, device, dtype)
+            pairs[size, dtype] = [_Step(module, x, dtype) for module in (ours, theirs)]
+            for step in pairs[size, dtype]:
+                step()
+            peaks = [peak_memory(step, device) for step in pairs[size, dtype]]
+            rows.append(_memory_row(size, dtype, *peaks))
     for size in alone:
-        step = _Step(ours, _input(channels, size, device), cuda)
+        step = _Step(ours, _input(channels, size, device, dtypes[-1]), dtypes[-1])
         if cuda or options.quick:
             step()
         # Else no warm-up: a pass takes minutes on a CPU, and what the first one adds is small.
-        rows.append(_memory_row(size, cuda, peak_memory(step, device)))
-    for size, steps in pairs.items():
-        times = seconds(steps, device, repeats=10 if cuda else 3)
-        rows.append(Row("attention", _case(size, cuda), "time", "s", *times))
-    rows.append(_sharp_row(ours, theirs, _input(channels, compared[0], device, SHARP), cuda))
+        rows.append(_memory_row(size, dtypes[-1], peak_memory(step, device)))
+    repeats = 1 if options.quick else (10 if cuda else 7)
+    for (size, dtype), steps in pairs.items():
+        times = seconds(steps, device, repeats=repeats)
+        rows.append(_time_row(size, dtype, times))
+    for dtype in dtypes:
+        x = _input(channels, compared[0], device, dtype, SHARP)
+        steps = [_Step(module, x, dtype) for module in (ours, theirs)]
+        times = seconds(steps, device, repeats=repeats)
+        note = f"input times {SHARP:g}: sharp attention"
+        rows.append(_time_row(compared[0], dtype, times, note))
     if cuda:
         for dtype in (torch.float32, torch.bfloat16):
             rows += _kernel_rows(compared[-1], channels, dtype, device)
@@ -58,8 +69,8 @@ def run(options: Options) -> list[Row]:
 def _kernel_rows(
     size: tuple[int, int], channels: int, dtype: torch.dtype, device: torch.device
 ) -> list[Row]:
-    """Time the choices of ``attend``: torch's kernels on slices, and tiles."""
-    positions, keys = size[0] * size[1], channels // 8
+    """Check and time the choices of ``attend``: torch's kernels on slices, and tiles."""
+    positions, keys, case = size[0] * size[1], channels // 8, _case(size, dtype)
     tokens = [
         torch.randn(1, positions, width, device=device, dtype=dtype, requires_grad=True)
         for width in (keys, keys, channels)
@@ -69,44 +80,52 @@ def _kernel_rows(
     def step(attend: Callable[..., Tensor]) -> None:
         torch.autograd.grad(attend(*tokens), tokens, upstream)
 
-    ways: dict[str, Callable[..., Tensor]] = {
-        "tiles": lambda *t: attend_in_tiles(*t)[0],
-        "slices": attend_in_slices,
-    }
+    ways: dict[Kernel | str, Callable[..., Tensor]] = {"tiles": lambda *t: attend_in_tiles(*t)[0]}
+    for kernel in candidates(dtype, keys, channels):
+        ways[kernel] = partial(attend_in_slices, kernel=kernel)
     rows = []
-    for name, attend in ways.items():
+    for way, attend in ways.items():
+        name = str(way) if isinstance(way, str) or way.shares else f"{way}, copied"
         try:
+            if isinstance(way, Kernel):
+                error = error_of(way, device, dtype, keys, channels)
+                bound = BOUNDS[dtype]
+                rows.append(Row("attention", case, "error", "", error, note=name, bound=bound))
             (time,) = seconds([partial(step, attend)], device, repeats=10)
-        except RuntimeError:  # no kernel supports it
+        except RuntimeError as refusal:  # no kernel supports it
+            print(f"{case}: {name} refused: {refusal}", flush=True)
             continue
-        case = _case(size, dtype == torch.bfloat16)
-        rows.append(Row("attention", case, "time", "s", time, note=f"{name}, by itself"))
+        # As many products as are needed: 2 forward, 5 backward.
+        useful = 2 * positions**2 * (4 * keys + 3 * channels) / time / 1e12
+        note = f"{name}, by itself; {useful:.1f} TFLOP/s of useful arithmetic"
+        rows.append(Row("attention", case, "time", "s", time, note=note))
     return rows
 
 
-def _sharp_row(ours: nn.Module, theirs: nn.Module, x: Tensor, cuda: bool) -> Row:
-    """Time attention with most weights tiny, as in trained networks."""
-    steps = [_Step(module, x, cuda) for module in (ours, theirs)]
-    times = seconds(steps, x.device, repeats=10 if cuda else 3)
-    note = f"input times {SHARP:g}: sharp attention"
-    return Row("attention", _case((x.shape[2], x.shape[3]), cuda), "time", "s", *times, note=note)
+def _time_row(size: tuple[int, int], dtype: torch.dtype, times: list[float], note: str = "") -> Row:
+    against = f"plain {name_of(dtype)}"
+    return Row("attention", _case(size, dtype), "time", "s", times[0], times[1], note, against)
 
 
-def _memory_row(size: tuple[int, int], cuda: bool, ours: int, reference: int | None = None) -> Row:
+def _memory_row(
+    size: tuple[int, int], dtype: torch.dtype, ours: int, reference: int | None = None
+) -> Row:
     note = f"{ours / (size[0] * size[1]):,.0f} bytes a position"
     values = ours / GIB, reference and reference / GIB
-    return Row("attention", _case(size, cuda), "memory", "GiB", *values, note=note)
+    against = f"plain {name_of(dtype)}" if reference else ""
+    return Row("attention", _case(size, dtype), "memory", "GiB", *values, note, against)
 
 
 class _Step:
     """Forward and backward of a module, as a function without arguments."""
 
-    def __init__(self, module: nn.Module, x: Tensor, mixed: bool) -> None:
-        self.module, self.x, self.mixed = module, x, mixed
+    def __init__(self, module: nn.Module, x: Tensor, dtype: torch.dtype) -> None:
+        self.module, self.x, self.dtype = module, x, dtype
         self.upstream = torch.ones_like(x)
 
     def __call__(self) -> None:
-        with torch.autocast(self.x.device.type, dtype=torch.bfloat16, enabled=self.mixed):
+        mixed = self.dtype != torch.float32
+        with torch.autocast(self.x.device.type, dtype=self.dtype, enabled=mixed):
             out = self.module(self.x)
         inputs = [self.x, *self.module.parameters()]
         torch.autograd.grad(out, inputs, self.upstream.to(out.dtype))
@@ -120,9 +139,16 @@ def _pair(channels: int, device: torch.device) -> tuple[nn.Module, nn.Module]:
 
 
 def _input(
-    channels: int, size: tuple[int, int], device: torch.device, scale: float = 1.0
+    channels: int,
+    size: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    scale: float = 1.0,
 ) -> Tensor:
-    return torch.randn(1, channels, *size, device=device).mul_(scale).requires_grad_()
+    x = torch.randn(1, channels, *size, device=device).mul_(scale).to(dtype)
+    if dtype != torch.float32:
+        x = x.to(memory_format=torch.channels_last)
+    return x.requires_grad_()
 
 
 def _agreement(
@@ -142,11 +168,11 @@ def _agreement(
         # The bias of the keys adds one number to a whole row of a softmax: its gradient is 0.
         is_noise = name == "key.bias"
         error = float((a - b).abs().max()) / scale if is_noise else relative_error(a, b)
-        worst = max(worst, agree(error, AGREEMENT, f"attention, {name}"))
-    case = f"N={side}^2 float32"
-    return [Row("attention", case, "error", "", worst, note="values and all gradients")]
+        worst = max(worst, error)
+    case, note = _case((side, side), torch.float32), "values and all gradients"
+    return [Row("attention", case, "error", "", worst, note=note, bound=BOUNDS[torch.float32])]
 
 
-def _case(size: tuple[int, int], cuda: bool) -> str:
+def _case(size: tuple[int, int], dtype: torch.dtype) -> str:
     name = f"N={size[0]}^2" if size[0] == size[1] else f"N={size[0]}x{size[1]}"
-    return f"{name} {'bfloat16' if cuda else 'float32'}"
+    return f"{name} {name_of(dtype)}"

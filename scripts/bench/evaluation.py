@@ -15,7 +15,7 @@ from bench.measure import (
     GIB,
     Options,
     Row,
-    agree,
+    name_of,
     peak_memory,
     seconds,
     status,
@@ -24,6 +24,7 @@ from bench.step import make_network, make_reference
 from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.inference import MultiScale, Whole
 from danet.memory import available_memory
+from danet.ops.arithmetic import cuda_arithmetic
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.2)
 """The scales of the released code's multi-scale test."""
@@ -46,28 +47,34 @@ def picture(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def _whole_rows(options: Options) -> list[Row]:
+    """Compare ours and the plain network, each precision in its better memory order."""
     size = (64, 128) if options.quick else (1024, 2048)
-    ours = _child("ours", size, options.device)
-    theirs = None
-    if (
-        options.quick
-        or options.device.type == "cuda"
-        or (available_memory() or 0) > ROOM_FOR_THE_MAP
-    ):
-        theirs = _child("reference", size, options.device)
-    case = f"whole {size[0]}x{size[1]} R50 float32"
-    note = "" if theirs else "too little memory here for the reference"
-    kind = "allocated on the device" if options.device.type == "cuda" else "resident, all of it"
-    return [
-        Row("eval", case, "time", "s", ours["s"], theirs and theirs["s"], note),
-        Row("eval", case, "memory", "GiB", ours["GiB"], theirs and theirs["GiB"], kind),
-    ]
+    cuda = options.device.type == "cuda"
+    fits = options.quick or cuda or (available_memory() or 0) > ROOM_FOR_THE_MAP
+    kind = "allocated on the device" if cuda else "resident, all of it"
+    precisions = [name_of(dtype) for dtype in options.precisions()]
+    if cuda:
+        precisions.insert(1, "tf32")
+    rows = []
+    for precision in precisions:
+        ours = _child("ours", precision, size, options.device)
+        theirs = _child("plain", precision, size, options.device) if fits else {}
+        note = "" if theirs else "too little memory here for the reference"
+        case = f"whole {size[0]}x{size[1]} R50 {precision}"
+        against = f"plain {precision}" if theirs else ""
+        rows += [
+            Row("eval", case, "time", "s", ours["s"], theirs.get("s"), note, against),
+            Row("eval", case, "memory", "GiB", ours["GiB"], theirs.get("GiB"), kind, against),
+        ]
+    return rows
 
 
-def _child(which: str, size: tuple[int, int], device: torch.device) -> dict[str, float]:
+def _child(
+    which: str, precision: str, size: tuple[int, int], device: torch.device
+) -> dict[str, float]:
     """Run this file in a process of its own; return its seconds and GiB."""
     threads = str(torch.get_num_threads())
-    command = [sys.executable, __file__, which, *map(str, size), str(device), threads]
+    command = [sys.executable, __file__, which, precision, *map(str, size), str(device), threads]
     scripts = Path(__file__).resolve().parents[1]
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join([str(scripts), str(scripts.parent)])}
     done = subprocess.run(command, capture_output=True, text=True, env=paths)
@@ -77,34 +84,45 @@ def _child(which: str, size: tuple[int, int], device: torch.device) -> dict[str,
 
 
 @torch.inference_mode()
-def whole_in_this_process(which: str, height: int, width: int, device: torch.device) -> None:
-    """Print seconds and GiB of one pass, after a warm-up on a small picture."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+def whole_in_this_process(
+    which: str, precision: str, height: int, width: int, device: torch.device
+) -> None:
+    """Print seconds and GiB, the best of three passes after a warm-up."""
     model: torch.nn.Module = make_network(50)
-    if which == "reference":
-        model = make_reference(50, model).eval().to(device)
+    if which == "plain":
+        mixed = precision == "bfloat16"
+        last = mixed or device.type == "cuda"
+        order = torch.channels_last if last else torch.contiguous_format
+        model = make_reference(50, model).eval().to(device).to(memory_format=order)
 
         def infer(image: Tensor) -> Tensor:
-            return model(image)[0].softmax(dim=1).argmax(dim=1)
+            with (
+                cuda_arithmetic(tf32=precision == "tf32", benchmark=False),
+                torch.autocast(device.type, torch.bfloat16, enabled=mixed),
+            ):
+                logits = model(image.to(memory_format=order))[0]
+            return logits.softmax(dim=1).argmax(dim=1)
     else:
         model = fuse_for_inference(model.eval().to(device), device)
+        mode = Whole(precision=precision)
 
         def infer(image: Tensor) -> Tensor:
-            return Whole().predict(model, image)
+            return mode.predict(model, image)
 
     infer(picture(64, 128, device))
     cuda = device.type == "cuda"
-    if cuda:
+    spent = []
+    for _ in range(3):
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
         infer(picture(height, width, device))
-        torch.cuda.reset_peak_memory_stats(device)
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    infer(picture(height, width, device))
-    if cuda:
-        torch.cuda.synchronize(device)
-    spent = time.perf_counter() - start
+        if cuda:
+            torch.cuda.synchronize(device)
+        spent.append(time.perf_counter() - start)
     taken = torch.cuda.max_memory_allocated(device) if cuda else status("VmHWM")
-    print(json.dumps({"s": spent, "GiB": taken / GIB}))
+    print(json.dumps({"s": min(spent), "GiB": taken / GIB}))
 
 
 def _scale_rows(options: Options) -> list[Row]:
@@ -133,20 +151,21 @@ def _scale_rows(options: Options) -> list[Row]:
         return reference.multi_scale(plain, image, scales=scales, crop=crop, stride=stride)
 
     a, b = ours(), theirs()
-    error = agree(float((a - b).abs().max()), AGREEMENT, "eval, probabilities")
+    error = float((a - b).abs().max())
     labels = float((a.argmax(1) != b.argmax(1)).float().mean())
     peaks = [peak_memory(function, device) / GIB for function in (ours, theirs)]
     times = seconds([ours, theirs], device, repeats=1, warm_ups=0)
     windows = f"{len(scales)} scales, mirrored, crop {crop}, stride {stride}"
     case = f"{windows}, {size[0]}x{size[1]} R50 float32"
+    note, plain_name = f"probabilities; {labels:.1e} of labels differ", "plain float32 NCHW"
     return [
-        Row("eval", case, "error", "", error, note=f"probabilities; {labels:.1e} of labels differ"),
-        Row("eval", case, "time", "s", times[0], times[1]),
-        Row("eval", case, "memory", "GiB", peaks[0], peaks[1], "above the start"),
+        Row("eval", case, "error", "", error, note=note, bound=AGREEMENT),
+        Row("eval", case, "time", "s", times[0], times[1], "", plain_name),
+        Row("eval", case, "memory", "GiB", peaks[0], peaks[1], "above the start", plain_name),
     ]
 
 
 if __name__ == "__main__":
-    which, height, width, device, threads = sys.argv[1:]
+    which, precision, height, width, device, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    whole_in_this_process(which, int(height), int(width), torch.device(device))
+    whole_in_this_process(which, precision, int(height), int(width), torch.device(device))
