@@ -2,16 +2,19 @@
 
 from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import LargestTensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.compiler import assume_constant_result
 from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
-from danet.ops import arithmetic, fused, tiles
+from danet.ops import arithmetic, channels, fused, tiles
 from danet.ops.attention import ChannelAttention, PositionAttention
+from danet.ops.channels import attend_to_channels
 from danet.ops.fused import Kernel, attend_in_slices, candidates, choose_kernel, error_of
 from danet.ops.tiles import attend_in_tiles
 
@@ -122,6 +125,33 @@ def test_saturated_features_stay_finite_under_half_precision():
     torch.nn.init.ones_(module.gamma)
     with torch.autocast("cpu", dtype=torch.float16):
         assert torch.isfinite(module(x)).all()
+
+
+@pytest.mark.parametrize("is_native", [False, True])
+def test_gradients_of_energies_beyond_the_end_of_half_precision_stay_finite(monkeypatch, is_native):
+    dtype = torch.float16 if is_native else torch.float32
+    monkeypatch.setattr(channels, "product_dtype", lambda x: dtype if x.dtype != dtype else x.dtype)
+    features = (0.02 * torch.randn(1, 4000, 8)).half().requires_grad_()
+    upstream = (3e5 * features.detach().float()).half()  # the gradient of an energy is 1e5
+    (got,) = torch.autograd.grad(attend_to_channels(features, 1.0), features, upstream)
+    exact = features.detach().double().requires_grad_()
+    weights = (exact.transpose(1, 2) @ exact).softmax(dim=-1)
+    (wanted,) = torch.autograd.grad(exact @ weights.transpose(1, 2), exact, upstream.double())
+    assert wanted.abs().max() < 65504
+    assert relative_error(got, wanted) < 4e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_the_products_of_cuda_have_the_right_shapes_and_dtypes(dtype):
+    """On tensors without storage, which need no CUDA; the numbers are in test_gpu.py."""
+    with FakeTensorMode(), torch.no_grad():
+        features = torch.empty(2, 144, 64, device="cuda", dtype=dtype)
+        context, weights = channels._forward(features, -1.0)
+        saved = SimpleNamespace(saved_tensors=(features, weights), sign=-1.0)
+        gradient, _ = channels._AttendToChannels.backward(saved, context)
+    assert (weights.shape, weights.dtype) == ((2, 64, 64), torch.float32)
+    for tensor in (context, gradient):
+        assert (tensor.shape, tensor.dtype) == (features.shape, dtype)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -314,7 +344,7 @@ def test_the_trial_measures_the_error_of_a_kernel(backend):
 def test_the_chosen_kernel_is_used_and_compiles_without_a_break(monkeypatch):
     kernel = Kernel(SDPBackend.MATH, 8)
     monkeypatch.setattr(fused, "choose_kernel", assume_constant_result(lambda *case: kernel))
-    monkeypatch.setattr(fused, "attend_in_tiles", None)
+    monkeypatch.setattr(tiles, "attend_in_tiles", None)
     module = PositionAttention(16, 4)
     torch.nn.init.constant_(module.gamma, 0.5)
     x = torch.randn(2, 16, 5, 6)

@@ -298,8 +298,11 @@ def test_a_missing_compiler_is_noticed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_a_step_sets_how_cuda_computes_and_restores_it(tmp_path, deterministic, monkeypatch):
+def test_a_step_sets_how_cuda_computes_and_restores_it(
+    tmp_path, deterministic, monkeypatch, request
+):
     """The switches exist without CUDA."""
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
     monkeypatch.setattr("danet.engine.precision.has_tf32", lambda device: True)
     cudnn, products, seen = torch.backends.cudnn, torch.backends.cuda.matmul, []
 

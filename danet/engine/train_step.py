@@ -80,29 +80,26 @@ class TrainStep:
         all processes count, and the mean of the returned terms over the processes is the loss.
         ``group`` has micro-batches on the CPU, ``step`` counts the updates before.
         """
-        # Crops have one size. The benchmark may choose other kernels in each run.
-        benchmark = not self.settings.deterministic
-        with cuda_arithmetic(tf32=self.is_tf32, benchmark=benchmark):
-            return self._update(group, step)
-
-    def _update(self, group: list[Batch], step: int) -> dict[str, Tensor]:
-        divisors = self._divisors(group, step) if len(group) > 1 else None
-        self._seed(step)
         factor = self.schedule(step, self.settings.steps)
         for param_group in self.optimizer.param_groups:
             param_group["lr"] = param_group["base_lr"] * factor
         sums: dict[str, Tensor] = {}
-        for i, batch in enumerate(group):
-            # DDP averages the gradients in the last backward pass of a step alone.
-            is_last = i + 1 == len(group) or self.ddp_model is self.model
-            with nullcontext() if is_last else self.ddp_model.no_sync():  # type: ignore[operator]
-                parts = self._forward(batch)
-                if divisors is None:
-                    divisors = _combine([_divisors_of(parts)])
-                terms = {name: mean_of(found, divisors[name]) for name, found in parts.items()}
-                self.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
-            for name, term in terms.items():
-                sums[name] = sums.get(name, 0.0) + term.detach()
+        # Crops have one size. The benchmark may choose other kernels in each run.
+        benchmark = not self.settings.deterministic
+        with cuda_arithmetic(tf32=self.is_tf32, benchmark=benchmark):
+            divisors = self._divisors(group, step) if len(group) > 1 else None
+            self._seed(step)
+            for i, batch in enumerate(group):
+                # DDP averages the gradients in the last backward pass of a step alone.
+                is_last = i + 1 == len(group) or self.ddp_model is self.model
+                with nullcontext() if is_last else self.ddp_model.no_sync():  # type: ignore[operator]
+                    parts = self._forward(batch)
+                    if divisors is None:
+                        divisors = _combine([_divisors_of(parts)])
+                    terms = {name: mean_of(found, divisors[name]) for name, found in parts.items()}
+                    self.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
+                for name, term in terms.items():
+                    sums[name] = sums.get(name, 0.0) + term.detach()
         if self.settings.clip_norm is not None:  # of the true gradients, so they are unscaled first
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)

@@ -57,7 +57,7 @@ class Inference(ABC):
         is_tf32 = self.precision == "tf32"
         if is_tf32 and not has_tf32(image.device):
             raise InputError(
-                f"evaluation.precision=tf32 needs a CUDA device from Ampere on, not {device}; use "
+                "evaluation.precision=tf32 needs a CUDA device from Ampere on; use "
                 "evaluation.precision=float32"
             )
         # Windows and scales have many sizes, each of which a benchmark would time.

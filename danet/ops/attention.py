@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from danet.ops.channels import attend_to_channels
-from danet.ops.fused import attend, choose_kernel
+from danet.ops.fused import choose_kernel
+from danet.ops.tiles import attend
 
 
 def _positions(x: Tensor) -> Tensor:

@@ -44,8 +44,13 @@ class _AttendToChannels(torch.autograd.Function):
             grad_energy = grad_weights.sub_(own).mul_(weights).mul_(ctx.sign)
             # Features are both factors of the energies.
             symmetric = grad_energy + grad_energy.transpose(1, 2)
-            through_energy = _product(features, symmetric)
-            return _product(gradient, weights).add_(through_energy), None
+            direct = _product(gradient, weights)
+            if features.dtype != torch.float16:
+                return direct.add_(_product(features, symmetric)), None
+            # Sums over all positions of scaled gradients exceed 65504, though the result does not.
+            size = symmetric.abs().amax(dim=(1, 2), keepdim=True).clamp_(min=1e-30)
+            through = _product(features, symmetric / size).to(size.dtype).mul_(size)
+            return through.add_(direct).to(features.dtype), None
 
 
 def _forward(features: Tensor, sign: float) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Softmax attention by torch's fused CUDA kernels, or in tiles where none of them fits.
+"""Softmax attention by torch's fused CUDA kernels, and the choice among them.
 
 The kernels are made for heads with values as wide as the keys, at most 128 or 256. The values here
 have C channels for D of the keys, so they are cut into slices that pass as heads with the same
@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from danet.ops.arithmetic import has_bfloat16, without_autocast
-from danet.ops.tiles import attend_in_tiles
 
 BOUNDS = {torch.bfloat16: 2e-2, torch.float16: 5e-3, torch.float32: 1e-5}
 """Largest error of a kernel that is used, in the norm, relative to float64."""
@@ -35,21 +34,8 @@ class Kernel(NamedTuple):
         return f"{self.backend.name.lower()} in slices of {self.width}"
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Maps (B, M, D), (B, N, D), (B, N, C) to softmax(query key^T) value, (B, M, C).
-
-    Without a scale, as in eq. 1 and 2 of the paper. The dtype is that of ``value``; half precision
-    is accumulated in float32.
-    """
-    kernel = choose_kernel(value.device, value.dtype, key.shape[-1], value.shape[-1])
-    if kernel is not None:
-        return attend_in_slices(query, key, value, kernel)
-    context: Tensor = attend_in_tiles(query, key, value)[0]
-    return context
-
-
 def attend_in_slices(query: Tensor, key: Tensor, value: Tensor, kernel: Kernel) -> Tensor:
-    """Compute ``attend`` by a fused kernel, which never stores the map."""
+    """Compute ``danet.ops.tiles.attend`` by a fused kernel, which never stores the map."""
     batch, queries, _ = query.shape
     slices = value.shape[-1] // kernel.width
     query, key = (t.contiguous().unsqueeze(1).expand(-1, slices, -1, -1) for t in (query, key))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from danet.ops import fused
 from danet.ops.arithmetic import product_dtype, sum_dtype, without_autocast
 
 ELEMENTS_PER_TILE = 2**21
@@ -26,6 +27,19 @@ _LOG2_E = math.log2(math.e)
 LEAST_LOG2 = -64.0
 """Weights are at least 2^-64 of the largest, which changes no sum. Denormal numbers, the most of a
 sharp softmax, make powers and products of a CPU up to twenty times as slow."""
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Maps (B, M, D), (B, N, D), (B, N, C) to softmax(query key^T) value, (B, M, C).
+
+    Without a scale, as in eq. 1 and 2 of the paper. The dtype is that of ``value``; half precision
+    is accumulated in float32. On CUDA a fused kernel is used where one fits, elsewhere tiles.
+    """
+    kernel = fused.choose_kernel(value.device, value.dtype, key.shape[-1], value.shape[-1])
+    if kernel is not None:
+        return fused.attend_in_slices(query, key, value, kernel)
+    context: Tensor = attend_in_tiles(query, key, value)[0]
+    return context
 
 
 def _forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,11 +69,11 @@ def _backward(
     """Return the gradients of query, key and value, given that of the context."""
     grad_query = torch.zeros_like(query, dtype=log_sum.dtype)
     grad_key, grad_value = torch.empty_like(key), torch.empty_like(value)
-    dtype = product_dtype(value)
+    dtype, pieces = product_dtype(value), _tiles(query.shape[1], across=value.shape[2])
     with without_autocast(value.device.type):
-        # Term of the softmax itself (D in FlashAttention): sum_j p_j dp_j = gradient . context.
-        delta = torch.linalg.vecdot(_widen(gradient), _widen(context)).unsqueeze(-1)  # (B, M, 1)
         for i in range(len(query)):
+            # Term of the softmax itself (D in FlashAttention): sum_j p_j dp_j = gradient . context.
+            delta = torch.cat([_dot(gradient[i, r], context[i, r]) for r in pieces])  # (M, 1)
             scaled = _widen(query[i]) * _LOG2_E
             own_query, own_gradient = query[i].to(dtype), gradient[i].to(dtype).contiguous()
             for columns in _tiles(key.shape[1], across=query.shape[1]):
@@ -69,7 +83,7 @@ def _backward(
                 grad_value[i, columns] = torch.mm(weights.to(dtype).t(), own_gradient)
                 # Of the energies before log2 e, which therefore does not appear below.
                 grad_energy = _widen(torch.mm(own_gradient, own_value.t()))
-                grad_energy = grad_energy.sub_(delta[i]).mul_(weights).to(dtype)
+                grad_energy = grad_energy.sub_(delta).mul_(weights).to(dtype)
                 grad_query[i] += torch.mm(grad_energy, own_key)
                 grad_key[i, columns] = torch.mm(grad_energy.t(), own_query)
     return grad_query.to(query.dtype), grad_key, grad_value
@@ -77,6 +91,11 @@ def _backward(
 
 def _widen(tile: Tensor) -> Tensor:
     return tile.to(sum_dtype(tile))
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Maps (M, C) and (M, C) to (M, 1) in the dtype of sums."""
+    return torch.linalg.vecdot(_widen(left), _widen(right)).unsqueeze(-1)
 
 
 def _tiles(length: int, *, across: int) -> list[slice]:

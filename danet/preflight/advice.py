@@ -39,7 +39,8 @@ def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] =
             "more workers than that wait for one another"
         )
     # Now, not at the first evaluation.
-    choose_precision(config.evaluation["precision"], device, key="evaluation.precision")
+    scored_in = config.evaluation.get("precision", "float32")
+    choose_precision(scored_in, device, key="evaluation.precision")
     best = choose_precision("auto", device)
     if choose_precision(config.trainer.precision, device) == torch.bfloat16 != best:
         lines.append(

@@ -21,15 +21,21 @@ class Machine(NamedTuple):
     gpus_a_node: int = 8
     link_in_node: float = 300e9
     """Bytes a second and GPU that an all-reduce reaches over NVLink (H100: nominally 450e9)."""
-    link_between_nodes: float = 40e9
-    """Bytes a second and GPU over the network (400 Gbit/s a GPU are nominally 50e9)."""
+    nics_a_node: int = 8
+    """Network cards. NCCL lays as many rings, and each leaves the node by another card with its
+    share of the data."""
+    nic: float = 40e9
+    """Bytes a second and card (400 Gbit/s are nominally 50e9)."""
     latency_in_node: float = 20e-6
     """Seconds of a small all-reduce or all-gather within a node."""
     latency_between_nodes: float = 50e-6
     peak: float = 989e12
     """FLOP/s in bfloat16."""
-    utilisation: float = 0.35
-    """Share of the peak that a step reaches; to be replaced by the measured one."""
+    utilisation: float = 0.24
+    """Share of the peak that an eager step reaches, estimated; 0.34 compiled. To be replaced by the
+    measured one."""
+    host: float = 14e-3
+    """Seconds in which the CPU starts the kernels of a step, estimated: no step is shorter."""
     storage: float = 1e9
     """Bytes a second when a checkpoint is written."""
 
@@ -67,6 +73,7 @@ class Cost(NamedTuple):
     """Seconds of a step and what they are made of."""
 
     compute: float
+    host: float
     loader: float
     all_reduce: float
     exposed: float
@@ -77,8 +84,8 @@ class Cost(NamedTuple):
 
     @property
     def step(self) -> float:
-        """Return max(compute + exposed + sync_norm, loader)."""
-        return max(self.compute + self.exposed + self.sync_norm, self.loader)
+        """Return max(compute + exposed + sync_norm, host, loader)."""
+        return max(self.compute + self.exposed + self.sync_norm, self.host, self.loader)
 
     @property
     def total(self) -> float:
@@ -100,7 +107,7 @@ def count(depth: int, crop: int) -> Network:
 def cost(network: Network, work: Work, machine: Machine, world: int) -> Cost:
     """Return the cost of a step on ``world`` GPUs."""
     within = world <= machine.gpus_a_node
-    link = machine.link_in_node if within else machine.link_between_nodes
+    link = machine.link_in_node if within else machine.nic * machine.nics_a_node
     latency = machine.latency_in_node if within else machine.latency_between_nodes
     compute = 3 * network.flops * work.batch_size / (machine.peak * machine.utilisation)
     # Ring: every byte of the gradients (float32) passes a link 2 (n - 1) / n times.
@@ -112,6 +119,7 @@ def cost(network: Network, work: Work, machine: Machine, world: int) -> Cost:
     checkpoint = 3 * 4 * network.parameters / machine.storage  # weights, momentum, average
     return Cost(
         compute=compute,
+        host=machine.host,
         loader=work.batch_size / (work.loader_rate * work.cores_a_gpu),
         all_reduce=all_reduce,
         exposed=max(0.0, all_reduce - hidden),
