@@ -39,13 +39,14 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
 def in_norm(got, expected):
+    got, expected = got.detach(), expected.detach()
     return float((got.double() - expected.double()).norm() / expected.double().norm())
 
 
 # Attention
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.0], ids=["flat", "sharp"])
+@pytest.mark.parametrize("scale", [0.6, 1.5], ids=["flat", "sharp"])
 @pytest.mark.parametrize(
     ("width", "channels", "queries", "keys"),
     [(64, 512, 1300, 1300), (24, 48, 333, 333), (32, 128, 100, 777), (64, 512, 9, 2049)],
@@ -68,8 +69,7 @@ def test_the_attention_of_training_is_right(dtype, width, channels, queries, key
     assert in_norm(out, attention_formula(*exact)) < BOUNDS[dtype]
     for got, expected in zip(found, wanted, strict=True):
         assert got.dtype == dtype
-        # A sharp softmax amplifies the rounding of its energies, in the formula of that dtype too.
-        assert in_norm(got, expected) < BOUNDS[dtype] * (3 if scale > 1 else 1)
+        assert in_norm(got, expected) < BOUNDS[dtype]
 
 
 @pytest.mark.parametrize(("width", "channels"), [(64, 512), (24, 48), (32, 128)])
@@ -205,7 +205,7 @@ def work(rank, folder):
                 out = norm(x)
                 out.backward(torch.randn_like(out))
                 tensors = [out, x.grad, norm.weight.grad, norm.bias.grad, norm.running_var]
-                found.setdefault((dtype, order), []).append([t.detach().cpu() for t in tensors])
+                found.setdefault(f"{dtype} {order}", []).append([t.detach().cpu() for t in tensors])
     for precision in ("float16", "float32"):
         settings = {"precision": precision, "ema_decay": 0.9, "device": "cuda"}
         run = make(Path(folder) / precision, tiny(dropout=0.0), **settings)
@@ -224,9 +224,9 @@ def test_two_processes_on_one_device(tmp_path):
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for precision in ("float16", "float32"):
         assert_equal(first.pop(precision), second.pop(precision))
-    for (dtype, _), (ours, torchs) in [*first.items(), *second.items()]:
+    for case, (ours, torchs) in [*first.items(), *second.items()]:
         for got, expected in zip(ours, torchs, strict=True):
-            assert in_norm(got, expected) < (1e-2 if dtype == torch.bfloat16 else 1e-5)
+            assert in_norm(got, expected) < (1e-2 if "bfloat16" in case else 1e-5), case
 
 
 def test_torchrun_shares_the_device_where_a_test_asks_for_it(tmp_path):

@@ -106,8 +106,10 @@ def error_of(
     """Return the largest error of values and gradients on a few tokens, in the norm."""
     generator = torch.Generator().manual_seed(0)  # leaves the run's own state as it is
     shapes = (2, 100, width), (2, 136, width), (2, 136, channels), (2, 100, channels)
-    tokens = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
-    *inputs, upstream = tokens
+    query, key, value, upstream = (torch.randn(shape, generator=generator) for shape in shapes)
+    spread = 2 / width**0.25  # energies of 4, with some large weights, whatever the width
+    inputs = [t.to(device, dtype) for t in (spread * query, spread * key, value)]
+    upstream = upstream.to(device)
     results = []
     with without_autocast(device.type), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of each reason why a kernel does not fit

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import register_flop_formula
 from danet.ops import fused
 from danet.ops.arithmetic import product_dtype, sum_dtype, without_autocast
 
-ELEMENTS_PER_TILE = 2**21
-"""Energies in a tile: 8 MiB of float32. A tile is a few rows of the map, all keys wide (in the
+ELEMENTS_PER_TILE = 2**20
+"""Energies in a tile: 4 MiB of float32. A tile is a few rows of the map, all keys wide (in the
 backward pass a few columns of it): every product has one long side, and softmax needs no second
 pass over the rows."""
 SHORTEST_TILE = 128
