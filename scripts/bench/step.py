@@ -6,7 +6,7 @@ plain float32 step, which nobody with bfloat16 would run, stands beside it.
 
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
@@ -38,12 +38,15 @@ class Case(NamedTuple):
     batch_size: int
 
 
-def make_network(depth: int, *, auxiliary: bool = False) -> Segmentor:
+def make_network(
+    depth: int, *, auxiliary: bool = False, recompute: Sequence[int] = ()
+) -> Segmentor:
     """Return our DANet with random weights, gammas of 0.5 and no dropout."""
     torch.manual_seed(0)
     head = partial(DualAttentionHead, num_classes=NUM_CLASSES, dropout=0.0)
     beside = partial(FCNHead, num_classes=NUM_CLASSES, channels=256, dropout=0.0)
-    model = Segmentor(ResNet(depth=depth), head, beside if auxiliary else None)
+    backbone = ResNet(depth=depth, recompute=recompute)
+    model = Segmentor(backbone, head, beside if auxiliary else None)
     for name, parameter in model.named_parameters():
         if name.endswith("gamma"):
             nn.init.constant_(parameter, 0.5)
@@ -71,11 +74,12 @@ class OurStep:
         *,
         auxiliary: bool = False,
         compiled: bool = False,
+        recompute: Sequence[int] = (),
     ) -> None:
         image, self.mask = batch
         order = choose_memory_format(None, dtype)
         self.image = image.to(memory_format=order)
-        model = make_network(depth, auxiliary=auxiliary).to(image.device)
+        model = make_network(depth, auxiliary=auxiliary, recompute=recompute).to(image.device)
         self.model = model.to(memory_format=order).train()
         weights = {"position": 1.0, "channel": 1.0, "backbone": 0.4}
         criterion = DeepSupervision(CrossEntropy(), weights=weights)
@@ -217,8 +221,10 @@ def _steps(case: Case, options: Options) -> Steps:
             name = f"plain {name_of(dtype)} {order}"
             _add(steps.references, name, lambda d=dtype, o=layout: PlainStep(depth, batch, d, o))
         _add(steps.ours, name_of(dtype), lambda d=dtype: OurStep(depth, batch, d))
+    best = options.precisions()[-1]
+    lean = partial(OurStep, depth, batch, best, recompute=[1, 2, 3])
+    _add(steps.ours, f"{name_of(best)} recompute=[1,2,3]", lean)
     if device.type == "cuda":
-        best = options.precisions()[-1]
         name = f"plain {name_of(best)} channels_last compiled"
         last = torch.channels_last
         compiled = partial(PlainStep, depth, batch, best, last, compiled=True)
