@@ -240,6 +240,9 @@ def pytest_collection_modifyitems(items):
         marks += [(number, "") for number in _NUMBERS.findall(item.originalname or item.name)]
         # Properties of a test travel with its report, from another process, too.
         item.user_properties += [("row", mark) for mark in marks]
+        if item.get_closest_marker("gpu"):
+            # A machine with a GPU may have other releases of every package, and their warnings.
+            item.add_marker(pytest.mark.filterwarnings("default"))
 
 
 def pytest_runtest_logreport(report):

@@ -30,8 +30,6 @@ from danet.preflight.advice import explain_shortage
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here"),
-    # The device's machine may have other releases of every package than the everyday one.
-    pytest.mark.filterwarnings("default"),
 ]
 ON_CUDA = [s for s in TINY if not s.startswith(("trainer.device", "trainer.precision"))]
 CUDA = torch.device("cuda", 0)
