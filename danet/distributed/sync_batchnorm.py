@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from danet.distributed.collectives import world_size
+from danet.distributed.collectives import rank, world_size
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -128,9 +128,13 @@ def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 def _gather(values: Tensor) -> Tensor:
     """Return the values of all processes, stacked along a new first axis."""
-    found = values.new_empty(world_size(), *values.shape)
-    if dist.get_backend() == "gloo":  # lacks the other
-        dist.all_gather(list(found.unbind()), values)
+    if dist.get_backend() == "gloo":
+        # It lacks the other. As sums they differ in size from those of a process out of step, which
+        # gloo notices; gathering would wait for ever.
+        found = values.new_zeros(world_size(), *values.shape)
+        found[rank()] = values
+        dist.all_reduce(found)
     else:
+        found = values.new_empty(world_size(), *values.shape)
         dist.all_gather_into_tensor(found, values)
     return found

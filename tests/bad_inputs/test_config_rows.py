@@ -79,7 +79,7 @@ def test_C15_home_and_relative_folders(given, tmp_path, monkeypatch):
 def test_C27_half_precision_without_hardware(given, monkeypatch):
     monkeypatch.setattr("danet.engine.precision.has_bfloat16", lambda device: False)
     given("trainer.precision=bfloat16", "trainer.device=cpu").accepted(
-        "trainer.precision=bfloat16: cpu does not"
+        "trainer.precision=bfloat16: cpu computes in it more slowly"
     )
 
 
