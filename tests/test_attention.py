@@ -191,6 +191,28 @@ def test_half_precision_adds_up_in_float32(dtype, autocast, is_native, monkeypat
     assert gradient < 2 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("is_native", [False, True])
+@pytest.mark.parametrize("scale", [0.6, 1.5], ids=["flat", "sharp"])
+@pytest.mark.parametrize(
+    ("width", "channels", "queries", "keys"),
+    [(64, 512, 300, 300), (24, 48, 333, 333), (32, 128, 100, 777)],
+)
+@pytest.mark.parametrize("dtype", list(fused.BOUNDS), ids=str)
+def test_tiles_keep_the_bounds_of_the_kernels(
+    dtype, width, channels, queries, keys, scale, is_native, monkeypatch
+):
+    monkeypatch.setattr(arithmetic, "has_bfloat16", lambda device: is_native)
+    monkeypatch.setattr(tiles, "ELEMENTS_PER_TILE", 40_000)
+    tokens = random_tokens(queries, keys, width, channels, dtype=dtype, scale=scale)
+    exact = [t.detach().double().requires_grad_() for t in tokens]
+    out, slow = attend_in_tiles(*tokens)[0], attention_formula(*exact)
+    upstream = torch.randn_like(slow)
+    found = torch.autograd.grad(out, tokens, upstream.to(dtype))
+    wanted = torch.autograd.grad(slow, exact, upstream)
+    for got, expected in zip([out, *found], [slow, *wanted], strict=True):
+        assert (got.double() - expected).norm() < fused.BOUNDS[dtype] * expected.norm()
+
+
 def test_energies_beyond_the_end_of_half_precision_stay_finite():
     tokens = random_tokens(40, 40, 64, 8, dtype=torch.float16, scale=100.0)  # energies near 1e6
     context = attend_in_tiles(*tokens)[0]
