@@ -490,7 +490,7 @@ def test_the_precision_alone_sets_autocast_and_tf32(monkeypatch):
             seen.append((*cuda_switches(), torch.is_autocast_enabled("cpu")))
             return SegmentationOutput(image[:, :2].float(), {})
 
-    monkeypatch.setattr("danet.evaluation.evaluate.has_tf32", lambda device: True)
+    monkeypatch.setattr("danet.ops.arithmetic.has_tf32", lambda device: True)
     with cuda_arithmetic(tf32=True, benchmark=True):
         for precision in ("float32", "tf32", "bfloat16"):
             with torch.autocast("cpu", torch.bfloat16, enabled=precision != "bfloat16"):

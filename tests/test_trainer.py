@@ -303,7 +303,7 @@ def test_a_step_sets_how_cuda_computes_and_restores_it(
 ):
     """The switches exist without CUDA."""
     request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
-    monkeypatch.setattr("danet.engine.precision.has_tf32", lambda device: True)
+    monkeypatch.setattr("danet.ops.arithmetic.has_tf32", lambda device: True)
     cudnn, products, seen = torch.backends.cudnn, torch.backends.cuda.matmul, []
 
     def look(*_):

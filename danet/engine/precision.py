@@ -10,7 +10,7 @@ from danet.distributed import collectives, data_parallel
 from danet.distributed.sync_batchnorm import convert_sync_batchnorm
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError, first_line
-from danet.ops.arithmetic import has_bfloat16, has_tf32
+from danet.ops.arithmetic import has_bfloat16, require_tf32
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,8 +25,8 @@ def choose_precision(
     """
     if wanted == "float16" and device.type != "cuda":
         raise InputError(f"{key}=float16 needs CUDA; {device} has bfloat16 or float32")
-    if wanted == "tf32" and not has_tf32(device):
-        raise InputError(f"{key}=tf32 needs a CUDA device from Ampere on; use {key}=float32")
+    if wanted == "tf32":
+        require_tf32(device, key)
     if wanted in ("auto", "tf32"):
         return torch.bfloat16 if wanted == "auto" and has_bfloat16(device) else torch.float32
     return getattr(torch, wanted)

@@ -11,11 +11,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from danet.errors import InputError
 from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.metrics import ConfusionMatrix
 from danet.evaluation.sliding_window import PIXELS_PER_PASS, Windows, argmax, sum_maps
-from danet.ops.arithmetic import cuda_arithmetic, has_tf32, without_autocast
+from danet.ops.arithmetic import cuda_arithmetic, require_tf32, without_autocast
 from danet.types import Batch
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -55,11 +54,8 @@ class Inference(ABC):
         is_half = self.precision == "bfloat16"
         mixed = torch.autocast(device, torch.bfloat16) if is_half else without_autocast(device)
         is_tf32 = self.precision == "tf32"
-        if is_tf32 and not has_tf32(image.device):
-            raise InputError(
-                "evaluation.precision=tf32 needs a CUDA device from Ampere on; use "
-                "evaluation.precision=float32"
-            )
+        if is_tf32:
+            require_tf32(image.device, "evaluation.precision")
         # Windows and scales have many sizes, each of which a benchmark would time.
         with cuda_arithmetic(tf32=is_tf32, benchmark=False), mixed:
             logits: Tensor = model(image).logits

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from danet.errors import InputError
+
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_bfloat16(device: torch.device) -> bool:
@@ -56,6 +58,12 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
 def has_tf32(device: torch.device) -> bool:
     """Return whether a device multiplies in TF32: CUDA from Ampere on."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def require_tf32(device: torch.device, key: str) -> None:
+    """Raise InputError, which names the setting ``key``, for a device without TF32."""
+    if not has_tf32(device):
+        raise InputError(f"{key}=tf32 needs a CUDA device from Ampere on; use {key}=float32")
 
 
 @contextmanager
