@@ -12,6 +12,7 @@ from torch.serialization import safe_globals
 
 from danet.checkpoint.pickle_scan import DTYPES, Inert, Refused, scan
 from danet.errors import InputError
+from danet.extras import require
 from danet.plain import printable
 
 MARK = b"danetsum"
@@ -59,6 +60,22 @@ def read(path: Path, key: str, *, foreign: Sequence[str] = ()) -> tuple[Any, boo
     except Exception as error:  # torch raises half a dozen types for a file that is not its own
         # Their texts are left out: torch's advises to load with ``weights_only=False``.
         raise InputError(f"{key}={path}: {_damage(path)}") from error
+
+
+def read_safetensors(path: Path, key: str) -> dict[str, Tensor]:
+    """Read a file of safetensors to the CPU; raise InputError as ``read`` does."""
+    if not path.is_file():
+        raise InputError(f"{key}={path}: there is no such file{_instead(path)}")
+    require("safetensors")  # an optional dependency, so imported where it is used
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(
+            f"{key}={path}: no whole file of safetensors ({printable(str(error)[:200])})"
+        ) from error
 
 
 def has_checksum(path: Path) -> bool | None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -37,7 +38,10 @@ def read_state_dict(
     is removed. ``key`` is the setting that named it, ``foreign`` as in ``reading.read``. A missing
     or damaged file, and one with anything but finite tensors, raises InputError.
     """
-    content, _ = reading.read(path, key, foreign=foreign)
+    if path.suffix == ".safetensors":
+        content: Any = reading.read_safetensors(path, key)
+    else:
+        content, _ = reading.read(path, key, foreign=foreign)
     # Lightning and mmsegmentation write state_dict; this project, among others, model.
     for part in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(part), dict):

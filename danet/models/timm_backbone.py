@@ -1,73 +1,114 @@
 """Backbones from timm: hundreds of networks, many trained better than torchvision's ResNets."""
 
 from collections.abc import Sequence
+from operator import gt
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danet.checkpoint.weights import fitting, read_state_dict
-from danet.errors import InputError
+from danet.errors import InputError, first_line
 from danet.extras import require
+from danet.models.pyramid import Pyramid, cut
+from danet.models.timm_features import NUM_MAPS, Features, choose_features
+from danet.models.timm_weights import load_weights
 
 
 class TimmBackbone(nn.Module):
     """A network of timm, reduced to its feature maps.
 
+    A network that timm can dilate gives its last map at ``output_stride``; of all others a Pyramid
+    brings the last map there. Vision transformers without stages give the tokens of four blocks.
+
     Args:
         name: Of the network in timm, with the tag of its weights: ``resnet50.a1_in1k``.
-        output_stride: Pixels of the image per pixel of the last map; timm rejects networks that it
-            cannot dilate.
+        output_stride: Pixels of the image per pixel of the last map.
         weights: Initial weights: None for random ones, ``pretrained`` for those of the name
-            (downloaded once), or the path of a state dict with timm's names.
+            (downloaded once), or the path of a file, see ``timm_weights``.
+        image_size: Height and width of the images in training. Only networks that compute no
+            other size use it; their position embeddings are resized to it.
+        drop_path: Probability with which a residual branch of the last block is dropped in
+            training (stochastic depth, Huang et al., ECCV 2016); it grows linearly from the first.
 
     Attributes:
         channels: Of the feature maps, four at most.
         mean, std: Normalisation with which the weights were trained, of values 0..255.
+        notes: What is special about the network, for the user, one line each.
     """
 
-    def __init__(self, *, name: str, output_stride: int = 8, weights: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        output_stride: int = 8,
+        weights: str | None = None,
+        image_size: Sequence[int] | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
         super().__init__()
         require("timm")
         import timm
 
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride={output_stride} is not 8, 16 or 32")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path={drop_path} is not a probability in [0, 1)")
         if not timm.is_model(name):
             # Names of a family share their beginning.
             close = timm.list_models(f"*{name.partition('.')[0][:6]}*")[:5]
             hint = f"; there are {', '.join(close)}" if close else ""
             raise InputError(f"model.backbone.name={name}: timm has no such network{hint}")
+        self.features = features = choose_features(
+            name, output_stride=output_stride, image_size=image_size, drop_path=drop_path
+        )
         try:
             self.network = timm.create_model(
-                name,
-                features_only=True,
-                output_stride=output_stride,
-                pretrained=weights == "pretrained",
+                name, pretrained=weights == "pretrained", **features.arguments
             )
-        # For a network without feature maps or dilation.
-        except (NotImplementedError, TypeError, RuntimeError, AssertionError) as error:
-            raise InputError(
-                f"model.backbone.name={name}, output_stride={output_stride}: timm cannot make it "
-                f"({str(error) or type(error).__name__}); if it cannot dilate it, set "
-                "model.backbone.output_stride=32, else take another network"
-            ) from error
-        # Some networks also have a map at stride 2, which no head here uses.
-        self.channels: list[int] = self.network.feature_info.channels()[-4:]  # type: ignore[union-attr, operator]
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"model.backbone.weights={weights}: {first_line(error)}") from error
+        if weights is not None and weights != "pretrained":
+            load_weights(self.network, name, Path(weights).expanduser(), features.arguments)
+        self.channels = features.channels
+        is_dilated = "output_stride" in features.arguments
+        strides = features.strides
+        self.pyramid = None if is_dilated else Pyramid(self.channels, strides, output_stride)
+        self.notes = [] if is_dilated else [_note(name, features, output_stride)]
         trained: dict[str, Any] = self.network.pretrained_cfg  # type: ignore[assignment]
         # timm normalises images in 0..1.
         self.mean: Sequence[float] = [255 * value for value in trained["mean"]]
         self.std: Sequence[float] = [255 * value for value in trained["std"]]
-        if weights is not None and weights != "pretrained":
-            self._load(Path(weights).expanduser())
-
-    def _load(self, path: Path) -> None:
-        """Load the network from a file; raise InputError if it does not fit."""
-        found = read_state_dict(path, "model.backbone.weights")
-        # Tensors that are left over belong to the classifier, which feature maps do not need.
-        expected = self.network.state_dict()
-        kept = {k: v for k, v in found.items() if k in expected}
-        self.network.load_state_dict(fitting(expected, kept, f"model.backbone.weights={path}"))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Maps (B, 3, H, W) to up to four maps, finest first."""
-        maps: list[Tensor] = self.network(x)
-        return maps[-4:]
+        """Maps (B, 3, H, W) to up to four maps, finest first; the last has the output stride."""
+        features = self.features
+        size = x.shape[-2], x.shape[-1]
+        if features.size and any(map(gt, size, features.size)):
+            raise InputError(
+                "the network computes images of {0} x {1} only, this one is {2} x {3}: use "
+                "evaluation=sliding evaluation.crop=[{0},{1}]".format(*features.size, *size)
+            )
+        down, right = (-side % n for side, n in zip(size, features.multiple, strict=True))
+        # Zero is the mean of normalised images.
+        maps = self.network(F.pad(x, (0, right, 0, down)) if down or right else x)[-NUM_MAPS:]
+        if features.channels_last:
+            maps = [m.permute(0, 3, 1, 2) for m in maps]
+        cuts = [cut(m, size, s) for m, s in zip(maps, features.strides, strict=True)]
+        if self.pyramid is not None:
+            cuts[-1] = self.pyramid(maps, size)
+        return cuts
+
+
+def _note(name: str, features: Features, output_stride: int) -> str:
+    """Return a line on how a network that cannot be dilated gives its maps."""
+    strides = ", ".join(map(str, features.strides))
+    text = (
+        f"model.backbone.name={name}: its maps have strides {strides}; a pyramid brings the last "
+        f"to {output_stride}"
+    )
+    if features.size:
+        return text + "; it computes images of {} x {} only".format(*features.size)
+    multiple = features.multiple[0]
+    padded = f"; images are padded to multiples of {multiple} pixels"
+    return text + padded * (multiple > 1)
