@@ -14,7 +14,16 @@ from danet.engine.optimizer import SGD
 from danet.engine.schedule import Poly
 from danet.engine.settings import TrainSettings
 from danet.engine.train_step import TrainStep
-from danet.losses import OHEM, CrossEntropy, DeepSupervision, Dice, LovaszSoftmax, WeightedSum
+from danet.losses import (
+    OHEM,
+    CrossEntropy,
+    DeepSupervision,
+    Dice,
+    Focal,
+    LovaszSoftmax,
+    RegionMutualInformation,
+    WeightedSum,
+)
 from danet.models.heads.dual import DualAttentionHead, FCNHead
 from danet.models.segmentor import Segmentor
 from danet.types import IGNORE, Batch
@@ -29,6 +38,10 @@ LOSSES = {
     "ohem, kept": lambda: (OHEM(0.3, min_kept=1), CrossEntropy()),
     "ohem on every output": lambda: (OHEM(0.3, min_kept=1, class_weights=WEIGHTS), None),
     "ohem, labelled": lambda: (OHEM(0.3, min_kept=1, normalise="labelled"), None),
+    "label smoothing": lambda: (CrossEntropy(WEIGHTS, label_smoothing=0.2), None),
+    "focal": lambda: (Focal(1.5, class_weights=WEIGHTS), None),
+    # With the default epsilon its gradient amplifies what float32 rounds in the logits.
+    "region mutual information": lambda: (RegionMutualInformation(epsilon=1e-3), CrossEntropy()),
     "sum": lambda: (WeightedSum([CrossEntropy(WEIGHTS), OHEM(0.3, 1)], [1.0, 0.5]), CrossEntropy()),
 }
 

@@ -50,34 +50,57 @@ def pixel_losses(logits: Tensor, target: Tensor, *, align_corners: bool = True) 
 
 
 def cross_entropy_sum(
-    logits: Tensor, target: Tensor, weights: Tensor, *, align_corners: bool = True
+    logits: Tensor,
+    target: Tensor,
+    weights: Tensor,
+    *,
+    gamma: float = 0.0,
+    smoothing: Tensor | None = None,
+    align_corners: bool = True,
 ) -> Tensor:
-    """Return ``sum(weights * pixel_losses(logits, target))``, differentiable in the logits.
+    """Return ``sum(weights * (1 - p[y]) ** gamma * pixel_losses(logits, target))``.
 
-    The forward pass computes the gradient as well, so that nothing of the size of the mask is kept
-    for backward. The weights get no gradient.
+    It is differentiable in the logits alone. The forward pass computes the gradient as well, so
+    that nothing of the size of the mask is kept for backward.
 
-    Weights are (B, H, W), finite, and 0 where the target is IGNORE.
+    Args:
+        logits: (B, K, h, w), upsampled as in ``pixel_losses``.
+        target: int64 (B, H, W).
+        weights: (B, H, W), finite, and 0 where the target is IGNORE.
+        gamma: Exponent of the focal loss, at least 0.
+        smoothing: (K,); ``-sum_c smoothing[c] * log p[c]`` of every labelled pixel is added.
+        align_corners: How the logits are upsampled.
     """
     if torch.is_grad_enabled() and logits.requires_grad:
-        return _CrossEntropySum.apply(logits, target, weights, align_corners)
-    return (pixel_losses(logits, target, align_corners=align_corners) * weights).sum()
+        return _CrossEntropySum.apply(logits, target, weights, gamma, smoothing, align_corners)
+    sums = []
+    for coarse, y, w in _chunks(logits, target, weights):
+        log_p = resize(coarse, y.shape[1:], align_corners=align_corners).log_softmax(dim=1)
+        sums.append(_sum(log_p, y, w, gamma, smoothing)[0])
+    return torch.stack(sums).sum()
 
 
 class _CrossEntropySum(torch.autograd.Function):
-    """Weighted sum and its gradient, (softmax - onehot) * weights, resized to the logits."""
+    """Weighted sum and its gradient, resized to the logits."""
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, weights: Tensor, align_corners: bool
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weights: Tensor,
+        gamma: float,
+        smoothing: Tensor | None,
+        align_corners: bool,
     ) -> Tensor:
         sums: list[Tensor] = []
         gradients: list[Tensor] = []
         for coarse, y, w in _chunks(logits, target, weights):
             fine = resize(coarse, y.shape[1:], align_corners=align_corners)  # (b, K, H, W)
             log_p = fine.log_softmax(dim=1)  # (b, K, H, W)
-            sums.append((_nll(log_p, y) * w).sum())
-            gradient = _softmax_minus_onehot(log_p, y).mul_(w.unsqueeze(1))  # (b, K, H, W)
+            total, slope = _sum(log_p, y, w, gamma, smoothing)
+            sums.append(total)
+            gradient = _gradient(log_p, y, slope, smoothing)  # (b, K, H, W)
             # Its matrix products would run in half precision under autocast.
             with without_autocast(logits.device.type):
                 gradients.append(
@@ -89,10 +112,10 @@ class _CrossEntropySum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         # Rounded to half precision only here, since upstream divides by the number of pixels.
-        return (gradient * upstream).to(ctx.dtype), None, None, None
+        return (gradient * upstream).to(ctx.dtype), None, None, None, None, None
 
 
 def _chunks(logits: Tensor, *maps: Tensor) -> list[tuple[Tensor, ...]]:
@@ -111,9 +134,47 @@ def _nll(log_p: Tensor, target: Tensor) -> Tensor:
     return F.nll_loss(log_p, target, ignore_index=IGNORE, reduction="none")
 
 
-def _softmax_minus_onehot(log_p: Tensor, target: Tensor) -> Tensor:
-    """Overwrite log-probabilities (b, K, H, W) with the gradient of -log p[y]."""
-    # Ignored pixels are treated as class 0; their weight of 0 cancels that.
-    truth = target.masked_fill(target == IGNORE, 0).unsqueeze(1)  # (b, 1, H, W)
+def _sum(
+    log_p: Tensor, target: Tensor, weights: Tensor, gamma: float, smoothing: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of a chunk, and the derivative of its terms by -log p[y], (b, H, W).
+
+    With ``smoothing`` the log-probabilities (b, K, H, W) of ignored pixels are overwritten with 0.
+    """
+    nll = _nll(log_p, target)
+    if gamma:
+        rest = -torch.expm1(-nll)  # 1 - p[y], exact where p[y] is nearly 1
+        focus = weights * rest.pow(gamma)
+        # Where p[y] is 1 both are 0, also for gamma < 1, whose power of gamma - 1 is infinite.
+        ratio = nll / rest.clamp(min=torch.finfo(nll.dtype).tiny)
+        total, slope = (focus * nll).sum(), focus * (1 + gamma * (1 - rest) * ratio)
+    else:
+        total, slope = (nll * weights).sum(), weights
+    if smoothing is not None:
+        log_p.masked_fill_((target == IGNORE).unsqueeze(1), 0.0)
+        total = total - (log_p.sum(dim=(0, 2, 3)) * smoothing).sum()
+    return total, slope
+
+
+def _gradient(log_p: Tensor, target: Tensor, slope: Tensor, smoothing: Tensor | None) -> Tensor:
+    """Overwrite log-probabilities (b, K, H, W) with the gradient of ``_sum``.
+
+    That of -log p[c] is the softmax minus the one-hot vector of c.
+    """
+    valid = target != IGNORE
+    # Ignored pixels are treated as class 0; their slope of 0 cancels that.
+    truth = target.masked_fill(~valid, 0).unsqueeze(1)  # (b, 1, H, W)
     p = log_p.exp_()
-    return p.scatter_(1, truth, p.gather(1, truth) - 1)
+    if smoothing is None:
+        return _add_to_class(p, truth, -1.0).mul_(slope.unsqueeze(1))
+    share = smoothing.sum() * valid
+    gradient = p.mul_((slope + share).unsqueeze(1))
+    gradient.addcmul_(
+        smoothing.to(p.dtype).view(-1, 1, 1), valid.unsqueeze(1).to(p.dtype), value=-1
+    )
+    return _add_to_class(gradient, truth, -slope.unsqueeze(1))
+
+
+def _add_to_class(x: Tensor, truth: Tensor, value: Tensor | float) -> Tensor:
+    """Add a value to the true class of every pixel, in place."""
+    return x.scatter_(1, truth, x.gather(1, truth) + value)

@@ -1,0 +1,89 @@
+"""Sums of losses, and the losses of all outputs of a network."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from torch import Tensor, nn
+
+from danet.losses.parts import Part, divisors_of, mean_of, parts_of, require_finite
+from danet.types import SegmentationOutput
+
+
+class WeightedSum(nn.Module):
+    """Weighted sum of losses: ``sum_i weights[i] * losses[i](logits, mask)``."""
+
+    def __init__(self, losses: Sequence[nn.Module], weights: Sequence[float]) -> None:
+        super().__init__()
+        if len(losses) != len(weights):
+            raise ValueError(f"{len(losses)} losses and {len(weights)} weights")
+        self.losses = nn.ModuleList(losses)
+        self.weights = tuple(weights)
+
+    def forward(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> Tensor:
+        """Maps (B, K, h, w) and (B, H, W) to a scalar."""
+        return mean_of(self.parts(logits, mask, align_corners=align_corners))
+
+    def parts(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> list[Part]:
+        """Return the weighted parts of all losses."""
+        return [
+            part._replace(factor=weight * part.factor)
+            for weight, loss in zip(self.weights, self.losses, strict=True)
+            for part in parts_of(loss, logits, mask, align_corners=align_corners)
+        ]
+
+    def divisors(self, mask: Tensor) -> list[Tensor] | None:
+        """Return the divisors of all losses; None if one of them depends on the logits."""
+        found = [divisors_of(loss, mask) for loss in self.losses]
+        return None if None in found else [d for divisors in found for d in divisors or ()]
+
+
+class DeepSupervision(nn.Module):
+    """Losses of all outputs of a network (section 3.4; equal weights in the authors' code).
+
+    Args:
+        main: The loss of the prediction, with weight 1.
+        auxiliary: The loss of the other outputs; ``main`` again if None.
+        weights: Of the other outputs by name. A name without an output is ignored; an output
+            without a weight is an error.
+        align_corners: How logits are upsampled to the mask; the same as in evaluation.
+    """
+
+    def __init__(
+        self,
+        main: nn.Module,
+        auxiliary: nn.Module | None = None,
+        weights: Mapping[str, float] | None = None,
+        *,
+        align_corners: bool = True,
+    ) -> None:
+        super().__init__()
+        self.align_corners = align_corners
+        self.main = main
+        self.auxiliary = auxiliary if auxiliary is not None else main
+        self.weights = dict(weights or {})
+        require_finite({f"weights.{name}": weight for name, weight in self.weights.items()})
+
+    def forward(self, output: SegmentationOutput, mask: Tensor) -> dict[str, Tensor]:
+        """Return weighted scalars by output name; their sum is the loss."""
+        return {name: mean_of(parts) for name, parts in self.parts(output, mask).items()}
+
+    def parts(self, output: SegmentationOutput, mask: Tensor) -> dict[str, list[Part]]:
+        """Return the weighted parts of each output by name."""
+        parts = partial(parts_of, mask=mask, align_corners=self.align_corners)
+        terms = {"main": parts(self.main, output.logits)}
+        for name, logits in output.auxiliary.items():
+            if name not in self.weights:
+                raise ValueError(
+                    f"loss.weights has no entry for the output {name!r} of the network, only "
+                    f"{', '.join(self.weights) or 'none'}"
+                )
+            found, weight = parts(self.auxiliary, logits), self.weights[name]
+            terms[name] = [part._replace(factor=weight * part.factor) for part in found]
+        return terms
+
+    def divisors(self, mask: Tensor) -> dict[str, list[Tensor]] | None:
+        """Return those of ``parts`` as losses do, for all weighted outputs, present or not."""
+        main, others = divisors_of(self.main, mask), divisors_of(self.auxiliary, mask)
+        if main is None or others is None:
+            return None
+        return {**dict.fromkeys(self.weights, others), "main": main}
