@@ -1,12 +1,15 @@
 """A resumed run refuses other data and settings, and folders keep the name of their run."""
 
 import functools
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
+from test_config import compose
 
 from danet.checkpoint import run_folder
 from danet.config import resume
+from danet.config.validate import check
 from danet.errors import InputError
 
 
@@ -16,6 +19,20 @@ def test_changes_are_allowed_but_for_network_and_optimizer():
     for fixed in ({"optimizer": {"lr": 2.0}}, {"trainer": {"ema_decay": 0.9}}):
         with pytest.raises(InputError, match="init_from"):
             compare({**old, **fixed, "allow_changes": True})
+
+
+def test_an_argument_that_is_not_given_is_compared_as_its_default():
+    """As in a checkpoint of a version that did not have it yet, and in a list of losses."""
+    now = check(compose("loss=rmi")).plain
+    before = deepcopy(now)
+    del before["loss"]["main"]["losses"][0]["label_smoothing"]
+    del before["loss"]["main"]["losses"][1]["pooling"]
+    del before["optimizer"]["betas"]
+    assert not resume.differences(before, now)
+    assert not resume.differences(now, before)
+    now["loss"]["main"]["losses"][0]["label_smoothing"] = 0.1
+    now["optimizer"]["betas"] = [0.8, 0.999]
+    assert list(resume.differences(before, now)) == ["loss.main.losses", "optimizer.betas"]
 
 
 def test_a_folder_keeps_the_name_of_its_run(tmp_path):

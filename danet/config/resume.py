@@ -16,6 +16,7 @@ from danet.checkpoint import manager, run_folder
 from danet.checkpoint.format import Checkpoint
 from danet.config.build import checked_config, refuse_misfit
 from danet.config.schema import SETTINGS, TrainConfig
+from danet.config.targets import with_defaults
 from danet.config.validate import check_plain
 from danet.engine.optimizer import OptimizerFactory, misfit
 from danet.errors import InputError
@@ -249,7 +250,8 @@ def _compare_sums(
 
 def differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
     """Return key -> line for every key that differs and is not in ``RESUMABLE``."""
-    old, new = flat(stored), flat(config)
+    # An argument that the version of the checkpoint did not have yet had the effect of its default.
+    old, new = flat(with_defaults(stored)), flat(with_defaults(config))
     return {
         key: f"  {key}: {old.get(key, 'not set')} in the checkpoint, {new.get(key, 'not set')} now"
         for key in sorted(old.keys() | new.keys())

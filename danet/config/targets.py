@@ -83,6 +83,23 @@ def locate(path: Any, group: str) -> Any:
     return defined[name]
 
 
+def with_defaults(value: Any, group: str = "") -> Any:
+    """Return a checked config in which classes have all arguments, with their defaults if left out.
+
+    ``group`` is as in ``locate``; empty for the whole config.
+    """
+    if isinstance(value, list):
+        return [with_defaults(item, group) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    given = {key: with_defaults(item, group or key) for key, item in value.items()}
+    if "_target_" not in value:
+        return given
+    parameters = inspect.signature(locate(value["_target_"], group)).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()} | given
+
+
 def target_errors(node: Mapping[str, Any], key: str) -> list[str]:
     """Compare the arguments of a node with the signature of its target."""
     try:
