@@ -27,7 +27,7 @@ from danet.distributed import collectives
 from danet.distributed.sync_batchnorm import convert_sync_batchnorm
 from danet.engine.optimizer import SGD, AdamW
 from danet.evaluation.inference import Sliding
-from danet.losses import OHEM, CrossEntropy
+from danet.losses import OHEM, CrossEntropy, Focal, RegionMutualInformation
 from danet.ops.attention import ChannelAttention, PositionAttention
 from danet.ops.fused import BOUNDS, candidates, choose_kernel, error_of
 from danet.ops.tiles import attend
@@ -239,7 +239,18 @@ def test_torchrun_shares_the_device_where_a_test_asks_for_it(tmp_path):
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize("loss", [CrossEntropy([1.0, 2.0, 0.5]), OHEM(min_kept=50)], ids=str)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        CrossEntropy([1.0, 2.0, 0.5]),
+        CrossEntropy(label_smoothing=0.1),
+        OHEM(min_kept=50),
+        Focal(),
+        RegionMutualInformation(epsilon=1e-3),
+        RegionMutualInformation(epsilon=1e-3, pooling="max"),
+    ],
+    ids=str,
+)
 def test_a_loss_on_cuda_is_that_on_the_cpu(loss, deterministic):
     logits, mask = torch.randn(3, 3, 5, 7), batch(0, (33, 49)).mask[[0, 1, 0]]
     results = []

@@ -74,7 +74,8 @@ class RegionMutualInformation(nn.Module):
 
     averaged over the images that have a labelled pixel: the paper's ``log det(M + e I) / (2 d)``
     with a constant added that makes it 0 for a class that does not occur, and at most log(2) / 2
-    for one that is predicted exactly. It is computed in float64.
+    for one that is predicted exactly. It is computed in float64. Since truth follows from its
+    opposite as well, this is no loss without cross entropy beside it.
 
     Unlike the paper's, probabilities are those of a softmax. Its sigmoid belongs to the binary
     cross entropy that it is added to. The cross entropy of a softmax leaves the mean of a pixel's
@@ -89,7 +90,7 @@ class RegionMutualInformation(nn.Module):
         region: Side of a window, in cells.
         stride: Side of a cell, in pixels; images are downsampled to cells first.
         pooling: Whether a cell is the ``average`` or the ``max`` of its pixels.
-        epsilon: e above, a variance of noise.
+        epsilon: e above, a variance that counts as noise; a larger one gives smoother gradients.
     """
 
     def __init__(
