@@ -17,7 +17,7 @@ class Pyramid(nn.Module):
 
     Args:
         channels, strides: Of the maps, finest first.
-        output_stride: Pixels of the picture per pixel of the result, which has as many channels as
+        output_stride: Pixels of the image per pixel of the result, which has as many channels as
             the last map.
     """
 
@@ -47,7 +47,7 @@ class Pyramid(nn.Module):
         self.upsample = nn.Sequential(*doublings)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """Maps the (B, C, H, W) of a picture of ``size`` to (B, C, *size / output_stride)."""
+        """Maps the (B, C, H, W) of an image of ``size`` to (B, C, *size / output_stride)."""
         x = self.norm(maps[-1])
         for source, lateral in zip(self.sources, self.laterals, strict=True):
             finer = lateral(maps[source])
@@ -67,5 +67,5 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def cut(x: Tensor, size: tuple[int, int], stride: float) -> Tensor:
-    """Return the part of a map (B, C, H, W) that covers a picture of ``size``, without padding."""
+    """Return the part of a map (B, C, H, W) that covers an image of ``size``, without padding."""
     return x[:, :, : math.ceil(size[0] / stride), : math.ceil(size[1] / stride)]

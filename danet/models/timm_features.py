@@ -22,13 +22,13 @@ class Features(NamedTuple):
     channels: list[int]
     """Of each map, finest first."""
     strides: list[int]
-    """Pixels of the picture per pixel of each map."""
+    """Pixels of the image per pixel of each map."""
     channels_last: bool
     """Whether maps come as (B, H, W, C)."""
     multiple: tuple[int, int]
-    """Height and width of which those of a picture must be multiples."""
+    """Height and width of which those of an image must be multiples."""
     size: tuple[int, int] | None
-    """Height and width of a picture where only one size can be computed."""
+    """Height and width of an image where only one size can be computed."""
 
 
 def choose_features(
@@ -41,8 +41,8 @@ def choose_features(
 
     Args:
         name: Of the network.
-        output_stride: Pixels of the picture per pixel of the last map, if it can be dilated.
-        image_size: Height and width of the pictures, for networks that compute one size only.
+        output_stride: Pixels of the image per pixel of the last map, if it can be dilated.
+        image_size: Height and width of the images, for networks that compute one size only.
         drop_path: Probability of dropping a residual branch, for the last block.
 
     Raises:
@@ -67,7 +67,7 @@ def choose_features(
         if arguments.get("output_stride", found.strides[-1]) != found.strides[-1]:
             continue  # it takes the argument and does not dilate
         if size and any(map(gt, image_size or size, size)):
-            reason = "it computes pictures of {0} x {1} only: set data.crop=[{0},{1}]".format(*size)
+            reason = "it computes images of {0} x {1} only: set data.crop=[{0},{1}]".format(*size)
             continue
         return found
     raise InputError(f"model.backbone.name={name}: {reason}; or take another network")
@@ -102,9 +102,9 @@ def _taps(whole: nn.Module) -> dict[str, Any]:
 def _ways(
     output_stride: int, image_size: Sequence[int] | None, native: tuple[int, int]
 ) -> Iterator[tuple[dict[str, Any], tuple[int, int] | None]]:
-    """Yield arguments to try, each with the only size of a picture, or None for any size."""
+    """Yield arguments to try, each with the only size of an image, or None for any size."""
     yield {"output_stride": output_stride}, None
-    yield {"dynamic_img_size": True}, None  # position embeddings or windows by the picture
+    yield {"dynamic_img_size": True}, None  # position embeddings or windows by the image
     yield {}, None
     if image_size is not None:
         for unit in (1, 16, 32):  # a size that its patches and windows divide
@@ -116,7 +116,7 @@ def _ways(
 def _describe(
     network: nn.Module, arguments: Mapping[str, Any], size: tuple[int, int] | None
 ) -> Features:
-    """Describe the maps of a network on the meta device by trying pictures of several sizes."""
+    """Describe the maps of a network on the meta device by trying images of several sizes."""
     info: Any = network.feature_info
     channels = list(info.channels())[-NUM_MAPS:]
     if size is not None:
@@ -161,8 +161,8 @@ def _strides(
         # One pixel of the map more or less is a matter of rounding.
         if any(abs(n * stride - side) > stride for n, side in zip(found, size, strict=True)):
             raise ValueError(
-                f"a map of a {size[0]} x {size[1]} picture is {found[0]} x {found[1]}: it does not "
-                "cover the picture evenly"
+                f"a map of an image of {size[0]} x {size[1]} is {found[0]} x {found[1]}: it does "
+                "not cover the image evenly"
             )
         strides.append(stride)
     return strides, is_last

@@ -1,0 +1,295 @@
+"""Networks of timm give the maps that heads expect, from the weights that people have."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from danet.errors import InputError
+from danet.models.heads.dual import DualAttentionHead, FCNHead
+from danet.models.pyramid import Pyramid
+from danet.models.segmentor import Segmentor
+
+timm = pytest.importorskip("timm", reason="the optional extra danet[timm] is not installed")
+
+from danet.models.timm_backbone import TimmBackbone  # noqa: E402
+
+FAMILIES = dict(
+    line.split() for line in Path(__file__).with_name("timm_families.txt").read_text().splitlines()
+)
+"""Family of timm 1.0.31 (a module of timm.models) -> its smallest network."""
+REFUSED = {
+    "gemma4_vit": "cannot be called on meta tensors",
+    "inception_resnet_v2": "does not cover the image evenly",
+    "inception_v3": "does not cover the image evenly",
+    "inception_v4": "does not cover the image evenly",
+}
+WITHOUT_GRADIENT = {"efficientvim": 1, "hrnet": 21, "pit": 2}
+"""Parameters behind or beside the last map, of which data_parallel knows."""
+
+
+def segmentor(name, **settings):
+    backbone = TimmBackbone(name=name, **settings)
+    heads = (partial(head, num_classes=5) for head in (DualAttentionHead, FCNHead))
+    return Segmentor(backbone, *heads)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_makes_a_training_step(family):
+    name = FAMILIES[family]
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
+    with torch.device("meta"):
+        if family in REFUSED:
+            with pytest.raises(InputError, match=f"name={name}: .*{REFUSED[family]}"):
+                TimmBackbone(name=name)
+            return
+        model = segmentor(name, image_size=(64, 96)).train()
+        output = model(torch.zeros(2, 3, 64, 96, dtype=torch.uint8))
+        assert output.logits.shape == (2, 5, 8, 12)
+        assert output.auxiliary["backbone"].shape[1] == 5
+        torch.stack([x.sum() for x in (output.logits, *output.auxiliary.values())]).sum().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert len(without) == WITHOUT_GRADIENT.get(family, 0), without
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["test_vit", "test_convnext", "vit_tiny_patch16_dinov3_qkvb", "swin_tiny_patch4_window7_224"],
+)
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_the_last_map_has_the_stride_that_was_asked_for(name, output_stride):
+    backbone = TimmBackbone(name=name, output_stride=output_stride).eval()
+    for size in ((64, 96), (75, 101)):
+        maps = backbone(torch.randn(1, 3, *size))
+        assert [m.shape[1] for m in maps] == backbone.channels
+        assert maps[-1].shape[2:] == tuple(-(-side // output_stride) for side in size)
+
+
+def test_patches_of_14_pixels_are_brought_to_a_stride_of_8():
+    with torch.device("meta"):
+        backbone = TimmBackbone(name="vit_small_patch14_dinov2", image_size=(100, 60))
+        (*_, last) = backbone(torch.zeros(1, 3, 100, 60))
+    assert backbone.features.strides == [14] * 4
+    assert last.shape == (1, 384, 13, 8)
+
+
+def test_a_transformer_sees_padding_and_its_heads_do_not():
+    backbone = TimmBackbone(name="test_vit", output_stride=16).eval()
+    image = torch.randn(1, 3, 40, 70)
+    padded = nn.functional.pad(image, (0, 10, 0, 8))
+    for ours, whole in zip(backbone(image), backbone(padded), strict=True):
+        torch.testing.assert_close(ours, whole[:, :, : ours.shape[2], : ours.shape[3]])
+    assert backbone(image)[-1].shape[2:] == (3, 5)
+
+
+def saved(tensors, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({name: value.contiguous() for name, value in tensors.items()}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "vit_tiny_patch16_dinov3_qkvb"])
+def test_the_maps_of_a_transformer_are_its_patch_tokens(name, tmp_path):
+    whole = timm.create_model(name, dynamic_img_size=True).eval()
+    backbone = TimmBackbone(name=name, weights=saved(whole.state_dict(), tmp_path)).eval()
+    outputs = []
+    for block in whole.blocks:
+        block.register_forward_hook(lambda _, __, output: outputs.append(output))
+    image = torch.randn(2, 3, 64, 96)
+    whole.forward_features(image)
+    (*maps, _) = backbone(image)
+    for ours, tap in zip(maps, backbone.features.arguments["out_indices"], strict=False):
+        # Class and register tokens come first.
+        tokens = outputs[tap][:, whole.num_prefix_tokens :]  # (B, 4 * 6, C)
+        torch.testing.assert_close(ours, tokens.transpose(1, 2).unflatten(2, (4, 6)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("test_vit", "test_convnext", "test_efficientnet", "test_nfnet", "test_mambaout"),
+        *("swin_tiny_patch4_window7_224", "legacy_xception", "mobilenetv3_small_050"),
+        *("regnetx_002", "densenet121", "pvt_v2_b0", "pit_ti_224"),
+    ],
+)
+def test_a_file_with_the_names_of_timm_fills_every_tensor(name, tmp_path, capsys):
+    whole = timm.create_model(name)
+    expected = {flat(key): value for key, value in whole.state_dict().items()}
+    path = saved(whole.state_dict(), tmp_path)
+    backbone = TimmBackbone(name=name, image_size=(224, 224), weights=path)
+    for key, value in backbone.network.state_dict().items():
+        assert torch.equal(value, expected[flat(key)]), key
+    assert not capsys.readouterr().out
+
+
+def flat(key):
+    return key.removeprefix("model.").removeprefix("body.").replace(".", "_")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "name"),
+    [
+        ("mobilenet_v2", "mobilenetv2_100"),
+        ("efficientnet_b0", "efficientnet_b0"),
+        ("convnext_tiny", "convnext_tiny"),
+        ("regnet_y_400mf", "regnety_004"),
+        ("densenet121", "densenet121"),
+    ],
+)
+def test_weights_of_torchvision_give_the_features_of_torchvision(theirs, name, tmp_path, capsys):
+    torchvision = pytest.importorskip("torchvision")
+    network = torchvision.models.get_model(theirs).eval()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):  # else an exchange would not be noticed
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.1)
+    path = saved(network.state_dict(), tmp_path)
+    backbone = TimmBackbone(name=name, output_stride=32, weights=path).eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        ours = backbone.network(image)[-1]
+        if theirs.startswith("regnet"):
+            expected = network.trunk_output(network.stem(image))
+        else:
+            # Of both EfficientNets the last map is in front of the convolution to wide features.
+            expected = network.features[: -1 if "net_" in theirs and "b0" in theirs else None](
+                image
+            )
+    if theirs == "mobilenet_v2":
+        expected = network.features[:-1](image)
+    torch.testing.assert_close(ours, expected.relu() if "dense" in theirs else expected)
+
+
+def as_meta_published_dinov3(tensors):
+    """Return weights of timm under the names of Meta's files, with what those hold beside them."""
+    published = {}
+    for key, value in tensors.items():
+        key = key.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma")
+        key = key.replace("reg_token", "storage_tokens")
+        if key.endswith("attn.q_bias"):
+            v_bias = tensors[key.replace("q_bias", "v_bias")]
+            key, value = key.replace("q_bias", "qkv.bias"), torch.cat([value, 0 * value, v_bias])
+            published[f"{key}_mask"] = torch.ones_like(value)
+        if not key.endswith(("attn.v_bias", "attn.k_bias")):
+            published[key] = value
+    width = tensors["cls_token"].shape[-1]
+    return {**published, "mask_token": torch.zeros(1, width), "rope_embed.periods": torch.ones(16)}
+
+
+def as_meta_published_dinov2(tensors):
+    """Return weights of timm under the names of Meta's files, whose images had 37 x 37 patches."""
+    width = tensors["cls_token"].shape[-1]
+    published = {k.replace("reg_token", "register_tokens"): v for k, v in tensors.items()}
+    published["pos_embed"] = torch.randn(1, 1 + 37 * 37, width)
+    published["pos_embed"][:, 0] = 0  # which timm adds to the class token, with registers
+    return {**published, "mask_token": torch.zeros(1, width)}
+
+
+@pytest.mark.parametrize(
+    ("name", "publish"),
+    [
+        ("vit_small_patch16_dinov3", as_meta_published_dinov3),
+        ("vit_small_patch16_dinov3_qkvb", as_meta_published_dinov3),
+        ("vit_small_patch14_dinov2", as_meta_published_dinov2),
+        ("vit_small_patch14_reg4_dinov2", as_meta_published_dinov2),
+    ],
+)
+def test_weights_as_meta_published_them_are_those_of_timm(name, publish, tmp_path, capsys):
+    torch.manual_seed(0)
+    whole = timm.create_model(name, img_size=(70, 98))
+    for parameter in whole.parameters():
+        nn.init.normal_(parameter)
+    tensors = whole.state_dict()
+    path = saved(publish(tensors), tmp_path)
+    network = TimmBackbone(name=name, weights=path).network
+    for key, value in network.state_dict().items():
+        if not key.endswith("pos_embed"):  # resized to the network's own grid
+            assert torch.equal(value, tensors[key.removeprefix("model.")]), key
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_position_embeddings_are_resized_to_the_image(tmp_path):
+    whole = timm.create_model("deit_tiny_patch16_224")
+    with torch.no_grad():  # a ramp stays a ramp
+        whole.pos_embed[:, 1:] = torch.linspace(0, 1, 14).repeat_interleave(14).view(1, 196, 1)
+    path = saved(whole.state_dict(), tmp_path)
+    fixed = TimmBackbone(name="cait_xxs24_224", image_size=(96, 160))
+    assert fixed.network.model.pos_embed.shape == (1, 6 * 10, 192)
+    any_size = TimmBackbone(name="deit_tiny_patch16_224", weights=path)
+    assert torch.equal(any_size.network.model.pos_embed, whole.pos_embed)
+    assert any_size.eval()(torch.randn(1, 3, 96, 160))[-1].shape[2:] == (12, 20)
+
+
+def test_safetensors_are_read_and_what_is_left_out_is_named(tmp_path, capsys):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    whole = timm.create_model("test_vit")
+    path = tmp_path / "weights.safetensors"
+    save_file({**whole.state_dict(), "decoder.weight": torch.ones(2)}, path)
+    network = TimmBackbone(name="test_vit", weights=str(path)).network
+    assert torch.equal(network.model.cls_token, whole.cls_token)
+    assert "left out, of no part of test_vit: decoder.weight" in capsys.readouterr().out
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="no whole file of safetensors"):
+        TimmBackbone(name="test_vit", weights=str(path))
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    vit, resnet = (timm.create_model(name).state_dict() for name in ("test_vit", "test_resnet"))
+    for name, tensors in {"test_resnet": vit, "test_vit": resnet}.items():
+        with pytest.raises(InputError, match=r"does not fit: missing: .* and \d+ more"):
+            TimmBackbone(name=name, weights=saved(tensors, tmp_path))
+    theirs = {"features.0.0.weight": torch.ones(96, 3, 4, 4), "features.0.0.bias": torch.ones(96)}
+    with pytest.raises(InputError, match=r"these are no weights of swin_tiny.*; give a file of"):
+        TimmBackbone(name="swin_tiny_patch4_window7_224", weights=saved(theirs, tmp_path))
+
+
+def test_a_network_of_one_size_says_so(tmp_path):
+    backbone = TimmBackbone(name="cait_xxs24_224", image_size=(96, 160)).eval()
+    assert backbone(torch.randn(1, 3, 90, 150))[-1].shape[2:] == (12, 19)
+    with pytest.raises(InputError, match=r"computes images of 96 x 160 only, .*crop=\[96,160\]"):
+        backbone(torch.randn(1, 3, 97, 160))
+    with pytest.raises(InputError, match=r"images of 224 x 224 only: set data\.crop=\[224,224\]"):
+        TimmBackbone(name="efficientformer_l1", image_size=(96, 256))
+
+
+def test_drop_path_grows_with_depth_and_needs_a_network_that_has_it():
+    network = TimmBackbone(name="test_vit", drop_path=0.3).network
+    rates = [block.drop_path1.drop_prob for block in network.model.blocks[1:]]
+    assert rates == pytest.approx([0.3 * i / 5 for i in range(1, 6)])
+    with pytest.raises(InputError, match=r"vgg11: .*drop_path_rate"):
+        TimmBackbone(name="vgg11", drop_path=0.1)
+
+
+def test_a_pyramid_adds_finer_maps_to_the_last():
+    pyramid = Pyramid([4, 6, 8], [8, 16, 32], 8).double()
+    maps = [
+        torch.randn(1, c, 64 // s, 96 // s, dtype=torch.double)
+        for c, s in ((4, 8), (6, 16), (8, 32))
+    ]
+
+    def norm(x, module):
+        mean, var = x.mean(1, keepdim=True), x.var(1, keepdim=True, correction=0)
+        return (x - mean) / (var + module.eps).sqrt()
+
+    def up(x):
+        return nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
+
+    middle, fine = (
+        lateral[1](norm(maps[i], lateral[0]))
+        for i, lateral in zip((1, 0), pyramid.laterals, strict=True)
+    )
+    expected = up(up(norm(maps[2], pyramid.norm)) + middle) + fine
+    torch.testing.assert_close(pyramid(maps, (64, 96)), expected)
+    torch.testing.assert_close(pyramid(maps, (57, 90)), expected[:, :, :, :])
+
+
+def test_the_network_is_described_at_the_start():
+    note = TimmBackbone(name="test_vit").notes[0]
+    assert "strides 16, 16, 16, 16; a pyramid brings the last to 8; images are padded" in note
+    assert TimmBackbone(name="test_convnext").notes == []
