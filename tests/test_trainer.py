@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from danet.checkpoint import format as checkpoint_format
 from danet.distributed import collectives
-from danet.distributed.data_parallel import freeze_unused_parameters
+from danet.distributed.data_parallel import ignore_unused_parameters
 from danet.engine.ema import ModelEMA
 from danet.engine.optimizer import SGD, AdamW
 from danet.engine.precision import compiled
@@ -341,11 +341,11 @@ class Idle(Tiny):
 def test_layers_that_no_output_depends_on_are_found(tmp_path):
     run = make(tmp_path, Segmentor(Idle(), functools.partial(FCNHead, num_classes=K, channels=8)))
     before, model = state(run), run.train_step.model
-    names = freeze_unused_parameters(model)
+    names = ignore_unused_parameters(model)
     assert names == ["backbone.third.weight", "backbone.third.bias"]
-    assert [n for n, p in model.named_parameters() if not p.requires_grad] == names
+    assert all(p.requires_grad for p in model.parameters()), "that is for what a config freezes"
     assert_equal(state(run), before)
-    assert freeze_unused_parameters(danet([1, 2])) == []
+    assert ignore_unused_parameters(danet([1, 2])) == []
 
 
 VARIANTS = {
@@ -370,6 +370,7 @@ def work(rank, folder):
         model = danet(recompute) if "network" in name else None
         if name == "idle":
             head = functools.partial(FCNHead, num_classes=K, channels=8)
+            torch.manual_seed(0)  # as a run does: DDP leaves alone what it ignores
             model = Segmentor(Idle(), head, head)
         run = make(Path(folder) / name, model, ema_decay=0.9, **settings)
         assert not run.train_step.ddp_model.broadcast_buffers

@@ -155,7 +155,9 @@ def mismatch(value: Any, hint: Any) -> str | None:
     if origin is Literal:
         names = ", ".join(map(str, options))
         close = did_you_mean(value, options)
-        return None if value in options else f"expected one of {names}{close}"
+        # True == 1 == 1.0, of which a config may mean one.
+        is_known = any(type(value) is type(option) and value == option for option in options)
+        return None if is_known else f"expected one of {names}{close}"
     shown = f"the text {value!r}" if isinstance(value, str) else repr(value)
     shown = "nothing (null)" if value is None else shown
     if hint in _PLAIN:

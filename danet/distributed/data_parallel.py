@@ -7,12 +7,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-def freeze_unused_parameters(model: nn.Module) -> list[str]:
-    """Set ``requires_grad`` to False for parameters no output depends on; return their names.
+def ignore_unused_parameters(model: nn.Module) -> list[str]:
+    """Let ``wrap`` ignore the parameters that no output depends on; return their names.
 
     Some networks of timm have layers behind their last feature map. DistributedDataParallel would
     wait for their gradients, which never come. The search runs on the meta device, without memory;
     a network that cannot run there is left as it is.
+
+    They keep ``requires_grad``, which says what a config freezes, so that an optimizer is over the
+    same parameters with any number of processes.
 
     Args:
         model: Maps images to a SegmentationOutput, all of which enters the loss.
@@ -27,8 +30,7 @@ def freeze_unused_parameters(model: nn.Module) -> list[str]:
     torch.stack([o.sum() for o in (output.logits, *output.auxiliary.values())]).sum().backward()
     trained = (item for item in network.named_parameters() if item[1].requires_grad)
     unused = [name for name, parameter in trained if parameter.grad is None]
-    for name in unused:
-        model.get_parameter(name).requires_grad_(False)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, unused)
     return unused
 
 

@@ -1,5 +1,6 @@
 """Optimizer factories: settings from which an optimizer for a network is made."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from danet.errors import InputError
 from danet.plain import is_int
 
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
@@ -26,6 +28,8 @@ class SGD:
         momentum, weight_decay, nesterov: As in torch.optim.SGD.
         decay_norm: Whether norms, biases and the scalars gamma decay as well; the paper's code
             decays everything.
+        layer_decay: Ratio of a layer's rate to that of the layer after it (Clark et al., ELECTRA,
+            2020): layer i of n in the backbone, from 0, has ``lr * layer_decay ** (n - i)``.
     """
 
     lr: float
@@ -34,6 +38,7 @@ class SGD:
     weight_decay: float = 1e-4
     nesterov: bool = False
     decay_norm: bool = True
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         _check(self)
@@ -51,7 +56,7 @@ class SGD:
         if self.momentum:
             # Where float16 overflows in the very first step, torch's fused kernel does nothing and
             # would leave these as it found them: unwritten memory. From zeros the sums are equal.
-            for parameter in model.parameters():
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
 
@@ -61,7 +66,7 @@ class AdamW:
     """Adam with decoupled weight decay, for training from random weights.
 
     Args:
-        lr, head_multiplier, weight_decay, decay_norm: As in SGD.
+        lr, head_multiplier, weight_decay, decay_norm, layer_decay: As in SGD.
         betas: As in torch.optim.AdamW.
     """
 
@@ -70,6 +75,7 @@ class AdamW:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     decay_norm: bool = False
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         _check(self)
@@ -89,6 +95,8 @@ def _check(factory: SGD | AdamW) -> None:
         value = getattr(factory, name)
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}={value} is not a finite number of at least 0")
+    if not 0 < factory.layer_decay <= 1:
+        raise ValueError(f"layer_decay={factory.layer_decay} is not in (0, 1]")
 
 
 def _can_fuse(model: nn.Module) -> bool:
@@ -98,18 +106,45 @@ def _can_fuse(model: nn.Module) -> bool:
 
 
 def parameter_groups(model: nn.Module, factory: SGD | AdamW) -> list[dict[str, Any]]:
-    """Group all parameters by rate (backbone or head) and decay; ``base_lr`` is before schedule."""
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    """Group parameters by rate and decay, without frozen ones; ``base_lr`` is before schedule."""
+    factors = layer_factors(model, factory.layer_decay)
+    groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         in_head = not name.startswith("backbone.")
         # Norms, biases and gamma are the parameters of one dimension.
         decays = factory.decay_norm or parameter.ndim > 1
-        base_lr = factory.lr * (factory.head_multiplier if in_head else 1.0)
+        factor = factory.head_multiplier if in_head else factors.get(name, 1.0)
+        base_lr = factory.lr * factor
         weight_decay = factory.weight_decay if decays else 0.0
         # ``lr`` is overwritten in every step; torch keeps other keys.
         group = {"params": [], "lr": base_lr, "base_lr": base_lr, "weight_decay": weight_decay}
-        groups.setdefault((in_head, decays), group)["params"].append(parameter)
+        groups.setdefault((factor, in_head, decays), group)["params"].append(parameter)
     return list(groups.values())
+
+
+def layer_factors(model: nn.Module, decay: float) -> dict[str, float]:
+    """Return the factor of the rate for each parameter of the backbone, by name in the network.
+
+    Parts of stage 5, which start from random weights, have the factor 1. Raises InputError for a
+    backbone that does not list its layers (see danet.models.finetuning), unless ``decay`` is 1.
+    """
+    if decay == 1:
+        return {}
+    backbone: Any = model.get_submodule("backbone")
+    if not inspect.ismethod(getattr(backbone, "layers", None)):
+        raise InputError(
+            f"optimizer.layer_decay={decay}: {type(backbone).__name__} has no method that lists "
+            "its layers; set optimizer.layer_decay=1, or take another model/backbone"
+        )
+    layers = backbone.layers()
+    depth = sum(layer.stage <= 4 for layer in layers)
+    return {
+        f"backbone.{name}": decay ** max(depth - i, 0)
+        for i, layer in enumerate(layers)
+        for name in layer.parameters
+    }
 
 
 def state_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
@@ -130,7 +165,7 @@ def misfit(factory: OptimizerFactory, model: nn.Module, saved: Mapping[str, Any]
     twin = deepcopy(model).to("meta")
     optimizer = factory(twin)
     for parameter in twin.parameters():
-        parameter.grad = torch.empty_like(parameter)
+        parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     try:
         optimizer.step()
         is_known = True

@@ -50,7 +50,7 @@ def place(model: nn.Module, settings: TrainSettings, device: torch.device) -> nn
         torch.use_deterministic_algorithms(True)
     if collectives.world_size() > 1:
         # Before DDP, which waits for the gradient of every parameter that requires one.
-        data_parallel.freeze_unused_parameters(model)
+        data_parallel.ignore_unused_parameters(model)
         if settings.sync_batchnorm:
             convert_sync_batchnorm(model)
     dtype = choose_precision(settings.precision, device)

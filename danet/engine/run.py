@@ -33,6 +33,7 @@ from danet.engine.train_step import TrainStep
 from danet.engine.trainer import Trainer
 from danet.evaluation.evaluate import evaluate
 from danet.evaluation.metrics import ConfusionMatrix
+from danet.models.finetuning import count_frozen
 from danet.ops.attention import PositionAttention
 from danet.preflight import advice
 from danet.preflight.plan import describe, refuse_the_impossible
@@ -129,7 +130,9 @@ def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) 
     elif config.init_from:
         for line in initialise(model, Path(config.init_from)):
             cli.say(line)
-    folder = make_folder(config, saved)
+    model = place(model, settings, device)
+    loss, optimizer = parts.loss.to(device), parts.optimizer(model)
+    folder = make_folder(config, saved)  # only now, since the optimizer may refuse the network
     run_id = run_folder.id_of(folder)
     is_skipping = config.data.on_bad_sample == "skip"
     log = RunLog(
@@ -155,8 +158,6 @@ def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) 
         best=[(score, step) for score, step in saved.get("best", ())] if saved else (),
         warn=log.warn,
     )
-    model = place(model, settings, device)
-    loss, optimizer = parts.loss.to(device), parts.optimizer(model)
     train_step = TrainStep(model, loss, optimizer, parts.schedule, settings)
     trainer = Trainer(train_step, checkpoints, log, partial(score, parts, log))
     if saved:
@@ -169,11 +170,11 @@ def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) 
         if isinstance(module, PositionAttention)
     }
     attention = f", position attention by {', '.join(kernels)}" if kernels - {"tiles"} else ""
+    frozen = f" ({count:,} frozen)" if (count := count_frozen(model)) else ""
     cli.say(
         f"{folder}: {type(val_set).__name__}, {len(parts.train_set)} training and {len(val_set)} "
-        f"validation images; {sum(p.numel() for p in model.parameters()):,} parameters; steps "
-        f"{done} to {settings.steps} of {images} images; "
-        f"{device}, {precision}{attention}"
+        f"validation images; {sum(p.numel() for p in model.parameters()):,} parameters{frozen}; "
+        f"steps {done} to {settings.steps} of {images} images; {device}, {precision}{attention}"
     )
     return trainer
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from danet.checkpoint.weights import load_backbone
+from danet.models.finetuning import Freeze, Layer, freeze_stages, keep_in_eval
 
 Stem = Literal["7x7", "64-64-128", "32-32-64"]
 
@@ -38,6 +39,9 @@ class ResNet(nn.Module):
             torchvision weight entry such as ``IMAGENET1K_V1`` (downloaded once).
         recompute: Numbers 1..4 of the stages with activation checkpointing: in training their
             blocks keep only the inputs. Less memory, more time, the same results.
+        freeze: Last stage whose weights and statistics stay as they are: ``none``, ``stem``,
+            1..4, or ``all``, which is 4.
+        norm_eval: Whether batch norms keep their statistics in training; their weights learn.
 
     Attributes:
         channels: Of the four feature maps.
@@ -53,6 +57,8 @@ class ResNet(nn.Module):
         width: int = 64,
         weights: str | None = None,
         recompute: Sequence[int] = (),
+        freeze: Freeze = "none",
+        norm_eval: bool = False,
     ) -> None:
         super().__init__()
         if depth not in _NUM_BLOCKS:
@@ -65,7 +71,7 @@ class ResNet(nn.Module):
             raise ValueError(f"multi_grid={list(multi_grid)} must hold dilations of at least 1")
         if not set(recompute) <= {1, 2, 3, 4}:
             raise ValueError(f"recompute={list(recompute)} must hold numbers of stages, 1 to 4")
-        self.recompute = frozenset(recompute)
+        self.recompute, self.norm_eval = frozenset(recompute), norm_eval
         # Imported late: it takes seconds, and checking a config needs no blocks.
         from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -99,6 +105,7 @@ class ResNet(nn.Module):
                 nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
         if weights is not None:
             load_backbone(self, depth, weights)
+        freeze_stages(self, self.layers(), freeze)
 
     def _make_stem(self, stem: Stem, width: int) -> int:
         """Create conv1 and bn1; return the number of their output channels."""
@@ -141,13 +148,29 @@ class ResNet(nn.Module):
             self._channels = out
         return nn.Sequential(*blocks)
 
+    def layers(self) -> list[Layer]:
+        """Return the parameters by depth: the stem, then block after block."""
+        parts: list[tuple[int, tuple[str, ...]]] = [(0, ("conv1.", "bn1."))]
+        for n, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=1):
+            parts += [(n, (f"layer{n}.{i}.",)) for i in range(len(stage))]
+        names = [name for name, _ in self.named_parameters()]
+        return [Layer(n, tuple(k for k in names if k.startswith(p))) for n, p in parts]
+
+    def train(self, mode: bool = True) -> "ResNet":
+        """Set training or eval mode; what is frozen stays in eval mode."""
+        super().train(mode)
+        if mode:
+            keep_in_eval(self, norm_eval=self.norm_eval)
+        return self
+
     def forward(self, x: Tensor) -> list[Tensor]:
         """Maps (B, 3, H, W) to the outputs of the four stages, finest first."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (B, channels of the stem, H/4, W/4)
         maps = []
         stages = (self.layer1, self.layer2, self.layer3, self.layer4)
         for number, stage in enumerate(stages, start=1):
-            if number in self.recompute and self.training and torch.is_grad_enabled():
+            # Of a stage and not of the network: a frozen stage is in eval mode, and keeps nothing.
+            if number in self.recompute and stage.training and torch.is_grad_enabled():
                 # Block by block, since the backward pass of a checkpointed stage would hold the
                 # activations of all its blocks at once.
                 for block in stage:

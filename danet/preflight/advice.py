@@ -30,6 +30,7 @@ def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] =
     support ``trainer.precision`` or ``evaluation.precision``.
     """
     data, lines = config.data, [*_rate_notes(config.optimizer), *_loss_notes(config)]
+    lines += _frozen_notes(config)
     if any(setting.lstrip("+").startswith("data.root=") for setting in typed):
         lines.insert(0, f"data.root={data.root}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -79,6 +80,20 @@ def _loss_notes(config: TrainConfig) -> list[str]:
         f"{size[0]} x {size[1]}), so every pixel is kept and OHEM does nothing"
         for key, kept, _ in walk(config.loss, "loss")
         if key.endswith(".min_kept") and is_int(kept) and kept >= pixels
+    ]
+
+
+def _frozen_notes(config: TrainConfig) -> list[str]:
+    """Return a note on each setting that keeps what a backbone without weights starts from."""
+    backbone = config.model.get("backbone") or {}
+    if config.resume or config.init_from or backbone.get("weights"):
+        return []
+    kept = {"freeze": ("none", "weights"), "norm_eval": (False, "statistics")}
+    return [
+        f"model.backbone.{key}={value}: the {what} that stay as they are were never trained; give "
+        "model.backbone.weights=FILE, or init_from"
+        for key, (default, what) in kept.items()
+        if (value := backbone.get(key, default)) != default
     ]
 
 

@@ -90,7 +90,7 @@ class StepSimulator:
             for group in optimizer.param_groups:
                 group["foreach"] = on_cuda
             for parameter in self.model.parameters():
-                parameter.grad = torch.empty_like(parameter)
+                parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
             optimizer.step()  # allocates the state
             optimizer.zero_grad(set_to_none=True)
             self.optimizer = ledger.now - self.weights

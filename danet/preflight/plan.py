@@ -9,6 +9,7 @@ from danet.config.schema import TrainConfig
 from danet.engine.precision import choose_precision
 from danet.errors import InputError
 from danet.memory import available_memory
+from danet.models.finetuning import count_frozen
 from danet.preflight.memory_estimate import StepSimulator
 
 RESERVE = 0.1
@@ -45,12 +46,13 @@ def describe(config: TrainConfig, device: torch.device) -> str:
     crop = largest_crop(simulator, batch_size, limit)
     networks = simulator.model, simulator.model.get_submodule("backbone")
     total, backbone = (sum(p.numel() for p in network.parameters()) for network in networks)
+    frozen = f"; {count:,} frozen" if (count := count_frozen(simulator.model)) else ""
     standing = simulator.weights + simulator.optimizer + simulator.average
     compiled = "; of the step before it is compiled" if settings.compile else ""
     rows = [
         ("step", f"{batch_size} x {height} x {width}, {settings.accumulate} batch(es) an update"),
         ("on", f"{device}, {str(precision).removeprefix('torch.')}"),
-        ("parameters", f"{total:,} (backbone {backbone:,}, heads {total - backbone:,})"),
+        ("parameters", f"{total:,} (backbone {backbone:,}, heads {total - backbone:,}{frozen})"),
         ("FLOPs forward", f"{forward / 1e9:,.1f} G a batch; a multiply-add is 2"),
         ("FLOPs step", f"{step / 1e9:,.1f} G; recomputation is counted"),
         ("weights", f"{_size(simulator.weights)} with buffers"),
