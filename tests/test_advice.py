@@ -19,7 +19,7 @@ import pytest
 import torch
 import torchvision
 import yaml
-from conftest import ROOT, TINY, call, make_trainer, plant, rewrite, save_picture
+from conftest import ROOT, TINY, call, make_trainer, plant, rewrite, save_picture, tiny
 from PIL import Image
 from torch.distributed import run as torchrun
 
@@ -33,6 +33,7 @@ from danet.datasets.base import Reading
 from danet.datasets.folder import Folder
 from danet.distributed import launcher, rendezvous
 from danet.distributed.rendezvous import choose_device
+from danet.engine.optimizer import SGD
 from danet.engine.trainer import Trainer
 from danet.errors import DivergedError, InputError, ProcessError
 from danet.models.resnet import ResNet
@@ -625,6 +626,21 @@ def heard(make, *arguments, kind=InputError, **named):
 def test_what_a_class_expects_is_said_in_python_too():
     assert "cache_dir=5: expected a folder or null" in heard(Reading, cache_dir=5)
     assert "stem='8x8' is not '7x7', '64-64-128' or" in heard(ResNet, depth=18, stem="8x8")
+
+
+def test_one_rate_for_a_backbone_that_does_not_list_its_layers(door):
+    message = heard(SGD(0.1, layer_decay=0.5), tiny())
+    door.follow("train", "optimizer=sgd", re.search(r"; set (\S+), or take", message)[1])
+
+
+@pytest.mark.parametrize("setting", ["model.backbone.freeze=2", "model.backbone.norm_eval=true"])
+def test_what_stays_as_it_is_should_have_been_trained(door, tiny_checkpoint, tmp_path, setting):
+    said = door.follow("train", setting)
+    file, start = re.search(rf"{setting}:.* give (\S+)=FILE, or (\w+)$", said, re.M | re.I).groups()
+    torch.save(ResNet(depth=18).state_dict(), tmp_path / "w.pth")
+    weights = ("model/backbone=resnet18", f"{file}={tmp_path / 'w.pth'}")
+    for given in ([f"{start}={tiny_checkpoint}"], weights):
+        assert "never trained" not in door.follow("train", setting, *given)
 
 
 def test_a_class_count_stays_as_the_data_set_has_it():

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import K, batch, scored, tiny
+from conftest import TINY, K, batch, call, scored, tiny
 from conftest import make_trainer as make
 from test_trainer import Idle, assert_equal, saved_by, state, train
 from torch import nn
 
+from danet.checkpoint import format as checkpoint_format
 from danet.distributed import sync_batchnorm
 from danet.engine.optimizer import SGD, AdamW, layer_factors, misfit, parameter_groups, state_of
 from danet.errors import InputError
@@ -272,6 +273,26 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, recipe):
     again = make(tmp_path / "again", network(**settings), resume=saved, **how)
     train(again, 2)
     assert_equal(state(again), state(whole))
+
+
+@pytest.mark.slow
+def test_a_run_says_what_is_frozen_and_an_unfrozen_one_is_a_new_run(tmp_path, capsys):
+    settings = [*TINY, "data.num_workers=0", "run.log_to=[]", "trainer.steps=2"]
+    first, last = [*settings, f"run.dir={tmp_path / 'a'}"], tmp_path / "a/last.pt"
+    call("train", *first, "model.backbone.freeze=2", "trainer.stop_at=1")
+    assert " parameters (11,912 frozen); steps 0 to 2" in capsys.readouterr().out
+    weights = checkpoint_format.load(last)["model"]
+    call("train", *first, "model.backbone.freeze=3", "resume=auto", code=2)
+    printed = capsys.readouterr().err
+    assert "model.backbone.freeze: 2 in the checkpoint, 3 now" in printed
+    assert "to start a new run from these weights use init_from" in printed
+    call("train", f"resume={last}")
+    assert " parameters (11,912 frozen); steps 1 to 2" in capsys.readouterr().out
+    after = checkpoint_format.load(last)["model"]
+    same = {name for name, value in after.items() if torch.equal(value, weights[name])}
+    assert same == {"mean", "std", *(name for name in after if is_frozen(name, 2))}
+    call("train", *settings, f"run.dir={tmp_path / 'b'}", f"init_from={last}")
+    assert "201,242 parameters; steps 0 to 2" in capsys.readouterr().out
 
 
 # Several processes

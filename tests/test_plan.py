@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import TINY, call
 from test_config import compose
+from torch.utils.flop_counter import FlopCounterMode
 
 from danet import memory
 from danet.config.build import make, make_model
@@ -81,6 +82,8 @@ LIKE_REALITY = [
     [RECOMPUTE],
     ["loss=rmi", "loss.main.losses.0.label_smoothing=0.1"],
     ["loss=focal"],
+    ["model.backbone.freeze=2", "optimizer.layer_decay=0.75"],
+    ["model.backbone.freeze=all", RECOMPUTE, "optimizer=sgd"],
 ]
 AT_REAL_SIZES = [
     ([], (6, 64, 384), 0.25),
@@ -170,6 +173,30 @@ def test_bfloat16_and_recomputation_take_less():
     assert simulated(RECOMPUTE, size=size) < 0.75 * full
 
 
+def test_frozen_stages_cost_their_forward_pass_alone():
+    size, wide = (6, 64, 384), ["model/backbone=resnet50", "optimizer=sgd"]
+    flops, activations = {}, {}
+    for freeze in ("none", "stem", 2, "all"):
+        typed = (*wide, f"model.backbone.freeze={freeze}")
+        step = StepSimulator(config(*typed), precision=torch.float32)
+        flops[freeze] = step.flops(*size)
+        activations[freeze] = simulated(*typed, size=size)
+        trained = sum(p.numel() for p in step.model.parameters() if p.requires_grad)
+        assert step.optimizer == 4 * trained
+    backbone = step.model.get_submodule("backbone")
+    with step._fake, FlopCounterMode(display=False) as counted:
+        backbone(torch.empty(6, 3, 64, 384))
+    assert len({forward for forward, _ in flops.values()}) == 1
+    saved = flops["none"][1] - flops["all"][1]
+    # The gradients of inputs and weights of each layer, but those of the image, which nobody needs;
+    # and the gradients of the inputs of both branches' 3x3 reductions.
+    stem = 2 * 49 * 3 * 64 * 6 * 32 * 192
+    branches = 2 * (2 * 9 * 2048 * 512 * 6 * 8 * 48)
+    assert saved == 2 * counted.get_total_flops() - stem + branches
+    assert flops["none"][1] > flops["stem"][1] > flops[2][1] > flops["all"][1]
+    assert activations["none"] > activations[2] > 2 * activations["all"]
+
+
 @pytest.fixture
 def few_sides(monkeypatch):
     """Lets the search for the largest crop begin at small ones: 2048 x 2048 takes seconds."""
@@ -215,4 +242,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, cap
     for word in ("parameters", "FLOPs step", "optimizer", "peak", "largest crop", "fits"):
         assert word in printed
     assert "2 x 48 x 96" in printed
+    assert "frozen" not in printed
+    call("train", *TINY, "dry_run=true", "device_memory=2", "model.backbone.freeze=all")
+    assert re.search(r"backbone (\S+), heads \S+; \1 frozen\)", capsys.readouterr().out)
     assert list(tmp_path.iterdir()) == []
