@@ -94,6 +94,17 @@ def test_every_parameter_is_in_one_group_with_its_own_rate_and_decay(recipe):
         assert found == {getattr(recipe, key, optimizer.defaults.get(key))}
 
 
+def test_groups_have_the_order_in_which_checkpoints_number_states():
+    groups = parameter_groups(tiny(), SGD(0.01, weight_decay=0.5, decay_norm=False))
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [
+        *((0.01, 0.5), (0.01, 0.0), (0.1, 0.5), (0.1, 0.0))
+    ]
+    model = tiny()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    backbone, head = parameter_groups(model, SGD(0.01))
+    assert [names[p] for p in (*backbone["params"], *head["params"])] == list(names.values())
+
+
 # Checkpoints
 
 STATE = {

@@ -30,6 +30,7 @@ def ignore_unused_parameters(model: nn.Module) -> list[str]:
     torch.stack([o.sum() for o in (output.logits, *output.auxiliary.values())]).sum().backward()
     trained = (item for item in network.named_parameters() if item[1].requires_grad)
     unused = [name for name, parameter in trained if parameter.grad is None]
+    # A prototype in torch; find_unused_parameters, which is public, walks the graph in every step.
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, unused)
     return unused
 
