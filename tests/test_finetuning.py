@@ -237,14 +237,14 @@ def test_layers_learn_at_their_rates(recipe, freeze):
     assert len(keys) == len(set(keys)) or recipe.head_multiplier == 1
 
 
-def test_a_part_behind_the_stages_learns_at_the_full_rate():
+def test_a_part_behind_the_stages_learns_at_the_rate_of_the_heads():
     head = functools.partial(FCNHead, num_classes=K, channels=8)
-    factors = layer_factors(Segmentor(Parts("none"), head), 0.5)
+    factors = layer_factors(Segmentor(Parts("none"), head), SGD(1.0, layer_decay=0.5))
     weights = {name: f for name, f in factors.items() if name.endswith("weight")}
     assert weights == {
         "backbone.first.0.weight": 0.25,
         "backbone.second.0.weight": 0.5,
-        "backbone.pyramid.weight": 1.0,
+        "backbone.pyramid.weight": 10.0,
     }
 
 

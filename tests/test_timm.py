@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from danet.engine.optimizer import SGD, layer_factors
 from danet.errors import InputError
+from danet.models.finetuning import freeze_stages
 from danet.models.heads.dual import DualAttentionHead, FCNHead
 from danet.models.pyramid import Pyramid
 from danet.models.segmentor import Segmentor
@@ -53,6 +55,24 @@ def test_every_family_makes_a_training_step(family):
         torch.stack([x.sum() for x in (output.logits, *output.auxiliary.values())]).sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
     assert len(without) == WITHOUT_GRADIENT.get(family, 0), without
+    require_frozen_maps(model.backbone, pools_at_the_end=family == "vgg")
+
+
+def require_frozen_maps(backbone, *, pools_at_the_end):
+    """Check that no graph is recorded for frozen stages, whose maps need no gradient."""
+    layers, multiple = backbone.layers(), backbone.features.multiple[0]
+    step = -(-32 // multiple) * multiple
+    size = backbone.features.size or (2 * step, 3 * step)
+    listed = sorted(name for layer in layers for name in layer.parameters)
+    assert listed == sorted(name for name, _ in backbone.named_parameters())
+    assert [layer.stage for layer in layers] == sorted(layer.stage for layer in layers)
+    for stage in (1, 2, 3, "all"):
+        freeze_stages(backbone, layers, stage)
+        maps = backbone.network(torch.zeros(2, 3, *size, device="meta"))[-4:]
+        learns = [m.requires_grad for m in maps]
+        frozen = len(maps) if stage == "all" else stage
+        assert not any(learns[:frozen])
+        assert all(learns[frozen:]) or pools_at_the_end
 
 
 @pytest.mark.parametrize(
@@ -244,7 +264,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
     for name, tensors in {"test_resnet": vit, "test_vit": resnet}.items():
         with pytest.raises(InputError, match=r"does not fit: missing: .* and \d+ more"):
             TimmBackbone(name=name, weights=saved(tensors, tmp_path))
-    theirs = {"features.0.0.weight": torch.ones(96, 3, 4, 4), "features.0.0.bias": torch.ones(96)}
+    theirs = pytest.importorskip("torchvision").models.swin_t().state_dict()
     with pytest.raises(InputError, match=r"these are no weights of swin_tiny.*; give a file of"):
         TimmBackbone(name="swin_tiny_patch4_window7_224", weights=saved(theirs, tmp_path))
 
@@ -293,3 +313,49 @@ def test_the_network_is_described_at_the_start():
     note = TimmBackbone(name="test_vit").notes[0]
     assert "strides 16, 16, 16, 16; a pyramid brings the last to 8; images are padded" in note
     assert TimmBackbone(name="test_convnext").notes == []
+
+
+LITE = {"name": "tf_efficientnet_lite0", "output_stride": 16}
+
+
+@pytest.mark.parametrize("freeze", ["stem", 2, "all"])
+def test_frozen_stages_keep_weights_and_statistics(freeze):
+    torch.manual_seed(0)
+    model = segmentor(**LITE, freeze=freeze, drop_path=0.2).train()
+    last = {"stem": 0, "all": 4}.get(freeze, freeze)
+    kept = {n for layer in model.backbone.layers() if layer.stage <= last for n in layer.parameters}
+    before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    optimizer = SGD(0.1, layer_decay=0.9)(model)
+    for _ in range(2):
+        output = model(torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8))
+        torch.stack(
+            [x.square().mean() for x in (output.logits, *output.auxiliary.values())]
+        ).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    norms = {name.rpartition(".")[0] for name in kept}
+    for name, value in model.backbone.state_dict().items():
+        is_frozen = name in kept or (
+            name not in dict(model.backbone.named_parameters()) and name.rpartition(".")[0] in norms
+        )
+        assert torch.equal(value, before[name]) == is_frozen, name
+
+
+def test_rates_of_a_transformer_decay_by_block():
+    model = segmentor("test_vit")
+    factors = layer_factors(model, SGD(1.0, head_multiplier=5, layer_decay=0.5))
+    rates = {name.removeprefix("backbone."): factor for name, factor in factors.items()}
+    assert rates["network.model.cls_token"] == rates["network.model.pos_embed"] == 0.5**7
+    assert rates["network.model.patch_embed.proj.weight"] == 0.5**7
+    assert [rates[f"network.model.blocks.{i}.norm1.weight"] for i in range(6)] == [
+        *(0.5**6, 0.5**5, 0.5**4, 0.5**3, 0.5**2, 0.5)
+    ]
+    assert rates["pyramid.norm.weight"] == 5
+
+
+@pytest.mark.parametrize("norm_eval", [False, True])
+def test_batch_norms_may_keep_their_statistics(norm_eval):
+    model = segmentor(**LITE, norm_eval=norm_eval).train()
+    model(torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8)).logits.sum().backward()
+    assert torch.equal(model.backbone.network.bn1.running_mean, torch.zeros(32)) == norm_eval
+    assert model.backbone.network.bn1.weight.grad is not None

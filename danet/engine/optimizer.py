@@ -24,7 +24,8 @@ class SGD:
 
     Args:
         lr: Base rate of the backbone.
-        head_multiplier: Of the rate of all parameters outside the backbone; 10 in the paper's code.
+        head_multiplier: Of the rate of all parameters outside the backbone, and of the pyramid that
+            brings its last map to another stride; 10 in the paper's code.
         momentum, weight_decay, nesterov: As in torch.optim.SGD.
         decay_norm: Whether norms, biases and the scalars gamma decay as well; the paper's code
             decays everything.
@@ -107,7 +108,7 @@ def _can_fuse(model: nn.Module) -> bool:
 
 def parameter_groups(model: nn.Module, factory: SGD | AdamW) -> list[dict[str, Any]]:
     """Group parameters by rate and decay, without frozen ones; ``base_lr`` is before schedule."""
-    factors = layer_factors(model, factory.layer_decay)
+    factors = layer_factors(model, factory)
     groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -124,16 +125,18 @@ def parameter_groups(model: nn.Module, factory: SGD | AdamW) -> list[dict[str, A
     return list(groups.values())
 
 
-def layer_factors(model: nn.Module, decay: float) -> dict[str, float]:
+def layer_factors(model: nn.Module, factory: SGD | AdamW) -> dict[str, float]:
     """Return the factor of the rate for each parameter of the backbone, by name in the network.
 
-    Parts of stage 5, which start from random weights, have the factor 1. Raises InputError for a
-    backbone that does not list its layers (see danet.models.finetuning), unless ``decay`` is 1.
+    Parts of stage 5, which start from random weights, have that of the heads. A backbone that does
+    not list its layers (see danet.models.finetuning) has none; raises InputError for it unless
+    ``layer_decay`` is 1.
     """
-    if decay == 1:
-        return {}
-    backbone: Any = model.get_submodule("backbone")
+    backbone: Any = getattr(model, "backbone", None)
+    decay = factory.layer_decay
     if not inspect.ismethod(getattr(backbone, "layers", None)):
+        if decay == 1:
+            return {}
         raise InputError(
             f"optimizer.layer_decay={decay}: {type(backbone).__name__} has no method that lists "
             "its layers; set optimizer.layer_decay=1, or take another model/backbone"
@@ -141,7 +144,7 @@ def layer_factors(model: nn.Module, decay: float) -> dict[str, float]:
     layers = backbone.layers()
     depth = sum(layer.stage <= 4 for layer in layers)
     return {
-        f"backbone.{name}": decay ** max(depth - i, 0)
+        f"backbone.{name}": decay ** (depth - i) if layer.stage <= 4 else factory.head_multiplier
         for i, layer in enumerate(layers)
         for name in layer.parameters
     }

@@ -130,6 +130,8 @@ def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) 
     elif config.init_from:
         for line in initialise(model, Path(config.init_from)):
             cli.say(line)
+    for note in vars(model.get_submodule("backbone")).get("notes", ()):
+        cli.say(note)
     model = place(model, settings, device)
     loss, optimizer = parts.loss.to(device), parts.optimizer(model)
     folder = make_folder(config, saved)  # only now, since the optimizer may refuse the network

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from danet.errors import InputError, first_line
 from danet.extras import require
+from danet.models.finetuning import Freeze, Layer, freeze_stages, keep_in_eval
 from danet.models.pyramid import Pyramid, cut
-from danet.models.timm_features import NUM_MAPS, Features, choose_features
+from danet.models.timm_features import NUM_MAPS, Features, choose_features, list_layers
 from danet.models.timm_weights import load_weights
 
 
@@ -28,6 +29,8 @@ class TimmBackbone(nn.Module):
             (downloaded once), or the path of a file, see ``timm_weights``.
         image_size: Height and width of the images in training. Only networks that compute no
             other size use it; their position embeddings are resized to it.
+        freeze, norm_eval: As in ResNet; a transformer without stages has a fourth of its blocks in
+            each.
         drop_path: Probability with which a residual branch of the last block is dropped in
             training (stochastic depth, Huang et al., ECCV 2016); it grows linearly from the first.
 
@@ -45,6 +48,8 @@ class TimmBackbone(nn.Module):
         weights: str | None = None,
         image_size: Sequence[int] | None = None,
         drop_path: float = 0.0,
+        freeze: Freeze = "none",
+        norm_eval: bool = False,
     ) -> None:
         super().__init__()
         require("timm")
@@ -69,7 +74,7 @@ class TimmBackbone(nn.Module):
         except (OSError, RuntimeError) as error:
             raise InputError(f"model.backbone.weights={weights}: {first_line(error)}") from error
         if weights is not None and weights != "pretrained":
-            load_weights(self.network, name, Path(weights).expanduser(), features.arguments)
+            load_weights(self.network, name, Path(weights).expanduser(), features.sizes)
         self.channels = features.channels
         is_dilated = "output_stride" in features.arguments
         strides = features.strides
@@ -79,6 +84,21 @@ class TimmBackbone(nn.Module):
         # timm normalises images in 0..1.
         self.mean: Sequence[float] = [255 * value for value in trained["mean"]]
         self.std: Sequence[float] = [255 * value for value in trained["std"]]
+        self.norm_eval = norm_eval
+        self._layers = list_layers(name, features)
+        freeze_stages(self, self.layers(), freeze)
+
+    def layers(self) -> list[Layer]:
+        """Return the parameters by depth: the stem, block after block, the pyramid."""
+        new = tuple(name for name, _ in self.named_parameters() if name.startswith("pyramid."))
+        return [*self._layers, Layer(5, new)]
+
+    def train(self, mode: bool = True) -> "TimmBackbone":
+        """Set training or eval mode; what is frozen stays in eval mode."""
+        super().train(mode)
+        if mode:
+            keep_in_eval(self, norm_eval=self.norm_eval)
+        return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Maps (B, 3, H, W) to up to four maps, finest first; the last has the output stride."""

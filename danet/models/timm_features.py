@@ -1,5 +1,6 @@
 """Feature maps of a network of timm: the arguments with which it gives them, and what they are."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from operator import gt
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from danet.errors import InputError, first_line
+from danet.models.finetuning import Layer
 
 NUM_MAPS = 4
 """Feature maps of a backbone, at most; some networks also have one at stride 2."""
@@ -29,6 +31,12 @@ class Features(NamedTuple):
     """Height and width of which those of an image must be multiples."""
     size: tuple[int, int] | None
     """Height and width of an image where only one size can be computed."""
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The arguments that decide the shapes of tensors."""
+        names = ("img_size", "dynamic_img_size")
+        return {name: self.arguments[name] for name in names if name in self.arguments}
 
 
 def choose_features(
@@ -166,3 +174,67 @@ def _strides(
             )
         strides.append(stride)
     return strides, is_last
+
+
+def flat_name(name: str) -> str:
+    """Return a name of a parameter as it is in a whole network and in its feature maps alike.
+
+    What gives the feature maps changes names: stages.0 becomes stages_0, model.stages.0 or
+    body.stages.0.
+    """
+    return re.sub(r"^(model|body)\.", "", name).replace(".", "_")
+
+
+def list_layers(name: str, features: Features) -> list[Layer]:
+    """Return the parameters of feature maps by depth: the stem, then block after block.
+
+    A parameter is of the stage of the first map that depends on it. Within a stage blocks are those
+    by which timm decays rates; a network that has none there is one block a stage.
+    """
+    network, whole = create(name, **features.arguments), create(name, **features.sizes)
+    stages = _stages(network, features)
+    depths = _depths(whole, list(stages))
+    # The stem is what comes before the first block of the first stage.
+    start = min(depth for key, depth in depths.items() if stages[key] == 1)
+    layers: dict[tuple[int, float], list[str]] = {}
+    for key, stage in stages.items():
+        is_stem = stage == 1 and depths[key] == start
+        layers.setdefault((0 if is_stem else stage, depths[key]), []).append(f"network.{key}")
+    return [Layer(stage, tuple(names)) for (stage, _), names in sorted(layers.items())]
+
+
+def _stages(network: nn.Module, features: Features) -> dict[str, int]:
+    """Return name of a parameter -> 1 to 4 for the first map that depends on it, 4 if none does."""
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    down, across = (-(-32 // n) * n for n in features.multiple)
+    size = features.size or (2 * down, 3 * across)
+    found: dict[str, int] = {}
+    seen: set[Any] = set()
+    for stage, x in enumerate(_compute(network, size), start=1):
+        nodes = [x.grad_fn]
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+            if (parameter := getattr(node, "variable", None)) is not None:  # a leaf of the graph
+                found[names[parameter]] = stage
+    return {name: found.get(name, NUM_MAPS) for name in names.values()}
+
+
+def _depths(whole: nn.Module, names: Sequence[str]) -> dict[str, float]:
+    """Return name of a parameter -> number of its group in timm; 0 for the first and if unknown."""
+    import timm
+
+    groups: dict[str, int] = {}
+    if hasattr(whole, "group_matcher"):
+        matcher: Any = whole.group_matcher(coarse=False)  # type: ignore[operator]
+        groups = timm.models.group_parameters(whole, matcher, reverse=True)
+    by_name = {flat_name(name): depth for name, depth in groups.items()}
+    depths: dict[str, float] = {name: by_name.get(flat_name(name), 0) for name in names}
+    # What is registered before a block is no deeper: timm matches no register token, for one.
+    deepest = max(depths.values())
+    for name in reversed(names):
+        deepest = depths[name] = min(depths[name], deepest)
+    return depths

@@ -1,7 +1,6 @@
 """Weights for a network of timm from a local file: timm's names, or those of the publisher."""
 
 import inspect
-import re
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -14,13 +13,13 @@ from torch import Tensor, nn
 from danet.checkpoint.weights import fitting, read_state_dict
 from danet.distributed import collectives
 from danet.errors import InputError, first_line
-from danet.models.timm_features import create
+from danet.models.timm_features import create, flat_name
 
 _KINDS = ("weight", "bias", "running_mean", "running_var")
 """Last parts of names that say what a tensor is; others differ between programs."""
 
 
-def load_weights(network: nn.Module, name: str, path: Path, arguments: Mapping[str, Any]) -> None:
+def load_weights(network: nn.Module, name: str, path: Path, sizes: Mapping[str, Any]) -> None:
     """Fill the feature maps of a network from a file of its weights.
 
     The names may be timm's; those of a publisher that timm converts, such as Meta's for DINOv2 and
@@ -31,15 +30,13 @@ def load_weights(network: nn.Module, name: str, path: Path, arguments: Mapping[s
         network: The feature maps.
         name: Of the network.
         path: Of the file: torch's or safetensors.
-        arguments: Of ``timm.create_model``, with which the network was made.
+        sizes: Arguments of ``timm.create_model`` that decide the shapes of tensors.
 
     Raises:
         InputError: It cannot be read or does not fit.
     """
     source = f"model.backbone.weights={path}"
     found = read_state_dict(path, "model.backbone.weights")
-    # Of the arguments, these two decide the shapes of tensors.
-    sizes = {k: arguments[k] for k in ("img_size", "dynamic_img_size") if k in arguments}
     whole = create(name, **sizes)
     known = whole.state_dict()
     named, problem = _converted(found, name, whole)
@@ -55,10 +52,9 @@ def load_weights(network: nn.Module, name: str, path: Path, arguments: Mapping[s
     if rest := [key for key in named if key not in known]:
         more = f" and {len(rest) - 5} more" * (len(rest) > 5)
         notes.append(f"left out, of no part of {name}: {', '.join(rest[:5])}{more}")
-    # timm's wrappers change names: stages.0 becomes stages_0, model.stages.0 or body.stages.0.
-    flat = {_flat(key): value for key, value in named.items() if key in known}
+    flat = {flat_name(key): value for key, value in named.items() if key in known}
     expected, trained = network.state_dict(), dict(network.named_parameters())
-    state = {key: flat[_flat(key)] for key in expected if _flat(key) in flat}
+    state = {key: flat[flat_name(key)] for key in expected if flat_name(key) in flat}
     for key, value in expected.items():  # tables that timm computes
         if key not in trained and not key.endswith(("running_mean", "running_var")):
             state.setdefault(key, value)
@@ -66,10 +62,6 @@ def load_weights(network: nn.Module, name: str, path: Path, arguments: Mapping[s
     if collectives.is_first():
         for note in notes:
             print(f"{source}: {note}", flush=True)
-
-
-def _flat(name: str) -> str:
-    return re.sub(r"^(model|body)\.", "", name).replace(".", "_")
 
 
 def _converted(
