@@ -113,7 +113,7 @@ STATE = {
     "classes": ["a", "b"],
     "model": {"weight": torch.arange(6.0).view(2, 3)},
     "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": []},
-    "best_miou": None,
+    "best_score": None,
     "step": 7,
 }
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, LargestTensor, call
+from conftest import ROOT, TINY, LargestTensor, call, no_waiting
 from test_config import compose
 from torch import nn
 
@@ -20,13 +20,14 @@ from danet.config.resume import differences
 from danet.config.validate import check
 from danet.data.loader import eval_batches
 from danet.errors import InputError
-from danet.evaluation import sliding_window
+from danet.evaluation import metrics, sliding_window
 from danet.evaluation.evaluate import evaluate
 from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.inference import MultiScale, Sliding, Whole, describe
-from danet.evaluation.metrics import BoundaryIoU, ConfusionMatrix, image_iou
+from danet.evaluation.metrics import BoundaryIoU, ConfusionMatrix, PixelLoss, image_iou
 from danet.evaluation.protocols import AuthorsProtocol, MMSegProtocol
-from danet.evaluation.sliding_window import Windows, argmax, resize_bands, sum_maps, window_starts
+from danet.evaluation.sliding_window import Windows, resize_bands, sum_maps, window_starts
+from danet.losses import OHEM, CrossEntropy, DeepSupervision, Dice, WeightedSum
 from danet.models.heads.dual import DualAttentionHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
@@ -39,6 +40,8 @@ K = 3
 
 class StandIn(nn.Module):
     """Logits that depend on what else is in the window, and on left and right."""
+
+    align_corners = True
 
     def __init__(self):
         super().__init__()
@@ -393,8 +396,12 @@ def test_strips_of_a_wide_image_give_the_classes_of_its_bands(monkeypatch, width
             return super().bands(infer, image, grid)
 
     windows = Seen((32, crop), (24, stride))
-    expected = argmax(Windows((32, crop), (24, stride)).bands(infer, image))
-    assert torch.equal(windows.argmax(infer, image), expected)
+    bands = Windows((32, crop), (24, stride)).bands(infer, image)
+    expected = torch.cat([band.argmax(dim=1) for band in bands], dim=1)
+    classes = torch.full_like(expected, -1)
+    for piece in windows.pieces(infer, image):
+        classes[piece.place] = piece.scores.argmax(dim=1)
+    assert torch.equal(classes, expected)
     assert max(widths) < 120 + 2 * crop
     assert len(widths) > (2 if width > 200 else 0)
 
@@ -423,9 +430,9 @@ def danet():
     return network
 
 
-def run(network, pictures, **batches):
-    batches = eval_batches(pictures, **batches)
-    return evaluate(network, batches, Whole(), num_classes=K, device=torch.device("cpu"))
+def run(network, pictures, infer=MODES[0], loss=None, *, batch_size=1, **shard):
+    batches, device = eval_batches(pictures, batch_size=batch_size, **shard), torch.device("cpu")
+    return evaluate(network, batches, infer, num_classes=K, device=device, loss=loss)
 
 
 MIXED = [(40, 56), (33, 47), (40, 56), (56, 40), (33, 47)]
@@ -456,6 +463,89 @@ def test_evaluation_counts_what_the_network_predicts_picture_by_picture(danet):
             guess = danet(image).logits.argmax(dim=1)[0]
         wanted.update(guess, torch.from_numpy(sample.mask))
     assert torch.equal(run(danet, pictures, batch_size=2).matrix, wanted.matrix)
+
+
+# Loss
+
+WEIGHTS = [0.5, 2.0, 1.0]
+CRITERIA = {
+    "cross entropy": (CrossEntropy(), [1.0] * K, 1.0),
+    "class weights": (CrossEntropy(WEIGHTS), WEIGHTS, 1.0),
+    "all pixels of ohem": (OHEM(0.3, min_kept=9, class_weights=WEIGHTS), WEIGHTS, 1.0),
+    "no regions": (WeightedSum([Dice(), CrossEntropy(WEIGHTS)], [1.0, 0.5]), WEIGHTS, 0.5),
+    "regions alone": (Dice(), [1.0] * K, 1.0),
+    "a sum of regions": (WeightedSum([Dice()], [2.0]), [1.0] * K, 1.0),
+}
+
+
+def literal_loss(probabilities, pictures, weights):
+    """The formula in float64, pixel by pixel: sum(-w[y] log p[y]) / sum(w[y])."""
+    above = below = 0.0
+    for p, sample in zip(probabilities, pictures, strict=True):
+        for y, x in zip(*(sample.mask != IGNORE).nonzero(), strict=True):
+            truth = sample.mask[y, x]
+            above -= weights[truth] * math.log(p[truth, y, x])
+            below += weights[truth]
+    return above / below
+
+
+def as_batch(sample):
+    return torch.from_numpy(sample.image).permute(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_the_loss_is_the_mean_over_all_labelled_pixels_however_they_are_spread(danet, name):
+    criterion, weights, factor = CRITERIA[name]
+    nn.init.normal_(danet.head.classify[-1].weight, std=0.5)
+    pictures = pictures_of((12, 17), (9, 30), (12, 17), (16, 11), (9, 30))
+    # The network as evaluation runs it, so that all that differs is the summation.
+    fused = fuse_for_inference(danet, torch.device("cpu"))
+    with torch.no_grad():
+        maps = [fused(as_batch(s)).logits[0].double().softmax(dim=0).tolist() for s in pictures]
+    wanted = factor * literal_loss(map(np.array, maps), pictures, weights)
+    sums = []
+    for rank, world, size in ((0, 1, 1), (0, 1, 3), (0, 2, 2), (1, 2, 1), (5, 6, 1)):
+        loss = PixelLoss(DeepSupervision(criterion).pixel_parts, K)
+        run(danet, pictures, loss=loss, batch_size=size, rank=rank, world=world)
+        sums.append(loss.sums)
+    for spread in (sums[0], sums[1], sums[2] + sums[3]):
+        loss.sums = spread
+        assert loss.mean() == pytest.approx(wanted, rel=1e-6)
+    assert torch.equal(sums[0], sums[1]), "to the bit in batches of any size"
+    assert not sums[4].any(), "a process without a picture has sums of the same shape"
+
+
+@pytest.mark.parametrize("infer", [*MODES, *PROTOCOLS], ids=lambda i: type(i).__name__)
+def test_the_loss_is_that_of_the_probabilities_of_every_mode(model, infer, monkeypatch):
+    monkeypatch.setattr(sliding_window, "STRIP", 60)  # also from strips of columns
+    monkeypatch.setattr(metrics, "_ELEMENTS", 500)
+    pictures = pictures_of((40, 150), (50, 33))
+    maps = [infer(model, as_batch(sample))[0].double().numpy() for sample in pictures]
+    loss = PixelLoss(DeepSupervision(CrossEntropy()).pixel_parts, K)
+    counted = run(model, pictures, infer, loss)
+    assert loss.mean() == pytest.approx(literal_loss(maps, pictures, [1.0] * K), rel=1e-5)
+    assert torch.equal(counted.counts, run(model, pictures, infer).counts)
+
+
+def test_the_loss_takes_little_memory_and_never_waits_for_the_device(monkeypatch):
+    monkeypatch.setattr(metrics, "_ELEMENTS", 4096)
+    probabilities = torch.randn(1, K, 200, 300).softmax(dim=1)
+    mask = torch.randint(0, K, (1, 200, 300), dtype=torch.uint8)
+    loss = PixelLoss(DeepSupervision(CrossEntropy(WEIGHTS)).pixel_parts, K)
+    before = probabilities.clone()
+    with LargestTensor() as largest, no_waiting():
+        loss.update(probabilities, mask, are_logits=False)
+    assert largest.numel <= 4096
+    assert torch.equal(probabilities, before)
+
+
+def test_a_probability_of_zero_and_labels_that_are_no_classes_leave_the_loss_finite():
+    loss = PixelLoss(DeepSupervision(CrossEntropy(WEIGHTS)).pixel_parts, K)
+    assert math.isnan(loss.mean()), "nothing is labelled yet"
+    scores = torch.tensor([0.0, 1.0, 0.0]).view(1, K, 1, 1).expand(1, K, 1, 3)
+    loss.update(scores, torch.tensor([[[0, K, IGNORE]]], dtype=torch.uint8), are_logits=False)
+    assert loss.mean() == pytest.approx(-math.log(torch.finfo(torch.float32).tiny))
+    assert loss.sums[0, 1] == WEIGHTS[0], "one pixel is counted"
 
 
 # Precision

@@ -1,6 +1,7 @@
 """A run keeps the checkpoints it promises, whole, whatever happens to the process."""
 
 import itertools
+import math
 import os
 import random
 import subprocess
@@ -43,8 +44,13 @@ def steps_in(folder):
         ({"keep_last": 2}, (0.3, 0.9, 0.4, None, 0.2), [2, 4, 5], 2),
         ({"keep_best": 2, "keep_every": 4, "keep_last": 1}, (5, 1, 7, 2, 6), [3, 4, 5], 3),
         ({}, (0.5, 0.5), [1, 2], 1),
+        ({"best_by": "loss", "keep_best": 2}, (0.3, 0.9, 0.2, 0.8, 0.7), [1, 3, 4, 5], 3),
+        ({"keep_best": 2}, (math.nan, 0.1, math.nan, 0.2, math.inf), [2, 4, 5], 4),
     ],
-    ids=["the newest and the best", "several best and round ones", "the earlier of equal ones"],
+    ids=[
+        *("the newest and the best", "several best and round ones", "the earlier of equal ones"),
+        *("the lowest loss", "numbers alone"),
+    ],
 )
 def test_the_checkpoints_that_are_asked_for_are_kept(tmp_path, settings, scores, kept, best):
     manager = manager_of(tmp_path, **settings)

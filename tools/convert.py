@@ -95,7 +95,7 @@ def run(config: DictConfig, *, further: list[str]) -> None:
             "scaler": None,
             "processes": 1,
             "step": 0,
-            "best_miou": None,
+            "best_score": None,
             "scores": None,
         },
     )

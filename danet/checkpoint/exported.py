@@ -15,7 +15,7 @@ from danet.plain import printable
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT = 1
-FIELDS = ("version", "classes", "palette", "step", "scores", "best_miou", "training_set", "run_id")
+FIELDS = ("version", "classes", "palette", "step", "scores", "best_score", "training_set", "run_id")
 """Fields of a checkpoint that the folder has, beside the config and the weights."""
 SCHEME = "hf://"
 """Begins the name of a repository where a path is expected: ``hf://owner/name[@revision]``."""

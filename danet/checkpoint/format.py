@@ -64,7 +64,9 @@ class Fields(BaseModel):
     step: _Count = 0  # batches trained
     skipped: _Count = 0  # those of them whose gradients overflowed float16
     evaluated_at: _Count = 0
-    best_miou: _Number | None = None
+    best_score: _Number | None = None  # by trainer.best_by
+    best_step: _Count = 0
+    evaluations_since_best: _Count = 0
     scores: Annotated[dict[_Text, _Number | None] | None, _Few] = None
     best: Annotated[list[tuple[_Number, _Count]], FailFast()] = []  # scores and steps
     training_set: _Text | None = None
@@ -73,7 +75,7 @@ class Fields(BaseModel):
 
 
 FOR_USE = ("config", "classes", "palette", "model", "step")
-FOR_RESUME = (*FOR_USE, "ema", "optimizer", "scaler", "processes", "best_miou", "scores")
+FOR_RESUME = (*FOR_USE, "ema", "optimizer", "scaler", "processes", "best_score", "scores")
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -145,6 +147,8 @@ def load(path: str | Path, *, key: str = "checkpoint") -> Checkpoint:
             f"{source}: damaged or incomplete: the checksum at its end is missing"
             + reading.another_whole(path)
         )
+    if "best_miou" in checkpoint:  # of versions without trainer.best_by
+        checkpoint["best_score"] = checkpoint.pop("best_miou")
     require_sound(checkpoint, source)
     checkpoint["model"] = without_wrappers(checkpoint["model"], source)
     if (ema := checkpoint.get("ema")) is not None:

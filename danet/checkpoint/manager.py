@@ -1,5 +1,6 @@
 """Which checkpoints a run keeps, when one is due, and what a failed write means."""
 
+import math
 import os
 import re
 import shutil
@@ -169,15 +170,16 @@ class CheckpointManager:
             self._thread.shutdown()
 
     def _rank(self, step: int, score: float | None) -> bool:
-        """Enter a score into ``best``; return whether it is the highest."""
+        """Enter a score into ``best``; return whether it is the best, which NaN never is."""
         # A step may be saved twice: before its evaluation, which may fail, and with its score after
         # it; its own earlier entry must not count against it.
         others = [pair for pair in self.best if pair[1] != step]
-        if score is None:
+        if score is None or not math.isfinite(score):
             return False
-        ranked = sorted([*others, (score, step)], key=lambda pair: (-pair[0], pair[1]))
+        merit = self.policy.merit
+        ranked = sorted([*others, (score, step)], key=lambda pair: (-merit(pair[0]), pair[1]))
         self.best = ranked[: self.policy.keep_best]
-        return not others or score > others[0][0]
+        return not others or merit(score) > merit(others[0][0])
 
     def _collect(self, *, warn: bool = True) -> None:
         """Wait for the write under way; keep its failure, and warn if it does not stop the run."""

@@ -74,7 +74,8 @@ def resolve(
     else:
         settled = deepcopy(config.plain)
         notes += compare_settings(path, stored, settled)
-        if any(map(_is_measure, differences(stored, settled))):
+        best_by = settled["trainer"]["best_by"]
+        if any(_is_measure(key, best_by) for key in differences(stored, settled)):
             forget_best(saved)
             notes.append("resume: scores are measured otherwise, so the best score begins anew")
     # The path and not "auto", so that the run records which checkpoint it continued.
@@ -171,8 +172,10 @@ def compare_settings(path: Path, stored: Mapping[str, Any], config: Mapping[str,
     raise InputError(f"resume={path}: the run had other settings:\n{text}\n{advice}")
 
 
-def _is_measure(key: str) -> bool:
+def _is_measure(key: str, best_by: str) -> bool:
     """Return whether scores before and after a change of a key are not comparable."""
+    if key == "trainer.best_by" or (best_by == "loss" and key.startswith("loss.main.")):
+        return True
     is_of_training = key.startswith(("data.crop", "data.transforms.train", "data.train_split"))
     return key.startswith(("evaluation.", "data.")) and not is_of_training
 
@@ -205,12 +208,13 @@ def compare_data(saved: Checkpoint, found: Mapping[str, str], *, allowed: bool) 
 
 def forget_best(saved: Checkpoint) -> None:
     """Remove the scores of a checkpoint: later ones are not comparable with them."""
-    saved["best_miou"], saved["scores"], saved["best"] = None, None, []
+    saved["best_score"], saved["scores"], saved["best"] = None, None, []
+    saved["best_step"] = saved["evaluations_since_best"] = 0
 
 
 def is_best_forgotten(saved: Checkpoint) -> bool:
     """Return whether ``forget_best`` was called on a checkpoint that had a score."""
-    return saved["best_miou"] is None and saved.get("evaluated_at", 0) > 0
+    return saved["best_score"] is None and saved.get("evaluated_at", 0) > 0
 
 
 def _compare_sums(

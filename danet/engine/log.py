@@ -13,13 +13,12 @@ from tqdm import tqdm
 
 from danet import console
 from danet.distributed import collectives
+from danet.engine.settings import AVERAGES
 from danet.engine.trackers import TRACKERS, Tracker, finite, plain_settings
 from danet.evaluation.inference import describe
 from danet.evaluation.metrics import ConfusionMatrix, single_class_warning
 from danet.filesystem import atomic_write
 from danet.plain import is_number
-
-_AVERAGES = ("miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
 
 
 class RunLog:
@@ -115,30 +114,20 @@ class RunLog:
         self._bar.set_postfix(shown, refresh=False)  # drawn with the next step
         self.scalars(step, "train", values)
 
-    def validation(
-        self, step: int, confusion: ConfusionMatrix, best_miou: float | None
-    ) -> dict[str, float]:
-        """Log the scores of a step, as a table by class and as numbers; return the averages.
+    def validation(self, step: int, confusion: ConfusionMatrix, loss: float) -> dict[str, float]:
+        """Log the scores of a step, as a table by class and as numbers; return the numbers.
 
-        Args:
-            step: Of the run.
-            confusion: Of the whole validation set, all processes together.
-            best_miou: Of the steps before; None if there is none.
+        Confusion and loss are those of the whole validation set, all processes together.
         """
         scores = confusion.scores()
-        averages = {name: getattr(scores, name) for name in _AVERAGES}
-        best = max(scores.miou, best_miou or 0.0)
+        named = {**{name: getattr(scores, name) for name in AVERAGES}, "loss": loss}
         self.write(f"step {step}: validation, {describe(self.config.get('evaluation', {}))}")
         self.write(class_table(self.classes, {"IoU": scores.iou, "accuracy": scores.accuracy}))
         if warning := single_class_warning(confusion.matrix, self.classes):
             self.warn(f"step {step}: {warning}")
         per_class = {f"iou/{name}": v for name, v in zip(self.classes, scores.iou, strict=True)}
-        self.scalars(step, "val", {**averages, **per_class})
-        self.write(
-            f"  mIoU {100 * scores.miou:.2f} (best {100 * best:.2f}), pixel accuracy "
-            f"{100 * scores.pixel_accuracy:.2f}"
-        )
-        return averages
+        self.scalars(step, "val", {**named, **per_class})
+        return {**named, **per_class}
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Show pictures, uint8 (H, W, 3) RGB."""

@@ -27,12 +27,13 @@ from danet.datasets.folder import Folder
 from danet.distributed import collectives
 from danet.distributed.agreement import wait_patiently
 from danet.distributed.rendezvous import choose_device, process_group, require_same
+from danet.engine.best import how_it_ended
 from danet.engine.log import RunLog
 from danet.engine.precision import place
 from danet.engine.train_step import TrainStep
 from danet.engine.trainer import Trainer
 from danet.evaluation.evaluate import evaluate
-from danet.evaluation.metrics import ConfusionMatrix
+from danet.evaluation.metrics import ConfusionMatrix, PixelLoss
 from danet.models.finetuning import count_frozen
 from danet.ops.attention import PositionAttention
 from danet.preflight import advice
@@ -52,6 +53,7 @@ class Parts:
         # Last: a value that a constructor refuses is reported before files are read.
         self.train_set = make_dataset(config, config.data.train_split, training=True)
         self.val_set = make_dataset(config, config.data.val_split, training=False)
+        advice.refuse_unknown_class(config.trainer.best_by, self.val_set.classes)
         sets = {"training_set": self.train_set, "validation_set": self.val_set}
         self.fingerprints = {name: dataset.fingerprint() for name, dataset in sets.items()}
         self.loader_settings: dict[str, Any] = {
@@ -87,16 +89,15 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
     with process_group(device):
         parts = Parts(config, device)
         require_same(config.plain, parts.fingerprints)
-        done, steps = saved["step"] if saved else 0, config.trainer.steps
-        if saved and steps <= done <= saved["evaluated_at"]:
-            cli.say(f"{config.resume}: this run is finished, at step {done} of {steps}")
+        if saved and (ended := how_it_ended(saved, config.trainer)):
+            cli.say(f"{config.resume}: this run is finished, {ended}")
             return
         validate_data(parts, saved)
         rank = collectives.rank()
         batches = train_batches(
             parts.train_set,
             seed=config.seed,
-            start=done * config.trainer.accumulate,
+            start=(saved["step"] if saved else 0) * config.trainer.accumulate,
             warn=partial(print, f"warning: process {rank}:", file=sys.stderr, flush=True),
             on_bad_sample=config.data.on_bad_sample,
             max_bad_share=config.data.max_bad_share,
@@ -199,21 +200,25 @@ def make_folder(config: TrainConfig, saved: Checkpoint | None) -> Path:
     return folder
 
 
-def score(parts: Parts, log: RunLog, model: nn.Module, step: int) -> ConfusionMatrix:
-    """Score a network on the whole validation set; show pictures of it."""
+def score(parts: Parts, log: RunLog, model: nn.Module, step: int) -> tuple[ConfusionMatrix, float]:
+    """Score a network on the whole validation set, and return its loss; show pictures of it."""
     data, val_set, infer = parts.config.data, parts.val_set, parts.evaluation
     collectives.broadcast_buffers(model)
     batches = eval_batches(val_set, **parts.loader_settings)
-    confusion = evaluate(model, batches, infer, num_classes=data.num_classes, device=parts.device)
+    classes, device = data.num_classes, parts.device
+    loss = PixelLoss(parts.loss.pixel_parts, classes, device)
+    confusion = evaluate(model, batches, infer, num_classes=classes, device=device, loss=loss)
     # Shares of different images take different times, more than a collective would wait.
     wait_patiently(f"the evaluation at step {step}")
-    collectives.sum_in_place(confusion.counts)
+    for counts in (confusion.counts, loss.sums):
+        collectives.sum_in_place(counts)
     if log.trackers:
         height, width = data.crop or data.size or (512, 512)
         # A training batch of so many pixels fits the device; attention maps are drawn of as many.
         pixels = data.batch_size * height * width
         log.images(step, validation_pictures(model, val_set, infer, max_pixels=pixels))
-    return confusion
+    # Of all processes the same number to the last bit: they decide by it when the run ends.
+    return confusion, collectives.from_first(loss.mean())
 
 
 def validate_data(parts: Parts, saved: Checkpoint | None) -> None:

@@ -8,6 +8,8 @@ T = TypeVar("T")
 
 _SAVING = "saving changes no weight"
 _PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16")
+AVERAGES = ("miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
+"""Scores of a validation over all classes, as they are logged."""
 
 
 def resumable(default: T, reason: str) -> T:
@@ -27,6 +29,8 @@ class TrainSettings:
     stop_at: int | None = resumable(None, "sets where this start ends")
     eval_every: int = resumable(1000, "evaluation changes no weight")
     log_every: int = resumable(20, "logging changes no weight")
+    patience: int | None = resumable(None, "sets where the run ends")
+    best_by: str = "miou"
     accumulate: int = resumable(1, "part of the global batch, which is compared as a product")
     clip_norm: float | None = None
     precision: str = "auto"
@@ -46,6 +50,10 @@ class TrainSettings:
     profile: bool = resumable(False, "profiling changes no weight")
     seed: int = 1
 
+    def merit(self, score: float) -> float:
+        """Return a number that is the higher, the better a score is by ``best_by``."""
+        return -score if self.best_by == "loss" else score
+
     def errors(self) -> list[str]:
         """Return what is wrong with the values, one line each."""
         counts = [f.name for f in fields(self) if f.type in (int, int | None) and f.name != "seed"]
@@ -57,6 +65,10 @@ class TrainSettings:
             ("ema_decay", lambda decay: 0 < decay < 1, "0 < decay < 1, or null"),
             ("precision", _PRECISIONS.__contains__, "auto, float32, tf32, bfloat16 or float16"),
             ("on_storage_error", ("stop", "warn").__contains__, "stop or warn"),
+            (
+                *("best_by", lambda name: name in (*AVERAGES, "loss") or name.startswith("iou/")),
+                f"iou/<class name>, or one of {', '.join(AVERAGES)}, loss",
+            ),
             ("device", ("auto", "cpu", "cuda").__contains__, "auto, cpu or cuda"),
         ]
         return [

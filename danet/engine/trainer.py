@@ -19,9 +19,11 @@ from danet.distributed import collectives
 from danet.distributed.agreement import Agreement, all_arrived, arrive
 from danet.distributed.failures import naming_failures
 from danet.distributed.signals import FAIL, SAVE, STOP, Signals, Stop
+from danet.engine.best import Best
 from danet.engine.log import RunLog
 from danet.engine.nonfinite import CHECK_EVERY, NonFiniteGuard
 from danet.engine.profile import WAITING, profiling
+from danet.engine.settings import AVERAGES
 from danet.engine.train_step import TrainStep
 from danet.errors import Interrupted, StorageError
 from danet.evaluation.metrics import ConfusionMatrix
@@ -31,7 +33,8 @@ from danet.types import Batch
 class Trainer:
     """Trains a network, evaluates it (or its moving average) and saves checkpoints.
 
-    ``evaluate`` scores a network at a step; all processes call it together.
+    ``evaluate`` scores a network at a step, and returns its loss; all processes call it together
+    and get equal numbers.
     """
 
     def __init__(
@@ -39,14 +42,14 @@ class Trainer:
         train_step: TrainStep,
         checkpoints: CheckpointManager,
         log: RunLog,
-        evaluate: Callable[[nn.Module, int], ConfusionMatrix],
+        evaluate: Callable[[nn.Module, int], tuple[ConfusionMatrix, float]],
     ) -> None:
         self.train_step, self.checkpoints = train_step, checkpoints
         self.log, self.evaluate = log, evaluate
         self.settings = settings = train_step.settings
         self.step = self.evaluated_at = 0
         self.last_step = min(settings.stop_at or settings.steps, settings.steps)
-        self.best_miou: float | None = None
+        self.best = Best(settings)
         self.scores: dict[str, float] | None = None
         self.agreement = Agreement()
         self.guard = NonFiniteGuard(checkpoints.folder)
@@ -69,7 +72,7 @@ class Trainer:
             self.restart_clock()
             if self.evaluation_due():  # the run was stopped within this evaluation
                 self.evaluate_and_save(signals)
-            while self.step < self.last_step:
+            while self.step < self.last_step and not self.is_stopped_early():
                 if request := self.agreement.exchange(signals.take() | self.checkpoints.status()):
                     self.obey(request)
                 group = self.next_batches(batches)
@@ -84,6 +87,9 @@ class Trainer:
                     self.evaluate_and_save(signals)
                 elif self.checkpoints.due(self.step):
                     self.save()
+            if self.is_stopped_early():
+                why = f"{self.best.why_final()}; stopped early, trainer.patience"
+                self.log.write(f"step {self.step}: {why}")
 
     def next_batches(self, batches: Iterator[Batch]) -> list[Batch]:
         """Return the micro-batches of a step."""
@@ -126,6 +132,11 @@ class Trainer:
         is_due = self.step % self.settings.eval_every == 0 or self.step == self.last_step
         return self.step > 0 and is_due and self.evaluated_at < self.step
 
+    def is_stopped_early(self) -> bool:
+        """Return whether the evaluation of this step, before the last, used up the patience."""
+        is_before_end = self.step < self.settings.steps
+        return is_before_end and self.evaluated_at == self.step and self.best.is_final()
+
     def check_and_log(self) -> None:
         """Check and log the losses, if this step is one of those where that is done."""
         intervals = self.settings.log_every, self.settings.eval_every
@@ -154,19 +165,22 @@ class Trainer:
         # Evaluation changes nothing of the training, so a signal may end it anywhere.
         with signals.at_once():
             ema, model = self.train_step.ema, self.train_step.model
-            confusion = self.evaluate(model if ema is None else ema.module, self.step)
-            scores = self.log.validation(self.step, confusion, self.best_miou)
-            self.best_miou = max(scores["miou"], self.best_miou or 0.0)
-            self.scores, self.evaluated_at = scores, self.step
-        self.save()
+            confusion, loss = self.evaluate(model if ema is None else ema.module, self.step)
+        # Not within, or an evaluation that is repeated would be counted twice.
+        scores = self.log.validation(self.step, confusion, loss)
+        score = scores[self.settings.best_by]
+        self.best.update(score, self.step)
+        self.log.write(f"  {self.best.summary(scores)}")
+        self.scores = {name: scores[name] for name in (*AVERAGES, "loss")}
+        self.evaluated_at = self.step
+        self.save(score=score)
         self.train_step.ddp_model.train()
         self.restart_clock()
 
-    def save(self, *, on_all: bool = True) -> None:
+    def save(self, *, score: float | None = None, on_all: bool = True) -> None:
         """Save a checkpoint of this step; raise DivergedError if a weight is not finite."""
         self.guard.require_finite(self.train_step.model, self.step, on_all=on_all)
-        scores = self.scores if self.evaluated_at == self.step else None
-        self.checkpoints.save(self.state(), score=scores["miou"] if scores else None)
+        self.checkpoints.save(self.state(), score=score)
 
     def state(self) -> dict[str, Any]:
         """Return the entries of a checkpoint that training changes."""
@@ -174,7 +188,7 @@ class Trainer:
             **self.train_step.state(),
             "step": self.step,
             "evaluated_at": self.evaluated_at,
-            "best_miou": self.best_miou,
+            **self.best.state(),
             "scores": self.scores,
         }
 
@@ -182,7 +196,7 @@ class Trainer:
         """Continue from a checkpoint."""
         self.train_step.load_state(saved)
         self.step, self.evaluated_at = saved["step"], saved["evaluated_at"]
-        self.best_miou, self.scores = saved["best_miou"], saved["scores"]
+        self.best, self.scores = Best.of(saved, self.settings), saved["scores"]
 
     @contextmanager
     def _ending(self, signals: Signals) -> Iterator[None]:
@@ -197,8 +211,9 @@ class Trainer:
             # All processes must end alike, and only rank 0 knows whether its last write worked.
             if error := collectives.from_first(self.checkpoints.finish()):
                 raise error
-            if self.step == self.settings.steps and self.scores:
-                last_scores = {**self.scores, "best_miou": self.best_miou}
+            is_finished = self.step == self.settings.steps or self.is_stopped_early()
+            if is_finished and self.scores:
+                last_scores = {**self.scores, f"best_{self.settings.best_by}": self.best.score}
         finally:
             self.checkpoints.close()
             self.log.close(last_scores)

@@ -12,8 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from danet.evaluation.fuse import fuse_for_inference
-from danet.evaluation.metrics import ConfusionMatrix
-from danet.evaluation.sliding_window import PIXELS_PER_PASS, Windows, argmax, sum_maps
+from danet.evaluation.metrics import ConfusionMatrix, PixelLoss
+from danet.evaluation.sliding_window import (
+    PIXELS_PER_PASS,
+    Piece,
+    Windows,
+    as_pieces,
+    sum_maps,
+)
 from danet.ops.arithmetic import cuda_arithmetic, require_tf32, without_autocast
 from danet.types import Batch
 
@@ -43,10 +49,28 @@ class Inference(ABC):
         """Maps (B, 3, H, W) to probabilities (B, K, H, W)."""
         return sum_maps([self.bands(model, image)], image.shape[2])
 
+    def pieces(self, model: nn.Module, image: Tensor) -> Iterator[Piece]:
+        """Yield what ``bands`` does, or what gives the same classes in less time or memory."""
+        return as_pieces(self.bands(model, image))
+
     @torch.no_grad()
-    def predict(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Predict the most probable classes, uint8 (B, H, W), of images (B, 3, H, W)."""
-        return argmax(self.bands(model, image))
+    def predict(
+        self,
+        model: nn.Module,
+        image: Tensor,
+        mask: Tensor | None = None,
+        loss: PixelLoss | None = None,
+    ) -> Tensor:
+        """Predict the most probable classes, uint8 (B, H, W), of images (B, 3, H, W).
+
+        ``loss`` counts the pixels of the mask, uint8 (B, H, W).
+        """
+        classes = image.new_empty((image.shape[0], *image.shape[2:]), dtype=torch.uint8)
+        for piece in self.pieces(model, image):
+            classes[piece.place] = piece.scores.argmax(dim=1)
+            if loss is not None and mask is not None:
+                loss.update(piece.scores, mask[piece.place], are_logits=piece.are_logits)
+        return classes
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
         """Compute float32 logits (B, K, h, w) of (B, 3, h, w), whatever the caller's settings."""
@@ -73,10 +97,9 @@ class WindowInference(Inference):
         """Yield the probabilities from top to bottom, (B, K, rows, W) each."""
         return self.windows.bands(partial(self.probabilities, model), image)
 
-    @torch.no_grad()
-    def predict(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Predict the most probable classes, uint8 (B, H, W), of images (B, 3, H, W)."""
-        return self.windows.argmax(partial(self.probabilities, model), image)
+    def pieces(self, model: nn.Module, image: Tensor) -> Iterator[Piece]:
+        """Yield what ``bands`` does; of wide images in strips of columns."""
+        return self.windows.pieces(partial(self.probabilities, model), image)
 
     def probabilities(self, model: nn.Module, image: Tensor) -> Tensor:
         """Compute the probabilities (B, K, h, w) of images or windows (B, 3, h, w)."""
@@ -93,13 +116,18 @@ class WindowInference(Inference):
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, batches: Iterable[list[Batch]], infer: Inference, *, device: torch.device
+    model: nn.Module,
+    batches: Iterable[list[Batch]],
+    infer: Inference,
+    *,
+    device: torch.device,
+    loss: PixelLoss | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, str]]:
     """Yield for every image the predicted classes and the label, uint8 (H, W), and the name.
 
     The network is put into eval mode and left there; a faster copy of it computes the predictions
     (see ``fuse_for_inference``). On one device the numbers during training and afterwards are
-    equal, bit by bit.
+    equal, bit by bit. ``loss`` counts the pixels of every image.
     """
     model.eval()
     fused = fuse_for_inference(model, device)
@@ -108,9 +136,9 @@ def predict(
             # One image at a time: kernels may round otherwise for another batch size, and a score
             # would depend on it.
             images = batch.image.to(device, non_blocking=True).split(1)  # (1, 3, H, W) each
-            masks = batch.mask.to(device, non_blocking=True)
+            masks = batch.mask.to(device, non_blocking=True).split(1)  # (1, H, W) each
             for image, mask, name in zip(images, masks, batch.name, strict=True):
-                yield infer.predict(fused, image)[0], mask, name
+                yield infer.predict(fused, image, mask, loss)[0], mask[0], name
 
 
 def evaluate(
@@ -120,9 +148,10 @@ def evaluate(
     *,
     num_classes: int,
     device: torch.device,
+    loss: PixelLoss | None = None,
 ) -> ConfusionMatrix:
     """Return the confusion matrix of all batches, at the size of the labels; see ``predict``."""
     confusion = ConfusionMatrix(num_classes, device)
-    for classes, mask, _ in predict(model, batches, infer, device=device):
+    for classes, mask, _ in predict(model, batches, infer, device=device, loss=loss):
         confusion.update(classes, mask)
     return confusion

@@ -19,11 +19,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from danet.evaluation.evaluate import Precision, WindowInference
-from danet.evaluation.sliding_window import MAX_PIXELS, Windows, resize_bands, sum_maps
+from danet.evaluation.sliding_window import MAX_PIXELS, Piece, Windows, resize_bands, sum_maps
 from danet.ops.resize import resize
 
 LARGEST_SCALE = 16.0
@@ -38,13 +37,12 @@ class Whole(WindowInference):
     ) -> None:
         super().__init__(Windows(max_pixels=max_pixels), flip=flip, precision=precision)
 
-    @torch.no_grad()
-    def predict(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Predict the most probable classes, uint8 (B, H, W), of images (B, 3, H, W)."""
+    def pieces(self, model: nn.Module, image: Tensor) -> Iterator[Piece]:
+        """Yield what ``bands`` does, or the logits where one pass without mirror image gives it."""
         if self.flip or self.windows.grid(image)[0] != image.shape[-2:]:
-            return super().predict(model, image)
+            return super().pieces(model, image)
         # Softmax is monotonic, so there is nothing to compute it for.
-        return self.logits(model, image).argmax(dim=1).to(torch.uint8)  # (B, H, W)
+        return iter([Piece(self.logits(model, image), are_logits=True)])
 
 
 class Sliding(WindowInference):

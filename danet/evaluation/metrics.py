@@ -1,7 +1,7 @@
-"""Metrics: of one confusion matrix over a data set, near boundaries, and image by image."""
+"""Metrics: of one confusion matrix over a data set, near boundaries, image by image; the loss."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -28,6 +28,9 @@ class Scores(NamedTuple):
 
 _VALUES = 257
 """Those of a byte, and one for all others."""
+_ELEMENTS = 2**20
+"""Logits whose loss is computed at a time, 4 MiB, which caches may hold."""
+_TINY = torch.finfo(torch.float32).tiny
 
 
 def single_class_warning(matrix: Tensor, classes: Sequence[str]) -> str:
@@ -99,6 +102,48 @@ class ConfusionMatrix:
             iou=tuple(iou.tolist()),
             accuracy=tuple(accuracy.tolist()),
         )
+
+
+class PixelLoss:
+    """Sums a loss over the pixels of a data set, in float64 and without waiting for the device.
+
+    The result is the mean over all labelled pixels, however they lie in images, bands of rows,
+    batches and processes. Averaged probabilities p are compared as the logits log p, of which the
+    softmax is p; below 1e-38 they count as that, so a pixel has a loss of at most 87.
+
+    Args:
+        parts: Maps logits (B, K, H, W) and a mask (B, H, W) to parts, each a total and a divisor,
+            of which those of several calls may be added up, and a factor of the quotient.
+    """
+
+    def __init__(
+        self,
+        parts: Callable[[Tensor, Tensor], Sequence[tuple[Tensor, Tensor, float]]],
+        num_classes: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.parts = parts
+        # A process may have no image, and its sums must have the same shape.
+        nothing = torch.full((1, 1, 1), IGNORE, device=device)
+        empty = parts(torch.zeros(1, num_classes, 1, 1, device=device), nothing)
+        self.factors = [factor for *_, factor in empty]
+        self.sums = torch.zeros(len(empty), 2, dtype=torch.float64, device=device)
+        """Total and divisor of every part: one tensor, to be summed over processes."""
+
+    def update(self, scores: Tensor, mask: Tensor, *, are_logits: bool) -> None:
+        """Count the pixels of logits or probabilities (B, K, H, W) and a mask (B, H, W)."""
+        batch, classes, _, width = scores.shape
+        # Refused by the confusion matrix; here they would index beyond the classes.
+        mask = mask.masked_fill(mask >= classes, IGNORE)
+        rows = max(1, _ELEMENTS // (batch * classes * width))
+        for part, labels in zip(scores.split(rows, dim=2), mask.split(rows, dim=1), strict=True):
+            logits = part if are_logits else part.clamp(min=_TINY).log_()
+            self.sums += torch.stack([torch.stack(p[:2]) for p in self.parts(logits, labels)])
+
+    def mean(self) -> float:
+        """Return the sum of the means, each with its factor; NaN without a labelled pixel."""
+        means = (self.sums[:, 0] / self.sums[:, 1]).tolist()
+        return sum(factor * mean for factor, mean in zip(self.factors, means, strict=True))
 
 
 class BoundaryIoU:

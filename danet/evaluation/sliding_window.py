@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,23 @@ Grid = tuple[Sequence[int], Sequence[int], int | None]
 """The windows of one image: height and width, step in each axis, windows of a pass."""
 Bands = Iterable[Tensor]
 """Finished rows of a result from top to bottom, (B, K, rows, W) each."""
+
+
+class Piece(NamedTuple):
+    """A finished rectangle of a result."""
+
+    scores: Tensor
+    """Probabilities (B, K, rows, columns), perhaps times a factor; or logits."""
+    top: int = 0
+    left: int = 0
+    are_logits: bool = False
+
+    @property
+    def place(self) -> tuple[slice, slice, slice]:
+        """The index of the rectangle in a map (B, H, W)."""
+        rows, columns = self.scores.shape[2:]
+        below, right = self.top + rows, self.left + columns
+        return slice(None), slice(self.top, below), slice(self.left, right)
 
 
 class Windows:
@@ -131,25 +149,22 @@ class Windows:
                 sums[:, :, :, left : left + wide] += part
         yield sums.div_(row_counts[top:] * column_counts)
 
-    def argmax(self, infer: Infer, image: Tensor) -> Tensor:
-        """Return the most probable classes, uint8 (B, H, W), those of ``bands``.
+    def pieces(self, infer: Infer, image: Tensor) -> Iterator[Piece]:
+        """Yield what ``bands`` does; wide images in strips of columns, one after the other.
 
-        Wide images are done in strips of columns: the same windows, of which those at the seams
-        pass twice.
+        The windows are the same; those at the seams of strips pass twice.
         """
         grid = (_, wide), (_, stride), _ = self.grid(image)
         width = image.shape[3]
         lefts = window_starts(width, wide, stride)
         per_strip = max(1, (STRIP - wide) // stride)
-        strips = []
         for first in range(0, len(lefts), per_strip):
             begin, end = lefts[first], [*lefts, width][min(first + per_strip, len(lefts))]
             # All windows that cover a column of the strip.
             seen = [left for left in lefts if left < end and left + wide > begin]
             bands = self.bands(infer, image[:, :, :, seen[0] : seen[-1] + wide], grid)
             kept = slice(begin - seen[0], end - seen[0])
-            strips.append(argmax(band[..., kept] for band in bands))
-        return torch.cat(strips, dim=2)
+            yield from as_pieces((band[..., kept] for band in bands), begin)
 
 
 def window_starts(size: int, crop: int, stride: int) -> list[int]:
@@ -166,9 +181,12 @@ def _coverage(begins: list[int], crop: int, size: int, like: Tensor) -> Tensor:
     return counts
 
 
-def argmax(bands: Bands) -> Tensor:
-    """Return the most probable classes of a map that comes in bands, uint8 (B, H, W)."""
-    return torch.cat([part.argmax(dim=1).to(torch.uint8) for part in bands], dim=1)
+def as_pieces(bands: Bands, left: int = 0) -> Iterator[Piece]:
+    """Yield bands with their places; ``left`` is the column where they begin."""
+    top = 0
+    for band in bands:
+        yield Piece(band, top, left)
+        top += band.shape[2]
 
 
 def sum_maps(maps: Iterable[Bands], height: int) -> Tensor:

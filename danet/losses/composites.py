@@ -5,7 +5,15 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from danet.losses.parts import Part, divisors_of, mean_of, parts_of, require_finite
+from danet.losses.parts import (
+    Part,
+    divisors_of,
+    mean_of,
+    parts_of,
+    pixel_parts_of,
+    require_finite,
+)
+from danet.losses.pixels import CrossEntropy
 from danet.types import SegmentationOutput
 
 
@@ -29,6 +37,14 @@ class WeightedSum(nn.Module):
             part._replace(factor=weight * part.factor)
             for weight, loss in zip(self.weights, self.losses, strict=True)
             for part in parts_of(loss, logits, mask, align_corners=align_corners)
+        ]
+
+    def pixel_parts(self, logits: Tensor, mask: Tensor) -> list[Part]:
+        """Return the weighted parts of the losses that are sums over pixels; not of regions."""
+        return [
+            part._replace(factor=weight * part.factor)
+            for weight, loss in zip(self.weights, self.losses, strict=True)
+            for part in pixel_parts_of(loss, logits, mask)
         ]
 
     def divisors(self, mask: Tensor) -> list[Tensor] | None:
@@ -80,6 +96,13 @@ class DeepSupervision(nn.Module):
             found, weight = parts(self.auxiliary, logits), self.weights[name]
             terms[name] = [part._replace(factor=weight * part.factor) for part in found]
         return terms
+
+    def pixel_parts(self, logits: Tensor, mask: Tensor) -> list[Part]:
+        """Return the parts of the main loss for an evaluation; see CrossEntropy.
+
+        Where it has none they are those of the plain cross entropy.
+        """
+        return pixel_parts_of(self.main, logits, mask) or CrossEntropy().parts(logits, mask)
 
     def divisors(self, mask: Tensor) -> dict[str, list[Tensor]] | None:
         """Return those of ``parts`` as losses do, for all weighted outputs, present or not."""

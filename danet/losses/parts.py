@@ -14,7 +14,8 @@ class Part(NamedTuple):
     """A mean before the division; a loss is a sum of such means.
 
     Totals and divisors of several micro-batches may be added up before the division. A loss that
-    allows it has the methods ``parts`` and ``divisors``; see CrossEntropy.
+    allows it has the methods ``parts`` and ``divisors``, and ``pixel_parts`` for the loss over a
+    validation set; see CrossEntropy.
     """
 
     total: Tensor
@@ -41,6 +42,11 @@ def parts_of(loss: Any, logits: Tensor, mask: Tensor, *, align_corners: bool) ->
     if hasattr(loss, "parts"):
         return loss.parts(logits, mask, align_corners=align_corners)
     return [Part(loss(logits, mask, align_corners=align_corners), has_labels(mask))]
+
+
+def pixel_parts_of(loss: Any, logits: Tensor, mask: Tensor) -> list[Part]:
+    """Return the parts of a loss that are sums over pixels alone, if it has any."""
+    return loss.pixel_parts(logits, mask) if hasattr(loss, "pixel_parts") else []
 
 
 def divisors_of(loss: Any, mask: Tensor) -> list[Tensor] | None:

@@ -48,6 +48,10 @@ class CrossEntropy(nn.Module):
         target, weights = self.target_and_weights(logits, mask)
         return [Part(self._sum(logits, target, weights, align_corners), weights.sum())]
 
+    def pixel_parts(self, logits: Tensor, mask: Tensor) -> list[Part]:
+        """Return parts that are sums over pixels alone; those of the rows of an image add up."""
+        return self.parts(logits, mask)
+
     def divisors(self, mask: Tensor) -> list[Tensor] | None:
         """Return the divisors of ``parts`` from the mask; None if they depend on the logits."""
         return [self._pixel_weights(mask.long()).sum()]
@@ -127,6 +131,10 @@ class OHEM(CrossEntropy):
         kept = weights * is_hard
         total = self._sum(logits, target.masked_fill(~is_hard, IGNORE), kept, align_corners)
         return [Part(total, (kept if self.normalise == "kept" else weights).sum())]
+
+    def pixel_parts(self, logits: Tensor, mask: Tensor) -> list[Part]:
+        """Return the cross entropy of all pixels: how hard one is depends on the others."""
+        return super().parts(logits, mask)
 
     def divisors(self, mask: Tensor) -> list[Tensor] | None:
         """Return the divisors of ``parts`` from the mask; None if they depend on the logits."""

@@ -11,8 +11,9 @@ import yaml
 
 from danet.checkpoint.run_folder import refuse_used
 from danet.config.build import untrained
-from danet.config.schema import TrainConfig
+from danet.config.schema import TrainConfig, did_you_mean
 from danet.engine.precision import choose_precision
+from danet.engine.settings import TrainSettings
 from danet.errors import InputError, StorageError
 from danet.plain import is_int, walk
 
@@ -31,6 +32,7 @@ def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] =
     """
     data, lines = config.data, [*_rate_notes(config.optimizer), *_loss_notes(config)]
     lines += _frozen_notes(config)
+    lines += _patience_notes(config.trainer)
     if any(setting.lstrip("+").startswith("data.root=") for setting in typed):
         lines.insert(0, f"data.root={data.root}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -53,6 +55,18 @@ def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] =
         why = "there is one process, so plain batch norm is used"
         lines.append(f"trainer.sync_batchnorm=true: {why}")
     return lines
+
+
+def _patience_notes(trainer: TrainSettings) -> list[str]:
+    """Return a note if a run has too few evaluations for its patience to end it early."""
+    count = (trainer.steps - 1) // trainer.eval_every  # without that of the last step
+    if trainer.patience is None or trainer.patience < count:
+        return []
+    return [
+        f"trainer.patience={trainer.patience} never ends this run: before its last step it has "
+        f"{count} evaluation(s), trainer.steps={trainer.steps} and "
+        f"trainer.eval_every={trainer.eval_every}"
+    ]
 
 
 def _rate_notes(optimizer: Mapping[str, Any]) -> list[str]:
@@ -95,6 +109,14 @@ def _frozen_notes(config: TrainConfig) -> list[str]:
         for key, (default, what) in kept.items()
         if (value := backbone.get(key, default)) != default
     ]
+
+
+def refuse_unknown_class(best_by: str, classes: Sequence[str]) -> None:
+    """Refuse a ``trainer.best_by`` that is the IoU of a class which the data does not have."""
+    scores = [f"iou/{name}" for name in classes]
+    if best_by.startswith("iou/") and best_by not in scores:
+        close = did_you_mean(best_by, scores) or f"; the classes: {', '.join(classes)}"
+        raise InputError(f"trainer.best_by={best_by}: there is no such class{close}")
 
 
 def refuse_folder(config: TrainConfig) -> None:

@@ -89,7 +89,7 @@ def content(settings):
         "processes": 1,
         "step": 3,
         "evaluated_at": 3,
-        "best_miou": None,
+        "best_score": None,
         "scores": None,
     }
 

@@ -219,7 +219,7 @@ def test_R06_the_best_score_is_not_that_of_other_pictures_or_another_protocol(tm
     call("train", *RUN, "trainer.steps=4", "trainer.stop_at=2", f"run.dir={run}")
     saved = checkpoint_format.load(run / "last.pt")
     assert saved["validation_set"] == "Scenes val, 5 samples"
-    checkpoint_format.save(run / "last.pt", {**saved, "best_miou": 0.99, "best": [[0.99, 2]]})
+    checkpoint_format.save(run / "last.pt", {**saved, "best_score": 0.99, "best": [[0.99, 2]]})
     shutil.copy(run / "last.pt", run / "best.pt")
     shutil.copytree(run, again)
     other = ("train", *RUN, "trainer.steps=4", "resume=auto")
@@ -229,9 +229,9 @@ def test_R06_the_best_score_is_not_that_of_other_pictures_or_another_protocol(tm
     call(*other, f"run.dir={run}", "data.val_split=test", "allow_changes=true")
     aside = run / "abandoned/best_before_step_000000002.pt"
     assert f"the best checkpoint so far is now {aside}" in capsys.readouterr().out
-    assert checkpoint_format.load(aside)["best_miou"] == 0.99, "nothing is lost"
+    assert checkpoint_format.load(aside)["best_score"] == 0.99, "nothing is lost"
     ended = checkpoint_format.load(run / "last.pt")
-    assert ended["best_miou"] == checkpoint_format.load(run / "best.pt")["best_miou"] < 0.99
+    assert ended["best_score"] == checkpoint_format.load(run / "best.pt")["best_score"] < 0.99
     assert ended["validation_set"] == "Scenes test, 5 samples"
     call(*other, f"run.dir={again}", "evaluation.flip=true", "allow_changes=true")
     assert "so the best score begins anew" in capsys.readouterr().out
