@@ -11,6 +11,7 @@ from danet.config.build import make, make_model
 from danet.config.targets import locate
 from danet.config.validate import check
 from danet.errors import InputError
+from danet.preflight import advice
 from danet.types import SegmentationOutput
 
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "configs" / "experiment").glob("*.yaml"))
@@ -36,6 +37,15 @@ def test_a_log_that_is_not_installed_is_an_error(monkeypatch):
     assert errors_of("run.log_to=[wandb]") == [
         "run.log_to: wandb is not installed: pip install wandb"
     ]
+
+
+@pytest.mark.parametrize(
+    ("patience", "every", "is_said"), [(3, 3, True), (2, 3, False), (1, 10, True)]
+)
+def test_a_patience_that_can_never_end_the_run_is_said(patience, every, is_said):
+    typed = [f"trainer.patience={patience}", f"trainer.eval_every={every}", "trainer.steps=10"]
+    lines = advice.notes(check(compose(*typed)), torch.device("cpu"))
+    assert any(f"trainer.patience={patience} never ends this run" in x for x in lines) == is_said
 
 
 def choices(group):

@@ -10,6 +10,8 @@ from test_config import compose
 from danet.checkpoint import run_folder
 from danet.config import resume
 from danet.config.validate import check
+from danet.engine.best import Best
+from danet.engine.settings import TrainSettings
 from danet.errors import InputError
 
 
@@ -33,6 +35,33 @@ def test_an_argument_that_is_not_given_is_compared_as_its_default():
     now["loss"]["main"]["losses"][0]["label_smoothing"] = 0.1
     now["optimizer"]["betas"] = [0.8, 0.999]
     assert list(resume.differences(before, now)) == ["loss.main.losses", "optimizer.betas"]
+
+
+@pytest.mark.parametrize(
+    ("key", "best_by", "is_one"),
+    [
+        ("trainer.best_by", "miou", True),
+        ("evaluation.flip", "miou", True),
+        ("data.val_split", "loss", True),
+        ("loss.main.class_weights", "loss", True),
+        ("loss.main.class_weights", "miou", False),
+        ("loss.weights.position", "loss", False),
+        ("data.crop", "loss", False),
+        ("trainer.clip_norm", "loss", False),
+    ],
+)
+def test_the_best_begins_anew_where_the_score_is_another(key, best_by, is_one):
+    assert resume.is_measure(key, best_by) == is_one
+
+
+def test_forgetting_the_best_forgets_for_how_long_there_was_none():
+    saved = {"best_score": 0.5, "best_step": 2, "evaluations_since_best": 3, "evaluated_at": 9}
+    assert not resume.is_best_forgotten(saved)
+    resume.forget_best(saved)
+    assert resume.is_best_forgotten(saved)
+    assert Best.of(saved, TrainSettings(9, patience=3)).state() == {
+        **{"best_score": None, "best_step": 0, "evaluations_since_best": 0}
+    }
 
 
 def test_a_folder_keeps_the_name_of_its_run(tmp_path):

@@ -190,7 +190,7 @@ def write_run(folder, lr, mious, extra=None):
     (folder / "config.yaml").write_text(json.dumps(config))
     lines = [{"step": 5, "kind": "train", "loss": 1.25, "images_per_second": 8.0}]
     lines += [
-        {"step": 10 * (i + 1), "kind": "val", "miou": m, "pixel_accuracy": m + 0.2}
+        {"step": 10 * (i + 1), "kind": "val", "miou": m, "pixel_accuracy": m + 0.2, "loss": 1 - m}
         for i, m in enumerate(mious)
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -211,7 +211,7 @@ def test_compare_prints_scores_beside_what_differs_and_draws_curves(tmp_path, ca
     assert second.split() == ["y/1", "10", "37.50", "37.50", "57.50", "1.2500", "8.0", "0.2", "0.9"]
     assert last == str(page)
     text = page.read_text()
-    assert text.count("<svg") == 4
+    assert text.count("<svg") == 5
     assert ">x/1<" in text
 
 

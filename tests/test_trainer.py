@@ -5,6 +5,8 @@ import functools
 import itertools
 import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from danet.checkpoint import format as checkpoint_format
 from danet.distributed import collectives
 from danet.distributed.data_parallel import ignore_unused_parameters
+from danet.engine.best import how_it_ended
 from danet.engine.ema import ModelEMA
 from danet.engine.optimizer import SGD, AdamW
 from danet.engine.precision import compiled
-from danet.errors import DivergedError, InputError
+from danet.engine.settings import TrainSettings
+from danet.errors import DivergedError, InputError, Interrupted
+from danet.evaluation.metrics import ConfusionMatrix
 from danet.models.heads.dual import DualAttentionHead, FCNHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
@@ -183,6 +188,196 @@ def test_a_run_is_saved_when_it_was_not_for_long(tmp_path, minutes, steps):
     run = make(tmp_path, steps=4, eval_every=4, save_minutes=minutes, keep_last=9)
     run.fit(map(batch, itertools.count()))
     assert [int(p.stem[5:]) for p in sorted(tmp_path.glob("step_*.pt"))] == steps
+
+
+# Which score is the best, and when a run ends early
+
+NEVER, SEQUENCES = (
+    None,
+    [
+        [5, 4, 3, 2, 1, 0.9, 0.8, 0.7],
+        [5, 4, 4, 4, 3, 3.5, 3.5, 3.5],
+        [1, 2, 3, 4, 5, 6, 7, 8],
+        [math.nan, 3, math.inf, math.nan, 2, 2, 2, 2],
+        [math.nan] * 8,
+        [4, 5, 3, 3, 4, 2, 3, 3],
+    ],
+)
+
+
+def literal_end(losses, patience):
+    """Returns the step at which a run ends that evaluates each of its 8 steps, by its losses."""
+    for step in range(1, 9):
+        known = [x if math.isfinite(x) else math.inf for x in losses[:step]]
+        since = step - (known.index(min(known)) + 1 if math.isfinite(min(known)) else 0)
+        if since == patience:
+            return step
+    return 8
+
+
+def scripted(folder, losses, **settings):
+    """Returns a run whose evaluations have these losses, one at each step."""
+    settings = {"accumulate": 1, "eval_every": 1, "best_by": "loss", **settings}
+    evaluate = lambda network, step: (scored()[0], losses[step - 1])  # noqa: E731
+    return make(folder, evaluate=evaluate, **settings)
+
+
+def ended(folder):
+    """Returns the last checkpoint of a run, and the steps that its log says were evaluated."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if line["kind"] == "val"]
+    return checkpoint_format.load(folder / "last.pt"), steps
+
+
+@pytest.mark.parametrize("patience", [NEVER, 1, 2, 3])
+@pytest.mark.parametrize("losses", SEQUENCES, ids=str)
+def test_a_run_ends_when_its_patience_does(tmp_path, capsys, losses, patience):
+    run = scripted(tmp_path, losses, patience=patience)
+    run.fit(map(batch, itertools.count()))
+    saved, steps = ended(tmp_path)
+    wanted = literal_end(losses, patience)
+    assert saved["step"] == run.step == wanted
+    assert steps == list(range(1, wanted + 1))
+    finite = [x for x in losses[:wanted] if math.isfinite(x)]
+    assert saved["best_score"] == min(finite, default=None)
+    assert (tmp_path / "best.pt").exists() == bool(finite)
+    if finite:
+        best = checkpoint_format.load(tmp_path / "best.pt")
+        assert best["step"] == saved["best_step"] == losses.index(min(finite)) + 1
+    said = capsys.readouterr().out
+    assert ("stopped early, trainer.patience" in said) == (wanted < 8)
+    if (losses, patience) == (SEQUENCES[1], 2):
+        line = "loss did not improve in the last 2 evaluation(s) (best 4.0000 at step 2)"
+        assert f"step 4: {line}; stopped early, trainer.patience\n" in said
+
+
+@pytest.mark.parametrize("signalled", range(1, 7))
+def test_a_run_interrupted_after_any_step_ends_early_like_a_whole_one(tmp_path, signalled):
+    losses, settings = [9, 3, 9, 4, 9, 5, 9, 6], {"patience": 2, "eval_every": 2, "ema_decay": 0.9}
+    whole = scripted(tmp_path / "whole", losses, **settings)
+    whole.fit(map(batch, itertools.count()))
+    assert whole.step == 6
+
+    def interrupting():
+        for number in itertools.count():
+            if number == signalled:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch(number)
+
+    cut = scripted(tmp_path / "cut", losses, **settings)
+    if signalled < 6:
+        with pytest.raises(Interrupted):
+            cut.fit(interrupting())
+    else:
+        cut.fit(interrupting())
+    saved, _ = ended(tmp_path / "cut")
+    assert saved["step"] == min(signalled + 1, 6)
+    if not how_it_ended(saved, cut.settings):
+        again = scripted(tmp_path / "cut", losses, resume=saved, **settings)
+        again.fit(map(batch, itertools.count(saved["step"])))
+    (one, evaluated), (other, again) = ended(tmp_path / "whole"), ended(tmp_path / "cut")
+    assert evaluated == again == [2, 4, 6]
+    for name in ("model", "ema"):
+        assert_equal(one[name], other[name])
+    same = ("step", "best_score", "best_step", "evaluations_since_best", "scores", "best")
+    assert {name: one[name] for name in same} == {name: other[name] for name in same}
+
+
+@pytest.mark.parametrize("during", ["evaluate", "validation"])
+def test_an_evaluation_that_a_signal_ends_or_follows_is_counted_once(tmp_path, during, monkeypatch):
+    losses, settings = [3, 4, 5, 6, 7, 8, 9, 9], {"patience": 3, "keep_best": 2, "keep_last": 1}
+    run = scripted(tmp_path, losses, **settings)
+    place = run if during == "evaluate" else run.log
+    before = getattr(place, during)
+
+    def send(*arguments):
+        if run.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return before(*arguments)
+
+    monkeypatch.setattr(place, during, send)
+    with pytest.raises(Interrupted, match="at step 3 of 8"):
+        run.fit(map(batch, itertools.count()))
+    saved, _ = ended(tmp_path)
+    assert (saved["evaluated_at"], saved["evaluations_since_best"]) == (
+        (2, 1) if during == "evaluate" else (3, 2)
+    )
+    again = scripted(tmp_path, losses, resume=saved, **settings)
+    again.fit(map(batch, itertools.count(3)))
+    saved, steps = ended(tmp_path)
+    assert (saved["step"], saved["best"], steps) == (4, [[3, 1], [4, 2]], [1, 2, 3, 4])
+    assert sorted(int(p.stem[5:]) for p in tmp_path.glob("step_*.pt")) == [1, 2, 4]
+
+
+def test_more_patience_goes_on_with_a_run_that_ended_early_as_if_it_had_had_it(tmp_path):
+    losses = [2, 3, 3, 1, 2, 2, 2, 2]
+    for name, patience in (("first", 2), ("more", 3)):
+        scripted(tmp_path / name, losses, patience=patience).fit(map(batch, itertools.count()))
+    saved, _ = ended(tmp_path / "first")
+    finished = functools.partial(TrainSettings, steps=8, best_by="loss")
+    assert how_it_ended(saved, finished(patience=2)) == (
+        "at step 3 of 8: loss did not improve in the last 2 evaluation(s) (best 2.0000 at step 1); "
+        "trainer.patience=null, or above 2, goes on"
+    )
+    assert how_it_ended(saved, finished(patience=3)) == how_it_ended(saved, finished()) == ""
+    again = scripted(tmp_path / "first", losses, patience=3, resume=saved)
+    again.fit(map(batch, itertools.count(3)))
+    (one, _), (other, _) = ended(tmp_path / "more"), ended(tmp_path / "first")
+    assert one["step"] == other["step"] == 7
+    assert_equal(one["model"], other["model"])
+    assert how_it_ended({**one, "step": 8, "evaluated_at": 8}, finished()) == "at step 8 of 8"
+    assert how_it_ended({**one, "step": 8}, finished(patience=1)) == "", "not yet evaluated"
+
+
+@pytest.mark.parametrize("name", ["miou", "mean_accuracy", "iou/b", "loss"])
+def test_the_best_is_that_of_the_score_that_is_asked_for(tmp_path, name, capsys):
+    def matrix(*rows):
+        found = ConfusionMatrix(K)
+        found.matrix += torch.tensor(rows)
+        return found
+
+    by_step = [
+        (matrix([8, 0, 0], [0, 1, 1], [0, 1, 1]), 3.0),  # the most accurate by class
+        (matrix([6, 1, 1], [1, 1, 0], [0, 0, 2]), 4.0),
+        (matrix([4, 2, 2], [0, 2, 0], [0, 0, 2]), 1.0),
+        (matrix([4, 0, 4], [0, 2, 0], [0, 0, 2]), 2.0),
+    ]
+    run = make(
+        tmp_path,
+        evaluate=lambda network, step: by_step[step - 1],
+        **{"steps": 4, "eval_every": 1, "accumulate": 1, "best_by": name, "keep_best": 2},
+    )
+    run.fit(map(batch, itertools.count()))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    values = {line["step"]: line[name] for line in lines if line["kind"] == "val"}
+    ranked = sorted(values, key=lambda step: values[step] * (1 if name == "loss" else -1))
+    saved = checkpoint_format.load(tmp_path / "last.pt")
+    assert [step for _, step in saved["best"]] == ranked[:2]
+    assert (saved["best_score"], saved["best_step"]) == (values[ranked[0]], ranked[0])
+    assert checkpoint_format.load(tmp_path / "best.pt")["step"] == ranked[0]
+    last = capsys.readouterr().out.splitlines()[-1]
+    shown = {"loss": ".4f"}.get(name, ".2f")
+    best = values[ranked[0]] * (1 if name == "loss" else 100)
+    assert f"(best {best:{shown}})" in last
+    assert last.count("best") == 1
+
+
+def test_a_checkpoint_of_before_other_scores_goes_on_with_its_best(tmp_path):
+    run = make(tmp_path, steps=4, eval_every=2)
+    run.fit(map(batch, itertools.count()))
+    old = checkpoint_format.load(tmp_path / "last.pt")
+    for name in ("best_step", "evaluations_since_best"):
+        del old[name]
+    checkpoint_format.save(tmp_path / "last.pt", {**old, "best_miou": old.pop("best_score")})
+    saved = checkpoint_format.load(tmp_path / "last.pt")
+    again = make(tmp_path, steps=8, eval_every=2, patience=2, resume=saved)
+    again.evaluate = lambda network, step: (by_hand, 1.0)
+    by_hand = ConfusionMatrix(K)
+    by_hand.matrix += 1
+    again.fit(map(batch, itertools.count(8)))
+    ended = checkpoint_format.load(tmp_path / "last.pt")
+    assert (ended["best_score"], ended["best_step"], ended["step"]) == (1.0, 0, 8)
+    assert checkpoint_format.load(tmp_path / "best.pt")["step"] == 2
 
 
 # A checkpoint of another device

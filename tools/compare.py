@@ -29,6 +29,7 @@ _CURVES = (
     ("validation, mean IoU", "val", "miou"),
     ("validation, pixel accuracy", "val", "pixel_accuracy"),
     ("images per second", "train", "images_per_second"),
+    ("validation, loss", "val", "loss"),
 )
 """Title, kind of lines of metrics.jsonl, and key of each chart."""
 
@@ -72,7 +73,7 @@ def curve(run: Run, kind: str, key: str) -> Curve:
 
 def scores_of(run: Run) -> dict[str, str]:
     """Return the scores of a run as text; a dash where it has none."""
-    loss, miou, accuracy, rates = (
+    loss, miou, accuracy, rates, _ = (
         [value for _, value in curve(run, kind, key)] for _, kind, key in _CURVES
     )
     return {

@@ -75,7 +75,7 @@ def resolve(
         settled = deepcopy(config.plain)
         notes += compare_settings(path, stored, settled)
         best_by = settled["trainer"]["best_by"]
-        if any(_is_measure(key, best_by) for key in differences(stored, settled)):
+        if any(is_measure(key, best_by) for key in differences(stored, settled)):
             forget_best(saved)
             notes.append("resume: scores are measured otherwise, so the best score begins anew")
     # The path and not "auto", so that the run records which checkpoint it continued.
@@ -172,7 +172,7 @@ def compare_settings(path: Path, stored: Mapping[str, Any], config: Mapping[str,
     raise InputError(f"resume={path}: the run had other settings:\n{text}\n{advice}")
 
 
-def _is_measure(key: str, best_by: str) -> bool:
+def is_measure(key: str, best_by: str) -> bool:
     """Return whether scores before and after a change of a key are not comparable."""
     if key == "trainer.best_by" or (best_by == "loss" and key.startswith("loss.main.")):
         return True

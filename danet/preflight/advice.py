@@ -113,10 +113,10 @@ def _frozen_notes(config: TrainConfig) -> list[str]:
 
 def refuse_unknown_class(best_by: str, classes: Sequence[str]) -> None:
     """Refuse a ``trainer.best_by`` that is the IoU of a class which the data does not have."""
-    scores = [f"iou/{name}" for name in classes]
-    if best_by.startswith("iou/") and best_by not in scores:
-        close = did_you_mean(best_by, scores) or f"; the classes: {', '.join(classes)}"
-        raise InputError(f"trainer.best_by={best_by}: there is no such class{close}")
+    name = best_by.removeprefix("iou/")
+    if best_by.startswith("iou/") and name not in classes:
+        close = did_you_mean(name, classes) or f"; the classes: {', '.join(classes)}"
+        raise InputError(f"trainer.best_by={best_by}: there is no class {name}{close}")
 
 
 def refuse_folder(config: TrainConfig) -> None:

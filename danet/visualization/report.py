@@ -118,6 +118,8 @@ def page(report: Report) -> str:
     """Return the whole page as text."""
     matrix, lines, legend = report.confusion.matrix.numpy(), report.lines, report.legend
     totals = matrix.sum(axis=1)  # (K,)
+    losses = named_curves(lines, "train", "loss")
+    losses |= {f"validation {k}": curve for k, curve in named_curves(lines, "val", "loss").items()}
     scores = named_curves(lines, "val", "miou") | named_curves(lines, "val", "pixel_accuracy")
     return render(
         "report.html",
@@ -126,7 +128,7 @@ def page(report: Report) -> str:
         legend=legend,
         scores=report.confusion.scores(),
         charts=[
-            chart("loss", named_curves(lines, "train", "loss")),
+            chart("loss", losses),
             chart("validation, mean IoU and pixel accuracy", scores),
             chart("learning rate", named_curves(lines, "train", "lr")),
             chart("images per second", named_curves(lines, "train", "images_per_second")),

@@ -7,8 +7,11 @@ from datetime import timedelta
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
+import danet
 from danet.checkpoint import format as checkpoint_format
+from danet.config.build import checked_config, make_dataset
 from faults.toy import TOY, all_end, errors, fingerprint, lines, saved_step, step_of, until
 
 pytestmark = pytest.mark.slow
@@ -56,7 +59,35 @@ def test_uneven_shares_are_trained_and_each_counted_once(start, tmp_path, figure
     assert sum(map(int, cells)) == 5 * 64 * 64
     (scored,) = lines(run, "val")
     assert scored["miou"] == json.loads((tmp_path / "one/metrics.json").read_text())["miou"]
-    figure(f"confusion matrix of {processes} processes equal to that of one")
+    assert scored["loss"] == pytest.approx(validation_loss(run / "last.pt"), rel=1e-5)
+    figure(f"confusion matrix of {processes} processes equal to that of one, the loss to 1e-5")
+
+
+def validation_loss(path):
+    """Returns the mean of -log p[y] over all pixels of the validation set, in float64."""
+    saved, model = checkpoint_format.load(path), danet.load_model(path).double()
+    pixels = []
+    for image, mask, _ in make_dataset(checked_config(saved, path), "val", training=False):
+        with torch.no_grad():
+            logits = model(torch.from_numpy(image).permute(2, 0, 1)[None]).logits
+        pixels.append(cross_entropy(logits, torch.from_numpy(mask)[None].long(), reduction="none"))
+    return float(torch.cat(pixels).mean())
+
+
+def test_all_processes_end_early_at_the_same_step(start, tmp_path):
+    patient = ["trainer.patience=2", "trainer.eval_every=1", "trainer.best_by=loss"]
+    runs = start.train_group(*TOY, *patient, "optimizer.lr=0.3", "run.dir=run")
+    losses = [line["loss"] for line in lines(tmp_path / "run", "val")]
+    best = losses.index(min(losses)) + 1
+    step = saved_step(tmp_path / "run/last.pt")
+    assert step == len(losses) == best + 2 < 12
+    line = f"step {step}: loss did not improve in the last 2 evaluation(s) (best "
+    assert "".join(run.stdout() for run in runs).count(line) == 1
+    assert saved_step(tmp_path / "run/best.pt") == best
+    (again, _) = start.train_group("resume=run/last.pt")
+    assert f"this run is finished, at step {step} of 12: loss did not improve" in again.stdout()
+    start.train_group("resume=run/last.pt", "trainer.patience=null")
+    assert saved_step(tmp_path / "run/last.pt") == 12
 
 
 @pytest.mark.fault("T37", "validation takes one process longer than exchanges may")
