@@ -592,11 +592,11 @@ def test_a_run_goes_on_or_starts_as_advised(name, door, run, tmp_path):
 
 def test_a_run_that_ended_early_goes_on_as_advised(door, run):
     rewrite(run / "last.pt", evaluations_since_best=2)
-    early = (f"resume={run / 'last.pt'}", "trainer.patience=2")
-    message = door.follow("train", *early)
+    resumed = (*GOES_ON[:1], f"resume={run / 'last.pt'}", f"run.dir={run}")
+    message = door.follow("train", *resumed, "trainer.patience=2")
     found = re.search(r"(\S+)=(null), or above (\d+), goes on$", message, re.MULTILINE).groups()
     for patience in (found[1], int(found[2]) + 1):
-        assert "steps 2 to 4" in door.follow("train", early[0], f"{found[0]}={patience}")
+        assert "steps 2 to 4" in door.follow("train", *resumed, f"{found[0]}={patience}")
 
 
 def test_a_step_is_seen_again(door, tmp_path):
