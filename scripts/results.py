@@ -117,11 +117,13 @@ def text(name: str, study: Mapping[str, Any], runs: Runs) -> str:
         lines += [f"A guess has at most {iou:.1f}: {why}.", "", *failures(study, runs), ""]
     lines += [f"![Scores and losses of {name}](images/results_{name}.png)", ""]
     minutes = [run["minutes"] for run in flat]
+    steps = sorted({run["step"] for run in flat})  # several, where trainer.patience ended some
+    trained = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else steps[0]
     machines = "; ".join(sorted({run["machine"] for run in flat}))
     versions = sorted({", ".join(f"{k} {v}" for k, v in run["versions"].items()) for run in flat})
     lines += [
         f"Made by `python scripts/study.py study={name}` and `python scripts/results.py`; one run: "
-        f"`{flat[0]['command']}`. {len(flat)} runs of {flat[0]['step']} steps, "
+        f"`{flat[0]['command']}`. {len(flat)} runs of {trained} steps, "
         f"{min(minutes):.1f} to {max(minutes):.1f} minutes each, on {machines}; "
         f"{'; '.join(versions)}.",
     ]

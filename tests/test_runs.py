@@ -36,7 +36,8 @@ def run(tmp_path_factory):
 def test_tensorboard_shows_classes_pictures_attention_and_settings_with_the_score(run):
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
     tags = events.Tags()
-    assert {"train/loss", "val/miou", "val/iou/bus", "final/miou"} <= set(tags["scalars"])
+    logged = {"train/loss", "val/miou", "val/loss", "val/iou/bus", "final/miou", "final/best_miou"}
+    assert logged <= set(tags["scalars"])
     assert {"val_000000", "val_000000_attention", "val_000004"} <= set(tags["images"])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert events.Scalars("final/miou")[0].value == pytest.approx(lines[-1]["miou"])

@@ -106,11 +106,11 @@ def test_a_run_is_trained_scored_and_kept(tmp_path, monkeypatch):
 # The page
 
 
-def stored(folder, level, variant, seed, bus):
+def stored(folder, level, variant, seed, bus, step=350):
     names = [*STUDIES["scenes"]["scores"]["far pairs"], *STUDIES["scenes"]["scores"]["all others"]]
     iou = dict.fromkeys(names, 0.5) | {"bus": bus, "booth": None}
     run = {"study": "scenes", "level": level, "variant": variant, "seed": seed, "iou": iou}
-    run |= {"miou": 0.6, "split": "test", "images": 60, "protocol": "whole ()", "step": 350}
+    run |= {"miou": 0.6, "split": "test", "images": 60, "protocol": "whole ()", "step": step}
     run |= {"command": "python tools/train.py", "minutes": 2.0 + seed, "machine": "one"}
     run |= {"versions": {"danet": "0.1.0"}, "loss": [[20, 2.0], [40, 1.0]]}
     path = folder / "scenes" / f"{level}_{variant}_{seed}.json"
@@ -132,6 +132,9 @@ def test_a_page_shows_means_spreads_and_where_a_variant_is_no_better_than_a_gues
     assert "- FCN: better than a guess at wide\n" in text
     assert "- both: better than a guess at wide; no better at small" in text
     assert "4 runs of 350 steps, 3.0 to 4.0 minutes each, on one; danet 0.1.0." in text
+    stored(tmp_path, "small", "both", 2, bus=0.1, step=200)
+    text = results.text("scenes", STUDIES["scenes"], results.read("scenes", tmp_path))
+    assert "5 runs of 200 to 350 steps, " in text, "one ended early"
 
 
 def test_the_page_is_what_the_stored_files_give():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import TINY, K, Tiny, batch, call, no_waiting, scored, tiny
 from conftest import make_trainer as make
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -314,6 +315,8 @@ def test_more_patience_goes_on_with_a_run_that_ended_early_as_if_it_had_had_it(t
     for name, patience in (("first", 2), ("more", 3)):
         scripted(tmp_path / name, losses, patience=patience).fit(map(batch, itertools.count()))
     saved, _ = ended(tmp_path / "first")
+    events = EventAccumulator(str(tmp_path / "first/tensorboard")).Reload()
+    assert events.Scalars("final/best_loss")[0].value == 2, "a run that ended early is finished"
     finished = functools.partial(TrainSettings, steps=8, best_by="loss")
     assert how_it_ended(saved, finished(patience=2)) == (
         "at step 3 of 8: loss did not improve in the last 2 evaluation(s) (best 2.0000 at step 1); "

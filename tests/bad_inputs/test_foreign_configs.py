@@ -287,7 +287,7 @@ def test_K20_numbers_of_another_kind_and_files_that_are_gone_are_taken(saved, pl
     assert "data.batch_size={'a': 1}: expected a whole number" in reported
     config["data"] |= {"batch_size": 2, "root": True}
     reported = outcome("resume", {**saved, "config": config}, place)
-    assert "data.root=True: expected the path of a folder" in reported
+    assert "data.root=True: expected a folder, or null" in reported
 
 
 @pytest.mark.bad_input("K20")

@@ -60,7 +60,7 @@ def test_uneven_shares_are_trained_and_each_counted_once(start, tmp_path, figure
     (scored,) = lines(run, "val")
     assert scored["miou"] == json.loads((tmp_path / "one/metrics.json").read_text())["miou"]
     assert scored["loss"] == pytest.approx(validation_loss(run / "last.pt"), rel=1e-5)
-    figure(f"confusion matrix of {processes} processes equal to that of one, the loss to 1e-5")
+    figure(f"confusion matrix of {processes} processes equal to that of one")
 
 
 def validation_loss(path):
