@@ -210,6 +210,7 @@ def score(parts: Parts, log: RunLog, model: nn.Module, step: int) -> tuple[Confu
     confusion = evaluate(model, batches, infer, num_classes=classes, device=device, loss=loss)
     # Shares of different images take different times, more than a collective would wait.
     wait_patiently(f"the evaluation at step {step}")
+    # Equal on all processes to the last bit, so they agree on whether the run ends early.
     for counts in (confusion.counts, loss.sums):
         collectives.sum_in_place(counts)
     if log.trackers:
@@ -217,8 +218,7 @@ def score(parts: Parts, log: RunLog, model: nn.Module, step: int) -> tuple[Confu
         # A training batch of so many pixels fits the device; attention maps are drawn of as many.
         pixels = data.batch_size * height * width
         log.images(step, validation_pictures(model, val_set, infer, max_pixels=pixels))
-    # Of all processes the same number to the last bit: they decide by it when the run ends.
-    return confusion, collectives.from_first(loss.mean())
+    return confusion, loss.mean()
 
 
 def validate_data(parts: Parts, saved: Checkpoint | None) -> None:

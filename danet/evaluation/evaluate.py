@@ -13,13 +13,7 @@ from torch import Tensor, nn
 
 from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.metrics import ConfusionMatrix, PixelLoss
-from danet.evaluation.sliding_window import (
-    PIXELS_PER_PASS,
-    Piece,
-    Windows,
-    as_pieces,
-    sum_maps,
-)
+from danet.evaluation.sliding_window import PIXELS_PER_PASS, Piece, Windows, as_pieces, sum_maps
 from danet.ops.arithmetic import cuda_arithmetic, require_tf32, without_autocast
 from danet.types import Batch
 
