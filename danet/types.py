@@ -20,10 +20,15 @@ MAX_CLASSES = 255
 
 
 class SampleKey(NamedTuple):
-    """Key of one training sample: its index in the data set and the seed of its augmentation."""
+    """Key of one training sample: all that decides it."""
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     seed: int
+    """Of its augmentation."""
+    focus: int | None = None
+    """The class for which rare-class sampling chose the picture."""
+    partner: SampleKey | None = None
+    """Key of the sample whose classes are pasted over this one; see danet.data.class_mix."""
 
 
 class Sample(NamedTuple):

@@ -15,15 +15,17 @@ from torch.utils.data import Dataset
 from danet.datasets.cache import Cache, cache_folder
 from danet.datasets.image_io import MAX_PIXELS, read_image, read_labels
 from danet.datasets.items import Item as Item
-from danet.datasets.items import Items
+from danet.datasets.items import Items, JoinedItems
 from danet.datasets.labels import UNKNOWN, Color, in_order, label_table, ranges, read_published
 from danet.datasets.listing import elsewhere
 from danet.errors import InputError
 from danet.plain import is_int, is_number
 from danet.types import IGNORE, Sample, SampleKey
 
-Transform = Callable[[Sample, int], Sample]
-"""Maps a sample to a sample; the int is the seed of all that is random in it."""
+Transform = Callable[..., Sample]
+"""Maps a sample and the seed of all that is random to a sample.
+
+With rare-class sampling it gets the class as a third argument."""
 
 
 def check_choice(key: str, value: object, options: Any) -> None:
@@ -100,9 +102,12 @@ class SegmentationDataset(Dataset[Sample], ABC):
 
     def __getitem__(self, key: SampleKey | int) -> Sample:
         """Return one sample; a bare index gets the augmentation of seed 0."""
-        index, seed = key if isinstance(key, tuple) else (int(key), 0)
-        sample = Sample(*self.read(index))
-        return self.transform(sample, seed) if self.transform else sample
+        key = SampleKey(*key) if isinstance(key, tuple) else SampleKey(int(key), 0)
+        sample = Sample(*self.read(key.index))
+        if self.transform is None:
+            return sample
+        focus = () if key.focus is None else (key.focus,)
+        return self.transform(sample, key.seed, *focus)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -120,7 +125,8 @@ class FileDataset(SegmentationDataset):
         reading: How files are read.
 
     Attributes:
-        items: Of the split, sorted by name.
+        items: Of the split, sorted by name; then those of the data sets that were joined.
+        parts: This data set, then those that were joined.
         notes: Warnings for the user, one line each.
 
     Raises:
@@ -153,6 +159,7 @@ class FileDataset(SegmentationDataset):
                 f"data.root={self.root}: there is no such folder; {self} expects\n{self.layout}"
             )
         self.notes: list[str] = []
+        self.parts: Sequence[FileDataset] = (self,)
         self.items = Items(self.find_items())
         if not self.items:
             where = f"{self.root}{self.explain_no_images()}"
@@ -205,6 +212,25 @@ class FileDataset(SegmentationDataset):
     def __len__(self) -> int:
         return len(self.items)
 
+    def join(self, others: Sequence["FileDataset"]) -> None:
+        """Append the samples of other data sets of this class and these settings.
+
+        In messages the names of their items begin with their folder and split.
+        """
+        places = [f"{other.root}/{other.split}/" for other in others]
+        self.parts = (self, *others)
+        self.items = JoinedItems([part.items for part in self.parts], ["", *places])
+        for place, other in zip(places, others, strict=True):
+            self.notes += [f"{place}: {note}" for note in other.notes]
+        self.expected = dict.fromkeys(self.expected, ())  # type: ignore[misc]  # no longer
+
+    def locate(self, index: int) -> tuple["FileDataset", int]:
+        """Return the part that holds a sample, and the index there."""
+        if not isinstance(self.items, JoinedItems):
+            return self, index
+        part, index = self.items.locate(index)
+        return self.parts[part], index
+
     def fingerprint(self) -> str:
         """Return a text that identifies the samples of the split by number and names."""
         return f"{super().fingerprint()}, {self.items.fingerprint()}"
@@ -215,6 +241,9 @@ class FileDataset(SegmentationDataset):
         Raises:
             InputError: A file is not usable; with path, value and pixel.
         """
+        part, place = self.locate(index)
+        if part is not self:
+            return *part.read(place)[:2], self.items[index].name
         item = self.items[index]
         if self._cache is None:
             image, mask = self._decode(item)
@@ -241,17 +270,21 @@ class FileDataset(SegmentationDataset):
             )
         return image, self.map_labels(labels, Path(item.mask))
 
+    def decoding(self) -> bytes:
+        """Return a text of all that decides what a pair is decoded to, besides its files."""
+        # Any other attribute may change how labels are mapped; one too many does no harm.
+        own = ("split", "transform", "reading", "root", "items", "parts", "notes", "expected")
+        settings = {k: v for k, v in vars(self).items() if k not in own and k != "_cache"}
+        return pickle.dumps((type(self).__module__, type(self).__qualname__, settings))
+
     def _make_cache(self) -> Cache | None:
-        """Return the cache that ``reading`` asks for, keyed by all that decides the decoding."""
+        """Return the cache that ``reading`` asks for."""
         if self.reading.cache == "none":
             return None
-        # Any other attribute may change how labels are mapped; one too many does no harm.
-        excluded = ("split", "transform", "reading", "root", "items", "notes")
-        settings = {key: value for key, value in vars(self).items() if key not in excluded}
         return Cache(
             cache_folder(self.reading.cache_dir),
             root=self.root,
-            kind=pickle.dumps((type(self).__module__, type(self).__qualname__, settings)),
+            kind=self.decoding(),
             limit=int(self.reading.cache_gib * 2**30),
         )
 

@@ -1,8 +1,10 @@
 """The pairs of a split in compact arrays: 600,000 of them take 25 MB instead of 300."""
 
+import bisect
 import hashlib
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -71,6 +73,38 @@ class Items:
         # Links are checked one by one, as are names that differ in case, which some disks find.
         found = ((i, item.mask) for i, item in enumerate(self) if item.mask not in there)
         return [i for i, mask in found if mask and not os.path.exists(mask)]
+
+
+class JoinedItems(Items):
+    """The items of several data sets, one after the other.
+
+    Args:
+        parts: Of the data sets.
+        places: Name of each in messages, empty for none; the names of its items begin with it.
+    """
+
+    def __init__(self, parts: Sequence[Items], places: Sequence[str]) -> None:
+        self._parts, self._places = parts, places
+        self._firsts = [0, *itertools.accumulate(map(len, parts))]
+
+    def __len__(self) -> int:
+        return self._firsts[-1]
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Return the number of the data set of an item, and the index there."""
+        i = range(len(self))[index]
+        part = bisect.bisect_right(self._firsts, i) - 1
+        return part, i - self._firsts[part]
+
+    def __getitem__(self, index: int) -> Item:
+        part, i = self.locate(index)
+        item = self._parts[part][i]
+        return item._replace(name=f"{self._places[part]}{item.name}")
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that depend on the names, not on where the data sets lie."""
+        text = " ".join(part.fingerprint() for part in self._parts)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _without(name: str, path: str) -> str:

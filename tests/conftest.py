@@ -396,7 +396,7 @@ class Pictures:
         return self.length
 
     def __getitem__(self, draw):
-        item, seed = draw if isinstance(draw, tuple) else (draw, 0)
+        item, seed = draw[:2] if isinstance(draw, tuple) else (draw, 0)
         if item in self.bad:
             raise InputError(f"picture_{item}.png: not a readable image")
         image = np.full((4, 4, 3), seed % 251, np.uint8)

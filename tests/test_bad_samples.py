@@ -28,7 +28,7 @@ def literally(bad, length, count):
     batches = []
     for draws in itertools.islice(StepSampler(length, 4, seed=7), count):
         names = []
-        for item, seed in draws:
+        for item, seed, *_ in draws:
             while item in bad:
                 item, seed = mix(seed, 2) % length, mix(seed, 3)
             names.append(f"picture_{item}")

@@ -100,7 +100,7 @@ def scan_splits(
     config: TrainConfig, settings: CheckConfig
 ) -> tuple[list["SplitReport"], list[str]]:
     """Scan the splits; return reports, and why other splits were refused as a whole."""
-    from danet.config.build import make_dataset
+    from danet.config.build import join_extra_roots, make_dataset
     from danet.data_check.overlap import refuse_overlap
     from danet.data_check.report import report_duplicates
     from danet.data_check.sample import suggest_setting
@@ -114,6 +114,8 @@ def scan_splits(
     for split in settings.splits or dict.fromkeys((data.train_split, data.val_split)):
         try:
             dataset = make_dataset(config, split, training=False)
+            if split == data.train_split:
+                join_extra_roots(dataset, config)
         except InputError as error:
             refused.append(str(error))
             continue
@@ -146,7 +148,8 @@ def write_lists(datasets: Iterable["FileDataset"], output: Path) -> str:
         lines = [
             f"{os.path.relpath(item.image, dataset.root)}\t"
             f"{os.path.relpath(item.mask or '', dataset.root)}\n"
-            for item in dataset.items
+            for i, item in enumerate(dataset.items)
+            if dataset.locate(i)[0] is dataset
         ]
         write_file(files[dataset.split], "".join(lines))
     print(divided[0].division)

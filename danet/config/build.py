@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,16 @@ from danet.checkpoint import exported
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint.format import Checkpoint
 from danet.checkpoint.weights import explain_mismatch
-from danet.config.schema import DataFolder, DataOverrides, TrainConfig, TrainSchema
+from danet.config.schema import (
+    DataConfig,
+    DataFolder,
+    DataOverrides,
+    TrainConfig,
+    TrainSchema,
+)
 from danet.config.targets import TRUSTED, locate
 from danet.config.validate import check_plain
-from danet.datasets.base import Reading, SegmentationDataset
+from danet.datasets.base import FileDataset, Reading, SegmentationDataset
 from danet.errors import InputError, UserError, first_line
 from danet.plain import printable, problem_with
 
@@ -81,6 +87,31 @@ def make_dataset(config: TrainConfig, split: str, *, training: bool) -> Segmenta
     return dataset
 
 
+def join_extra_roots(training_set: SegmentationDataset, config: TrainConfig) -> None:
+    """Append the pictures of ``data.extra_roots`` to the training set; raise InputError."""
+    first, split = config.data.root, config.data.train_split
+    others: list[FileDataset] = []
+    known = {(os.path.realpath(str(first)), split)}
+    for entry in config.data.extra_roots:
+        place = {"split": split, **({"root": entry} if isinstance(entry, str) else entry)}
+        key = f"data.extra_roots: {place['root']}, split {place['split']}"
+        identity = os.path.realpath(place["root"]), place["split"]
+        if identity in known:
+            raise InputError(f"{key}: these pictures are there already; remove one")
+        known.add(identity)
+        dataset = {**config.data.dataset, "root": place["root"]}
+        moved = replace(config, data=replace(config.data, dataset=dataset))
+        try:
+            other = make_dataset(moved, place["split"], training=False)
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from error
+        if not (isinstance(other, FileDataset) and other.is_labelled):
+            raise InputError(f"{key}: there are no labels to train on; remove it")
+        others.append(other)
+    if others and isinstance(training_set, FileDataset):
+        training_set.join(others)
+
+
 def make_model(config: TrainConfig) -> nn.Module:
     """Build the network of a config; raise InputError where its classes refuse the values."""
     model: nn.Module = make(config.model, "model")
@@ -107,6 +138,10 @@ def checked_config(
         if str(config["evaluation"].get("_target_")).startswith("danet.evaluation."):
             # Versions without the setting computed in float32.
             config["evaluation"].setdefault("precision", "float32")
+        for f in fields(DataConfig):
+            # Versions without a setting of the samples drew them as its default does.
+            if f.default not in (None, MISSING) and not f.metadata:
+                config["data"].setdefault(f.name, f.default)
         if data is not None:
             _replace_data(config["data"], data)
         checked = check_plain(config)

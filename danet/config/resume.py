@@ -84,14 +84,21 @@ def resolve(
         settled["run"]["dir"] = str(path.parent)
     run_folder.refuse_foreign(Path(settled["run"]["dir"]).expanduser(), path, saved)
     notes += _compare_sums(saved, stored, settled, world_size)
-    before, now = (of["data"].get("root") for of in (stored, settled))
-    # realpath: the same folder by another name, such as a link, deserves no note.
-    if before and now and os.path.realpath(before) != os.path.realpath(now):
-        notes.append(
-            f"resume: data.root={now} instead of {before}: the pictures there are taken for the "
-            "same if they have the same names, so check that they are a copy"
-        )
+    for key in ("root", "extra_roots"):
+        before, now = (of["data"].get(key) for of in (stored, settled))
+        if before and now and _resolved(before) != _resolved(now):
+            notes.append(
+                f"resume: data.{key}={now} instead of {before}: the pictures there are taken for "
+                "the same if they have the same names, so check that they are a copy"
+            )
     return check_plain(settled), saved, notes
+
+
+def _resolved(places: Any) -> list[str]:
+    """Return the folders of ``data.root`` or ``data.extra_roots`` through links."""
+    # The same folder by another name deserves no note.
+    places = [places] if isinstance(places, str) else places
+    return [os.path.realpath(p if isinstance(p, str) else p["root"]) for p in places]
 
 
 def _resumable_settings(saved: Checkpoint, path: Path) -> dict[str, Any]:
@@ -176,7 +183,8 @@ def is_measure(key: str, best_by: str) -> bool:
     """Return whether scores before and after a change of a key are not comparable."""
     if key == "trainer.best_by" or (best_by == "loss" and key.startswith("loss.main.")):
         return True
-    is_of_training = key.startswith(("data.crop", "data.transforms.train", "data.train_split"))
+    of_training = ("crop", "transforms.train", "train_split", "rare_class", "class_mix")
+    is_of_training = key.startswith(tuple(f"data.{name}" for name in of_training))
     return key.startswith(("evaluation.", "data.")) and not is_of_training
 
 

@@ -28,6 +28,7 @@ LOG_TO = ("tensorboard", "wandb", "mlflow")
 
 _FILES = "where files go changes no weight"
 _READING = "how files are read changes no sample"
+_MOVED = "data moves; its files are compared by name"
 _START = "says how this start begins"
 
 
@@ -87,7 +88,12 @@ class DataConfig:
     batch_size: int = resumable(1, "part of the global batch, compared as a product")  # per process
     # Processes that load; with 0 the training process does.
     num_workers: int = resumable(0, "the order of samples does not depend on it")
-    root: str | None = resumable(None, "data moves; its files are compared by name")
+    root: str | None = resumable(None, _MOVED)
+    # Further folders for training: a folder, or {root: FOLDER, split: NAME}.
+    extra_roots: list[Any] = field(default_factory=list, metadata={"resumable": _MOVED})
+    rare_class_temperature: float | None = None  # of rare-class sampling; None for none
+    rare_class_min_pixels: int = 3000  # of the drawn class in its picture
+    class_mix: float | None = None  # share of the samples with classes of another pasted over them
     crop: list[int] | None = None  # height and width of a training image,
     size: list[int] | None = None  # if all have one size
     allow_overlap: bool = resumable(False, "permits, and changes no sample")

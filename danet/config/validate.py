@@ -37,6 +37,23 @@ def _pair(low: int) -> Callable[[Any], bool]:
     )
 
 
+def _null_or(fits: Callable[[float], bool]) -> Callable[[Any], bool]:
+    return lambda number: number is None or (is_number(number) and fits(number))
+
+
+def _are_roots(places: Any) -> bool:
+    """Return whether a value is a list of folders, or of mappings of a folder and a split."""
+    return isinstance(places, list) and all(
+        isinstance(place, str)
+        or (
+            isinstance(place, dict)
+            and {"root"} <= place.keys() <= {"root", "split"}
+            and all(isinstance(text, str) for text in place.values())
+        )
+        for place in places
+    )
+
+
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("seed", _whole(0), "a whole number of at least 0"),
     ("device_memory", lambda gib: gib is None or gib > 0, "GiB above 0, or null to ask the device"),
@@ -54,6 +71,13 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("data.size", _pair(1), "two whole numbers of at least 1, data.size=[64,384]"),
     ("data.on_bad_sample", lambda text: text in ("error", "skip"), "error or skip"),
     ("data.max_bad_share", lambda n: is_number(n) and 0 <= n <= 1, "a share between 0 and 1"),
+    ("data.rare_class_temperature", _null_or(lambda t: t > 0), "a number above 0, or null"),
+    ("data.rare_class_min_pixels", _whole(1), "a whole number of at least 1"),
+    ("data.class_mix", _null_or(lambda p: 0 < p <= 1), "a share above 0, at most 1, or null"),
+    (
+        *("data.extra_roots", _are_roots),
+        "a list of folders, [/data/more], or of {root: FOLDER, split: NAME}",
+    ),
     ("data.timeout", lambda n: is_number(n) and n >= 0, "seconds, or 0 to wait for ever"),
 )
 """Key of a setting, whether a value is in its range, and the range in words."""
@@ -84,6 +108,8 @@ def check(
         config.data.root = str(folder)
     try:
         plain: Any = OmegaConf.to_container(config, resolve=True)
+        if _are_roots(extra := plain["data"].get("extra_roots")):
+            plain["data"]["extra_roots"] = [_absolute(place, needs_data) for place in extra]
         return check_plain(plain, added)
     except OmegaConfBaseException as error:
         # OmegaConf wraps the InputError of a resolver of ours, with words of its own in front.
@@ -91,6 +117,16 @@ def check(
         raise InputError(own or first_line(error, getattr(error, "full_key", None))) from error
     except InputError as error:
         raise InputError(_name_settings(str(error), unresolved)) from None
+
+
+def _absolute(place: str | dict[str, str], needs_data: bool) -> str | dict[str, str]:
+    """Return an entry of ``data.extra_roots`` with an absolute path; if needed, it must exist."""
+    if isinstance(place, dict):
+        return {**place, "root": str(_absolute(place["root"], needs_data))}
+    folder = Path(os.path.expanduser(place)).absolute()
+    if needs_data and not folder.is_dir():
+        raise InputError(f"data.extra_roots: {folder}: there is no such folder; mend or remove it")
+    return str(folder)
 
 
 def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> TrainConfig:

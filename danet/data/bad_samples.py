@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch.utils.data import Dataset
 
@@ -16,7 +17,17 @@ Reasons = dict[int, str]
 """Index in the data set of a sample that could not be read -> message, with the path."""
 
 
-class SkipBadSamples(Dataset[tuple[Sample, Reasons]]):
+class Loaded(NamedTuple):
+    """A training sample and what it took to get it."""
+
+    sample: Sample
+    bad: Reasons
+    """The samples that it replaces."""
+    num_read: int = 1
+    """Samples that make it up."""
+
+
+class SkipBadSamples(Dataset[Loaded]):
     """Data set in which a random other sample replaces one that cannot be read.
 
     The replacement depends on the seed in the key alone, not on previous samples, so a resumed run
@@ -36,7 +47,7 @@ class SkipBadSamples(Dataset[tuple[Sample, Reasons]]):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, key: SampleKey) -> tuple[Sample, Reasons]:
+    def __getitem__(self, key: SampleKey) -> Loaded:
         """Return the sample of a key, or its replacement and the samples that it replaces.
 
         Raises:
@@ -45,7 +56,7 @@ class SkipBadSamples(Dataset[tuple[Sample, Reasons]]):
         bad: Reasons = {}
         for _ in range(self.max_retries + 1):
             try:
-                return self.dataset[key], bad
+                return Loaded(self.dataset[key], bad)
             except (InputError, OSError) as error:  # other errors are bugs and must not be hidden
                 if not self.max_retries:
                     raise

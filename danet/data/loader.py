@@ -11,10 +11,11 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
 
 from danet.data import workers
-from danet.data.bad_samples import BadSamples, Reasons, SkipBadSamples
-from danet.data.sampler import StepSampler
+from danet.data.bad_samples import BadSamples, Loaded, Reasons, SkipBadSamples
+from danet.data.class_mix import ClassMix
+from danet.data.sampler import RareClassSampling, StepSampler
 from danet.errors import InputError, ProcessError, StorageError
-from danet.types import Batch, Sample
+from danet.types import Batch, Sample, SampleKey
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -50,9 +51,9 @@ def collate_by_size(samples: list[Sample]) -> list[Batch]:
     return [collate(group) for group in groups.values()]
 
 
-def _collate_loaded(loaded: list[tuple[Sample, Reasons]]) -> tuple[Batch, Reasons]:
-    bad = {index: reason for _, reasons in loaded for index, reason in reasons.items()}
-    return collate([sample for sample, _ in loaded]), bad
+def _collate_loaded(loaded: list[Loaded]) -> tuple[Batch, Reasons, int]:
+    bad = {index: reason for one in loaded for index, reason in one.bad.items()}
+    return collate([one.sample for one in loaded]), bad, sum(one.num_read for one in loaded)
 
 
 class Loader:
@@ -134,9 +135,16 @@ class Loader:
 
     def _pending_names(self) -> list[str]:
         """Return the names of the samples being read, the awaited first."""
-        indices = [k[0] if isinstance(k, tuple) else k for keys in self._pending for k in keys]
+        indices = [i for keys in self._pending for key in keys for i in _indices(key)]
         items = self._items
         return [f"sample {i}" if items is None else str(items[i].name) for i in indices]
+
+
+def _indices(key: SampleKey | int) -> list[int]:
+    """Return the samples that are read for a key."""
+    if not isinstance(key, SampleKey):
+        return [key]
+    return [key.index, *_indices(key.partner)] if key.partner else [key.index]
 
 
 class TrainBatches(Iterator[Batch]):
@@ -149,12 +157,12 @@ class TrainBatches(Iterator[Batch]):
     def __init__(self, loader: Loader, bad: BadSamples) -> None:
         self.bad = bad
         self.explain = loader.explain
-        self._loaded: Iterator[tuple[Batch, Reasons]] = iter(loader)
+        self._loaded: Iterator[tuple[Batch, Reasons, int]] = iter(loader)
 
     def __next__(self) -> Batch:
         """Return the next batch; raise InputError or ProcessError, also if too many are skipped."""
-        batch, bad = next(self._loaded)
-        self.bad.record(len(batch.name), bad)
+        batch, bad, num_read = next(self._loaded)
+        self.bad.record(num_read, bad)
         return batch
 
 
@@ -166,26 +174,38 @@ def train_batches(
     start: int = 0,
     rank: int = 0,
     world: int = 1,
+    rare: RareClassSampling | None = None,
+    class_mix: float | None = None,
     on_bad_sample: str = "error",
     max_bad_share: float = 0.01,
     warn: Callable[[str], None] = print,
     **settings: Any,
 ) -> TrainBatches:
-    """Return endless batches of one process; order and augmentation are as of StepSampler.
+    """Return endless batches of one process.
 
-    ``on_bad_sample`` is ``error``, or ``skip`` to replace samples that cannot be read, see
-    SkipBadSamples; ``max_bad_share`` is their largest share, and ``warn`` is called with a line for
-    each. Settings of the loader are ``num_workers``, the processes that read samples (0 reads in
-    this one), ``pin_memory`` for CUDA, and ``timeout``, the seconds to wait for a batch (0: any).
+    Which samples, and how they are augmented, is as of StepSampler, which gets the arguments of
+    the same names. ``on_bad_sample`` is ``error``, or ``skip`` to replace samples that cannot be
+    read, see SkipBadSamples; ``max_bad_share`` is their largest share, and ``warn`` is called with
+    a line for each. Settings of the loader are ``num_workers``, the processes that read samples (0
+    reads in this one), ``pin_memory`` for CUDA, and ``timeout``, the seconds to wait for a batch
+    (0: any).
 
     Raises:
         InputError: The data set does not fill one batch.
     """
     length = len(dataset)  # type: ignore[arg-type]
-    sampler = StepSampler(length, batch_size, seed=seed, start=start, rank=rank, world=world)
+    sampler = StepSampler(
+        *(length, batch_size),
+        seed=seed,
+        start=start,
+        rank=rank,
+        world=world,
+        rare=rare,
+        class_mix=class_mix,
+    )
     # Replaced in the worker, so that no batch is short.
     replacing = SkipBadSamples(dataset, max_retries=20 if on_bad_sample == "skip" else 0)
-    loader = Loader(replacing, sampler, _collate_loaded, **settings)
+    loader = Loader(ClassMix(replacing), sampler, _collate_loaded, **settings)
     return TrainBatches(loader, BadSamples(length, max_bad_share, warn))
 
 

@@ -27,10 +27,13 @@ class Pipeline:
     def __init__(self, steps: Mapping[str, A.BasicTransform]) -> None:
         self.compose = A.Compose(list(steps.values()))
 
-    def __call__(self, sample: Sample, seed: int) -> Sample:
-        """Return the augmented sample; image and mask undergo the same geometry."""
+    def __call__(self, sample: Sample, seed: int, focus: int | None = None) -> Sample:
+        """Return the augmented sample; image and mask undergo the same geometry.
+
+        ``focus`` is the class that centred crops show; without one they draw it.
+        """
         self.compose.set_random_seed(seed)
-        result = self.compose(image=sample.image, mask=sample.mask)
+        result = self.compose(image=sample.image, mask=sample.mask, focus=focus)
         return Sample(result["image"], result["mask"], sample.name)
 
 
@@ -47,6 +50,9 @@ class ScaleCrop(A.DualTransform):
         size: Height and width of the window.
         scale: Range of the factor, uniform; [1, 1] only crops.
         base: Length of the short side of the image at factor 1, in pixels; None for its own.
+        centred: Probability that the window is uniform among those that show one random pixel of
+            a class: of ``focus``, else of one of the classes in the mask, all equally likely.
+            Elsewhere, and where the class is not in the mask, it is uniform among all; None for 0.
     """
 
     def __init__(
@@ -54,15 +60,19 @@ class ScaleCrop(A.DualTransform):
         size: Sequence[int],
         scale: Sequence[float] = (0.5, 2.0),
         base: int | None = None,
+        centred: float | None = None,
     ) -> None:
         super().__init__(p=1.0)
         if len(size) != 2 or min(size) < 32:
             raise ValueError(f"size={list(size)} is not [height, width] of at least 32")
         if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
             raise ValueError(f"scale={list(scale)} is not [low, high] with 0 < low <= high")
+        if centred is not None and not 0 < centred <= 1:
+            raise ValueError(f"centred={centred} is not above 0 and at most 1, or null")
         self.size = (int(size[0]), int(size[1]))
         self.scale = (float(scale[0]), float(scale[1]))
         self.base = base
+        self.centred = centred
 
     def get_params_dependent_on_data(
         self, params: dict[str, Any], data: dict[str, Any]
@@ -72,16 +82,37 @@ class ScaleCrop(A.DualTransform):
         factor = self.py_random.uniform(*self.scale)
         if self.base is not None:
             factor *= self.base / min(height, width)
+        row = column = None
+        if self.centred and self.py_random.random() < self.centred:
+            row, column = self._draw_pixel(data["mask"], data.get("focus"))
         return {
-            "down": self._draw_axis(height, factor, self.size[0]),
-            "across": self._draw_axis(width, factor, self.size[1]),
+            "down": self._draw_axis(height, factor, self.size[0], row),
+            "across": self._draw_axis(width, factor, self.size[1], column),
         }
 
-    def _draw_axis(self, source: int, factor: float, length: int) -> "_Axis":
+    def _draw_pixel(self, mask: np.ndarray, focus: int | None) -> tuple[int | None, int | None]:
+        """Return row and column of a random pixel of a class; None where there is no such class."""
+        if focus is None:
+            counts = np.bincount(mask.ravel(), minlength=IGNORE + 1)[:IGNORE]
+            present = np.flatnonzero(counts).tolist()
+            focus = self.py_random.choice(present) if present else IGNORE
+        places = np.flatnonzero(mask == focus) if focus != IGNORE else ()
+        if not len(places):
+            return None, None
+        row, column = divmod(int(places[self.py_random.randrange(len(places))]), mask.shape[1])
+        return row, column
+
+    def _draw_axis(self, source: int, factor: float, length: int, pixel: int | None) -> "_Axis":
+        """Draw where the window starts, among the places at which it holds ``pixel`` if given."""
         scaled = max(1, round(source * factor))
         step, length = source / scaled, min(length, scaled)
+        low, high = 0, int(source - length * step)
+        if pixel is not None:
+            high = min(high, pixel)
+            # Not above high, since the last window may end within the last pixel.
+            low = min(high, max(0, math.ceil(pixel + 1 - length * step)))
         # randint includes its upper bound.
-        return _Axis(self.py_random.randint(0, int(source - length * step)), step, length)
+        return _Axis(self.py_random.randint(low, high), step, length)
 
     def apply(self, img: np.ndarray, down: "_Axis", across: "_Axis", **_: Any) -> np.ndarray:
         """Resample the image bilinearly: uint8 (H, W, 3) to (*size, 3)."""

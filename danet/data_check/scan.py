@@ -14,6 +14,7 @@ from tqdm import tqdm
 from danet.data.workers import init_worker
 from danet.datasets.base import FileDataset
 from danet.datasets.image_io import Levels, inspect_dropped, open_picture
+from danet.datasets.label_statistics import class_pixels
 from danet.errors import InputError
 from danet.types import IGNORE
 
@@ -39,18 +40,21 @@ def inspect_pair(dataset: FileDataset, index: int, *, full: bool = False) -> Pai
     finds truncated files. Other formats are always decoded.
     """
     pair = PairReport(index, dataset.items[index].name)
+    part, place = dataset.locate(index)
     try:
-        pair.size = _inspect_image(pair, dataset, full)
-        if dataset.items[index].mask is not None:
-            _inspect_label(pair, dataset)
+        pair.size = _inspect_image(pair, part, place, full)
+        if part.items[place].mask is not None:
+            _inspect_label(pair, part, place)
     except InputError as error:
         pair.problem = str(error)
     return pair
 
 
-def _inspect_image(pair: PairReport, dataset: FileDataset, full: bool) -> tuple[int, int]:
+def _inspect_image(
+    pair: PairReport, dataset: FileDataset, index: int, full: bool
+) -> tuple[int, int]:
     """Return the size of an image; raise InputError if it cannot be used."""
-    path, max_pixels = Path(dataset.items[pair.index].image), dataset.reading.max_pixels
+    path, max_pixels = Path(dataset.items[index].image), dataset.reading.max_pixels
     with open_picture(path, max_pixels=max_pixels) as picture:
         size = picture.height, picture.width
         if picture.mode != "RGB":
@@ -67,27 +71,20 @@ def _inspect_image(pair: PairReport, dataset: FileDataset, full: bool) -> tuple[
     dropped, pair.levels = inspect_dropped(path, max_pixels=max_pixels)
     pair.remarks += dropped
     if full or not is_whole:
-        dataset.read(pair.index)  # raises the error of a training
+        dataset.read(index)  # raises the error of a training
     return size
 
 
-def _inspect_label(pair: PairReport, dataset: FileDataset) -> None:
+def _inspect_label(pair: PairReport, dataset: FileDataset, index: int) -> None:
     """Count the values of a label and map them to classes; raise InputError if one has none."""
-    item = dataset.items[pair.index]
+    item = dataset.items[index]
     labels, path = dataset.labels_of(item), Path(item.mask or "")
     counts = np.bincount(labels.ravel())
-    values = np.flatnonzero(counts)
-    pair.values = set(values.tolist())
+    pair.values = set(np.flatnonzero(counts).tolist())
     if labels.shape != pair.size:
-        dataset.read(pair.index)  # raises the error of a training
-    try:
-        classes = dataset.map_labels(values[None].astype(labels.dtype), path)[0]
-    except InputError:
-        dataset.map_labels(labels, path)  # the same error with the number of pixels and where
-        raise
-    # Of floats, which are exact up to 2^53.
-    pair.pixels = np.bincount(classes, counts[values], IGNORE + 1).astype(np.int64)
-    if set(classes.tolist()) <= {IGNORE}:
+        dataset.read(index)  # raises the error of a training
+    pair.pixels = class_pixels(dataset, labels, counts, path)
+    if not pair.pixels[:IGNORE].any():
         pair.remarks.append("the label is ignored everywhere and teaches nothing")
 
 

@@ -17,13 +17,16 @@ from danet.checkpoint.format import Checkpoint
 from danet.checkpoint.manager import CheckpointManager
 from danet.checkpoint.weights import initialise
 from danet.config import resume
-from danet.config.build import make, make_dataset, make_model, untrained
+from danet.config.build import join_extra_roots, make, make_dataset, make_model, untrained
 from danet.config.schema import TrainConfig
 from danet.data import bad_samples
 from danet.data.loader import TrainBatches, eval_batches, train_batches
+from danet.data.sampler import RareClassSampling
 from danet.data_check.overlap import refuse_overlap
 from danet.data_check.sample import check_sample
+from danet.datasets.base import FileDataset
 from danet.datasets.folder import Folder
+from danet.datasets.label_statistics import label_pixels
 from danet.distributed import collectives
 from danet.distributed.agreement import wait_patiently
 from danet.distributed.rendezvous import choose_device, process_group, require_same
@@ -32,6 +35,7 @@ from danet.engine.log import RunLog
 from danet.engine.precision import place
 from danet.engine.train_step import TrainStep
 from danet.engine.trainer import Trainer
+from danet.errors import InputError
 from danet.evaluation.evaluate import evaluate
 from danet.evaluation.metrics import ConfusionMatrix, PixelLoss
 from danet.models.finetuning import count_frozen
@@ -52,6 +56,7 @@ class Parts:
         self.evaluation = make(config.evaluation, "evaluation")
         # Last: a value that a constructor refuses is reported before files are read.
         self.train_set = make_dataset(config, config.data.train_split, training=True)
+        join_extra_roots(self.train_set, config)
         self.val_set = make_dataset(config, config.data.val_split, training=False)
         advice.refuse_unknown_class(config.trainer.best_by, self.val_set.classes)
         sets = {"training_set": self.train_set, "validation_set": self.val_set}
@@ -99,6 +104,8 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
             seed=config.seed,
             start=(saved["step"] if saved else 0) * config.trainer.accumulate,
             warn=partial(print, f"warning: process {rank}:", file=sys.stderr, flush=True),
+            rare=rare_class_sampling(parts),
+            class_mix=config.data.class_mix,
             on_bad_sample=config.data.on_bad_sample,
             max_bad_share=config.data.max_bad_share,
             **parts.loader_settings,
@@ -219,6 +226,27 @@ def score(parts: Parts, log: RunLog, model: nn.Module, step: int) -> tuple[Confu
         pixels = data.batch_size * height * width
         log.images(step, validation_pictures(model, val_set, infer, max_pixels=pixels))
     return confusion, loss.mean()
+
+
+def rare_class_sampling(parts: Parts) -> RareClassSampling | None:
+    """Return the sampling that the settings ask for, from the training labels; describe it."""
+    data, train_set = parts.config.data, parts.train_set
+    if data.rare_class_temperature is None:
+        return None
+    if not isinstance(train_set, FileDataset):
+        raise InputError(
+            f"data.rare_class_temperature={data.rare_class_temperature}: {type(train_set).__name__}"
+            " has no label files to count; set data.rare_class_temperature=null"
+        )
+    skip = data.on_bad_sample == "skip"
+    rare = RareClassSampling(
+        label_pixels(train_set, num_workers=data.num_workers, skip=skip),
+        temperature=data.rare_class_temperature,
+        min_pixels=data.rare_class_min_pixels,
+    )
+    for line in rare.describe(train_set.classes):
+        cli.say(line)
+    return rare
 
 
 def validate_data(parts: Parts, saved: Checkpoint | None) -> None:
