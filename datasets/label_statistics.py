@@ -59,13 +59,13 @@ def label_pixels(dataset: FileDataset, *, num_workers: int, skip: bool) -> np.nd
 def _find_or_count(dataset: FileDataset, num_workers: int, skip: bool) -> np.ndarray:
     path, shape = _path_of(dataset), (len(dataset), len(dataset.classes))
     try:
-        with np.load(path) as file:  # a zip, which has a checksum
-            pixels: np.ndarray = file["pixels"]
+        with open(path, "rb") as file, np.load(file) as content:  # a zip, which has a checksum
+            pixels: np.ndarray = content["pixels"]
         if pixels.shape == shape and pixels.dtype == np.int32:
             return pixels
     except Exception:  # none is there, or numpy and zipfile have many errors for a damaged one
         pass
-    sampler = BatchSampler(range(shape[0]), 16, drop_last=False)
+    sampler = BatchSampler(range(shape[0]), 8, drop_last=False)
     batches = Loader(_Counted(dataset, skip), sampler, np.stack, num_workers=num_workers)
     pixels = np.zeros(shape, np.int32)
     with tqdm(total=shape[0], desc="counting pixels", unit="label", dynamic_ncols=True) as bar:

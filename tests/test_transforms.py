@@ -94,6 +94,79 @@ def test_base_is_the_short_side_at_factor_one(factor, shape, expected):
     assert tuple(n / axis.step for n, axis in zip(shape, drawn.values(), strict=True)) == expected
 
 
+# Centred crops
+
+
+def blob(row, column, shape=(90, 140), value=3):
+    """A mask of 0 and IGNORE with one pixel of a class."""
+    mask = np.zeros(shape, np.uint8)
+    mask[:, ::2] = IGNORE
+    mask[row, column] = value
+    return mask
+
+
+def crop_of(mask, seed, focus=None, *, size=(32, 40), scale=(1.0, 2.5), centred=1.0):
+    pipeline = Pipeline({"crop": ScaleCrop(size, scale, centred=centred)})
+    image = np.zeros((*mask.shape, 3), np.uint8)
+    return pipeline(Sample(image, mask, "x"), seed, *(() if focus is None else (focus,)))
+
+
+@pytest.mark.parametrize("place", [(0, 0), (88, 138), (0, 138), (45, 70), (88, 1)], ids=str)
+def test_a_centred_window_shows_the_only_pixel_of_the_class(place):
+    for seed in range(40):
+        for scale in ((1.0, 2.5), (0.2, 0.3), (40, 60)):
+            mask = crop_of(blob(*place), seed, 3, scale=scale).mask
+            if scale[0] >= 1:  # a scaled picture may lose a pixel
+                assert (mask == 3).any(), (seed, scale)
+
+
+def test_a_pixel_lies_anywhere_in_its_window_and_every_pixel_of_the_class_is_chosen():
+    mask = blob(45, 70)
+    found = [np.argwhere(crop_of(mask, s, 3, scale=(1, 1)).mask == 3)[0] for s in range(400)]
+    rows, columns = np.transpose(found)
+    assert set(rows) == set(range(32))
+    assert set(columns) == set(range(40))
+    mask[3, 4] = mask[80, 130] = 3  # three places, none within a window of another
+    shown = [crop_of(mask, seed, 3, scale=(1, 1)).mask for seed in range(60)]
+    assert all((window == 3).sum() == 1 for window in shown)
+
+
+def test_without_a_focus_each_class_of_the_mask_has_its_turn():
+    mask = np.zeros((90, 140), np.uint8)
+    mask[0, 0], mask[89, 139] = 1, 2
+    mask[40:50] = IGNORE
+    counts = np.zeros(3, int)
+    for seed in range(300):
+        seen = set(np.unique(crop_of(mask, seed, scale=(1, 1)).mask)) & {1, 2}
+        counts[max(seen, default=0)] += 1
+    assert (abs(counts - 100) < 35).all(), counts
+
+
+def test_a_class_that_is_not_there_leaves_the_window_to_chance():
+    mask = blob(45, 70)
+    for focus, of in ((7, mask), (None, np.full_like(mask, IGNORE))):
+        windows = {crop_of(of, seed, focus).mask.tobytes() for seed in range(10)}
+        assert len(windows) == 1 if focus is None else len(windows) > 5
+
+
+def test_the_share_of_centred_windows_is_the_one_that_is_set():
+    mask = blob(45, 70, shape=(900, 1400))  # chance alone shows it once in 1000 windows
+    shown = sum(
+        (crop_of(mask, s, 3, centred=0.3, scale=(1, 1)).mask == 3).any() for s in range(500)
+    )
+    assert 110 < shown < 190
+    for wrong in (0, 1.5, -0.1):
+        with pytest.raises(ValueError, match=r"is not above 0 and at most 1, or null"):
+            ScaleCrop((32, 32), centred=wrong)
+
+
+def test_a_focus_without_centred_crops_changes_nothing():
+    mask = blob(45, 70)
+    for seed in range(10):
+        plain = crop_of(mask, seed, centred=None)
+        assert np.array_equal(crop_of(mask, seed, 3, centred=None).mask, plain.mask)
+
+
 # Colours
 
 

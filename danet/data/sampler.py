@@ -42,8 +42,9 @@ class RareClassSampling:
         if not total.any():
             raise InputError("data.rare_class_temperature: no label has a pixel of any class")
         share = total / total.sum()
+        rarest = share[total > 0].min()
         # Relative to the rarest class, so that no exponential overflows.
-        weights = np.exp((share[total > 0].min() - share) / temperature) * (total > 0)
+        weights = np.exp((rarest - share.clip(rarest)) / temperature) * (total > 0)
         self.probabilities = weights / weights.sum()
         # Divided by the last, which is 1 then: no draw lies above it.
         self._bounds = weights.cumsum() / weights.cumsum()[-1]
