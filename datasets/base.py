@@ -1,70 +1,31 @@
 """Base classes of data sets: pairs of files, reading them, mapping labels to classes."""
 
-import math
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import ClassVar
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from danet.datasets.cache import Cache, cache_folder
-from danet.datasets.image_io import MAX_PIXELS, read_image, read_labels
+from danet.datasets.image_io import read_image, read_labels
 from danet.datasets.items import Item as Item
 from danet.datasets.items import Items, JoinedItems
 from danet.datasets.labels import UNKNOWN, Color, in_order, label_table, ranges, read_published
 from danet.datasets.listing import elsewhere
+from danet.datasets.reading import Reading as Reading
+from danet.datasets.reading import check_choices
 from danet.errors import InputError
-from danet.plain import is_int, is_number
 from danet.types import IGNORE, Sample, SampleKey
 
 Transform = Callable[..., Sample]
 """Maps a sample and the seed of all that is random to a sample.
 
 With rare-class sampling it gets the class as a third argument."""
-
-
-def check_choice(key: str, value: object, options: Any) -> None:
-    """Raise InputError if the value of a setting is none of the options of a Literal."""
-    if value not in get_args(options):
-        raise InputError(f"data.{key}={value}: expected one of {', '.join(get_args(options))}")
-
-
-def _check_choices(settings: Any) -> None:
-    """Check all fields of a dataclass whose type is a Literal."""
-    for field in fields(settings):
-        if get_origin(field.type) is Literal:
-            check_choice(field.name, getattr(settings, field.name), field.type)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How files are read: the same for every data set, from keys of the config group ``data``.
-
-    Raises:
-        InputError: A value is out of its range; with the key.
-    """
-
-    cache: Literal["none", "disk"] = "none"  # where decoded pairs are kept
-    cache_dir: str | None = None  # None for one in the user's own cache folder
-    cache_gib: float = 64.0  # upper bound; pairs that do not fit are decoded every time
-    max_pixels: int = MAX_PIXELS  # larger pictures are refused before they are decoded
-    allow_missing_labels: bool = False  # leave out images without a label, rather than refuse them
-
-    def __post_init__(self) -> None:
-        _check_choices(self)
-        if not isinstance(self.cache_dir, str | None):
-            raise InputError(f"data.cache_dir={self.cache_dir}: expected a folder or null")
-        if not is_number(self.cache_gib) or not 0 < self.cache_gib < math.inf:
-            raise InputError(f"data.cache_gib={self.cache_gib}: expected a number above 0")
-        if not is_int(self.max_pixels) or self.max_pixels < 1:
-            raise InputError(
-                f"data.max_pixels={self.max_pixels}: expected a whole number, at least 1"
-            )
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -134,7 +95,7 @@ class FileDataset(SegmentationDataset):
     """
 
     root: Path
-    reading: Reading = Reading()
+    reading: Reading = field(default_factory=Reading)
 
     # See tables/published.yaml.
     expected: ClassVar[Mapping[str, Sequence[int]]] = {"train": (), "val": (), "test": ()}
@@ -149,7 +110,7 @@ class FileDataset(SegmentationDataset):
             setattr(cls, key, value)
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_choices(self)
         self.root = Path(self.root).expanduser().absolute()
         if self.split not in self.expected:
             splits = ", ".join(self.expected)

@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, Dataset
 from tqdm import tqdm
 
 from danet.data.loader import Loader
-from danet.datasets.base import FileDataset
+from danet.datasets.base import FileDataset, SegmentationDataset
 from danet.datasets.cache import cache_folder
 from danet.distributed.agreement import wait_patiently
 from danet.distributed.collectives import from_first, is_first
@@ -39,7 +39,7 @@ def class_pixels(
     return np.bincount(classes, counts[values], IGNORE + 1).astype(np.int64)
 
 
-def label_pixels(dataset: FileDataset, *, num_workers: int, skip: bool) -> np.ndarray:
+def label_pixels(dataset: SegmentationDataset, *, num_workers: int, skip: bool) -> np.ndarray:
     """Return the pixels of each class in each picture of a data set, int32 (pictures, K).
 
     The first process counts them, with a progress bar, and the others receive them. They are kept
@@ -47,10 +47,16 @@ def label_pixels(dataset: FileDataset, *, num_workers: int, skip: bool) -> np.nd
     sizes and times of all label files, so what is found there is never stale.
 
     Args:
-        dataset: Of labelled pictures.
+        dataset: With label files; another raises InputError.
         num_workers: Processes that read labels; 0 reads in this one.
         skip: Whether a label that cannot be read has no pixels; else it raises InputError.
     """
+    if not isinstance(dataset, FileDataset):
+        name = type(dataset).__name__
+        raise InputError(
+            f"data.rare_class_temperature: {name} has no label files to count; set "
+            "data.rare_class_temperature=null"
+        )
     pixels = _find_or_count(dataset, num_workers, skip) if is_first() else np.empty(0)
     wait_patiently("the label statistics")
     return from_first(pixels)

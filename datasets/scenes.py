@@ -25,10 +25,11 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from danet.datasets.base import SegmentationDataset, Transform, check_choice
+from danet.datasets.base import SegmentationDataset, Transform
 from danet.datasets.canvas import Box, Canvas, pick, shade, spread
 from danet.datasets.image_io import MAX_PIXELS
 from danet.datasets.labels import read_class_table
+from danet.datasets.reading import check_choice
 from danet.errors import InputError
 
 _TABLE = read_class_table("scenes")

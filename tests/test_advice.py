@@ -678,6 +678,20 @@ def test_pictures_of_several_sizes(door, tmp_path):
     door.follow("train", *plain, alone, trains=True)
 
 
+def test_mixed_pictures_of_several_sizes(door, tmp_path):
+    root = plant(tmp_path / "data", splits=(("train", 2), ("val", 1)))
+    for folder in ("images", "masks"):
+        path = root / folder / "train/train_0.png"
+        Image.open(path).crop((0, 0, 40, 40)).save(path)
+    plain = (*own(root), "data/transforms=none", "data.crop=null", "data.batch_size=1")
+    plain = (*plain, "data.class_mix=1", "trainer.steps=4")
+    message = door.call("train", *door.defaults("train", plain), code=2, trains=True)
+    pattern = r"set (data\.crop) and a transform that crops, such as (\S+), or (data\.\S+)$"
+    crop, transform, without = re.search(pattern, message, re.MULTILINE).groups()
+    door.follow("train", *own(root), "data.class_mix=1", transform, f"{crop}=[32,32]", trains=True)
+    door.follow("train", *plain, without, trains=True)
+
+
 def test_bad_samples_are_mended_or_removed(door, tmp_path):
     root = plant(tmp_path / "data", splits=(("train", 8), ("val", 1)))
     for i in range(5):

@@ -156,7 +156,7 @@ def test_the_share_of_centred_windows_is_the_one_that_is_set():
     )
     assert 110 < shown < 190
     for wrong in (0, 1.5, -0.1):
-        with pytest.raises(ValueError, match=r"is not above 0 and at most 1, or null"):
+        with pytest.raises(ValueError, match=r": expected a share above 0, at most 1, or null"):
             ScaleCrop((32, 32), centred=wrong)
 
 

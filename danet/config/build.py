@@ -89,9 +89,14 @@ def make_dataset(config: TrainConfig, split: str, *, training: bool) -> Segmenta
 
 def join_extra_roots(training_set: SegmentationDataset, config: TrainConfig) -> None:
     """Append the pictures of ``data.extra_roots`` to the training set; raise InputError."""
-    first, split = config.data.root, config.data.train_split
+    if not config.data.extra_roots:
+        return
+    if not isinstance(training_set, FileDataset):
+        name = type(training_set).__name__
+        raise InputError(f"data.extra_roots: {name} has no files; set data.extra_roots=[]")
+    split = config.data.train_split
     others: list[FileDataset] = []
-    known = {(os.path.realpath(str(first)), split)}
+    known = {(os.path.realpath(training_set.root), split)}
     for entry in config.data.extra_roots:
         place = {"split": split, **({"root": entry} if isinstance(entry, str) else entry)}
         key = f"data.extra_roots: {place['root']}, split {place['split']}"
@@ -108,8 +113,7 @@ def join_extra_roots(training_set: SegmentationDataset, config: TrainConfig) -> 
         if not (isinstance(other, FileDataset) and other.is_labelled):
             raise InputError(f"{key}: there are no labels to train on; remove it")
         others.append(other)
-    if others and isinstance(training_set, FileDataset):
-        training_set.join(others)
+    training_set.join(others)
 
 
 def make_model(config: TrainConfig) -> nn.Module:

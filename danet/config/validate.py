@@ -46,8 +46,7 @@ def _are_roots(places: Any) -> bool:
     return isinstance(places, list) and all(
         isinstance(place, str)
         or (
-            isinstance(place, dict)
-            and {"root"} <= place.keys() <= {"root", "split"}
+            (isinstance(place, dict) and {"root"} <= place.keys() <= {"root", "split"})
             and all(isinstance(text, str) for text in place.values())
         )
         for place in places

@@ -68,7 +68,7 @@ class ScaleCrop(A.DualTransform):
         if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
             raise ValueError(f"scale={list(scale)} is not [low, high] with 0 < low <= high")
         if centred is not None and not 0 < centred <= 1:
-            raise ValueError(f"centred={centred} is not above 0 and at most 1, or null")
+            raise ValueError(f"centred={centred}: expected a share above 0, at most 1, or null")
         self.size = (int(size[0]), int(size[1]))
         self.scale = (float(scale[0]), float(scale[1]))
         self.base = base

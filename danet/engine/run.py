@@ -24,7 +24,6 @@ from danet.data.loader import TrainBatches, eval_batches, train_batches
 from danet.data.sampler import RareClassSampling
 from danet.data_check.overlap import refuse_overlap
 from danet.data_check.sample import check_sample
-from danet.datasets.base import FileDataset
 from danet.datasets.folder import Folder
 from danet.datasets.label_statistics import label_pixels
 from danet.distributed import collectives
@@ -35,7 +34,6 @@ from danet.engine.log import RunLog
 from danet.engine.precision import place
 from danet.engine.train_step import TrainStep
 from danet.engine.trainer import Trainer
-from danet.errors import InputError
 from danet.evaluation.evaluate import evaluate
 from danet.evaluation.metrics import ConfusionMatrix, PixelLoss
 from danet.models.finetuning import count_frozen
@@ -233,11 +231,6 @@ def rare_class_sampling(parts: Parts) -> RareClassSampling | None:
     data, train_set = parts.config.data, parts.train_set
     if data.rare_class_temperature is None:
         return None
-    if not isinstance(train_set, FileDataset):
-        raise InputError(
-            f"data.rare_class_temperature={data.rare_class_temperature}: {type(train_set).__name__}"
-            " has no label files to count; set data.rare_class_temperature=null"
-        )
     skip = data.on_bad_sample == "skip"
     rare = RareClassSampling(
         label_pixels(train_set, num_workers=data.num_workers, skip=skip),

@@ -1,0 +1,48 @@
+"""How files are read: settings that all data sets share, and the check of choices."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_origin
+
+from danet.datasets.image_io import MAX_PIXELS
+from danet.errors import InputError
+from danet.plain import is_int, is_number
+
+
+def check_choice(key: str, value: object, options: Any) -> None:
+    """Raise InputError if the value of a setting is none of the options of a Literal."""
+    if value not in get_args(options):
+        raise InputError(f"data.{key}={value}: expected one of {', '.join(get_args(options))}")
+
+
+def check_choices(settings: Any) -> None:
+    """Check all fields of a dataclass whose type is a Literal."""
+    for field in fields(settings):
+        if get_origin(field.type) is Literal:
+            check_choice(field.name, getattr(settings, field.name), field.type)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read: the same for every data set, from keys of the config group ``data``.
+
+    Raises:
+        InputError: A value is out of its range; with the key.
+    """
+
+    cache: Literal["none", "disk"] = "none"  # where decoded pairs are kept
+    cache_dir: str | None = None  # None for one in the user's own cache folder
+    cache_gib: float = 64.0  # upper bound; pairs that do not fit are decoded every time
+    max_pixels: int = MAX_PIXELS  # larger pictures are refused before they are decoded
+    allow_missing_labels: bool = False  # leave out images without a label, rather than refuse them
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not isinstance(self.cache_dir, str | None):
+            raise InputError(f"data.cache_dir={self.cache_dir}: expected a folder or null")
+        if not is_number(self.cache_gib) or not 0 < self.cache_gib < math.inf:
+            raise InputError(f"data.cache_gib={self.cache_gib}: expected a number above 0")
+        if not is_int(self.max_pixels) or self.max_pixels < 1:
+            raise InputError(
+                f"data.max_pixels={self.max_pixels}: expected a whole number, at least 1"
+            )
