@@ -33,6 +33,12 @@ NEVER = ("data.num_classes", "trainer.ema_decay")
 """With ``allow_changes`` keys that begin with the former may differ, too, but not the latter, nor
 network and optimizer: their states are in the checkpoint."""
 
+_OF_TRAINING = (
+    *("data.crop", "data.transforms.train", "data.train_split"),
+    *("data.rare_class", "data.class_mix"),
+)
+"""Beginnings of keys of ``data`` that change what is trained on, and not what is scored."""
+
 
 def resolve(
     config: TrainConfig, overrides: Iterable[str], *, world_size: int
@@ -183,9 +189,7 @@ def is_measure(key: str, best_by: str) -> bool:
     """Return whether scores before and after a change of a key are not comparable."""
     if key == "trainer.best_by" or (best_by == "loss" and key.startswith("loss.main.")):
         return True
-    of_training = ("crop", "transforms.train", "train_split", "rare_class", "class_mix")
-    is_of_training = key.startswith(tuple(f"data.{name}" for name in of_training))
-    return key.startswith(("evaluation.", "data.")) and not is_of_training
+    return key.startswith(("evaluation.", "data.")) and not key.startswith(_OF_TRAINING)
 
 
 def _change(text: str, effect: str, *, allowed: bool) -> str:

@@ -51,8 +51,9 @@ class ScaleCrop(A.DualTransform):
         scale: Range of the factor, uniform; [1, 1] only crops.
         base: Length of the short side of the image at factor 1, in pixels; None for its own.
         centred: Probability that the window is uniform among those that show one random pixel of
-            a class: of ``focus``, else of one of the classes in the mask, all equally likely.
-            Elsewhere, and where the class is not in the mask, it is uniform among all; None for 0.
+            a class: of ``focus``, else of one of the classes in the mask, all equally likely. This
+            reads the whole mask. Otherwise, and where the class is not in the mask, the window is
+            uniform among all. None for 0.
     """
 
     def __init__(
