@@ -22,7 +22,6 @@ from danet import cli
 from danet.checkpoint import format as checkpoint_format
 from danet.config.build import make
 from danet.config.targets import TRUSTED, locate
-from danet.config.validate import check_plain
 from danet.errors import InputError
 from danet.plain import DEEPEST, MOST_VALUES, printable, problem_with
 
@@ -228,12 +227,6 @@ def test_plain_data_is_separated_from_the_rest():
         ("x" * 10_001, "has 10001 characters"),
     ):
         assert text in problem_with(value, "c")
-
-
-def test_a_root_that_is_no_text_is_refused(saved):
-    saved["config"]["data"]["root"] = {"a": 1}
-    with pytest.raises(InputError, match=r"data\.root=\{'a': 1\}: expected a folder"):
-        check_plain(saved["config"])
 
 
 OTHERS = {
