@@ -158,6 +158,15 @@ def test_parts_of_the_plan_are_what_they_are_called():
     assert adam.average == 0
 
 
+def test_gradients_of_convolutions_in_groups_take_twice_the_flops():
+    pytest.importorskip("timm", reason="the optional extra danet[timm] is not installed")
+    settings = ("model/backbone=timm", "model.backbone.name=test_convnext", "model/head=fcn")
+    simulator = StepSimulator(config(*settings), precision=torch.float32)
+    forward, step = simulator.flops(2, 64, 96)
+    # The loss resizes its gradient by matrix products.
+    assert step == pytest.approx(3 * forward, rel=0.05)
+
+
 def test_flops_are_those_of_the_paper():
     """673 G multiply-adds: counted with the authors' code, ResNet-101 at 768 x 768, 19 classes."""
     plain = config("model/backbone=resnet101", "data=cityscapes", "data.root=.")

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY, call
 from torch import nn
 
+from danet.checkpoint import format as checkpoint_format
 from danet.engine.optimizer import SGD, layer_factors
 from danet.errors import InputError
+from danet.export import programs
 from danet.models.finetuning import freeze_stages
 from danet.models.heads.dual import DualAttentionHead, FCNHead
 from danet.models.pyramid import Pyramid
@@ -359,3 +362,45 @@ def test_batch_norms_may_keep_their_statistics(norm_eval):
     model(torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8)).logits.sum().backward()
     assert torch.equal(model.backbone.network.bn1.running_mean, torch.zeros(32)) == norm_eval
     assert model.backbone.network.bn1.weight.grad is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["test_vit", "vit_tiny_patch16_dinov3_qkvb", "test_convnext"])
+def test_an_exported_network_agrees_at_every_size(name, tmp_path):
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = segmentor(name).eval()
+    nn.init.constant_(model.head.position.attention.gamma, 0.5)
+    program = programs.export_onnx(model, tmp_path / "model.onnx")
+    for found in programs.compare(model, program, [(64, 96), (45, 77), (32, 32)]):
+        assert found.difference < 1e-4
+        assert found.agreement > 0.999
+
+
+SMALL = (
+    *(setting for setting in TINY if "width" not in setting),
+    *("data.num_workers=0", "run.log_to=[]", "model/backbone=timm", "model.backbone.name=test_vit"),
+    *("model.backbone.freeze=2", "model.backbone.drop_path=0.2", "optimizer.layer_decay=0.8"),
+    *("model/auxiliary_head=fcn", "trainer.ema_decay=0.9", "trainer.accumulate=2"),
+    "trainer.steps=4",
+)
+
+
+@pytest.mark.slow
+def test_a_transformer_is_trained_resumed_and_looked_at(tmp_path, capsys):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    call("train", *SMALL, f"run.dir={whole}")
+    assert "its maps have strides 16, 16, 16, 16; a pyramid brings" in capsys.readouterr().out
+    call("train", *SMALL, f"run.dir={cut}", "trainer.stop_at=2")
+    call("train", f"resume={cut / 'last.pt'}")
+    ours, expected = (checkpoint_format.load(of / "last.pt") for of in (cut, whole))
+    for part in ("model", "ema"):
+        for key, value in expected[part].items():
+            assert torch.equal(ours[part][key], value), key
+    call(
+        "visualize", f"checkpoint={whole / 'last.pt'}", f"output={tmp_path / 'figures'}", "count=1"
+    )
+    assert list((tmp_path / "figures").glob("*.png"))
+    capsys.readouterr()
+    call("train", *SMALL, "dry_run=true")
+    assert "its maps have strides 16, 16, 16, 16" in capsys.readouterr().out

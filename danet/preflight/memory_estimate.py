@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from danet.config.build import make, untrained
 from danet.config.schema import TrainConfig
@@ -115,7 +115,9 @@ class StepSimulator:
             batches = self._batches(batch_size, height, width)
             with FlopCounterMode(display=False) as forward:
                 self.model(batches[0].image)
-            with FlopCounterMode(display=False) as step:
+            # Of a convolution in groups torch counts the gradient of the weight as of one group.
+            formula: Any = {torch.ops.aten.convolution_backward: _count_convolution_backward}
+            with FlopCounterMode(display=False, custom_mapping=formula) as step:
                 self._step(batches, 1)
         return forward.get_total_flops(), step.get_total_flops()
 
@@ -123,3 +125,21 @@ class StepSimulator:
         image = torch.empty(batch_size, 3, height, width, dtype=torch.uint8)
         mask = torch.empty(batch_size, height, width, dtype=torch.uint8)
         return [Batch(image, mask, ("",) * batch_size)] * self._accumulate
+
+
+def _count_convolution_backward(
+    gradient: Any,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    output_mask: list[bool],
+    **_: Any,
+) -> int:
+    """Return the FLOPs of the gradients by input and weight, each as many as of the convolution."""
+    return conv_flop_count(x, weight, gradient, transposed) * sum(output_mask[:2])
