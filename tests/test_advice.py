@@ -836,11 +836,12 @@ def test_timm_is_installed_or_another_network_taken(door, monkeypatch):
     assert_installs(re.search(r"is not installed: (.*)$", message)[1], "timm")
     message = door.refused("train", *typed, "model.backbone.name=resnet18q")
     name = re.search(r"; there are (\S+),", message)[1]
-    message = door.refused("train", *typed, "model.backbone.name=vgg11")
-    found = re.search(r"cannot dilate it, set model\.backbone\.(\w+)=(\d+), else", message)
+    other = ("model.backbone.name=efficientformer_l1", "model.backbone.image_size=[64,256]")
+    message = door.refused("train", *typed, *other)
+    found = re.search(r": set data\.crop=\[(\d+),(\d+)\]; or take another network", message)
     with torch.device("meta"):  # large ones, of which no weights are asked
         TimmBackbone(name=name)
-        TimmBackbone(name="vgg11", **{found[1]: int(found[2])})
+        TimmBackbone(name="efficientformer_l1", image_size=[int(side) for side in found.groups()])
 
 
 # --- What the other tools say -------------------------------------------------------------------

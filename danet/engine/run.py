@@ -136,8 +136,11 @@ def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) 
     elif config.init_from:
         for line in initialise(model, Path(config.init_from)):
             cli.say(line)
-    for note in vars(model.get_submodule("backbone")).get("notes", ()):
+    backbone: Any = getattr(model, "backbone", None)
+    for note in getattr(backbone, "notes", ()):
         cli.say(note)
+    if getattr(backbone, "size", None) is not None:
+        advice.refuse_other_sizes(model, val_set[0].image, parts.evaluation)
     model = place(model, settings, device)
     loss, optimizer = parts.loss.to(device), parts.optimizer(model)
     folder = make_folder(config, saved)  # only now, since the optimizer may refuse the network

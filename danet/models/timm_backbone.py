@@ -36,6 +36,7 @@ class TimmBackbone(nn.Module):
 
     Attributes:
         channels: Of the feature maps, four at most.
+        size: Height and width where the network computes images of one size only, else None.
         mean, std: Normalisation with which the weights were trained, of values 0..255.
         notes: What is special about the network, for the user, one line each.
     """
@@ -72,10 +73,15 @@ class TimmBackbone(nn.Module):
                 name, pretrained=weights == "pretrained", **features.arguments
             )
         except (OSError, RuntimeError) as error:
-            raise InputError(f"model.backbone.weights={weights}: {first_line(error)}") from error
+            if weights != "pretrained":
+                raise
+            raise InputError(
+                f"model.backbone.weights=pretrained: {first_line(error)}; or fetch the file on "
+                "another machine and set model.backbone.weights=FILE"
+            ) from error
         if weights is not None and weights != "pretrained":
-            load_weights(self.network, name, Path(weights).expanduser(), features.sizes)
-        self.channels = features.channels
+            load_weights(self.network, name, Path(weights).expanduser(), features.size_arguments)
+        self.channels, self.size = features.channels, features.size
         is_dilated = "output_stride" in features.arguments
         strides = features.strides
         self.pyramid = None if is_dilated else Pyramid(self.channels, strides, output_stride)
@@ -105,9 +111,12 @@ class TimmBackbone(nn.Module):
         features = self.features
         size = x.shape[-2], x.shape[-1]
         if features.size and any(map(gt, size, features.size)):
+            shown = "{} x {} only, and this one is {} x {}".format(*features.size, *size)
+            strides = (2 * side // 3 for side in features.size)
+            crop, stride = ("[{},{}]".format(*of) for of in (features.size, strides))
             raise InputError(
-                "the network computes images of {0} x {1} only, this one is {2} x {3}: use "
-                "evaluation=sliding evaluation.crop=[{0},{1}]".format(*features.size, *size)
+                f"the backbone computes images of {shown}: train on crops of that size, and score "
+                f"with evaluation=sliding evaluation.crop={crop} evaluation.stride={stride}"
             )
         down, right = (-side % n for side, n in zip(size, features.multiple, strict=True))
         # Zero is the mean of normalised images.

@@ -33,7 +33,7 @@ class Features(NamedTuple):
     """Height and width of an image where only one size can be computed."""
 
     @property
-    def sizes(self) -> dict[str, Any]:
+    def size_arguments(self) -> dict[str, Any]:
         """The arguments that decide the shapes of tensors."""
         names = ("img_size", "dynamic_img_size")
         return {name: self.arguments[name] for name in names if name in self.arguments}
@@ -191,7 +191,7 @@ def list_layers(name: str, features: Features) -> list[Layer]:
     A parameter is of the stage of the first map that depends on it. Within a stage blocks are those
     by which timm decays rates; a network that has none there is one block a stage.
     """
-    network, whole = create(name, **features.arguments), create(name, **features.sizes)
+    network, whole = create(name, **features.arguments), create(name, **features.size_arguments)
     stages = _stages(network, features)
     depths = _depths(whole, list(stages))
     # The stem is what comes before the first block of the first stage.

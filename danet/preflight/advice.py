@@ -3,11 +3,14 @@
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from torch import nn
 
 from danet.checkpoint.run_folder import refuse_used
 from danet.config.build import untrained
@@ -15,6 +18,7 @@ from danet.config.schema import TrainConfig, did_you_mean
 from danet.engine.precision import choose_precision
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError, StorageError
+from danet.evaluation.evaluate import Inference
 from danet.plain import is_int, walk
 
 _RECIPES = Path(__file__).resolve().parents[1] / "configs" / "optimizer"
@@ -117,6 +121,15 @@ def refuse_unknown_class(best_by: str, classes: Sequence[str]) -> None:
     if best_by.startswith("iou/") and name not in classes:
         close = did_you_mean(name, classes) or f"; the classes: {', '.join(classes)}"
         raise InputError(f"trainer.best_by={best_by}: there is no class {name}{close}")
+
+
+def refuse_other_sizes(model: nn.Module, image: np.ndarray, evaluation: Inference) -> None:
+    """Refuse an evaluation of images (H, W, 3) that the network cannot compute, on meta tensors.
+
+    Otherwise a run would fail in its first evaluation, perhaps after hours.
+    """
+    empty = torch.empty(1, 3, *image.shape[:2], dtype=torch.uint8, device="meta")
+    evaluation.predict(deepcopy(model).to("meta").eval(), empty)
 
 
 def refuse_folder(config: TrainConfig) -> None:

@@ -63,7 +63,7 @@ def describe(config: TrainConfig, device: torch.device) -> str:
         ("memory", f"{_size(memory)} {source}; {RESERVE:.0%} are left for workspaces"),
         ("this run", "fits" if peak <= limit else "DOES NOT FIT"),
         ("largest crop", f"{crop} at data.batch_size={batch_size}"),
-        *(("note", note) for note in vars(networks[1]).get("notes", ())),
+        *(("note", note) for note in getattr(networks[1], "notes", ())),
     ]
     return "\n".join(f"{label:<14} {text}" for label, text in rows)
 
