@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, call
+from test_config import compose
 from torch import nn
 
 from danet.checkpoint import format as checkpoint_format
+from danet.config.build import make_model
+from danet.config.resume import differences
+from danet.config.validate import check
 from danet.engine.optimizer import SGD, layer_factors
 from danet.errors import InputError
 from danet.evaluation.inference import Sliding, Whole
@@ -286,6 +290,17 @@ def test_a_network_of_one_size_says_so(tmp_path):
         backbone(torch.randn(1, 3, 97, 160))
     with pytest.raises(InputError, match=r"images of 224 x 224 only: set data\.crop=\[224,224\]"):
         TimmBackbone(name="efficientformer_l1", image_size=(96, 256))
+
+
+def test_the_size_of_images_is_that_of_the_crop_and_does_not_keep_a_run_from_going_on():
+    settings = ("model/backbone=timm", "model.backbone.name=cait_xxs24_224")
+    with torch.device("meta"):
+        scenes = make_model(check(compose(*settings)))
+    assert scenes.backbone.size == (64, 384)
+    crops = (f"data.crop=[{side},{side}]" for side in (64, 96))
+    before, now = (check(compose(*settings, "data=camvid", "data.root=/d", c)).plain for c in crops)
+    assert now["model"]["backbone"]["image_size"] == [96, 96]
+    assert all(key.startswith("data.") for key in differences(before, now))
 
 
 def test_an_evaluation_of_larger_images_is_refused_before_the_training():

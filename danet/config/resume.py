@@ -24,6 +24,8 @@ from danet.plain import flat
 
 RESUMABLE = {
     "data.dataset.root",  # an interpolation of data.root
+    # Follows data.crop. Only tensors of some networks depend on it, and those are compared.
+    "model.backbone.image_size",
     *(p + f.name for p, s in SETTINGS.items() for f in fields(s) if f.metadata.get("resumable")),
 }
 """Settings that do not change what a step computes; each is declared with the reason."""
