@@ -37,6 +37,8 @@ FAMILIES = dict(
     line.split() for line in Path(__file__).with_name("timm_families.txt").read_text().splitlines()
 )
 """Family of timm 1.0.31 (a module of timm.models) -> its smallest network."""
+OFTEN = ("convnext", "eva", "hrnet", "inception_v3", "maxxvit", "swin_transformer", "vgg")
+"""One of each kind: dilated, plain, with unused layers, refused, of one size, with stages."""
 REFUSED = {
     "gemma4_vit": "cannot be called on meta tensors",
     "inception_resnet_v2": "does not cover the image evenly",
@@ -53,7 +55,10 @@ def segmentor(name, **settings):
     return Segmentor(backbone, *heads)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[] if f in OFTEN else pytest.mark.slow) for f in FAMILIES],
+)
 def test_every_family_makes_a_training_step(family):
     name = FAMILIES[family]
     if not timm.is_model(name):
@@ -81,7 +86,7 @@ def require_frozen_maps(backbone, *, pools_at_the_end):
     listed = sorted(name for layer in layers for name in layer.parameters)
     assert listed == sorted(name for name, _ in backbone.named_parameters())
     assert [layer.stage for layer in layers] == sorted(layer.stage for layer in layers)
-    for stage in (1, 2, 3, "all"):
+    for stage in (2, "all"):
         freeze_stages(backbone, layers, stage)
         maps = backbone.network(torch.zeros(2, 3, *size, device="meta"))[-4:]
         learns = [m.requires_grad for m in maps]
@@ -403,7 +408,7 @@ def test_batch_norms_may_keep_their_statistics(norm_eval):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["test_vit", "vit_tiny_patch16_dinov3_qkvb"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_dinov3_qkvb"])
 def test_an_exported_network_agrees_at_every_size(name, tmp_path):
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
