@@ -12,7 +12,7 @@ from danet.errors import InputError, first_line
 from danet.extras import require
 from danet.models.finetuning import Freeze, Layer, freeze_stages, keep_in_eval
 from danet.models.pyramid import Pyramid, cut
-from danet.models.timm_features import NUM_MAPS, Features, choose_features, list_layers
+from danet.models.timm_features import NUM_MAPS, Features, choose_features
 from danet.models.timm_weights import load_weights
 
 
@@ -91,13 +91,12 @@ class TimmBackbone(nn.Module):
         self.mean: Sequence[float] = [255 * value for value in trained["mean"]]
         self.std: Sequence[float] = [255 * value for value in trained["std"]]
         self.norm_eval = norm_eval
-        self._layers = list_layers(name, features)
         freeze_stages(self, self.layers(), freeze)
 
     def layers(self) -> list[Layer]:
         """Return the parameters by depth: the stem, block after block, the pyramid."""
         new = tuple(name for name, _ in self.named_parameters() if name.startswith("pyramid."))
-        return [*self._layers, Layer(5, new)]
+        return [*self.features.layers, Layer(5, new)]
 
     def train(self, mode: bool = True) -> "TimmBackbone":
         """Set training or eval mode; what is frozen stays in eval mode."""

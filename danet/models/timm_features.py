@@ -31,6 +31,8 @@ class Features(NamedTuple):
     """Height and width of which those of an image must be multiples."""
     size: tuple[int, int] | None
     """Height and width of an image where only one size can be computed."""
+    layers: Sequence[Layer] = ()
+    """The parameters by depth, as ``network.<name>``: the stem, then block after block."""
 
     @property
     def size_arguments(self) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def choose_features(
         if size and any(map(gt, image_size or size, size)):
             reason = "it computes images of {0} x {1} only: set data.crop=[{0},{1}]".format(*size)
             continue
-        return found
+        return found._replace(layers=_layers(network, whole, found))
     raise InputError(f"model.backbone.name={name}: {reason}; or take another network")
 
 
@@ -185,13 +187,12 @@ def flat_name(name: str) -> str:
     return re.sub(r"^(model|body)\.", "", name).replace(".", "_")
 
 
-def list_layers(name: str, features: Features) -> list[Layer]:
-    """Return the parameters of feature maps by depth: the stem, then block after block.
+def _layers(network: nn.Module, whole: nn.Module, features: Features) -> list[Layer]:
+    """Return the parameters of feature maps by depth.
 
     A parameter is of the stage of the first map that depends on it. Within a stage blocks are those
     by which timm decays rates; a network that has none there is one block a stage.
     """
-    network, whole = create(name, **features.arguments), create(name, **features.size_arguments)
     stages = _stages(network, features)
     depths = _depths(whole, list(stages))
     # The stem is what comes before the first block of the first stage.
