@@ -24,7 +24,9 @@ class TimmBackbone(nn.Module):
 
     Args:
         name: Of the network in timm, with the tag of its weights: ``resnet50.a1_in1k``.
-        output_stride: Pixels of the image per pixel of the last map.
+        output_stride: Pixels of the image per pixel of the last map: 4, 8, 16 or 32.
+        dilate: Dilate the network if timm can; else bring its last map to ``output_stride`` by a
+            Pyramid, which costs a fraction of it.
         weights: Initial weights: None for random ones, ``pretrained`` for those of the name
             (downloaded once), or the path of a file, see ``timm_weights``.
         image_size: Height and width of the images in training. Only networks that compute no
@@ -46,6 +48,7 @@ class TimmBackbone(nn.Module):
         *,
         name: str,
         output_stride: int = 8,
+        dilate: bool = True,
         weights: str | None = None,
         image_size: Sequence[int] | None = None,
         drop_path: float = 0.0,
@@ -56,8 +59,8 @@ class TimmBackbone(nn.Module):
         require("timm")
         import timm
 
-        if output_stride not in (8, 16, 32):
-            raise ValueError(f"output_stride={output_stride} is not 8, 16 or 32")
+        if output_stride not in (4, 8, 16, 32):
+            raise ValueError(f"output_stride={output_stride} is not 4, 8, 16 or 32")
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path={drop_path} is not a probability in [0, 1)")
         if not timm.is_model(name):
@@ -66,7 +69,10 @@ class TimmBackbone(nn.Module):
             hint = f"; there are {', '.join(close)}" if close else ""
             raise InputError(f"model.backbone.name={name}: timm has no such network{hint}")
         self.features = features = choose_features(
-            name, output_stride=output_stride, image_size=image_size, drop_path=drop_path
+            name,
+            output_stride=output_stride if dilate else None,
+            image_size=image_size,
+            drop_path=drop_path,
         )
         try:
             self.network = timm.create_model(

@@ -42,7 +42,7 @@ class Features(NamedTuple):
 
 
 def choose_features(
-    name: str, *, output_stride: int, image_size: Sequence[int] | None, drop_path: float
+    name: str, *, output_stride: int | None, image_size: Sequence[int] | None, drop_path: float
 ) -> Features:
     """Find how a network gives feature maps: dilated if timm can, else at its own strides.
 
@@ -51,7 +51,8 @@ def choose_features(
 
     Args:
         name: Of the network.
-        output_stride: Pixels of the image per pixel of the last map, if it can be dilated.
+        output_stride: Pixels of the image per pixel of the last map, if it can be dilated; None
+            not to dilate it.
         image_size: Height and width of the images, for networks that compute one size only.
         drop_path: Probability of dropping a residual branch, for the last block.
 
@@ -110,10 +111,11 @@ def _taps(whole: nn.Module) -> dict[str, Any]:
 
 
 def _ways(
-    output_stride: int, image_size: Sequence[int] | None, native: tuple[int, int]
+    output_stride: int | None, image_size: Sequence[int] | None, native: tuple[int, int]
 ) -> Iterator[tuple[dict[str, Any], tuple[int, int] | None]]:
     """Yield arguments to try, each with the only size of an image, or None for any size."""
-    yield {"output_stride": output_stride}, None
+    if output_stride is not None:
+        yield {"output_stride": output_stride}, None
     yield {"dynamic_img_size": True}, None  # position embeddings or windows by the image
     yield {}, None
     if image_size is not None:
