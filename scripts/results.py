@@ -178,7 +178,7 @@ def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
         left.axhline(study["guess"]["iou"], color="grey", lw=1, ls=":")
         left.set_ylim(0, 100)
     left.set_xticks(range(len(levels)), levels)
-    left.set(title=f"{group}: IoU on {study['split']}, percent")
+    left.set(title=f"{group}: IoU on {study['splits'][0]}, percent")
     left.set_xlim(-0.5, len(levels) - 0.5)
     right.set(
         title=f"cross entropy of the prediction in training, {levels[0]}",

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -45,7 +46,10 @@ ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "scripts" / "studies.yaml"
 RESULTS = ROOT / "docs" / "results"
 OWN = ("study", "level", "variant", "seed", "runs", "results", "list")
-PLACES = ("data.root", "data.num_workers", "data.cache", "trainer.device")
+PLACES = (
+    *("data.root", "data.num_workers", "data.cache"),
+    *("model.backbone.weights", "trainer.device"),
+)
 """Settings of the training that do not influence a result."""
 _POINTS = 60
 """Number of points of a loss curve that are kept."""
@@ -118,7 +122,7 @@ def runs_of(settings: Settings) -> list[Run]:
             variant,
             int(seed),
             (
-                found["levels"][level],
+                *found["levels"][level],
                 *found["variants"][variant],
                 *settings.changes,
                 f"seed={seed}",
@@ -154,23 +158,20 @@ def do(run: Run, folder: Path, places: Sequence[str]) -> dict[str, Any]:
         clock.parent.mkdir(parents=True, exist_ok=True)
         before = float(clock.read_text()) if clock.is_file() else 0.0
         clock.write_text(f"{before + seconds:.1f}")
-    scored = folder / "scored"
-    score = [
-        "tools/eval.py",
-        f"checkpoint={folder / 'last.pt'}",
-        f"split={definition['split']}",
-        f"evaluation={definition['evaluation']}",
-        f"output={scored}",
-    ]
-    _call([*score, *(text for text in places if text.startswith("data.root="))])
-    metrics = json.loads((scored / "metrics.json").read_text(encoding="utf-8"))
+    scored = [score(run, folder, split, places) for split in definition["splits"]]
+    model = danet.load_model(folder / "last.pt")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "train"]
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    images = config["data"]["batch_size"] * config["trainer"]["accumulate"]
     return {
         **{key: getattr(run, key) for key in ("study", "level", "variant", "seed")},
         "command": command_of(run),
-        **{key: metrics[key] for key in ("split", "images", "step", "protocol")},
-        **{key: metrics[key] for key in ("miou", "image_miou", "pixel_accuracy")},
-        "iou": {name: scores["iou"] for name, scores in metrics["per_class"].items()},
-        "loss": curve(folder),
+        **scored[0],
+        "other_splits": scored[1:],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds_per_step": round(images / median(x["images_per_second"] for x in steps), 3),
+        "loss": curve(steps),
         "minutes": round(float(clock.read_text()) / 60, 1),
         "machine": machine(places),
         "versions": {
@@ -183,10 +184,30 @@ def do(run: Run, folder: Path, places: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def curve(folder: Path) -> list[list[float]]:
+def score(run: Run, folder: Path, split: str, places: Sequence[str]) -> dict[str, Any]:
+    """Score a trained run on a split, and return what is kept of it."""
+    definition = studies()[run.study]
+    scored = folder / f"scored_{split}"
+    command = [
+        "tools/eval.py",
+        f"checkpoint={folder / 'last.pt'}",
+        f"split={split}",
+        f"evaluation={definition['evaluation']}",
+        f"boundary_ratio={definition.get('boundary_ratio', 'null')}",
+        f"output={scored}",
+    ]
+    _call([*command, *(text for text in places if text.startswith("data.root="))])
+    metrics = json.loads((scored / "metrics.json").read_text(encoding="utf-8"))
+    names = "split images step protocol miou image_miou mean_accuracy pixel_accuracy boundary_miou"
+    return {
+        **{key: metrics[key] for key in names.split() if key in metrics},
+        "iou": {name: scores["iou"] for name, scores in metrics["per_class"].items()},
+    }
+
+
+def curve(steps: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     """Return step and loss of the prediction alone, which every head has, at some of the steps."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    points = [[x["step"], round(x["loss_main"], 4)] for x in lines if x["kind"] == "train"]
+    points = [[x["step"], round(x["loss_main"], 4)] for x in steps]
     return points[:: max(1, len(points) // _POINTS)]
 
 

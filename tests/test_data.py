@@ -215,8 +215,8 @@ def test_every_sample_is_evaluated_once_by_one_process(length, world, num_worker
 
 
 def test_camvid_finds_every_picture_with_its_label(camvid_tree):
-    counts = {split: len(CamVid(root=camvid_tree, split=split)) for split in CamVid.expected}
-    assert counts == {"train": 4, "val": 3, "test": 2}
+    splits = ("train", "val", "test")
+    assert [len(CamVid(root=camvid_tree, split=split)) for split in splits] == [4, 3, 2]
     data = CamVid(root=camvid_tree, split="val")
     assert len(data.classes) == len(data.palette) == 11
     for i in range(3):
@@ -228,9 +228,38 @@ def test_camvid_finds_every_picture_with_its_label(camvid_tree):
         assert 11 in labels
 
 
+def test_camvid_is_read_from_the_folders_of_segnet(camvid_tree):
+    expected = [CamVid(root=camvid_tree, split="val")[i] for i in range(3)]
+    for split in ("train", "val", "test"):
+        (camvid_tree / "images" / split).rename(camvid_tree / split)
+        (camvid_tree / "labels" / split).rename(camvid_tree / f"{split}annot")
+    data = CamVid(root=camvid_tree, split="val")
+    assert len(data) == len(expected)
+    for i, sample in enumerate(expected):
+        assert np.array_equal(data[i].image, sample.image)
+        assert np.array_equal(data[i].mask, sample.mask)
+
+
+def test_a_drive_of_camvid_and_the_others_divide_its_training_pictures(tmp_path):
+    places = {"train": ("0001TP", "0006R0", "0016E5"), "val": ("0016E5",), "test": ("0001TP",)}
+    small = np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5), np.uint8)
+    for split, drives in places.items():
+        for drive in drives:
+            for i in range(2):
+                write_pair(tmp_path, split, f"{drive}_{split}{i}", *small, labels="labels")
+    every = names_of(CamVid(root=tmp_path, split="train"))
+    for drive in places["train"]:
+        alone = names_of(CamVid(root=tmp_path, split=drive))
+        assert alone == {f"{drive}_train0", f"{drive}_train1"}
+        assert names_of(CamVid(root=tmp_path, split=f"train-{drive}")) == every - alone
+    with pytest.raises(InputError, match="split='train-0006' is not one of train, val, test"):
+        CamVid(root=tmp_path, split="train-0006")
+
+
 def test_the_real_camvid_has_segnets_split_and_no_label_beyond_its_classes(camvid):
     sets = [CamVid(root=camvid, split=split) for split in ("train", "val", "test")]
     assert [len(data) for data in sets] == [367, 101, 233]
+    assert all([len(CamVid(root=camvid, split=s))] == n for s, n in CamVid.expected.items())
     assert len({item.name for data in sets for item in data.items}) == 701
     samples = [data[i] for data in sets for i in (0, len(data) // 2, len(data) - 1)]
     assert {sample.image.shape for sample in samples} == {(360, 480, 3)}
