@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -48,6 +49,11 @@ def read(study: str, results: Path) -> dict[tuple[str, str], list[dict[str, Any]
     return {key: sorted(runs, key=lambda run: run["seed"]) for key, runs in found.items()}
 
 
+def on_split(run: Mapping[str, Any], split: str) -> Mapping[str, Any]:
+    """Return the scores of a run on one of its splits."""
+    return next(found for found in (run, *run.get("other_splits", ())) if found["split"] == split)
+
+
 def score(run: Mapping[str, Any], classes: Sequence[str]) -> float:
     """Return the mean IoU of some classes; those that did not occur are left out."""
     values = [run["iou"][name] for name in classes if run["iou"][name] is not None]
@@ -68,14 +74,45 @@ def cell(values: Sequence[float]) -> str:
 
 
 def table(study: Mapping[str, Any], runs: Runs, classes: Sequence[str] | None) -> Iterator[str]:
-    """Yield a Markdown table: a row per variant, a column per level."""
+    """Yield a Markdown table: a row per variant, a column per level and split."""
     levels = [level for level in study["levels"] if any(key[0] == level for key in runs)]
-    yield "| | " + " | ".join(levels) + " |"
-    yield "| --- |" + " --- |" * len(levels)
+    columns = [(level, split) for level in levels for split in study["splits"]]
+    names = [f"{level}, {split}" for level, split in columns]
+    if len(study["splits"]) == 1:
+        names = levels
+    yield "| | " + " | ".join(names) + " |"
+    yield "| --- |" + " --- |" * len(columns)
     for variant in study["variants"]:
-        cells = [cell(scores(runs.get((level, variant), ()), classes)) for level in levels]
+        cells = []
+        for level, split in columns:
+            found = [on_split(run, split) for run in runs.get((level, variant), ())]
+            cells.append(cell(scores(found, classes)))
         if set(cells) != {"-"}:
             yield f"| {variant} | {' | '.join(cells)} |"
+
+
+def details(study: Mapping[str, Any], runs: Runs) -> Iterator[str]:
+    """Yield a Markdown table of the first level: cost and scores, every class a row."""
+    level = next(iter(study["levels"]))
+    found = {v: runs[level, v] for v in study["variants"] if (level, v) in runs}
+    yield "| | " + " | ".join(found) + " |"
+    yield "| --- |" + " --- |" * len(found)
+
+    def row(name: str, cells: Sequence[str]) -> str:
+        return f"| {name} | {' | '.join(cells)} |"
+
+    yield row("parameters, million", [f"{of[0]['parameters'] / 1e6:.2f}" for of in found.values()])
+    times = [median(run["seconds_per_step"] for run in of) for of in found.values()]
+    yield row("seconds a step, median", [f"{time:.2f}" for time in times])
+    for name, key in {
+        "mIoU": "miou",
+        "boundary IoU": "boundary_miou",
+        "pixel accuracy": "pixel_accuracy",
+        "mean accuracy": "mean_accuracy",
+    }.items():
+        yield row(name, [cell([100 * run[key] for run in of]) for of in found.values()])
+    for name in next(iter(found.values()))[0]["iou"]:
+        yield row(name, [cell(scores(of, [name])) for of in found.values()])
 
 
 def failures(study: Mapping[str, Any], runs: Runs) -> Iterator[str]:
@@ -103,15 +140,19 @@ def text(name: str, study: Mapping[str, Any], runs: Runs) -> str:
     if not flat:
         return f"No run is stored yet: `python scripts/study.py study={name}`.\n"
     seeds = sorted({run["seed"] for run in flat})
+    scored = [on_split(flat[0], split) for split in study["splits"]]
+    splits = [f"Split `{found['split']}`, {found['images']} pictures" for found in scored]
     lines = [study["about"], ""]
     lines += [
         f"Every cell is the mean over the seeds that were run (of {', '.join(map(str, seeds))}), "
         "IoU in percent; with several, the lowest and the highest in brackets. "
-        f"Split `{flat[0]['split']}`, {flat[0]['images']} pictures, {flat[0]['protocol']}.",
+        f"{'; '.join(splits)}; {flat[0]['protocol']}.",
         "",
     ]
     for group, classes in {**study["scores"], "all classes (mIoU)": None}.items():
         lines += [f"**{group}**", "", *table(study, runs, classes), ""]
+    if study.get("details"):
+        lines += ["**cost and every class**", "", *details(study, runs), ""]
     if "guess" in study:
         iou, why = study["guess"]["iou"], study["guess"]["why"]
         lines += [f"A guess has at most {iou:.1f}: {why}.", "", *failures(study, runs), ""]
@@ -162,9 +203,10 @@ def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
     levels = [level for level in study["levels"] if any(key[0] == level for key in runs)]
     variants = [v for v in study["variants"] if any(key[1] == v for key in runs)]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    width = min(0.12, 0.9 / len(variants))
     for number, variant in enumerate(variants):
         color = f"C{number}"
-        shift = (number - (len(variants) - 1) / 2) * 0.12
+        shift = (number - (len(variants) - 1) / 2) * width
         for place, level in enumerate(levels):
             values = scores(runs.get((level, variant), ()), classes)
             left.plot([place + shift] * len(values), values, "o", color=color, alpha=0.5, ms=4)
