@@ -99,13 +99,35 @@ def require_frozen_maps(backbone, *, pools_at_the_end):
     "name",
     ["test_vit", "test_convnext", "vit_tiny_patch16_dinov3_qkvb", "swin_tiny_patch4_window7_224"],
 )
-@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("output_stride", [4, 8, 16])
 def test_the_last_map_has_the_stride_that_was_asked_for(name, output_stride):
     backbone = TimmBackbone(name=name, output_stride=output_stride).eval()
     for size in ((64, 96), (75, 101)):
         maps = backbone(torch.randn(1, 3, *size))
         assert [m.shape[1] for m in maps] == backbone.channels
         assert maps[-1].shape[2:] == tuple(-(-side // output_stride) for side in size)
+
+
+def test_a_network_that_can_be_dilated_may_get_a_pyramid_instead():
+    with torch.device("meta"):
+        dilated, whole = (
+            TimmBackbone(name="tf_efficientnet_lite0", dilate=dilate) for dilate in (True, False)
+        )
+        image = torch.zeros(1, 3, 75, 101)
+        assert dilated.pyramid is None
+        assert [m.shape[2:] for m in dilated(image)[1:]] == 3 * [(10, 13)]
+        assert [m.shape[2:] for m in whole(image)] == [(19, 26), (10, 13), (5, 7), (10, 13)]
+    assert [len(backbone.notes) for backbone in (dilated, whole)] == [0, 1]
+    state, extra = (backbone.state_dict() for backbone in (dilated, whole))
+    assert {name: x.shape for name, x in extra.items() if not name.startswith("pyramid.")} == {
+        name: x.shape for name, x in state.items()
+    }
+
+
+def test_weights_that_were_not_fetched_yet_are_asked_for_by_the_command_that_fetches_them(tmp_path):
+    path = tmp_path / "lite.pth"
+    with pytest.raises(InputError, match=f"name=tf_efficientnet_lite1 output={path}` fetches it"):
+        TimmBackbone(name="tf_efficientnet_lite1", weights=str(path))
 
 
 def test_patches_of_14_pixels_are_brought_to_a_stride_of_8():

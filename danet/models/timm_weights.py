@@ -36,6 +36,9 @@ def load_weights(network: nn.Module, name: str, path: Path, sizes: Mapping[str, 
         InputError: It cannot be read or does not fit.
     """
     source = f"model.backbone.weights={path}"
+    if name.startswith("tf_efficientnet_lite") and not path.exists():
+        fetch = f"python scripts/fetch_weights.py name={name} output={path}"
+        raise InputError(f"{source}: there is no such file; `{fetch}` fetches it")
     found = read_state_dict(path, "model.backbone.weights")
     whole = create(name, **sizes)
     known = whole.state_dict()
