@@ -156,7 +156,8 @@ def text(name: str, study: Mapping[str, Any], runs: Runs) -> str:
     if "guess" in study:
         iou, why = study["guess"]["iou"], study["guess"]["why"]
         lines += [f"A guess has at most {iou:.1f}: {why}.", "", *failures(study, runs), ""]
-    lines += [f"![Scores and losses of {name}](images/results_{name}.png)", ""]
+    if is_plotted(runs):
+        lines += [f"![Scores and losses of {name}](images/results_{name}.png)", ""]
     minutes = [run["minutes"] for run in flat]
     steps = sorted({run["step"] for run in flat})  # several, where trainer.patience ended some
     trained = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else steps[0]
@@ -164,11 +165,17 @@ def text(name: str, study: Mapping[str, Any], runs: Runs) -> str:
     versions = sorted({", ".join(f"{k} {v}" for k, v in run["versions"].items()) for run in flat})
     lines += [
         f"Made by `python scripts/study.py study={name}` and `python scripts/results.py`; one run: "
-        f"`{flat[0]['command']}`. {len(flat)} runs of {trained} steps, "
-        f"{min(minutes):.1f} to {max(minutes):.1f} minutes each, on {machines}; "
+        f"`{flat[0]['command']}`. {len(flat)} run{'s' * (len(flat) > 1)} of {trained} steps, "
+        f"{' to '.join(f'{m:.1f}' for m in sorted({min(minutes), max(minutes)}))} minutes each, "
+        f"on {machines}; "
         f"{'; '.join(versions)}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def is_plotted(runs: Runs) -> bool:
+    """Return whether there is something to compare."""
+    return sum(map(len, runs.values())) > 1
 
 
 def insert(page: str, name: str, section: str) -> str:
@@ -202,10 +209,12 @@ def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
         group, classes = study["guess"]["scores"], study["scores"][study["guess"]["scores"]]
     levels = [level for level in study["levels"] if any(key[0] == level for key in runs)]
     variants = [v for v in study["variants"] if any(key[1] == v for key in runs)]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    many = len(variants) > 6
+    colors = plt.get_cmap("tab20" if many else "tab10")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10 + 3 * many, 3.6), layout="constrained")
     width = min(0.12, 0.9 / len(variants))
     for number, variant in enumerate(variants):
-        color = f"C{number}"
+        color = colors(number)
         shift = (number - (len(variants) - 1) / 2) * width
         for place, level in enumerate(levels):
             values = scores(runs.get((level, variant), ()), classes)
@@ -227,7 +236,7 @@ def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
         xlabel="step",
         yscale="log",
     )
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if many else {}))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80, metadata={"Software": None})
     plt.close(figure)
@@ -243,7 +252,7 @@ def main(arguments: Sequence[str]) -> None:
     for name, study in yaml.safe_load(STUDIES.read_text(encoding="utf-8")).items():
         runs = read(name, results)
         after = insert(after, name, text(name, study, runs))
-        if runs and own.get("check") != "true":
+        if is_plotted(runs) and own.get("check") != "true":
             plot(name, study, runs, Path(own.get("images", IMAGES)) / f"results_{name}.png")
     if own.get("check") == "true":
         if before != after:
