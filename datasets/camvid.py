@@ -2,6 +2,7 @@
 
 from danet.datasets.base import FileDataset, Item
 from danet.datasets.layout import pair_files
+from danet.datasets.listing import elsewhere
 
 FOLDERS = ("train", "val", "test")
 
@@ -33,3 +34,7 @@ class CamVid(FileDataset, published="camvid"):
             for name, item in items.items()
             if name.startswith(drive) and not (left_out and name.startswith(left_out))
         ]
+
+    def explain_no_images(self) -> str:
+        """Return where either kind of folders may be."""
+        return elsewhere(self.root, self.marker) or elsewhere(self.root, "trainannot")

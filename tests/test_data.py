@@ -233,6 +233,8 @@ def test_camvid_is_read_from_the_folders_of_segnet(camvid_tree):
     for split in ("train", "val", "test"):
         (camvid_tree / "images" / split).rename(camvid_tree / split)
         (camvid_tree / "labels" / split).rename(camvid_tree / f"{split}annot")
+    with pytest.raises(InputError, match=f"set data.root={camvid_tree}"):
+        CamVid(root=camvid_tree.parent, split="val")
     data = CamVid(root=camvid_tree, split="val")
     assert len(data) == len(expected)
     for i, sample in enumerate(expected):
