@@ -46,10 +46,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "scripts" / "studies.yaml"
 RESULTS = ROOT / "docs" / "results"
 OWN = ("study", "level", "variant", "seed", "runs", "results", "list")
-PLACES = (
-    *("data.root", "data.num_workers", "data.cache"),
-    *("model.backbone.weights", "trainer.device"),
-)
+PLACES = ("data.root", "data.num_workers", "data.cache", "trainer.device")
 """Settings of the training that do not influence a result."""
 _POINTS = 60
 """Number of points of a loss curve that are kept."""
@@ -158,7 +155,7 @@ def do(run: Run, folder: Path, places: Sequence[str]) -> dict[str, Any]:
         clock.parent.mkdir(parents=True, exist_ok=True)
         before = float(clock.read_text()) if clock.is_file() else 0.0
         clock.write_text(f"{before + seconds:.1f}")
-    scored = [score(run, folder, split, places) for split in definition["splits"]]
+    scored = [score(definition, folder, split, places) for split in definition["splits"]]
     model = danet.load_model(folder / "last.pt")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["kind"] == "train"]
@@ -184,9 +181,10 @@ def do(run: Run, folder: Path, places: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def score(run: Run, folder: Path, split: str, places: Sequence[str]) -> dict[str, Any]:
-    """Score a trained run on a split, and return what is kept of it."""
-    definition = studies()[run.study]
+def score(
+    definition: Mapping[str, Any], folder: Path, split: str, places: Sequence[str]
+) -> dict[str, Any]:
+    """Score a trained run of a study on a split, and return what is kept of it."""
     scored = folder / f"scored_{split}"
     command = [
         "tools/eval.py",

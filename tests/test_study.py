@@ -105,6 +105,9 @@ def test_a_run_is_trained_scored_and_kept(tmp_path, monkeypatch):
     assert found["minutes"] >= 0
     assert set(found["versions"]) == {"danet", "commit", "torch", "numpy", "python"}
     assert len(found["iou"]) == 16
+    assert found["other_splits"] == []
+    assert found["parameters"] > 10_000
+    assert found["seconds_per_step"] > 0
 
 
 # The page

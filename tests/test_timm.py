@@ -125,9 +125,9 @@ def test_a_network_that_can_be_dilated_may_get_a_pyramid_instead():
 
 
 def test_weights_that_were_not_fetched_yet_are_asked_for_by_the_command_that_fetches_them(tmp_path):
-    path = tmp_path / "lite.pth"
-    with pytest.raises(InputError, match=f"name=tf_efficientnet_lite1 output={path}` fetches it"):
-        TimmBackbone(name="tf_efficientnet_lite1", weights=str(path))
+    path = tmp_path / "of lite.pth"
+    with pytest.raises(InputError, match=f"name=tf_efficientnet_lite1 'output={path}'` fetches it"):
+        TimmBackbone(name="tf_efficientnet_lite1.in1k", weights=str(path))
 
 
 def test_patches_of_14_pixels_are_brought_to_a_stride_of_8():

@@ -1,6 +1,7 @@
 """Weights for a network of timm from a local file: timm's names, or those of the publisher."""
 
 import inspect
+import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -37,7 +38,9 @@ def load_weights(network: nn.Module, name: str, path: Path, sizes: Mapping[str, 
     """
     source = f"model.backbone.weights={path}"
     if name.startswith("tf_efficientnet_lite") and not path.exists():
-        fetch = f"python scripts/fetch_weights.py name={name} output={path}"
+        # The script knows a network by its name without the tag of its training.
+        where = f"name={name.partition('.')[0]} {shlex.quote(f'output={path}')}"
+        fetch = f"python scripts/fetch_weights.py {where}"
         raise InputError(f"{source}: there is no such file; `{fetch}` fetches it")
     found = read_state_dict(path, "model.backbone.weights")
     whole = create(name, **sizes)
