@@ -192,7 +192,9 @@ def insert(page: str, name: str, section: str) -> str:
 
 
 def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
-    """Plot the scores by level, every seed a dot, and the losses of the first level with runs.
+    """Plot scores, every seed a dot, and the losses of the first level with runs.
+
+    Scores are plotted by level; with "details", those of the first level are plotted by class.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -208,16 +210,28 @@ def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
     if "guess" in study:
         group, classes = study["guess"]["scores"], study["scores"][study["guess"]["scores"]]
     levels = [level for level in study["levels"] if any(key[0] == level for key in runs)]
+    columns = [(level, level, classes) for level in levels]
+    if study.get("details"):
+        group = "every class"
+        names = next(iter(runs.values()))[0]["iou"]
+        columns = [("mIoU", levels[0], None), *((name, levels[0], [name]) for name in names)]
     variants = [v for v in study["variants"] if any(key[1] == v for key in runs)]
     many = len(variants) > 6
     colors = plt.get_cmap("tab20" if many else "tab10")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10 + 3 * many, 3.6), layout="constrained")
+    wide = len(columns) > len(study["levels"])
+    figure, (left, right) = plt.subplots(
+        1,
+        2,
+        figsize=(10 + 3 * (many or wide), 3.6),
+        width_ratios=(1 + wide, 1),
+        layout="constrained",
+    )
     width = min(0.12, 0.9 / len(variants))
     for number, variant in enumerate(variants):
         color = colors(number)
         shift = (number - (len(variants) - 1) / 2) * width
-        for place, level in enumerate(levels):
-            values = scores(runs.get((level, variant), ()), classes)
+        for place, (_, level, of) in enumerate(columns):
+            values = scores(runs.get((level, variant), ()), of)
             left.plot([place + shift] * len(values), values, "o", color=color, alpha=0.5, ms=4)
             if values:
                 mean = sum(values) / len(values)
@@ -228,9 +242,9 @@ def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
     if "guess" in study:
         left.axhline(study["guess"]["iou"], color="grey", lw=1, ls=":")
         left.set_ylim(0, 100)
-    left.set_xticks(range(len(levels)), levels)
+    left.set_xticks(range(len(columns)), [column[0] for column in columns], rotation=30 * wide)
     left.set(title=f"{group}: IoU on {study['splits'][0]}, percent")
-    left.set_xlim(-0.5, len(levels) - 0.5)
+    left.set_xlim(-0.5, len(columns) - 0.5)
     right.set(
         title=f"cross entropy of the prediction in training, {levels[0]}",
         xlabel="step",
