@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import LargestTensor
+from conftest import ROOT, LargestTensor
 from test_config import compose
 
 from danet.config.build import make
@@ -15,6 +15,7 @@ from danet.config.validate import check
 from danet.losses import (
     OHEM,
     CrossEntropy,
+    CrossEntropyPlus,
     DeepSupervision,
     Dice,
     Focal,
@@ -48,6 +49,7 @@ LOSSES = {
     "region mutual information": RegionMutualInformation(stride=2, epsilon=1e-2),
     "the same of maxima": RegionMutualInformation(2, 1, pooling="max", epsilon=1e-2),
     "sum": WeightedSum([CrossEntropy(), Dice(), LovaszSoftmax()], [1.0, 0.5, 2.0]),
+    "cross entropy and Dice": CrossEntropyPlus(Dice(), WEIGHTS, label_smoothing=0.2),
 }
 
 
@@ -477,6 +479,23 @@ def test_compiled_losses_are_the_eager_ones_without_a_break_in_the_graph(mask):
     torch.testing.assert_close(
         torch.autograd.grad(compiled, coarse), torch.autograd.grad(eager, coarse)
     )
+
+
+def test_cross_entropy_plus_another_loss_is_their_weighted_sum(logits, mask):
+    loss = CrossEntropyPlus(Dice(), WEIGHTS, label_smoothing=0.2, weights=(0.5, 2.0))
+    parts = CrossEntropy(WEIGHTS, label_smoothing=0.2)(logits, mask), Dice()(logits, mask)
+    assert loss(logits, mask).item() == pytest.approx((0.5 * parts[0] + 2 * parts[1]).item())
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "configs/loss").glob("*.yaml")))
+def test_class_weights_have_one_key_and_reach_every_output_with_every_loss(name):
+    weights = [0.5] * 10 + [2.0]
+    experiment = compose("experiment=camvid_pretrained", f"loss={name}", "data.root=/data")
+    experiment.loss.main.class_weights = weights
+    criterion = make(check(experiment).loss, "loss")
+    for loss in (criterion.main, criterion.auxiliary):
+        loss = loss.losses[0] if isinstance(loss, WeightedSum) else loss
+        assert loss.class_weights.tolist() == weights
 
 
 def test_class_weights_move_with_the_loss_and_are_not_stored():

@@ -80,7 +80,7 @@ LIKE_REALITY = [
     ["optimizer=sgd", "loss=ohem", "loss.main.min_kept=500", "trainer.channels_last=false"],
     ["trainer.accumulate=2", "trainer.ema_decay=0.9", "trainer.clip_norm=1.0"],
     [RECOMPUTE],
-    ["loss=rmi", "loss.main.losses.0.label_smoothing=0.1"],
+    ["loss=rmi", "loss.main.label_smoothing=0.1"],
     ["loss=focal"],
     ["model.backbone.freeze=2", "optimizer.layer_decay=0.75"],
     ["model.backbone.freeze=all", RECOMPUTE, "optimizer=sgd"],

@@ -11,7 +11,7 @@ same loss however they are spread. What is no such mean is computed per micro-ba
 over those with a labelled pixel: Dice and Lovasz, and the selection of OHEM by ``min_kept``.
 """
 
-from danet.losses.composites import DeepSupervision, WeightedSum
+from danet.losses.composites import CrossEntropyPlus, DeepSupervision, WeightedSum
 from danet.losses.parts import Part, mean_of
 from danet.losses.pixels import OHEM, CrossEntropy, Focal
 from danet.losses.regions import Dice, LovaszSoftmax, RegionMutualInformation
@@ -19,6 +19,7 @@ from danet.losses.regions import Dice, LovaszSoftmax, RegionMutualInformation
 __all__ = [
     "OHEM",
     "CrossEntropy",
+    "CrossEntropyPlus",
     "DeepSupervision",
     "Dice",
     "Focal",

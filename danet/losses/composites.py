@@ -53,6 +53,21 @@ class WeightedSum(nn.Module):
         return None if None in found else [d for divisors in found for d in divisors or ()]
 
 
+class CrossEntropyPlus(WeightedSum):
+    """``weights[0] * CrossEntropy(class_weights, label_smoothing) + weights[1] * other``."""
+
+    def __init__(
+        self,
+        other: nn.Module,
+        class_weights: Sequence[float] | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        weights: Sequence[float] = (1.0, 1.0),
+    ) -> None:
+        cross_entropy = CrossEntropy(class_weights, label_smoothing=label_smoothing)
+        super().__init__([cross_entropy, other], weights)
+
+
 class DeepSupervision(nn.Module):
     """Losses of all outputs of a network (section 3.4; equal weights in the authors' code).
 
