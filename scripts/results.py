@@ -222,11 +222,11 @@ def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
     figure, (left, right) = plt.subplots(
         1,
         2,
-        figsize=(10 + 3 * (many or wide), 3.6),
-        width_ratios=(1 + wide, 1),
+        figsize=(14, 4) if wide else (10 + 3 * many, 3.6),
+        width_ratios=(1.7, 1) if wide else None,
         layout="constrained",
     )
-    width = min(0.12, 0.9 / len(variants))
+    width = min(0.2 if wide else 0.12, 0.9 / len(variants))
     for number, variant in enumerate(variants):
         color = colors(number)
         shift = (number - (len(variants) - 1) / 2) * width
@@ -235,7 +235,7 @@ def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
             left.plot([place + shift] * len(values), values, "o", color=color, alpha=0.5, ms=4)
             if values:
                 mean = sum(values) / len(values)
-                left.plot([place + shift], [mean], "_", color=color, ms=12, mew=2)
+                left.plot([place + shift], [mean], "_", color=color, ms=7 if wide else 12, mew=2)
         for run in runs.get((levels[0], variant), ())[:1]:
             steps, losses = zip(*run["loss"], strict=True)
             right.plot(steps, losses, color=color, label=variant)

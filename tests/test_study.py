@@ -1,6 +1,7 @@
 """A study runs what is not done, and its page is what its files give."""
 
 import json
+from unittest import mock
 
 import pytest
 import yaml
@@ -26,6 +27,9 @@ def test_every_run_of_a_study_composes_and_only_what_is_meant_differs(name):
         for run in runs(f"study={name}", "seed=1", f"level={next(iter(STUDIES[name]['levels']))}")
     }
     assert len(found) == len(STUDIES[name]["variants"])
+    if name == "pretrained":  # every head has its own rate, and nothing else
+        for config in found.values():
+            del config["optimizer"]["head_multiplier"]
     is_search = name == "recipe"  # there any part may differ
     for group in ("trainer", "schedule", "evaluation", "seed", *["optimizer"] * (not is_search)):
         assert len({json.dumps(config[group]) for config in found.values()}) == 1, group
@@ -34,6 +38,18 @@ def test_every_run_of_a_study_composes_and_only_what_is_meant_differs(name):
         for config in found.values()
     }
     assert len(methods) == len(found)
+
+
+def test_every_head_is_compared_at_the_rate_that_was_best_on_the_held_out_drive():
+    searched = results.read("rates", results.RESULTS)
+    for variant, settings in STUDIES["pretrained"]["variants"].items():
+        scores = {
+            level: results.on_split(searched[level, variant][0], "0006R0")["miou"]
+            for level in STUDIES["rates"]["levels"]
+        }
+        best = STUDIES["rates"]["levels"][max(scores, key=scores.__getitem__)]
+        assert settings[-1] == best[-1], variant
+        assert settings[:-1] == STUDIES["rates"]["variants"][variant]
 
 
 def test_levels_of_scenes_differ_in_the_cue_alone():
@@ -148,16 +164,22 @@ def test_the_page_is_what_the_stored_files_give():
     results.main(["check=true"])
 
 
-def test_the_table_of_the_readme_is_that_of_the_files():
+@pytest.mark.parametrize(
+    ("study", "level", "classes", "heading"),
+    [
+        ("scenes", "wide", STUDIES["scenes"]["scores"]["far pairs"], "| FCN |"),
+        ("pretrained", "CamVid", None, "| CamVid, from ImageNet weights | FCN |"),
+    ],
+)
+def test_a_table_of_the_readme_is_that_of_the_files(study, level, classes, heading):
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    start = next(n for n, line in enumerate(lines) if line.startswith("| FCN |"))
-    cells = [cell.strip() for cell in lines[start + 2].strip("|").split("|")]
-    stored_runs = results.read("scenes", results.RESULTS)
-    pairs = STUDIES["scenes"]["scores"]["far pairs"]
+    start = next(n for n, line in enumerate(lines) if line.startswith(heading))
+    cells = [cell.strip() for cell in lines[start + 2].strip("|").split("|")][-4:]
+    stored_runs = results.read(study, results.RESULTS)
     for variant, cell in zip(("FCN", "CAM", "PAM", "both"), cells, strict=True):
-        values = results.scores(stored_runs["wide", variant], pairs)
+        values = results.scores(stored_runs[level, variant], classes)
         assert len(values) == 3
-        assert cell == f"{sum(values) / 3:.1f}"
+        assert cell in (f"{sum(values) / 3:.1f}", results.cell(values))
 
 
 def test_a_page_that_was_changed_by_hand_is_noticed(tmp_path):
@@ -180,3 +202,19 @@ def test_plots_are_drawn(tmp_path):
     results.main([f"page={page}", f"results={tmp_path}", f"images={tmp_path}"])
     assert 5_000 < (tmp_path / "results_scenes.png").stat().st_size < 200_000
     results.main(["check=true", f"page={page}", f"results={tmp_path}"])
+
+
+def test_every_class_has_a_column_of_the_plot_of_a_study_with_details(tmp_path):
+    pyplot = pytest.importorskip("matplotlib.pyplot", reason="danet[results] is not installed")
+    runs = results.read("pretrained", results.RESULTS)
+    with mock.patch.object(pyplot, "close") as close:
+        results.plot("pretrained", STUDIES["pretrained"], runs, tmp_path / "x.png")
+    (figure,) = close.call_args.args
+    left, right = figure.axes
+    names = [label.get_text() for label in left.get_xticklabels()]
+    assert names == ["mIoU", *runs["CamVid", "FCN"][0]["iou"]]
+    dots = [line for line in left.lines if line.get_marker() == "o"]
+    assert len(dots) == len(names) * len(STUDIES["pretrained"]["variants"])
+    seeds = [100 * run["miou"] for run in runs["CamVid", "FCN"]]
+    assert list(dots[0].get_ydata()) == pytest.approx(seeds)
+    assert len(right.lines) == len(STUDIES["pretrained"]["variants"])
