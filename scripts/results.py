@@ -211,14 +211,14 @@ def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
         group, classes = study["guess"]["scores"], study["scores"][study["guess"]["scores"]]
     levels = [level for level in study["levels"] if any(key[0] == level for key in runs)]
     columns = [(level, level, classes) for level in levels]
-    if study.get("details"):
+    wide = bool(study.get("details"))
+    if wide:
         group = "every class"
         names = next(iter(runs.values()))[0]["iou"]
         columns = [("mIoU", levels[0], None), *((name, levels[0], [name]) for name in names)]
     variants = [v for v in study["variants"] if any(key[1] == v for key in runs)]
     many = len(variants) > 6
     colors = plt.get_cmap("tab20" if many else "tab10")
-    wide = len(columns) > len(study["levels"])
     figure, (left, right) = plt.subplots(
         1,
         2,
