@@ -29,17 +29,14 @@ RESULTS = ["matplotlib>=3.10.8"]
 """For the curves of scripts/results.py."""
 HUB = ["huggingface_hub>=1.0"]
 """For hf:// and push= of tools/export.py."""
-EXPORT = ["safetensors>=0.7", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
-"""For tools/export.py and for loading what it wrote."""
+EXPORT = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
+"""For ONNX files of tools/export.py."""
 SWEEP = ["optuna>=4"]
 """For scripts/sweep.py."""
 WANDB = ["wandb>=0.19"]
 MLFLOW = ["mlflow-skinny>=3"]
 """For run.log_to."""
-DOCS = [
-    *("mkdocs>=1.6,<2", "mkdocstrings[python]>=0.29"),
-    *("nbclient>=0.10", "ipykernel>=6.29", "safetensors>=0.7"),
-]
+DOCS = ["mkdocs>=1.6,<2", "mkdocstrings[python]>=0.29", "nbclient>=0.10", "ipykernel>=6.29"]
 """For the API pages and the notebook."""
 
 setup(

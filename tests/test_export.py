@@ -17,8 +17,6 @@ from danet.export import folder, programs
 from danet.export.programs import SMALLEST, Exportable
 from danet.ops.attention import PositionAttention
 
-pytest.importorskip("safetensors")
-
 SIZES = [(64, 96), (45, 77), (200, 203)]
 """Two are no multiples of 8; the last has more positions than a tile of the attention."""
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, call
+from safetensors.torch import save_file
 from test_config import compose
 from torch import nn
 
@@ -289,7 +290,6 @@ def test_position_embeddings_are_resized_to_the_image(tmp_path):
 
 
 def test_safetensors_are_read_and_what_is_left_out_is_named(tmp_path, capsys):
-    save_file = pytest.importorskip("safetensors.torch").save_file
     whole = timm.create_model("test_vit")
     path = tmp_path / "weights.safetensors"
     save_file({**whole.state_dict(), "decoder.weight": torch.ones(2)}, path)

@@ -105,7 +105,6 @@ def refuse_settings(settings: ExportConfig) -> None:
             )
     if settings.opset < 18:
         raise InputError(f"opset={settings.opset}: expected at least 18, which the exporter needs")
-    require("safetensors")
     if "onnx" in settings.formats:
         for module in ("onnx", "onnxscript", "onnxruntime"):
             require(module)

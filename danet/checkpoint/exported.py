@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
 from danet.checkpoint import format as checkpoint_format
 from danet.errors import InputError, first_line
 from danet.extras import require
@@ -30,10 +33,6 @@ def is_exported(path: Path) -> bool:
 
 def load(folder: Path) -> dict[str, Any]:
     """Return the fields of a checkpoint that inference needs; raise InputError if it is damaged."""
-    require("safetensors")  # an optional dependency, so imported where it is used
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     source, file = f"checkpoint={folder}", folder / CONFIG
     try:
         # Parsed JSON may take dozens of times the memory of its text.

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.serialization import safe_globals
 
 from danet.checkpoint.pickle_scan import DTYPES, Inert, Refused, scan
 from danet.errors import InputError
-from danet.extras import require
 from danet.plain import printable
 
 MARK = b"danetsum"
@@ -66,10 +67,6 @@ def read_safetensors(path: Path, key: str) -> dict[str, Tensor]:
     """Read a file of safetensors to the CPU; raise InputError as ``read`` does."""
     if not path.is_file():
         raise InputError(f"{key}={path}: there is no such file{_instead(path)}")
-    require("safetensors")  # an optional dependency, so imported where it is used
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         return load_file(path)
     except (OSError, ValueError, SafetensorError) as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from safetensors.torch import save_file
 from torch import Tensor
 
 from danet.checkpoint.exported import CONFIG, FIELDS, FORMAT, WEIGHTS
@@ -24,8 +25,6 @@ from danet.plain import printable, walk
 
 def save(folder: Path, saved: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     """Write the folder of a checkpoint, without paths of this machine, with these weights."""
-    from safetensors.torch import save_file  # an optional dependency
-
     folder.mkdir(parents=True, exist_ok=True)
     # safetensors refuses tensors that share memory or are not contiguous.
     whole = {name: tensor.contiguous().clone() for name, tensor in weights.items()}

@@ -1,0 +1,67 @@
+"""scripts/quickstart.sh from its first to its last line, and the commands that it prints."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, TINY
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A checkout whose environment is the one of the tests, so that nothing is installed."""
+    place = tmp_path_factory.mktemp("a checkout")
+    for name in ("danet", "datasets", "configs", "tools"):
+        (place / name).symlink_to(ROOT / name)
+    (place / "scripts").mkdir()
+    for name in ("quickstart.sh", "quickstart_end.py"):
+        (place / "scripts" / name).write_text((ROOT / "scripts" / name).read_text())
+    (place / "scripts" / "install.sh").write_text("")
+    binaries = place / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    (binaries / "activate").write_text(f"PATH={shlex.quote(str(binaries))}:$PATH\n")
+    (binaries / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    (binaries / "python").chmod(0o755)
+    return place
+
+
+def bash(*arguments, cwd, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_what_the_quickstart_prints_at_its_end_works_when_pasted(checkout, tmp_path):
+    settings = [*TINY, "trainer.steps=3", "data.num_workers=0"]
+    said = bash(str(checkout / "scripts" / "quickstart.sh"), *settings, cwd=tmp_path)
+    results, _, following = said.partition("\nNext, ")
+    (run,) = (checkout / "runs" / "quickstart").iterdir()
+    for file in ("test/metrics.json", "best.pt", "example/classes.txt"):
+        assert (run / file).is_file()
+    assert f"{run.relative_to(checkout)}/best.pt  (step " in results
+    assert "last.pt" not in following
+    drawn = sorted(path.name for path in run.glob("pictures/*_attention.png"))
+    listed = [line for line in results.splitlines() if line.endswith("_attention.png")]
+    assert [line.rsplit("/", 1)[1] for line in listed] == drawn != []
+
+    _, commands = following.split("\n", 1)
+    assert commands.count("python tools/") == 4
+    bash("-e", cwd=tmp_path, input=commands)
+    assert (run / "pictures_test" / "report.html").is_file()
+    lines = (run.parent / f"{run.name}_own" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == 100
+    assert (run.parent / f"{run.name}_fcn" / "best.pt").is_file()
