@@ -28,7 +28,8 @@ from danet.tools import compare
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+DOCUMENTS = [*READMES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 STARTERS = ("python", "torchrun", "bash", "sbatch", "make", "tensorboard", "find", "pip", "mkdocs")
 """First words of what is a command; other lines of a block are what it prints, or a tree."""
 
@@ -283,6 +284,24 @@ def test_the_python_of_a_document_runs(path, home, monkeypatch):
         if language == "python":
             text = "\n".join(body).replace("<time>", "time")
             exec(compile(text, f"{path.name}", "exec"), names)
+
+
+def test_the_readmes_have_the_same_commands_pictures_numbers_and_links():
+    texts = [path.read_text() for path in READMES]
+    english, chinese = (
+        [
+            [re.split(r"\s*#", line)[0] for _, body in blocks(path) for line in body],
+            re.findall(r"`([a-z_/]+[.=][^`]*)`", text),
+            sorted(set(re.findall(r"(?<![\w.-])\d+\.\d+(?!\.?\w)", text, flags=re.ASCII))),
+            re.findall(r"\]\((?!README)([^)]+)\)", text),
+        ]
+        for path, text in zip(READMES, texts, strict=True)
+    )
+    for ours, theirs in zip(english, chinese, strict=True):
+        assert ours == theirs
+        assert len(ours) > 5
+    assert texts[0].startswith("English | [简体中文](README.zh-CN.md)\n")
+    assert texts[1].startswith("[English](README.md) | 简体中文\n")
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
