@@ -49,7 +49,7 @@ def load_weights(network: nn.Module, name: str, path: Path, sizes: Mapping[str, 
     notes = []
     if known.keys().isdisjoint(named) and (ordered := _in_order(found, known)):
         named, problem = ordered, ""
-        notes.append(f"its names are not timm's: {len(named)} tensors are taken in their order")
+        notes.append(f"all {len(named)} tensors taken, in order, since their names are not timm's")
     if problem:
         raise InputError(
             f"{source}: these are no weights of {name} ({problem}); give a file of this network, "
