@@ -2,7 +2,7 @@
 # Create .venv and install this checkout into it, unless that was done for the same requirements.
 #   bash scripts/install.sh [test]      with the extras of the tests
 # PYTHON=python3.12 chooses an interpreter; 3.10 to 3.13 work. CPU=1 takes PyTorch without CUDA from
-# its own index: 1.2 GB instead of 5.9 on Linux.
+# its own index: 1.3 GB instead of 5.9 on Linux.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 extra=${1:-}
@@ -24,13 +24,13 @@ is_done() { [ "$(cat ".venv/installed$1" 2>/dev/null)" = "$stamp" ]; }
 pip() { .venv/bin/python -m pip --quiet --disable-pip-version-check "$@"; }
 index=${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
 if ! is_done -test && { [ -n "$extra" ] || ! is_done ""; }; then
-  size="5.9 GB with CUDA, or 1.2 with CPU=1 before the command"
+  size="5.9 GB with CUDA, or 1.3 with CPU=1 before the command"
   if [ "${CPU:-}" = 1 ]; then
     packages=$(grep -E '^torch(vision)?[<>=]' requirements.txt)
     echo "Installing PyTorch for CPUs from $index ..."
     # An index that hangs must not hold up the rest for pip's five tries.
     if pip install --timeout 15 --retries 1 --index-url "$index" $packages 2> .venv/torch.log; then
-      size="1.2 GB"
+      size="1.3 GB"
     else
       size="5.9 GB with CUDA"
       echo "$index cannot be used, the reason is in .venv/torch.log: taking the default PyTorch"
@@ -38,7 +38,8 @@ if ! is_done -test && { [ -n "$extra" ] || ! is_done ""; }; then
   fi
   echo "Installing into .venv: $size; some minutes the first time ..."
   pip install --upgrade pip setuptools wheel
-  pip install --editable "$target"
+  # setuptools warns of the folders in a checkout in ten lines that concern nobody here.
+  PYTHONWARNINGS=ignore pip install --editable "$target"
   echo "$stamp" > ".venv/installed${extra:+-$extra}"
 fi
 # Not only after a failure: it may be of an earlier installation, or of a second index in pip's settings.

@@ -2,7 +2,7 @@
 # From nothing to a trained network and its pictures: installs, trains the default config on scenes
 # that are drawn on the fly, evaluates, draws. Settings are passed on to the training:
 #   bash scripts/quickstart.sh model/head=fcn
-# CPU=1 before the command installs PyTorch without CUDA, 1.2 GB instead of 5.9.
+# CPU=1 before the command installs PyTorch without CUDA, 1.3 GB instead of 5.9.
 set -euo pipefail
 from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

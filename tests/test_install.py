@@ -105,7 +105,7 @@ def test_with_an_index_for_cpus_no_cuda_is_installed(checkout, tmp_path, torch_i
     default = write_index(tmp_path / "default", cuda="13.0")
     said, cuda = install(checkout, default, torch_index)
     assert cuda == "None"
-    assert "1.2 GB" in said
+    assert "1.3 GB" in said
     assert "CUDA" not in said
     assert install(checkout, default, torch_index) == ("", "None")  # it was done before
 
@@ -124,4 +124,4 @@ def test_by_default_the_size_and_the_smaller_choice_are_named(checkout, tmp_path
     said, cuda = install(checkout, default, torch_index, cpu="")
     assert cuda == "13.0"
     assert said.count("\n") == 1
-    assert "5.9 GB with CUDA, or 1.2 with CPU=1" in said
+    assert "5.9 GB with CUDA, or 1.3 with CPU=1" in said
