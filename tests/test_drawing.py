@@ -191,7 +191,7 @@ def test_titles_say_in_words_what_a_map_shows(picture, monkeypatch):
     monkeypatch.setattr(attention, "position_maps", lambda *_: maps)
     figure(network(), picture, LEGEND, points=[Point(100, 50)], channels=3)
     assert titles[1:-2] == [
-        "1 (road) attends to car (75%)",
+        "1 (road) attends to car (75 %)",
         *(f"channel {c} on road" for c in ("7, far stronger", "3, stronger", "5, not stronger")),
     ]
 
@@ -351,7 +351,7 @@ def seen(folder, tmp_path_factory):
     site, profile = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("profile")
     (site / "report.html").write_text(text)
     (site / "runs.html").write_text(as_page([long_run(number) for number in range(3)]))
-    text = '"wanted": true'.join(text.rsplit('"wanted": false', 1))  # of the second picture
+    text = '"wanted": true'.join(text.rsplit('"wanted": null', 1))  # of the second picture
     (site / "index.html").write_text(f"{text}<script>{ACTIONS}</script>")
     found = queue.Queue()
 
@@ -417,7 +417,7 @@ def test_the_viewer_starts_on_a_class_that_was_asked_for(seen, tiny_checkpoint):
     for wanted, found in (([3], 3), ([7, 5], 5), ([7], None), ([], None)):
         view = report.view(model, picture, wanted)
         x, y = view["start"]
-        assert view["wanted"] == (found is not None)
+        assert view["wanted"] == (found is not None if wanted else None)
         assert prediction[y, x] == (5 if found is None else found)  # else a rare class
 
 

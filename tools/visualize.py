@@ -188,11 +188,11 @@ def examine(
         return SegmentedImage(name, image, predict(fused, image, infer=infer), mask)
 
     order = [int(i) for i in np.argsort(by_image) if not math.isnan(by_image[i])]
-    best, worst = order[::-1][: len(order) - len(order) // 2], order[: len(order) // 2]
+    half = len(order) // 2  # so that no picture is among the best and the worst
+    best, worst = order[half:][::-1], order[:half]
+    wanted = find_classes(settings.classes, classes)
     has_viewer = "position" in attention_branches(model)
     shown = spread(len(dataset), settings.count) if has_viewer else []
-    wanted = find_classes(settings.classes, classes)
-    views = [report.view(model, segmented(i), wanted) for i in shown]
     warning = single_class_warning(confusion.matrix, classes)
     if warning:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
@@ -214,7 +214,7 @@ def examine(
             "Best pictures": [(segmented(i), by_image[i]) for i in best[:_EXTREMES]],
             "Worst pictures": [(segmented(i), by_image[i]) for i in worst[:_EXTREMES]],
         },
-        views=views,
+        views=[report.view(model, segmented(i), wanted) for i in shown],
     )
 
 

@@ -184,8 +184,8 @@ def figure(
     if points and "position" in branches:
         for number, values in enumerate(position_maps(model, image, points)):
             most, share = main_class(values, prediction)
-            title = f"{number + 1} ({names[shown[number]]}) attends to {names[most]} ({share:.0%})"
-            panels.append((title, heatmap(values, large.image)))
+            title = f"{number + 1} ({names[shown[number]]}) attends to {names[most]}"
+            panels.append((f"{title} ({100 * share:.0f} %)", heatmap(values, large.image)))
     if "channel" in branches:
         maps = channel_maps(model, image)  # (C, h, w)
         # A class that fills the picture has no outside for a channel to differ in.

@@ -43,7 +43,8 @@ function describe(picture, x, y, weights) {
     shares.set(name, (shares.get(name) || 0) + weights[j]);
   }
   const own = page.classes[picture.cells[viewer.cell]];
-  const lines = [...shares].sort((a, b) => b[1] - a[1]).slice(0, 6);
+  const seen = [...shares].filter(([, share]) => share >= 0.0005); // not shown as 0.0 %
+  const lines = seen.sort((a, b) => b[1] - a[1]).slice(0, 6);
   readout.replaceChildren();
   const head = document.createElement("p");
   head.textContent = `Pixel (${x}, ${y}), predicted as ${own}, attends to`;
@@ -66,40 +67,43 @@ function describe(picture, x, y, weights) {
   readout.append(head, table, foot);
 }
 
-// Colours of "inferno" of matplotlib, evenly spaced.
-const INFERNO = [
+// Colours of "inferno" of matplotlib, evenly spaced, and the 256 between them.
+const STOPS = [
   [0, 0, 4], [33, 12, 74], [87, 16, 110], [138, 34, 106], [188, 55, 84],
   [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164],
 ];
+const INFERNO = Array.from({ length: 256 }, (_, value) => {
+  const place = (value / 255) * (STOPS.length - 1);
+  const below = Math.min(Math.floor(place), STOPS.length - 2);
+  return STOPS[below].map((low, c) => low + (place - below) * (STOPS[below + 1][c] - low));
+});
 
-function colorOf(strength) {
-  const place = strength * (INFERNO.length - 1);
-  const below = Math.min(Math.floor(place), INFERNO.length - 2);
-  const [low, high] = [INFERNO[below], INFERNO[below + 1]];
-  return low.map((value, i) => value + (place - below) * (high[i] - value));
+function layerOf(pixels) {
+  const layer = document.createElement("canvas");
+  layer.width = pixels.width;
+  layer.height = pixels.height;
+  layer.getContext("2d").putImageData(pixels, 0, 0);
+  return layer;
 }
 
-function layerOf(columns, rows, pixels) {
+// The pixels of an image at the size of the picture, or of eight a cell if that is less.
+function pixelsOf(image, picture) {
   const layer = document.createElement("canvas");
-  layer.width = columns;
-  layer.height = rows;
-  layer.getContext("2d").putImageData(new ImageData(pixels, columns, rows), 0, 0);
-  return layer;
+  layer.width = Math.min(picture.width, 8 * picture.columns);
+  layer.height = Math.min(picture.height, 8 * picture.rows);
+  const context = layer.getContext("2d", { willReadFrequently: true });
+  context.drawImage(image, 0, 0, layer.width, layer.height);
+  return context.getImageData(0, 0, layer.width, layer.height);
 }
 
 // The picture with half of its colour, dimmed: what the heat is drawn over.
 function dimmed(picture) {
-  const layer = document.createElement("canvas");
-  layer.width = picture.width;
-  layer.height = picture.height;
-  const context = layer.getContext("2d");
-  context.drawImage(picture.shown, 0, 0, picture.width, picture.height);
-  const { data } = context.getImageData(0, 0, picture.width, picture.height);
+  const { data } = pixelsOf(picture.shown, picture);
   for (let i = 0; i < data.length; i += 4) {
     const grey = 0.299 * data[i] + 0.587 * data[i + 1] + 0.114 * data[i + 2];
     for (let c = 0; c < 3; c++) data[i + c] = 0.35 * (data[i + c] + grey);
   }
-  return layerOf(picture.width, picture.height, data);
+  return data;
 }
 
 // Weights up to the mean show the picture alone; the root lets small ones be seen, too.
@@ -112,17 +116,18 @@ function strengths(weights) {
 function draw(picture, x, y, weights) {
   const { width, rows, columns } = picture;
   const scale = canvas.width / width;
-  const shade = new Uint8ClampedArray(4 * weights.length);
-  const heat = new Uint8ClampedArray(4 * weights.length);
+  const cells = new ImageData(columns, rows);
   strengths(weights).forEach((strength, j) => {
-    shade[4 * j + 3] = 255 * strength;
-    heat.set([...colorOf(strength), 255], 4 * j);
+    cells.data.set([255 * strength, 0, 0, 255], 4 * j);
   });
-  ink.drawImage(picture.dimmed, 0, 0, canvas.width, canvas.height);
-  ink.drawImage(layerOf(columns, rows, shade), 0, 0, canvas.width, canvas.height);
-  ink.globalCompositeOperation = "lighter"; // adds the heat
-  ink.drawImage(layerOf(columns, rows, heat), 0, 0, canvas.width, canvas.height);
-  ink.globalCompositeOperation = "source-over";
+  const heat = pixelsOf(layerOf(cells), picture);
+  for (let i = 0; i < heat.data.length; i += 4) {
+    const value = heat.data[i];
+    const rest = 1 - value / 255;
+    const color = INFERNO[value];
+    for (let c = 0; c < 3; c++) heat.data[i + c] = color[c] + rest * picture.dimmed[i + c];
+  }
+  ink.drawImage(layerOf(heat), 0, 0, canvas.width, canvas.height);
   const dot = canvas.width / (canvas.clientWidth || canvas.width); // a pixel of the screen
   const [left, top] = [(x + 0.5) * scale, (y + 0.5) * scale];
   const cross = () => {
