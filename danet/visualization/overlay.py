@@ -64,8 +64,8 @@ def resize(picture: SegmentedImage, factor: float) -> SegmentedImage:
     # Class indices must not be averaged.
     pick = functools.partial(cv2.resize, dsize=size, interpolation=cv2.INTER_NEAREST_EXACT)
     smooth = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    resized = cv2.resize(image, size, interpolation=smooth)
-    return SegmentedImage(name, resized, pick(prediction), None if truth is None else pick(truth))
+    image = cv2.resize(image, size, interpolation=smooth)
+    return SegmentedImage(name, image, pick(prediction), None if truth is None else pick(truth))
 
 
 def enlarge(pictures: Sequence[SegmentedImage]) -> list[SegmentedImage]:
@@ -96,6 +96,7 @@ def compose(
     """
     height, width = np.max([panel.shape[:2] for _, panel in panels], axis=0)
     columns = min(columns or (1 if width > 2 * height else 4), len(panels))
+    width = max(width, 90)  # room for the words of a title
     titles = [_wrap(title, width - 6) for title, _ in panels]
     top, cells = _LINE * max(map(len, titles)), []
     for lines, (_, panel) in zip(titles, panels, strict=True):
@@ -114,10 +115,9 @@ def _width(text: str) -> int:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    """Return the lines of a text, none of them wider than ``width`` pixels if letters allow it."""
+    """Return the lines of a text, none of them wider than ``width`` pixels."""
     wrapped = (textwrap.wrap(text, count) for count in range(len(text), 0, -1))
-    fitting = (lines for lines in wrapped if max(map(_width, lines), default=0) <= width)
-    return next(fitting, [text])
+    return next((lines for lines in wrapped if all(_width(line) <= width for line in lines)), [])
 
 
 def _write(canvas: np.ndarray, text: str, x: int) -> None:

@@ -160,12 +160,8 @@ def view(model: nn.Module, picture: SegmentedImage, wanted: Sequence[int] = ()) 
     height, width = prediction.shape
     return {
         **{"name": name, "image": data_uri(image), "width": width, "height": height},
-        **{
-            "rows": rows,
-            "columns": columns,
-            "depth": depth,
-            "wanted": bool(found) if wanted else None,
-        },
+        **{"rows": rows, "columns": columns, "depth": depth},
+        "wanted": bool(found) if wanted else None,
         "start": [(2 * x + 1) * width // (2 * columns), (2 * y + 1) * height // (2 * rows)],
         # Little-endian, as Float32Array reads it on all common machines.
         "queries": _base64(queries.cpu().numpy().astype("<f4")),
