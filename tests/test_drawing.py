@@ -100,15 +100,16 @@ def test_small_pictures_are_drawn_at_twice_their_size(height, width, factor):
     assert abs(means - image).mean() < 40  # smoothed, at the same place; 85 anywhere else
 
 
+@pytest.mark.parametrize("room", [7, 96])
 @pytest.mark.parametrize(
     "title", ["an own picture with a long name", "IMG_20260501_" * 5, "W" * 40]
 )
-def test_a_title_takes_as_many_lines_as_it_needs(title):
+def test_a_title_takes_as_many_lines_as_it_needs(title, room):
     def titles(width):
         drawn = overlay.compose([(title, np.zeros((30, width, 3), np.uint8))], LEGEND, [])
         return 255 - drawn[: -30 - 18].astype(int)
 
-    whole, narrow = titles(900), titles(96)
+    whole, narrow = titles(900), titles(room)
     assert whole.shape[0] == 18
     assert narrow.shape[0] > 18
     assert narrow.sum() == pytest.approx(whole.sum(), rel=0.03)  # as much ink
