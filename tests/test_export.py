@@ -142,8 +142,8 @@ def test_the_card_reports_scores_of_this_checkpoint_and_no_other(exported):
     assert "| val, in training | 25.00 | 50.00 |" in text
     assert "- test, 5 images, Whole: whole images; data set: Scenes test, 5 samples" in text
     assert "| old, 5 images" not in text
-    assert "| 0 | sky | `#4682b4` | 87.50 |" in text
-    assert "| 12 | bus | `#00aaaa` | - |" in text
+    assert "| 0 | sky | `#56b4e9` | 87.50 |" in text
+    assert "| 12 | bus | `#009e73` | - |" in text
 
 
 def test_damaged_and_foreign_folders_are_refused(exported, tmp_path):
