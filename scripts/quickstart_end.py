@@ -49,8 +49,8 @@ def main() -> None:
     print(f"its predictions:       {run / 'pictures' / 'contact_sheet.png'}")
     for number, path in enumerate(sorted((run / "pictures").glob("*_attention.png"))):
         print(f"{'' if number else 'what it attends to:':<22} {path}")
-    print("One class of bus and tram, and one of kiosk and booth, looks for its cue on the left; the")
-    print("other is told by the absence of the cue, so what it attends to may lie anywhere.")
+    print("One class of bus and tram, and one of kiosk and booth, looks for its cue on the left;")
+    print("the other is told by its absence, so what that one attends to may lie anywhere.")
     here = Path.cwd()
     go = f"cd {shlex.quote(str(here))} && " if shell.resolve() != here.resolve() else ""
     place = [f"data.root={example}", f"data.classes={example}/classes.txt", "data.crop=[64,256]"]
