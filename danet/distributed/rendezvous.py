@@ -33,7 +33,10 @@ def choose_device(wanted: str, *, key: str = "device") -> torch.device:
     ``key`` names the setting in messages. Raises InputError where there is no such device.
     """
     if wanted not in ("auto", "cpu", "cuda"):
-        raise InputError(f"{key}={wanted}: expected auto, cpu or cuda")
+        raise InputError(
+            f"{key}={wanted}: expected auto, cpu or cuda; CUDA_VISIBLE_DEVICES=1 before the command "
+            "chooses a GPU"
+        )
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError(f"{key}=cuda: there is no CUDA device here; use {key}=cpu")
     if wanted == "cpu" or not torch.cuda.is_available():

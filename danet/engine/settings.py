@@ -69,7 +69,10 @@ class TrainSettings:
                 *("best_by", lambda name: name in (*AVERAGES, "loss") or name.startswith("iou/")),
                 f"iou/<class name>, or one of {', '.join(AVERAGES)}, loss",
             ),
-            ("device", ("auto", "cpu", "cuda").__contains__, "auto, cpu or cuda"),
+            (
+                *("device", ("auto", "cpu", "cuda").__contains__),
+                "auto, cpu or cuda; CUDA_VISIBLE_DEVICES=1 before the command chooses a GPU",
+            ),
         ]
         return [
             f"trainer.{name}={value}: expected {expected}"
