@@ -25,11 +25,8 @@ def page(config: DictConfig, name: str) -> str:
     own = plain.pop("hydra")
     chosen = {g: c for g, c in own["runtime"]["choices"].items() if not g.startswith("hydra/")}
     said: dict[str, str] = {}
-    for file, place in (
-        *((f"{g}/{c}", g.replace("/", ".")) for g, c in chosen.items()),
-        (name, ""),
-    ):
-        said |= dict(_comments(CONFIGS / f"{file}.yaml", place))
+    for file, place in [*((f"{g}/{c}", g) for g, c in chosen.items()), (name, "")]:
+        said |= {key: comment for key, comment in _comments(file, place) if comment}
     groups = [
         _entry(group, choice, "; ".join(filter(None, (", ".join(names), said.get(f"-{group}")))))
         for group, choice in chosen.items()
@@ -50,10 +47,8 @@ def page(config: DictConfig, name: str) -> str:
 def choices_with(key: str) -> str:
     """Return the choices whose file sets a key, as in "data=folder"; "" if there is none."""
     groups = [key.rsplit(".", n)[0].replace(".", "/") for n in range(1, key.count(".") + 1)]
-    found = [
-        f"{g}={c}" for g in groups for c in choices(g) if key in dict(_comments(f"{g}/{c}", g))
-    ]
-    return " or ".join(found)
+    files = [(group, choice) for group in groups for choice in choices(group)]
+    return ", ".join(f"{g}={c}" for g, c in files if key in dict(_comments(f"{g}/{c}", g)))
 
 
 def _comments(file: str, group: str) -> Iterator[tuple[str, str]]:
