@@ -157,7 +157,8 @@ def check_arguments(arguments: list[str], config_name: str) -> None:
             )
         if "." in name and value in choices(group := name.replace(".", "/")):
             raise InputError(f"{argument}: a choice has slashes in its name, {group}={value}")
-        if "=" in argument and value in ("null", "") and choices(name):  # Hydra has a traceback
+        # For these Hydra has a traceback.
+        if "=" in argument and re.fullmatch(r"|null|true|false|[\d.]+", value) and choices(name):
             raise InputError(f"{argument}: expected one of {', '.join(choices(name))}")
     if {"-m", "--multirun"} & set(arguments) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("--multirun under torchrun: start torchrun once per run instead")
