@@ -516,7 +516,7 @@ def test_scaled_pixels_are_warned_of_once_for_each_network(scaled, is_said):
         model = small("fcn").eval()
         model(image)  # what was right before proves nothing
         with (
-            pytest.warns(UserWarning, match="normalises itself")
+            pytest.warns(UserWarning, match="normalises them itself")
             if is_said
             else nullcontext() as said
         ):

@@ -283,10 +283,10 @@ def instead(key: str, options: Iterable[str]) -> str:
         if is_training or meant in ("", "evaluation.precision", *known):
             return f"; {saying}"
     names = {option: option.rpartition(".")[2] for option in known}
-    if places := [option for option in known if names[option] == last]:
-        depth = min(place.count(".") for place in places)  # deeper ones are interpolated
-        return f"; see {' or '.join(place for place in places if place.count('.') == depth)}"
-    if close := difflib.get_close_matches(last, names.values(), n=1, cutoff=0.8):
-        alike = [option for option in known if names[option] == close[0]]
-        return f"; did you mean {difflib.get_close_matches(key, alike, n=1, cutoff=0)[0]}?"
-    return "; --help shows what there is"
+    close = difflib.get_close_matches(last, names.values(), n=1, cutoff=0.8)
+    alike = [option for option in known if names[option] in close]
+    if close == [last]:
+        depth = min(place.count(".") for place in alike)  # deeper ones are interpolated
+        return f"; see {' or '.join(place for place in alike if place.count('.') == depth)}"
+    nearest = difflib.get_close_matches(key, alike, n=1, cutoff=0)
+    return f"; did you mean {nearest[0]}?" if nearest else "; --help shows what there is"

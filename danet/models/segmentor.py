@@ -32,10 +32,8 @@ class Segmentor(nn.Module):
         align_corners: How logits are resized in eval mode; True as in the authors' code.
     """
 
-    classes: tuple[str, ...]
-    """Names of the K classes; set by ``danet.load_model``."""
+    classes: tuple[str, ...]  # with the palette set by danet.load_model
     palette: tuple[tuple[int, ...], ...]
-    """Their RGB colours; set by ``danet.load_model``."""
     _is_range_known = False
 
     def __init__(
@@ -85,23 +83,22 @@ class Segmentor(nn.Module):
         return SegmentationOutput(main, logits)
 
     def _check(self, image: Tensor) -> None:
-        """Raise ValueError for what is no batch of images; warn once of floats that are scaled."""
-        is_number = image.dtype == torch.uint8 or image.is_floating_point()
-        if image.ndim != 4 or image.shape[1] != 3 or not is_number:
+        """Raise ValueError for what is no batch of images; warn once of pixels that are scaled."""
+        is_float = image.is_floating_point()
+        if image.ndim != 4 or image.shape[1] != 3 or not (is_float or image.dtype == torch.uint8):
             raise ValueError(
                 f"found {image.dtype} {tuple(image.shape)}, expected RGB images (B, 3, H, W), "
                 "uint8 or float in 0..255; danet.predict(model, image) takes other forms, too"
             )
-        # A step must not wait for a device, and fake tensors, which are subclasses, have no values.
-        is_known = self._is_range_known or image.dtype == torch.uint8 or not image.numel()
-        if self.training or is_known or image.is_meta or type(image) is not Tensor:
+        # A step must not wait for a device; fake tensors, a subclass, have no values to look at.
+        is_fake = image.is_meta or type(image) is not Tensor
+        if self.training or self._is_range_known or not is_float or is_fake or not image.numel():
             return
         low, high = (bound.item() for bound in image.detach().aminmax())
         is_scaled = 0 < high <= 1 or (low < 0 and high < 4)
         self._is_range_known = is_scaled or image.is_cuda  # on a CPU looking again is cheap
         if is_scaled:
-            warnings.warn(
-                "the network expects pixels in 0..255, which it normalises itself, and these are "
-                f"in {low:.3g}..{high:.3g}: pass them unscaled",
-                stacklevel=5,
+            text = (
+                f"the pixels are in {low:.3g}..{high:.3g}, and the network, which normalises them"
             )
+            warnings.warn(f"{text} itself, expects 0..255: pass them unscaled", stacklevel=5)

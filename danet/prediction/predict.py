@@ -64,9 +64,7 @@ def predict(
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
         batch = _as_array(images, "images", axes=4)
         return np.stack(list(predictions(model, batch, infer, batch_size=batch_size)))
-    # Python would iterate over these, too.
-    is_one = isinstance(images, (str, bytes, np.ndarray, Tensor))
-    if is_one or not isinstance(images, Iterable):
+    if isinstance(images, (str, bytes, np.ndarray, Tensor)) or not isinstance(images, Iterable):
         return next(predictions(model, [_as_array(images, "image")], infer))
     arrays = (_as_array(image, f"image {number}") for number, image in enumerate(images))
     return list(predictions(model, arrays, infer, batch_size=batch_size))
@@ -104,44 +102,42 @@ def _as_array(image: Any, where: str, *, axes: int = 3) -> np.ndarray:
             return to_rgb(image, where)
         except (OSError, SyntaxError, ValueError) as error:
             raise InputError(f"{where}: not a readable picture ({first_line(error)})") from error
-    is_tensor = isinstance(image, Tensor)
-    if not is_tensor and not isinstance(image, (np.ndarray, Image.Image)):
+    advice = "np.moveaxis(image, -3, -1)"
+    if is_tensor := isinstance(image, Tensor):
+        advice = "image.movedim(-1, -3)"
+        values = image.detach().cpu()
+        values = values.float() if values.is_floating_point() else values  # numpy has no bfloat16
+        array = (values.movedim(-3, -1) if values.ndim > 2 else values).numpy()
+    elif isinstance(image, (np.ndarray, Image.Image)):
+        array = np.asarray(image)
+    else:
         kind = type(image).__name__
         raise InputError(f"{where}: {kind} is no path, array, tensor or Pillow image")
-    if is_tensor:
-        moved = image.detach().cpu().movedim(-3, -1) if image.ndim > 2 else image.detach().cpu()
-        array = (moved.float() if moved.is_floating_point() else moved).numpy()  # no bfloat16 there
-    else:
-        array = np.asarray(image)
     array = array[..., None] if array.ndim == 2 else array
     is_image = array.ndim == axes and array.shape[-1] in (1, 3, 4) and array.size > 0
     if not is_image or array.dtype.kind not in "buif":
-        advice = "image.movedim(-1, -3)" if is_tensor else "np.moveaxis(image, -3, -1)"
         is_swapped = image.ndim > 2 and image.shape[-1 if is_tensor else -3] in (1, 3, 4)
         raise InputError(
             f"{where}: found {image.dtype} {tuple(image.shape)}, expected an array (H, W, 3) or a "
             "tensor (3, H, W) of RGB, or with 1 or 4 channels" + f"; use {advice}" * is_swapped
         )
-    colors = _as_uint8(array[..., :3], where)  # without alpha
+    colors = array[..., :3]  # without alpha
+    colors = colors if colors.dtype == np.uint8 else _as_uint8(colors, where)
     # Writable, since torch warns of a tensor that shares the memory of what is not.
-    return np.require(np.broadcast_to(colors, (*colors.shape[:-1], 3)), requirements="CW")
+    return np.require(np.broadcast_to(colors, (*colors.shape[:-1], 3)), requirements=["C", "W"])
 
 
 def _as_uint8(values: np.ndarray, where: str) -> np.ndarray:
     """Return numbers as 0..255 by the rule of ``predict``."""
-    low, high, kind = values.min(), values.max(), values.dtype.kind
-    if kind == "b":
-        return values * np.uint8(255)
+    low, high, is_float = values.min(), values.max(), values.dtype.kind == "f"
     if values.dtype == np.uint16:
         if 0 < high < 256:
-            warnings.warn(
-                f"{where}: uint16, white is 65535, and its maximum is {high}: all becomes black; "
-                "use .astype(np.uint8) if white is 255",
-                stacklevel=2,
-            )
+            text = f"{where}: uint16, white is 65535, and the maximum is {high}: all becomes black"
+            warnings.warn(f"{text}; use .astype(np.uint8) if white is 255", stacklevel=2)
         return (values // 257).astype(np.uint8)
-    if 0 <= low <= high <= 255 and not (kind == "f" and 1 < high < 2):
-        return np.rint(values * (255 if kind == "f" and high <= 1 else 1)).astype(np.uint8)
+    if 0 <= low <= high <= 255 and not (is_float and 1 < high < 2):
+        is_unit = values.dtype == bool or (is_float and high <= 1)
+        return np.rint(values * (255.0 if is_unit else 1.0)).astype(np.uint8)
     raise InputError(
         f"{where}: found {values.dtype} in {low:.4g}..{high:.4g}, expected numbers in 0..255, or "
         "floats in 0..1; the network does the normalisation"
