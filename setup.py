@@ -50,6 +50,7 @@ setup(
     packages=[*find_packages(include=["danet", "danet.*"]), *LINKED],
     package_dir=LINKED,
     package_data={
+        "danet": ["py.typed"],
         "danet.checkpoint": ["*.yaml"],
         "danet.config": ["*.yaml"],
         "danet.configs": ["**/*.yaml"],

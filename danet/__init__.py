@@ -18,12 +18,14 @@ __all__ = ["__version__", "load_model", "predict"]
 if TYPE_CHECKING:
     from danet.config.build import load_model
     from danet.prediction.predict import predict
+else:
+    _PLACES = {"load_model": "danet.config.build", "predict": "danet.prediction.predict"}
 
-_PLACES = {"load_model": "danet.config.build", "predict": "danet.prediction.predict"}
+    def __getattr__(name: str) -> Any:
+        """Import a function on first use, so that ``import danet`` stays cheap."""
+        if name in _PLACES:
+            return getattr(importlib.import_module(_PLACES[name]), name)
+        raise AttributeError(f"module 'danet' has no attribute {name!r}")
 
-
-def __getattr__(name: str) -> Any:
-    """Import a function on first use, so that ``import danet`` stays cheap."""
-    if name in _PLACES:
-        return getattr(importlib.import_module(_PLACES[name]), name)
-    raise AttributeError(f"module 'danet' has no attribute {name!r}")
+    def __dir__() -> "list[str]":
+        return sorted({*globals(), *_PLACES})

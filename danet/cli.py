@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import hydra
 import yaml
@@ -24,14 +23,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from danet import console
-from danet.config import schema
+from danet.config import help, schema
+from danet.config.help import CONFIGS, choices
 from danet.config.schema import did_you_mean, instead
 from danet.distributed import error_reporting, launcher
 from danet.errors import InputError, UserError, first_line
 from danet.filesystem import explain_storage, refuse_name
 from danet.plain import printable, quoted, walk
-
-CONFIGS = Path(__file__).resolve().parent / "configs"
 
 _PATHS = (
     *("data.root", "run.dir", "resume", "init_from", "model.backbone.weights"),
@@ -62,9 +60,12 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with console.unbreakable(), error_reporting.leaving_the_group(), _exit_codes(config_name):
         launcher.require_sound(os.environ)
-        check_arguments(sys.argv[1:])
+        check_arguments(sys.argv[1:], config_name)
         # hydra.main reads sys.argv and takes no arguments.
         sys.argv[1:] = [quote(argument) for argument in sys.argv[1:]]
+        if flags() in (["--help"], ["-h"]):
+            say(help.page(_composed(config_name, typed(), with_hydra=True), config_name))
+            return
         errors: list[Exception] = []
 
         def keep_errors(config: DictConfig) -> None:
@@ -134,8 +135,8 @@ def _is_understood(argument: str) -> bool:
     return True
 
 
-def check_arguments(arguments: list[str]) -> None:
-    """Raise InputError for ``--steps 3``, the form of other programs, and for choices of null."""
+def check_arguments(arguments: list[str], config_name: str) -> None:
+    """Raise InputError for ``--steps 3``, ``model.head=fcn`` and choices of null."""
     flags_of_hydra = get_args_parser()._option_string_actions
     for argument in arguments:
         if any("\ud800" <= letter <= "\udfff" for letter in argument):  # bytes that are not text
@@ -148,19 +149,19 @@ def check_arguments(arguments: list[str]) -> None:
         if name in (*_PATHS, "run.name"):
             refuse_name(name, value)
         if argument.startswith("-") and argument.partition("=")[0] not in flags_of_hydra:
+            known = _keys(config_name)
+            example = "trainer.steps=300" if "trainer" in known else f"{known[1]}=VALUE"
             raise InputError(
-                f"{argument}: settings are given without dashes, as in trainer.steps=300; "
-                "--help shows them"
+                f"{argument}: settings are given without dashes, as in {example}"
+                + instead(name, known)
             )
-        if "=" in argument and value in ("null", "") and _choices(name):  # Hydra has a traceback
-            raise InputError(f"{argument}: expected one of {', '.join(_choices(name))}")
+        if "." in name and value in choices(group := name.replace(".", "/")):
+            raise InputError(f"{argument}: a choice has slashes in its name, {group}={value}")
+        # For these Hydra has a traceback.
+        if "=" in argument and re.fullmatch(r"|null|true|false|[\d.]+", value) and choices(name):
+            raise InputError(f"{argument}: expected one of {', '.join(choices(name))}")
     if {"-m", "--multirun"} & set(arguments) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("--multirun under torchrun: start torchrun once per run instead")
-
-
-def _choices(group: str) -> list[str]:
-    """Return the choices of a group of the configs; empty if there is no such group."""
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")) if group else []
 
 
 def overrides() -> list[str]:
@@ -168,10 +169,15 @@ def overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
+def typed() -> list[str]:
+    """Return the arguments of the command line that are not flags."""
+    return list(get_args_parser().parse_args(sys.argv[1:]).overrides)
+
+
 def flags() -> list[str]:
     """Return the flags of the command line with their values, except those of a sweep."""
-    typed = get_args_parser().parse_args(sys.argv[1:]).overrides
-    return [a for a in sys.argv[1:] if a not in typed and a not in ("-m", "--multirun")]
+    settings = typed()
+    return [a for a in sys.argv[1:] if a not in settings and a not in ("-m", "--multirun")]
 
 
 def added_keys() -> list[str]:
@@ -198,6 +204,8 @@ def _explain(error: Exception, config_name: str) -> str:
     text = "\n".join(map(str, causes))
     if found := _UNKNOWN_KEY.search(text):
         known = _keys(config_name)
+        if config_name == "convert":  # which takes the settings of a training, too
+            known += _keys("train")
         unknown = dict.fromkeys([found[1] or found[2], *_misspelt(known)])
         return "\n".join(f"{key}: there is no such key{instead(key, known)}" for key in unknown)
     for cause in causes:
@@ -230,13 +238,18 @@ def _shorten(text: str, key: str) -> str:
     return f"{key}=null: expected a value" if text.endswith("is not Optional") else f"{key}: {text}"
 
 
+def _composed(config_name: str, settings: list[str], *, with_hydra: bool = False) -> DictConfig:
+    """Compose a root config outside of hydra.main."""
+    GlobalHydra.instance().clear()  # that of hydra.main, beside which no other can be initialised
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose(config_name, settings, return_hydra_config=with_hydra)
+
+
 def _keys(config_name: str) -> list[str]:
     """Return the keys of the config, composed with the choices of the command line."""
-    chosen = [a for a in sys.argv[1:] if "=" in a and _choices(a.lstrip("+").partition("=")[0])]
-    GlobalHydra.instance().clear()  # that of hydra.main, beside which no other can be initialised
+    chosen = [a for a in sys.argv[1:] if "=" in a and choices(a.lstrip("+").partition("=")[0])]
     try:
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = hydra.compose(config_name, chosen)
+        config = _composed(config_name, chosen)
     except (HydraException, OmegaConfBaseException):  # the config files themselves are invalid
         return []
     return [key for key, _, _ in walk(OmegaConf.to_container(config, resolve=False), "")]
@@ -244,10 +257,9 @@ def _keys(config_name: str) -> list[str]:
 
 def _misspelt(known: list[str]) -> list[str]:
     """Return the keys of the command line that the config lacks; Hydra names only the first."""
-    arguments = get_args_parser().parse_args(sys.argv[1:]).overrides
-    keys = [argument.partition("=")[0] for argument in arguments]
+    keys = [argument.partition("=")[0] for argument in typed()]
     # Keys that begin with + or ~ may be new, and choices of groups are no keys.
-    plain = [k for k in keys if re.fullmatch(r"(?!hydra)[\w.]+", k) and not _choices(k)]
+    plain = [k for k in keys if re.fullmatch(r"(?!hydra)[\w.]+", k) and not choices(k)]
     return [key for key in plain if known and key not in known]
 
 

@@ -120,7 +120,7 @@ ENDS = (
     (r">= (\d+)", "{0}"),
     (r"(?:expected [a-zA-Z ]*|number )above 0", "0.5"),
     (r"is (negative)|a (finite number)|seconds, or (0)|(number of minutes)", "0"),
-    (r"expected (?:one of |some of )?((?:[\w:-]+, )*[\w:-]+ or [\w:-]+)$", "words"),
+    (r"expected (?:one of |some of )?((?:[\w:-]+, )*[\w:-]+ or [\w:-]+)(?:$|; CUDA_)", "words"),
     (r"(?:expected |one of |some of |choices: )((?:[\w:-]+, )*[\w:-]+)$", "words"),
     (r"is not (8, 16 or 32)", "words"),
 )

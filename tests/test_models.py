@@ -1,5 +1,6 @@
 """The network is DANet, other heads compute their formulas, and evaluation runs the same."""
 
+import re
 from contextlib import nullcontext
 from functools import partial
 from urllib.error import URLError
@@ -8,8 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from conftest import no_waiting
 from test_config import compose
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from danet.config.build import make_model
@@ -493,3 +496,65 @@ def test_only_what_surely_follows_a_convolution_is_folded():
     assert left == ["0.bn1", "1.2", "2.1"]
     x = torch.randn(2, 4, 5, 5)
     torch.testing.assert_close(quick(x), network.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("scaled", "is_said"),
+    [
+        (lambda x: x / 255, True),
+        (lambda x: (x / 255 - 0.5) / 0.25, True),
+        (lambda x: x, False),
+        (lambda x: x.to(torch.uint8), False),
+        (lambda x: 0 * x, False),
+        (lambda x: x - 20, False),  # odd, but no sign of scaling
+    ],
+    ids=["unit", "normalised", "right", "bytes", "black", "shifted"],
+)
+def test_scaled_pixels_are_warned_of_once_for_each_network(scaled, is_said):
+    image = torch.randint(0, 256, (1, 3, 32, 32)).float()
+    for _ in range(2):
+        model = small("fcn").eval()
+        model(image)  # what was right before proves nothing
+        with (
+            pytest.warns(UserWarning, match="normalises them itself")
+            if is_said
+            else nullcontext() as said
+        ):
+            model(scaled(image))
+            model(scaled(image))
+        if is_said:
+            assert len(said) == 1
+            assert said[0].filename == __file__
+
+
+def test_the_look_at_pixels_costs_a_training_and_programs_nothing():
+    """No number is read in a training step, of fake tensors, or of a program."""
+    model, image = small("fcn"), torch.rand(2, 3, 32, 32)
+    with no_waiting():
+        model.train()(image)
+    model.eval()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        model(mode.from_tensor(image))
+    with torch.device("meta"):
+        model.to("meta")(torch.empty(2, 3, 32, 32))
+    program = torch.export.export(small("fcn").eval(), (image,)).module()
+    assert program(image).logits.shape == (2, 5, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.zeros(3, 32, 32),
+        torch.zeros(2, 32, 32, 3),
+        torch.zeros(2, 1, 32, 32, dtype=torch.uint8),
+        torch.zeros(2, 4, 32, 32, dtype=torch.uint8),
+        torch.zeros(2, 3, 32, 32, dtype=torch.int64),
+        torch.zeros(2, 3, 32, 32, dtype=torch.bool),
+    ],
+    ids=lambda wrong: f"{wrong.dtype}-{list(wrong.shape)}",
+)
+@pytest.mark.parametrize("is_training", [False, True])
+def test_what_is_no_batch_of_images_is_refused_in_one_line(wrong, is_training):
+    found = re.escape(f"found {wrong.dtype} {tuple(wrong.shape)}, expected RGB images (B, 3, H, W)")
+    with pytest.raises(ValueError, match=f"^{found}.*$"):
+        small("fcn").train(is_training)(wrong)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from conftest import call
 from PIL import Image
 
 import danet
+from danet.datasets.image_io import to_rgb
 from danet.errors import InputError
 from danet.evaluation.inference import Sliding
 from danet.prediction import predict as predict_module
@@ -89,36 +91,164 @@ def test_predict_gives_the_classes_of_the_network_for_every_size(model, images, 
         assert np.array_equal(classes, direct(precise, image))
 
 
-def test_predict_takes_paths_arrays_tensors_and_pillow_images(model, images, tmp_path):
+def test_predict_takes_an_image_in_every_form(model, images, tmp_path):
     image, path = images[0], tmp_path / "a.png"
     Image.fromarray(image).save(path)
     expected = danet.predict(model, image)
     tensor = torch.from_numpy(image).permute(2, 0, 1)
-    for other in (path, str(path), Image.fromarray(image), tensor):
+    alpha = np.dstack([image, image[..., 0]])
+    read_only = image.copy()
+    read_only.setflags(write=False)
+    for other in (
+        *(path, str(path), os.fspath(path), Image.fromarray(image), tensor, read_only),
+        *(image / 255, (image / 255).astype(np.float32), image.astype(np.float64)),
+        *(image.astype(np.int32), image.astype(np.uint16) * 257, alpha, Image.fromarray(alpha)),
+        *(tensor / 255, tensor.float(), tensor.to(torch.bfloat16), torch.from_numpy(alpha.T).mT),
+        *(tensor.long(), (tensor / 255).requires_grad_(), image[:, ::-1][:, ::-1]),
+    ):
         assert np.array_equal(danet.predict(model, other), expected)
     grey = image[..., 0]
-    repeated = danet.predict(model, np.stack([grey] * 3, axis=2))
-    assert np.array_equal(danet.predict(model, grey), repeated)
-    assert danet.predict(model, []) == []
+    expected = danet.predict(model, np.stack([grey] * 3, axis=2))
+    for other in (grey, grey[..., None], torch.from_numpy(grey), torch.from_numpy(grey)[None]):
+        assert np.array_equal(danet.predict(model, other), expected)
     sliding = danet.predict(model, image, infer=Sliding(crop=(32, 32), stride=(16, 16)))
     assert sliding.shape == expected.shape
+
+
+def test_the_value_of_white_follows_from_the_type():
+    levels = np.arange(256)
+    of_16_bits = np.arange(65536, dtype=np.uint16)
+    file = Image.fromarray(of_16_bits.reshape(256, 256))  # mode I;16
+    for values, expected in (
+        (of_16_bits.reshape(256, 256), to_rgb(file, "a")[..., 0]),
+        (np.array([[False, True]]), [[0, 255]]),
+        (levels[None] / 255, levels[None]),
+        (levels[None] / np.float32(255), levels[None]),
+        ((levels[None] / 255).astype(np.float16), levels[None]),
+        (levels[None].astype(np.float32), levels[None]),
+        (levels[None].astype(np.int64), levels[None]),
+        (np.zeros((1, 2)), [[0, 0]]),
+    ):
+        found = predict_module._as_array(values, "a")
+        assert found.dtype == np.uint8
+        assert (found == np.asarray(expected)[..., None]).all()
+    with pytest.warns(UserWarning, match="all becomes black; use .astype"):
+        assert not predict_module._as_array(levels[None].astype(np.uint16), "a").any()
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["1", "L", "LA", "P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F"],
+)
+def test_predict_takes_pillow_images_of_every_mode(model, images, mode):
+    picture = Image.fromarray(images[0])
+    steps = {"PA": ("P",), "F": ("L",), "RGBa": ("RGBA",), "LAB": ()}.get(mode, ())
+    if mode == "LAB":  # Pillow converts to it by colour profiles alone
+        picture = Image.frombytes("LAB", picture.size, picture.tobytes())
+    else:
+        for step in (*steps, mode):
+            picture = picture.convert(step)
+    as_file = np.array(picture.convert("L" if mode in "IF" else "RGB"))
+    assert np.array_equal(danet.predict(model, picture), danet.predict(model, as_file))
+
+
+def test_a_transparent_palette_and_an_orientation_are_treated_as_in_files(model, images, tmp_path):
+    picture = Image.fromarray(images[0])
+    exif = picture.getexif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    picture.convert("P").save(tmp_path / "palette.png", transparency=3)
+    for name in ("turned.jpg", "palette.png"):
+        with Image.open(tmp_path / name) as opened:
+            found = danet.predict(model, opened)
+        assert found.shape == images[0].shape[:2]
+        assert np.array_equal(found, danet.predict(model, tmp_path / name))
+
+
+def test_a_batch_gives_a_batch_and_an_iterable_a_list(model, images, tmp_path):
+    alike = [image for image in images if image.shape == images[0].shape]
+    expected = danet.predict(model, alike)
+    assert isinstance(expected, list)
+    batch = np.stack(alike)
+    for given in (batch, torch.from_numpy(batch).permute(0, 3, 1, 2), batch / 255):
+        for batch_size in (1, 2):
+            found = danet.predict(model, given, batch_size=batch_size)
+            assert isinstance(found, np.ndarray)
+            assert np.array_equal(found, expected)
+    for number, image in enumerate(alike):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    for many in (tuple(alike), iter(alike), sorted(tmp_path.glob("*.png"))):
+        assert np.array_equal(danet.predict(model, many), expected)
+    assert danet.predict(model, []) == []
+    assert danet.predict(model, (path for path in ())) == []
+
+
+def test_only_so_many_images_of_an_iterable_are_held(model, images):
+    def given():
+        for number in range(5):
+            asked.append(number)
+            yield images[0]
+
+    class Recorder:
+        def predict(self, model, image):
+            seen.append(len(asked))
+            return torch.zeros(len(image), *image.shape[2:], dtype=torch.uint8)
+
+    asked, seen = [], []
+    danet.predict(model, given(), infer=Recorder())
+    assert seen == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (np.zeros((4, 4, 3)), r"image 0: found float64 \(4, 4, 3\), expected uint8"),
-        (np.zeros((4, 4, 4), np.uint8), r"found uint8 \(4, 4, 4\)"),
-        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), r"found torch.uint8 \(1, 3, 4, 4\)"),
-        (torch.zeros(4, 4, dtype=torch.uint8), r"found torch.uint8 \(4, 4\)"),
-        (7, "image 0: int is no path, array, tensor or Pillow image"),
+        (
+            np.zeros((3, 4, 5), np.uint8),
+            r"found uint8 \(3, 4, 5\), .*; use np.moveaxis\(image, -3, -1",
+        ),
+        (torch.zeros(6, 5, 3), r"found torch.float32 \(6, 5, 3\), .*; use image.movedim\(-1, -3\)"),
+        (np.zeros((2, 3, 4, 5), np.uint8), r"images: found uint8 \(2, 3, 4, 5\).*moveaxis"),
+        (torch.zeros(2, 6, 5, 3), r"images: found torch.float32 \(2, 6, 5, 3\).*movedim"),
+        (np.zeros((4, 5, 2), np.uint8), r"found uint8 \(4, 5, 2\), expected an array \(H, W, 3\)"),
+        (np.zeros((0, 4, 5, 3), np.uint8), r"found uint8 \(0, 4, 5, 3\)"),
+        (np.zeros(7, np.uint8), r"found uint8 \(7,\)"),
+        (np.array(["a.png"]), r"found <U5 \(1,\)"),
+        ([np.zeros((2, 4, 5, 3), np.uint8)], r"image 0: found uint8 \(2, 4, 5, 3\)"),
+        (np.full((4, 5, 3), np.nan), r"found float64 in nan..nan, expected numbers in 0..255"),
+        (np.full((4, 5, 3), 1.02), r"found float64 in 1.02..1.02, expected .* or floats in 0..1"),
+        (torch.full((3, 4, 5), -0.5), r"found float32 in -0.5..-0.5, .* does the normalisation"),
+        (np.full((4, 5, 3), 256), r"found int64 in 256..256"),
+        (Image.new("La", (5, 4)), r"image: not a readable picture \(conversion from La"),
+        (7, "image: int is no path, array, tensor or Pillow image"),
+        (b"\x89PNG", "image: bytes is no path"),
+        ([[0, 1], [2, 3]], "image 0: list is no path"),
         ("nowhere.png", "nowhere.png: not a readable image"),
+        ("https://a.org/b.jpg", "https://a.org/b.jpg: addresses are not read; download"),
     ],
-    ids=["float", "alpha", "batch", "flat tensor", "number", "path"],
+    ids=[
+        *("array chw", "tensor hwc", "batch bchw", "batch bhwc", "two channels", "empty", "flat"),
+        *(
+            "names",
+            "batch in a list",
+            "nan",
+            "beyond 1",
+            "negative",
+            "beyond 255",
+            "mode",
+            "number",
+        ),
+        *("bytes", "lists", "path", "address"),
+    ],
 )
 def test_predict_refuses_what_is_no_image(model, wrong, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as error:
         danet.predict(model, wrong)
+    assert "\n" not in str(error.value)
+
+
+def test_predict_asks_for_a_network(tiny_checkpoint, images):
+    with pytest.raises(InputError, match=r"model: PosixPath is no network; use danet.load_model"):
+        danet.predict(tiny_checkpoint, images[0])
 
 
 def test_batches_hold_neighbours_of_one_size_and_no_more_than_fit(model, monkeypatch, images):

@@ -4,11 +4,13 @@ import io
 import json
 from contextlib import redirect_stdout
 
+import numpy as np
 import pytest
 import torch
-from conftest import TINY, call
+from conftest import TINY, call, save_picture
 
 import danet
+from danet.checkpoint import format as checkpoint_format
 
 
 def lines_of(folder):
@@ -56,3 +58,20 @@ def test_load_model_gives_the_network_of_a_checkpoint(run):
     assert model.classes[0] == "sky"
     image = torch.randint(0, 256, (1, 3, 50, 70), dtype=torch.uint8)
     assert model(image).logits.shape == (1, 16, 50, 70)
+
+
+@pytest.mark.parametrize("tool", ["eval", "predict"])
+def test_one_setting_of_the_training_s_protocol_may_be_changed(tool, network, tmp_path, capsys):
+    save_picture(tmp_path / "a.png", np.zeros((20, 30, 3), np.uint8))
+    images = [f"images={tmp_path / 'a.png'}"] if tool == "predict" else []
+    typed = [f"checkpoint={network}", *images, f"output={tmp_path / 'out'}", "device=cpu"]
+    call(tool, *typed, "evaluation.flip=true")
+    found = tmp_path / "out" / ("metrics.json" if tool == "eval" else "predictions.json")
+    whole = checkpoint_format.load(network)["config"]["evaluation"]
+    assert whole["flip"] is False
+    assert json.loads(found.read_text())["evaluation"] == {**whole, "flip": True}
+    capsys.readouterr()
+    call(tool, *typed, "evaluation.flipp=true", code=2)
+    assert "evaluation.flipp: Whole takes no such argument; did you mean" in capsys.readouterr().err
+    call(tool, *typed, "evaluation=sliding", "evaluation.max_pixels=9", code=2)
+    assert "max_pixels" in capsys.readouterr().err

@@ -53,7 +53,9 @@ def run(config: DictConfig) -> None:
     settings: EvalConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     saved = load_saved(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint, settings.data)
-    protocol = settings.evaluation or trained.evaluation
+    protocol = settings.evaluation
+    if "_target_" not in protocol:  # no other one was chosen
+        protocol = {**trained.evaluation, **protocol}
     check_node(protocol, "evaluation")
     infer = make(protocol, "evaluation")
     ratio = settings.boundary_ratio

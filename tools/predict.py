@@ -50,7 +50,9 @@ def run(config: DictConfig) -> None:
     sources = find_sources(settings.images, (sys.stdin or ()) if settings.images == "-" else ())
     saved = load_saved(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint)
-    protocol = settings.evaluation or trained.evaluation
+    protocol = settings.evaluation
+    if "_target_" not in protocol:  # no other one was chosen
+        protocol = {**trained.evaluation, **protocol}
     check_node(protocol, "evaluation")
     infer = make(protocol, "evaluation")
     model = model_of(saved, trained, settings.checkpoint)

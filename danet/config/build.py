@@ -26,6 +26,7 @@ from danet.config.targets import TRUSTED, locate
 from danet.config.validate import check_plain
 from danet.datasets.base import FileDataset, Reading, SegmentationDataset
 from danet.errors import InputError, UserError, first_line
+from danet.models.segmentor import Segmentor
 from danet.plain import printable, problem_with
 
 
@@ -229,7 +230,7 @@ def load_saved(path: str | Path) -> Checkpoint:
     return saved
 
 
-def load_model(path: str | Path) -> nn.Module:
+def load_model(path: str | Path) -> Segmentor:
     """Return a trained network, on the CPU and in eval mode.
 
     It maps RGB images (B, 3, H, W), uint8 or float in 0..255, to a SegmentationOutput whose
@@ -241,7 +242,7 @@ def load_model(path: str | Path) -> nn.Module:
             One that is damaged or foreign raises InputError.
     """
     saved = load_saved(path)
-    model = model_of(saved, checked_config(saved, path), path)
-    model.classes = tuple(saved["classes"])  # type: ignore[assignment]
-    model.palette = tuple(tuple(color) for color in saved["palette"])  # type: ignore[assignment]
+    model: Any = model_of(saved, checked_config(saved, path), path)
+    model.classes = tuple(saved["classes"])
+    model.palette = tuple(tuple(color) for color in saved["palette"])
     return model

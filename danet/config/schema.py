@@ -17,6 +17,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, ListConfig, OmegaConf
 
+from danet.config.help import choices_with
 from danet.engine.settings import TrainSettings, resumable
 from danet.errors import InputError
 
@@ -246,7 +247,10 @@ def register() -> None:
     tools = (EvalConfig, VisualizeConfig, CheckConfig, ConvertConfig, PredictConfig, ExportConfig)
     for schema in (TrainSchema, *tools):
         name = re.sub("Schema|Config", "_schema", schema.__name__).lower()
-        ConfigStore.instance().store(name=name, node=schema)
+        node = OmegaConf.structured(schema)
+        if schema in (EvalConfig, PredictConfig):  # any setting of the protocol of the training
+            OmegaConf.set_struct(node.evaluation, False)
+        ConfigStore.instance().store(name=name, node=node)
     resolvers: dict[str, Any] = {"count": len, "class_names": _class_names}
     resolvers["class_colors"] = _class_colors
     for name, resolver in resolvers.items():
@@ -254,13 +258,35 @@ def register() -> None:
 
 
 def did_you_mean(word: Any, options: Iterable[Any]) -> str:
-    """Return "; did you mean X?" with the closest option; "" if none is close."""
-    close = difflib.get_close_matches(str(word), [str(option) for option in options], n=1)
+    """Return "; did you mean X?" with the option of which a word may be a misspelling, or ""."""
+    close = difflib.get_close_matches(str(word), map(str, options), n=1, cutoff=0.7)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def instead(key: str, options: Iterable[str]) -> str:
-    """Return what to use instead of a key that does not exist, as the end of a message, or ""."""
+    """Return what to use instead of a key that does not exist, as the end of a message.
+
+    It is the choice that has the key, else the setting of the same effect for a name of another
+    program, else the place where that name stands among the keys of ``options``, else a key of
+    which it may be a misspelling.
+    """
+    known, last = list(options), re.split("[./]", key)[-1].replace("-", "_").lower()
     path = Path(__file__).with_name("foreign_names.yaml")
-    hint = yaml.safe_load(path.read_text(encoding="utf-8")).get(key.rpartition(".")[2])
-    return f"; {hint}" if hint else did_you_mean(key, options)
+    table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    is_training = "output" not in known  # which each of the other tools has
+    if is_training and (owners := choices_with(key)):
+        return f"; it is a key with {owners}"
+    sayings = table["training"] | ({} if is_training else table["tools"])
+    for saying in (text for text, names in sayings.items() if last in names):
+        meant = re.sub(r"see ([\w./]+).*|.*", r"\1", saying).replace("/", ".")
+        # In a training another choice may have the key; a protocol is that of the checkpoint.
+        if is_training or meant in ("", "evaluation.precision", *known):
+            return f"; {saying}"
+    names = {option: option.rpartition(".")[2] for option in known}
+    close = difflib.get_close_matches(last, names.values(), n=1, cutoff=0.8)
+    alike = [option for option in known if names[option] in close]
+    if close == [last]:
+        depth = min(place.count(".") for place in alike)  # deeper ones are interpolated
+        return f"; see {' or '.join(place for place in alike if place.count('.') == depth)}"
+    nearest = difflib.get_close_matches(key, alike, n=1, cutoff=0)
+    return f"; did you mean {nearest[0]}?" if nearest else "; --help shows what there is"

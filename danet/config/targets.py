@@ -10,7 +10,7 @@ from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union
 
-from danet.config.schema import did_you_mean
+from danet.config.schema import did_you_mean, instead
 from danet.errors import InputError
 from danet.plain import is_int, is_number, printable
 
@@ -131,7 +131,7 @@ def _argument_errors(arguments: Mapping[str, Any], target: Any, key: str) -> lis
     for name, value in arguments.items():
         is_unknown = name not in parameters and not open_ended
         if is_unknown or not isinstance(name, str) or name.startswith("_"):
-            close = did_you_mean(name, parameters)
+            close = instead(str(name), parameters)
             errors.append(f"{key}.{name}: {target.__name__} takes no such argument{close}")
         elif name in hints and not (isinstance(value, dict) and "_target_" in value):
             if problem := mismatch(value, hints[name]):

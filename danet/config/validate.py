@@ -203,13 +203,14 @@ def _refuse_missing(plain: Mapping[str, Any]) -> None:
 def _unknown_keys(plain: Mapping[str, Any], added: Iterable[str]) -> list[str]:
     """Return a line for each key that was added with ``+`` and that nothing reads."""
     # Each data set has keys of its own, so ``data`` has no schema, and Hydra accepts any "+" there.
-    unknown: list[tuple[str, list[str]]] = [(k, []) for k in added if re.fullmatch(r"data\.\w+", k)]
+    unknown = [key for key in added if re.fullmatch(r"data\.\w+", key)]
     for prefix, schema in SETTINGS.items():
         if prefix != "data.":
             known = [prefix + f.name for f in fields(schema) if f.name != "plain"]
             node = plain[prefix[:-1]] if prefix else plain
-            unknown += [(prefix + key, known) for key in node if f"{prefix}{key}" not in known]
-    return [f"{key}: there is no such key{instead(key, known)}" for key, known in unknown]
+            unknown += [prefix + key for key in node if prefix + key not in known]
+    keys = [key for key, _, _ in walk(plain, "") if key not in unknown]
+    return [f"{key}: there is no such key{instead(key, keys)}" for key in unknown]
 
 
 def _value_errors(plain: Mapping[str, Any]) -> list[str]:

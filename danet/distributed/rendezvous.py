@@ -33,7 +33,8 @@ def choose_device(wanted: str, *, key: str = "device") -> torch.device:
     ``key`` names the setting in messages. Raises InputError where there is no such device.
     """
     if wanted not in ("auto", "cpu", "cuda"):
-        raise InputError(f"{key}={wanted}: expected auto, cpu or cuda")
+        one = "CUDA_VISIBLE_DEVICES=1 before the command chooses the second GPU"
+        raise InputError(f"{key}={wanted}: expected auto, cpu or cuda; {one}")
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError(f"{key}=cuda: there is no CUDA device here; use {key}=cpu")
     if wanted == "cpu" or not torch.cuda.is_available():

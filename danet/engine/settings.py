@@ -8,6 +8,7 @@ T = TypeVar("T")
 
 _SAVING = "saving changes no weight"
 _PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16")
+ONE_GPU = "CUDA_VISIBLE_DEVICES=1 before the command chooses the second GPU"
 AVERAGES = ("miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
 """Scores of a validation over all classes, as they are logged."""
 
@@ -69,7 +70,7 @@ class TrainSettings:
                 *("best_by", lambda name: name in (*AVERAGES, "loss") or name.startswith("iou/")),
                 f"iou/<class name>, or one of {', '.join(AVERAGES)}, loss",
             ),
-            ("device", ("auto", "cpu", "cuda").__contains__, "auto, cpu or cuda"),
+            ("device", ("auto", "cpu", "cuda").__contains__, f"auto, cpu or cuda; {ONE_GPU}"),
         ]
         return [
             f"trainer.{name}={value}: expected {expected}"

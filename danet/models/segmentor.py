@@ -1,5 +1,6 @@
 """A whole network: normalisation, backbone, head and optional auxiliary head."""
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -31,6 +32,10 @@ class Segmentor(nn.Module):
         align_corners: How logits are resized in eval mode; True as in the authors' code.
     """
 
+    classes: tuple[str, ...]  # with the palette set by danet.load_model
+    palette: tuple[tuple[int, ...], ...]
+    _is_range_known = False
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -61,6 +66,8 @@ class Segmentor(nn.Module):
 
     def forward(self, image: Tensor) -> SegmentationOutput:
         """Maps (B, 3, H, W), uint8 or float RGB in 0..255, to logits (see SegmentationOutput)."""
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # type: ignore[attr-defined]
+            self._check(image)
         maps = self.backbone(self.normalise(image))
         if not (self.training and self.auxiliary_head is not None):
             del maps[:-1]  # frees a third of a gigabyte at 1024 x 2048 before the head runs
@@ -74,3 +81,24 @@ class Segmentor(nn.Module):
         if self.auxiliary_head is not None:
             logits["backbone"] = self.auxiliary_head(maps[-2])["main"]
         return SegmentationOutput(main, logits)
+
+    def _check(self, image: Tensor) -> None:
+        """Raise ValueError for what is no batch of images; warn once of pixels that are scaled."""
+        is_float = image.is_floating_point()
+        if image.ndim != 4 or image.shape[1] != 3 or not (is_float or image.dtype == torch.uint8):
+            raise ValueError(
+                f"found {image.dtype} {tuple(image.shape)}, expected RGB images (B, 3, H, W), "
+                "uint8 or float in 0..255; danet.predict(model, image) takes other forms, too"
+            )
+        # A step must not wait for a device; fake tensors, a subclass, have no values to look at.
+        is_fake = image.is_meta or type(image) is not Tensor
+        if self.training or self._is_range_known or not is_float or is_fake or not image.numel():
+            return
+        low, high = (bound.item() for bound in image.detach().aminmax())
+        is_scaled = 0 < high <= 1 or (low < 0 and high < 4)
+        self._is_range_known = is_scaled or image.is_cuda  # on a CPU looking again is cheap
+        if is_scaled:
+            text = (
+                f"the pixels are in {low:.3g}..{high:.3g}, and the network, which normalises them"
+            )
+            warnings.warn(f"{text} itself, expects 0..255: pass them unscaled", stacklevel=5)

@@ -1,9 +1,11 @@
 """Prediction of pictures: of a list by ``predict``, of a stream by ``predictions``."""
 
+import os
+import warnings
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -11,18 +13,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from danet.datasets.image_io import read_image, to_rgb
-from danet.errors import InputError
+from danet.errors import InputError, first_line
 from danet.evaluation.evaluate import Inference
 from danet.evaluation.inference import Whole
 from danet.evaluation.sliding_window import PIXELS_PER_PASS
 
-AnyImage = str | Path | np.ndarray | Tensor | Image.Image
-"""A path; uint8 (H, W, 3) RGB or (H, W) grey; a uint8 tensor (3, H, W) RGB; a Pillow image."""
-Images = list[AnyImage] | tuple[AnyImage, ...]
+AnyImage = str | os.PathLike[str] | np.ndarray | Tensor | Image.Image
+"""An image, or a batch of them in an array or a tensor; see ``predict``."""
+Images = Iterable[AnyImage]
 
 
 @overload
-def predict(
+def predict(  # type: ignore[overload-overlap]  # a str is an iterable of str, too
     model: nn.Module, images: AnyImage, *, infer: Inference | None = None, batch_size: int = 1
 ) -> np.ndarray: ...
 @overload
@@ -36,26 +38,36 @@ def predict(
     infer: Inference | None = None,
     batch_size: int = 1,
 ) -> np.ndarray | list[np.ndarray]:
-    """Return the class of every pixel: uint8 (H, W) for an image, a list of them for a list.
+    """Return the class of every pixel: uint8 (H, W) of an image, (B, H, W) of a batch.
 
-    Images may have any size; one above 4 million pixels is done in windows (see ``Whole``). The
-    network runs on the device it is on (``model.to("cuda")`` moves it) and is put into eval mode.
+    A list, or another iterable, of images of any size gives a list. An image above 4 million
+    pixels is done in windows (see ``Whole``). The network runs on the device it is on
+    (``model.to("cuda")`` moves it) and is put into eval mode.
 
     Args:
         model: From ``danet.load_model``; its ``classes`` name the values of the result and its
             ``palette`` has their RGB colours.
-        images: One or a list of: path; uint8 array (H, W, 3) RGB or (H, W) grey; uint8 tensor
-            (3, H, W) RGB; Pillow image.
+        images: One or an iterable of: path; Pillow image; array (H, W) or (H, W, C); tensor (H, W)
+            or (C, H, W). A batch is an array (B, H, W, C) or a tensor (B, C, H, W). C is 1 (grey),
+            3 (RGB) or 4 (RGBA, whose alpha is dropped). White is 255, but 65535 in uint16, true in
+            bool, and 1.0 in floats that do not exceed 1. An EXIF orientation is not applied.
         infer: The inference mode, one of ``danet.evaluation.inference``; None for ``Whole``.
         batch_size: The most consecutive images of one size that pass together.
 
     Raises:
-        InputError: A file cannot be read, or an array has another shape or type.
+        InputError: A file cannot be read, or an array has another shape, type or range. Floats
+            with a maximum between 1 and 2 are refused, since either range may be meant.
     """
-    wanted = images if isinstance(images, (list, tuple)) else [images]
-    arrays = (_as_array(image, number) for number, image in enumerate(wanted))
-    results = list(predictions(model.eval(), arrays, infer or Whole(), batch_size=batch_size))
-    return results if wanted is images else results[0]
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: {type(model).__name__} is no network; use danet.load_model(path)")
+    infer, model = infer or Whole(), model.eval()
+    if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
+        batch = _as_array(images, "images", axes=4)
+        return np.stack(list(predictions(model, batch, infer, batch_size=batch_size)))
+    if isinstance(images, (str, bytes, np.ndarray, Tensor)) or not isinstance(images, Iterable):
+        return next(predictions(model, [_as_array(images, "image")], infer))
+    arrays = (_as_array(image, f"image {number}") for number, image in enumerate(images))
+    return list(predictions(model, arrays, infer, batch_size=batch_size))
 
 
 @torch.inference_mode()
@@ -79,24 +91,54 @@ def predictions(
             yield from classes
 
 
-def _as_array(image: AnyImage, number: int) -> np.ndarray:
-    """Return an image of any accepted type as uint8 (H, W, 3), RGB."""
-    if isinstance(image, (str, Path)):
+def _as_array(image: Any, where: str, *, axes: int = 3) -> np.ndarray:
+    """Return an image, or with 4 axes a batch, as uint8 (..., H, W, 3), RGB."""
+    if isinstance(image, (str, os.PathLike)):
+        if "://" in str(image):
+            raise InputError(f"{where}: {image}: addresses are not read; download the file first")
         return read_image(Path(image).expanduser())
-    if isinstance(image, Image.Image):
-        return to_rgb(image, f"image {number}")
-    if isinstance(image, Tensor):
-        array = image.detach().cpu().numpy()
-        array = array.transpose(1, 2, 0) if array.ndim == 3 else array
-    elif isinstance(image, np.ndarray):
-        array = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+    if isinstance(image, Image.Image) and image.mode not in ("I", "F"):
+        try:
+            return to_rgb(image, where)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InputError(f"{where}: not a readable picture ({first_line(error)})") from error
+    advice = "np.moveaxis(image, -3, -1)"
+    if is_tensor := isinstance(image, Tensor):
+        advice = "image.movedim(-1, -3)"
+        values = image.detach().cpu()
+        values = values.float() if values.is_floating_point() else values  # numpy has no bfloat16
+        array = (values.movedim(-3, -1) if values.ndim > 2 else values).numpy()
+    elif isinstance(image, (np.ndarray, Image.Image)):
+        array = np.asarray(image)
     else:
+        kind = type(image).__name__
+        raise InputError(f"{where}: {kind} is no path, array, tensor or Pillow image")
+    array = array[..., None] if array.ndim == 2 else array
+    is_image = array.ndim == axes and array.shape[-1] in (1, 3, 4) and array.size > 0
+    if not is_image or array.dtype.kind not in "buif":
+        is_swapped = image.ndim > 2 and image.shape[-1 if is_tensor else -3] in (1, 3, 4)
         raise InputError(
-            f"image {number}: {type(image).__name__} is no path, array, tensor or Pillow image"
+            f"{where}: found {image.dtype} {tuple(image.shape)}, expected an array (H, W, 3) or a "
+            "tensor (3, H, W) of RGB, or with 1 or 4 channels" + f"; use {advice}" * is_swapped
         )
-    if array.shape[2:] != (3,) or not array.size or array.dtype != np.uint8:
-        raise InputError(
-            f"image {number}: found {image.dtype} {tuple(image.shape)}, expected uint8 in 0..255: "
-            "an array (H, W, 3) or (H, W), or a tensor (3, H, W); RGB"
-        )
-    return np.ascontiguousarray(array)
+    colors = array[..., :3]  # without alpha
+    colors = colors if colors.dtype == np.uint8 else _as_uint8(colors, where)
+    # Writable, since torch warns of a tensor that shares the memory of what is not.
+    return np.require(np.broadcast_to(colors, (*colors.shape[:-1], 3)), requirements=["C", "W"])
+
+
+def _as_uint8(values: np.ndarray, where: str) -> np.ndarray:
+    """Return numbers as 0..255 by the rule of ``predict``."""
+    low, high, is_float = values.min(), values.max(), values.dtype.kind == "f"
+    if values.dtype == np.uint16:
+        if 0 < high < 256:
+            text = f"{where}: uint16, white is 65535, and the maximum is {high}: all becomes black"
+            warnings.warn(f"{text}; use .astype(np.uint8) if white is 255", stacklevel=2)
+        return (values // 257).astype(np.uint8)
+    if 0 <= low <= high <= 255 and not (is_float and 1 < high < 2):
+        is_unit = values.dtype == bool or (is_float and high <= 1)
+        return np.rint(values * (255.0 if is_unit else 1.0)).astype(np.uint8)
+    raise InputError(
+        f"{where}: found {values.dtype} in {low:.4g}..{high:.4g}, expected numbers in 0..255, or "
+        "floats in 0..1; the network does the normalisation"
+    )
