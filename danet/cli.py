@@ -76,6 +76,8 @@ def _compose(work: Callable[[DictConfig], None], config_name: str) -> None:
     errors: list[Exception] = []
 
     def keep_errors(config: DictConfig) -> None:
+        if any(isinstance(error, Interrupted) for error in errors):
+            return  # Ctrl-C ends a sweep, and a run that fails does not
         try:
             work(config)
         except Exception as error:  # Hydra would print the overrides before it raises it again
@@ -127,7 +129,8 @@ def _exit_codes(config_name: str) -> Iterator[None]:
         if is_debugged:
             raise
         if os.environ.get("RANK", "0") == "0":
-            print("stopped by Ctrl-C", file=sys.stderr, flush=True)
+            more = "; the same command again does the rest" * (config_name == "predict")
+            print(f"stopped by Ctrl-C{more}", file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGINT)
 
 
