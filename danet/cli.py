@@ -67,33 +67,28 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
         # hydra.main reads sys.argv and takes no arguments.
         sys.argv[1:] = [quote(argument) for argument in sys.argv[1:]]
         name = _resumed() if config_name == "train" else config_name
+        errors: list[Exception] = []
+
+        def keep_errors(config: DictConfig) -> None:
+            if any(isinstance(error, Interrupted) for error in errors):
+                return  # Ctrl-C ends a sweep, and a run that fails does not
+            try:
+                work(config)
+            except Exception as error:  # Hydra would print the overrides before it raises it again
+                errors.append(error)
+
         with _exit_codes(name):
-            _compose(work, name)
-
-
-def _compose(work: Callable[[DictConfig], None], config_name: str) -> None:
-    """Call ``work`` with the config that Hydra composes."""
-    errors: list[Exception] = []
-
-    def keep_errors(config: DictConfig) -> None:
-        if any(isinstance(error, Interrupted) for error in errors):
-            return  # Ctrl-C ends a sweep, and a run that fails does not
-        try:
-            work(config)
-        except Exception as error:  # Hydra would print the overrides before it raises it again
-            errors.append(error)
-
-    task = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
-    task(keep_errors)()
-    if errors:
-        raise errors[0]
+            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(
+                keep_errors
+            )()
+        if errors:
+            raise errors[0]
 
 
 def _resumed() -> str:
     """Return the name of the primary config of a training: of the checkpoint that it resumes."""
     arguments = get_args_parser().parse_args(sys.argv[1:])
-    parser = OverridesParser.create()
-    typed = [parser.parse_override(text) for text in arguments.overrides]
+    typed = OverridesParser.create().parse_overrides(arguments.overrides)
     own = (arguments.config_name, arguments.config_dir, arguments.config_path)
     if any(own) or not any(override.key_or_group == "resume" for override in typed):
         return "train"

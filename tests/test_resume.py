@@ -71,8 +71,9 @@ def test_each_change_is_said_and_all_else_is_of_the_checkpoint(trained, stopped)
 def test_other_steps_are_said_with_what_they_do_to_the_rate(trained, stopped):
     factors = [(3 + 1) / 21 * (1 - 3 / steps) ** 0.9 for steps in (12, 6)]  # 20 steps of warm-up
     assert changes(trained(f"resume={stopped}", "trainer.steps=12")) == [
-        "trainer.steps=12 instead of 6: the schedule is over all 12, so the rate is now "
-        f"{factors[0]:.3g} of optimizer.lr and was {factors[1]:.3g}"
+        "trainer.steps=12 instead of 6",
+        "the schedule is now over 12 steps: the rate of the next one is "
+        f"{factors[0]:.3g} of optimizer.lr, it was {factors[1]:.3g}",
     ]
     trained(f"resume={stopped}", "trainer.steps=2").refused("trainer.steps=2, and 3 steps are done")
 

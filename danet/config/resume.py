@@ -1,4 +1,4 @@
-"""Resuming a run: the checkpoint it continues from, and its config."""
+"""Resuming a run: which settings may differ from those of its checkpoint."""
 
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from danet.checkpoint import format as checkpoint_format
-from danet.checkpoint import manager, run_folder
+from danet.checkpoint import run_folder
 from danet.checkpoint.format import Checkpoint
-from danet.config.build import checked_config, make, refuse_misfit
+from danet.config import overlay
+from danet.config.build import make
 from danet.config.schema import SETTINGS, TrainConfig
 from danet.config.targets import with_defaults
 from danet.config.validate import check_plain
@@ -38,11 +38,11 @@ NEVER = ("data.num_classes", "optimizer._target_", "trainer.ema_decay")
 """With ``allow_changes`` keys that begin with the former may differ, too, but not the latter, nor
 the network: their states are in the checkpoint."""
 
-_NO_NOTE = (
-    *("run.", "resume", "init_from", "allow_changes", "dry_run", "device_memory"),
-    *("trainer.steps", "trainer.stop_at", "data.root", "data.dataset.root", "data.extra_roots"),
-)
-"""Beginnings of keys that say how and where a run goes on, or have a note of their own."""
+_NO_NOTE = {
+    *("run.dir", "run.name", "run.processes", "resume", "init_from", "allow_changes", "dry_run"),
+    *("device_memory", "trainer.stop_at", "data.root", "data.dataset.root", "data.extra_roots"),
+}
+"""Settings of how and where a run goes on; a change of the last three has a note of its own."""
 
 _OF_TRAINING = (
     *("data.crop", "data.transforms.train", "data.train_split"),
@@ -69,17 +69,17 @@ def resolve(
     """
     if config.resume is None:
         return config, None, []
-    path, saved, notes = find(config.resume, config.run.dir)
+    path, saved, notes = overlay.find(config.resume, config.run.dir)
     if saved is None:
         return config, None, notes
-    stored, settled = stored_settings(saved, path), deepcopy(config.plain)
+    stored, settled = overlay.stored_settings(saved, path), deepcopy(config.plain)
     typed = {override.lstrip("+~").split("=")[0] for override in overrides}
     notes += compare_settings(path, stored, settled, typed=typed)
+    notes += _compare_steps(saved, stored, settled)
     best_by = settled["trainer"]["best_by"]
     if any(is_measure(key, best_by) for key in differences(stored, settled)):
         forget_best(saved)
         notes.append("resume: scores are measured otherwise, so the best score begins anew")
-    notes += _compare_steps(saved, stored, settled)
     # The path and not "auto", so that the run records which checkpoint it continued.
     settled["resume"], settled["init_from"] = str(path), None
     if config.run.dir is None:
@@ -96,47 +96,11 @@ def resolve(
     return check_plain(settled), saved, notes
 
 
-def find(source: str, folder: str | None) -> tuple[Path, Checkpoint | None, list[str]]:
-    """Return the checkpoint that ``resume`` names, and notes.
-
-    Args:
-        source: A file; the folder of a run, for its newest whole one; or ``auto``, for that of
-            ``folder``, if it has any yet.
-        folder: The setting ``run.dir``.
-
-    Returns:
-        Its path; its content, None if there is none yet; notes on what was chosen.
-    """
-    path = Path(source).expanduser()
-    if source == "auto":
-        if folder is None:
-            raise InputError("resume=auto: say which run with run.dir=<folder>")
-        path = Path(folder).expanduser()
-        if not manager.by_age(path):
-            return path, None, [f"resume=auto: nothing in {path} yet, starting from step 0"]
-    if path.is_dir() and manager.by_age(path):
-        return _newest_good(path, source)
-    return path, checkpoint_format.load(path, key="resume"), []
-
-
 def _resolved(places: Any) -> list[str]:
     """Return the folders of ``data.root`` or ``data.extra_roots`` through links."""
     # The same folder by another name deserves no note.
     places = [places] if isinstance(places, str) else places
     return [os.path.realpath(p if isinstance(p, str) else p["root"]) for p in places]
-
-
-def stored_settings(saved: Checkpoint, path: Path) -> dict[str, Any]:
-    """Return the checked settings of a checkpoint; raise InputError if no run can continue it."""
-    checkpoint_format.require_fields(saved, checkpoint_format.FOR_RESUME, f"resume={path}")
-    if saved["optimizer"] is None:  # made by tools/convert.py
-        raise InputError(
-            f"resume={path}: it has weights and no state of an optimizer, so there is no run to go "
-            "on with; start one from these weights with init_from"
-        )
-    config = checked_config(saved, path)
-    refuse_misfit(saved, config, f"resume={path}")
-    return config.plain
 
 
 def refuse_other_states(
@@ -150,27 +114,6 @@ def refuse_other_states(
         )
 
 
-def _newest_good(folder: Path, source: str) -> tuple[Path, Checkpoint, list[str]]:
-    """Return the newest undamaged checkpoint of a run, and notes on it and on the damaged ones.
-
-    If all are damaged raise InputError: a run never starts from zero over what is left of it.
-    """
-    damaged: list[str] = []
-    for path in manager.by_age(folder):
-        try:
-            saved = checkpoint_format.load(path, key="resume")
-        except InputError as error:
-            damaged.append(str(error))
-            continue
-        note = f"resume={source}: going on from {path}"
-        instead = f"{note} instead, at step {saved['step']}; the steps after it are done again"
-        return path, saved, [*damaged, instead if damaged else note]
-    raise InputError(
-        "\n".join(damaged) + f"\nresume={source}: no checkpoint in {folder} is whole; to start "
-        "anew give another run.dir"
-    )
-
-
 def compare_settings(
     path: Path,
     stored: Mapping[str, Any],
@@ -180,17 +123,12 @@ def compare_settings(
 ) -> list[str]:
     """Return a note on each setting that differs; raise InputError where it may not."""
     free = RESUMABLE | set(typed).intersection(TYPED)
-    changed = differences(stored, config, besides=())
-    notes = [
-        f"resume: {key}={new} instead of {old}"
-        for key, (old, new) in changed.items()
-        if key in free and not key.startswith(_NO_NOTE)
-    ]
-    lines = {
-        key: f"  {key}: {old} in the checkpoint, {new} now"
-        for key, (old, new) in changed.items()
-        if key not in free
-    }
+    notes, lines = [], {}
+    for key, (old, new) in differences(stored, config, besides=_NO_NOTE).items():
+        if key in free:
+            notes.append(f"resume: {key}={new} instead of {old}")
+        else:
+            lines[key] = f"  {key}: {old} in the checkpoint, {new} now"
     if fixed := [v for k, v in lines.items() if k in NEVER or not k.startswith(CHANGEABLE)]:
         text = "\n".join(fixed)
         raise InputError(
@@ -222,10 +160,8 @@ def _compare_steps(
         )
     old, new = (make(of["schedule"], "schedule") for of in (stored, config))
     was, now = old(min(done, before - 1), before), new(min(done, steps - 1), steps)
-    return [
-        f"resume: trainer.steps={steps} instead of {before}: the schedule is over all {steps}, so "
-        f"the rate is now {now:.3g} of optimizer.lr and was {was:.3g}"
-    ]
+    over = f"resume: the schedule is now over {steps} steps"
+    return [f"{over}: the rate of the next one is {now:.3g} of optimizer.lr, it was {was:.3g}"]
 
 
 def is_measure(key: str, best_by: str) -> bool:

@@ -13,7 +13,7 @@ import danet
 from danet.checkpoint import exported, reading
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint.weights import initialise
-from danet.config import resume
+from danet.config import overlay, resume
 from danet.config.build import make, make_dataset, make_model, untrained
 from danet.config.validate import check, check_plain
 from danet.engine.optimizer import state_of
@@ -127,8 +127,8 @@ def use(way, saved, root, is_file):
         elif way == "init_from":
             assert "of the backbone all" in initialise(network(), path)[0]
         else:
-            _, found, _ = resume.find(str(path), None)
-            stored = resume.stored_settings(found, path)
+            _, found, _ = overlay.find(str(path), None)
+            stored = overlay.stored_settings(found, path)
             typed = check_plain({**stored, "resume": str(path)})
             settled, found, _ = resume.resolve(typed, [f"resume={path}"], world_size=1)
             groups = ("loss", "optimizer", "schedule", "evaluation")
