@@ -64,7 +64,7 @@ def test_each_change_is_said_and_all_else_is_of_the_checkpoint(trained, stopped)
     assert changes(trained(f"resume={stopped}", *typed)) == [
         "data.num_workers=1 instead of 0",
         "optimizer.lr=0.01 instead of 0.002",
-        "trainer.eval_every=3 instead of None",
+        "trainer.eval_every=3 instead of 1000",
     ]
 
 

@@ -133,7 +133,7 @@ def compare_settings(
         text = "\n".join(fixed)
         raise InputError(
             f"resume={path}: its states are of this network and optimizer:\n{text}\n"
-            "leave these settings out; to start a new run from the weights use init_from"
+            "leave these settings out; to start a new run from these weights use init_from"
         )
     if text := "\n".join(lines.values()):
         if not config["allow_changes"]:
