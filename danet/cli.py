@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import hydra
 import yaml
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -27,7 +28,7 @@ from danet.config import help, schema
 from danet.config.help import CONFIGS, choices
 from danet.config.schema import did_you_mean, instead
 from danet.distributed import error_reporting, launcher
-from danet.errors import InputError, UserError, first_line
+from danet.errors import InputError, Interrupted, UserError, first_line
 from danet.filesystem import explain_storage, refuse_name
 from danet.plain import printable, quoted, walk
 
@@ -66,18 +67,39 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
         if flags() in (["--help"], ["-h"]):
             say(help.page(_composed(config_name, typed(), with_hydra=True), config_name))
             return
+        name = _resumed() if config_name == "train" else config_name
         errors: list[Exception] = []
 
         def keep_errors(config: DictConfig) -> None:
+            if any(isinstance(error, Interrupted) for error in errors):
+                return  # Ctrl-C ends a sweep, and a run that fails does not
             try:
                 work(config)
             except Exception as error:  # Hydra would print the overrides before it raises it again
                 errors.append(error)
 
-        task = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
-        task(keep_errors)()
+        with _exit_codes(name):
+            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(
+                keep_errors
+            )()
         if errors:
             raise errors[0]
+
+
+def _resumed() -> str:
+    """Return the name of the primary config of a training: of the checkpoint that it resumes."""
+    arguments = get_args_parser().parse_args(sys.argv[1:])
+    typed = OverridesParser.create().parse_overrides(arguments.overrides)
+    own = (arguments.config_name, arguments.config_dir, arguments.config_path)
+    if any(own) or not any(override.key_or_group == "resume" for override in typed):
+        return "train"
+    from danet.config import overlay  # late, since it brings in torch
+
+    if (found := overlay.base(typed)) is None:
+        return "train"
+    ConfigStore.instance().store(name="resumed", node=found[0])
+    sys.argv[1:] = [*(a for a in sys.argv[1:] if a not in arguments.overrides), *found[1]]
+    return "resumed"
 
 
 @contextmanager
@@ -96,13 +118,15 @@ def _exit_codes(config_name: str) -> Iterator[None]:
             raise
         if not error_reporting.is_reported(shown):
             # It may quote a foreign file, which must not steer the terminal.
-            print(f"error: {printable(str(shown), keep=chr(10))}", file=sys.stderr, flush=True)
+            kind = "" if isinstance(shown, Interrupted) else "error: "
+            print(f"{kind}{printable(str(shown), keep=chr(10))}", file=sys.stderr, flush=True)
         sys.exit(shown.exit_code)
     except KeyboardInterrupt:
         if is_debugged:
             raise
         if os.environ.get("RANK", "0") == "0":
-            print("stopped by Ctrl-C", file=sys.stderr, flush=True)
+            more = "; the same command again does the rest" * (config_name == "predict")
+            print(f"stopped by Ctrl-C{more}", file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGINT)
 
 

@@ -32,7 +32,7 @@ class ProcessError(UserError, RuntimeError):
 
 
 class Interrupted(UserError):
-    """A signal ended the run, after a checkpoint was written."""
+    """A signal ended the run, after a checkpoint was written; not printed as an error."""
 
     exit_code = 143
 

@@ -64,6 +64,7 @@ TINY = [
     "trainer.precision=float32",
     "trainer.device=cpu",
     "trainer.log_every=2",
+    "trainer.eval_every=1000",
 ]
 """Settings of a run of seconds."""
 
@@ -268,7 +269,7 @@ def pytest_sessionfinish(session):
 # A trainer of a tiny network, and samples by number
 
 K = 3
-SETTINGS = {"precision": "float32", "accumulate": 2, "clip_norm": 1.0}
+SETTINGS = {"precision": "float32", "accumulate": 2, "clip_norm": 1.0, "eval_every": 1000}
 
 
 class Tiny(nn.Module):

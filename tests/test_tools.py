@@ -3,6 +3,7 @@
 import io
 import json
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from conftest import TINY, call, save_picture
 
 import danet
 from danet.checkpoint import format as checkpoint_format
+from danet.engine.trainer import Trainer
+from danet.errors import Interrupted
 
 
 def lines_of(folder):
@@ -38,7 +41,9 @@ def test_a_run_leaves_what_it_promises(run):
     names = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
     steps = {"step_000000003.pt", "step_000000006.pt"}
     assert names == {"best.pt", "last.pt", "config.yaml", "metrics.jsonl", "tensorboard"} | steps
-    for part in ("0 to 6 of 2 images; cpu, float32", "booth", "checkpoint=a/last.pt"):
+    saved = torch.load(folder / "best.pt", weights_only=True)
+    best = f"best: a/best.pt, mIoU {100 * saved['best_score']:.2f} at step {saved['step']}\n"
+    for part in ("0 to 6 of 2 images; cpu, float32", "booth", f"checkpoint=a/last.pt\n{best}"):
         assert part in printed
     lines = lines_of(folder)
     assert [(line["step"], line["kind"]) for line in lines] == [
@@ -50,6 +55,43 @@ def test_a_run_leaves_what_it_promises(run):
     assert {"miou", "iou/bus", "pixel_accuracy"} <= set(lines[-1])
     saved = torch.load(folder / "last.pt", weights_only=True)
     assert (saved["classes"][-1], len(saved["palette"]), saved["step"]) == ("booth", 16, 6)
+
+
+def test_the_progress_bar_comes_after_the_first_line(capsys):
+    call("train", *TINY, "trainer.steps=1", "run.log_to=[]")
+    seen = capsys.readouterr()
+    assert seen.out.index("steps 0 to 1 of") < seen.out.index("step 1: validation")
+    assert seen.err.startswith("\rtrain:   0%")
+
+
+def test_tools_take_the_folder_of_a_run_for_its_best_checkpoint(run, capsys):
+    folder, _ = run
+    said = f"checkpoint={folder}: best.pt is taken\n"
+    for name, *settings in (("eval", "device=cpu"), ("export", "formats=[]")):
+        capsys.readouterr()
+        call(name, f"checkpoint={folder}", f"output={name}", *settings)
+        assert capsys.readouterr().out.startswith(said)
+    metrics = json.loads(Path("eval/metrics.json").read_text())
+    assert metrics["checkpoint"] == str(folder / "best.pt")
+    one, other = (danet.load_model(path).state_dict() for path in (folder, folder / "best.pt"))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    call("train", *TINY, "trainer.steps=1", "run.dir=b", f"init_from={folder}")
+    assert f"init_from={folder / 'best.pt'}: " in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_a_sweep_and_is_no_error(monkeypatch, capsys):
+    started = []
+
+    def stop(trainer, _):
+        started.append(trainer)
+        raise Interrupted("stopped by SIGINT at step 0 of 1")
+
+    monkeypatch.setattr(Trainer, "fit", stop)
+    call("train", "-m", *TINY, "run.log_to=[]", "seed=1,2", code=Interrupted.exit_code)
+    assert len(started) == 1
+    said = capsys.readouterr().err
+    assert said.endswith("stopped by SIGINT at step 0 of 1\n")
+    assert "error" not in said
 
 
 def test_load_model_gives_the_network_of_a_checkpoint(run):

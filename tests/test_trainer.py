@@ -310,6 +310,16 @@ def test_an_evaluation_that_a_signal_ends_or_follows_is_counted_once(tmp_path, d
     assert sorted(int(p.stem[5:]) for p in tmp_path.glob("step_*.pt")) == [1, 2, 4]
 
 
+@pytest.mark.parametrize("steps", [1, 4, 5, 7, 350])
+def test_a_run_has_at_most_five_evaluations_by_default(tmp_path, steps):
+    every = TrainSettings(steps).evaluation_interval()
+    run = make(tmp_path, steps=steps, eval_every=None)
+    evaluated = [run.step for run.step in range(1, steps + 1) if run.evaluation_due()]
+    assert evaluated == sorted({*range(every, steps + 1, every), steps})
+    assert min(steps, 4) <= len(evaluated) <= 5
+    assert TrainSettings(steps, eval_every=3).evaluation_interval() == 3
+
+
 def test_more_patience_goes_on_with_a_run_that_ended_early_as_if_it_had_had_it(tmp_path):
     losses = [2, 3, 3, 1, 2, 2, 2, 2]
     for name, patience in (("first", 2), ("more", 3)):
@@ -328,7 +338,9 @@ def test_more_patience_goes_on_with_a_run_that_ended_early_as_if_it_had_had_it(t
     (one, _), (other, _) = ended(tmp_path / "more"), ended(tmp_path / "first")
     assert one["step"] == other["step"] == 7
     assert_equal(one["model"], other["model"])
-    assert how_it_ended({**one, "step": 8, "evaluated_at": 8}, finished()) == "at step 8 of 8"
+    assert how_it_ended({**one, "step": 8, "evaluated_at": 8}, finished()) == (
+        "at step 8 of 8; a higher trainer.steps goes on"
+    )
     assert how_it_ended({**one, "step": 8}, finished(patience=1)) == "", "not yet evaluated"
 
 

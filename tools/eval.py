@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from danet import cli
+from danet.checkpoint.run_folder import best_in
 from danet.config.build import checked_config, load_saved, make, make_dataset, model_of
 from danet.config.schema import EvalConfig, TrainConfig
 from danet.config.validate import check_node
@@ -51,6 +52,8 @@ from danet.prediction.results import weights_digest
 def run(config: DictConfig) -> None:
     """Load the checkpoint, run it over one split, print and write scores and predictions."""
     settings: EvalConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
+    # First, so that messages and metrics.json name the file.
+    settings.checkpoint = best_in(settings.checkpoint, "checkpoint")
     saved = load_saved(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint, settings.data)
     protocol = settings.evaluation

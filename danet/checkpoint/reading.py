@@ -38,7 +38,7 @@ def read(path: Path, key: str, *, foreign: Sequence[str] = ()) -> tuple[Any, boo
         InputError: The file is missing, damaged, no such file, or would run code.
     """
     if not path.is_file():
-        raise InputError(f"{key}={path}: there is no such file{_instead(path)}")
+        raise InputError(f"{key}={path}: {_absence(path)}")
     try:
         # torch.load does not verify the checksums of the archive: it accepts a flipped bit in a
         # weight, a changed key and an appended tail in silence.
@@ -66,7 +66,7 @@ def read(path: Path, key: str, *, foreign: Sequence[str] = ()) -> tuple[Any, boo
 def read_safetensors(path: Path, key: str) -> dict[str, Tensor]:
     """Read a file of safetensors to the CPU; raise InputError as ``read`` does."""
     if not path.is_file():
-        raise InputError(f"{key}={path}: there is no such file{_instead(path)}")
+        raise InputError(f"{key}={path}: {_absence(path)}")
     try:
         return load_file(path)
     except (OSError, ValueError, SafetensorError) as error:
@@ -139,14 +139,18 @@ def _files_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.name, reverse=True)
 
 
-def _instead(path: Path) -> str:
-    """Return the files that do exist where one was expected, as a part of a message."""
+def _absence(path: Path) -> str:
+    """Return why a path is no file, with the files that are there, as a part of a message."""
     folder = path if path.is_dir() else path.parent
     if not folder.is_dir():
-        return f", and no folder {folder.absolute()}"
-    found = _files_in(folder)[::-1]  # ascending, as ls prints them
+        return f"there is no such file, and no folder {folder.absolute()}"
+    problem = "a folder without a checkpoint of a run" if path.is_dir() else "there is no such file"
+    found, kind = _files_in(folder)[::-1], ""  # ascending, as ls prints them
+    if path.is_dir() and not found:  # runs/<name> for runs/<name>/<time>
+        found, kind = sorted(p.parent for p in path.glob("*/last.pt"))[::-1], "the runs "
     more = f" and {len(found) - 8} more" * (len(found) > 8)
-    return f"; there are {', '.join(map(str, found[:8]))}{more}" if found else ""
+    shown = f"; there are {kind}{', '.join(map(str, found[:8]))}{more}"
+    return problem + shown * bool(found)
 
 
 def _damage(path: Path) -> str:

@@ -88,6 +88,20 @@ def id_of(folder: Path) -> str:
         return ""
 
 
+def best_in(path: str | Path, key: str) -> str:
+    """Return the best checkpoint in the folder of a run, without scores the newest, and print it.
+
+    Any other path is returned as it is; ``key`` is the setting that named it.
+    """
+    folder = Path(path).expanduser()
+    if not (found := manager.by_age(folder)):
+        return str(path)
+    file = found[-1] if found[-1].name == "best.pt" else found[0]
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{key}={path}: {file.name} is taken", flush=True)
+    return str(file)
+
+
 def refuse_foreign(folder: Path, path: Path, saved: Mapping[str, Any]) -> None:
     """Raise InputError if a run would resume in the folder of another."""
     here, there = id_of(folder), saved.get("run_id") or ""

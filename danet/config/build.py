@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from danet.checkpoint import exported
+from danet.checkpoint import exported, run_folder
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint.format import Checkpoint
 from danet.checkpoint.weights import explain_mismatch
@@ -217,15 +217,15 @@ def load_saved(path: str | Path) -> Checkpoint:
     """Read a checkpoint, an exported folder, or one of a hub, without executing code from it.
 
     Args:
-        path: A file; a folder of ``tools/export.py``, which has no state of an optimizer;
-            or ``hf://owner/name[@revision]``, which is downloaded once.
+        path: A file; the folder of a run, for its best; a folder of ``tools/export.py``, which has
+            no state of an optimizer; or ``hf://owner/name[@revision]``, which is downloaded once.
     """
     if str(path).startswith(exported.SCHEME):
         saved = exported.load(exported.fetch(str(path)))
     elif exported.is_exported(place := Path(path).expanduser()):
         saved = exported.load(place)
     else:
-        saved = checkpoint_format.load(place)
+        saved = checkpoint_format.load(run_folder.best_in(place, "checkpoint"))
     checkpoint_format.require_fields(saved, checkpoint_format.FOR_USE, f"checkpoint={path}")
     return saved
 
@@ -238,8 +238,8 @@ def load_model(path: str | Path) -> Segmentor:
     classes.
 
     Args:
-        path: A checkpoint, an exported folder, or ``hf://owner/name``; see ``load_saved``.
-            One that is damaged or foreign raises InputError.
+        path: A checkpoint, the folder of a run or an exported one, or ``hf://owner/name``; see
+            ``load_saved``. One that is damaged or foreign raises InputError.
     """
     saved = load_saved(path)
     model: Any = model_of(saved, checked_config(saved, path), path)

@@ -1,20 +1,19 @@
-"""Resuming a run: the checkpoint it continues from, and its config."""
+"""Resuming a run: which settings may differ from those of its checkpoint."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
-from danet.checkpoint import format as checkpoint_format
-from danet.checkpoint import manager, run_folder
+from danet.checkpoint import run_folder
 from danet.checkpoint.format import Checkpoint
-from danet.config.build import checked_config, refuse_misfit
+from danet.config import overlay
+from danet.config.build import make
 from danet.config.schema import SETTINGS, TrainConfig
 from danet.config.targets import with_defaults
 from danet.config.validate import check_plain
@@ -30,10 +29,20 @@ RESUMABLE = {
 }
 """Settings that do not change what a step computes; each is declared with the reason."""
 
-CHANGEABLE = ("data.", "evaluation.", "loss.", "schedule.", "seed", "trainer.")
-NEVER = ("data.num_classes", "trainer.ema_decay")
+TYPED = ("trainer.steps", "optimizer.lr", "optimizer.head_multiplier")
+"""Settings that may change where they were typed, and not as part of an experiment: they change
+what a step computes, so only who names them means them."""
+
+CHANGEABLE = ("data.", "evaluation.", "loss.", "optimizer.", "schedule.", "seed", "trainer.")
+NEVER = ("data.num_classes", "optimizer._target_", "trainer.ema_decay")
 """With ``allow_changes`` keys that begin with the former may differ, too, but not the latter, nor
-network and optimizer: their states are in the checkpoint."""
+the network: their states are in the checkpoint."""
+
+_NO_NOTE = {
+    *("run.dir", "run.name", "run.processes", "resume", "init_from", "allow_changes", "dry_run"),
+    *("device_memory", "trainer.stop_at", "data.root", "data.dataset.root", "data.extra_roots"),
+}
+"""Settings of how and where a run goes on; a change of the last three has a note of its own."""
 
 _OF_TRAINING = (
     *("data.crop", "data.transforms.train", "data.train_split"),
@@ -47,45 +56,30 @@ def resolve(
 ) -> tuple[TrainConfig, Checkpoint | None, list[str]]:
     """Return the config to train with and the checkpoint to continue from.
 
-    With nothing but free keys on the command line the config is the checkpoint's, with those keys
-    from the command line. With other settings the whole config must be the checkpoint's.
-
     Args:
-        config: Checked, from the command line.
+        config: Checked, from the command line; see danet.config.overlay for what that starts from.
         overrides: The settings of the command line as typed.
         world_size: The number of processes.
 
     Returns:
-        The config; the checkpoint, None for a fresh start; lines for the user.
+        The config; the checkpoint, None for a fresh start; lines for the user, one per change.
 
     Raises:
-        InputError: No such checkpoint, or settings that differ; each is named with both values.
+        InputError: No such checkpoint, or settings that must not change; each with both values.
     """
     if config.resume is None:
         return config, None, []
-    path = Path(config.resume)
-    notes: list[str] = []
-    if config.resume == "auto":
-        if config.run.dir is None:
-            raise InputError("resume=auto: say which run with run.dir=<folder>")
-        folder = Path(config.run.dir).expanduser()
-        if not manager.by_age(folder):
-            return config, None, [f"resume=auto: nothing in {folder} yet, starting from step 0"]
-        path, saved, notes = _newest_good(folder)
-    else:
-        saved = checkpoint_format.load(path, key="resume")
-    stored = _resumable_settings(saved, path)
-    # A choice of a group (experiment=...) is never free, so it leads to the comparison of all keys.
+    path, saved, notes = overlay.find(config.resume, config.run.dir)
+    if saved is None:
+        return config, None, notes
+    stored, settled = overlay.stored_settings(saved, path), deepcopy(config.plain)
     typed = {override.lstrip("+~").split("=")[0] for override in overrides}
-    if typed <= RESUMABLE:
-        settled = _with_typed(stored, config, typed)
-    else:
-        settled = deepcopy(config.plain)
-        notes += compare_settings(path, stored, settled)
-        best_by = settled["trainer"]["best_by"]
-        if any(is_measure(key, best_by) for key in differences(stored, settled)):
-            forget_best(saved)
-            notes.append("resume: scores are measured otherwise, so the best score begins anew")
+    notes += compare_settings(path, stored, settled, typed=typed)
+    notes += _compare_steps(saved, stored, settled)
+    best_by = settled["trainer"]["best_by"]
+    if any(is_measure(key, best_by) for key in differences(stored, settled)):
+        forget_best(saved)
+        notes.append("resume: scores are measured otherwise, so the best score begins anew")
     # The path and not "auto", so that the run records which checkpoint it continued.
     settled["resume"], settled["init_from"] = str(path), None
     if config.run.dir is None:
@@ -109,35 +103,6 @@ def _resolved(places: Any) -> list[str]:
     return [os.path.realpath(p if isinstance(p, str) else p["root"]) for p in places]
 
 
-def _resumable_settings(saved: Checkpoint, path: Path) -> dict[str, Any]:
-    """Return the checked settings of a checkpoint; raise InputError if no run can continue it."""
-    checkpoint_format.require_fields(saved, checkpoint_format.FOR_RESUME, f"resume={path}")
-    if saved["optimizer"] is None:  # made by tools/convert.py
-        raise InputError(
-            f"resume={path}: it has weights and no state of an optimizer, so there is no run to go "
-            "on with; start one from these weights with init_from"
-        )
-    config = checked_config(saved, path)
-    refuse_misfit(saved, config, f"resume={path}")
-    return config.plain
-
-
-def _with_typed(
-    stored: Mapping[str, Any], config: TrainConfig, typed: Iterable[str]
-) -> dict[str, Any]:
-    """Return the settings of a checkpoint with those that were typed; see ``resolve``."""
-    settled, before, now = OmegaConf.create(dict(stored)), flat(stored), flat(config.plain)
-    # It was the end of the start before: a run that reached it would stop at once.
-    settled.trainer.stop_at = None
-    for key in typed:
-        if key in before or now.get(key) is not None:  # a data set may not have every free key
-            OmegaConf.update(settled, key, now.get(key))
-    if "data.root" in typed and "data.dataset.root" in before:
-        settled.data.dataset.root = config.data.root
-    plain: Any = OmegaConf.to_container(settled)
-    return plain
-
-
 def refuse_other_states(
     saved: Checkpoint, model: nn.Module, factory: OptimizerFactory, path: str | None
 ) -> None:
@@ -149,42 +114,54 @@ def refuse_other_states(
         )
 
 
-def _newest_good(folder: Path) -> tuple[Path, Checkpoint, list[str]]:
-    """Return the newest undamaged checkpoint of a run, and notes on the damaged ones.
-
-    If all are damaged raise InputError: a run never starts from zero over what is left of it.
-    """
-    damaged = []
-    for path in manager.by_age(folder):
-        try:
-            saved = checkpoint_format.load(path, key="resume")
-        except InputError as error:
-            damaged.append(str(error))
-            continue
-        instead = (
-            f"resume=auto: going on from {path} instead, at step {saved['step']}; the steps after "
-            "it are done again"
+def compare_settings(
+    path: Path,
+    stored: Mapping[str, Any],
+    config: Mapping[str, Any],
+    *,
+    typed: Collection[str] = (),
+) -> list[str]:
+    """Return a note on each setting that differs; raise InputError where it may not."""
+    free = RESUMABLE | set(typed).intersection(TYPED)
+    notes, lines = [], {}
+    for key, (old, new) in differences(stored, config, besides=_NO_NOTE).items():
+        if key in free:
+            notes.append(f"resume: {key}={new} instead of {old}")
+        else:
+            lines[key] = f"  {key}: {old} in the checkpoint, {new} now"
+    if fixed := [v for k, v in lines.items() if k in NEVER or not k.startswith(CHANGEABLE)]:
+        text = "\n".join(fixed)
+        raise InputError(
+            f"resume={path}: its states are of this network and optimizer:\n{text}\n"
+            "leave these settings out; to start a new run from these weights use init_from"
         )
-        return path, saved, [*damaged, instead] if damaged else []
-    raise InputError(
-        "\n".join(damaged) + f"\nresume=auto: no checkpoint in {folder} is whole; to start anew "
-        "give another run.dir"
-    )
+    if text := "\n".join(lines.values()):
+        if not config["allow_changes"]:
+            by_name = "; steps and rates may also be typed" * bool(lines.keys() & set(TYPED))
+            raise InputError(
+                f"resume={path}: these change what a step computes, or the scores:\n{text}\n"
+                f"allow_changes=true goes on with the new ones; init_from starts a new run{by_name}"
+            )
+        notes.append(f"resume: allow_changes=true, from here on with other settings:\n{text}")
+    return notes
 
 
-def compare_settings(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Return a note on settings that differ; raise InputError where they may not."""
-    different = differences(stored, config)
-    if not different:
+def _compare_steps(
+    saved: Checkpoint, stored: Mapping[str, Any], config: Mapping[str, Any]
+) -> list[str]:
+    """Return a note on what another number of steps does to the rate; raise InputError if done."""
+    before, steps, done = stored["trainer"]["steps"], config["trainer"]["steps"], saved["step"]
+    if steps == before:
         return []
-    text = "\n".join(different.values())
-    is_fixed = any(key in NEVER or not key.startswith(CHANGEABLE) for key in different)
-    if config["allow_changes"] and not is_fixed:
-        return [f"resume={path}: allow_changes=true, from here on with other settings:\n{text}"]
-    advice = "allow_changes=true goes on with the new ones; init_from starts a new run"
-    if is_fixed:
-        advice = "to start a new run from these weights use init_from"
-    raise InputError(f"resume={path}: the run had other settings:\n{text}\n{advice}")
+    if steps < done:
+        raise InputError(
+            f"resume: trainer.steps={steps}, and {done} steps are done; give more, or an earlier "
+            "checkpoint"
+        )
+    old, new = (make(of["schedule"], "schedule") for of in (stored, config))
+    was, now = old(min(done, before - 1), before), new(min(done, steps - 1), steps)
+    over = f"resume: the schedule is now over {steps} steps"
+    return [f"{over}: the rate of the next one is {now:.3g} of optimizer.lr, it was {was:.3g}"]
 
 
 def is_measure(key: str, best_by: str) -> bool:
@@ -266,12 +243,14 @@ def _compare_sums(
     return notes
 
 
-def differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
-    """Return key -> line for every key that differs and is not in ``RESUMABLE``."""
+def differences(
+    stored: Mapping[str, Any], config: Mapping[str, Any], *, besides: Collection[str] = RESUMABLE
+) -> dict[str, tuple[Any, Any]]:
+    """Return key -> both values for every key that differs and is not in ``besides``."""
     # An argument that the version of the checkpoint did not have yet had the effect of its default.
     old, new = flat(with_defaults(stored)), flat(with_defaults(config))
     return {
-        key: f"  {key}: {old.get(key, 'not set')} in the checkpoint, {new.get(key, 'not set')} now"
+        key: (old.get(key, "not set"), new.get(key, "not set"))
         for key in sorted(old.keys() | new.keys())
-        if key not in RESUMABLE and old.get(key) != new.get(key)
+        if key not in besides and old.get(key) != new.get(key)
     }

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 
-from danet.errors import InputError, ProcessError
+from danet.errors import InputError, Interrupted, ProcessError
 
 _LOW = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}
 
@@ -13,6 +13,7 @@ def start(count: int, command: Sequence[str]) -> None:
 
     Raises:
         ProcessError: A process failed, and has reported why.
+        Interrupted: A signal ended them.
     """
     # Late, since a misspelt setting is reported before torch is imported.
     from torch.distributed import run
@@ -25,7 +26,7 @@ def start(count: int, command: Sequence[str]) -> None:
         code = error.get_first_failure()[1].exitcode
         raise ProcessError(f"run.processes={count}: a process ended with code {code}") from error
     except SignalException as error:  # the processes were sent the signal, too, and have ended
-        raise ProcessError(f"run.processes={count}: ended by {error.sigval.name}") from error
+        raise Interrupted(f"run.processes={count}: ended by {error.sigval.name}") from error
 
 
 def require_sound(environment: Mapping[str, str]) -> None:

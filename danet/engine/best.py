@@ -49,12 +49,16 @@ class Best:
 
     def why_final(self) -> str:
         """Return for how long there was no better score."""
-        by = self.settings.best_by
-        when = f" at step {self.step}" if self.step else ""
+        label = _label(self.settings.best_by)
         return (
-            f"{_label(by)} did not improve in the last {self.misses} evaluation(s) "
-            f"(best {_shown(by, self.score)}{when})"
+            f"{label} did not improve in the last {self.misses} evaluation(s) "
+            f"(best {self.shown().removeprefix(f'{label} ')})"
         )
+
+    def shown(self) -> str:
+        """Return the score in words, with its step where that is known."""
+        by, when = self.settings.best_by, f" at step {self.step}" if self.step else ""
+        return f"{_label(by)} {_shown(by, self.score)}{when}"
 
     def summary(self, scores: Mapping[str, float]) -> str:
         """Return the main scores of an evaluation in one line, with the best one so far."""
@@ -73,7 +77,7 @@ def how_it_ended(saved: Checkpoint, settings: TrainSettings) -> str:
     if saved["evaluated_at"] < step or not (is_early or step >= steps):
         return ""
     why = f": {best.why_final()}; trainer.patience=null, or above {best.misses}, goes on"
-    return f"at step {step} of {steps}{why if is_early else ''}"
+    return f"at step {step} of {steps}{why if is_early else '; a higher trainer.steps goes on'}"
 
 
 def _label(name: str) -> str:

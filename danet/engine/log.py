@@ -121,8 +121,9 @@ class RunLog:
         """
         scores = confusion.scores()
         named = {**{name: getattr(scores, name) for name in AVERAGES}, "loss": loss}
-        self.write(f"step {step}: validation, {describe(self.config.get('evaluation', {}))}")
-        self.write(class_table(self.classes, {"IoU": scores.iou, "accuracy": scores.accuracy}))
+        head = f"step {step}: validation, {describe(self.config.get('evaluation', {}))}"
+        table = class_table(self.classes, {"IoU": scores.iou, "accuracy": scores.accuracy})
+        self.write(f"{head}\n{table}")  # at once: each call draws the bar anew
         if warning := single_class_warning(confusion.matrix, self.classes):
             self.warn(f"step {step}: {warning}")
         per_class = {f"iou/{name}": v for name, v in zip(self.classes, scores.iou, strict=True)}

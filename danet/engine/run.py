@@ -122,7 +122,10 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
             raise explained from error
         for line in bad_samples.summary(collectives.gather(batches.bad.reasons)):
             cli.say(line)
-        cli.say(f"checkpoint={trainer.checkpoints.folder / 'last.pt'}")
+        folder = trainer.checkpoints.folder
+        cli.say(f"checkpoint={folder / 'last.pt'}")
+        if (folder / "best.pt").exists():
+            cli.say(f"best: {folder / 'best.pt'}, {trainer.best.shown()}")
 
 
 def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) -> Trainer:
@@ -134,7 +137,7 @@ def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) 
     if saved:
         resume.refuse_other_states(saved, model, parts.optimizer, config.resume)
     elif config.init_from:
-        for line in initialise(model, Path(config.init_from)):
+        for line in initialise(model, Path(run_folder.best_in(config.init_from, "init_from"))):
             cli.say(line)
     backbone: Any = getattr(model, "backbone", None)
     for note in getattr(backbone, "notes", ()):
@@ -144,6 +147,22 @@ def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) 
     model = place(model, settings, device)
     loss, optimizer = parts.loss.to(device), parts.optimizer(model)
     folder = make_folder(config, saved)  # only now, since the optimizer may refuse the network
+    train_step = TrainStep(model, loss, optimizer, parts.schedule, settings)
+    images = config.data.batch_size * settings.accumulate * collectives.world_size()
+    precision = "tf32" if train_step.is_tf32 else str(train_step.dtype).removeprefix("torch.")
+    kernels = {
+        module.kernel(device, train_step.dtype)
+        for module in model.modules()
+        if isinstance(module, PositionAttention)
+    }
+    attention = f", position attention by {', '.join(kernels)}" if kernels - {"tiles"} else ""
+    frozen = f" ({count:,} frozen)" if (count := count_frozen(model)) else ""
+    cli.say(
+        f"{folder}: {type(val_set).__name__}, {len(parts.train_set)} training and {len(val_set)} "
+        f"validation images; {sum(p.numel() for p in model.parameters()):,} parameters{frozen}; "
+        f"steps {done} to {settings.steps} of {images} images; {device}, {precision}{attention}"
+    )
+    # Only now the log, whose progress bar appears at once.
     run_id = run_folder.id_of(folder)
     is_skipping = config.data.on_bad_sample == "skip"
     log = RunLog(
@@ -169,24 +188,9 @@ def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) 
         best=[(score, step) for score, step in saved.get("best", ())] if saved else (),
         warn=log.warn,
     )
-    train_step = TrainStep(model, loss, optimizer, parts.schedule, settings)
     trainer = Trainer(train_step, checkpoints, log, partial(score, parts, log))
     if saved:
         trainer.load_state(saved)
-    images = config.data.batch_size * settings.accumulate * collectives.world_size()
-    precision = "tf32" if train_step.is_tf32 else str(train_step.dtype).removeprefix("torch.")
-    kernels = {
-        module.kernel(device, train_step.dtype)
-        for module in model.modules()
-        if isinstance(module, PositionAttention)
-    }
-    attention = f", position attention by {', '.join(kernels)}" if kernels - {"tiles"} else ""
-    frozen = f" ({count:,} frozen)" if (count := count_frozen(model)) else ""
-    cli.say(
-        f"{folder}: {type(val_set).__name__}, {len(parts.train_set)} training and {len(val_set)} "
-        f"validation images; {sum(p.numel() for p in model.parameters()):,} parameters{frozen}; "
-        f"steps {done} to {settings.steps} of {images} images; {device}, {precision}{attention}"
-    )
     return trainer
 
 

@@ -1,5 +1,6 @@
 """The settings of the trainer; free of torch, which the command line need not wait for."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ class TrainSettings:
 
     steps: int
     stop_at: int | None = resumable(None, "sets where this start ends")
-    eval_every: int = resumable(1000, "evaluation changes no weight")
+    eval_every: int | None = resumable(None, "evaluation changes no weight")
     log_every: int = resumable(20, "logging changes no weight")
     patience: int | None = resumable(None, "sets where the run ends")
     best_by: str = "miou"
@@ -50,6 +51,10 @@ class TrainSettings:
     deterministic: bool = False
     profile: bool = resumable(False, "profiling changes no weight")
     seed: int = 1
+
+    def evaluation_interval(self) -> int:
+        """Return the steps between evaluations, by default a fifth of the run."""
+        return self.eval_every or math.ceil(self.steps / 5)
 
     def merit(self, score: float) -> float:
         """Return a number that is the higher, the better a score is by ``best_by``."""

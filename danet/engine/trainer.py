@@ -129,7 +129,8 @@ class Trainer:
 
     def evaluation_due(self) -> bool:
         """Return whether this step is to be evaluated, and has not been."""
-        is_due = self.step % self.settings.eval_every == 0 or self.step == self.last_step
+        every = self.settings.evaluation_interval()
+        is_due = self.step % every == 0 or self.step == self.last_step
         return self.step > 0 and is_due and self.evaluated_at < self.step
 
     def is_stopped_early(self) -> bool:
@@ -139,7 +140,7 @@ class Trainer:
 
     def check_and_log(self) -> None:
         """Check and log the losses, if this step is one of those where that is done."""
-        intervals = self.settings.log_every, self.settings.eval_every
+        intervals = self.settings.log_every, self.settings.evaluation_interval()
         is_logged = self.step == self.last_step or any(self.step % n == 0 for n in intervals)
         if is_logged or self.step % CHECK_EVERY == 0 or self.checkpoints.due(self.step):
             losses = self.guard.check()  # while training, the only wait for the device

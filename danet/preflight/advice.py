@@ -63,13 +63,14 @@ def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] =
 
 def _patience_notes(trainer: TrainSettings) -> list[str]:
     """Return a note if a run has too few evaluations for its patience to end it early."""
-    count = (trainer.steps - 1) // trainer.eval_every  # without that of the last step
+    every = trainer.evaluation_interval()
+    count = (trainer.steps - 1) // every  # without that of the last step
     if trainer.patience is None or trainer.patience < count:
         return []
     return [
         f"trainer.patience={trainer.patience} never ends this run: before its last step it has "
         f"{count} evaluation(s), trainer.steps={trainer.steps} and "
-        f"trainer.eval_every={trainer.eval_every}"
+        f"trainer.eval_every={every}"
     ]
 
 

@@ -13,9 +13,9 @@ import danet
 from danet.checkpoint import exported, reading
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint.weights import initialise
-from danet.config import resume
+from danet.config import overlay, resume
 from danet.config.build import make, make_dataset, make_model, untrained
-from danet.config.validate import check
+from danet.config.validate import check, check_plain
 from danet.engine.optimizer import state_of
 from danet.errors import UserError
 from danet.export import folder
@@ -99,11 +99,6 @@ def network():
     return make_model(check(compose(*SETTINGS)))
 
 
-@functools.cache
-def resuming(path):
-    return check(compose(*SETTINGS, f"resume={path}"))
-
-
 def use(way, saved, root, is_file):
     """Uses the content of a file or a folder, as a user of it would.
 
@@ -132,7 +127,9 @@ def use(way, saved, root, is_file):
         elif way == "init_from":
             assert "of the backbone all" in initialise(network(), path)[0]
         else:
-            typed = resuming(path)
+            _, found, _ = overlay.find(str(path), None)
+            stored = overlay.stored_settings(found, path)
+            typed = check_plain({**stored, "resume": str(path)})
             settled, found, _ = resume.resolve(typed, [f"resume={path}"], world_size=1)
             groups = ("loss", "optimizer", "schedule", "evaluation")
             parts = {k: make(getattr(settled, k), k) for k in groups}
