@@ -1,6 +1,7 @@
 """Export a network to other formats: ``python tools/export.py checkpoint=PATH``."""
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from danet.checkpoint import exported
 from danet.config.build import checked_config, load_saved, model_of
 from danet.config.schema import ExportConfig, did_you_mean
 from danet.errors import InputError
-from danet.export import folder
+from danet.export import demo, folder
 from danet.export.programs import SMALLEST, Parity, compare, export_onnx, export_torch
 from danet.extras import require
 from danet.filesystem import folder_of, require_writable
@@ -28,6 +29,7 @@ from danet.plain import problem_with
 from danet.prediction.results import weights_digest
 
 FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
+DEMO = "demo"
 
 
 def run(config: DictConfig) -> None:
@@ -43,7 +45,9 @@ def run(config: DictConfig) -> None:
     output = Path(settings.output).expanduser() if settings.output else default
     found = find_metrics(settings.metrics, beside, saved["step"], weights_digest(model))
     require_writable(output)
-    refuse_leftovers(output, settings.formats, saved["step"])
+    refuse_leftovers(output, settings, saved["step"])
+    page = output / DEMO
+    runtime = demo.find_runtime(settings.demo_runtime, page) if settings.demo else {}
 
     folder.save(output, saved, model.state_dict())
     print_file(output / exported.WEIGHTS)
@@ -56,13 +60,20 @@ def run(config: DictConfig) -> None:
     )
     (output / "README.md").write_text(text, encoding="utf-8")
     print_file(output / "README.md")
+    if settings.demo:
+        program = output / FORMATS["onnx"]
+        demo.write(page, program, saved, trained, model=model, runtime=runtime)
     if settings.push:
         print(folder.push(output, settings.push, private=settings.private))
+    if settings.demo:
+        place = shlex.quote(str(page))
+        print(f"python -m http.server --directory {place}  # the page: http://localhost:8000")
 
 
-def refuse_leftovers(output: Path, formats: Sequence[str], step: int) -> None:
+def refuse_leftovers(output: Path, settings: ExportConfig, step: int) -> None:
     """Raise InputError for a folder where programs of another step would stay."""
-    stale = [file for name, file in FORMATS.items() if name not in formats]
+    stale = [file for name, file in FORMATS.items() if name not in settings.formats]
+    stale += [DEMO] * (not settings.demo)
     stale = [file for file in stale if (output / file).exists()]
     if stale and folder_of(output, exported.CONFIG, {"step": step}) != output:
         raise InputError(
@@ -105,6 +116,13 @@ def refuse_settings(settings: ExportConfig) -> None:
             )
     if settings.opset < 18:
         raise InputError(f"opset={settings.opset}: expected at least 18, which the exporter needs")
+    if settings.demo and "onnx" not in settings.formats:
+        raise InputError(
+            f"demo=true runs the ONNX program, and formats={settings.formats} writes none; "
+            "leave formats out, or add onnx"
+        )
+    if settings.demo_runtime and not settings.demo:
+        raise InputError("demo_runtime is for the page in the browser: set demo=true as well")
     require("safetensors")
     if "onnx" in settings.formats:
         for module in ("onnx", "onnxscript", "onnxruntime"):

@@ -173,6 +173,8 @@ class ExportConfig:
     sizes: list[Any] = field(default_factory=lambda: [[256, 256], [125, 203], [77, 310]])
     metrics: str | None = None
     output: str | None = None
+    demo: bool = False
+    demo_runtime: str | None = None
     push: str | None = None
     private: bool = True
 

@@ -126,7 +126,7 @@ async function choose(number) {
     picture.shown.src = picture.image;
   }
   viewer.wanted = number;
-  await picture.shown.decode();
+  await picture.shown.decode?.(); // the page of an exported network has a canvas here
   if (viewer.wanted !== number) return; // another one was chosen meanwhile
   viewer.number = number;
   viewer.cell = -1;
@@ -169,4 +169,4 @@ page.pictures.forEach((picture, number) => {
   button.addEventListener("click", () => choose(number));
   document.getElementById("choices").append(button);
 });
-choose(0);
+if (page.pictures.length) choose(0);
