@@ -29,7 +29,6 @@ from danet.plain import problem_with
 from danet.prediction.results import weights_digest
 
 FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
-DEMO = "demo"
 
 
 def run(config: DictConfig) -> None:
@@ -46,8 +45,13 @@ def run(config: DictConfig) -> None:
     found = find_metrics(settings.metrics, beside, saved["step"], weights_digest(model))
     require_writable(output)
     refuse_leftovers(output, settings, saved["step"])
-    page = output / DEMO
-    runtime = demo.find_runtime(settings.demo_runtime, page) if settings.demo else {}
+    size = getattr(model.backbone, "size", None)
+    if settings.formats and size:
+        raise InputError(
+            f"formats={settings.formats}: programs are for images of any size, and the backbone "
+            f"computes {size[0]} x {size[1]} only; set formats=[]"
+        )
+    runtime = demo.find_runtime(settings.demo_runtime) if settings.demo else {}
 
     folder.save(output, saved, model.state_dict())
     print_file(output / exported.WEIGHTS)
@@ -61,19 +65,16 @@ def run(config: DictConfig) -> None:
     (output / "README.md").write_text(text, encoding="utf-8")
     print_file(output / "README.md")
     if settings.demo:
-        program = output / FORMATS["onnx"]
-        demo.write(page, program, saved, trained, model=model, runtime=runtime)
+        page = demo.write(output / "demo", saved, trained, runtime)
+        print(f"python -m http.server -d {shlex.quote(str(page))}  # then http://localhost:8000")
     if settings.push:
         print(folder.push(output, settings.push, private=settings.private))
-    if settings.demo:
-        place = shlex.quote(str(page))
-        print(f"python -m http.server --directory {place}  # the page: http://localhost:8000")
 
 
 def refuse_leftovers(output: Path, settings: ExportConfig, step: int) -> None:
     """Raise InputError for a folder where programs of another step would stay."""
     stale = [file for name, file in FORMATS.items() if name not in settings.formats]
-    stale += [DEMO] * (not settings.demo)
+    stale += ["demo"] * (not settings.demo)
     stale = [file for file in stale if (output / file).exists()]
     if stale and folder_of(output, exported.CONFIG, {"step": step}) != output:
         raise InputError(
@@ -117,12 +118,9 @@ def refuse_settings(settings: ExportConfig) -> None:
     if settings.opset < 18:
         raise InputError(f"opset={settings.opset}: expected at least 18, which the exporter needs")
     if settings.demo and "onnx" not in settings.formats:
-        raise InputError(
-            f"demo=true runs the ONNX program, and formats={settings.formats} writes none; "
-            "leave formats out, or add onnx"
-        )
+        raise InputError(f"demo=true runs model.onnx: formats={settings.formats} lacks onnx")
     if settings.demo_runtime and not settings.demo:
-        raise InputError("demo_runtime is for the page in the browser: set demo=true as well")
+        raise InputError("demo_runtime is for the page of demo=true; set that as well")
     require("safetensors")
     if "onnx" in settings.formats:
         for module in ("onnx", "onnxscript", "onnxruntime"):

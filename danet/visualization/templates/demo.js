@@ -4,6 +4,9 @@ const facts = JSON.parse(document.getElementById("viewer-data").textContent);
 const element = Object.fromEntries(
   [...document.querySelectorAll("[id]")].map((node) => [node.id, node]),
 );
+// At most this many pixels, or those of a training crop, and logits of 256 MiB.
+const [rows, columns] = facts.crop || [0, 0];
+const mostPixels = Math.min(Math.max(2 ** 18, rows * columns), 2 ** 26 / facts.classes.length);
 const worker = new Worker("demo_worker.js", { type: "module" });
 let waiting = null; // for the answer of the worker
 let answered = Promise.resolve(); // when it is free
@@ -55,7 +58,7 @@ async function decode(blob) {
     throw new Error("This is not a picture that the browser can read.");
   });
   const { width, height } = bitmap;
-  const factor = Math.min(1, Math.sqrt(facts.pixels / (width * height)));
+  const factor = Math.min(1, Math.sqrt(mostPixels / (width * height)));
   if (factor < 1) {
     const size = [width, height].map((side) => Math.max(1, Math.floor(side * factor)));
     const resized = { resizeWidth: size[0], resizeHeight: size[1], resizeQuality: "high" };
@@ -257,7 +260,7 @@ element.turn.addEventListener("click", () => {
 for (const name of ["pointermove", "pointerdown"]) element.classes.addEventListener(name, pointed);
 
 say("Loading the network ...");
-const ready = ask({ names: facts.files, total: facts.bytes });
+const ready = ask({ names: facts.files });
 ready.then(
   () => latest || say("Ready: choose a picture."),
   (error) => say(error.message, true),

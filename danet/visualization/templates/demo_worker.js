@@ -4,23 +4,28 @@ import * as ort from "./ort.wasm.bundle.min.mjs";
 
 let session;
 
-async function read(name, tell) {
-  const answer = await fetch(name);
-  if (!answer.ok) throw new Error(`${name}: the server answers ${answer.status}`);
-  const reader = answer.body.getReader();
-  const parts = [];
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return await new Blob(parts).arrayBuffer();
-    parts.push(value);
-    tell(value.length);
-  }
+async function read(names) {
+  const answers = await Promise.all(names.map((name) => fetch(name)));
+  const bad = answers.find((answer) => !answer.ok);
+  if (bad) throw new Error(`${bad.url}: the server answers ${bad.status}`);
+  const sizes = answers.map((answer) => Number(answer.headers.get("content-length")));
+  const total = sizes.reduce((a, b) => a + b);
+  let loaded = 0;
+  const whole = async ({ body }) => {
+    const [reader, parts] = [body.getReader(), []];
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return new Blob(parts).arrayBuffer();
+      parts.push(value);
+      loaded += value.length;
+      postMessage({ loaded, total });
+    }
+  };
+  return Promise.all(answers.map(whole));
 }
 
-async function load(names, total) {
-  let loaded = 0;
-  const tell = (length) => postMessage({ loaded: (loaded += length), total });
-  const [runtime, network] = await Promise.all(names.map((name) => read(name, tell)));
+async function load(names) {
+  const [runtime, network] = await read(names);
   ort.env.wasm.numThreads = 1;
   ort.env.wasm.wasmBinary = runtime;
   const options = { executionProviders: ["wasm"] };
@@ -42,7 +47,7 @@ async function run(image, height, width) {
 
 onmessage = async ({ data }) => {
   try {
-    if (data.names) await load(data.names, data.total);
+    if (data.names) await load(data.names);
     postMessage({ result: data.names ? {} : await run(data.image, data.height, data.width) });
   } catch (error) {
     postMessage({ problem: String(error.message || error).split("\n")[0] });
