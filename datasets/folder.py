@@ -9,7 +9,7 @@ import numpy as np
 
 from danet.datasets.base import FileDataset, Item, Reading, Transform
 from danet.datasets.formats.color_masks import LabelFormat, read_array
-from danet.datasets.labels import check_class_names, check_colors, read_class_file, voc_palette
+from danet.datasets.labels import check_class_names, check_colors, default_palette, read_class_file
 from danet.datasets.layout import PairLayout, pair_files
 from danet.datasets.listing import find_files
 from danet.datasets.lists import SplitRule
@@ -30,7 +30,7 @@ class Folder(FileDataset, published="folder"):
         root, split, transform, reading: As in FileDataset.
         classes: K names, or a file of names, see ``labels.read_class_file``; the position is the
             class index.
-        palette: K RGB colours for drawing; those of the masks, else of PASCAL VOC, when None.
+        palette: K RGB colours for drawing; when None, those of the masks or ``default_palette``.
         label_format, files, split_rule: What masks hold, where the files are, and how splits are
             made; the fields, or a mapping of them, as configs have it.
 
@@ -57,10 +57,8 @@ class Folder(FileDataset, published="folder"):
         self.labels = _group(LabelFormat, label_format).for_classes(len(names))
         self.files = _group(PairLayout, files)
         self.split_rule = _group(SplitRule, split_rule)
-        drawn, count = palette or self.labels.colors, len(self.classes)
-        self.palette = (  # type: ignore[misc]
-            check_colors(drawn, "data.palette", count) if drawn else voc_palette(count)
-        )
+        drawn = palette or self.labels.colors or default_palette(names)
+        self.palette = check_colors(drawn, "data.palette", len(names))  # type: ignore[misc]
         is_root = Path(self.files.images_dir) == Path()
         self.marker = "" if is_root else self.files.images_dir  # type: ignore[misc]
         self.value_hint = self.labels.hint

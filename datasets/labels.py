@@ -18,6 +18,8 @@ TABLES = Path(__file__).parent / "tables"
 
 UNKNOWN = 256  # entry of a table for a value on disk without a class
 
+_BACKGROUND = ("background", "bg", "unlabeled", "unlabelled", "void", "none", "背景")
+
 # A number beside a name, as tables of classes have it.
 _NUMBER_IN_ROW = re.compile(r"[\s;,:]\d+\s*([;,:\s]|$)|^\d+\s*[\s;,:]")
 _ROBOFLOW = re.compile(r"(\d+)\s*,\s*(.+)")
@@ -150,6 +152,21 @@ def check_colors(
         if len(color) != 3 or not all(0 <= value <= 255 for value in color):
             raise InputError(f"{key}: {list(color)} is not three numbers 0..255")
     return tuple((red, green, blue) for red, green, blue in colors)
+
+
+def is_background(name: str) -> bool:
+    """Return whether a class is the rest of a picture, by its name: "background", "_void_", ..."""
+    return name.strip(" _-").lower() in _BACKGROUND
+
+
+def default_palette(classes: Sequence[str]) -> tuple[Color, ...]:
+    """Return colours for classes without any of their own: black for background, others bright.
+
+    The first seven are those of Okabe and Ito (2008), which differ for the colour-blind, too; the
+    others are as far from all before as can be (tables/README.md).
+    """
+    colors = iter(json.loads((TABLES / "distinct_colors.json").read_text()))
+    return tuple((0, 0, 0) if is_background(name) else tuple(next(colors)) for name in classes)
 
 
 def voc_palette(num_classes: int) -> tuple[Color, ...]:

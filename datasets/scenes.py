@@ -8,7 +8,8 @@ cue in its left quarter decides between the two:
     a square, heath or lawn (heather or moss)          decides    kiosk or booth
 
 Both are fair bits, independent of each other and of all else that is drawn, so a network that
-carries nothing across the picture is left to guess. Nothing taller than a car hides a cue.
+carries nothing across the picture is left to guess. One that looks for one cue of a pair, and takes
+its absence for the other class, needs no more. Nothing taller than a car hides a cue.
 
 A picture is painted from the back to the front. Ground lines are fractions of its height, objects
 are measured in ``Canvas.unit``.

@@ -16,7 +16,8 @@ from danet.data.loader import collate, collate_by_size, eval_batches, train_batc
 from danet.data.sampler import StepSampler
 from danet.data.transforms import Pipeline, ScaleCrop
 from danet.datasets.camvid import CamVid
-from danet.datasets.labels import voc_palette
+from danet.datasets.labels import default_palette, is_background, voc_palette
+from danet.datasets.scenes import Scenes
 from danet.errors import InputError
 from danet.types import IGNORE, Sample
 
@@ -335,11 +336,62 @@ def test_bad_settings_of_a_folder_are_named(tmp_path, settings, message):
         own(tmp_path, "train", **settings)
 
 
-def test_the_default_palette_is_that_of_pascal_voc(tmp_path):
+def test_the_palette_of_pascal_voc_spreads_the_bits_of_the_index():
     known = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128)]
     assert list(voc_palette(256)[:6]) == known
     assert voc_palette(256)[20:22] == ((0, 64, 128), (128, 64, 128))
     assert len(set(voc_palette(256))) == 256
+
+
+def test_background_is_black_and_own_colours_come_first(tmp_path):
     write_pictures(tmp_path, ["a"], "train")
-    assert own(tmp_path, "train").palette == ((0, 0, 0), (128, 0, 0))
+    assert own(tmp_path, "train").palette == ((0, 0, 0), (230, 159, 0))
     assert own(tmp_path, "train", palette=[[1, 2, 3], [4, 5, 6]]).palette == ((1, 2, 3), (4, 5, 6))
+    names = ("cat", "_Background_", "dog", "unlabelled")
+    assert default_palette(names) == ((230, 159, 0), (0, 0, 0), (86, 180, 233), (0, 0, 0))
+    assert [is_background(name) for name in ("void", "BG", "backgrounds", "sky", "other")] == [
+        *(True, True, False, False, False)
+    ]
+
+
+def as_lab(colors, *, deuteranopia=False):
+    """Returns CIE L*a*b* of RGB colours (K, 3), perhaps as seen without one kind of cones."""
+    signal = np.asarray(colors) / 255
+    linear = np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
+    if deuteranopia:  # Machado, Oliveira and Fernandes, 2009, table 1, severity 1
+        rows = (0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413)
+        linear = (linear @ np.array([*rows, (-0.011820, 0.042940, 0.968881)]).T).clip(0, 1)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    share = linear @ np.array(to_xyz).T / (0.9505, 1, 1.089)  # of white
+    x, y, z = np.where(share > 0.008856, np.cbrt(share), 7.787 * share + 16 / 116).T
+    return np.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), axis=1)
+
+
+def smallest_distance(colors, **vision):
+    lab = as_lab(colors, **vision)
+    distances = np.linalg.norm(lab[:, None] - lab, axis=-1)
+    return distances[np.triu_indices(len(colors), 1)].min()
+
+
+@pytest.mark.parametrize(
+    ("palette", "distance"),
+    [
+        (default_palette([f"class {i}" for i in range(8)]), 16),
+        (default_palette([f"class {i}" for i in range(20)]), 16),
+        (default_palette([f"class {i}" for i in range(64)]), 8),
+        (Scenes.palette, 16),
+    ],
+    ids=["8", "20", "64", "scenes"],
+)
+def test_colours_differ_for_the_colour_blind_too(palette, distance):
+    # About 2.3 can just be seen; to a deuteranope PASCAL VOC's first 20 come as near as 1.5.
+    assert smallest_distance(palette) > distance
+    assert smallest_distance(palette, deuteranopia=True) > distance
+
+
+def test_there_is_a_bright_colour_of_its_own_for_every_class():
+    palette = default_palette([f"class {i}" for i in range(255)])
+    assert len(set(palette)) == 255
+    lightness, a, b = as_lab(palette).T
+    assert lightness.min() > 34
+    assert np.hypot(a, b).min() > 29

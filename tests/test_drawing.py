@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import threading
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ from danet.evaluation.inference import Sliding
 from danet.models.heads.dual import DualAttentionHead, FCNHead, SingleAttentionHead
 from danet.models.resnet import ResNet
 from danet.models.segmentor import Segmentor
+from danet.tools.compare import Run, as_page
 from danet.types import Sample
 from danet.visualization import attention, overlay, report
 from danet.visualization.attention import Point, figure, position_maps, validation_pictures
@@ -60,23 +62,65 @@ def test_an_overlay_mixes_the_colours_of_the_table(picture):
     assert overlay.colorize(picture.truth, PALETTE)[0, 0].tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_background_has_no_tint_wherever_it_stands_and_an_empty_swatch(picture, place):
+    names = [*"abcd"]
+    names[place] = "_background_"
+    legend = Legend(names, PALETTE, opacity=1)
+    drawn = legend.over(picture.image, picture.truth)
+    for index in (0, 1, 3):
+        color = [100, 100, 100] if index == place else list(PALETTE[index])
+        assert np.unique(drawn[picture.truth == index], axis=0).tolist() == [color]
+    colors = {tuple(c) for c in overlay.with_legend(drawn[:1], legend, {place})[1:].reshape(-1, 3)}
+    assert PALETTE[place] not in colors
+
+
 def test_a_sheet_has_truth_and_red_errors_only_where_there_is_one(picture):
     picture.prediction[20, 100] = 3
     picture.prediction[0, 0] = 1
     drawn = overlay.sheet(LEGEND, picture)
-    assert drawn.shape == (4 * (18 + 60) + 3 * 4 + 18, 200, 3)
-    errors = drawn[-18 - 60 : -18]
-    assert errors[20, 100].tolist() == [220, 40, 40]
+    assert drawn.shape == (4 * (18 + 120) + 3 * 4 + 18, 400, 3)  # at twice the size
+    errors = drawn[-18 - 120 : -18]
+    assert (errors[40:42, 200:202] == (220, 40, 40)).all()
     assert errors[0, 0].tolist() == [0, 0, 0]
-    assert (errors == (220, 40, 40)).all(axis=2).sum() == 1
+    assert (errors == (220, 40, 40)).all(axis=2).sum() == 4
     without = overlay.sheet(LEGEND, picture._replace(truth=None))
-    assert without.shape == (2 * (18 + 60) + 4 + 18, 200, 3)
+    assert without.shape == (2 * (18 + 120) + 4 + 18, 400, 3)
+
+
+@pytest.mark.parametrize(("height", "width", "factor"), [(48, 96, 2), (64, 384, 2), (360, 480, 1)])
+def test_small_pictures_are_drawn_at_twice_their_size(height, width, factor):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    mask = rng.integers(0, 4, (height, width), dtype=np.uint8)
+    (drawn,) = overlay.enlarge([SegmentedImage("x", image, mask, mask)])
+    assert np.array_equal(drawn.truth, mask.repeat(factor, 0).repeat(factor, 1))
+    assert drawn.image.shape == (factor * height, factor * width, 3)
+    means = drawn.image.reshape(height, factor, width, factor, 3).mean(axis=(1, 3))
+    assert abs(means - image).mean() < 40  # smoothed, at the same place; 85 anywhere else
+
+
+@pytest.mark.parametrize("room", [7, 96])
+@pytest.mark.parametrize(
+    "title", ["an own picture with a long name", "IMG_20260501_" * 5, "W" * 40]
+)
+def test_a_title_takes_as_many_lines_as_it_needs(title, room):
+    def titles(width):
+        drawn = overlay.compose([(title, np.zeros((30, width, 3), np.uint8))], LEGEND, [])
+        return 255 - drawn[: -30 - 18].astype(int)
+
+    whole, narrow = titles(900), titles(room)
+    assert whole.shape[0] == 18
+    assert narrow.shape[0] > 18
+    assert narrow.sum() == pytest.approx(whole.sum(), rel=0.03)  # as much ink
+    assert not narrow[:, -2:].any()
 
 
 @pytest.mark.parametrize("width", [60, 200, 700])
 def test_the_legend_shows_every_present_class_and_no_other(width):
     drawn = overlay.with_legend(np.zeros((1, width, 3), np.uint8), LEGEND, {0, 2, 3})
-    assert drawn.shape[1] == width
+    assert drawn.shape[1] == width if width > 60 else drawn.shape[1] > width
+    assert (drawn[1:, -3:] == 255).all(), "a name is cut off"
     colors = {tuple(c) for c in drawn.reshape(-1, 3).tolist()}
     assert {PALETTE[0], PALETTE[2], PALETTE[3]} <= colors
     assert PALETTE[1] not in colors
@@ -85,7 +129,7 @@ def test_the_legend_shows_every_present_class_and_no_other(width):
 def test_a_sheet_of_many_has_a_row_for_each_picture_whatever_its_size(picture):
     tall = SegmentedImage("tall", *(np.rot90(array).copy() for array in picture[1:]))
     large = SegmentedImage("large", *(a.repeat(9, 0).repeat(9, 1) for a in picture[1:]))
-    small = overlay.shrink(large, 0.16)
+    small = overlay.resize(large, 0.16)
     assert small.truth.shape == (86, 288)
     drawn = overlay.sheet(LEGEND, picture, tall, small)
     assert drawn.shape == (3 * (18 + 200) + 2 * 4 + 18, 4 * 288 + 3 * 4, 3)
@@ -121,6 +165,38 @@ def test_channels_are_ranked_by_how_well_they_separate_a_class():
     assert ranked[0][1] == pytest.approx((7 / maps[3].std()).item())
 
 
+def test_heat_is_what_lies_above_the_mean():
+    image = np.full((8, 8, 3), 100, np.uint8)
+    values = torch.zeros(8, 8)
+    values[2, 5], values[6, 1] = 1, 0.25
+    drawn = attention.heatmap(values, image)
+    assert drawn[2, 5].tolist() == [252, 255, 164]  # the end of "inferno"
+    assert drawn[0, 0].tolist() == [70, 70, 74]  # the image, dimmed; "inferno" begins at 0, 0, 4
+    strength = ((0.25 - 1.25 / 64) / (1 - 1.25 / 64)) ** 0.5
+    scale = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)
+    red = scale[round(255 * strength), 0, 2]
+    assert drawn[6, 1, 0] == pytest.approx(red + (1 - strength) * 70, abs=1)
+    assert np.array_equal(attention.heatmap(3 * values + 5, image), drawn)
+    assert (attention.heatmap(torch.ones(8, 8), image) == drawn[0, 0]).all()
+
+
+def test_titles_say_in_words_what_a_map_shows(picture, monkeypatch):
+    titles = []
+    monkeypatch.setattr(
+        attention, "compose", lambda panels, *_: titles.extend(t for t, _ in panels)
+    )
+    scores = [(7, 1.0), (3, 0.4), (5, -0.1)]
+    monkeypatch.setattr(attention, "rank_channels", lambda *_: scores)
+    maps = torch.zeros(1, 6, 20)
+    maps[0, :3], maps[0, 4, 3] = 0.25 / 60, 0.75  # a quarter on the sky, the rest on the car
+    monkeypatch.setattr(attention, "position_maps", lambda *_: maps)
+    figure(network(), picture, LEGEND, points=[Point(100, 50)], channels=3)
+    assert titles[1:-2] == [
+        "1 (road) attends to car (75 %)",
+        *(f"channel {c} on road" for c in ("7, far stronger", "3, stronger", "5, not stronger")),
+    ]
+
+
 def test_points_lie_inside_wanted_or_rare_classes(picture):
     prediction = picture.prediction
     (point,) = attention.choose_points(prediction, wanted=[3, 2])
@@ -143,7 +219,7 @@ def test_points_lie_inside_wanted_or_rare_classes(picture):
 )
 def test_figure_6_has_a_panel_for_all_there_is(picture, head, options, panels):
     drawn = figure(network(head), picture, LEGEND, **options)
-    rows = (drawn.shape[0] - panels * (60 + 18) - (panels - 1) * 4) / 18
+    rows = (drawn.shape[0] - panels * (120 + 18) - (panels - 1) * 4) / 18
     assert rows == int(rows) >= 1
 
 
@@ -203,6 +279,17 @@ def test_the_page_has_the_scores_of_an_evaluation_and_needs_nothing_outside_of_i
     assert f"<b>{100 * metrics['pixel_accuracy']:.2f}</b>" in text
     assert text.count("<svg") == 3  # no images per second in that log
     assert all(f">{name}</td>" in text for name in metrics["per_class"])
+    assert f"<title>Scenes, val: {100 * metrics['miou']:.2f} % mean IoU</title>" in text
+    # Of the five pictures three are the best and the other two the worst.
+    assert sorted(re.findall(r"val_\d+(?=: mean IoU)", text)) == [f"val_{i:06d}" for i in range(5)]
+
+
+def long_run(number):
+    """Returns a run with a name and settings as sweeps have them."""
+    name = f"2026-01-31_12-00-00,loss.main.class_weights=[{'0.25,' * 20}],seed={number}"
+    config = {f"model.head.setting_{i}": f"danet.models.{'heads.' * 9}{number}" for i in range(20)}
+    lines = [{"step": step, "kind": "train", "loss": 1 / step} for step in range(1, 9)]
+    return Run(name, config, lines)
 
 
 ACTIONS = """
@@ -211,27 +298,40 @@ const until = async (condition) => {
 };
 async function act() {
   const buttons = document.querySelectorAll("#choices button");
+  await until(() => viewer.number >= 0);
+  const first = viewer.number;
+  buttons[0].click();
   await until(() => viewer.number === 0);
   const asked = performance.getEntriesByType("resource").map((resource) => resource.name);
   problems.push(...asked.filter((name) => !name.startsWith("data:")));
-  const seen = { problems, before: attention.toDataURL(), moves: [] };
+  const seen = { problems, first, before: attention.toDataURL(), moves: [], phone: [] };
   const box = attention.getBoundingClientRect();
   const place = { clientX: box.left + 0.8 * box.width, clientY: box.top + 0.7 * box.height };
   attention.dispatchEvent(new PointerEvent("pointermove", place));
   Object.assign(seen, { x: viewer.x, y: viewer.y, weights: Array.from(viewer.weights) });
+  seen.strengths = strengths(viewer.weights);
   Object.assign(seen, { readout: readout.innerText, after: attention.toDataURL() });
   for (const key of ["ArrowLeft", "ArrowUp"]) {
     attention.dispatchEvent(new KeyboardEvent("keydown", { key }));
     seen.moves.push([viewer.x, viewer.y]);
   }
+  const tap = { clientX: box.left + 0.1 * box.width, clientY: box.top + 0.1 * box.height };
+  attention.dispatchEvent(new PointerEvent("pointerdown", { ...tap, pointerType: "touch" }));
+  seen.tapped = [viewer.x, viewer.y];
   for (const number of [1, 0]) buttons[number].click();
   await page.pictures[1].shown.decode();
   seen.number = viewer.number; // that of the last click, though the other was decoded later
   buttons[1].click();
   await until(() => viewer.number === 1);
   seen.pressed = Array.from(buttons, (button) => button.getAttribute("aria-pressed"));
-  document.documentElement.style.width = "420px";
-  seen.right = document.querySelector("#viewer").getBoundingClientRect().right;
+  for (const name of ["report.html", "runs.html"]) {
+    const phone = document.createElement("iframe");
+    Object.assign(phone, { width: 390, height: 800, src: name });
+    document.body.append(phone);
+    await new Promise((done) => phone.addEventListener("load", done));
+    const { scrollWidth, clientWidth } = phone.contentDocument.documentElement;
+    seen.phone.push(phone.contentDocument.title, scrollWidth - clientWidth);
+  }
   await fetch("seen", { method: "POST", body: JSON.stringify(seen) });
 }
 act();
@@ -250,6 +350,9 @@ def seen(folder, tmp_path_factory):
     text = (folder / "report.html").read_text()
     text = text.replace("<head>", f"<head><script>{catch}</script>")
     site, profile = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("profile")
+    (site / "report.html").write_text(text)
+    (site / "runs.html").write_text(as_page([long_run(number) for number in range(3)]))
+    text = '"wanted": true'.join(text.rsplit('"wanted": null', 1))  # of the second picture
     (site / "index.html").write_text(f"{text}<script>{ACTIONS}</script>")
     found = queue.Queue()
 
@@ -290,11 +393,39 @@ def test_pointing_at_a_pixel_shows_what_it_attends_to(seen, tiny_checkpoint):
     assert seen["before"] != seen["after"]
 
 
+def test_the_heat_of_the_viewer_is_that_of_the_figures(seen):
+    weights = np.array(seen["weights"])
+    above = (weights - 1 / len(weights)).clip(0)
+    np.testing.assert_allclose(seen["strengths"], np.sqrt(above / above.max()), atol=1e-6)
+    assert 0 in seen["strengths"]
+    assert max(seen["strengths"]) == 1
+
+
+def test_a_tap_moves_the_point_and_pages_fit_on_a_phone(seen):
+    assert seen["tapped"] == [9, 4]
+    title, wider, *runs = seen["phone"]
+    assert title.startswith("Scenes, val")
+    assert [wider, *runs] == [0, "Comparison of 3 runs", 0]  # nothing to scroll sideways
+
+
+def test_the_viewer_starts_on_a_class_that_was_asked_for(seen, tiny_checkpoint):
+    assert seen["first"] == 1
+    model = danet.load_model(tiny_checkpoint)
+    image = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
+    prediction = np.zeros((48, 96), np.uint8)
+    prediction[8:32, 40:72], prediction[40:, :16] = 3, 5
+    picture = SegmentedImage("x", image, prediction)
+    for wanted, found in (([3], 3), ([7, 5], 5), ([7], None), ([], None)):
+        view = report.view(model, picture, wanted)
+        x, y = view["start"]
+        assert view["wanted"] == (found is not None if wanted else None)
+        assert prediction[y, x] == (5 if found is None else found)  # else a rare class
+
+
 def test_keys_move_the_point_and_buttons_choose_a_picture(seen):
     x, y = seen["x"], seen["y"]
     assert seen["moves"] == [[x - 8, y], [x - 8, y - 8]]
     assert (seen["number"], seen["pressed"], seen["problems"]) == (0, ["false", "true"], [])
-    assert seen["right"] <= 420
 
 
 def test_a_large_picture_is_made_smaller_for_the_viewer(tiny_checkpoint, monkeypatch):

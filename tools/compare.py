@@ -113,7 +113,9 @@ def as_page(runs: Sequence[Run]) -> str:
         chart(title, {run.name: curve(run, kind, key) for run in runs})
         for title, kind, key in _CURVES
     ]
-    return render("runs.html", title="Runs", rows=table(runs), charts=charts)
+    return render(
+        "runs.html", title=f"Comparison of {len(runs)} runs", rows=table(runs), charts=charts
+    )
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:

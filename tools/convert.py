@@ -32,7 +32,7 @@ from danet.config.build import make_model
 from danet.config.schema import ConvertConfig, TrainConfig, did_you_mean
 from danet.config.targets import locate
 from danet.config.validate import check
-from danet.datasets.labels import voc_palette
+from danet.datasets.labels import default_palette
 from danet.errors import InputError
 from danet.filesystem import require_writable
 
@@ -155,7 +155,7 @@ def classes_of(train: TrainConfig) -> tuple[list[str], list[Any]]:
     target = locate(node["_target_"], "data")
     classes = node.get("classes") or target.classes
     palette = node.get("palette") or node.get("colors") or getattr(target, "palette", None)
-    return list(classes), list(palette or voc_palette(len(classes)))
+    return list(classes), list(palette or default_palette(classes))
 
 
 def train_name(train: TrainConfig) -> str:

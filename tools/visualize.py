@@ -23,6 +23,7 @@ from danet import cli
 from danet.config.build import checked_config, load_saved, make, make_dataset, model_of
 from danet.config.schema import TrainConfig, VisualizeConfig, did_you_mean
 from danet.datasets.base import SegmentationDataset
+from danet.datasets.folder import Folder
 from danet.datasets.image_io import read_image
 from danet.datasets.listing import IMAGE_SUFFIXES
 from danet.datasets.submission import require_labels
@@ -38,7 +39,7 @@ from danet.prediction.predict import predict
 from danet.prediction.results import weights_digest
 from danet.visualization import report
 from danet.visualization.attention import Point, attention_branches, choose_points, figure, spread
-from danet.visualization.overlay import Legend, SegmentedImage, save_image, sheet, shrink
+from danet.visualization.overlay import Legend, SegmentedImage, resize, save_image, sheet
 
 Picture = tuple[str, np.ndarray, np.ndarray | None]
 """A name, an image, and its true classes where they are known."""
@@ -102,11 +103,11 @@ def run(config: DictConfig) -> None:
     rows = []
     for picture in draw(pictures, network, other, settings, output):
         height, width = picture.prediction.shape
-        rows.append(shrink(picture, min(_TILE / width, 2 * _TILE / height)))
+        rows.append(resize(picture, min(1, _TILE / width, 2 * _TILE / height)))
     save_image(output / "contact_sheet.png", sheet(network.legend, *rows))
     print(output / "contact_sheet.png", flush=True)
     if settings.report:
-        text = report.page(examine(network, dataset, settings.count, beside))
+        text = report.page(examine(network, dataset, settings, beside))
         write_file(output / "report.html", text)
         print(output / "report.html", flush=True)
 
@@ -168,7 +169,7 @@ def draw(
 
 
 def examine(
-    network: Network, dataset: SegmentationDataset, count: int, folder: Path
+    network: Network, dataset: SegmentationDataset, settings: VisualizeConfig, folder: Path
 ) -> report.Report:
     """Score a split by the protocol of the training, and choose pictures for the report."""
     model, classes, infer = network.model, network.legend.classes, network.infer
@@ -187,16 +188,21 @@ def examine(
         return SegmentedImage(name, image, predict(fused, image, infer=infer), mask)
 
     order = [int(i) for i in np.argsort(by_image) if not math.isnan(by_image[i])]
-    shown = spread(len(dataset), count) if "position" in attention_branches(model) else []
+    half = len(order) // 2  # so that no picture is among the best and the worst
+    best, worst = order[half:][::-1], order[:half]
+    wanted = find_classes(settings.classes, classes)
+    has_viewer = "position" in attention_branches(model)
+    shown = spread(len(dataset), settings.count) if has_viewer else []
     warning = single_class_warning(confusion.matrix, classes)
     if warning:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     weights = sum(p.numel() for p in model.parameters())
+    source = dataset.root.name if isinstance(dataset, Folder) else type(dataset).__name__
     return report.Report(
-        title=f"{Path(network.path).name} of {folder.absolute().name}",
+        title=f"{source}, {dataset.split}: {100 * confusion.scores().miou:.2f} % mean IoU",
         facts=[
-            f"{type(dataset).__name__}, split {dataset.split}, {len(dataset)} images; step "
-            f"{network.step}; {weights:,} weights.",
+            f"{Path(network.path).name} of {folder.absolute().name}, step {network.step}; "
+            f"{weights:,} weights; {len(dataset)} images.",
             f"Scored and drawn by {describe(network.config.evaluation)}; attention is that of "
             "one pass over the whole picture.",
             *([warning] if warning else []),
@@ -205,10 +211,10 @@ def examine(
         confusion=confusion,
         lines=read_metrics(folder / "metrics.jsonl"),
         examples={
-            "Best pictures": [(segmented(i), by_image[i]) for i in order[::-1][:_EXTREMES]],
-            "Worst pictures": [(segmented(i), by_image[i]) for i in order[:_EXTREMES]],
+            "Best pictures": [(segmented(i), by_image[i]) for i in best[:_EXTREMES]],
+            "Worst pictures": [(segmented(i), by_image[i]) for i in worst[:_EXTREMES]],
         },
-        views=[report.view(model, segmented(i)) for i in shown],
+        views=[report.view(model, segmented(i), wanted) for i in shown],
     )
 
 

@@ -16,6 +16,7 @@ import yaml
 from danet.checkpoint.format import Checkpoint
 from danet.config.build import make_dataset
 from danet.config.schema import TrainConfig
+from danet.datasets.labels import is_background
 from danet.errors import InputError, first_line
 from danet.export.programs import SMALLEST
 from danet.filesystem import atomic_write, write_file
@@ -90,7 +91,7 @@ def write(
         saved=saved,
         examples=list(examples),
         has_attention=give_classes(folder.parent / "model.onnx", folder / NETWORK),
-        untinted=[i for i, name in enumerate(saved["classes"]) if name.lower() == "background"],
+        untinted=[i for i, name in enumerate(saved["classes"]) if is_background(name)],
         smallest=SMALLEST,
         network=NETWORK,
         runtime=RUNTIME,

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from danet.datasets.base import SegmentationDataset
 from danet.evaluation.evaluate import Inference
 from danet.models.heads.dual import AttentionBranch
-from danet.visualization.overlay import Legend, SegmentedImage, compose, sheet, shrink
+from danet.visualization.overlay import Legend, SegmentedImage, compose, enlarge, resize, sheet
 
-_MARK = (255, 0, 255)
+_MARK, _EDGE = (255, 255, 255), (0, 0, 0)
+_DEGREES = ((1, "far stronger"), (0.25, "stronger"), (-math.inf, "not stronger"))
+"""Least score of ``rank_channels``, and how a title says it."""
 
 
 class Point(NamedTuple):
@@ -115,25 +117,44 @@ def choose_points(
     return points
 
 
-def heatmap(values: Tensor, size: Sequence[int], *, color: bool) -> np.ndarray:
-    """Draw a map (h, w) at ``size`` (H, W): grey levels or a jet scale, from min to max."""
+def heatmap(values: Tensor, image: np.ndarray) -> np.ndarray:
+    """Draw a map (h, w) over an image (H, W, 3), dimmed, in the colours of "inferno".
+
+    Values up to the mean of the map show the image alone. Above it the strength is the root of the
+    distance to the mean, so that small ones can be seen, and 1 at the maximum.
+    """
     small = values.float().cpu().numpy()
-    array = cv2.resize(small, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-    array -= array.min()
-    # A constant map has the maximum 0 here and is drawn black.
-    shown = np.rint(255 * array / max(float(array.max()), 1e-12)).astype(np.uint8)
-    drawn = cv2.applyColorMap(shown, cv2.COLORMAP_JET) if color else shown
-    return cv2.cvtColor(drawn, cv2.COLOR_BGR2RGB if color else cv2.COLOR_GRAY2RGB)
+    above = np.maximum(small - small.mean(), 0)
+    # The maximum of a constant map is 0 here.
+    root = np.sqrt(above / max(float(above.max()), 1e-12))
+    strength = cv2.resize(root, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)[..., None]
+    heat = cv2.applyColorMap(np.rint(255 * strength).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+    dimmed = 0.35 * image + 0.35 * grey  # with half of its colour
+    return np.minimum(heat[..., ::-1] + (1 - strength) * dimmed, 255).astype(np.uint8)
+
+
+def main_class(values: Tensor, prediction: np.ndarray) -> tuple[int, float]:
+    """Return the class of a prediction (H, W) that most of an attention map lies on, and its share.
+
+    The map is (h, w), with sum 1; a cell belongs to the class in its middle.
+    """
+    weights = values.float().cpu().numpy()
+    cells = cv2.resize(prediction, weights.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    shares = np.bincount(cells.ravel(), weights.ravel())
+    return int(shares.argmax()), float(shares.max())
 
 
 def mark_points(image: np.ndarray, points: Sequence[Point]) -> np.ndarray:
     """Return a copy of the image with numbered crosses."""
     image = image.copy()
     for number, point in enumerate(points, 1):
-        cv2.drawMarker(image, tuple(point), (255, 255, 255), cv2.MARKER_CROSS, 13, 3)
+        cv2.drawMarker(image, tuple(point), _EDGE, cv2.MARKER_CROSS, 13, 3)
         cv2.drawMarker(image, tuple(point), _MARK, cv2.MARKER_CROSS, 11, 1)
-        place = (min(point.x + 5, image.shape[1] - 9), max(point.y - 5, 9))
-        cv2.putText(image, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, _MARK, 1)
+        place = (min(point.x + 6, image.shape[1] - 12), max(point.y - 5, 12))
+        for color, thickness in ((_EDGE, 3), (_MARK, 1)):
+            font = cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, thickness, cv2.LINE_AA
+            cv2.putText(image, str(number), place, *font)
     return image
 
 
@@ -148,29 +169,35 @@ def figure(
     """Draw the paper's figure 6 for one image.
 
     Image with marked points (by default those of ``choose_points``), the position attention of each
-    (grey levels), the channels that best separate the first two classes under the points (jet, so
-    many for a class), prediction, truth. The model is in eval mode.
+    with the predicted class that most of it lies on, the channels that best separate the first two
+    classes under the points (so many for a class), prediction, truth. A small picture is drawn at
+    twice its size. The model is in eval mode.
     """
     _, image, prediction, truth = picture
-    size, names, branches = image.shape[:2], legend.classes, attention_branches(model)
+    names, branches = legend.classes, attention_branches(model)
     points = choose_points(prediction) if points is None else points
     shown = [int(prediction[p.y, p.x]) for p in points]
-    panels = [("image and points", mark_points(image, points))]
+    (large,) = enlarge([picture])
+    factor = len(large.image) // len(image)
+    marked = mark_points(large.image, [Point(factor * p.x, factor * p.y) for p in points])
+    panels = [("image and points", marked)]
     if points and "position" in branches:
         for number, values in enumerate(position_maps(model, image, points)):
-            title = f"{number + 1} ({names[shown[number]]}) attends to"
-            panels.append((title, heatmap(values, size, color=False)))
+            most, share = main_class(values, prediction)
+            title = f"{number + 1} ({names[shown[number]]}) attends to {names[most]}"
+            panels.append((f"{title} ({100 * share:.0f} %)", heatmap(values, large.image)))
     if "channel" in branches:
         maps = channel_maps(model, image)  # (C, h, w)
         # A class that fills the picture has no outside for a channel to differ in.
         separable = [index for index in dict.fromkeys(shown) if not (prediction == index).all()]
         for index in separable[:2]:
             for channel, value in rank_channels(maps, prediction, index)[:channels]:
-                title = f"channel {channel} separates {names[index]} ({value:.1f} sd)"
-                panels.append((title, heatmap(maps[channel], size, color=True)))
-    panels.append(("prediction", legend.over(image, prediction)))
-    if truth is not None:
-        panels.append(("truth", legend.over(image, truth)))
+                words = next(text for least, text in _DEGREES if value >= least)
+                title = f"channel {channel}, {words} on {names[index]}"
+                panels.append((title, heatmap(maps[channel], large.image)))
+    panels.append(("prediction", legend.over(large.image, large.prediction)))
+    if large.truth is not None:
+        panels.append(("truth", legend.over(large.image, large.truth)))
     return compose(panels, legend, (prediction, truth))
 
 
@@ -195,7 +222,7 @@ def validation_pictures(
         picture = SegmentedImage(name, image, prediction, mask)
         drawn[name] = sheet(legend, picture)
         if place % 2 == 0 and attention_branches(model):
-            small = shrink(picture, math.sqrt(max_pixels / mask.size))
+            small = resize(picture, min(1, math.sqrt(max_pixels / mask.size)))
             drawn[f"{name}_attention"] = figure(model, small, legend)
     return drawn
 

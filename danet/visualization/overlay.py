@@ -4,6 +4,7 @@ All pictures are uint8 (H, W, 3), RGB.
 """
 
 import functools
+import textwrap
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from danet.datasets.labels import is_background
 from danet.filesystem import write_file
 from danet.types import IGNORE
 
@@ -19,6 +21,8 @@ _LINE = 18
 """Height of a line of text, in pixels."""
 _GAP = 4
 """Between pictures, in pixels."""
+_ROOM = 1100
+"""Width of a sheet up to which small pictures are drawn at twice their size, in pixels."""
 
 Palette = Sequence[tuple[int, int, int]]
 
@@ -36,7 +40,7 @@ class SegmentedImage(NamedTuple):
 
 
 class Legend(NamedTuple):
-    """How classes are shown."""
+    """How classes are shown: all but those that ``is_background`` names have a tint."""
 
     classes: Sequence[str]
     palette: Palette
@@ -44,24 +48,31 @@ class Legend(NamedTuple):
     """Of the colours over a picture."""
 
     def over(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Blend the colours of the classes with the image; ignored pixels show the image."""
+        """Blend the colours of classes with the image; ignored pixels and background show it."""
         colors = colorize(mask, self.palette)
         drawn = cv2.addWeighted(image, 1 - self.opacity, colors, self.opacity, 0)
-        is_ignored = mask == IGNORE
-        drawn[is_ignored] = image[is_ignored]
+        untinted = [i for i, name in enumerate(self.classes) if is_background(name)]
+        is_shown = np.isin(mask, [IGNORE, *untinted])
+        drawn[is_shown] = image[is_shown]
         return drawn
 
 
-def shrink(picture: SegmentedImage, factor: float) -> SegmentedImage:
-    """Return a picture with sides of at most ``factor`` of its own, as it is from 1 on."""
-    if factor >= 1:
-        return picture
+def resize(picture: SegmentedImage, factor: float) -> SegmentedImage:
+    """Return a picture with sides of ``factor`` times its own, rounded down, at least 1."""
     name, image, prediction, truth = picture
     size = max(1, int(image.shape[1] * factor)), max(1, int(image.shape[0] * factor))  # (W, H)
     # Class indices must not be averaged.
     pick = functools.partial(cv2.resize, dsize=size, interpolation=cv2.INTER_NEAREST_EXACT)
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return SegmentedImage(name, small, pick(prediction), None if truth is None else pick(truth))
+    smooth = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    image = cv2.resize(image, size, interpolation=smooth)
+    return SegmentedImage(name, image, pick(prediction), None if truth is None else pick(truth))
+
+
+def enlarge(pictures: Sequence[SegmentedImage]) -> list[SegmentedImage]:
+    """Return the pictures of a sheet, at twice their size if they are small."""
+    height, width = np.max([picture.prediction.shape for picture in pictures], axis=0)
+    columns = 1 if len(pictures) == 1 and width > 2 * height else 4
+    return [resize(picture, 2 if 2 * columns * width <= _ROOM else 1) for picture in pictures]
 
 
 def colorize(mask: np.ndarray, palette: Palette) -> np.ndarray:
@@ -81,19 +92,32 @@ def compose(
     """Arrange titled pictures in rows, above a legend of the classes that occur in masks (H, W).
 
     Pictures may differ in size. In a row there are ``columns`` of them; by default four, or one if
-    they are wide. A mask of None is left out.
+    they are wide. A title takes as many lines as it needs. A mask of None is left out.
     """
     height, width = np.max([panel.shape[:2] for _, panel in panels], axis=0)
     columns = min(columns or (1 if width > 2 * height else 4), len(panels))
-    cells = []
-    for title, panel in panels:
-        cells.append(np.full((_LINE + height + _GAP, width + _GAP, 3), _PAPER, np.uint8))
-        _write(cells[-1][:, :-_GAP], title, 3)
-        cells[-1][_LINE : _LINE + panel.shape[0], : panel.shape[1]] = panel
+    width = max(width, 90)  # room for the words of a title
+    titles = [_wrap(title, width - 6) for title, _ in panels]
+    top, cells = _LINE * max(map(len, titles)), []
+    for lines, (_, panel) in zip(titles, panels, strict=True):
+        cells.append(np.full((top + height + _GAP, width + _GAP, 3), _PAPER, np.uint8))
+        for number, line in enumerate(lines):
+            _write(cells[-1][number * _LINE :], line, 3)
+        cells[-1][top : top + panel.shape[0], : panel.shape[1]] = panel
     cells += [np.full_like(cells[0], _PAPER)] * (-len(cells) % columns)
     rows = [np.hstack(cells[first : first + columns]) for first in range(0, len(cells), columns)]
     present = {int(c) for mask in masks if mask is not None for c in np.unique(mask)} - {IGNORE}
     return with_legend(np.vstack(rows)[:-_GAP, :-_GAP], legend, present)
+
+
+def _width(text: str) -> int:
+    return cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)[0][0]
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """Return the lines of a text, none of them wider than ``width`` pixels."""
+    wrapped = (textwrap.wrap(text, count) for count in range(len(text), 0, -1))
+    return next((lines for lines in wrapped if all(_width(line) <= width for line in lines)), [])
 
 
 def _write(canvas: np.ndarray, text: str, x: int) -> None:
@@ -102,20 +126,27 @@ def _write(canvas: np.ndarray, text: str, x: int) -> None:
 
 
 def with_legend(body: np.ndarray, legend: Legend, present: Collection[int]) -> np.ndarray:
-    """Return a picture with a swatch and a name below it for each class that is present."""
+    """Return a picture with a swatch and a name below it for each class that is present.
+
+    The swatch of a background is empty. A picture narrower than a name gets a margin.
+    """
+    needed = {index: _width(legend.classes[index]) + 28 for index in sorted(present)}
+    margin = max([0, *(width - body.shape[1] for width in needed.values())])
+    body = np.pad(body, ((0, 0), (0, margin), (0, 0)), constant_values=_PAPER)
     x, lines = 0, [np.full((_LINE, body.shape[1], 3), _PAPER, np.uint8)]
-    for index in sorted(present):
-        name = legend.classes[index]
-        (needed, _), _ = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
-        if x and x + needed + 28 > body.shape[1]:
+    for index, width in needed.items():
+        if x + width > body.shape[1]:
             x, lines = 0, [*lines, np.full_like(lines[0], _PAPER)]
-        cv2.rectangle(lines[-1], (x + 3, 4), (x + 14, 14), legend.palette[index], cv2.FILLED)
+        name = legend.classes[index]
+        style = ((150,) * 3, 1) if is_background(name) else (legend.palette[index], cv2.FILLED)
+        cv2.rectangle(lines[-1], (x + 3, 4), (x + 14, 14), *style)
         _write(lines[-1], name, x + 18)
-        x += needed + 28
+        x += width
     return np.vstack((body, *lines))
 
 
-def _panels_of(picture: SegmentedImage, legend: Legend) -> list[tuple[str, np.ndarray]]:
+def panels_of(picture: SegmentedImage, legend: Legend) -> list[tuple[str, np.ndarray]]:
+    """Return the titled panels of ``sheet`` for a picture."""
     name, image, prediction, truth = picture
     panels = [(name, image), ("prediction", legend.over(image, prediction))]
     if truth is not None:
@@ -133,9 +164,9 @@ def sheet(legend: Legend, *pictures: SegmentedImage) -> np.ndarray:
     """Draw image, prediction and, where the truth is known, truth and errors, above a legend.
 
     Wrong pixels are red, ignored ones black. Several pictures have a row each; the truth is known
-    of all of them or of none.
+    of all of them or of none. Small pictures are drawn at twice their size.
     """
-    rows = [_panels_of(picture, legend) for picture in pictures]
+    rows = [panels_of(picture, legend) for picture in enlarge(pictures)]
     masks = [mask for picture in pictures for mask in picture[2:]]
     columns = len(rows[0]) if len(rows) > 1 else 0
     return compose([panel for row in rows for panel in row], legend, masks, columns=columns)

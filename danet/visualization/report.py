@@ -19,8 +19,8 @@ from markupsafe import Markup
 from torch import nn
 
 from danet.evaluation.metrics import ConfusionMatrix
-from danet.visualization.attention import Point, choose_points, queries_and_keys
-from danet.visualization.overlay import Legend, SegmentedImage, sheet, shrink
+from danet.visualization.attention import choose_points, queries_and_keys
+from danet.visualization.overlay import Legend, SegmentedImage, panels_of, resize
 
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")),
@@ -31,10 +31,8 @@ _TEMPLATES = Environment(
 )
 _TEMPLATES.tests["nan"] = math.isnan
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 508, 28, 226
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 508, 34, 222
 """Edges of the area of the curves in a chart of 520 x 260, in pixels."""
-_NAMES_PER_LINE = 4
-"""Of the key of a chart."""
 
 Curve = Sequence[tuple[float, float]]
 """Points (x, y)."""
@@ -58,24 +56,22 @@ def named_curves(
 
 
 def chart(title: str, curves: Mapping[str, Curve]) -> Markup:
-    """Draw curves over the step as an ``<svg>``; values that are not finite are left out."""
+    """Draw the finite values of curves over the step, as a ``<figure>`` with a key."""
     shown = {name: [(x, y) for x, y in curve if math.isfinite(y)] for name, curve in curves.items()}
     points = np.array([point for curve in shown.values() for point in curve])  # (P, 2)
     if not points.size:
         return Markup()
     low, high = points.min(axis=0), points.max(axis=0)
-    lines = math.ceil(len(shown) / _NAMES_PER_LINE) if len(shown) > 1 else 0
     corner = np.array((_LEFT, _BOTTOM))
-    pixels = (_RIGHT, _TOP + 16 * lines) - corner
+    pixels = (_RIGHT, _TOP) - corner
 
     def place(point: tuple[float, float]) -> list[float]:
         shares = np.where(low < high, (point - low) / np.maximum(high - low, 1e-300), 0.5)
         return (corner + shares * pixels).round(1).tolist()
 
     return render(
-        "chart.svg",
+        "chart.html",
         title=title,
-        names_per_line=_NAMES_PER_LINE,
         x_ticks=[(place((x, low[1]))[0], f"{x:g}") for x in _ticks(low[0], high[0])],
         y_ticks=[(place((low[0], y))[1], f"{y:g}") for y in _ticks(low[1], high[1])],
         curves={name: [place(point) for point in curve] for name, curve in shown.items()},
@@ -136,16 +132,18 @@ def page(report: Report) -> str:
         pixels=totals / max(1, totals.sum()),
         # Zeros for classes without a true pixel.
         confusion=(matrix / np.maximum(totals, 1)[:, None]).tolist(),
-        drawn=lambda picture: data_uri(
-            sheet(legend, shrink(picture, _MAX_WIDTH / picture.image.shape[1]))
+        panels=lambda picture: panels_of(
+            resize(picture, min(1, _MAX_WIDTH / picture.image.shape[1])), legend
         ),
+        data_uri=data_uri,
     )
 
 
-def view(model: nn.Module, picture: SegmentedImage) -> dict[str, Any]:
+def view(model: nn.Module, picture: SegmentedImage, wanted: Sequence[int] = ()) -> dict[str, Any]:
     """Run a network with position attention over a picture; return what the viewer reads.
 
     Attention is that of one pass over all of it, made smaller if it has more than 8192 positions.
+    The viewer starts at a cell of one of the classes ``wanted``, or else of a rare one.
     """
     # The stride of the network is not known here, so the size is found by trying.
     while True:
@@ -153,14 +151,18 @@ def view(model: nn.Module, picture: SegmentedImage) -> dict[str, Any]:
         depth, rows, columns = queries.shape
         if rows * columns <= MAX_POSITIONS:
             break
-        picture = shrink(picture, (MAX_POSITIONS / (rows * columns)) ** 0.5 * 0.98)
+        picture = resize(picture, (MAX_POSITIONS / (rows * columns)) ** 0.5 * 0.98)
     name, image, prediction, _ = picture
     # The class in the middle of each cell.
     cells = cv2.resize(prediction, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT)
+    found = choose_points(cells, wanted=wanted) if wanted else []
+    x, y = [*found, *choose_points(cells, count=1), (0, 0)][0]
+    height, width = prediction.shape
     return {
-        **{"name": name, "image": data_uri(image), "width": image.shape[1]},
-        **{"height": image.shape[0], "rows": rows, "columns": columns, "depth": depth},
-        "start": (choose_points(prediction, count=1) or [Point(0, 0)])[0],
+        **{"name": name, "image": data_uri(image), "width": width, "height": height},
+        **{"rows": rows, "columns": columns, "depth": depth},
+        "wanted": bool(found) if wanted else None,
+        "start": [(2 * x + 1) * width // (2 * columns), (2 * y + 1) * height // (2 * rows)],
         # Little-endian, as Float32Array reads it on all common machines.
         "queries": _base64(queries.cpu().numpy().astype("<f4")),
         "keys": _base64(keys.cpu().numpy().astype("<f4")),

@@ -21,7 +21,7 @@ from danet.checkpoint.weights import initialise, read_state_dict, without_wrappe
 from danet.errors import InputError
 from danet.evaluation.inference import Sliding
 from danet.filesystem import folder_of
-from danet.visualization.overlay import Legend
+from danet.visualization.overlay import Legend, SegmentedImage, resize
 
 pytestmark = pytest.mark.slow
 
@@ -260,7 +260,9 @@ def test_R07_pictures_and_report_are_of_the_protocol_that_scores(network, tmp_pa
     Image.fromarray(image).save(tmp_path / "p.png")
     say("visualize", f"images={tmp_path / 'p.png'}", "attention=false")
     drawn = np.array(Image.open(network.parent / "pictures_own/p.png"))
-    assert np.array_equal(drawn[18:66, 100:196], Legend((), model.palette).over(image, expected))
+    double = resize(SegmentedImage("p", image, expected), 2)
+    second = Legend((), model.palette).over(double.image, double.prediction)
+    assert np.array_equal(drawn[18 : 18 + 96, 196 : 196 + 192], second)
     # Another file gets a folder of its own, so that no picture stands for another.
     Image.fromarray(image[::-1]).save(tmp_path / "sub.png")
     say("visualize", f"images={tmp_path / 'sub.png'}", "attention=false")

@@ -43,7 +43,8 @@ function describe(picture, x, y, weights) {
     shares.set(name, (shares.get(name) || 0) + weights[j]);
   }
   const own = page.classes[picture.cells[viewer.cell]];
-  const lines = [...shares].sort((a, b) => b[1] - a[1]).slice(0, 6);
+  const seen = [...shares].filter(([, share]) => share >= 0.0005); // not shown as 0.0 %
+  const lines = seen.sort((a, b) => b[1] - a[1]).slice(0, 6);
   readout.replaceChildren();
   const head = document.createElement("p");
   head.textContent = `Pixel (${x}, ${y}), predicted as ${own}, attends to`;
@@ -59,45 +60,89 @@ function describe(picture, x, y, weights) {
     value.className = "number";
     value.textContent = `${(100 * share).toFixed(1)} %`;
   }
-  const most = Math.max(...weights) * count;
+  const most = weights.reduce((a, b) => Math.max(a, b)) * count;
   const foot = document.createElement("p");
   foot.className = "note";
   foot.textContent = `The strongest cell has ${most.toFixed(1)} times the mean weight.`;
   readout.append(head, table, foot);
 }
 
-function draw(picture, x, y, weights) {
-  const { width, height, rows, columns } = picture;
-  const scale = canvas.width / width;
-  ink.imageSmoothingEnabled = false;
-  ink.drawImage(picture.shown, 0, 0, canvas.width, canvas.height);
-  const heat = new ImageData(columns, rows);
-  const top = Math.max(...weights);
-  for (let j = 0; j < weights.length; j++) {
-    const strength = Math.sqrt(weights[j] / top); // so that small shares can be seen, too
-    heat.data.set([255, 60, 0, Math.round(230 * strength)], 4 * j);
-  }
+// Colours of "inferno" of matplotlib, evenly spaced, and the 256 between them.
+const STOPS = [
+  [0, 0, 4], [33, 12, 74], [87, 16, 110], [138, 34, 106], [188, 55, 84],
+  [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164],
+];
+const INFERNO = Array.from({ length: 256 }, (_, value) => {
+  const place = (value / 255) * (STOPS.length - 1);
+  const below = Math.min(Math.floor(place), STOPS.length - 2);
+  return STOPS[below].map((low, c) => low + (place - below) * (STOPS[below + 1][c] - low));
+});
+
+function layerOf(pixels) {
   const layer = document.createElement("canvas");
-  layer.width = columns;
-  layer.height = rows;
-  layer.getContext("2d").putImageData(heat, 0, 0);
-  ink.fillStyle = "rgba(255, 255, 255, 0.35)";
-  ink.fillRect(0, 0, canvas.width, canvas.height);
-  ink.imageSmoothingEnabled = true;
-  ink.drawImage(layer, 0, 0, canvas.width, canvas.height);
-  ink.lineWidth = 3;
-  ink.strokeStyle = "#fff";
+  layer.width = pixels.width;
+  layer.height = pixels.height;
+  layer.getContext("2d").putImageData(pixels, 0, 0);
+  return layer;
+}
+
+// The pixels of an image at the size of the picture, or of eight a cell if that is less.
+function pixelsOf(image, picture) {
+  const layer = document.createElement("canvas");
+  layer.width = Math.min(picture.width, 8 * picture.columns);
+  layer.height = Math.min(picture.height, 8 * picture.rows);
+  const context = layer.getContext("2d", { willReadFrequently: true });
+  context.drawImage(image, 0, 0, layer.width, layer.height);
+  return context.getImageData(0, 0, layer.width, layer.height);
+}
+
+// The picture with half of its colour, dimmed: what the heat is drawn over.
+function dimmed(picture) {
+  const { data } = pixelsOf(picture.shown, picture);
+  for (let i = 0; i < data.length; i += 4) {
+    const grey = 0.299 * data[i] + 0.587 * data[i + 1] + 0.114 * data[i + 2];
+    for (let c = 0; c < 3; c++) data[i + c] = 0.35 * (data[i + c] + grey);
+  }
+  return data;
+}
+
+// Weights up to the mean show the picture alone; the root lets small ones be seen, too.
+function strengths(weights) {
+  const mean = 1 / weights.length;
+  const top = Math.max(weights.reduce((a, b) => Math.max(a, b)) - mean, 1e-12);
+  return Array.from(weights, (weight) => Math.sqrt(Math.max(weight - mean, 0) / top));
+}
+
+function draw(picture, x, y, weights) {
+  const { width, rows, columns } = picture;
+  const scale = canvas.width / width;
+  const cells = new ImageData(columns, rows);
+  strengths(weights).forEach((strength, j) => {
+    cells.data.set([255 * strength, 0, 0, 255], 4 * j);
+  });
+  const heat = pixelsOf(layerOf(cells), picture);
+  for (let i = 0; i < heat.data.length; i += 4) {
+    const value = heat.data[i];
+    const rest = 1 - value / 255;
+    const color = INFERNO[value];
+    for (let c = 0; c < 3; c++) heat.data[i + c] = color[c] + rest * picture.dimmed[i + c];
+  }
+  ink.drawImage(layerOf(heat), 0, 0, canvas.width, canvas.height);
+  const dot = canvas.width / (canvas.clientWidth || canvas.width); // a pixel of the screen
+  const [left, top] = [(x + 0.5) * scale, (y + 0.5) * scale];
   const cross = () => {
     ink.beginPath();
-    ink.moveTo((x + 0.5) * scale - 9, (y + 0.5) * scale);
-    ink.lineTo((x + 0.5) * scale + 9, (y + 0.5) * scale);
-    ink.moveTo((x + 0.5) * scale, (y + 0.5) * scale - 9);
-    ink.lineTo((x + 0.5) * scale, (y + 0.5) * scale + 9);
+    ink.moveTo(left - 8 * dot, top);
+    ink.lineTo(left + 8 * dot, top);
+    ink.moveTo(left, top - 8 * dot);
+    ink.lineTo(left, top + 8 * dot);
     ink.stroke();
   };
+  ink.lineWidth = 4 * dot;
+  ink.strokeStyle = "#000";
   cross();
-  ink.lineWidth = 1.5;
-  ink.strokeStyle = "#111";
+  ink.lineWidth = 1.5 * dot;
+  ink.strokeStyle = "#fff";
   cross();
 }
 
@@ -126,19 +171,21 @@ async function choose(number) {
     picture.shown.src = picture.image;
   }
   viewer.wanted = number;
-  await picture.shown.decode?.(); // the page of an exported network has a canvas here
+  await picture.shown.decode?.(); // a canvas, in the page of an exported network, needs none
   if (viewer.wanted !== number) return; // another one was chosen meanwhile
+  picture.dimmed = picture.dimmed || dimmed(picture);
   viewer.number = number;
   viewer.cell = -1;
   const scale = Math.max(1, Math.ceil(960 / picture.width));
   canvas.width = picture.width * scale;
   canvas.height = picture.height * scale;
+  ink.imageSmoothingQuality = "high";
   const buttons = document.querySelectorAll("#choices button");
   buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(i === number)));
   point(...picture.start);
 }
 
-canvas.addEventListener("pointermove", (event) => {
+function follow(event) {
   if (viewer.number < 0) return; // the first picture is still being decoded
   const picture = page.pictures[viewer.number];
   const box = canvas.getBoundingClientRect();
@@ -146,7 +193,10 @@ canvas.addEventListener("pointermove", (event) => {
     ((event.clientX - box.left) / box.width) * picture.width,
     ((event.clientY - box.top) / box.height) * picture.height,
   );
-});
+}
+
+// A finger sends no moves before it touches, and a tap sends none at all.
+for (const kind of ["pointerdown", "pointermove"]) canvas.addEventListener(kind, follow);
 canvas.addEventListener("keydown", (event) => {
   const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   if (viewer.number < 0 || !(event.key in step)) return;
@@ -169,4 +219,7 @@ page.pictures.forEach((picture, number) => {
   button.addEventListener("click", () => choose(number));
   document.getElementById("choices").append(button);
 });
-if (page.pictures.length) choose(0);
+// The first picture with a class that was asked for, if there is one. The page of an exported
+// network begins without any.
+const first = Math.max(0, page.pictures.findIndex((picture) => picture.wanted));
+if (page.pictures.length) choose(first);
