@@ -132,10 +132,10 @@ def test_a_sheet_of_many_has_a_row_for_each_picture_whatever_its_size(picture):
     small = overlay.resize(large, 0.16)
     assert small.truth.shape == (86, 288)
     drawn = overlay.sheet(LEGEND, picture, tall, small)
-    assert drawn.shape == (3 * (18 + 200) + 2 * 4 + 18, 4 * 288 + 3 * 4, 3)
+    assert drawn.shape == (3 * 18 + 60 + 200 + 86 + 2 * 4 + 18, 4 * 288 + 3 * 4, 3)
     # Below the title of the second row, in its third column, is the truth of the second picture.
     truth = LEGEND.over(tall.image, tall.truth)
-    assert (drawn[222 + 18 : 222 + 218, 584 : 584 + 60] == truth).all()
+    assert (drawn[82 + 18 : 82 + 218, 584 : 584 + 60] == truth).all()
 
 
 def test_position_maps_are_the_rows_of_the_chosen_pixels():

@@ -96,16 +96,18 @@ def compose(
     """
     height, width = np.max([panel.shape[:2] for _, panel in panels], axis=0)
     columns = min(columns or (1 if width > 2 * height else 4), len(panels))
-    width = max(width, 90)  # room for the words of a title
-    titles = [_wrap(title, width - 6) for title, _ in panels]
-    top, cells = _LINE * max(map(len, titles)), []
-    for lines, (_, panel) in zip(titles, panels, strict=True):
-        cells.append(np.full((top + height + _GAP, width + _GAP, 3), _PAPER, np.uint8))
-        for number, line in enumerate(lines):
-            _write(cells[-1][number * _LINE :], line, 3)
-        cells[-1][top : top + panel.shape[0], : panel.shape[1]] = panel
-    cells += [np.full_like(cells[0], _PAPER)] * (-len(cells) % columns)
-    rows = [np.hstack(cells[first : first + columns]) for first in range(0, len(cells), columns)]
+    width, rows = max(width, 90), []  # room for the words of a title
+    for first in range(0, len(panels), columns):
+        row = panels[first : first + columns]
+        titles = [_wrap(title, width - 6) for title, _ in row]
+        lines, height = max(map(len, titles)), max(len(panel) for _, panel in row)
+        size = (lines * _LINE + height + _GAP, columns * (width + _GAP), 3)
+        rows.append(np.full(size, _PAPER, np.uint8))
+        for place, (title, (_, panel)) in enumerate(zip(titles, row, strict=True)):
+            cell = rows[-1][:, place * (width + _GAP) :]
+            for number, line in enumerate(title, lines - len(title)):
+                _write(cell[number * _LINE :], line, 3)
+            cell[lines * _LINE :][: panel.shape[0], : panel.shape[1]] = panel
     present = {int(c) for mask in masks if mask is not None for c in np.unique(mask)} - {IGNORE}
     return with_legend(np.vstack(rows)[:-_GAP, :-_GAP], legend, present)
 

@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from torch import nn
 
+from danet.datasets.labels import is_background
 from danet.evaluation.metrics import ConfusionMatrix
 from danet.visualization.attention import choose_points, queries_and_keys
 from danet.visualization.overlay import Legend, SegmentedImage, panels_of, resize
@@ -116,12 +117,17 @@ def page(report: Report) -> str:
     totals = matrix.sum(axis=1)  # (K,)
     losses = named_curves(lines, "train", "loss")
     losses |= {f"validation {k}": curve for k, curve in named_curves(lines, "val", "loss").items()}
+    colors = [  # of CSS
+        "transparent" if is_background(name) else f"rgb{tuple(color)}"
+        for name, color in zip(legend.classes, legend.palette, strict=True)
+    ]
     scores = named_curves(lines, "val", "miou") | named_curves(lines, "val", "pixel_accuracy")
     return render(
         "report.html",
         title=report.title,
         report=report,
-        legend=legend,
+        classes=legend.classes,
+        colors=colors,
         scores=report.confusion.scores(),
         charts=[
             chart("loss", losses),

@@ -53,7 +53,7 @@ function describe(picture, x, y, weights) {
     const row = table.insertRow();
     const swatch = document.createElement("span");
     swatch.className = "swatch";
-    swatch.style.background = `rgb(${page.palette[index]})`;
+    swatch.style.background = page.colors[index];
     const name = row.insertCell();
     name.append(swatch, page.classes[index]);
     const value = row.insertCell();
