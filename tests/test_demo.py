@@ -16,6 +16,7 @@ from conftest import call
 from PIL import Image
 
 import danet
+from danet.config.build import checked_config, load_saved
 from danet.errors import InputError
 from danet.export import demo
 from danet.visualization.attention import Point, position_maps, queries_and_keys
@@ -283,6 +284,25 @@ def test_pointing_at_a_pixel_shows_what_it_attends_to(tab, site, tiny_checkpoint
 
 
 @pytest.mark.slow
+def test_a_picture_can_be_chosen_dropped_and_pasted(tab, site):
+    visit(tab, site)
+    root = tab.send("DOM.getDocument")["root"]["nodeId"]
+    node = tab.send("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
+    tab.send("DOM.setFileInputFiles", nodeId=node, files=[str(site[1] / "grey.png")])
+    tab.wait("demo.picture?.width === 110")
+    for event, key, name in (
+        ("DragEvent('drop'", "dataTransfer", "example_0.png"),
+        ("ClipboardEvent('paste'", "clipboardData", "grey.png"),
+    ):
+        tab.run(
+            f"fetch('{name}').then((answer) => answer.blob()).then((blob) => {{"
+            " const data = new DataTransfer(); data.items.add(new File([blob], 'x.png'));"
+            f" dispatchEvent(new {event}, {{ {key}: data }})); }})"
+        )
+        tab.wait(f"demo.picture.width === {96 if name.startswith('example') else 110}")
+
+
+@pytest.mark.slow
 def test_a_large_picture_is_made_smaller_and_the_page_says_so(tab, site):
     status = visit(tab, site, "?picture=large.png")
     assert "Made smaller: 1400 x 700 became 724 x 362." in status
@@ -298,6 +318,31 @@ def test_what_goes_wrong_is_one_line_and_the_next_picture_is_right(tab, site):
     tab.wait(f"/pixels in/.test({STATUS}.textContent) && {STATUS}.className === ''")
     assert classes_of(tab).shape == (48, 96)
     assert visit(tab, site, "?picture=none.png") == "There is no none.png beside this page."
+
+
+@pytest.mark.slow
+def test_without_position_attention_there_are_the_classes_alone(
+    tab, package, tiny_checkpoint, tmp_path
+):
+    onnx = pytest.importorskip("onnx")
+    text = """
+        <ir_version: 10, opset_import: ["": 20]>
+        g (uint8[B, 3, H, W] image) => (float[B, K, H, W] logits)
+        { x = Cast <to=1> (image)  y = Neg(x)  logits = Concat <axis=1> (x, y) }
+    """
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    saved = load_saved(tiny_checkpoint)
+    config = checked_config(saved, tiny_checkpoint)
+    page = demo.write(tmp_path / "demo", saved, config, demo.find_runtime(package))
+    assert "attend" not in (page / "index.html").read_text()
+    with served(page) as address:
+        visit(tab, (address,), "?picture=example_0.png")
+        image = np.array(Image.open(page / "example_0.png"))
+        assert (classes_of(tab) == image.argmax(axis=2)).all()
+        assert tab.problems == []
+        (page / demo.NETWORK).unlink()
+        missing = visit(tab, (address,), "?picture=example_0.png&again")
+    assert missing == f"{address}/{demo.NETWORK}: the server answers 404"
 
 
 @pytest.mark.slow
