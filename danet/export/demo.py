@@ -35,17 +35,17 @@ def find_runtime(source: str | None) -> dict[str, bytes]:
         InputError: They are not there, or not those that were tested.
     """
     package = RUNTIME["package"]
+    at = f"demo_runtime={source}" if source else f"demo=true needs {package}"
     how = f"download {RUNTIME['address']} (as npm pack {package} does) and set demo_runtime=FILE"
     with tempfile.TemporaryDirectory() as place:
         try:
             path = Path(source).expanduser() if source else _pack(place, package)
             found = {name: _content(path, name) for name in RUNTIME["files"]}
         except Exception as error:  # of a damaged archive tarfile raises anything
-            at = f"demo_runtime={source}" if source else f"demo=true needs {package}"
             raise InputError(f"{at}: {first_line(error)}; {how}") from error
     for name, data in found.items():
         if hashlib.sha256(data).hexdigest() != RUNTIME["files"][name]:
-            raise InputError(f"demo_runtime={source}: {name} is not that of {package}; {how}")
+            raise InputError(f"{at}: {name} is not that of {package}; {how}")
     return found
 
 
