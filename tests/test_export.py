@@ -12,7 +12,6 @@ from conftest import call
 import danet
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint.exported import CONFIG, WEIGHTS, fetch
-from danet.datasets.scenes import Scenes
 from danet.errors import InputError, UserError
 from danet.export import folder, programs
 from danet.export.programs import SMALLEST, Exportable
@@ -145,9 +144,8 @@ def test_the_card_reports_scores_of_this_checkpoint_and_no_other(exported):
     assert "| val, in training | 25.00 | 50.00 |" in text
     assert "- test, 5 images, Whole: whole images; data set: Scenes test, 5 samples" in text
     assert "| old, 5 images" not in text
-    color = "#{:02x}{:02x}{:02x}"
-    assert f"| 0 | sky | `{color.format(*Scenes.palette[0])}` | 87.50 |" in text
-    assert f"| 12 | bus | `{color.format(*Scenes.palette[12])}` | - |" in text
+    assert "| 0 | sky | `#56b4e9` | 87.50 |" in text
+    assert "| 12 | bus | `#009e73` | - |" in text
 
 
 def test_damaged_and_foreign_folders_are_refused(exported, tmp_path):
