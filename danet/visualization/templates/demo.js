@@ -7,6 +7,10 @@ const element = Object.fromEntries(
 // At most this many pixels, or those of a training crop, and logits of 256 MiB.
 const [rows, columns] = facts.crop || [0, 0];
 const mostPixels = Math.min(Math.max(2 ** 18, rows * columns), 2 ** 26 / facts.classes.length);
+const colors = facts.palette.map((rgb, index) =>
+  facts.untinted.includes(index) ? "transparent" : `rgb(${rgb})`,
+);
+if (typeof page !== "undefined") page.colors = colors;
 const worker = new Worker("demo_worker.js", { type: "module" });
 let waiting = null; // for the answer of the worker
 let answered = Promise.resolve(); // when it is free
@@ -168,7 +172,7 @@ function fillLegend() {
     const line = document.createElement("li");
     const [swatch, share] = [document.createElement("span"), document.createElement("span")];
     swatch.className = "swatch";
-    swatch.style.background = `rgb(${facts.palette[index]})`;
+    swatch.style.background = colors[index];
     share.textContent = `${((100 * count) / picture.classes.length).toFixed(1)} %`;
     line.append(swatch, facts.classes[index], share);
     return line;
