@@ -54,7 +54,7 @@ setup(
         "danet.checkpoint": ["*.yaml"],
         "danet.config": ["*.yaml"],
         "danet.configs": ["**/*.yaml"],
-        "danet.export": ["*.j2"],
+        "danet.export": ["*.j2", "*.yaml"],
         "danet.visualization": ["templates/*"],
         "danet.datasets": ["tables/*", "splits/*.md", "splits/*/*.txt"],
     },

@@ -35,7 +35,7 @@ from danet.plain import printable, quoted, walk
 _PATHS = (
     *("data.root", "run.dir", "resume", "init_from", "model.backbone.weights"),
     *("checkpoint", "input", "output", "images", "metrics", "other", "submission"),
-    *("data.sbd_root", "data.cache_dir"),
+    *("data.sbd_root", "data.cache_dir", "demo_runtime"),
 )
 """Keys of settings whose value is a path."""
 

@@ -218,6 +218,9 @@ def python_command(words, home, monkeypatch):
         assert paths
         assert all((ROOT / path).exists() for path in paths)
         return
+    if words[:2] == ["-m", "http.server"]:
+        assert words[2] == "-d"
+        return
     folder, _, file = words[0].partition("/")
     name = file.removesuffix(".py")
     assert (ROOT / words[0]).is_file(), words[0]
@@ -244,6 +247,8 @@ def test_a_command_of_the_documents_works(line, home, monkeypatch, tmp_path, cap
     if export := "tools/export.py" in line:
         # test_export.py writes programs; here the command line is what is tried.
         monkeypatch.setattr("danet.tools.export.write_program", lambda *_: [])
+        for name, result in (("find_runtime", {}), ("write", "demo")):  # test_demo.py has the page
+            monkeypatch.setattr(f"danet.export.demo.{name}", lambda *_, result=result: result)
     assert export == ("export.py" in line)
     if line.startswith("find"):
         listed, line = line.split(" | ")

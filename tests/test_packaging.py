@@ -48,6 +48,8 @@ def test_an_installed_wheel_trains_evaluates_and_draws(tmp_path):
     python("-m", "danet.tools.visualize", *drawing, cwd=away, path=str(site))
     assert "viewer" in (away / "r" / "pictures_val" / "report.html").read_text()
     assert (away / "r" / "pictures_val" / "val_000000.png").exists()
+    for file in ("export/card.md.j2", "export/runtime.yaml", "visualization/templates/demo.html"):
+        assert (site / "danet" / file).is_file()
     scripts = {path.name for path in (site / "bin").iterdir()}
     tools = {"train", "eval", "visualize", "predict", "export", "check-data"}
     assert {f"danet-{tool}" for tool in tools} <= scripts

@@ -1,6 +1,7 @@
 """Export a network to other formats: ``python tools/export.py checkpoint=PATH``."""
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from danet.checkpoint import exported
 from danet.config.build import checked_config, load_saved, model_of
 from danet.config.schema import ExportConfig, did_you_mean
 from danet.errors import InputError
-from danet.export import folder
+from danet.export import demo, folder
 from danet.export.programs import SMALLEST, Parity, compare, export_onnx, export_torch
 from danet.extras import require
 from danet.filesystem import folder_of, require_writable
@@ -33,6 +34,7 @@ FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
 def run(config: DictConfig) -> None:
     """Write the folder, the programs and the card; upload them if requested."""
     settings: ExportConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
+    settings.formats = formats = chosen_formats(settings)
     refuse_settings(settings)
     saved = load_saved(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint)
@@ -43,12 +45,21 @@ def run(config: DictConfig) -> None:
     output = Path(settings.output).expanduser() if settings.output else default
     found = find_metrics(settings.metrics, beside, saved["step"], weights_digest(model))
     require_writable(output)
-    refuse_leftovers(output, settings.formats, saved["step"])
+    refuse_leftovers(
+        output, [*(FORMATS[f] for f in formats), *["demo"] * settings.demo], saved["step"]
+    )
+    size = getattr(model.backbone, "size", None)
+    if formats and size:
+        raise InputError(
+            f"formats={formats}: programs are for images of any size, and the backbone "
+            f"computes {size[0]} x {size[1]} only; set formats=[]"
+        )
+    runtime = demo.find_runtime(settings.demo_runtime) if settings.demo else {}
 
     folder.save(output, saved, model.state_dict())
     print_file(output / exported.WEIGHTS)
     programs: dict[str, Sequence[Parity]] = {}
-    for name in settings.formats:
+    for name in formats:
         programs[FORMATS[name]] = write_program(model, name, output, settings)
     num_weights = sum(p.numel() for p in model.parameters())
     text = folder.card(
@@ -56,13 +67,33 @@ def run(config: DictConfig) -> None:
     )
     (output / "README.md").write_text(text, encoding="utf-8")
     print_file(output / "README.md")
+    if settings.demo:
+        page = demo.write(output / "demo", saved, trained, runtime)
+        print(f"python -m http.server -d {shlex.quote(str(page))}  # then http://localhost:8000")
     if settings.push:
         print(folder.push(output, settings.push, private=settings.private))
 
 
-def refuse_leftovers(output: Path, formats: Sequence[str], step: int) -> None:
+def chosen_formats(settings: ExportConfig) -> list[str]:
+    """Return ``formats``; by default onnx, or none and a note if its packages are missing."""
+    if settings.formats is None and not settings.demo:
+        try:
+            require_onnx()
+        except InputError as error:
+            print(f"model.onnx is left out: {error}")
+            return []
+    return ["onnx"] if settings.formats is None else settings.formats
+
+
+def require_onnx() -> None:
+    """Raise InputError if a package that ONNX files need is missing."""
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        require(module)
+
+
+def refuse_leftovers(output: Path, written: Sequence[str], step: int) -> None:
     """Raise InputError for a folder where programs of another step would stay."""
-    stale = [file for name, file in FORMATS.items() if name not in formats]
+    stale = [file for file in (*FORMATS.values(), "demo") if file not in written]
     stale = [file for file in stale if (output / file).exists()]
     if stale and folder_of(output, exported.CONFIG, {"step": step}) != output:
         raise InputError(
@@ -91,7 +122,8 @@ def write_program(
 
 def refuse_settings(settings: ExportConfig) -> None:
     """Raise InputError for settings that are out of range, or need packages that are missing."""
-    for name in settings.formats:
+    formats = settings.formats or []
+    for name in formats:
         if name not in FORMATS:
             raise InputError(
                 f"formats: there is no {name}{did_you_mean(name, FORMATS)}; expected some of "
@@ -105,9 +137,12 @@ def refuse_settings(settings: ExportConfig) -> None:
             )
     if settings.opset < 18:
         raise InputError(f"opset={settings.opset}: expected at least 18, which the exporter needs")
-    if "onnx" in settings.formats:
-        for module in ("onnx", "onnxscript", "onnxruntime"):
-            require(module)
+    if settings.demo and "onnx" not in formats:
+        raise InputError(f"demo=true runs model.onnx: formats={formats} lacks onnx")
+    if settings.demo_runtime and not settings.demo:
+        raise InputError("demo_runtime is for the page of demo=true; set that as well")
+    if "onnx" in formats:
+        require_onnx()
     if settings.push:
         require("huggingface_hub")
 

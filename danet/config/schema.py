@@ -169,11 +169,13 @@ class ExportConfig:
     """The root of ``export.yaml``."""
 
     checkpoint: str = MISSING
-    formats: list[str] = field(default_factory=lambda: ["onnx"])
+    formats: list[str] | None = None
     opset: int = 20
     sizes: list[Any] = field(default_factory=lambda: [[256, 256], [125, 203], [77, 310]])
     metrics: str | None = None
     output: str | None = None
+    demo: bool = False
+    demo_runtime: str | None = None
     push: str | None = None
     private: bool = True
 

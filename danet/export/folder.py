@@ -65,7 +65,7 @@ def push(folder: Path, repository: str, *, private: bool = True) -> str:
             repo_id=repository,
             folder_path=folder,
             commit_message="Upload an exported network",
-            ignore_patterns=[".*"],
+            ignore_patterns=[".*", "demo/*"],
         )
     except (HfHubHTTPError, HFValidationError) as error:
         raise InputError(f"push={repository}: {first_line(error)}") from error

@@ -171,7 +171,7 @@ async function choose(number) {
     picture.shown.src = picture.image;
   }
   viewer.wanted = number;
-  await picture.shown.decode();
+  await picture.shown.decode?.(); // a canvas, in the page of an exported network, needs none
   if (viewer.wanted !== number) return; // another one was chosen meanwhile
   picture.dimmed = picture.dimmed || dimmed(picture);
   viewer.number = number;
@@ -219,5 +219,7 @@ page.pictures.forEach((picture, number) => {
   button.addEventListener("click", () => choose(number));
   document.getElementById("choices").append(button);
 });
-// The first picture with a class that was asked for, if there is one.
-choose(Math.max(0, page.pictures.findIndex((picture) => picture.wanted)));
+// The first picture with a class that was asked for, if there is one. The page of an exported
+// network begins without any.
+const first = Math.max(0, page.pictures.findIndex((picture) => picture.wanted));
+if (page.pictures.length) choose(first);
