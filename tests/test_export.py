@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from unittest import mock
 
 import numpy as np
@@ -127,6 +128,21 @@ def test_averaged_weights_are_what_is_exported(tiny_checkpoint, tmp_path):
     call("export", f"checkpoint={tmp_path / 'last.pt'}", "formats=[]", f"output={tmp_path / 'o'}")
     bias = danet.load_model(tmp_path / "o").head.classify[1].bias
     torch.testing.assert_close(bias.detach(), saved["model"]["head.classify.1.bias"] + 1)
+
+
+def test_without_the_packages_of_onnx_the_rest_is_written_and_one_line_says_so(
+    tiny_checkpoint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    call("export", f"checkpoint={tiny_checkpoint}", f"output={tmp_path / 'o'}")
+    assert (
+        "model.onnx is left out: onnxscript is not installed: pip install"
+        in capsys.readouterr().out
+    )
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {CONFIG, WEIGHTS, "README.md"}
+    for asked in ("formats=[onnx]", "demo=true"):
+        call("export", f"checkpoint={tiny_checkpoint}", asked, code=2)
+        assert "error: onnxscript is not installed" in capsys.readouterr().err
 
 
 def test_no_path_of_this_machine_leaves_it(exported):

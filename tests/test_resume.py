@@ -128,7 +128,7 @@ def test_a_chosen_group_is_what_a_fresh_start_would_have(trained, stopped):
 
 def test_keys_are_those_of_the_checkpoint_and_not_of_the_defaults(trained, stopped, tmp_path):
     trained(f"resume={stopped}", "optimizer.momentum=0.5").refused(
-        "optimizer.momentum: there is no such key; did you mean"
+        "optimizer.momentum: there is no such key; it is a key with optimizer=sgd"
     )
     trained(f"resume={stopped}", "trainer.stepz=9").refused("did you mean trainer.steps?")
     checkpoint_format.save(tmp_path / "last.pt", content([*SETTINGS, "optimizer=sgd"]))
