@@ -430,7 +430,7 @@ def test_batch_norms_may_keep_their_statistics(norm_eval):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["test_vit"])
+@pytest.mark.parametrize("name", ["test_vit", "tf_mobilenetv3_small_minimal_100"])
 def test_an_exported_network_agrees_at_every_size(name, tmp_path):
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)

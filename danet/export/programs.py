@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -96,11 +96,14 @@ def export_onnx(model: nn.Module, path: Path, opset: int = OPSET) -> Program:
 
     It needs the packages onnx, onnxscript and onnxruntime.
     """
+    import onnx
     import onnxruntime
 
+    exportable = Exportable(model)
+    weights = _fix_padding(exportable)
     with _quiet(), atomic_write(path) as temporary:
         torch.onnx.export(
-            Exportable(model),
+            exportable,
             (_noise(*_EXAMPLE),),
             temporary,
             dynamo=True,
@@ -110,8 +113,32 @@ def export_onnx(model: nn.Module, path: Path, opset: int = OPSET) -> Program:
             opset_version=opset,
             external_data=False,
         )
+        program = onnx.load(temporary)
+        for node in program.graph.node:
+            if node.op_type == "Conv" and node.input[1] in weights:
+                kept = [a for a in node.attribute if a.name not in ("pads", "auto_pad")]
+                del node.attribute[:]
+                same = onnx.helper.make_attribute("auto_pad", "SAME_UPPER")
+                node.attribute.extend([*kept, same])
+        onnx.save(program, temporary)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda image: session.run(["logits"], {"image": image})[0]
+
+
+def _fix_padding(model: nn.Module) -> set[str]:
+    """Give convolutions with the padding of TensorFlow a fixed one; return their weights' names.
+
+    The former depends on the size of the input by a formula that keeps torch.export busy for hours
+    where sizes are free. Both lead to outputs of one size, and in ONNX the former is an attribute.
+    """
+    weights = set()
+    for name, module in model.named_modules():
+        found: Any = module
+        if type(module).__name__ == "Conv2dSame" and all(k % 2 for k in found.kernel_size):  # timm
+            sizes = zip(found.dilation, found.kernel_size, strict=True)
+            found.__class__, found.padding = nn.Conv2d, tuple(d * (k // 2) for d, k in sizes)
+            weights.add(f"{name}.weight")
+    return weights
 
 
 def export_torch(model: nn.Module, path: Path) -> Program:
