@@ -1,6 +1,5 @@
 """Anybody's own pictures: a folder of images, a folder of masks, a list of class names."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from danet.datasets.labels import check_class_names, check_colors, read_class_fi
 from danet.datasets.layout import PairLayout, pair_files
 from danet.datasets.listing import find_files
 from danet.datasets.lists import SplitRule
+from danet.datasets.near_misses import suggest
 
 _Group = TypeVar("_Group")
 
@@ -107,17 +107,14 @@ class Folder(FileDataset, published="folder"):
 
     def _pair_folders(self, images: Path, masks: Path) -> list[Item]:
         """Return all pictures of a folder with their masks, whether or not those exist."""
-        items, self.notes = pair_files(images, masks, self.files.mask_suffix)
-        if self.notes:
-            pair = (os.path.relpath(f"{path}/<name>", self.root) for path in (images, masks))
-            self.missing_hint = (
-                f"; {self.notes[0]}: give them the names of their images, or name pairs in "
-                f"data.lists, a line each: {' '.join(pair)}"
-            )
-        elif not masks.is_dir():
-            there = next(folder for folder in masks.parents if folder.is_dir())
-            self.missing_hint = self.files.suggest_folders(there)
+        items, self.notes = pair_files(images, masks, self.files.patterns)
         return list(items.values())
+
+    def explain_no_labels(self, *, of_all: bool) -> str:
+        """Return which settings find labels, or which label files are of no image."""
+        if of_all:
+            return suggest(self.root, self.files)
+        return f"; {self.notes[0]}: give them the names of their images" if self.notes else ""
 
     def explain_no_images(self) -> str:
         """Return why a split has no images, and which setting may be meant."""
@@ -129,7 +126,7 @@ class Folder(FileDataset, published="folder"):
                 f": {there}; add a folder for {self.split}, or name one with data.images_dir and "
                 "its masks with data.masks_dir, to divide it by a hash of the names"
             )
-        return self.files.suggest_folders(self.root) + super().explain_no_images()
+        return suggest(self.root, self.files, super().explain_no_images())
 
 
 def _group(kind: type[_Group], settings: _Group | Mapping[str, Any] | None) -> _Group:

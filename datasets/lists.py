@@ -131,6 +131,7 @@ class SplitRule:
                 f"{', '.join(splits)}, and {split!r} is needed now"
             )
         images, masks = files.folders(root)
-        known = pair_files(images, masks, files.mask_suffix)[0]
-        known |= {item.image.removeprefix(f"{images}/"): item for item in known.values()}
+        known = pair_files(images, masks, files.patterns)[0]
+        paths = {item.image.removeprefix(f"{images}/"): item for item in known.values()}
+        known = {stem_of(path): item for path, item in paths.items()} | known | paths
         return read_list(root / Path(lists[split]).expanduser()).pairs(known, images, root=root)
