@@ -76,6 +76,8 @@ def _ways(image: str, mask: str) -> Iterator[PairLayout]:
     lead = _shared(above, above_mask)
     tail = _shared(above[lead:][::-1], above_mask[lead:][::-1])
     own, own_mask = above[lead : len(above) - tail], above_mask[lead : len(above_mask) - tail]
+    if all(SPLIT_OF.get("".join(part[:1]).lower()) for part in (own, own_mask)):
+        return  # one split, and another
     split = next((i for i, part in enumerate(above[:lead]) if part.lower() in SPLIT_OF), None)
     stem, (mask_stem, suffix) = os.path.splitext(name)[0], os.path.splitext(mask_name)
     at = SequenceMatcher(None, stem, mask_stem, autojunk=False).find_longest_match()
