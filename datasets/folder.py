@@ -11,7 +11,7 @@ from danet.datasets.formats.color_masks import LabelFormat, read_array
 from danet.datasets.labels import check_class_names, check_colors, read_class_file, voc_palette
 from danet.datasets.layout import PairLayout, pair_files
 from danet.datasets.listing import find_files
-from danet.datasets.lists import SplitRule
+from danet.datasets.lists import UNSCORED, SplitRule
 from danet.datasets.near_misses import suggest
 
 _Group = TypeVar("_Group")
@@ -36,6 +36,7 @@ class Folder(FileDataset, published="folder"):
 
     Attributes:
         division: A note on a division by a hash of the names; empty where there is none.
+        undivided: A note, instead, where such a division leaves no picture for "val".
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Folder(FileDataset, published="folder"):
         is_root = Path(self.files.images_dir) == Path()
         self.marker = "" if is_root else self.files.images_dir  # type: ignore[misc]
         self.value_hint = self.labels.hint
-        self.division = ""
+        self.division = self.undivided = ""
         super().__init__(
             root=Path(root), split=split, transform=transform, reading=reading or Reading()
         )
@@ -95,7 +96,9 @@ class Folder(FileDataset, published="folder"):
             return self._pair_folders(*places[self.split]) if self.split in places else []
         items = self._pair_folders(*self.files.folders(self.root))
         chosen = self.split_rule.choose_val([item.name for item in items])
-        if items:
+        if items and not chosen:
+            self.undivided = f"{len(items)} image(s) and no folders for splits, so all are train"
+        elif items:
             self.division = (
                 f"{len(items)} images and no folders for splits: by a hash of their names "
                 f"{len(chosen)} are val and {len(items) - len(chosen)} train; images that are "
@@ -118,13 +121,15 @@ class Folder(FileDataset, published="folder"):
 
     def explain_no_images(self) -> str:
         """Return why a split has no images, and which setting may be meant."""
+        if self.undivided:
+            return f": {self.undivided}"
         places = self.files.split_folders(self.root) or {"": self.files.folders(self.root)}
         counts = {path: len(find_files(path)) for path, _ in places.values()}
         if any(counts.values()):
             there = ", ".join(f"{path} has {count}" for path, count in counts.items())
             return (
                 f": {there}; add a folder for {self.split}, or name one with data.images_dir and "
-                "its masks with data.masks_dir, to divide it by a hash of the names"
+                f"its masks with data.masks_dir, to divide it by a hash of the names{UNSCORED}"
             )
         return suggest(self.root, self.files, super().explain_no_images())
 
