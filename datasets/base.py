@@ -164,6 +164,10 @@ class FileDataset(SegmentationDataset):
         """Return the end of the message about images without labels: where they may be."""
         return self.missing_hint
 
+    def explain_value(self, labels: np.ndarray) -> str:
+        """Return the end of the message about a value of labels (H, W) that has no meaning."""
+        return self.value_hint
+
     def label_map(self) -> Mapping[int, int]:
         """Return value on disk -> class or IGNORE, of the table; other values are errors."""
         return self.values or in_order(len(self.classes))
@@ -261,7 +265,7 @@ class FileDataset(SegmentationDataset):
             raise InputError(
                 f"{path}: label value {value} on {int((labels == value).sum())} pixels, first at "
                 f"row {row}, column {column}; {self} has {len(self.classes)} classes, with values "
-                f"{ranges(sorted(self.label_map()))}{self.value_hint}"
+                f"{ranges(sorted(self.label_map()))}{self.explain_value(labels)}"
             )
         return mapped.astype(np.uint8)
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from danet.datasets.base import FileDataset, Item, Reading, Transform
-from danet.datasets.formats.color_masks import LabelFormat, read_array
+from danet.datasets.formats.color_masks import LabelFormat
 from danet.datasets.labels import check_class_names, check_colors, read_class_file, voc_palette
 from danet.datasets.layout import PairLayout, pair_files
 from danet.datasets.listing import find_files
@@ -64,7 +64,6 @@ class Folder(FileDataset, published="folder"):
         )
         is_root = Path(self.files.images_dir) == Path()
         self.marker = "" if is_root else self.files.images_dir  # type: ignore[misc]
-        self.value_hint = self.labels.hint
         self.division = self.undivided = ""
         super().__init__(
             root=Path(root), split=split, transform=transform, reading=reading or Reading()
@@ -76,12 +75,19 @@ class Folder(FileDataset, published="folder"):
 
     def labels_of(self, item: Item) -> np.ndarray:
         """Read numbers, or colours where ``colors`` gives their meaning, or an array file."""
-        path = Path(str(item.mask))
-        if path.suffix.lower() == ".npy":
-            return read_array(path)
-        if self.labels.colors:
-            return self.labels.read_colors(path, max_pixels=self.reading.max_pixels)
-        return super().labels_of(item)
+        return self.labels.read(Path(str(item.mask)), max_pixels=self.reading.max_pixels)[0]
+
+    def count_unlisted(self, item: Item) -> int:
+        """Return how many pixels of a mask have a class because of ``nearest`` alone."""
+        return self.labels.read(Path(str(item.mask)), max_pixels=self.reading.max_pixels)[1]
+
+    def fingerprint(self) -> str:
+        """Return a text that identifies the samples of the split."""
+        return super().fingerprint() + ", nearest values" * bool(self.labels.nearest)
+
+    def explain_value(self, labels: np.ndarray) -> str:
+        """Return which setting gives a value of labels (H, W) a meaning."""
+        return self.labels.explain(labels, len(self.classes))
 
     def find_items(self) -> list[Item]:
         """Return the pictures of the split with the masks of the same relative names."""

@@ -22,6 +22,8 @@ _MAX_CLASSES = 20
 """How many classes without a pixel are listed; report.json has all."""
 _MAX_NAMES = 5
 _LARGE_WEIGHT = 50
+_MUCH = 25
+"""Percent of pixels without a listed value from which on one may be missing."""
 _FEW = 16
 """Distinct values at or below which an image can hardly show anything."""
 
@@ -67,6 +69,13 @@ def notes_of(report: SplitReport, *, absent: str = "", where: str = "") -> list[
     dataset, count = report.dataset, len(report.pairs)
     pictures = [(pair.name, pair.remarks, pair.levels) for pair in report.usable]
     notes = [*report.notes, *picture_notes(pictures, where)]
+    if changed := [pair.unlisted for pair in report.pairs if pair.unlisted]:
+        share = 100 * sum(changed) / max(1, report.ignored + int(report.pixels.sum()))
+        notes.append(
+            f"{'warning: ' * (share > _MUCH)}{where}data.nearest=true: {sum(changed)} pixels "
+            f"({share:.2f} %) in {len(changed)} of {count} labels count as the nearest value or "
+            f"colour that is listed{'; is one missing there?' * (share > _MUCH)}"
+        )
     classes = [f"{i} ({dataset.classes[i]})" for i in np.flatnonzero(report.pixels == 0)]
     if classes and absent and dataset.is_labelled:
         is_all = count == len(dataset)
