@@ -139,16 +139,16 @@ def _describe_colors(picture: Image.Image) -> str:
     """Name the first colours of a label and the setting that gives them a meaning."""
     if len(picture.getbands()) < 3:
         return "grey and alpha: save it without alpha"
-    found: list[Any] = sorted(picture.convert("RGB").getcolors(2**24) or ())
-    # Many are shades of smoothed edges: only the frequent ones are meant.
-    is_soft = len(found) > 10
-    colors = sorted(color for _, color in (found[-4:] if is_soft else found))
-    shown = ", ".join(f"[{str(color)[1:-1]}]".replace(" ", "") for color in colors)
+    counts: Any = picture.convert("RGB").getcolors(2**24) or ()
+    frequent = [color for count, color in counts if 50 * count > picture.width * picture.height]
+    # Many rare ones are shades of smoothed edges.
+    is_soft = len(counts) > 10 and 2 * len(frequent) < len(counts)
+    found = sorted(frequent if is_soft else (color for _, color in counts))
+    shown = ", ".join(f"[{str(color)[1:-1]}]".replace(" ", "") for color in found[:10])
     return (
-        f"with {len(found)} colours{', most often' * is_soft}: {shown}; data=folder reads colours "
-        "with data.colors=[[red,green,blue],...], one for each class in order"
-        + ", and with data.nearest=true shades as of smoothed edges"
-        * is_soft
+        f"with {len(counts)} colours{', mostly' * is_soft}: {shown}{', ...' * (len(found) > 10)}; "
+        "data=folder reads colours with data.colors=[[red,green,blue],...], one for each class in "
+        f"order{', and with data.nearest=true shades as of smoothed edges, too' * is_soft}"
     )
 
 

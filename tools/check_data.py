@@ -49,10 +49,7 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
     settings = CheckConfig(**{**plain, "data": checked.plain["data"]})
     facts = {"root": checked.data.root}
     if output is None:
-        # Own pictures of every kind are data=folder: the name of their folder says which.
-        own = Path(facts["root"] or "").name if cli.chosen("data") == "folder" else ""
-        name = own or cli.choice()
-        output = folder_of(Path("runs/check", name).absolute(), "report.json", facts)
+        output = folder_of(_default_output(checked.data.root), "report.json", facts)
     _check_settings(settings, output)
     require_writable(output)
     from danet.data_check.report import contact_sheet, describe, notes_of, record, weights_setting
@@ -172,6 +169,18 @@ def write_lists(datasets: Iterable["FileDataset"], output: Path) -> str:
     print(divided[0].division)
     lists = ", ".join(f"{split}: {quoted(str(path))}" for split, path in files.items())
     return shlex.quote(f"data.lists={{{lists}}}")
+
+
+def _default_output(root: str | None) -> Path:
+    """Return the folder of reports on a data set, outside of it."""
+    from danet.datasets.cache import cache_folder
+
+    # Own pictures of every kind are data=folder: the name of their folder says which.
+    own = Path(root or "").name if cli.chosen("data") == "folder" else ""
+    place = Path("runs/check", own or cli.choice()).absolute()
+    if root is not None and place.is_relative_to(root):  # started from within the data
+        return cache_folder(None) / "check" / place.name
+    return place
 
 
 def _check_settings(settings: CheckConfig, output: Path) -> None:

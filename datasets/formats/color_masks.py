@@ -80,19 +80,20 @@ class LabelFormat:
 
     def explain(self, labels: np.ndarray, num_classes: int) -> str:
         """Return what to do about values without meaning in labels (H, W)."""
-        counts = np.bincount(labels.ravel())
+        counts = np.bincount(labels.ravel(), minlength=num_classes + 1)
         unknown = {*np.flatnonzero(counts).tolist()} - {*self.label_map(num_classes)}
-        frequent = np.flatnonzero(counts > labels.size / 50).tolist()
-        pairs = ",".join(f"{value}:{i}" for i, value in enumerate(frequent))
-        pairs = pairs if len(frequent) == num_classes else "VALUE:CLASS,..."
+        *meant, other = counts.argsort()[::-1][: num_classes + 1].tolist()
+        pairs = ",".join(f"{value}:{i}" for i, value in enumerate(sorted(meant)))
+        pairs = pairs if counts[meant].min() > 3 * counts[other] else "VALUE:CLASS,..."
+        values = "" if self.values else f"'data.values={{{pairs}}}' "
         soft = (
-            "; where edges were smoothed, or the file was a JPEG, "
-            + f"'data.values={{{pairs}}}' " * (not self.values)
-            + "data.nearest=true takes each value for the nearest that is known"
-        ) * (len(unknown) > 2)
+            f"; where edges were smoothed, or the file was a JPEG, {values}data.nearest=true takes "
+            "each value for the nearest that is known"
+        ) * (len(unknown) > 2 and int(counts[meant].sum()) > 0.75 * labels.size)
         if self.values:
-            return f"; data.values does not list it: add it, with a class or 255 to ignore it{soft}"
-        if soft and len(frequent) <= num_classes:  # more of them would be classes
+            add = "add it there, with a class or 255 to ignore it"
+            return f"; data.values does not list it: {add}{soft}"
+        if soft:
             return soft
         return (
             "; classes count from 0; other values are mapped with data.values={VALUE:CLASS,...}, "
