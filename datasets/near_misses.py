@@ -34,8 +34,7 @@ def suggest(root: Path, layout: PairLayout, otherwise: str = "") -> str:
         ways, known = Counter[PairLayout](), list(names)
         for image in images[:: len(images) // 12 + 1]:
             ways.update({way for name in _like(image, known) for way in _ways(image, name)})
-        # A folder with a tree of its own is another data set.
-        own = (way for way in ways if way != layout and not _is_below(layout.images_dir, way))
+        own = (way for way in ways if way != layout and not _is_another(way, layout))
         likely = sorted(own, key=ways.__getitem__)[-12:]
         found = [(way, pairs) for way in likely if (pairs := _pairs(way, root))]
         way, pairs = max(found, key=lambda one: (len(one[1]), *_looks(*one)), default=(layout, []))
@@ -54,8 +53,8 @@ def _walk(base: Path, root: Path, most: int) -> Iterator[str]:
     """Yield the files in the first folders below ``base`` as paths from ``root``, none hidden."""
     for folder, inside, names in islice(os.walk(base, followlinks=True), most):
         inside[:] = sorted(name for name in inside if name[0] != "." and Path(folder, name) != root)
-        place = os.path.relpath(folder, root)
-        yield from (os.path.normpath(f"{place}/{n}") for n in sorted(names) if n[0] != ".")
+        paths = (os.path.relpath(f"{folder}/{n}", root) for n in sorted(names) if n[0] != ".")
+        yield from (path for path in paths if "*" not in path)  # which a pattern could not name
 
 
 def _suffix(name: str) -> str:
@@ -109,16 +108,16 @@ def _shared(one: list[str], other: list[str]) -> int:
     return len([*takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))])
 
 
-def _is_below(folder: str, way: PairLayout) -> bool:
-    """Return whether a layout has images or masks in a folder that is not the first."""
+def _is_another(way: PairLayout, layout: PairLayout) -> bool:
+    """Return whether a way is that of another data set, in a folder with a tree of its own."""
     patterns = " /".join(way.patterns)
-    return f"/{folder}/" in f"{way.images_dir}/ {way.masks_dir}/ /{patterns}"
+    return f"/{layout.images_dir}/" in f"{way.images_dir}/ {way.masks_dir}/ /{patterns}"
 
 
 def _pairs(layout: PairLayout, root: Path) -> list[Item]:
     """Return the pairs of all splits whose masks are there."""
-    folders = layout.split_folders(root).values() or [layout.folders(root)]
     with suppress(InputError):
+        folders = layout.split_folders(root).values() or [layout.folders(root)]
         items = Items(i for f in folders for i in pair_files(*f, layout.patterns)[0].values())
         missing = {*items.without_label()}
         return [item for i, item in enumerate(items) if i not in missing]
@@ -147,4 +146,5 @@ def _settings(wanted: PairLayout, layout: PairLayout) -> str:
 
 def _literal(text: str) -> str:
     """Return a text as Hydra takes it, quoted if it must be."""
-    return text if re.fullmatch(r"[\w.*/-]([\w.*/ -]*[\w.*/-])?", text) else quoted(text)
+    plain = re.fullmatch(r"(?![\d.]*\d$)[\w.*/-]([\w.*/ -]*[\w.*/-])?", text)  # and no number
+    return text if plain else quoted(text)

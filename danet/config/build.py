@@ -95,15 +95,6 @@ def why_unscored(config: TrainConfig, training_set: SegmentationDataset) -> str:
     return training_set.undivided if isinstance(training_set, Folder) else ""
 
 
-def make_validation_set(
-    config: TrainConfig, training_set: SegmentationDataset
-) -> SegmentationDataset | None:
-    """Build the data set of ``data.val_split``; None for a training without validation."""
-    if why_unscored(config, training_set):
-        return None
-    return make_dataset(config, str(config.data.val_split), training=False)
-
-
 def join_extra_roots(training_set: SegmentationDataset, config: TrainConfig) -> None:
     """Append the pictures of ``data.extra_roots`` to the training set; raise InputError."""
     if not config.data.extra_roots:

@@ -22,7 +22,6 @@ from danet.config.build import (
     make,
     make_dataset,
     make_model,
-    make_validation_set,
     untrained,
     why_unscored,
 )
@@ -64,10 +63,13 @@ class Parts:
         # Last: a value that a constructor refuses is reported before files are read.
         self.train_set = make_dataset(config, config.data.train_split, training=True)
         join_extra_roots(self.train_set, config)
-        self.val_set = make_validation_set(config, self.train_set)
-        advice.refuse_unknown_class(config.trainer.best_by, self.train_set.classes)
-        if self.val_set is None:
+        self.val_set: SegmentationDataset | None = None
+        self.unscored = why_unscored(config, self.train_set)
+        if self.unscored:
             advice.refuse_unscored(config.trainer)
+        else:
+            self.val_set = make_dataset(config, str(config.data.val_split), training=False)
+        advice.refuse_unknown_class(config.trainer.best_by, self.train_set.classes)
         sets = {"training_set": self.train_set, "validation_set": self.val_set}
         self.fingerprints = {name: data.fingerprint() for name, data in sets.items() if data}
         self.loader_settings: dict[str, Any] = {
@@ -265,8 +267,8 @@ def validate_data(parts: Parts, saved: Checkpoint | None) -> None:
     if val_set:
         overlap = refuse_overlap(train_set, val_set, allowed=config.data.allow_overlap)
     else:
-        why = why_unscored(config, train_set)
-        overlap = f"no validation set: {why}; there are no scores, and last.pt is the result"
+        why = f"{parts.unscored}; there are no scores, and last.pt is the result"
+        overlap = f"no validation set: {why}"
     division = train_set.division if isinstance(train_set, Folder) else ""
     skipped = train_set if config.data.on_bad_sample == "skip" else None
     for note in (
