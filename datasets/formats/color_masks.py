@@ -84,7 +84,7 @@ class LabelFormat:
         unknown = {*np.flatnonzero(counts).tolist()} - {*self.label_map(num_classes)}
         *meant, other = counts.argsort()[::-1][: num_classes + 1].tolist()
         pairs = ",".join(f"{value}:{i}" for i, value in enumerate(sorted(meant)))
-        pairs = pairs if counts[meant].min() > 3 * counts[other] else "VALUE:CLASS,..."
+        pairs = pairs if counts[meant].min() > 1.5 * counts[other] else "VALUE:CLASS,..."
         values = "" if self.values else f"'data.values={{{pairs}}}' "
         soft = (
             f"; where edges were smoothed, or the file was a JPEG, {values}data.nearest=true takes "
