@@ -281,7 +281,7 @@ def smoothed(root, end=".png"):
     for path in sorted((root / "masks").rglob("*.png")):
         with Image.open(path) as picture:
             shape = np.zeros((picture.height, picture.width, *np.shape(picture)[2:]), np.uint8)
-            shape[10:20, 5:25] = np.max(np.asarray(picture), axis=(0, 1))
+            shape[5:35, 5:50] = np.max(np.asarray(picture), axis=(0, 1))
             soft = Image.fromarray(shape).filter(ImageFilter.GaussianBlur(1))
         path.unlink()
         soft.save(path.with_suffix(end))
