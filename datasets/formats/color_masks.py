@@ -89,7 +89,7 @@ class LabelFormat:
         soft = (
             f"; where edges were smoothed, or the file was a JPEG, {values}data.nearest=true takes "
             "each value for the nearest that is known"
-        ) * (len(unknown) > 2 and int(counts[meant].sum()) > 0.75 * labels.size)
+        ) * (len(unknown) > 2 and int(counts[meant].sum()) > 0.5 * labels.size)
         if self.values:
             add = "add it there, with a class or 255 to ignore it"
             return f"; data.values does not list it: {add}{soft}"
