@@ -123,10 +123,8 @@ class FileDataset(SegmentationDataset):
         self.parts: Sequence[FileDataset] = (self,)
         self.items = Items(self.find_items())
         if not self.items:
-            where = f"{self.root}{self.explain_no_images()}"
-            raise InputError(
-                f"{self}: no images for split {self.split!r} under {where}; expected\n{self.layout}"
-            )
+            hint = self.explain_no_images() or f"; expected\n{self.layout}"
+            raise InputError(f"{self}: no images for split {self.split!r} under {self.root}{hint}")
         self._leave_out_unlabelled()
         self.is_labelled = self.items[0].mask is not None
         self._table = label_table(self.label_map(), len(self.classes))
@@ -141,12 +139,12 @@ class FileDataset(SegmentationDataset):
         if not missing:
             return
         names = ", ".join(Path(self.items[i].image).name for i in missing[:5])
+        is_all = len(missing) == len(self.items)
         found = (
             f"{len(missing)} of {len(self.items)} images of split {self.split!r} have no label "
             f"file: {names}; the first was looked for at {self.items[missing[0]].mask}"
-            f"{self.missing_hint}"
+            f"{self.explain_no_labels(of_all=is_all)}"
         )
-        is_all = len(missing) == len(self.items)
         if is_all or not self.reading.allow_missing_labels:
             advice = "; data.allow_missing_labels=true leaves such images out" * (not is_all)
             raise InputError(f"{self}: {found}{advice}")
@@ -161,6 +159,14 @@ class FileDataset(SegmentationDataset):
     def explain_no_images(self) -> str:
         """Return the end of the message about a split without images: where they may be."""
         return elsewhere(self.root, self.marker) if self.marker else ""
+
+    def explain_no_labels(self, *, of_all: bool) -> str:
+        """Return the end of the message about images without labels: where they may be."""
+        return self.missing_hint
+
+    def explain_value(self, labels: np.ndarray) -> str:
+        """Return the end of the message about a value of labels (H, W) that has no meaning."""
+        return self.value_hint
 
     def label_map(self) -> Mapping[int, int]:
         """Return value on disk -> class or IGNORE, of the table; other values are errors."""
@@ -259,7 +265,7 @@ class FileDataset(SegmentationDataset):
             raise InputError(
                 f"{path}: label value {value} on {int((labels == value).sum())} pixels, first at "
                 f"row {row}, column {column}; {self} has {len(self.classes)} classes, with values "
-                f"{ranges(sorted(self.label_map()))}{self.value_hint}"
+                f"{ranges(sorted(self.label_map()))}{self.explain_value(labels)}"
             )
         return mapped.astype(np.uint8)
 

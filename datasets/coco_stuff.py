@@ -33,7 +33,7 @@ class CocoStuff10k(FileDataset, published="coco_stuff_10k"):
     def find_items(self) -> list[Item]:
         """Return the pictures that the list of the split names."""
         images = self.root / "images"
-        known, _ = pair_files(images, self.root / "annotations", ".mat")
+        known, _ = pair_files(images, self.root / "annotations", ("*", "*.mat"))
         own = self.root / "imageLists" / f"{self.split}.txt"
         items, self.notes = find_list([own], "cocostuff10k", self.split).pairs(known, images)
         return items
@@ -76,4 +76,4 @@ class CocoStuff164k(FileDataset, published="coco_stuff_164k"):
         """Return every picture of the split with the PNG of the same name."""
         images, labels = (self.root / f / f"{self.split}2017" for f in ("images", "annotations"))
         suffix = "_labelTrainIds.png" if self.labels == "train_ids" else ".png"
-        return list(pair_files(images, labels, suffix)[0].values())
+        return list(pair_files(images, labels, ("*", f"*{suffix}"))[0].values())

@@ -1,6 +1,5 @@
 """Anybody's own pictures: a folder of images, a folder of masks, a list of class names."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,11 +7,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from danet.datasets.base import FileDataset, Item, Reading, Transform
-from danet.datasets.formats.color_masks import LabelFormat, read_array
+from danet.datasets.formats.color_masks import LabelFormat
 from danet.datasets.labels import check_class_names, check_colors, default_palette, read_class_file
 from danet.datasets.layout import PairLayout, pair_files
 from danet.datasets.listing import find_files
-from danet.datasets.lists import SplitRule
+from danet.datasets.lists import UNSCORED, SplitRule
+from danet.datasets.near_misses import suggest
 
 _Group = TypeVar("_Group")
 
@@ -36,6 +36,7 @@ class Folder(FileDataset, published="folder"):
 
     Attributes:
         division: A note on a division by a hash of the names; empty where there is none.
+        undivided: A note, instead, where such a division leaves no picture for "val".
     """
 
     def __init__(
@@ -61,8 +62,7 @@ class Folder(FileDataset, published="folder"):
         self.palette = check_colors(drawn, "data.palette", len(names))  # type: ignore[misc]
         is_root = Path(self.files.images_dir) == Path()
         self.marker = "" if is_root else self.files.images_dir  # type: ignore[misc]
-        self.value_hint = self.labels.hint
-        self.division = ""
+        self.division = self.undivided = ""
         super().__init__(
             root=Path(root), split=split, transform=transform, reading=reading or Reading()
         )
@@ -73,12 +73,19 @@ class Folder(FileDataset, published="folder"):
 
     def labels_of(self, item: Item) -> np.ndarray:
         """Read numbers, or colours where ``colors`` gives their meaning, or an array file."""
-        path = Path(str(item.mask))
-        if path.suffix.lower() == ".npy":
-            return read_array(path)
-        if self.labels.colors:
-            return self.labels.read_colors(path, max_pixels=self.reading.max_pixels)
-        return super().labels_of(item)
+        return self.labels.read(Path(str(item.mask)), max_pixels=self.reading.max_pixels)[0]
+
+    def count_unlisted(self, item: Item) -> int:
+        """Return how many pixels of a mask have a class because of ``nearest`` alone."""
+        return self.labels.read(Path(str(item.mask)), max_pixels=self.reading.max_pixels)[1]
+
+    def fingerprint(self) -> str:
+        """Return a text that identifies the samples of the split."""
+        return super().fingerprint() + ", nearest values" * bool(self.labels.nearest)
+
+    def explain_value(self, labels: np.ndarray) -> str:
+        """Return which setting gives a value of labels (H, W) a meaning."""
+        return self.labels.explain(labels, len(self.classes))
 
     def find_items(self) -> list[Item]:
         """Return the pictures of the split with the masks of the same relative names."""
@@ -93,7 +100,9 @@ class Folder(FileDataset, published="folder"):
             return self._pair_folders(*places[self.split]) if self.split in places else []
         items = self._pair_folders(*self.files.folders(self.root))
         chosen = self.split_rule.choose_val([item.name for item in items])
-        if items:
+        if items and not chosen:
+            self.undivided = f"{len(items)} image(s) and no folders for splits, so all are train"
+        elif items:
             self.division = (
                 f"{len(items)} images and no folders for splits: by a hash of their names "
                 f"{len(chosen)} are val and {len(items) - len(chosen)} train; images that are "
@@ -105,29 +114,28 @@ class Folder(FileDataset, published="folder"):
 
     def _pair_folders(self, images: Path, masks: Path) -> list[Item]:
         """Return all pictures of a folder with their masks, whether or not those exist."""
-        items, self.notes = pair_files(images, masks, self.files.mask_suffix)
-        if self.notes:
-            pair = (os.path.relpath(f"{path}/<name>", self.root) for path in (images, masks))
-            self.missing_hint = (
-                f"; {self.notes[0]}: give them the names of their images, or name pairs in "
-                f"data.lists, a line each: {' '.join(pair)}"
-            )
-        elif not masks.is_dir():
-            there = next(folder for folder in masks.parents if folder.is_dir())
-            self.missing_hint = self.files.suggest_folders(there)
+        items, self.notes = pair_files(images, masks, self.files.patterns)
         return list(items.values())
+
+    def explain_no_labels(self, *, of_all: bool) -> str:
+        """Return which settings find labels, or which label files are of no image."""
+        if of_all:
+            return suggest(self.root, self.files)
+        return f"; {self.notes[0]}: give them the names of their images" if self.notes else ""
 
     def explain_no_images(self) -> str:
         """Return why a split has no images, and which setting may be meant."""
+        if self.undivided:
+            return f": {self.undivided}"
         places = self.files.split_folders(self.root) or {"": self.files.folders(self.root)}
         counts = {path: len(find_files(path)) for path, _ in places.values()}
         if any(counts.values()):
             there = ", ".join(f"{path} has {count}" for path, count in counts.items())
             return (
                 f": {there}; add a folder for {self.split}, or name one with data.images_dir and "
-                "its masks with data.masks_dir, to divide it by a hash of the names"
+                f"its masks with data.masks_dir, to divide it by a hash of the names{UNSCORED}"
             )
-        return self.files.suggest_folders(self.root) + super().explain_no_images()
+        return suggest(self.root, self.files, super().explain_no_images())
 
 
 def _group(kind: type[_Group], settings: _Group | Mapping[str, Any] | None) -> _Group:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -33,13 +33,13 @@ logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 
 @contextmanager
 def open_picture(
-    path: Path, *, max_pixels: int = MAX_PIXELS, is_label: bool = False
+    path: Path, *, max_pixels: int = MAX_PIXELS, is_label: bool = False, is_lossy: bool = False
 ) -> Iterator[Image.Image]:
     """Open a file whose pixels are decoded inside the block; errors become those of one line.
 
     Raises:
         InputError: The file is missing, damaged, cut off, no picture, or has too many pixels; or
-            it is a label and lossy, or of several pages.
+            it is a label and a JPEG, unless ``is_lossy``, or of several pages.
     """
     try:
         data = path.read_bytes()
@@ -50,8 +50,12 @@ def open_picture(
                     f"{path}: {width} x {height} are {width * height} pixels, more than "
                     f"data.max_pixels={max_pixels}; raise data.max_pixels if it is meant to be read"
                 )
-            if is_label and picture.format in ("JPEG", "MPO"):
-                raise InputError(f"{path}: JPEG is lossy and would change class values; use PNG")
+            if is_label and not is_lossy and picture.format in ("JPEG", "MPO"):
+                raise InputError(
+                    f"{path}: JPEG is lossy and changes class values; use PNG, or take each value "
+                    "of own pictures for the nearest that is known: data.nearest=true with "
+                    "'data.values={0:0,255:1}', value -> class, or with data.colors"
+                )
             if is_label and (pages := getattr(picture, "n_frames", 1)) > 1:
                 raise InputError(f"{path}: a label must be one picture, and this file has {pages}")
             if picture.format == "PNG":
@@ -111,14 +115,18 @@ def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
     return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
-def read_labels(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_labels(path: Path, *, max_pixels: int = MAX_PIXELS, is_lossy: bool = False) -> np.ndarray:
     """Read a label picture as indices (H, W), uint8 or uint16; a palette is not applied.
+
+    With ``is_lossy`` it may be a JPEG, and grey of three channels.
 
     Raises:
         InputError: As open_picture; or the file has colours, or no whole numbers.
     """
-    with open_picture(path, max_pixels=max_pixels, is_label=True) as picture:
+    with open_picture(path, max_pixels=max_pixels, is_label=True, is_lossy=is_lossy) as picture:
         labels = np.array(picture)  # (H, W), bool for one bit per pixel
+        if is_lossy and labels.ndim == 3 and (labels[..., :1] == labels[..., :3]).all():
+            labels = labels[..., 0]
         if labels.ndim != 2:
             raise InputError(
                 f"{path}: a label must have one channel of class indices, this has "
@@ -131,11 +139,16 @@ def _describe_colors(picture: Image.Image) -> str:
     """Name the first colours of a label and the setting that gives them a meaning."""
     if len(picture.getbands()) < 3:
         return "grey and alpha: save it without alpha"
-    found = sorted(color for _, color in picture.convert("RGB").getcolors(2**24) or ())
+    counts: Any = picture.convert("RGB").getcolors(2**24) or ()
+    frequent = [color for count, color in counts if 50 * count > picture.width * picture.height]
+    # Many rare ones are shades of smoothed edges.
+    is_soft = len(counts) > 10 and 2 * len(frequent) < len(counts)
+    found = sorted(frequent if is_soft else (color for _, color in counts))
     shown = ", ".join(f"[{str(color)[1:-1]}]".replace(" ", "") for color in found[:10])
     return (
-        f"with {len(found)} colours: {shown}{', ...' if len(found) > 10 else ''}; data=folder "
-        "reads colours with data.colors=[[red,green,blue],...], one for each class in order"
+        f"with {len(counts)} colours{', mostly' * is_soft}: {shown}{', ...' * (len(found) > 10)}; "
+        "data=folder reads colours with data.colors=[[red,green,blue],...], one for each class in "
+        f"order{', and with data.nearest=true shades as of smoothed edges, too' * is_soft}"
     )
 
 

@@ -1,18 +1,17 @@
-"""Where images and masks of own pictures lie below a folder, and where else they may lie."""
+"""Where images and masks of own pictures lie below a folder, and how their names make pairs."""
 
 import os
-import shlex
-from contextlib import suppress
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from danet.datasets.image_io import open_picture
 from danet.datasets.items import Item
-from danet.datasets.listing import find_files
+from danet.datasets.listing import LABEL_SUFFIXES, find_files
 from danet.errors import InputError
 
 # Name of a folder, in any case -> its split.
-_SPLIT_OF = {
+SPLIT_OF = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
@@ -21,11 +20,35 @@ _SPLIT_OF = {
 
 @dataclass(frozen=True)
 class PairLayout:
-    """Where images and masks lie below a folder, and how a mask is named after its image."""
+    """Where images and masks lie below a folder, and how a mask is named after its image.
+
+    In a pattern ``*`` stands for what both names share; folders above a name are shared, too.
+    """
 
     images_dir: str = "images"
     masks_dir: str = "masks"
     mask_suffix: str = ".png"  # end of the names of masks; .npy: arrays of whole numbers
+    image_suffix: str | None = None  # end of the names of images; None for any picture
+    pairs: Sequence[str] | None = None  # the patterns of images and masks, instead of suffixes
+
+    def __post_init__(self) -> None:
+        patterns = self.pairs or self.patterns
+        if len(patterns) != 2 or any(pattern.count("*") != 1 for pattern in patterns):
+            raise InputError(
+                f"data.pairs={list(patterns)}: expected the patterns of images and masks, each "
+                "with one * for what both names share, as in 'data.pairs=[img_*.jpg,mask_*.png]'"
+            )
+        if self.pairs and (self.image_suffix or self.mask_suffix != PairLayout.mask_suffix):
+            raise InputError(
+                "data.pairs replaces data.image_suffix and data.mask_suffix: leave them out"
+            )
+
+    @property
+    def patterns(self) -> tuple[str, str]:
+        """The patterns of images and of masks."""
+        suffixes = self.image_suffix or "", self.mask_suffix
+        images, masks = self.pairs or [f"*{suffix.removeprefix('*')}" for suffix in suffixes]
+        return images, masks
 
     def folders(self, parent: Path) -> tuple[Path, Path]:
         """Return the folders of images and masks below ``parent``."""
@@ -40,52 +63,32 @@ class PairLayout:
         around = {s: self.folders(root / name) for s, name in _split_names(root).items()}
         return {split: pair for split, pair in around.items() if pair[0].is_dir()}
 
-    def suggest_folders(self, root: Path) -> str:
-        """Return which settings may find the images: folders with pictures, masks beside them."""
-        # A folder with a tree of its own is another data set.
-        filled = {p: find_files(p) for p in root.iterdir() if not self.folders(p)[0].is_dir()}
-        # Masks are PNG, which photographs seldom are, and mostly of one channel.
-        found = [
-            (all(name.lower().endswith(".png") for name in files), _channels(p / files[0]) < 3, p)
-            for p, files in filled.items()
-            if files
-        ]
-        if not found:
-            return ""
-        advice = (
-            "where masks lie beside their images, set data.images_dir=. data.masks_dir=. and "
-            "data.mask_suffix to what follows an image's name, such as _mask.png"
-        )
-        names = [path.name for *_, path in sorted(found)]
-        if len(names) > 1 and not {name.lower() for name in names} <= {*_SPLIT_OF}:
-            settings = f"data.images_dir={names[0]}", f"data.masks_dir={names[1]}"
-            advice = f"name those of images and masks, as in {' '.join(map(shlex.quote, settings))}"
-        return f"; the folders with pictures are {', '.join(names[:6])}: {advice}"
-
 
 def pair_files(
-    images: Path, masks: Path, suffix: str = ".png"
+    images: Path, masks: Path, patterns: tuple[str, str] = ("*", "*.png")
 ) -> tuple[dict[str, Item], list[str]]:
     """Return name -> pair of all images of a folder, and a note on masks without an image.
 
-    A mask has the name of its image, with ``suffix``, in any case, in the place of the image's; it
-    need not exist.
+    ``patterns`` are those of images and masks, in any case. A mask need not exist.
 
     Raises:
         InputError: Images differ in nothing but their suffix.
     """
-
-    def is_mask(name: str) -> bool:
-        return name.lower().endswith(suffix.lower())
-
-    on_disk = filter(is_mask, find_files(masks, (os.path.splitext(f"x{suffix}")[1].lower(),)))
-    unused = {name[: len(name) - len(suffix)]: name for name in on_disk}
+    image_name, mask_name = map(_namer, patterns)
+    before, after = patterns[1].split("*")
+    suffix = os.path.splitext(f"x{after}")[1].lower()
+    files = find_files(masks, (suffix,) if suffix else LABEL_SUFFIXES)
+    unused = {stem: name for name in files if (stem := mask_name(name))}
     items: dict[str, Item] = {}
     for name in find_files(images):
-        if images == masks and is_mask(name):
+        # Where both lie in one folder, the longer pattern says more.
+        if images == masks and mask_name(name) and len(patterns[1]) >= len(patterns[0]):
             continue
-        stem = stem_of(name)
-        item = Item(f"{images}/{name}", f"{masks}/{unused.pop(stem, stem + suffix)}", stem)
+        if not (stem := image_name(name)):
+            continue
+        folder, _, own = stem.rpartition("/")
+        mask = unused.pop(stem, os.path.join(folder, f"{before}{own}{after}"))
+        item = Item(f"{images}/{name}", f"{masks}/{mask}", stem)
         if items.setdefault(stem, item) is not item:
             raise InputError(
                 f"{item.image} and {items[stem].image} would share a mask: names must differ in "
@@ -96,11 +99,13 @@ def pair_files(
     return items, [note] if unused and images != masks else []
 
 
-def _channels(path: Path) -> int:
-    """Return the number of channels of a picture; 0 if it cannot be read."""
-    with suppress(InputError), open_picture(path) as picture:
-        return len(picture.getbands())
-    return 0
+def _namer(pattern: str) -> Callable[[str], str]:
+    """Return a function from a relative path to its name by a pattern; "" where it does not fit."""
+    before, after = map(re.escape, pattern.split("*"))
+    # Without the suffix of a file at its end a pattern stands for all of them.
+    any_suffix = "" if re.search(r"\\\.\w+$", after) else r"\.[^./]+"
+    fits = re.compile(f"((?:.*/)?){before}(.+){after}{any_suffix}", re.IGNORECASE | re.DOTALL)
+    return lambda path: "".join(found.groups()) if (found := fits.fullmatch(path)) else ""
 
 
 def stem_of(name: str) -> str:
@@ -117,7 +122,7 @@ def _split_names(parent: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     folders = sorted(parent.iterdir()) if parent.is_dir() else []
     for path in folders:
-        split = _SPLIT_OF.get(path.name.lower())
+        split = SPLIT_OF.get(path.name.lower())
         if split and path.is_dir() and found.setdefault(split, path.name) != path.name:
             raise InputError(
                 f"{path} and {parent / found[split]} are both the split {split!r}: rename or move "

@@ -10,6 +10,7 @@ from danet.errors import InputError
 
 # Compared in lower case.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+LABEL_SUFFIXES = IMAGE_SUFFIXES | {".gif", ".npy"}
 
 
 def find_files(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[str]:

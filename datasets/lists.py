@@ -16,6 +16,8 @@ from danet.errors import InputError
 # Folder of the lists that ship with the package; its README.md names their sources.
 SHIPPED = Path(__file__).parent / "splits"
 
+UNSCORED = "; data.val_split=null trains without a validation set"
+
 # A path in a line that is absolute, on any system, or goes up.
 _OUTSIDE = re.compile(r"(^|[\s,;])([/\\]|[A-Za-z]:[/\\])|(^|[\s,;/\\])\.\.([/\\\s]|$)")
 
@@ -103,18 +105,21 @@ class SplitRule:
 
     lists: Mapping[str, str] | None = None
     allow_overlap: bool = False  # of earlier checkpoints: data.allow_overlap is checked elsewhere
-    val_share: float = 0.2  # of a folder without splits
+    val_share: float = 0.2  # of a folder without splits; 0 leaves none for val
 
     def __post_init__(self) -> None:
-        if not 0 < self.val_share < 1:
+        if not 0 <= self.val_share < 1:
             raise InputError(f"data.val_share={self.val_share} is not between 0 and 1")
 
     def choose_val(self, names: Sequence[str]) -> set[str]:
-        """Return the names of val: the first round(n * val_share) by their hash, 1 to n - 1."""
+        """Return the names of val: the first round(n * val_share) by their hash, 1 to n - 1.
+
+        There are none with a share of 0, nor of a single picture.
+        """
         # A hash and not a seed: a picture that is added moves few others between the splits.
         ordered = sorted(names, key=lambda name: (hashlib.sha256(os.fsencode(name)).digest(), name))
-        count = round(len(ordered) * self.val_share)
-        return set(ordered[: max(0, min(max(count, 1), len(ordered) - 1))])
+        count = max(round(len(ordered) * self.val_share), 1) if self.val_share else 0
+        return set(ordered[: max(0, min(count, len(ordered) - 1))])
 
     def read_items(
         self, split: str, splits: Sequence[str], root: Path, files: PairLayout
@@ -128,9 +133,10 @@ class SplitRule:
         if not set(lists) <= set(splits) or split not in lists:
             raise InputError(
                 f"data.lists has the splits {', '.join(map(str, lists))}; expected some of "
-                f"{', '.join(splits)}, and {split!r} is needed now"
+                f"{', '.join(splits)}, and {split!r} is needed now{UNSCORED * (split == 'val')}"
             )
         images, masks = files.folders(root)
-        known = pair_files(images, masks, files.mask_suffix)[0]
-        known |= {item.image.removeprefix(f"{images}/"): item for item in known.values()}
+        known = pair_files(images, masks, files.patterns)[0]
+        paths = {item.image.removeprefix(f"{images}/"): item for item in known.values()}
+        known = {stem_of(path): item for path, item in paths.items()} | known | paths
         return read_list(root / Path(lists[split]).expanduser()).pairs(known, images, root=root)

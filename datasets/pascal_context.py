@@ -66,7 +66,7 @@ class PascalContext(FileDataset, published="pascal_context"):
         if not images.is_dir():
             return []
         labels = self._find_labels(base)
-        known, _ = pair_files(images, labels, _FORMS[self.labels][1])
+        known, _ = pair_files(images, labels, ("*", f"*{_FORMS[self.labels][1]}"))
         # Main is part of VOC 2010; not ImageSets/Segmentation, which is another task's split.
         own = [
             base / "ImageSets" / f / f"{self.split}.txt" for f in ("SegmentationContext", "Main")

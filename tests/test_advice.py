@@ -20,7 +20,7 @@ import torch
 import torchvision
 import yaml
 from conftest import ROOT, TINY, call, make_trainer, plant, rewrite, save_picture, tiny
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch.distributed import run as torchrun
 
 from danet import extras
@@ -272,6 +272,30 @@ def beside_one_another(root):
     shutil.rmtree(root / "masks")
 
 
+def other_files(root):
+    for path in sorted((root / "masks").rglob("*.png")):
+        path.rename(path.with_name(f"gt {path.stem} v2.png"))
+
+
+def smoothed(root, end=".png"):
+    for path in sorted((root / "masks").rglob("*.png")):
+        with Image.open(path) as picture:
+            shape = np.zeros((picture.height, picture.width, *np.shape(picture)[2:]), np.uint8)
+            shape[5:35, 5:50] = np.max(np.asarray(picture), axis=(0, 1))
+            soft = Image.fromarray(shape).filter(ImageFilter.GaussianBlur(1))
+        path.unlink()
+        soft.save(path.with_suffix(end))
+
+
+def smoothed_colors(root):
+    change(root / "masks", lambda mask: mask[..., None] * np.array([240, 0, 0], np.uint8))
+    smoothed(root)
+
+
+def lossy(root):
+    smoothed(root, ".jpg")
+
+
 def second_suffix(root):
     shutil.copy(root / "images/train/train_0.png", root / "images/train/train_0.jpg")
 
@@ -286,6 +310,9 @@ def with_lists(root, train=ONE, val="val/val_0\n"):
     (root / "val.txt").write_text(val)
 
 
+RED = "data.colors=[[0,0,0],[240,0,0]]"
+
+
 def nothing(_):
     """Changes nothing."""
 
@@ -294,12 +321,33 @@ MENDED = {
     "one too many": ((0, 1, 2), nothing, (), r"set (data\.labels_start_at=1) if 0 means no"),
     "beside": (
         *((0, 1), beside_one_another, ()),
-        r"beside their images, set (\S+) (\S+) and (\S+) to what .*, such as (_mask\.png); exp",
-        *("{0}", "{1}", "{2}={3}"),
+        r"are found by (data\.images_dir=\.) (data\.masks_dir=\.) (data\.mask_suffix=_mask\.png)",
     ),
     "other names": (
         *((0, 1), renamed, ()),
-        r"name those of images and masks, as in (data\.images_dir=\S+) '?(data\.masks_dir=[^';]*)",
+        r"6 pairs, .*, are found by (data\.images_dir=Images) '(data\.masks_dir=labels of it)'",
+    ),
+    "other names of files": (*((0, 1), other_files, (), r"are found by '(data\.pairs=[^']*)'"),),
+    "soft edges": (
+        *(
+            (0, 255),
+            smoothed,
+            (),
+            r"edges were smoothed,.* '(data\.values=\S+)' (data\.nearest=true)",
+        ),
+    ),
+    "soft edges of colours": (
+        *((0, 1), smoothed_colors, (RED,)),
+        *(r"smoothed or the file was a JPEG, set (data\.nearest=true), which", RED, "{0}"),
+    ),
+    "JPEG": (
+        *((0, 255), lossy, ("data.mask_suffix=.jpg",)),
+        r"(data\.nearest=true) with '(data\.values=\S+)', value -> class",
+        *("data.mask_suffix=.jpg", "{0}", "{1}"),
+    ),
+    "one split": (
+        *((0, 1), lambda root: shutil.rmtree(root / "images/val"), ()),
+        r"; (data\.val_split=null) trains without a validation set",
     ),
     "no val": (
         *((0, 1), lambda root: shutil.rmtree(root / "images/val"), ()),

@@ -5,7 +5,7 @@ import types
 
 import numpy as np
 import pytest
-from conftest import call, write_pair
+from conftest import call, plant, write_pair
 from PIL import Image
 
 from danet.data_check.overlap import find_copies
@@ -101,7 +101,7 @@ def test_a_scan_goes_on_after_a_problem_and_counts_them_all(camvid_tree):
     assert len(report.problems) == 3
     assert "train_1.png: label value 40 on 1 pixels, first at row 2, column 3" in report.problems[1]
     assert report.images_with[0] == 1, "the good label still counts"
-    assert "... and 1 more problems" in describe("train", record(report, [], show=2))
+    assert "3 problem(s), listed at the end" in describe("train", record(report, [], show=2))
 
 
 def test_copies_are_found_within_and_between_splits_whatever_they_are_called(camvid_tree):
@@ -167,7 +167,37 @@ def test_a_split_without_labels_is_looked_at_too(tmp_path):
     assert len(scan(dataset).problems) == 1
 
 
+def test_weights_above_50_come_with_a_caution_and_capped():
+    dataset = types.SimpleNamespace(classes=("road", "car", "sign"))
+    pixels, pixels_with = np.array([[6000, 1000, 10], [10000, 10000, 10000]])
+    report = types.SimpleNamespace(pixels=pixels, pixels_with=pixels_with, dataset=dataset)
+    setting, caution = weights_setting(report).splitlines()
+    assert setting == "loss.main.class_weights=[0.1667,1,100]"
+    assert "caution: weights above 50 (sign)" in caution
+    assert caution.endswith("capped: loss.main.class_weights=[0.1667,1,50]")
+
+
 # The tool
+
+
+def test_a_problem_is_said_once_and_the_report_lies_in_a_folder_of_the_name(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    plant(tmp_path / "cats", values=(0, 200), folder="masks", splits=(("train", 2), ("val", 2)))
+    plant(tmp_path / "dogs", values=(0, 1), folder="masks", splits=(("train", 2), ("val", 2)))
+    own = ["data=folder", "data.classes=[a,b]", "data.num_workers=0"]
+    call("check_data", *own, "data.root=cats", code=2)
+    seen = "".join(capsys.readouterr())
+    assert seen.count("train_1.png: label value 200 on") == 1
+    assert seen.count("data.labels_start_at=1") == 1, "advice for four files"
+    call("check_data", *own, "data.root=dogs")
+    found = {path.parent.name for path in tmp_path.glob("runs/check/*/report.json")}
+    assert found == {"cats", "dogs"}
+    monkeypatch.chdir(tmp_path / "dogs")
+    call("check_data", *own, "data.root=.")
+    assert "check/dogs/report.json" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "dogs").iterdir()} == {"images", "masks"}
 
 
 def test_the_tool_writes_a_report_and_never_into_the_data(camvid_tree, tmp_path, capsys):

@@ -1,6 +1,8 @@
 """Masks of any usual encoding give the same batches; lists and places are as set, or refused."""
 
 import itertools
+import re
+import shlex
 
 import numpy as np
 import pytest
@@ -135,6 +137,152 @@ def listed(tmp_path):
     return tmp_path
 
 
+# Names as cameras and programs give them: images, masks, and the settings that read them.
+NAMES = {
+    "ending": ("images/a{i}.jpg", "masks/a{i}.tif", {"mask_suffix": ".tif"}),
+    "suffix": ("images/{i}.jpg", "masks/{i}_mask.bmp", {"mask_suffix": "_mask.bmp"}),
+    "prefix": ("images/img_{i}.JPG", "masks/mask_{i}.png", {"pairs": ("img_*", "mask_*.png")}),
+    "both": (
+        *("images/f{i}_rgb.png", "masks/f{i}_gt.png"),
+        {"image_suffix": "_rgb", "mask_suffix": "_gt.png"},
+    ),
+    "capitals": (
+        *("Images/a{i}.jpg", "Masks/a{i}.png"),
+        {"images_dir": "Images", "masks_dir": "Masks"},
+    ),
+    "within": (
+        *("photos/{s}/a{i}.png", "annotations/{s}/a{i}.png"),
+        {"images_dir": "photos", "masks_dir": "annotations"},
+    ),
+    "around": (
+        *("{s}/my img/a{i}.jpg", "{s}/lbl/a{i} 1.png"),
+        {"images_dir": "my img", "masks_dir": "lbl", "mask_suffix": " 1.png"},
+    ),
+    "deep": (
+        *("zip/{s}/img/a{i}.jpg", "zip/{s}/lbl/a{i}.png"),
+        {"images_dir": "zip", "masks_dir": "zip", "pairs": ("img/*", "lbl/*.png")},
+    ),
+    "one folder": ("all/a{i}.jpg", "all/a{i}.png", {"images_dir": ".", "masks_dir": "."}),
+    "a folder each": (
+        *("s{i}/image.png", "s{i}/mask.png"),
+        {
+            **{"images_dir": ".", "masks_dir": "."},
+            **{"image_suffix": "/image", "mask_suffix": "/mask.png"},
+        },
+    ),
+    "masks inside": (
+        *("pics/a{i}.jpg", "pics/masks/a{i}.png"),
+        {"images_dir": ".", "masks_dir": ".", "pairs": ("*", "masks/*.png")},
+    ),
+    "beside": ("images/a{i}.jpg", "../labels/a{i}.png", {"masks_dir": "../labels"}),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_of_other_names_are_named_with_the_settings_that_pair_them_rightly(tmp_path, name):
+    image, mask, settings = NAMES[name]
+    for i in range(12):
+        places = {"i": f"{i:02}", "s": "val" if i < 3 else "train"}
+        save_picture(tmp_path / "data" / image.format(**places), np.full((4, 5, 3), i, np.uint8))
+        save_picture(tmp_path / "data" / mask.format(**places), np.full((4, 5), i % 3, np.uint8))
+    (tmp_path / "data/read me.txt").write_text("")
+    with pytest.raises(InputError) as error:
+        own(tmp_path / "data")
+    found = re.search(r"; 12 pairs, as .*, are found by (.*)", str(error.value))[1]
+    typed = dict(part.removeprefix("data.").split("=", 1) for part in shlex.split(found))
+    plain = {
+        key: f"[{','.join(value)}]" if key == "pairs" else value for key, value in settings.items()
+    }
+    assert {key: value.strip("'") for key, value in typed.items()} == plain
+    for split in ("train", "val"):
+        for sample in (data := own(tmp_path / "data", split, **settings)):
+            assert abs(int(sample.image[0, 0, 0]) % 3 - int(sample.mask[0, 0])) == 0, sample.name
+        assert len(data) in (3, 9, 2, 10)
+
+
+def test_files_that_make_no_pairs_are_counted_by_their_kind(tmp_path):
+    for i in range(3):
+        write(tmp_path / f"masks/{i}.png", mode="L")
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / f"images/{i}.heic").write_bytes(b"")
+    with pytest.raises(InputError, match=r"there are 3 \.heic in images, 3 \.png in masks; images"):
+        own(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pairs": ["img_*.jpg"]}, r"data.pairs=\['img_\*.jpg'\]: expected the patterns"),
+        ({"pairs": ["img.jpg", "m*.png"]}, r"each with one \* for what both names share"),
+        ({"pairs": ["*", "m*.png"], "mask_suffix": "_m.png"}, "data.pairs replaces data.image_s"),
+    ],
+)
+def test_patterns_that_name_no_pairs_are_refused(tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        own(tmp_path, **settings)
+
+
+# Masks with smoothed edges
+
+
+def nearest_by_search(mask, known, ignored=()):
+    """Returns the class of the nearest known value or colour, pixel by pixel."""
+    every = [*known.items(), *((value, IGNORE) for value in ignored)]
+    found = np.zeros(mask.shape[:2], int)
+    for place in np.ndindex(found.shape):
+        away = [np.sum((np.array(value, int) - mask[place]) ** 2) for value, _ in every]
+        found[place] = every[int(np.argmin(away))][1]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["values", "16 bits", "colours", "grey of three channels"])
+def test_the_nearest_value_is_that_of_a_search(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    known, ignored, channels, top, dtype = {10: 0, 99: 1, 200: 2}, (), (), 255, np.uint8
+    if kind == "16 bits":
+        known, top, dtype = {1000: 2, 30000: 1, 50000: 0}, 65536, np.uint16
+    elif kind == "colours":
+        known, ignored, channels, top = dict(zip(COLORS, range(3), strict=True)), (VOID,), (3,), 256
+    mask = rng.integers(0, top, (24, 30, *channels)).astype(dtype)  # without 255, which is ignored
+    expected = nearest_by_search(mask.astype(int), known, ignored)
+    stored = np.repeat(mask[..., None], 3, axis=2) if kind.startswith("grey") else mask
+    write_pair(tmp_path, "train", "a", np.zeros((24, 30, 3), np.uint8), stored, labels="masks")
+    settings = {"values": known} if not channels else COLORED
+    data = own(tmp_path, nearest=True, **settings)
+    assert np.array_equal(data[0].mask, expected)
+    listed = [np.all(mask.reshape(24, 30, -1) == v, axis=2) for v in (*known, *ignored)]
+    assert data.count_unlisted(data.items[0]) == mask.shape[0] * mask.shape[1] - np.sum(listed)
+    with pytest.raises(InputError):
+        own(tmp_path, **settings)[0]
+
+
+def test_nearest_changes_no_pixel_that_is_listed_but_cache_and_fingerprint(tmp_path):
+    mask = np.array([[10, 99, 200, 255]], np.uint8)
+    write_pair(tmp_path, "train", "a", np.zeros((1, 4, 3), np.uint8), mask, labels="masks")
+    exact, soft = (own(tmp_path, values={10: 0, 99: 1, 200: 2}, nearest=n) for n in (None, True))
+    assert exact[0].mask.tolist() == soft[0].mask.tolist() == [[0, 1, 2, IGNORE]]
+    assert soft.count_unlisted(soft.items[0]) == 0
+    assert exact.decoding() != soft.decoding()
+    assert exact.fingerprint() != soft.fingerprint()
+
+
+def test_a_mask_saved_as_jpeg_is_read_as_the_shape_it_was(tmp_path):
+    mask = np.zeros((40, 48), np.uint8)
+    mask[8:24, 16:40] = 1
+    save_picture(tmp_path / "images/train/a.png", np.zeros((40, 48, 3), np.uint8))
+    for colors, settings in (
+        (np.array([0, 255], np.uint8), {"values": {0: 0, 255: 1}}),
+        (np.array(COLORS[:2], np.uint8), {"colors": COLORS[:2]}),
+    ):
+        path = tmp_path / "masks/train/a.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(colors[mask]).save(path, quality=70)
+        data = own(tmp_path, classes=["a", "b"], mask_suffix=".jpg", nearest=True, **settings)
+        assert (data[0].mask != mask).mean() < 0.03
+        with pytest.raises(InputError, match="JPEG is lossy and changes class values"):
+            own(tmp_path, classes=["a", "b"], mask_suffix=".jpg", **settings)[0]
+
+
 def with_lists(root, train, val="b\n", **settings):
     (root / "train.txt").write_bytes(train if isinstance(train, bytes) else train.encode())
     (root / "val.txt").write_text(val)
@@ -195,6 +343,8 @@ def test_groups_of_settings_are_checked_like_arguments(tmp_path, setting, messag
         ({"colors": COLORS, "values": {0: 0}}, "data.colors and data.values exclude each other"),
         ({"values": {0: 0}, "labels_start_at": 1}, "data.values and data.labels_start_at exclude"),
         ({"labels_start_at": -1}, "data.labels_start_at=-1: expected 0 or more"),
+        ({"nearest": True}, "data.nearest=true: nearest to what"),
+        ({"nearest": True, "labels_start_at": 1}, "data.nearest=true: nearest to what"),
         ({"ignore_colors": [VOID]}, "data.ignore_colors is for masks of colours"),
         ({"colors": COLORS[:2]}, "data.colors: 2 colours for 3 class names"),
         ({"colors": COLORS, "ignore_colors": COLORS[:1]}, "twice, at positions 0 and 3 of"),

@@ -6,12 +6,13 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, K, Tiny, batch, call, no_waiting, scored, tiny
+from conftest import TINY, K, Tiny, batch, call, no_waiting, plant, scored, tiny
 from conftest import make_trainer as make
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -491,6 +492,58 @@ def test_the_tools_train_resume_and_score_a_compiled_run(tmp_path, monkeypatch):
     torch.manual_seed(0)  # as ``make`` does before it makes the second one
     eager, fast = (make(tmp_path / n, tiny(dropout=0.0), compile=n == "b") for n in "ab")
     torch.testing.assert_close(train(eager, 2), train(fast, 2), rtol=1e-4, atol=1e-4)
+
+
+# Without a validation set
+
+
+@pytest.mark.slow
+def test_a_run_without_a_validation_set_trains_the_same_weights(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    typed = [*TINY, "data.num_workers=0", "run.log_to=[]", "trainer.steps=4"]
+    call("train", *typed, "run.dir=scored")
+    capsys.readouterr()
+    call("train", *typed, "run.dir=plain", "data.val_split=null", "trainer.stop_at=2")
+    assert "no validation set: data.val_split=null; there are no scores" in capsys.readouterr().out
+    call("train", "resume=plain/last.pt")
+    assert not (tmp_path / "plain/best.pt").exists()
+    scored, plain = (torch.load(tmp_path / name / "last.pt") for name in ("scored", "plain"))
+    assert_equal(scored["model"], plain["model"])
+    assert (plain["step"], plain["best_score"], plain["scores"]) == (4, None, None)
+    assert plain["training_set"] == scored["training_set"]
+    assert "validation_set" not in plain
+    capsys.readouterr()
+    call("train", "resume=plain/last.pt")
+    assert "this run is finished, at step 4 of 4" in capsys.readouterr().out
+    call("eval", "checkpoint=plain/last.pt", "device=cpu", code=2)
+    assert "the training had no validation set; set split=" in capsys.readouterr().err
+    call("eval", "checkpoint=plain/last.pt", "device=cpu", "split=val")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("key", "value"), [("patience", "2"), ("best_by", "loss")])
+def test_what_watches_scores_is_refused_without_a_validation_set(key, value, tmp_path, capsys):
+    typed = [*TINY, f"run.dir={tmp_path / 'run'}", "data.val_split=null"]
+    call("train", *typed, f"trainer.{key}={value}", code=2)
+    message = rf"error: trainer.{key}={value}: there is no .*; set (trainer.{key}=\w+), or data"
+    advice = re.search(message, capsys.readouterr().err)[1]
+    call("train", *typed, advice, "trainer.steps=1", "data.num_workers=0", "run.log_to=[]")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "setting"),
+    [(1, "data.val_share=0.2"), (4, "data.val_share=0"), (4, "data.val_split=null")],
+)
+def test_own_pictures_that_are_not_divided_are_all_trained_on(count, setting, tmp_path, capsys):
+    root = plant(tmp_path / "data", values=(0, 1), splits=((".", count),))
+    typed = ["data=folder", f"data.root={root}", "data.classes=[a,b]", setting]
+    small = [s for s in TINY if not s.startswith(("data.size", "data.lengths", "data.cue"))]
+    call("check_data", *typed, "data.num_workers=0", f"output={tmp_path / 'o'}")
+    assert "no validation set" in capsys.readouterr().out
+    small += ["data.crop=[32,32]", "data.batch_size=1", "data.num_workers=0", "run.log_to=[]"]
+    call("train", *typed, *small, "trainer.steps=1", f"run.dir={tmp_path / 'run'}")
+    assert f"Folder, {count} training and 0 validation images" in capsys.readouterr().out
 
 
 @pytest.mark.slow

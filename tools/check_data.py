@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from danet.data_check.scan import SplitReport
     from danet.datasets.base import FileDataset
 
-_MAX_PROBLEMS = 3
-"""How many problems the last message holds."""
-
 
 def run(config: DictConfig) -> None:
     """Scan the splits, print and write the report; raise InputError if there are problems."""
@@ -52,7 +49,7 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
     settings = CheckConfig(**{**plain, "data": checked.plain["data"]})
     facts = {"root": checked.data.root}
     if output is None:
-        output = folder_of(Path("runs/check", cli.choice()).absolute(), "report.json", facts)
+        output = folder_of(_default_output(checked.data.root), "report.json", facts)
     _check_settings(settings, output)
     require_writable(output)
     from danet.data_check.report import contact_sheet, describe, notes_of, record, weights_setting
@@ -88,19 +85,32 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
     write_file(output / "report.json", json.dumps(found, indent=1) + "\n")
     problems = [*refused, *(text for report in reports for text in report.problems)]
     if problems:
-        shown = problems[:_MAX_PROBLEMS]
-        if len(problems) > _MAX_PROBLEMS:
-            shown.append(f"{len(problems)} problems in all; see {output / 'report.json'}")
-        raise InputError("\n".join(shown))
+        shown = [text for report in reports for text in report.problems[: settings.show]]
+        lines = without_repeated_advice([*refused, *shown])
+        if len(problems) > len(lines):
+            lines.append(f"{len(problems)} problems in all; see {output / 'report.json'}")
+        raise InputError("\n".join(lines))
     warned = f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""
     print(f"no problems{warned}; {output / 'report.json'}")
+
+
+def without_repeated_advice(problems: Iterable[str]) -> list[str]:
+    """Return problems without what was said before at their ends, behind semicolons."""
+    lines, said = [], set[str]()
+    for problem in problems:
+        parts = problem.split("; ")
+        while len(parts) > 1 and parts[-1] in said:
+            parts.pop()
+        lines.append("; ".join(parts))
+        said.update(parts)
+    return lines
 
 
 def scan_splits(
     config: TrainConfig, settings: CheckConfig
 ) -> tuple[list["SplitReport"], list[str]]:
     """Scan the splits; return reports, and why other splits were refused as a whole."""
-    from danet.config.build import join_extra_roots, make_dataset
+    from danet.config.build import join_extra_roots, make_dataset, why_unscored
     from danet.data_check.overlap import refuse_overlap
     from danet.data_check.report import report_duplicates
     from danet.data_check.sample import suggest_setting
@@ -110,12 +120,16 @@ def scan_splits(
     data = config.data
     if "cache" in config.plain["data"]:
         config.plain["data"]["cache"] = "none"  # check the files, not copies of them
-    reports, refused = [], list[str]()
+    reports, refused, unscored = [], list[str](), ""
     for split in settings.splits or dict.fromkeys((data.train_split, data.val_split)):
+        if split is None or (unscored and not settings.splits):
+            print(f"no validation set: {unscored or 'data.val_split=null'}")
+            continue
         try:
             dataset = make_dataset(config, split, training=False)
             if split == data.train_split:
                 join_extra_roots(dataset, config)
+                unscored = why_unscored(config, dataset)
         except InputError as error:
             refused.append(str(error))
             continue
@@ -155,6 +169,18 @@ def write_lists(datasets: Iterable["FileDataset"], output: Path) -> str:
     print(divided[0].division)
     lists = ", ".join(f"{split}: {quoted(str(path))}" for split, path in files.items())
     return shlex.quote(f"data.lists={{{lists}}}")
+
+
+def _default_output(root: str | None) -> Path:
+    """Return the folder of reports on a data set, outside of it."""
+    from danet.datasets.cache import cache_folder
+
+    # Own pictures of every kind are data=folder: the name of their folder says which.
+    own = Path(root or "").name if cli.chosen("data") == "folder" else ""
+    place = Path("runs/check", own or cli.choice()).absolute()
+    if root is not None and place.is_relative_to(root):  # started from within the data
+        return cache_folder(None) / "check" / place.name
+    return place
 
 
 def _check_settings(settings: CheckConfig, output: Path) -> None:

@@ -65,6 +65,8 @@ def run(config: DictConfig) -> None:
     if ratio is not None and not 0 < ratio < 1:
         raise InputError(f"boundary_ratio={ratio}: expected a part of the diagonal, as in 0.02")
     split = settings.split or trained.data.val_split
+    if split is None:
+        raise InputError("split: the training had no validation set; set split=<split>")
     dataset = make_dataset(trained, split, training=False)
     writer = None
     if settings.submission:

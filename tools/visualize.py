@@ -81,7 +81,7 @@ def run(config: DictConfig) -> None:
         "other": weights_digest(other.model) if other else None,
         "evaluation": network.config.evaluation,
     }
-    source = settings.split or network.config.data.val_split
+    source = settings.split or network.config.data.val_split or network.config.data.train_split
     path = Path(settings.checkpoint).expanduser()
     beside = path if path.is_dir() else path.parent
     if settings.images:

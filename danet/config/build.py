@@ -25,6 +25,7 @@ from danet.config.schema import (
 from danet.config.targets import TRUSTED, locate
 from danet.config.validate import check_plain
 from danet.datasets.base import FileDataset, Reading, SegmentationDataset
+from danet.datasets.folder import Folder
 from danet.errors import InputError, UserError, first_line
 from danet.models.segmentor import Segmentor
 from danet.plain import printable, problem_with
@@ -86,6 +87,13 @@ def make_dataset(config: TrainConfig, split: str, *, training: bool) -> Segmenta
             f"{len(dataset.classes)} class names: leave data.num_classes as the data set has it"
         )
     return dataset
+
+
+def why_unscored(config: TrainConfig, training_set: SegmentationDataset) -> str:
+    """Return why a training has no validation set; "" where it has one."""
+    if config.data.val_split is None:
+        return "data.val_split=null"
+    return training_set.undivided if isinstance(training_set, Folder) else ""
 
 
 def join_extra_roots(training_set: SegmentationDataset, config: TrainConfig) -> None:

@@ -85,7 +85,7 @@ class DataConfig:
     transforms: dict[str, Node | None]  # by "train" and "eval"; null for none
     num_classes: int
     train_split: str
-    val_split: str
+    val_split: str | None  # None trains without a validation set
     batch_size: int = resumable(1, "part of the global batch, compared as a product")  # per process
     # Processes that load; with 0 the training process does.
     num_workers: int = resumable(0, "the order of samples does not depend on it")
@@ -255,6 +255,7 @@ def register() -> None:
         ConfigStore.instance().store(name=name, node=node)
     resolvers: dict[str, Any] = {"count": len, "class_names": _class_names}
     resolvers["class_colors"] = _class_colors
+    resolvers["val_share"] = lambda share, split: 0.0 if split is None else share
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)  # a second call would raise
 

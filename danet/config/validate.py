@@ -65,6 +65,10 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "a whole number of at least 2; for one kind of object these are background and object, "
         "data.classes=[background,object]",
     ),
+    (
+        *("data.val_split", lambda split: split is None or isinstance(split, str)),
+        "the name of a split, or null to train without a validation set",
+    ),
     ("data.root", lambda root: root is None or isinstance(root, str), "a folder, or null"),
     ("data.crop", _pair(32), "two whole numbers of at least 32, data.crop=[512,512]"),
     ("data.size", _pair(1), "two whole numbers of at least 1, data.size=[64,384]"),

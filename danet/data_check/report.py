@@ -21,6 +21,9 @@ _TILE = (320, 240)
 _MAX_CLASSES = 20
 """How many classes without a pixel are listed; report.json has all."""
 _MAX_NAMES = 5
+_LARGE_WEIGHT = 50
+_MUCH = 25
+"""Percent of pixels without a listed value from which on one may be missing."""
 _FEW = 16
 """Distinct values at or below which an image can hardly show anything."""
 
@@ -66,6 +69,13 @@ def notes_of(report: SplitReport, *, absent: str = "", where: str = "") -> list[
     dataset, count = report.dataset, len(report.pairs)
     pictures = [(pair.name, pair.remarks, pair.levels) for pair in report.usable]
     notes = [*report.notes, *picture_notes(pictures, where)]
+    if changed := [pair.unlisted for pair in report.pairs if pair.unlisted]:
+        share = 100 * sum(changed) / max(1, report.ignored + int(report.pixels.sum()))
+        notes.append(
+            f"{'warning: ' * (share > _MUCH)}{where}data.nearest=true: {sum(changed)} pixels "
+            f"({share:.2f} %) in {len(changed)} of {count} labels count as the nearest value or "
+            f"colour that is listed{'; is one missing there?' * (share > _MUCH)}"
+        )
     classes = [f"{i} ({dataset.classes[i]})" for i in np.flatnonzero(report.pixels == 0)]
     if classes and absent and dataset.is_labelled:
         is_all = count == len(dataset)
@@ -154,15 +164,25 @@ def describe(split: str, found: Mapping[str, Any]) -> str:
         lines.append(f"  {'':>3} {'(ignored)':<{width}} {100 * ignored / total:>7.3f} %")
     for note in found["notes"]:
         lines.append(f"  {'' if note.startswith('warning: ') else 'note: '}{note}")
-    lines += [f"  problem: {problem}" for problem in found["problems"]]
-    if (more := found["num_problems"] - len(found["problems"])) > 0:
-        lines.append(f"  ... and {more} more problems")
+    if found["num_problems"]:
+        lines.append(f"  {found['num_problems']} problem(s), listed at the end")
     return "\n".join(lines)
 
 
 def weights_setting(report: SplitReport) -> str:
-    """Return the class weights as a setting of a training."""
-    return f"loss.main.class_weights=[{','.join(f'{w:.4g}' for w in class_weights(report))}]"
+    """Return the class weights as a setting of a training, with a caution about large ones."""
+    weights = class_weights(report)
+    setting, capped = (
+        f"loss.main.class_weights=[{','.join(f'{w:.4g}' for w in column)}]"
+        for column in (weights, weights.clip(max=_LARGE_WEIGHT))
+    )
+    large = ", ".join(report.dataset.classes[i] for i in np.flatnonzero(weights > _LARGE_WEIGHT))
+    if not large:
+        return setting
+    return (
+        f"{setting}\n  caution: weights above {_LARGE_WEIGHT} ({large}) let a few pixels decide "
+        f"every step, and wrong labels among them do harm; capped: {capped}"
+    )
 
 
 def contact_sheet(dataset: SegmentationDataset, indices: Iterable[int]) -> np.ndarray | None:

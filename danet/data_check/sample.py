@@ -112,7 +112,7 @@ def suggest_setting(reports: Sequence[SplitReport]) -> tuple[str, bool]:
         lost = ", ".join(names[1:4]) + ", ..." * (len(names) > 4)
         return (
             f"all labels hold the values 0 and {IGNORE} only, and {IGNORE} is ignored, so {lost} "
-            "would never be learnt; set data.values={0:0,255:1}"
+            "would never be learnt; set 'data.values={0:0,255:1}'"
         ), True
     if not counted or dataset.labels.values:
         return "", False

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from danet.data.workers import init_worker
 from danet.datasets.base import FileDataset
+from danet.datasets.folder import Folder
 from danet.datasets.image_io import Levels, inspect_dropped, open_picture
 from danet.datasets.label_statistics import class_pixels
 from danet.errors import InputError
@@ -29,6 +30,7 @@ class PairReport:
     remarks: list[str] = field(default_factory=list)  # what reading changes, and the like
     levels: Levels | None = None  # of an image of more than 8 bits
     values: set[int] = field(default_factory=set)  # in the label file
+    unlisted: int = 0  # pixels that have a class because of data.nearest
     pixels: np.ndarray | None = None  # of each class, int64 (256,); None if a value has no class
     problem: str | None = None  # why the pair cannot be used
 
@@ -81,6 +83,8 @@ def _inspect_label(pair: PairReport, dataset: FileDataset, index: int) -> None:
     labels, path = dataset.labels_of(item), Path(item.mask or "")
     counts = np.bincount(labels.ravel())
     pair.values = set(np.flatnonzero(counts).tolist())
+    if isinstance(dataset, Folder) and dataset.labels.nearest:
+        pair.unlisted = dataset.count_unlisted(item)
     if labels.shape != pair.size:
         dataset.read(index)  # raises the error of a training
     pair.pixels = class_pixels(dataset, labels, counts, path)

@@ -17,13 +17,21 @@ from danet.checkpoint.format import Checkpoint
 from danet.checkpoint.manager import CheckpointManager
 from danet.checkpoint.weights import initialise
 from danet.config import resume
-from danet.config.build import join_extra_roots, make, make_dataset, make_model, untrained
+from danet.config.build import (
+    join_extra_roots,
+    make,
+    make_dataset,
+    make_model,
+    untrained,
+    why_unscored,
+)
 from danet.config.schema import TrainConfig
 from danet.data import bad_samples
 from danet.data.loader import TrainBatches, eval_batches, train_batches
 from danet.data.sampler import RareClassSampling
 from danet.data_check.overlap import refuse_overlap
 from danet.data_check.sample import check_sample
+from danet.datasets.base import SegmentationDataset
 from danet.datasets.folder import Folder
 from danet.datasets.label_statistics import label_pixels
 from danet.distributed import collectives
@@ -55,10 +63,15 @@ class Parts:
         # Last: a value that a constructor refuses is reported before files are read.
         self.train_set = make_dataset(config, config.data.train_split, training=True)
         join_extra_roots(self.train_set, config)
-        self.val_set = make_dataset(config, config.data.val_split, training=False)
-        advice.refuse_unknown_class(config.trainer.best_by, self.val_set.classes)
+        self.val_set: SegmentationDataset | None = None
+        self.unscored = why_unscored(config, self.train_set)
+        if self.unscored:
+            advice.refuse_unscored(config.trainer)
+        else:
+            self.val_set = make_dataset(config, str(config.data.val_split), training=False)
+        advice.refuse_unknown_class(config.trainer.best_by, self.train_set.classes)
         sets = {"training_set": self.train_set, "validation_set": self.val_set}
-        self.fingerprints = {name: dataset.fingerprint() for name, dataset in sets.items()}
+        self.fingerprints = {name: data.fingerprint() for name, data in sets.items() if data}
         self.loader_settings: dict[str, Any] = {
             "batch_size": config.data.batch_size,
             "rank": collectives.rank(),
@@ -124,13 +137,13 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
             cli.say(line)
         folder = trainer.checkpoints.folder
         cli.say(f"checkpoint={folder / 'last.pt'}")
-        if (folder / "best.pt").exists():
+        if parts.val_set and (folder / "best.pt").exists():
             cli.say(f"best: {folder / 'best.pt'}, {trainer.best.shown()}")
 
 
 def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) -> Trainer:
     """Build network, run folder and log; continue from ``saved`` if there is one."""
-    config, device, val_set = parts.config, parts.device, parts.val_set
+    config, device, train_set, val_set = parts.config, parts.device, parts.train_set, parts.val_set
     settings, done = config.trainer, saved["step"] if saved else 0
     torch.manual_seed(config.seed)  # every process starts from the same random weights
     model = untrained(config) if saved else make_model(config)
@@ -142,7 +155,7 @@ def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) 
     backbone: Any = getattr(model, "backbone", None)
     for note in getattr(backbone, "notes", ()):
         cli.say(note)
-    if getattr(backbone, "size", None) is not None:
+    if val_set and getattr(backbone, "size", None) is not None:
         advice.refuse_other_sizes(model, val_set[0].image, parts.evaluation)
     model = place(model, settings, device)
     loss, optimizer = parts.loss.to(device), parts.optimizer(model)
@@ -158,7 +171,7 @@ def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) 
     attention = f", position attention by {', '.join(kernels)}" if kernels - {"tiles"} else ""
     frozen = f" ({count:,} frozen)" if (count := count_frozen(model)) else ""
     cli.say(
-        f"{folder}: {type(val_set).__name__}, {len(parts.train_set)} training and {len(val_set)} "
+        f"{folder}: {type(train_set).__name__}, {len(train_set)} training and {len(val_set or ())} "
         f"validation images; {sum(p.numel() for p in model.parameters()):,} parameters{frozen}; "
         f"steps {done} to {settings.steps} of {images} images; {device}, {precision}{attention}"
     )
@@ -169,7 +182,7 @@ def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) 
         folder if collectives.is_first() else None,
         step=done,
         steps=settings.steps,
-        classes=val_set.classes,
+        classes=train_set.classes,
         config=config.plain,
         log_to=config.run.log_to,
         run_id=run_id,
@@ -180,15 +193,16 @@ def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) 
         settings,
         metadata={
             "config": config.plain,
-            "classes": list(val_set.classes),
-            "palette": [list(color) for color in val_set.palette],
+            "classes": list(train_set.classes),
+            "palette": [list(color) for color in train_set.palette],
             **parts.fingerprints,
             "run_id": run_id,
         },
         best=[(score, step) for score, step in saved.get("best", ())] if saved else (),
         warn=log.warn,
     )
-    trainer = Trainer(train_step, checkpoints, log, partial(score, parts, log))
+    scoring = partial(score, parts, log, val_set) if val_set else None
+    trainer = Trainer(train_step, checkpoints, log, scoring)
     if saved:
         trainer.load_state(saved)
     return trainer
@@ -212,9 +226,11 @@ def make_folder(config: TrainConfig, saved: Checkpoint | None) -> Path:
     return folder
 
 
-def score(parts: Parts, log: RunLog, model: nn.Module, step: int) -> tuple[ConfusionMatrix, float]:
+def score(
+    parts: Parts, log: RunLog, val_set: SegmentationDataset, model: nn.Module, step: int
+) -> tuple[ConfusionMatrix, float]:
     """Score a network on the whole validation set, and return its loss; show pictures of it."""
-    data, val_set, infer = parts.config.data, parts.val_set, parts.evaluation
+    data, infer = parts.config.data, parts.evaluation
     collectives.broadcast_buffers(model)
     batches = eval_batches(val_set, **parts.loader_settings)
     classes, device = data.num_classes, parts.device
@@ -252,12 +268,16 @@ def rare_class_sampling(parts: Parts) -> RareClassSampling | None:
 def validate_data(parts: Parts, saved: Checkpoint | None) -> None:
     """Raise InputError if the splits overlap, a sample is bad, or a resumed run had other data."""
     config, train_set, val_set = parts.config, parts.train_set, parts.val_set
-    overlap = refuse_overlap(train_set, val_set, allowed=config.data.allow_overlap)
+    if val_set:
+        overlap = refuse_overlap(train_set, val_set, allowed=config.data.allow_overlap)
+    else:
+        why = f"{parts.unscored}; there are no scores, and last.pt is the result"
+        overlap = f"no validation set: {why}"
     division = train_set.division if isinstance(train_set, Folder) else ""
     skipped = train_set if config.data.on_bad_sample == "skip" else None
     for note in (
         *filter(None, (overlap, division)),
-        *check_sample(train_set, val_set, training=train_set, skipping=skipped),
+        *check_sample(*filter(None, (train_set, val_set)), training=train_set, skipping=skipped),
         *resume.compare_data(saved or {}, parts.fingerprints, allowed=config.allow_changes),
     ):
         cli.say(note)

@@ -34,7 +34,7 @@ class Trainer:
     """Trains a network, evaluates it (or its moving average) and saves checkpoints.
 
     ``evaluate`` scores a network at a step, and returns its loss; all processes call it together
-    and get equal numbers.
+    and get equal numbers. Without it checkpoints are saved at the same steps.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Trainer:
         train_step: TrainStep,
         checkpoints: CheckpointManager,
         log: RunLog,
-        evaluate: Callable[[nn.Module, int], tuple[ConfusionMatrix, float]],
+        evaluate: Callable[[nn.Module, int], tuple[ConfusionMatrix, float]] | None,
     ) -> None:
         self.train_step, self.checkpoints = train_step, checkpoints
         self.log, self.evaluate = log, evaluate
@@ -162,6 +162,9 @@ class Trainer:
 
     def evaluate_and_save(self, signals: Signals) -> None:
         """Score the network, or its average, between two checkpoints of the same step."""
+        if self.evaluate is None:
+            self.evaluated_at = self.step
+            return self.save()
         self.save()  # an evaluation that fails must not cost the training before it
         # Evaluation changes nothing of the training, so a signal may end it anywhere.
         with signals.at_once():

@@ -124,6 +124,16 @@ def refuse_unknown_class(best_by: str, classes: Sequence[str]) -> None:
         raise InputError(f"trainer.best_by={best_by}: there is no class {name}{close}")
 
 
+def refuse_unscored(trainer: TrainSettings) -> None:
+    """Refuse settings that watch the scores of a validation set, for a training without one."""
+    for key, default, shown in (("patience", None, "null"), ("best_by", "miou", "miou")):
+        if (value := getattr(trainer, key)) != default:
+            raise InputError(
+                f"trainer.{key}={value}: there is no validation set to score; set "
+                f"trainer.{key}={shown}, or data.val_split=<split>"
+            )
+
+
 def refuse_other_sizes(model: nn.Module, image: np.ndarray, evaluation: Inference) -> None:
     """Refuse an evaluation of images (H, W, 3) that the network cannot compute, on meta tensors.
 

@@ -249,7 +249,7 @@ def test_R16_masks_of_0_and_255_are_caught_with_any_number_of_classes(count, sit
     settings = [f"data.classes=[{','.join('abcdefghijk'[:count])}]"]
     site.refused(
         "all labels hold the values 0 and 255 only, and 255 is ignored, so b",
-        "would never be learnt; set data.values={0:0,255:1}",
+        "would never be learnt; set 'data.values={0:0,255:1}'",
         settings=settings,
     )
     site.accepted(settings=[*settings, "data.values={0: 0, 255: 1}"])
