@@ -137,9 +137,9 @@ def test_coarse_labels_are_read_where_they_are_asked_for_or_all_there_is(tree):
         (".", {"annotation": "rough"}, "data.annotation=rough: expected one of fine, coarse"),
         (".", {"labels": "color"}, "data.labels=color: expected one of ids, train_ids"),
         (".", {"labels": "train_ids"}, "3 of 3 images .*data.labels=ids gives the same classes"),
-        ("leftImg8bit", {}, r"no images for split 'val'.*set data.root=\S+/cityscapes;"),
-        ("..", {}, r"no images for split 'val'.*set data.root=\S+/cityscapes;"),
-        ("gtFine/val", {}, r"no images.*set data.root=\S+/cityscapes;"),
+        ("leftImg8bit", {}, r"no images for split 'val'.*set data.root=\S+/cityscapes$"),
+        ("..", {}, r"no images for split 'val'.*set data.root=\S+/cityscapes$"),
+        ("gtFine/val", {}, r"no images.*set data.root=\S+/cityscapes$"),
     ],
 )
 def test_what_cannot_be_read_is_reported_with_the_remedy(tree, root, arguments, message):
