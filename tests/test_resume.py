@@ -138,6 +138,12 @@ def test_keys_are_those_of_the_checkpoint_and_not_of_the_defaults(trained, stopp
     )
 
 
+def test_other_weights_and_a_run_exclude_each_other_but_for_auto(trained, stopped):
+    other = f"init_from={stopped}"
+    trained(f"resume={stopped}", other).refused("leave one of the two out")
+    trained("resume=auto", f"run.dir={stopped.parent}", other).accepted("going on from")
+
+
 def test_the_whole_command_of_the_start_goes_on(trained, tmp_path):
     folder = shutil.copytree(tmp_path, tmp_path / "run", ignore=lambda *_: ["run"])
     whole = [*SETTINGS, "data=scenes", "model/head=dual", "+model.mean=[1,2,3]"]

@@ -74,6 +74,12 @@ def resolve(
         return config, None, notes
     stored, settled = overlay.stored_settings(saved, path), deepcopy(config.plain)
     typed = {override.lstrip("+~").split("=")[0] for override in overrides}
+    # With auto one command starts a run, from other weights, and goes on with it.
+    if config.resume != "auto" and "init_from" in typed and config.init_from is not None:
+        raise InputError(
+            f"init_from={config.init_from}: resume={config.resume} goes on with a run and its "
+            "weights, init_from starts a new one; leave one of the two out"
+        )
     notes += compare_settings(path, stored, settled, typed=typed)
     notes += _compare_steps(saved, stored, settled)
     best_by = settled["trainer"]["best_by"]

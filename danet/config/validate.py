@@ -8,6 +8,7 @@ import inspect
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields
@@ -59,6 +60,10 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("run.processes", lambda n: n is None or n >= 1, "at least 1, or null"),
     ("data.batch_size", _whole(1), "a whole number of at least 1"),
     ("data.num_workers", _whole(0), "a whole number of at least 0"),
+    *(
+        (f"model.head.{key}", lambda n: n is None or _whole(1)(n), "at least 1, or null")
+        for key in ("channels", "reduction")
+    ),
     ("data.num_classes", lambda n: not is_int(n) or n <= MAX_CLASSES, f"at most {MAX_CLASSES}"),
     (
         *("data.num_classes", _whole(2)),
@@ -106,6 +111,11 @@ def check(
     root = config.data.get("root")
     if root is not None:  # a checkpoint must find its data from wherever it is used
         folder = Path(os.path.expanduser(str(root))).absolute()
+        if needs_data and "root" not in (config.data.get("dataset") or {}):
+            raise InputError(
+                f"data.root={root}: this data set draws its pictures and reads none; for your own: "
+                f"data=folder {shlex.quote(f'data.root={root}')} 'data.classes=[name,name]'"
+            )
         if needs_data and not folder.is_dir():
             raise InputError(f"data.root={folder}: there is no such folder; set data.root=<folder>")
         config.data.root = str(folder)
@@ -229,6 +239,8 @@ def _value_errors(plain: Mapping[str, Any]) -> list[str]:
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             errors.append(f"{key}={value}: expected a finite number")
+        elif re.fullmatch(r"model\.(.+\.)?num_classes", key) and value != count:
+            errors.append(f"{key}={value}: the data set has {count} classes; leave it out")
         elif re.search(r"\.class_weights\[\d+\]$", key) and is_number(value) and value < 0:
             errors.append(f"{key}={value}: expected a number of at least 0")
         elif key.endswith(".class_weights") and isinstance(value, list) and len(value) != count:

@@ -14,7 +14,7 @@ from torch import nn
 
 from danet.checkpoint.run_folder import refuse_used
 from danet.config.build import untrained
-from danet.config.schema import TrainConfig, did_you_mean
+from danet.config.schema import DataConfig, TrainConfig, did_you_mean
 from danet.engine.precision import choose_precision
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError, StorageError
@@ -35,7 +35,7 @@ def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] =
     support ``trainer.precision`` or ``evaluation.precision``.
     """
     data, lines = config.data, [*_rate_notes(config.optimizer), *_loss_notes(config)]
-    lines += _frozen_notes(config)
+    lines += [*_frozen_notes(config), *_crop_notes(data)]
     lines += _patience_notes(config.trainer)
     if any(setting.lstrip("+").startswith("data.root=") for setting in typed):
         lines.insert(0, f"data.root={data.root}")
@@ -100,6 +100,13 @@ def _loss_notes(config: TrainConfig) -> list[str]:
         for key, kept, _ in walk(config.loss, "loss")
         if key.endswith(".min_kept") and is_int(kept) and kept >= pixels
     ]
+
+
+def _crop_notes(data: DataConfig) -> list[str]:
+    """Return a note if a crop was set for training images that no transform crops."""
+    if data.crop is None or data.transforms["train"] is not None:
+        return []
+    return [f"data.crop={data.crop} crops nothing: data/transforms=none; street crops, say"]
 
 
 def _frozen_notes(config: TrainConfig) -> list[str]:
