@@ -20,7 +20,16 @@ if __name__ == "__main__":
 
 import cv2
 
-from danet.config.build import checked_config, load_saved, make_dataset
+from danet.config.build import checked_config, load_model, load_saved, make_dataset
+from danet.prediction.predict import predict
+from danet.visualization.attention import (
+    attention_branches,
+    choose_points,
+    main_class,
+    position_maps,
+)
+
+CUES = ("mill", "tower", "heath", "lawn")
 
 
 def write_example(checkpoint: Path, folder: Path, count: int = 20) -> None:
@@ -36,6 +45,36 @@ def write_example(checkpoint: Path, folder: Path, count: int = 20) -> None:
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in scenes.classes))
 
 
+def describe_attention(checkpoint: Path, folder: Path) -> list[str]:
+    """Return lines on the attention pictures, those first in which a pixel finds its cue."""
+    config = checked_config(load_saved(str(checkpoint)), checkpoint)
+    model, scenes, found = load_model(checkpoint), make_dataset(config, "test", training=False), []
+    for path in sorted(folder.glob("*_attention.png")):
+        image = scenes[int(path.stem.split("_")[1])].image
+        prediction = predict(model, image)
+        pairs = [scenes.classes.index(name) for name in ("bus", "tram", "kiosk", "booth")]
+        points = choose_points(prediction, wanted=pairs)
+        share, said = 0.0, ""
+        if points and "position" in attention_branches(model):
+            for point, weights in zip(points, position_maps(model, image, points), strict=True):
+                most, of_all = main_class(weights, prediction)
+                if scenes.classes[most] in CUES and of_all > share:
+                    own = scenes.classes[prediction[point.y, point.x]]
+                    share, said = of_all, f"  its {own} attends to the {scenes.classes[most]}"
+        found.append((-share, f"{path}{said}"))
+    lines = [
+        f"{'' if i else 'what it attends to:':<22} {x}" for i, (_, x) in enumerate(sorted(found))
+    ]
+    if lines:
+        lines.append(
+            "One class of bus and tram, and one of kiosk and booth, looks for its cue on the left;"
+        )
+        lines.append(
+            "the other is told by its absence, so what that one attends to may lie anywhere."
+        )
+    return lines
+
+
 def main() -> None:
     """Print scores, files and commands."""
     run, shell, settings = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
@@ -47,10 +86,8 @@ def main() -> None:
     print(f"\nmIoU on scenes the network has not seen: {100 * metrics['miou']:.1f}")
     print(f"the best checkpoint:   {best}  (step {metrics['step']})")
     print(f"its predictions:       {run / 'pictures' / 'contact_sheet.png'}")
-    for number, path in enumerate(sorted((run / "pictures").glob("*_attention.png"))):
-        print(f"{'' if number else 'what it attends to:':<22} {path}")
-    print("One class of bus and tram, and one of kiosk and booth, looks for its cue on the left;")
-    print("the other is told by its absence, so what that one attends to may lie anywhere.")
+    for line in describe_attention(best, run / "pictures"):
+        print(line)
     here = Path.cwd()
     go = f"cd {shlex.quote(str(here))} && " if shell.resolve() != here.resolve() else ""
     place = [f"data.root={example}", f"data.classes={example}/classes.txt", "data.crop=[64,256]"]

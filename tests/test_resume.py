@@ -72,8 +72,8 @@ def test_other_steps_are_said_with_what_they_do_to_the_rate(trained, stopped):
     factors = [(3 + 1) / 21 * (1 - 3 / steps) ** 0.9 for steps in (12, 6)]  # 20 steps of warm-up
     assert changes(trained(f"resume={stopped}", "trainer.steps=12")) == [
         "trainer.steps=12 instead of 6",
-        "the schedule is now over 12 steps: the rate of the next one is "
-        f"{factors[0]:.3g} of optimizer.lr, it was {factors[1]:.3g}",
+        "the schedule is now over 12 steps: the learning rate of the next one is "
+        f"{0.002 * factors[0]:.3g}, it would have been {0.002 * factors[1]:.3g}",
     ]
     trained(f"resume={stopped}", "trainer.steps=2").refused("trainer.steps=2, and 3 steps are done")
 
@@ -256,7 +256,7 @@ def test_a_folder_stands_for_its_newest_or_its_best_checkpoint(tmp_path, capsys)
     for name in ("step_000000002.pt", "last.pt", "best.pt"):
         (tmp_path / name).touch()
         assert run_folder.best_in(str(tmp_path), "other") == str(tmp_path / name)
-        assert capsys.readouterr().out == f"other={tmp_path}: {name} is taken\n"
+        assert capsys.readouterr().out == f"other={tmp_path}: using {name}\n"
 
 
 def test_a_folder_is_resumed_from_its_newest_whole_checkpoint(stopped, tmp_path, trained):

@@ -66,7 +66,7 @@ def test_the_progress_bar_comes_after_the_first_line(capsys):
 
 def test_tools_take_the_folder_of_a_run_for_its_best_checkpoint(run, capsys):
     folder, _ = run
-    said = f"checkpoint={folder}: best.pt is taken\n"
+    said = f"checkpoint={folder}: using best.pt\n"
     for name, *settings in (("eval", "device=cpu"), ("export", "formats=[]")):
         capsys.readouterr()
         call(name, f"checkpoint={folder}", f"output={name}", *settings)

@@ -91,7 +91,7 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
             lines.append(f"{len(problems)} problems in all; see {output / 'report.json'}")
         raise InputError("\n".join(lines))
     warned = f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""
-    print(f"no problems{warned}; {output / 'report.json'}")
+    print(f"no problems{warned}\nreport: {output / 'report.json'}")
 
 
 def without_repeated_advice(problems: Iterable[str]) -> list[str]:

@@ -23,7 +23,8 @@ from danet.filesystem import explain_storage, write_file
 from danet.plain import problem_with
 from danet.visualization.report import Curve, chart, named_curves, render
 
-_NOT_COMPARED = ("run.", "resume", "hydra.", "defaults")
+_NOT_COMPARED = ("run.", "resume", "hydra.", "defaults", "data.dataset.")
+"""Beginnings of keys; those of the last follow other keys of ``data``."""
 _CURVES = (
     ("loss", "train", "loss"),
     ("validation, mean IoU", "val", "miou"),

@@ -69,7 +69,8 @@ def run(config: DictConfig) -> None:
     print_file(output / "README.md")
     if settings.demo:
         page = demo.write(output / "demo", saved, trained, runtime)
-        print(f"python -m http.server -d {shlex.quote(str(page))}  # then http://localhost:8000")
+        print(f"{page}: a page for the browser; to see it at http://localhost:8000:")
+        print(f"python -m http.server -d {shlex.quote(str(page))}")
     if settings.push:
         print(folder.push(output, settings.push, private=settings.private))
 

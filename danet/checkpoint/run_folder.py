@@ -98,7 +98,7 @@ def best_in(path: str | Path, key: str) -> str:
         return str(path)
     file = found[-1] if found[-1].name == "best.pt" else found[0]
     if os.environ.get("RANK", "0") == "0":
-        print(f"{key}={path}: {file.name} is taken", flush=True)
+        print(f"{key}={path}: using {file.name}", flush=True)
     return str(file)
 
 

@@ -138,7 +138,7 @@ def compare_settings(
     if fixed := [v for k, v in lines.items() if k in NEVER or not k.startswith(CHANGEABLE)]:
         text = "\n".join(fixed)
         raise InputError(
-            f"resume={path}: its states are of this network and optimizer:\n{text}\n"
+            f"resume={path}: a run keeps its network and its optimizer:\n{text}\n"
             "leave these settings out; to start a new run from these weights use init_from"
         )
     if text := "\n".join(lines.values()):
@@ -165,9 +165,10 @@ def _compare_steps(
             "checkpoint"
         )
     old, new = (make(of["schedule"], "schedule") for of in (stored, config))
-    was, now = old(min(done, before - 1), before), new(min(done, steps - 1), steps)
+    was = stored["optimizer"]["lr"] * old(min(done, before - 1), before)
+    now = config["optimizer"]["lr"] * new(min(done, steps - 1), steps)
     over = f"resume: the schedule is now over {steps} steps"
-    return [f"{over}: the rate of the next one is {now:.3g} of optimizer.lr, it was {was:.3g}"]
+    return [f"{over}: the learning rate of the next one is {now:.3g}, it would have been {was:.3g}"]
 
 
 def is_measure(key: str, best_by: str) -> bool:

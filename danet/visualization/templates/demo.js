@@ -270,8 +270,9 @@ ready.then(
   (error) => say(error.message, true),
 );
 const wanted = new URLSearchParams(location.search); // ?picture=example_1.png&pixel=120,40
-if (wanted.get("picture")) {
-  await open(() => fetched(wanted.get("picture")));
+const first = wanted.get("picture") || document.querySelector(".example")?.dataset.picture;
+if (first) {
+  await open(() => fetched(first));
   const pixel = (wanted.get("pixel") || "").split(",").map(Number);
   if (pixel.length === 2 && demo.picture?.keys) point(...pixel);
 }
