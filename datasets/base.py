@@ -77,7 +77,8 @@ class FileDataset(SegmentationDataset):
 
     Subclasses name their entry in tables/published.yaml, or have ``classes`` and ``palette`` of
     their own, and define ``find_items``; where labels are not pictures of class indices or of the
-    values in the table, ``labels_of`` and ``label_map``, too.
+    values in the table, ``labels_of`` and ``label_map``, too. Without such a folder or split,
+    images, or labels they raise InputError.
 
     Args:
         root: The folder as the publisher ships it; ``~`` is expanded.
@@ -89,9 +90,6 @@ class FileDataset(SegmentationDataset):
         items: Of the split, sorted by name; then those of the data sets that were joined.
         parts: This data set, then those that were joined.
         notes: Warnings for the user, one line each.
-
-    Raises:
-        InputError: No such folder or split, no images, or images without labels.
     """
 
     root: Path
@@ -203,11 +201,7 @@ class FileDataset(SegmentationDataset):
         return f"{super().fingerprint()}, {self.items.fingerprint()}"
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
-        """Read one pair; the mask is all IGNORE in a split without labels.
-
-        Raises:
-            InputError: A file is not usable; with path, value and pixel.
-        """
+        """Read one pair; the mask is all IGNORE in a split without labels."""
         part, place = self.locate(index)
         if part is not self:
             return *part.read(place)[:2], self.items[index].name

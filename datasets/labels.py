@@ -35,9 +35,8 @@ def read_published(name: str) -> dict[str, Any]:
 def read_class_table(name: str) -> dict[str, Any]:
     """Read ``tables/<name>.json``: rows of id on disk, train_id (255 is ignore), name, color.
 
-    Returns:
-        The names as ``classes``, the colours as ``palette``, and as ``values`` a dictionary from
-        value on disk to class or IGNORE.
+    Returns names as ``classes``, colours as ``palette``, and as ``values`` a dictionary from value
+    on disk to class or IGNORE.
     """
     rows = json.loads((TABLES / f"{name}.json").read_text())
     # -1 is a label without pixels of its own: the license plates of Cityscapes belong to the car.
@@ -79,10 +78,7 @@ def read_class_file(source: str) -> ClassFile:
     """Read names of classes from a text file.
 
     One name a line, without blank lines; or the ``_classes.csv`` of Roboflow (value, name), or the
-    ``labelmap.txt`` of CVAT (name, colour).
-
-    Raises:
-        InputError: There is no such file, it is not text, or its lines are not names.
+    ``labelmap.txt`` of CVAT (name, colour). A file of other lines raises InputError.
     """
     path = Path(source).expanduser()
     try:

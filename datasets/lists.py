@@ -40,10 +40,8 @@ class SplitList(NamedTuple):
         """Return the pairs of the names, each once, and a note on images that are named twice.
 
         ``known`` has the images of the folder ``images`` by name. With ``root`` lines may also hold
-        the paths of image and mask, from there on.
-
-        Raises:
-            InputError: Some names have no image; with the line and the path of the first.
+        the paths of image and mask, from there on. If some names have no image, InputError has the
+        line and the path of the first.
         """
         items: dict[str, Item] = {}
         missing: list[str] = []
@@ -71,8 +69,7 @@ class SplitList(NamedTuple):
 def read_list(path: Path) -> SplitList:
     """Read a list without blank lines, blanks around names, CRLF and a byte-order mark.
 
-    Raises:
-        InputError: It cannot be read, is no text, is empty, or a name leaves the data's folder.
+    Raises InputError if it is no text, is empty, or a name leaves the data's folder.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -124,11 +121,7 @@ class SplitRule:
     def read_items(
         self, split: str, splits: Sequence[str], root: Path, files: PairLayout
     ) -> tuple[list[Item], list[str]]:
-        """Return the pairs of ``split``, one of ``splits``, and notes; masks need not exist.
-
-        Raises:
-            InputError: A list or an image is missing.
-        """
+        """Return the pairs of ``split``, one of ``splits``, and notes; masks need not exist."""
         lists = self.lists or {}
         if not set(lists) <= set(splits) or split not in lists:
             raise InputError(

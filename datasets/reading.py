@@ -24,11 +24,7 @@ def check_choices(settings: Any) -> None:
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read: the same for every data set, from keys of the config group ``data``.
-
-    Raises:
-        InputError: A value is out of its range; with the key.
-    """
+    """How files are read: the same for every data set, from keys of the config group ``data``."""
 
     cache: Literal["none", "disk"] = "none"  # where decoded pairs are kept
     cache_dir: str | None = None  # None for one in the user's own cache folder

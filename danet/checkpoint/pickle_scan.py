@@ -162,13 +162,9 @@ class _Reader(pickle._Unpickler):
 def scan(path: Path, end: int, *, foreign: Sequence[str] = ()) -> set[str]:
     """Judge a file of torch.save by its table and its pickle, without reading its tensors.
 
-    ``end`` bytes of it torch.save wrote; ``foreign`` packages may have objects beside the tensors.
-
-    Returns:
-        The names of classes of these packages.
-
-    Raises:
-        Refused: It must not be loaded. Any other error: it is damaged.
+    ``end`` bytes of it torch.save wrote; ``foreign`` packages may have objects beside the tensors,
+    and the names of their classes are returned. Raises Refused if the file must not be loaded, and
+    any other error if it is damaged.
     """
     with open(path, "rb") as file:
         is_archive = file.read(4) == b"PK\x03\x04"  # by which torch decides, too

@@ -23,19 +23,15 @@ SUFFIXES = (".pt", ".pth")
 
 
 def read(path: Path, key: str, *, foreign: Sequence[str] = ()) -> tuple[Any, bool]:
-    """Read a file of torch.save to the CPU.
+    """Read a file of torch.save to the CPU; return its content, and whether it has a checksum.
+
+    A missing, damaged or foreign file, or one that would run code, raises InputError.
 
     Args:
         path: Of the file.
         key: The setting that named it, for messages.
         foreign: Packages whose objects a file may hold beside its tensors. Nothing of these
             packages is imported or called: an empty object takes the place of each.
-
-    Returns:
-        What was in it, and whether there was a checksum, which was right then.
-
-    Raises:
-        InputError: The file is missing, damaged, no such file, or would run code.
     """
     if not path.is_file():
         raise InputError(f"{key}={path}: {_absence(path)}")

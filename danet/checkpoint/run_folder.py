@@ -49,11 +49,8 @@ def prepare(
     """Create the folder and write config.yaml on rank 0; return its folder on all ranks.
 
     A config.yaml that differs, of the steps so far, is renamed to config_until_<step>.yaml. With
-    ``resuming`` the folder may hold an earlier part of the run, which goes on from ``saved``.
-
-    Raises:
-        InputError: Another run is in the folder, or another process trains in it.
-        StorageError: It cannot be made or written.
+    ``resuming`` the folder may hold an earlier part of the run, which goes on from ``saved``. One
+    with another run, or in which another process trains, raises InputError.
     """
     error: UserError | None = None
     if collectives.is_first():

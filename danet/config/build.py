@@ -15,13 +15,7 @@ from danet.checkpoint import exported, run_folder
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint.format import Checkpoint
 from danet.checkpoint.weights import explain_mismatch
-from danet.config.schema import (
-    DataConfig,
-    DataFolder,
-    DataOverrides,
-    TrainConfig,
-    TrainSchema,
-)
+from danet.config.schema import DataConfig, DataFolder, DataOverrides, TrainConfig, TrainSchema
 from danet.config.targets import TRUSTED, locate
 from danet.config.validate import check_plain
 from danet.datasets.base import FileDataset, Reading, SegmentationDataset

@@ -54,18 +54,14 @@ _OF_TRAINING = (
 def resolve(
     config: TrainConfig, overrides: Iterable[str], *, world_size: int
 ) -> tuple[TrainConfig, Checkpoint | None, list[str]]:
-    """Return the config to train with and the checkpoint to continue from.
+    """Return the config to train with, the checkpoint to continue from or None, and notes.
+
+    Raises InputError for settings that must not change, each with both values.
 
     Args:
         config: Checked, from the command line; see danet.config.overlay for what that starts from.
         overrides: The settings of the command line as typed.
         world_size: The number of processes.
-
-    Returns:
-        The config; the checkpoint, None for a fresh start; lines for the user, one per change.
-
-    Raises:
-        InputError: No such checkpoint, or settings that must not change; each with both values.
     """
     if config.resume is None:
         return config, None, []
@@ -115,11 +111,7 @@ def refuse_other_states(
 
 
 def compare_settings(
-    path: Path,
-    stored: Mapping[str, Any],
-    config: Mapping[str, Any],
-    *,
-    typed: Collection[str] = (),
+    path: Path, stored: Mapping[str, Any], config: Mapping[str, Any], *, typed: Collection[str] = ()
 ) -> list[str]:
     """Return a note on each setting that differs; raise InputError where it may not."""
     free = RESUMABLE | set(typed).intersection(TYPED)

@@ -48,11 +48,7 @@ class SkipBadSamples(Dataset[Loaded]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, key: SampleKey) -> Loaded:
-        """Return the sample of a key, or its replacement and the samples that it replaces.
-
-        Raises:
-            InputError: It cannot be read, nor can its replacements.
-        """
+        """Return the sample of a key, or its replacement and the samples that it replaces."""
         bad: Reasons = {}
         for _ in range(self.max_retries + 1):
             try:
@@ -81,11 +77,7 @@ class BadSamples:
     _seen: int = field(default=0, init=False)
 
     def record(self, num_read: int, bad: Reasons) -> None:
-        """Count samples that were read, and record those that could not be.
-
-        Raises:
-            InputError: There are too many; with the messages of all.
-        """
+        """Count samples that were read, and record bad ones; raise InputError for too many."""
         self._seen += num_read
         self.replaced += len(bad)
         for index, reason in bad.items():

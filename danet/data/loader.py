@@ -19,11 +19,7 @@ from danet.types import Batch, Sample, SampleKey
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stack samples of one size to uint8 images (B, 3, H, W) and masks (B, H, W).
-
-    Raises:
-        InputError: The sizes differ.
-    """
+    """Stack samples to uint8 images (B, 3, H, W) and masks (B, H, W), if they are of one size."""
     sizes = {sample.image.shape[:2] for sample in samples}
     if len(sizes) > 1:
         shown = ", ".join(f"{width} x {height}" for height, width in sorted(sizes)[:3])
@@ -96,12 +92,7 @@ class Loader:
             yield keys
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield batches.
-
-        Raises:
-            InputError: A sample cannot be read.
-            ProcessError: A worker has died or hangs.
-        """
+        """Yield batches; raise ProcessError if a worker dies or hangs, InputError for a bad file."""
         batches: Any = None
         try:
             batches = iter(self._make_loader(batch_sampler=self._recorded_keys()))
@@ -181,7 +172,7 @@ def train_batches(
     warn: Callable[[str], None] = print,
     **settings: Any,
 ) -> TrainBatches:
-    """Return endless batches of one process.
+    """Return endless batches of one process; raise InputError if the data set does not fill one.
 
     Which samples, and how they are augmented, is as of StepSampler, which gets the arguments of
     the same names. ``on_bad_sample`` is ``error``, or ``skip`` to replace samples that cannot be
@@ -189,9 +180,6 @@ def train_batches(
     a line for each. Settings of the loader are ``num_workers``, the processes that read samples (0
     reads in this one), ``pin_memory`` for CUDA, and ``timeout``, the seconds to wait for a batch
     (0: any).
-
-    Raises:
-        InputError: The data set does not fill one batch.
     """
     length = len(dataset)  # type: ignore[arg-type]
     sampler = StepSampler(

@@ -21,7 +21,8 @@ class RareClassSampling:
 
     P(c) is proportional to exp((1 - f(c)) / T), where f(c) is the share of class c among the
     labelled pixels. The picture is uniform among those with ``min_pixels`` pixels of c or more;
-    without any, among all that show c. Hoyer et al., DAFormer, CVPR 2022, section 3.3.
+    without any, among all that show c. Hoyer et al., DAFormer, CVPR 2022, section 3.3. Labels
+    without any class raise InputError.
 
     Args:
         pixels: Of each class in each picture, (pictures, K).
@@ -32,9 +33,6 @@ class RareClassSampling:
         probabilities: P, float64 (K,); 0 for classes that never occur.
         pictures: For each class, the indices among which its picture is drawn.
         absent, scarce: Classes that never occur; those of which no picture has ``min_pixels``.
-
-    Raises:
-        InputError: No pixel is labelled.
     """
 
     def __init__(self, pixels: np.ndarray, *, temperature: float, min_pixels: int) -> None:

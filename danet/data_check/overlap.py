@@ -64,13 +64,10 @@ def describe_shared(groups: Sequence[Copies], pair: tuple[int, int], names: Sequ
 
 
 def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, *, allowed: bool) -> str:
-    """Refuse splits that share images, unless this is allowed.
+    """Refuse splits that share images, unless this is allowed; return a note where they do.
 
     In data sets small enough to be read at a start, images of equal contents count as well;
     ``tools/check_data.py`` compares the contents of larger ones.
-
-    Returns:
-        A note on images that are shared and allowed; empty where nothing is shared.
     """
     keys = f"data.train_split={train.split}", f"data.val_split={val.split}"
     text = ""

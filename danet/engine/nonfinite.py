@@ -38,8 +38,7 @@ class NonFiniteGuard:
     def check(self) -> dict[str, float]:
         """Return the loss terms of the latest step, averaged over processes; wait for the device.
 
-        Raises:
-            DivergedError: A loss since the last check is not finite on some process.
+        Raises DivergedError if a loss since the last check is not finite on some process.
         """
         steps, self._steps = self._steps, []
         losses = torch.stack([torch.stack([*terms.values()]) for _, _, terms in steps])

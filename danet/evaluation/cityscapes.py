@@ -64,11 +64,7 @@ class OfficialScorer:
             self._categories.setdefault(label.category, []).append(label)
 
     def update(self, prediction: np.ndarray, truth: np.ndarray) -> None:
-        """Count the pixels of two maps of label ids, (H, W), of one size.
-
-        Raises:
-            InputError: A value is no label id.
-        """
+        """Count the pixels of two maps of label ids, (H, W); raise InputError for other values."""
         self._check_ids(prediction, "prediction")
         self._check_ids(truth, "truth")
         key = truth.astype(np.int64) * self.size + prediction  # (H, W); too large for uint8
@@ -83,10 +79,7 @@ class OfficialScorer:
         """Count the instances of an image, from label ids, (H, W), and instance ids of that size.
 
         Pixels of an instance have label id * 1000 + number. Values up to 1000 are no instances:
-        groups of objects have the bare label id.
-
-        Raises:
-            InputError: A value is no label id, or the sizes differ.
+        groups of objects have the bare label id. Raises InputError for a value that is no label id.
         """
         self._check_ids(prediction, "prediction")
         if prediction.shape != instances.shape:

@@ -78,8 +78,7 @@ class ConfusionMatrix:
     def scores(self) -> Scores:
         """Compute the scores in float64.
 
-        Raises:
-            InputError: Nothing was counted, or values occurred that are not classes.
+        Raises InputError if nothing was counted, or values that are not classes.
         """
         *_, ignored, invalid = self.counts.tolist()
         if invalid:

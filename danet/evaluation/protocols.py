@@ -66,8 +66,7 @@ class AuthorsProtocol(Inference):
     def bands(self, model: nn.Module, image: Tensor) -> Iterator[Tensor]:
         """Yield the sums of exp(logits) from top to bottom, which do not add up to 1.
 
-        Raises:
-            InputError: A sum is infinite, which the script does not check.
+        Raises InputError if a sum is infinite, which the script does not check.
         """
         maps = [self._at_scale(model, image, scale) for scale in self.scales]
         for part in sum_bands(maps, image.shape[2]):

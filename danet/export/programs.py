@@ -158,8 +158,7 @@ def export_torch(model: nn.Module, path: Path) -> Program:
 def compare(model: nn.Module, program: Program, sizes: Sequence[tuple[int, int]]) -> list[Parity]:
     """Compare a program with the network it came from, on one image of noise per size (H, W).
 
-    Raises:
-        UserError: They differ by more than rounding explains.
+    Raises UserError if they differ by more than rounding explains.
     """
     found = []
     for height, width in sizes:

@@ -5,14 +5,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from danet.losses.parts import (
-    Part,
-    divisors_of,
-    mean_of,
-    parts_of,
-    pixel_parts_of,
-    require_finite,
-)
+from danet.losses.parts import Part, divisors_of, mean_of, parts_of, pixel_parts_of, require_finite
 from danet.losses.pixels import CrossEntropy
 from danet.types import SegmentationOutput
 

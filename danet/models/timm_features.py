@@ -47,7 +47,8 @@ def choose_features(
     """Find how a network gives feature maps: dilated if timm can, else at its own strides.
 
     The networks differ in what they accept, and say so only in errors, so each way is tried on the
-    meta device, where it takes neither memory nor much time.
+    meta device, where it takes neither memory nor much time. If none works, the last reason is
+    raised as InputError.
 
     Args:
         name: Of the network.
@@ -55,9 +56,6 @@ def choose_features(
             not to dilate it.
         image_size: Height and width of the images, for networks that compute one size only.
         drop_path: Probability of dropping a residual branch, for the last block.
-
-    Raises:
-        InputError: No way works; with the reason of the network.
     """
     common: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     try:

@@ -34,11 +34,7 @@ class LabelFormat:
     nearest: bool | None = None
 
     def for_classes(self, count: int) -> "LabelFormat":
-        """Return the format with valid colours.
-
-        Raises:
-            InputError: Settings exclude each other, are out of range, or do not fit the classes.
-        """
+        """Return the format with valid colours; raise InputError for settings that do not fit."""
         exclusive = ("colors", "values", "labels_start_at")
         given = [f"data.{key}" for key in exclusive if getattr(self, key)]
         if len(given) > 1:
@@ -118,9 +114,8 @@ class LabelFormat:
     def _read_colors(self, path: Path, max_pixels: int) -> tuple[np.ndarray, int]:
         """Read a picture, also a grey or palette one, as classes or IGNORE, uint8 (H, W).
 
-        Raises:
-            InputError: As open_picture; the picture is partly transparent; or a colour is not
-                listed, with the pixel and the nearest known colour, unless ``nearest``.
+        Unless ``nearest``, a colour that is not listed raises InputError, with the pixel and the
+        nearest known colour; a picture that is partly transparent always does.
         """
         with open_picture(
             path, max_pixels=max_pixels, is_label=True, is_lossy=bool(self.nearest)

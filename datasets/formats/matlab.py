@@ -17,14 +17,9 @@ def read_mat_labels(
     """Return a variable, or struct.field, of a .mat file as (H, W), uint8 or uint16.
 
     MATLAB writes whole numbers in the smallest type that holds them, so the same variable comes as
-    uint8 in one file, as uint16 or float64 in another.
-
-    Returns:
-        The labels, and the number of elements of each variable in the file.
-
-    Raises:
-        InputError: The file is damaged or of version 7.3, or the variable is missing, larger than
-            ``max_pixels``, or not of whole numbers 0..65535 in two dimensions.
+    uint8 in one file, as uint16 or float64 in another. Returned with it is the number of elements
+    of each variable in the file. Raises InputError if the file is damaged or of version 7.3, or the
+    variable is missing, larger than ``max_pixels``, or not of whole numbers 0..65535 in two axes.
     """
     name, _, field = variable.partition(".")
     content = b""
