@@ -12,8 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-_OLDEST, _NEWEST = (3, 10), (3, 13)
-"""The versions of setup.py."""
+_OLDEST, _NEWEST = (3, 10), (3, 13)  # the versions of setup.py
 _MODULES = {
     "hydra-core": "hydra",
     "opencv-python-headless": "cv2",

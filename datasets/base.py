@@ -43,8 +43,7 @@ class SegmentationDataset(Dataset[Sample], ABC):
     classes: ClassVar[tuple[str, ...]]
     palette: ClassVar[tuple[Color, ...]]
 
-    is_labelled = True
-    """Whether the split has labels; a test split of a challenge has none."""
+    is_labelled = True  # whether the split has labels; a test split of a challenge has none
 
     split: str
     transform: Transform | None = None

@@ -31,8 +31,7 @@ class SplitList(NamedTuple):
     """The names of a list, in order."""
 
     path: Path
-    names: Sequence[tuple[str, int]]
-    """Each with its line, from 1 on; 0 where they are in no lines."""
+    names: Sequence[tuple[str, int]]  # each with its line, from 1 on; 0 where they are in no lines
 
     def pairs(
         self, known: Mapping[str, Item], images: Path, *, root: Path | None = None

@@ -88,7 +88,7 @@ class SubmissionWriter:
             picture.save(path)
 
     def finish(self) -> list[str]:
-        """Check that all files are there and fit the images, and pack them; return lines to print."""
+        """Check that all files are there and fit the images; pack them; return lines to print."""
         for item in self.dataset.items:
             self._check(self._files / self.form.file_name(item.name), item.image)
         with storage_errors(self.archive):

@@ -22,8 +22,7 @@ FIELDS = ("version", "classes", "palette", "step", "scores", "best_score", "trai
 """Fields of a checkpoint that the folder has, beside the config and the weights."""
 SCHEME = "hf://"
 """Begins the name of a repository where a path is expected: ``hf://owner/name[@revision]``."""
-_MOST = 1 << 24
-"""Bytes of config.json; those of this project have some kB."""
+_MOST = 1 << 24  # bytes of config.json; those of this project have some kB
 
 
 def is_exported(path: Path) -> bool:

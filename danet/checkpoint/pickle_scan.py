@@ -28,8 +28,7 @@ DTYPES = tuple(_STORAGES.values())
 """Types of the tensors that are read; not complex, quantised and 8-bit floating-point numbers."""
 _COPIES = ("builtins.set", "collections.Counter", "torch.Size", "torch.device", "_codecs.encode")
 """What is on torch's list of safe names and copies what it is given."""
-_MOST_PICKLED = 1 << 24
-"""Bytes of a pickle; those of checkpoints have some 100 kB."""
+_MOST_PICKLED = 1 << 24  # bytes of a pickle; those of checkpoints have some 100 kB
 _MOST_SHARED = 2
 """How many times the bytes of the file its tensors may have together, as tied weights do."""
 _MOST_MADE = 1 << 26

@@ -16,8 +16,7 @@ from danet.checkpoint.pickle_scan import DTYPES, Inert, Refused, scan
 from danet.errors import InputError
 from danet.plain import printable
 
-MARK = b"danetsum"
-"""Stands behind the archive, before its SHA-256; see danet.checkpoint.format."""
+MARK = b"danetsum"  # stands behind the archive, before its SHA-256; see danet.checkpoint.format
 TAIL = len(MARK) + hashlib.sha256().digest_size
 SUFFIXES = (".pt", ".pth")
 

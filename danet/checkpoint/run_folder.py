@@ -15,10 +15,8 @@ from danet.distributed import collectives
 from danet.errors import InputError, StorageError, UserError
 from danet.filesystem import file_lock
 
-STOPPED = "stopped"
-"""File in the folder of a run that a signal ended before its last step."""
-_ID = ".run_id"
-"""File with a name of the run that no other has; its checkpoints carry it, too."""
+STOPPED = "stopped"  # file in the folder of a run that a signal ended before its last step
+_ID = ".run_id"  # file with a name of the run that no other has; its checkpoints carry it, too
 _HEADER = """\
 # The whole config of this run. To repeat it in a new folder:
 #   python tools/train.py --config-dir {folder} --config-name config run.dir=null resume=null

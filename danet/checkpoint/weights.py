@@ -17,8 +17,7 @@ _PREFIXES = ("module.", "model.")
 """What DataParallel and moving averages, and classes that hold a model, put before every name."""
 _ADVICE = "set another model/backbone, or give other weights"
 _BATCHES = "num_batches_tracked"
-COUNTER = "n_averaged"
-"""Of torch's moving average, beside the tensors of its module."""
+COUNTER = "n_averaged"  # of torch's moving average, beside the tensors of its module
 _DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,

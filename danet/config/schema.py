@@ -21,8 +21,7 @@ from danet.config.help import choices_with
 from danet.engine.settings import TrainSettings, resumable
 from danet.errors import InputError
 
-Node = dict[str, Any]
-"""A class, ``_target_``, and its arguments: plain values and further nodes."""
+Node = dict[str, Any]  # a class, ``_target_``, and its arguments: plain values and further nodes
 
 LOG_TO = ("tensorboard", "wandb", "mlflow")
 """Programs that show a log; each is the name of its package, too."""

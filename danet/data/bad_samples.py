@@ -10,8 +10,7 @@ from danet.errors import InputError
 from danet.seeds import mix
 from danet.types import Sample, SampleKey
 
-GRACE = 3
-"""Number of bad samples tolerated, whatever share of a small data set they are."""
+GRACE = 3  # number of bad samples tolerated, whatever share of a small data set they are
 
 Reasons = dict[int, str]
 """Index in the data set of a sample that could not be read -> message, with the path."""
@@ -21,10 +20,8 @@ class Loaded(NamedTuple):
     """A training sample and what it took to get it."""
 
     sample: Sample
-    bad: Reasons
-    """The samples that it replaces."""
-    num_read: int = 1
-    """Samples that make it up."""
+    bad: Reasons  # the samples that it replaces
+    num_read: int = 1  # samples that make it up
 
 
 class SkipBadSamples(Dataset[Loaded]):

@@ -92,7 +92,7 @@ class Loader:
             yield keys
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield batches; raise ProcessError if a worker dies or hangs, InputError for a bad file."""
+        """Yield batches; raise ProcessError if a worker dies or hangs, InputError for bad files."""
         batches: Any = None
         try:
             batches = iter(self._make_loader(batch_sampler=self._recorded_keys()))

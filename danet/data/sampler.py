@@ -12,8 +12,7 @@ from danet.errors import InputError
 from danet.seeds import mix
 from danet.types import SampleKey
 
-_MOST_SHOWN = 12
-"""How many classes are listed with their probabilities."""
+_MOST_SHOWN = 12  # how many classes are listed with their probabilities
 
 
 class RareClassSampling:

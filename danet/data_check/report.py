@@ -16,16 +16,12 @@ from danet.datasets.image_io import Levels
 from danet.errors import InputError
 from danet.visualization.overlay import Legend, compose
 
-_TILE = (320, 240)
-"""Width and height of a tile of the contact sheet, in pixels."""
-_MAX_CLASSES = 20
-"""How many classes without a pixel are listed; report.json has all."""
+_TILE = (320, 240)  # width and height of a tile of the contact sheet, in pixels
+_MAX_CLASSES = 20  # how many classes without a pixel are listed; report.json has all
 _MAX_NAMES = 5
 _LARGE_WEIGHT = 50
-_MUCH = 25
-"""Percent of pixels without a listed value from which on one may be missing."""
-_FEW = 16
-"""Distinct values at or below which an image can hardly show anything."""
+_MUCH = 25  # percent of pixels without a listed value from which on one may be missing
+_FEW = 16  # distinct values at or below which an image can hardly show anything
 
 
 def class_weights(report: SplitReport) -> np.ndarray:

@@ -11,8 +11,7 @@ from danet.datasets.folder import Folder
 from danet.errors import InputError
 from danet.types import IGNORE
 
-_MAX_PROBLEMS = 5
-"""How many problems are quoted in full."""
+_MAX_PROBLEMS = 5  # how many problems are quoted in full
 
 
 def check_sample(

@@ -15,8 +15,7 @@ from danet.distributed.failures import naming_failures
 _LONGEST_EVALUATION = 86400.0
 """Seconds for which ``wait_patiently`` waits for a process that is alive."""
 
-_LAUNCHER_NOTICE = 3.0
-"""Seconds for the launcher to notice a dead process and to signal the others."""
+_LAUNCHER_NOTICE = 3.0  # seconds for the launcher to notice a dead process and to signal the others
 
 
 class Agreement:

@@ -18,8 +18,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-POLL = 0.05
-"""Seconds between two polls of the store or of another process."""
+POLL = 0.05  # seconds between two polls of the store or of another process
 
 REPORT = 20.0
 """Seconds for a rank to report an error and exit, and for the launcher to end the others."""

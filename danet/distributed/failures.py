@@ -19,8 +19,7 @@ TIMEOUT = timedelta(minutes=10)  # gloo's default, 30 minutes, holds the machine
 _NOTICE = 2.0
 """Seconds for a dead process to disappear from the process table once its connection broke."""
 
-peers: dict[int, int] = {}
-"""Rank -> process id, of the other processes of this host."""
+peers: dict[int, int] = {}  # rank -> process id, of the other processes of this host
 
 
 def is_alive(pid: int) -> bool:

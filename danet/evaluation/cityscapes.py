@@ -16,8 +16,7 @@ from danet.errors import InputError
 class Label(NamedTuple):
     """A row of the label table."""
 
-    id: int
-    """Value in label files; labels below 0 occur in none and are left out."""
+    id: int  # value in label files; labels below 0 occur in none and are left out
     name: str
     category: str
     is_ignored: bool
@@ -30,11 +29,9 @@ class OfficialScores(NamedTuple):
     """Scores in 0..1 by name; NaN where neither truth nor prediction has the class."""
 
     iou_classes: dict[str, float]
-    iiou_classes: dict[str, float]
-    """Instance-weighted; of classes with instances."""
+    iiou_classes: dict[str, float]  # instance-weighted; of classes with instances
     iou_categories: dict[str, float]
-    iiou_categories: dict[str, float]
-    """Of categories all of whose labels have instances."""
+    iiou_categories: dict[str, float]  # of categories all of whose labels have instances
 
     def averages(self) -> dict[str, float]:
         """Return the four numbers of the leaderboard, each a mean over what is not NaN."""

@@ -26,10 +26,8 @@ class Scores(NamedTuple):
     accuracy: tuple[float, ...]
 
 
-_VALUES = 257
-"""Those of a byte, and one for all others."""
-_ELEMENTS = 2**20
-"""Logits whose loss is computed at a time, 4 MiB, which caches may hold."""
+_VALUES = 257  # those of a byte, and one for all others
+_ELEMENTS = 2**20  # logits whose loss is computed at a time, 4 MiB, which caches may hold
 _TINY = torch.finfo(torch.float32).tiny
 
 

@@ -18,8 +18,7 @@ from danet.evaluation.inference import LARGEST_SCALE, require_factors
 from danet.evaluation.sliding_window import Windows, resize_bands, sum_bands
 from danet.ops.resize import resize
 
-_MAX_SIDE = 1 << 15
-"""Pixels of the long side of a scaled image, and of a window."""
+_MAX_SIDE = 1 << 15  # pixels of the long side of a scaled image, and of a window
 
 
 class AuthorsProtocol(Inference):

@@ -26,19 +26,16 @@ that a band of all classes does not grow with the width."""
 TILE = 1024
 """Side of the windows of an image above ``max_pixels``; the stride is three quarters of it."""
 
-Infer = Callable[[Tensor], Tensor]
-"""Maps images (B, 3, H, W) to probabilities (B, K, H, W)."""
+Infer = Callable[[Tensor], Tensor]  # maps images (B, 3, H, W) to probabilities (B, K, H, W)
 Grid = tuple[Sequence[int], Sequence[int], int | None]
 """The windows of one image: height and width, step in each axis, windows of a pass."""
-Bands = Iterable[Tensor]
-"""Finished rows of a result from top to bottom, (B, K, rows, W) each."""
+Bands = Iterable[Tensor]  # finished rows of a result from top to bottom, (B, K, rows, W) each
 
 
 class Piece(NamedTuple):
     """A finished rectangle of a result."""
 
-    scores: Tensor
-    """Probabilities (B, K, rows, columns), perhaps times a factor; or logits."""
+    scores: Tensor  # probabilities (B, K, rows, columns), perhaps times a factor; or logits
     top: int = 0
     left: int = 0
     are_logits: bool = False

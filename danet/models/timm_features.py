@@ -12,25 +12,18 @@ from torch import Tensor, nn
 from danet.errors import InputError, first_line
 from danet.models.finetuning import Layer
 
-NUM_MAPS = 4
-"""Feature maps of a backbone, at most; some networks also have one at stride 2."""
+NUM_MAPS = 4  # feature maps of a backbone, at most; some networks also have one at stride 2
 
 
 class Features(NamedTuple):
     """How a network of timm becomes feature maps."""
 
-    arguments: Mapping[str, Any]
-    """Of ``timm.create_model``."""
-    channels: list[int]
-    """Of each map, finest first."""
-    strides: list[int]
-    """Pixels of the image per pixel of each map."""
-    channels_last: bool
-    """Whether maps come as (B, H, W, C)."""
-    multiple: tuple[int, int]
-    """Height and width of which those of an image must be multiples."""
-    size: tuple[int, int] | None
-    """Height and width of an image where only one size can be computed."""
+    arguments: Mapping[str, Any]  # of ``timm.create_model``
+    channels: list[int]  # of each map, finest first
+    strides: list[int]  # pixels of the image per pixel of each map
+    channels_last: bool  # whether maps come as (B, H, W, C)
+    multiple: tuple[int, int]  # height and width of which those of an image must be multiples
+    size: tuple[int, int] | None  # height and width of an image where only one size can be computed
     layers: Sequence[Layer] = ()
     """The parameters by depth, as ``network.<name>``: the stem, then block after block."""
 

@@ -25,8 +25,7 @@ class Kernel(NamedTuple):
     """A fused kernel of torch, and how it is fed."""
 
     backend: SDPBackend
-    width: int
-    """Channels of a slice of the values."""
+    width: int  # channels of a slice of the values
     shares: bool = True
     """Whether the slices share one copy of queries and keys, as heads with a stride of 0."""
 

@@ -40,16 +40,14 @@ class Results(ExitStack):
     is what all results of a folder share: the network and the protocol; another one is refused.
     """
 
-    ORIGIN = "predictions.json"
-    """Name of the file with the origin."""
+    ORIGIN = "predictions.json"  # name of the file with the origin
 
     def __init__(
         self, folder: Path, kinds: Sequence[str], *, origin: dict[str, Any], legend: Legend
     ) -> None:
         super().__init__()
         self.folder, self.kinds, self.legend = folder, kinds, legend
-        self.found: set[str] = set()
-        """Classes in all that was written since this start."""
+        self.found: set[str] = set()  # classes in all that was written since this start
         self._source: Source | None = None  # of the last picture
         self._video = self.enter_context(ExitStack())
         self._writer: cv2.VideoWriter | None = None

@@ -27,8 +27,7 @@ class Source(NamedTuple):
     """A file to be predicted."""
 
     path: Path
-    name: str
-    """Of its results: its path below the folder that was given, without suffix; unique."""
+    name: str  # of its results: its path below the folder that was given, without suffix; unique
     version: dict[str, Any]
     """Absolute path, bytes, mtime and ctime in ns: results of another are predicted again.
 
@@ -50,14 +49,10 @@ class Picture(NamedTuple):
 
     name: str
     source: Source
-    image: np.ndarray
-    """uint8 (H, W, 3), RGB."""
-    rate: float = 0.0
-    """Frames per second of its video; 0 for a file of its own."""
-    dropped: tuple[str, ...] = ()
-    """What the reader dropped."""
-    levels: Levels | None = None
-    """Of a file with more than 8 bits."""
+    image: np.ndarray  # uint8 (H, W, 3), RGB
+    rate: float = 0.0  # frames per second of its video; 0 for a file of its own
+    dropped: tuple[str, ...] = ()  # what the reader dropped
+    levels: Levels | None = None  # of a file with more than 8 bits
 
 
 def find_sources(wanted: str, lines: Iterable[str] = ()) -> list[Source]:

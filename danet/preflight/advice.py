@@ -24,8 +24,7 @@ from danet.plain import is_int, walk
 _RECIPES = Path(__file__).resolve().parents[1] / "configs" / "optimizer"
 _SHORT = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
 """Parts of the messages of torch on a CPU, of CUDA, and of cuBLAS and cuDNN."""
-_FAR = 10
-"""Factor between a learning rate and that of the recipe from which on there is a note."""
+_FAR = 10  # factor between a learning rate and that of the recipe from which on there is a note
 
 
 def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] = ()) -> list[str]:

@@ -127,19 +127,7 @@ class StepSimulator:
         return [Batch(image, mask, ("",) * batch_size)] * self._accumulate
 
 
-def _count_convolution_backward(
-    gradient: Any,
-    x: Any,
-    weight: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-    output_mask: list[bool],
-    **_: Any,
-) -> int:
+def _count_convolution_backward(gradient: Any, x: Any, weight: Any, *others: Any, **_: Any) -> int:
     """Return the FLOPs of the gradients by input and weight, each as many as of the convolution."""
+    _bias, _stride, _padding, _dilation, transposed, *_groups, output_mask = others
     return conv_flop_count(x, weight, gradient, transposed) * sum(output_mask[:2])
