@@ -34,15 +34,10 @@ class SegmentationDataset(Dataset[Sample], ABC):
 
     A data set that draws its pictures overrides ``read`` and ``__len__``; one that has files
     derives from FileDataset.
-
-    Attributes:
-        classes: K names; the position is the class index.
-        palette: K RGB colours.
     """
 
-    classes: ClassVar[tuple[str, ...]]
+    classes: ClassVar[tuple[str, ...]]  # K names; the position is the class index
     palette: ClassVar[tuple[Color, ...]]
-
     is_labelled = True  # whether the split has labels; a test split of a challenge has none
 
     split: str

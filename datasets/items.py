@@ -78,9 +78,7 @@ class Items:
 class JoinedItems(Items):
     """The items of several data sets, one after the other.
 
-    Args:
-        parts: Of the data sets.
-        places: Name of each in messages, empty for none; the names of its items begin with it.
+    The names of those of a data set begin with its entry in ``places``, which may be empty.
     """
 
     def __init__(self, parts: Sequence[Items], places: Sequence[str]) -> None:

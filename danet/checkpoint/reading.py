@@ -24,13 +24,9 @@ SUFFIXES = (".pt", ".pth")
 def read(path: Path, key: str, *, foreign: Sequence[str] = ()) -> tuple[Any, bool]:
     """Read a file of torch.save to the CPU; return its content, and whether it has a checksum.
 
-    A missing, damaged or foreign file, or one that would run code, raises InputError.
-
-    Args:
-        path: Of the file.
-        key: The setting that named it, for messages.
-        foreign: Packages whose objects a file may hold beside its tensors. Nothing of these
-            packages is imported or called: an empty object takes the place of each.
+    A missing, damaged or foreign file, or one that would run code, raises InputError with the
+    setting ``key`` that named it. Objects of the packages ``foreign`` may lie beside its tensors:
+    nothing of these is imported or called, and an empty object takes the place of each.
     """
     if not path.is_file():
         raise InputError(f"{key}={path}: {_absence(path)}")

@@ -218,9 +218,8 @@ def model_of(saved: Checkpoint, config: TrainConfig, path: str | Path) -> nn.Mod
 def load_saved(path: str | Path) -> Checkpoint:
     """Read a checkpoint, an exported folder, or one of a hub, without executing code from it.
 
-    Args:
-        path: A file; the folder of a run, for its best; a folder of ``tools/export.py``, which has
-            no state of an optimizer; or ``hf://owner/name[@revision]``, which is downloaded once.
+    It is a file; the folder of a run, for its best; a folder of ``tools/export.py``, which has no
+    state of an optimizer; or ``hf://owner/name[@revision]``, which is downloaded once.
     """
     if str(path).startswith(exported.SCHEME):
         saved = exported.load(exported.fetch(str(path)))
@@ -237,11 +236,8 @@ def load_model(path: str | Path) -> Segmentor:
 
     It maps RGB images (B, 3, H, W), uint8 or float in 0..255, to a SegmentationOutput whose
     ``logits`` are (B, K, H, W). ``classes`` and ``palette`` of the network name and colour the K
-    classes.
-
-    Args:
-        path: A checkpoint, the folder of a run or an exported one, or ``hf://owner/name``; see
-            ``load_saved``. One that is damaged or foreign raises InputError.
+    classes. The path is of a checkpoint, the folder of a run or an exported one, or
+    ``hf://owner/name``; see ``load_saved``. One that is damaged or foreign raises InputError.
     """
     saved = load_saved(path)
     model: Any = model_of(saved, checked_config(saved, path), path)

@@ -56,12 +56,9 @@ def resolve(
 ) -> tuple[TrainConfig, Checkpoint | None, list[str]]:
     """Return the config to train with, the checkpoint to continue from or None, and notes.
 
-    Raises InputError for settings that must not change, each with both values.
-
-    Args:
-        config: Checked, from the command line; see danet.config.overlay for what that starts from.
-        overrides: The settings of the command line as typed.
-        world_size: The number of processes.
+    ``config`` is that of the command line (see danet.config.overlay for what it starts from),
+    ``overrides`` what was typed there. Settings that must not change raise InputError, each with
+    both values.
     """
     if config.resume is None:
         return config, None, []

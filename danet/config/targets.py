@@ -48,9 +48,7 @@ _PLAIN: dict[Any, tuple[Callable[[Any], bool], str]] = {
 def locate(path: Any, group: str) -> Any:
     """Return the class that a ``_target_`` names; raise InputError if configs may not name it.
 
-    Args:
-        path: Module and class, as in ``danet.losses.OHEM``.
-        group: First part of the key of the node, such as ``loss``.
+    ``path`` is such as ``danet.losses.OHEM``, and ``group`` the first part of the key, ``loss``.
     """
     if not isinstance(path, str) or not _PATH.fullmatch(path):
         raise InputError(

@@ -94,10 +94,8 @@ def check(
 ) -> TrainConfig:
     """Return a composed train config as typed settings, or raise InputError with a line per error.
 
-    Args:
-        config: As Hydra composed it.
-        added: Keys that were appended on the command line with ``+``.
-        needs_data: Whether ``data.root`` must be a folder, which is checked before all else.
+    ``added`` are the keys that were appended on the command line with ``+``. With ``needs_data``
+    ``data.root`` must be a folder, which is checked before all else.
     """
     # Before anything is resolved: OmegaConf stops at the first interpolation of a missing value and
     # names the key that interpolates, not the one to set.
@@ -136,11 +134,8 @@ def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> TrainConfig
     """Return a train config of plain values as typed settings, or raise InputError, as ``check``.
 
     Nothing in it is resolved, here or later: text that looks like an interpolation is an error. A
-    resolver could otherwise put a ``_target_`` or a value in after the check.
-
-    Args:
-        plain: All keys of TrainSchema; becomes the attribute ``plain``.
-        added: As in ``check``.
+    resolver could otherwise put a ``_target_`` or a value in after the check. ``plain`` has all
+    keys of TrainSchema, and becomes the attribute of that name.
     """
     if problem := problem_with(plain, ""):
         raise InputError(problem)

@@ -29,11 +29,7 @@ class SkipBadSamples(Dataset[Loaded]):
 
     The replacement depends on the seed in the key alone, not on previous samples, so a resumed run
     has the samples of an uninterrupted one, as long as the same files are bad. Other processes are
-    not affected.
-
-    Args:
-        dataset: For training.
-        max_retries: Successive replacements that may be bad as well; 0 replaces nothing.
+    not affected. ``max_retries`` successive replacements may be bad as well; 0 replaces nothing.
     """
 
     def __init__(self, dataset: Dataset[Sample], max_retries: int = 20) -> None:

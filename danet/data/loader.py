@@ -139,11 +139,7 @@ def _indices(key: SampleKey | int) -> list[int]:
 
 
 class TrainBatches(Iterator[Batch]):
-    """Endless batches of one process.
-
-    Attributes:
-        bad: The samples that could not be read; none unless they are skipped.
-    """
+    """Endless batches of one process; ``bad`` are its samples that could not be read."""
 
     def __init__(self, loader: Loader, bad: BadSamples) -> None:
         self.bad = bad

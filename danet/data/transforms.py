@@ -18,10 +18,8 @@ class Pipeline:
     """Applies albumentations transforms to a sample, in order, from one seed.
 
     The seed is set before every sample, so its augmentation depends on nothing else: not on the
-    worker, not on previous samples (albumentations 2.0 by itself repeats draws across workers).
-
-    Args:
-        steps: Transforms by name; the names serve only to override them in a config.
+    worker, not on previous samples (albumentations 2.0 by itself repeats draws across workers). The
+    names of ``steps`` serve only to override them in a config.
     """
 
     def __init__(self, steps: Mapping[str, A.BasicTransform]) -> None:

@@ -72,11 +72,8 @@ def explain(
 ) -> ProcessError | StorageError | None:
     """Return the error that describes a dead or hanging worker; None for errors of other causes.
 
-    Args:
-        error: Raised by torch's DataLoader.
-        workers: Of the loader.
-        names: Returns the names of the samples being read, the awaited first.
-        timeout: The setting ``data.timeout``.
+    ``error`` is of torch's DataLoader, ``timeout`` the setting ``data.timeout``. ``names`` returns
+    those of the samples being read, the awaited first.
     """
     text = f"{error.__cause__} {error}"
     # Of a batch, or of the workers' locks, which lie in shared memory as well.

@@ -23,13 +23,8 @@ def check_sample(
     """Inspect the first, the last and ``count`` - 2 other pairs of each split, always the same.
 
     Data sets without files are skipped. Returns notes for the user; raises InputError if pairs are
-    not usable, or their label values show that a setting is missing.
-
-    Args:
-        datasets: The splits.
-        count: Pairs of each.
-        training: The one of them that is trained on: its labels must hold several classes.
-        skipping: The one of them whose bad pairs the training is going to skip.
+    not usable, or their label values show that a setting is missing. Labels of the one that is
+    for ``training`` must hold several classes; bad pairs of ``skipping`` are only noted.
     """
     notes, problems, reports = list[str](), list[str](), list[SplitReport]()
     for dataset in datasets:

@@ -66,9 +66,7 @@ class SGD:
 class AdamW:
     """Adam with decoupled weight decay, for training from random weights.
 
-    Args:
-        lr, head_multiplier, weight_decay, decay_norm, layer_decay: As in SGD.
-        betas: As in torch.optim.AdamW.
+    ``betas`` are as in torch.optim.AdamW, all other arguments as in SGD.
     """
 
     lr: float

@@ -83,12 +83,7 @@ class Parts:
 
 
 def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
-    """Train, or with ``dry_run`` print the plan of the run.
-
-    Args:
-        config: As danet.config.validate.check returned it.
-        overrides: Settings of the command line as typed; a resumed run keeps all others.
-    """
+    """Train, or with ``dry_run`` print the plan of the run; ``overrides`` is what was typed."""
     if config.dry_run:
         device = choose_device(config.trainer.device, key="trainer.device")
         advice.refuse_single_values(config)

@@ -52,9 +52,6 @@ class WinogradConv2d(nn.Module):
 
     With dilation d it is d x d plain convolutions, each on every d-th pixel (a phase). A map that
     its tiles would cover badly, or one that is not float32, takes the direct convolution.
-
-    Args:
-        conv: 3x3, stride 1, one group, padded with zeros by its dilation.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:

@@ -58,12 +58,8 @@ class Picture(NamedTuple):
 def find_sources(wanted: str, lines: Iterable[str] = ()) -> list[Source]:
     """Return the files that a setting names, each once, sorted by path; a list keeps its order.
 
-    Without a picture or a video among them it raises InputError.
-
-    Args:
-        wanted: A file, a folder (with all folders below), a pattern with ``*``, ``?`` and ``**``,
-            or ``-`` for a list of files.
-        lines: The list: one path per line; empty lines are left out.
+    It is a file, a folder (with all folders below), a pattern with ``*``, ``?`` and ``**``, or
+    ``-`` for the list ``lines``, one path per line. InputError says that there are no pictures.
     """
     path = Path(wanted).expanduser()
     if wanted == "-":
