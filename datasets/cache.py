@@ -89,9 +89,7 @@ class Cache:
             # out, since rows outside the crop would be read.
             if path.name not in self._verified and record["checksum"] != _checksum(record):
                 return None
-        except FileNotFoundError:
-            return None
-        except Exception:  # numpy has many errors for a damaged header
+        except Exception:  # there is none, or numpy has many errors for a damaged header
             return None
         self._verified.add(path.name)
         mask = np.asarray(record["mask"]) if "mask" in record.dtype.names else None

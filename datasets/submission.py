@@ -118,12 +118,9 @@ class SubmissionWriter:
         if not path.is_file():
             raise InputError(f"{path}: missing, though all predictions are written; run it again")
         with Image.open(image) as picture, Image.open(path) as prediction:
-            if prediction.size != picture.size:
-                raise InputError(
-                    f"{path}: the prediction is {_size(prediction)} and its image {image} is "
-                    f"{_size(picture)} (width x height); they must be equal"
-                )
-
-
-def _size(picture: Image.Image) -> str:
-    return f"{picture.width} x {picture.height}"
+            found, expected = ("{} x {}".format(*of.size) for of in (prediction, picture))
+        if found != expected:
+            raise InputError(
+                f"{path}: the prediction is {found} and its image {image} is {expected} "
+                "(width x height); they must be equal"
+            )

@@ -59,11 +59,7 @@ def fetch(name: str) -> Path:
 
     repository, _, revision = name.removeprefix(SCHEME).partition("@")
     try:
-        # Only two files: a repository may hold gigabytes beside them, and code.
-        return Path(
-            snapshot_download(
-                repository, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS]
-            )
-        )
+        files = [CONFIG, WEIGHTS]  # alone: a repository may hold gigabytes beside them, and code
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=files))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise InputError(f"{name}: {first_line(error)}") from error

@@ -11,6 +11,7 @@ from uuid import uuid4
 import yaml
 
 from danet.checkpoint import manager
+from danet.checkpoint.format import Checkpoint
 from danet.distributed import collectives
 from danet.errors import InputError, StorageError, UserError
 from danet.filesystem import file_lock
@@ -38,11 +39,7 @@ def refuse_used(folder: Path, *, resuming: bool) -> None:
 
 
 def prepare(
-    folder: Path,
-    *,
-    config: Mapping[str, Any],
-    resuming: bool,
-    saved: Mapping[str, Any] | None = None,
+    folder: Path, *, config: Mapping[str, Any], resuming: bool, saved: Checkpoint | None = None
 ) -> Path:
     """Create the folder and write config.yaml on rank 0; return its folder on all ranks.
 

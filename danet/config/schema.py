@@ -229,18 +229,20 @@ def _class_names(source: Any) -> list[str]:
             f"data.classes={source}: expected names, data.classes=[name,name], or a file with one "
             "name per line"
         )
-    from danet.datasets.labels import read_class_file  # late, since it loads torch
-
-    return read_class_file(source).names
+    return _class_file(source).names
 
 
 def _class_colors(source: Any, colors: Any, values: Any, first: Any) -> Any:
     """Return the colours of masks that are set, else those in a file of class names."""
     if colors or values or first or not isinstance(source, str):
         return colors
-    from danet.datasets.labels import read_class_file
+    return _class_file(source).colors
 
-    return read_class_file(source).colors
+
+def _class_file(source: str) -> Any:
+    from danet.datasets.labels import read_class_file  # late, since it loads torch
+
+    return read_class_file(source)
 
 
 def register() -> None:

@@ -185,10 +185,8 @@ def misfit(factory: OptimizerFactory, model: nn.Module, saved: Mapping[str, Any]
         if not (is_int(index) and index in range(len(known)) and isinstance(state, dict)):
             return f"state {str(index)[:20]!r} is of no parameter"
         added, name = known[index], known[index]["name"]
-        found, expected = (
-            {**added, **state},
-            {**(own.get(index, {}) if is_known else state), **added},
-        )
+        found = {**added, **state}
+        expected = {**(own.get(index, {}) if is_known else state), **added}
         if found.keys() != expected.keys():
             keys = [sorted(map(str, of.keys() - added)) for of in (found, expected)]
             return f"the state of {name} has {str(keys[0])[:99]}; {kind} has {keys[1]}"

@@ -98,7 +98,5 @@ class Segmentor(nn.Module):
         is_scaled = 0 < high <= 1 or (low < 0 and high < 4)
         self._is_range_known = is_scaled or image.is_cuda  # on a CPU looking again is cheap
         if is_scaled:
-            text = (
-                f"the pixels are in {low:.3g}..{high:.3g}, and the network, which normalises them"
-            )
-            warnings.warn(f"{text} itself, expects 0..255: pass them unscaled", stacklevel=5)
+            text = f"the pixels are in {low:.3g}..{high:.3g}, and the network, which normalises"
+            warnings.warn(f"{text} them itself, expects 0..255: pass them unscaled", stacklevel=5)

@@ -34,8 +34,7 @@ def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] =
     support ``trainer.precision`` or ``evaluation.precision``.
     """
     data, lines = config.data, [*_rate_notes(config.optimizer), *_loss_notes(config)]
-    lines += _frozen_notes(config)
-    lines += _patience_notes(config.trainer)
+    lines += [*_frozen_notes(config), *_patience_notes(config.trainer)]
     if any(setting.lstrip("+").startswith("data.root=") for setting in typed):
         lines.insert(0, f"data.root={data.root}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
