@@ -150,7 +150,6 @@ def quote(argument: str) -> str:
 
 
 def _is_understood(argument: str) -> bool:
-    """Return whether Hydra's grammar accepts a setting."""
     try:
         OverridesParser.create().parse_override(argument)
     except HydraException:

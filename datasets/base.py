@@ -120,7 +120,10 @@ class FileDataset(SegmentationDataset):
         self._leave_out_unlabelled()
         self.is_labelled = self.items[0].mask is not None
         self._table = label_table(self.label_map(), len(self.classes))
-        self._cache = self._make_cache()
+        self._cache: Cache | None = None
+        if self.reading.cache != "none":
+            folder, limit = cache_folder(self.reading.cache_dir), self.reading.cache_gib * 2**30
+            self._cache = Cache(folder, root=self.root, kind=self.decoding(), limit=int(limit))
 
     def __str__(self) -> str:
         return type(self).__name__
@@ -231,17 +234,6 @@ class FileDataset(SegmentationDataset):
         own = ("split", "transform", "reading", "root", "items", "parts", "notes", "expected")
         settings = {k: v for k, v in vars(self).items() if k not in own and k != "_cache"}
         return pickle.dumps((type(self).__module__, type(self).__qualname__, settings))
-
-    def _make_cache(self) -> Cache | None:
-        """Return the cache that ``reading`` asks for."""
-        if self.reading.cache == "none":
-            return None
-        return Cache(
-            cache_folder(self.reading.cache_dir),
-            root=self.root,
-            kind=self.decoding(),
-            limit=int(self.reading.cache_gib * 2**30),
-        )
 
     def map_labels(self, labels: np.ndarray, path: Path) -> np.ndarray:
         """Map values on disk (H, W) to class indices; an unknown value is an error."""

@@ -25,11 +25,6 @@ SCHEME = "hf://"
 _MOST = 1 << 24  # bytes of config.json; those of this project have some kB
 
 
-def is_exported(path: Path) -> bool:
-    """Return whether a path is a folder as ``danet.export.folder`` writes it."""
-    return path.is_dir() and (path / CONFIG).is_file()
-
-
 def load(folder: Path) -> dict[str, Any]:
     """Return the fields of a checkpoint that inference needs; raise InputError if it is damaged."""
     source, file = f"checkpoint={folder}", folder / CONFIG

@@ -165,7 +165,6 @@ def checked_config(
 
 
 def _replace_data(node: dict[str, Any], data: DataFolder) -> None:
-    """Replace data settings of a checkpoint by those of the command line."""
     if data.root is not None:
         # The interpolation of data.root in the data set was resolved: the root is there twice.
         root = str(Path(os.path.expanduser(data.root)).absolute())
@@ -221,9 +220,10 @@ def load_saved(path: str | Path) -> Checkpoint:
     It is a file; the folder of a run, for its best; a folder of ``tools/export.py``, which has no
     state of an optimizer; or ``hf://owner/name[@revision]``, which is downloaded once.
     """
+    place = Path(path).expanduser()
     if str(path).startswith(exported.SCHEME):
         saved = exported.load(exported.fetch(str(path)))
-    elif exported.is_exported(place := Path(path).expanduser()):
+    elif (place / exported.CONFIG).is_file():
         saved = exported.load(place)
     else:
         saved = checkpoint_format.load(run_folder.best_in(place, "checkpoint"))

@@ -128,14 +128,10 @@ class StepSampler:
             order = _permutation(self.num_samples, mix(self.seed, 0, epoch))
             key = SampleKey(int(order[place]), seed)
         if self.class_mix and mix(seed, 5) < self.class_mix * 2**32:
-            key = key._replace(partner=self._partner(mix(seed, 6), mix(seed, 7)))
+            choice, own = mix(seed, 6), mix(seed, 7)
+            other = SampleKey(choice % self.num_samples, own)  # in no epoch's order
+            key = key._replace(partner=self.rare.draw(choice, own) if self.rare else other)
         return key
-
-    def _partner(self, choice: int, seed: int) -> SampleKey:
-        """Return the key of a second sample, drawn as the first but without an epoch's order."""
-        if self.rare:
-            return self.rare.draw(choice, seed)
-        return SampleKey(choice % self.num_samples, seed)
 
 
 @functools.lru_cache(maxsize=2)

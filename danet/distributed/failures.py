@@ -42,7 +42,6 @@ def dead_ranks() -> list[int]:
 
 
 def _wait(condition: Callable[[], object], seconds: float) -> None:
-    """Wait until a condition holds, or so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(POLL)

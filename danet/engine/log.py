@@ -91,7 +91,6 @@ class RunLog:
         self._append({"step": step, "kind": kind, **{name: known.get(name) for name in values}})
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
         # A disk that fills within a line leaves its first half; the next line starts a new one.
         after_partial, self._has_partial_line = self._has_partial_line, True
         try:

@@ -86,7 +86,8 @@ class TimmBackbone(nn.Module):
                 "another machine and set model.backbone.weights=FILE"
             ) from error
         if weights is not None and weights != "pretrained":
-            load_weights(self.network, name, Path(weights).expanduser(), features.size_arguments)
+            sizes = {k: v for k, v in features.arguments.items() if k.endswith("img_size")}
+            load_weights(self.network, name, Path(weights).expanduser(), sizes)
         self.channels, self.size = features.channels, features.size
         is_dilated = "output_stride" in features.arguments
         strides = features.strides

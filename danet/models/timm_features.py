@@ -27,12 +27,6 @@ class Features(NamedTuple):
     layers: Sequence[Layer] = ()
     """The parameters by depth, as ``network.<name>``: the stem, then block after block."""
 
-    @property
-    def size_arguments(self) -> dict[str, Any]:
-        """The arguments that decide the shapes of tensors."""
-        names = ("img_size", "dynamic_img_size")
-        return {name: self.arguments[name] for name in names if name in self.arguments}
-
 
 def choose_features(
     name: str, *, output_stride: int | None, image_size: Sequence[int] | None, drop_path: float
