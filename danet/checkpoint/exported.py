@@ -20,8 +20,7 @@ CONFIG = "config.json"
 FORMAT = 1
 FIELDS = ("version", "classes", "palette", "step", "scores", "best_score", "training_set", "run_id")
 """Fields of a checkpoint that the folder has, beside the config and the weights."""
-SCHEME = "hf://"
-"""Begins the name of a repository where a path is expected: ``hf://owner/name[@revision]``."""
+SCHEME = "hf://"  # begins what is a repository and no path: ``hf://owner/name[@revision]``
 _MOST = 1 << 24  # bytes of config.json; those of this project have some kB
 
 

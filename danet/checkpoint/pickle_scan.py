@@ -29,10 +29,8 @@ DTYPES = tuple(_STORAGES.values())
 _COPIES = ("builtins.set", "collections.Counter", "torch.Size", "torch.device", "_codecs.encode")
 """What is on torch's list of safe names and copies what it is given."""
 _MOST_PICKLED = 1 << 24  # bytes of a pickle; those of checkpoints have some 100 kB
-_MOST_SHARED = 2
-"""How many times the bytes of the file its tensors may have together, as tied weights do."""
-_MOST_MADE = 1 << 26
-"""Bytes of the objects that a pickle calls for, roughly; those of checkpoints have some MB."""
+_MOST_SHARED = 2  # times the bytes of the file that its tensors may have, as tied weights do
+_MOST_MADE = 1 << 26  # bytes of what a pickle calls for, roughly; those of checkpoints have some MB
 
 
 class Refused(Exception):

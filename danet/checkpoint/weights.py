@@ -13,8 +13,7 @@ from danet.errors import InputError
 
 _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Parts that torch.compile, FSDP and recomputation put anywhere into names."""
-_PREFIXES = ("module.", "model.")
-"""What DataParallel and moving averages, and classes that hold a model, put before every name."""
+_PREFIXES = ("module.", "model.")  # of DataParallel, moving averages, and classes that hold a model
 _ADVICE = "set another model/backbone, or give other weights"
 _BATCHES = "num_batches_tracked"
 COUNTER = "n_averaged"  # of torch's moving average, beside the tensors of its module

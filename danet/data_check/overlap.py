@@ -16,8 +16,7 @@ FORBIDDEN = (
     "data.allow_overlap=true to allow it on purpose"
 )
 _MAX_NAMES = 5
-_MAX_READ = 2000
-"""Images of both splits together up to which a training compares contents, not only paths."""
+_MAX_READ = 2000  # images of both splits up to which a training compares contents, not only paths
 
 Copies = list[tuple[int, str]]
 """Images that are the same: the number of the data set, and the path, of each."""

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from danet.distributed import collectives
 from danet.errors import DivergedError
 
-CHECK_EVERY = 1000
-"""Steps after which losses are checked at the latest; each is a few scalars on the device."""
+CHECK_EVERY = 1000  # steps between checks of losses, at most; each is some scalars on the device
 _SHOWN_NAMES = 8
 
 

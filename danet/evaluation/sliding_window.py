@@ -16,15 +16,12 @@ from torch import Tensor
 
 from danet.ops.resize import resize
 
-PIXELS_PER_PASS = 2**21
-"""Pixels of a forward pass, those of 1024 x 2048; a larger image passes by itself."""
-MAX_PIXELS = 2**22
-"""Of an image that passes a network whole: 2048 x 2048, twice an image of Cityscapes."""
+PIXELS_PER_PASS = 2**21  # of a forward pass, as of 1024 x 2048; a larger image passes by itself
+MAX_PIXELS = 2**22  # of an image that passes whole: 2048 x 2048, twice an image of Cityscapes
 STRIP = 4096
 """Width of the strips of columns that a wider image is cut into, each done from top to bottom, so
 that a band of all classes does not grow with the width."""
-TILE = 1024
-"""Side of the windows of an image above ``max_pixels``; the stride is three quarters of it."""
+TILE = 1024  # side of the windows of an image above ``max_pixels``; the stride is 3/4 of it
 
 Infer = Callable[[Tensor], Tensor]  # maps images (B, 3, H, W) to probabilities (B, K, H, W)
 Grid = tuple[Sequence[int], Sequence[int], int | None]

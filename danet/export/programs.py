@@ -22,8 +22,7 @@ SMALLEST = 9
 """Smallest side for an exported program: maps of one cell would be resized otherwise."""
 OPSET = 20
 """Of ONNX: from 2023, which current runtimes support."""
-_EXAMPLE = (2, 255, 265)
-"""Batch, height and width: no multiples of 8 and no 1, which exporters take for constants."""
+_EXAMPLE = (2, 255, 265)  # batch, height, width; exporters take 1 and multiples of 8 for constants
 QUERIES_PER_TILE = 512
 """Of the attention in ONNX."""
 

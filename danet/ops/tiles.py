@@ -19,8 +19,7 @@ ELEMENTS_PER_TILE = 2**20
 """Energies in a tile: 4 MiB of float32. A tile is a few rows of the map, all keys wide (in the
 backward pass a few columns of it): every product has one long side, and softmax needs no second
 pass over the rows."""
-SHORTEST_TILE = 128
-"""Rows of a tile however many keys there are; fewer would read all values for little work."""
+SHORTEST_TILE = 128  # rows, however many keys there are; fewer read all values for little work
 
 _LOG2_E = math.log2(math.e)
 """Tiles use powers of 2, exp(x) = exp2(x log2 e), which are twice as fast."""

@@ -89,8 +89,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 _MAX_WIDTH = 800  # of a picture on the page, in pixels
-MAX_POSITIONS = 8192
-"""Of a picture in the viewer; queries and keys of so many take some 5 MB of the page."""
+MAX_POSITIONS = 8192  # of a picture in the viewer; their queries and keys take 5 MB of the page
 
 
 class Report(NamedTuple):
