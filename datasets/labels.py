@@ -167,12 +167,10 @@ def default_palette(classes: Sequence[str]) -> tuple[Color, ...]:
 
 def voc_palette(num_classes: int) -> tuple[Color, ...]:
     """Return the colours of PASCAL VOC's development kit: bits of the index, spread over RGB."""
-
-    def channel(index: int, first: int) -> int:
-        # Bits 0, 1, 2 of the index are the highest of R, G, B, the next three the second highest.
-        return sum((index >> (3 * bit + first) & 1) << (7 - bit) for bit in range(8))
-
-    return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(num_classes))
+    # Bits 0, 1, 2 of the index are the highest of R, G, B, the next three the second highest.
+    bit, channel = np.arange(8), np.arange(3)[:, None]
+    found = np.arange(num_classes)[:, None, None] >> (3 * bit + channel) & 1  # (K, 3, 8)
+    return tuple((red, green, blue) for red, green, blue in (found << (7 - bit)).sum(2).tolist())
 
 
 def ranges(values: Sequence[int]) -> str:

@@ -48,11 +48,9 @@ class SGD:
 
     def __call__(self, model: nn.Module) -> torch.optim.SGD:
         """Return the optimizer."""
+        groups = parameter_groups(model, self)
         optimizer = torch.optim.SGD(
-            parameter_groups(model, self),
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            fused=_can_fuse(model),
+            groups, momentum=self.momentum, nesterov=self.nesterov, fused=_can_fuse(model)
         )
         if self.momentum:
             # Where float16 overflows in the very first step, torch's fused kernel does nothing and

@@ -142,12 +142,10 @@ def _fix_padding(model: nn.Module) -> set[str]:
 
 def export_torch(model: nn.Module, path: Path) -> Program:
     """Write a program of torch.export (.pt2) with free batch, height and width, and return it."""
+    images, sizes = (_noise(*_EXAMPLE),), dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
     with _quiet(), atomic_write(path) as temporary:
-        written = torch.export.export(
-            Exportable(model),
-            (_noise(*_EXAMPLE),),
-            dynamic_shapes={"image": dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)},
-        )
+        network = Exportable(model)
+        written = torch.export.export(network, images, dynamic_shapes={"image": sizes})
         torch.export.save(written, temporary)
     with _quiet():
         module = torch.no_grad()(torch.export.load(path).module())

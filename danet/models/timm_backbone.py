@@ -68,11 +68,9 @@ class TimmBackbone(nn.Module):
             close = timm.list_models(f"*{name.partition('.')[0][:6]}*")[:5]
             hint = f"; there are {', '.join(close)}" if close else ""
             raise InputError(f"model.backbone.name={name}: timm has no such network{hint}")
+        stride = output_stride if dilate else None
         self.features = features = choose_features(
-            name,
-            output_stride=output_stride if dilate else None,
-            image_size=image_size,
-            drop_path=drop_path,
+            name, output_stride=stride, image_size=image_size, drop_path=drop_path
         )
         try:
             self.network = timm.create_model(
