@@ -23,7 +23,6 @@ from danet.filesystem import atomic_write, file_lock
 
 # Image (H, W, 3) and mask (H, W), both uint8; None where a split has no labels.
 Pair = tuple[np.ndarray, np.ndarray | None]
-
 _VERSION = b"2"  # raised when the files or the decoders give other bytes
 
 

@@ -21,7 +21,6 @@ from danet.errors import InputError
 
 # Pillow's own limit: a 12000 x 9000 picture passes, a small file that unpacks to more does not.
 MAX_PIXELS = 178_956_970
-
 _OPENCV_SIDE = 2**20  # the longest that OpenCV decodes: it raises beyond
 _PNG_END = b"\0\0\0\0IEND\xaeB\x60\x82"
 _BITS, _BANDS = 258, 277  # tags of a TIFF: bits of each band, number of bands

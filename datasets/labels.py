@@ -15,9 +15,7 @@ from danet.types import IGNORE, MAX_CLASSES
 
 Color = tuple[int, int, int]  # RGB, 0..255
 TABLES = Path(__file__).parent / "tables"
-
 UNKNOWN = 256  # entry of a table for a value on disk without a class
-
 _BACKGROUND = ("background", "bg", "unlabeled", "unlabelled", "void", "none", "背景")
 
 # A number beside a name, as tables of classes have it.

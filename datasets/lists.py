@@ -15,7 +15,6 @@ from danet.errors import InputError
 
 # Folder of the lists that ship with the package; its README.md names their sources.
 SHIPPED = Path(__file__).parent / "splits"
-
 UNSCORED = "; data.val_split=null trains without a validation set"
 
 # A path in a line that is absolute, on any system, or goes up.

@@ -28,7 +28,6 @@ RESUMABLE = {
     *(p + f.name for p, s in SETTINGS.items() for f in fields(s) if f.metadata.get("resumable")),
 }
 """Settings that do not change what a step computes; each is declared with the reason."""
-
 TYPED = ("trainer.steps", "optimizer.lr", "optimizer.head_multiplier")
 """Settings that may change where they were typed, and not as part of an experiment: they change
 what a step computes, so only who names them means them."""

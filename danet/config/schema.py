@@ -22,10 +22,8 @@ from danet.engine.settings import TrainSettings, resumable
 from danet.errors import InputError
 
 Node = dict[str, Any]  # a class, ``_target_``, and its arguments: plain values and further nodes
-
 LOG_TO = ("tensorboard", "wandb", "mlflow")
 """Programs that show a log; each is the name of its package, too."""
-
 _FILES = "where files go changes no weight"
 _READING = "how files are read changes no sample"
 _MOVED = "data moves; its files are compared by name"

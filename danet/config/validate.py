@@ -84,7 +84,6 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("data.timeout", lambda n: is_number(n) and n >= 0, "seconds, or 0 to wait for ever"),
 )
 """Key of a setting, whether a value is in its range, and the range in words."""
-
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}", re.ASCII)
 _MOST_ERRORS = 20
 
@@ -269,9 +268,5 @@ def check_node(node: dict[str, Any], key: str) -> None:
 
 def _node_errors(node: Any, key: str) -> list[str]:
     """Check all nodes of a group that name a class; ``key`` is its position in the config."""
-    return [
-        error
-        for place, value, _ in walk(node, key)
-        if isinstance(value, Mapping) and "_target_" in value
-        for error in target_errors(value, place)
-    ]
+    found = [(value, place) for place, value, _ in walk(node, key) if isinstance(value, Mapping)]
+    return [e for value, place in found if "_target_" in value for e in target_errors(value, place)]

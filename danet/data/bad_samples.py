@@ -11,7 +11,6 @@ from danet.seeds import mix
 from danet.types import Sample, SampleKey
 
 GRACE = 3  # number of bad samples tolerated, whatever share of a small data set they are
-
 Reasons = dict[int, str]
 """Index in the data set of a sample that could not be read -> message, with the path."""
 

@@ -21,7 +21,6 @@ from danet.errors import ProcessError, StorageError
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _SHARED = "/dev/shm"
 _MAX_NAMES = 12
-
 Names = Callable[[], Sequence[str]]
 
 

@@ -17,7 +17,6 @@ FORBIDDEN = (
 )
 _MAX_NAMES = 5
 _MAX_READ = 2000  # images of both splits up to which a training compares contents, not only paths
-
 Copies = list[tuple[int, str]]
 """Images that are the same: the number of the data set, and the path, of each."""
 

@@ -16,7 +16,6 @@ FAIL = 4  # no signal, but a flag exchanged beside them: a checkpoint could not 
 # Slurm and systemd send SIGTERM to every process of a job, and torchrun then sends it again to its
 # workers; likewise the SIGINT of a terminal, which the workers have received already.
 SAME = 5.0  # seconds within which a further SIGTERM or SIGHUP is a copy of the same request
-
 _REQUESTS = {signal.SIGTERM: STOP, signal.SIGINT: STOP}
 if hasattr(signal, "SIGUSR1"):  # not on Windows
     _REQUESTS |= {signal.SIGUSR1: SAVE, signal.SIGHUP: STOP}

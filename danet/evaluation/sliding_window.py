@@ -22,7 +22,6 @@ STRIP = 4096
 """Width of the strips of columns that a wider image is cut into, each done from top to bottom, so
 that a band of all classes does not grow with the width."""
 TILE = 1024  # side of the windows of an image above ``max_pixels``; the stride is 3/4 of it
-
 Infer = Callable[[Tensor], Tensor]  # maps images (B, 3, H, W) to probabilities (B, K, H, W)
 Grid = tuple[Sequence[int], Sequence[int], int | None]
 """The windows of one image: height and width, step in each axis, windows of a pass."""

@@ -25,7 +25,6 @@ OPSET = 20
 _EXAMPLE = (2, 255, 265)  # batch, height, width; exporters take 1 and multiples of 8 for constants
 QUERIES_PER_TILE = 512
 """Of the attention in ONNX."""
-
 Program = Callable[[np.ndarray], np.ndarray]
 """Maps an image, uint8 (B, 3, H, W) RGB, to logits, float32 (B, K, H, W)."""
 

@@ -14,7 +14,6 @@ from danet.checkpoint.weights import load_backbone
 from danet.models.finetuning import Freeze, Layer, freeze_stages, keep_in_eval
 
 Stem = Literal["7x7", "64-64-128", "32-32-64"]
-
 _NUM_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 """Blocks per stage, by depth."""
 

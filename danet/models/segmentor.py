@@ -11,7 +11,6 @@ from danet.types import SegmentationOutput
 
 HeadFactory = Callable[[int], nn.Module]
 """Creates a head for a number of input channels."""
-
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 

@@ -20,7 +20,6 @@ ELEMENTS_PER_TILE = 2**20
 backward pass a few columns of it): every product has one long side, and softmax needs no second
 pass over the rows."""
 SHORTEST_TILE = 128  # rows, however many keys there are; fewer read all values for little work
-
 _LOG2_E = math.log2(math.e)
 """Tiles use powers of 2, exp(x) = exp2(x log2 e), which are twice as fast."""
 LEAST_LOG2 = -64.0

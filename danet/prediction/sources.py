@@ -19,7 +19,6 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".m
 """Compared in lower case."""
 _COUNTED = frozenset({".mp4", ".m4v", ".mov", ".avi"})
 """Containers that store the number of frames; of others it is estimated from the duration."""
-
 T = TypeVar("T")
 
 

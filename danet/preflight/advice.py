@@ -67,8 +67,7 @@ def _patience_notes(trainer: TrainSettings) -> list[str]:
         return []
     return [
         f"trainer.patience={trainer.patience} never ends this run: before its last step it has "
-        f"{count} evaluation(s), trainer.steps={trainer.steps} and "
-        f"trainer.eval_every={every}"
+        f"{count} evaluation(s), trainer.steps={trainer.steps} and trainer.eval_every={every}"
     ]
 
 

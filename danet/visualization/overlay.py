@@ -20,7 +20,6 @@ _PAPER = 255
 _LINE = 18  # height of a line of text, in pixels
 _GAP = 4  # between pictures, in pixels
 _ROOM = 1100  # width of a sheet up to which small pictures are drawn at twice their size, in pixels
-
 Palette = Sequence[tuple[int, int, int]]
 
 

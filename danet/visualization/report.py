@@ -31,10 +31,8 @@ _TEMPLATES = Environment(
     lstrip_blocks=True,
 )
 _TEMPLATES.tests["nan"] = math.isnan
-
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 508, 34, 222
 """Edges of the area of the curves in a chart of 520 x 260, in pixels."""
-
 Curve = Sequence[tuple[float, float]]  # points (x, y)
 
 
