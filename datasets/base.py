@@ -108,9 +108,8 @@ class FileDataset(SegmentationDataset):
             splits = ", ".join(self.expected)
             raise InputError(f"{self}: split={self.split!r} is not one of {splits}")
         if not self.root.is_dir():
-            raise InputError(
-                f"data.root={self.root}: there is no such folder; {self} expects\n{self.layout}"
-            )
+            missing = f"data.root={self.root}: there is no such folder"
+            raise InputError(f"{missing}; {self} expects\n{self.layout}")
         self.notes: list[str] = []
         self.parts: Sequence[FileDataset] = (self,)
         self.items = Items(self.find_items())

@@ -61,9 +61,8 @@ def read_safetensors(path: Path, key: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(
-            f"{key}={path}: no whole file of safetensors ({printable(str(error)[:200])})"
-        ) from error
+        reason = printable(str(error)[:200])
+        raise InputError(f"{key}={path}: no whole file of safetensors ({reason})") from error
 
 
 def has_checksum(path: Path) -> bool | None:

@@ -159,9 +159,8 @@ def checked_config(
         return checked
     except Exception as error:  # OmegaConf and code that expects other types may raise anything
         reason = str(error) if isinstance(error, InputError) else first_line(error)
-        raise InputError(
-            f"checkpoint={path}: its config is refused: {printable(reason, chr(10))}"
-        ) from error
+        shown = printable(reason, "\n")
+        raise InputError(f"checkpoint={path}: its config is refused: {shown}") from error
 
 
 def _replace_data(node: dict[str, Any], data: DataFolder) -> None:

@@ -102,14 +102,13 @@ class StepSampler:
     class_mix: float | None = None  # share of the samples that get a partner
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
+        size = self.batch_size
+        if size < 1:
+            raise InputError(f"data.batch_size={size} is not a whole number of at least 1")
+        if self.num_samples < size * self.world:
             raise InputError(
-                f"data.batch_size={self.batch_size} is not a whole number of at least 1"
-            )
-        if self.num_samples < self.batch_size * self.world:
-            raise InputError(
-                f"{self.num_samples} samples do not fill one batch: data.batch_size="
-                f"{self.batch_size} on {self.world} process(es); use a smaller data.batch_size"
+                f"{self.num_samples} samples do not fill one batch: data.batch_size={size} on "
+                f"{self.world} process(es); use a smaller data.batch_size"
             )
 
     def __iter__(self) -> Iterator[list[SampleKey]]:

@@ -108,9 +108,8 @@ def exit_error(workers: Sequence[BaseProcess], names: Names) -> ProcessError | N
         how += "; if nobody did that, the memory was full: fewer data.num_workers need less"
     elif "Bus" in how:  # from a write to a mapping that has no space left
         how += f"; shared memory was full: {_shared_memory()}"
-    return ProcessError(
-        f"a worker that reads samples (process {number}) {how}; being read were {_shorten(names())}"
-    )
+    how = f"a worker that reads samples (process {number}) {how}"
+    return ProcessError(f"{how}; being read were {_shorten(names())}")
 
 
 def _shared_memory() -> str:

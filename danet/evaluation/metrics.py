@@ -78,11 +78,9 @@ class ConfusionMatrix:
 
         Raises InputError if nothing was counted, or values that are not classes.
         """
-        *_, ignored, invalid = self.counts.tolist()
+        (*_, ignored, invalid), count = self.counts.tolist(), self.num_classes
         if invalid:
-            raise InputError(
-                f"{invalid} pixels are neither one of {self.num_classes} classes nor 255"
-            )
+            raise InputError(f"{invalid} pixels are neither one of {count} classes nor 255")
         matrix = self.matrix.double().cpu()  # (K, K); float32 is exact only up to 2**24 pixels
         total = matrix.sum()
         if total == 0:

@@ -76,9 +76,8 @@ def find_sources(wanted: str, lines: Iterable[str] = ()) -> list[Source]:
     suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     chosen = [p.absolute() for p in paths if p.suffix.lower() in suffixes and p.is_file()]
     if not chosen:
-        raise InputError(
-            f"images={wanted}: no pictures or videos there ({', '.join(sorted(suffixes))})"
-        )
+        known = ", ".join(sorted(suffixes))
+        raise InputError(f"images={wanted}: no pictures or videos there ({known})")
     chosen = list(dict.fromkeys(chosen))
     root = path.absolute() if path.is_dir() else os.path.commonpath([p.parent for p in chosen])
     whole = [path.relative_to(root) for path in chosen]

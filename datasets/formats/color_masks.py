@@ -47,11 +47,9 @@ class LabelFormat:
         if self.labels_start_at < 0:
             raise InputError(f"data.labels_start_at={self.labels_start_at}: expected 0 or more")
         ignored = check_colors(self.ignore_colors or (), "data.ignore_colors")
+        if ignored and not self.colors:
+            raise InputError("data.ignore_colors is for masks of colours: give data.colors, too")
         if not self.colors:
-            if ignored:
-                raise InputError(
-                    "data.ignore_colors is for masks of colours: give data.colors, too"
-                )
             return self
         colors = check_colors(self.colors, "data.colors", count)
         every = [*colors, *ignored]

@@ -27,9 +27,8 @@ def read_mat_labels(
         content = path.read_bytes()
         sizes = {n: math.prod(shape) for n, shape, _ in scipy.io.whosmat(io.BytesIO(content))}
         if sizes.get(name, 0) > max_pixels:  # some kilobytes can unpack to gigabytes
-            raise InputError(
-                f"{path}: {name} has {sizes[name]} pixels, more than data.max_pixels={max_pixels}"
-            )
+            found = f"{name} has {sizes[name]} pixels"
+            raise InputError(f"{path}: {found}, more than data.max_pixels={max_pixels}")
         values = scipy.io.loadmat(io.BytesIO(content), variable_names=[name])[name]
         values = values[0, 0][field] if field else values
         return whole_labels(values, f"{path}, {variable}", kinds="buif"), sizes

@@ -58,9 +58,8 @@ class DetailIndex:
             try:
                 np.putmask(canvas, mask_of_runs(counts, canvas.size), category)
             except (ValueError, TypeError, OverflowError) as error:
-                raise InputError(
-                    f"{self._path}: annotation of category {category} in picture {name}: {error}"
-                ) from error
+                place = f"{self._path}: annotation of category {category} in picture {name}"
+                raise InputError(f"{place}: {error}") from error
         return canvas.reshape(width, height).T  # (H, W)
 
 
