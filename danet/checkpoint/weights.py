@@ -168,9 +168,8 @@ def initialise(model: nn.Module, path: Path) -> list[str]:
     fits = {k: v for k, v in found.items() if k in expected and v.shape == expected[k].shape}
     if not fits:
         hint = "; weights of a backbone alone go to model.backbone.weights" * bool(depth_of(found))
-        raise InputError(
-            f"init_from={path}: none of its {len(found)} tensors fits this network{hint}"
-        )
+        none = f"none of its {len(found)} tensors fits this network"
+        raise InputError(f"init_from={path}: {none}{hint}")
     model.load_state_dict(fits, strict=False)
     backbone = [name for name in expected if name.startswith("backbone.")]
     filled = sum(name in fits for name in backbone)

@@ -61,9 +61,8 @@ class RunLog:
                 with self._leaving_out(name):
                     self.trackers[name] = TRACKERS[name](folder, step, run_id, settings)
         # tqdm redraws ten times a second by default, which fills the log file of a batch job.
-        is_off = folder is None
         self._bar = tqdm(
-            desc="train", total=steps, initial=step, unit="step", mininterval=1, disable=is_off
+            None, "train", steps, initial=step, unit="step", mininterval=1, disable=folder is None
         )
 
     def advance(self) -> None:

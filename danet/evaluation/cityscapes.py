@@ -19,10 +19,8 @@ class Label(NamedTuple):
     id: int  # value in label files; labels below 0 occur in none and are left out
     name: str
     category: str
-    is_ignored: bool
-    """Pixels with this truth are not evaluated; predicting it elsewhere is a false negative."""
-    average_size: float | None
-    """Mean number of pixels of an instance in the training set; None without instances."""
+    is_ignored: bool  # as truth not evaluated; predicted elsewhere it is a false negative
+    average_size: float | None  # mean pixels of an instance in the training set; None without any
 
 
 class OfficialScores(NamedTuple):

@@ -76,9 +76,8 @@ class Windows:
         elif len(stride) != 2 or min(stride) < 1:
             raise ValueError(f"stride={list(stride)} is not two numbers of at least 1")
         elif stride[0] > crop[0] or stride[1] > crop[1]:
-            raise ValueError(
-                f"stride={list(stride)} is larger than crop={list(crop)}: pixels would be left out"
-            )
+            larger = f"stride={list(stride)} is larger than crop={list(crop)}"
+            raise ValueError(f"{larger}: pixels would be left out")
         if per_batch is not None and per_batch < 1:
             raise ValueError(f"windows_per_batch={per_batch} is not at least 1, or null")
         if max_pixels < 32 * 32:

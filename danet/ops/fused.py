@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from danet.ops.arithmetic import has_bfloat16, without_autocast
 
+_log = logging.getLogger(__name__)
 BOUNDS = {torch.bfloat16: 2e-2, torch.float16: 5e-3, torch.float32: 1e-5}
 """Largest error of a kernel that is used, in the norm, relative to float64."""
 
@@ -122,6 +123,3 @@ def error_of(
             results.append([t.double() for t in (out.detach(), *gradients)])
     errors = [(a - b).norm() / b.norm() for a, b in zip(*results, strict=True)]
     return float(torch.stack(errors).max())
-
-
-_log = logging.getLogger(__name__)

@@ -35,9 +35,8 @@ def read_mat_labels(
     except InputError:
         raise
     except NotImplementedError as error:
-        raise InputError(
-            f"{path}: a .mat file of version 7.3; save it as version 7, save(..., '-v7')"
-        ) from error
+        advice = "save it as version 7, save(..., '-v7')"
+        raise InputError(f"{path}: a .mat file of version 7.3; {advice}") from error
     except Exception as error:  # scipy raises anything on a damaged file
         raise InputError(
             f"{path}: {variable} cannot be read ({type(error).__name__}: {first_line(error)}); the "
