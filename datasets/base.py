@@ -129,8 +129,7 @@ class FileDataset(SegmentationDataset):
 
     def _leave_out_unlabelled(self) -> None:
         """Leave out images without a label file where that is allowed; else raise InputError."""
-        missing = self.items.without_label()
-        if not missing:
+        if not (missing := self.items.without_label()):
             return
         names = ", ".join(Path(self.items[i].image).name for i in missing[:5])
         is_all = len(missing) == len(self.items)

@@ -224,8 +224,7 @@ def _reason(error: Exception, path: Path) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         is_missing = isinstance(error, FileNotFoundError)
         return "the file does not exist" if is_missing else str(error.strerror)
-    head = path.read_bytes()[:16]
-    if not head:
+    if not (head := path.read_bytes()[:16]):
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError) and head[:4] in (b"II*\0", b"MM\0*"):
         return (

@@ -131,8 +131,7 @@ def check_class_names(names: Sequence[str]) -> None:
             f"data.classes: {len(names)} names, expected 2 to {MAX_CLASSES}; for one kind of "
             f"object write [background, object]; found {', '.join(names[:3])}"
         )
-    repeated = sorted(name for name in set(names) if list(names).count(name) > 1)
-    if repeated:
+    if repeated := sorted(name for name in set(names) if list(names).count(name) > 1):
         raise InputError(f"data.classes: the name {repeated[0]!r} stands there twice")
 
 

@@ -76,8 +76,7 @@ def read_list(path: Path) -> SplitList:
         raise InputError(f"{path}: the list cannot be read ({reason})") from error
     # Not splitlines(): it also cuts at characters that a file name may hold.
     lines = [line.strip() for line in text.split("\n")]
-    names = [(name, i) for i, name in enumerate(lines, start=1) if name]
-    if not names:
+    if not (names := [(name, i) for i, name in enumerate(lines, start=1) if name]):
         raise InputError(f"{path}: the list is empty; expected one name a line")
     for name, line in names:
         if _OUTSIDE.search(name):

@@ -143,13 +143,11 @@ def describe(split: str, found: Mapping[str, Any]) -> str:
     """Return the record of a split as text, for people."""
     expected = " or ".join(map(str, found["expected"]))
     lines = [f"{split}: {found['images']} images" + (expected and f" (expected {expected})")]
-    sizes = [f"{size['width']} x {size['height']}" for size in found["sizes"]]
-    if sizes:
+    if sizes := [f"{size['width']} x {size['height']}" for size in found["sizes"]]:
         last = f" to {sizes[-1]}, {len(sizes)} sizes" if len(sizes) > 1 else ", all"
         lines.append(f"  width x height: {sizes[0]}{last}")
     classes, ignored = found["classes"], found["ignored_pixels"]
-    total = sum(row["pixels"] for row in classes) + ignored
-    if total:
+    if total := sum(row["pixels"] for row in classes) + ignored:
         width = max(len(row["name"]) for row in (*classes, {"name": "(ignored)"}))
         lines.append(f"  {'':>3} {'class':<{width}} {'pixels':>9} {'images':>8} {'weight':>9}")
         for row in classes:

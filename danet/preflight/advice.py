@@ -160,8 +160,7 @@ def refuse_single_values(config: TrainConfig) -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1")) if config.trainer.sync_batchnorm else 1
     if size is None or config.data.batch_size * processes > 1:
         return
-    single = _single_values(config, size)
-    if single:
+    if single := _single_values(config, size):
         key = "crop" if config.data.crop else "size"
         ways = f", or a larger data.{key}, or a smaller model.backbone.output_stride"
         if _single_values(config, [2 * n for n in size]):  # behind global average pooling

@@ -115,9 +115,8 @@ class LabelFormat:
         Unless ``nearest``, a colour that is not listed raises InputError, with the pixel and the
         nearest known colour; a picture that is partly transparent always does.
         """
-        with open_picture(
-            path, max_pixels=max_pixels, is_label=True, is_lossy=bool(self.nearest)
-        ) as picture:
+        is_lossy = bool(self.nearest)
+        with open_picture(path, max_pixels=max_pixels, is_label=True, is_lossy=is_lossy) as picture:
             pixels = np.array(picture.convert("RGBA"))  # (H, W, 4)
         if (count := int((pixels[..., 3] < 255).sum())) > 0:
             raise InputError(
