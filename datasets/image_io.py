@@ -144,7 +144,7 @@ def _describe_colors(picture: Image.Image) -> str:
 def whole_labels(labels: np.ndarray, where: str, *, kinds: str = "bui") -> np.ndarray:
     """Return labels (H, W) of a type in ``kinds``, such as "f" for floats, as uint8 or uint16.
 
-    Other than whole numbers 0..65535 in two axes raise InputError, which begins with ``where``.
+    Anything but whole numbers 0..65535 in two axes raises InputError, which begins with ``where``.
     """
     if labels.ndim == 2 and labels.dtype in (np.uint8, np.uint16):
         return labels

@@ -76,7 +76,7 @@ class Items:
 class JoinedItems(Items):
     """The items of several data sets, one after the other.
 
-    The names of those of a data set begin with its entry in ``places``, which may be empty.
+    The name of an item begins with the entry of its data set in ``places``, which may be empty.
     """
 
     def __init__(self, parts: Sequence[Items], places: Sequence[str]) -> None:

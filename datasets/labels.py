@@ -76,7 +76,7 @@ def read_class_file(source: str) -> ClassFile:
     """Read names of classes from a text file.
 
     One name a line, without blank lines; or the ``_classes.csv`` of Roboflow (value, name), or the
-    ``labelmap.txt`` of CVAT (name, colour). A file of other lines raises InputError.
+    ``labelmap.txt`` of CVAT (name, colour). A file with other content raises InputError.
     """
     path = Path(source).expanduser()
     try:

@@ -26,7 +26,7 @@ _STEMS: dict[tuple[int, ...] | None, str] = {
 
 
 def rename(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a file of one of PROGRAMS under our names; those left out, and why."""
+    """Return a file's tensors under this project's names, and the names left out with reasons."""
     names, dropped = PROGRAMS[source]["names"], PROGRAMS[source]["dropped"]
     renamed, left_out = {}, {}
     for name, tensor in tensors.items():

@@ -19,7 +19,7 @@ from danet.types import Batch, Sample, SampleKey
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stack samples to uint8 images (B, 3, H, W) and masks (B, H, W), if they are of one size."""
+    """Stack samples, all of one size, to uint8 images (B, 3, H, W) and masks (B, H, W)."""
     sizes = {sample.image.shape[:2] for sample in samples}
     if len(sizes) > 1:
         shown = ", ".join(f"{width} x {height}" for height, width in sorted(sizes)[:3])

@@ -24,8 +24,8 @@ Copies = list[tuple[int, str]]
 def find_copies(datasets: Sequence[FileDataset], *, read: bool = True) -> list[Copies]:
     """Return the images that stand in data sets more than once.
 
-    They are one file, through links, or with ``read`` files of equal contents, of which those of
-    equal length are read.
+    They are one file, perhaps through links, or, with ``read``, files of equal contents; only files
+    of equal length are read.
     """
     resolve = functools.cache(os.path.realpath)
     places: dict[str, list[int]] = defaultdict(list)

@@ -58,7 +58,7 @@ def find_sources(wanted: str, lines: Iterable[str] = ()) -> list[Source]:
     """Return the files that a setting names, each once, sorted by path; a list keeps its order.
 
     It is a file, a folder (with all folders below), a pattern with ``*``, ``?`` and ``**``, or
-    ``-`` for the list ``lines``, one path per line. InputError says that there are no pictures.
+    ``-`` for the list ``lines``, one path per line. Raises InputError if there is no picture.
     """
     path = Path(wanted).expanduser()
     if wanted == "-":

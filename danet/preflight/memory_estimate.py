@@ -61,9 +61,9 @@ class StepSimulator:
     """The training step of a run on fake CPU tensors; sizes may be simulated in any order.
 
     Files that the config names are not read. float16 is simulated as bfloat16, which has as many
-    bytes; ``on_cuda`` the optimizer updates all tensors at once, and losses take larger chunks. Of
-    the bytes that are always allocated ``weights`` has those of parameters and buffers, and
-    ``optimizer`` and ``average`` those of its state and of the moving average of the weights.
+    bytes; ``on_cuda`` the optimizer updates all tensors at once, and losses take larger chunks.
+    Always allocated are ``weights``, the bytes of parameters and buffers, ``optimizer``, those of
+    its state, and ``average``, those of the moving average of the weights.
     """
 
     def __init__(
