@@ -103,7 +103,7 @@ def write_file(path: Path, content: str | bytes) -> None:
 def folder_of(wanted: Path, file: str, facts: Mapping[str, Any]) -> Path:
     """Return the first of ``wanted``, ``wanted-2``, ... that holds no results of other inputs.
 
-    A JSON ``file`` in it has the facts of its results, such as their checkpoint; ``facts`` are those
+    A JSON ``file`` in it has facts of its results, such as their checkpoint; ``facts`` are those
     of the new ones. Missing facts match, and so does a file that cannot be read.
     """
     plain = json.loads(json.dumps(facts))
