@@ -79,9 +79,8 @@ def run(work: Callable[[DictConfig], None], config_name: str) -> None:
                 errors.append(error)
 
         with _exit_codes(name):
-            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(
-                keep_errors
-            )()
+            start = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)
+            start(keep_errors)()
         if errors:
             raise errors[0]
 
@@ -151,7 +150,6 @@ def quote(argument: str) -> str:
 
 
 def _is_understood(argument: str) -> bool:
-    """Return whether Hydra's grammar accepts a setting."""
     try:
         OverridesParser.create().parse_override(argument)
     except HydraException:

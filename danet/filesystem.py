@@ -48,12 +48,9 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
 def file_lock(handle: int | IO[Any], *, exclusive: bool = True, wait: bool = True) -> bool:
     """Lock an open file until it is closed; return False if another process holds the lock.
 
-    Args:
-        handle: File or its descriptor; forked processes share the lock of one they inherit.
-        exclusive: Against all others, or only against exclusive locks.
-        wait: Whether to wait until the lock is free.
-
-    A file system without locks raises OSError; on Windows nothing is locked and all succeed.
+    Forked processes share the lock of a file they inherit. A lock that is not ``exclusive`` keeps
+    out exclusive ones alone; without ``wait`` the answer comes at once. A file system without locks
+    raises OSError; on Windows nothing is locked and all succeed.
     """
     if os.name != "posix":
         return True
@@ -106,11 +103,8 @@ def write_file(path: Path, content: str | bytes) -> None:
 def folder_of(wanted: Path, file: str, facts: Mapping[str, Any]) -> Path:
     """Return the first of ``wanted``, ``wanted-2``, ... that holds no results of other inputs.
 
-    Args:
-        wanted: The preferred folder.
-        file: Name of a JSON file in such a folder with the facts of its results. Missing facts
-            match, and so does a file that cannot be read.
-        facts: Of the new results, such as their checkpoint.
+    A JSON ``file`` in it has facts of its results, such as their checkpoint; ``facts`` are those
+    of the new ones. Missing facts match, and so does a file that cannot be read.
     """
     plain = json.loads(json.dumps(facts))
     folder, number = wanted, 1

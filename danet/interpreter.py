@@ -12,15 +12,9 @@ import signal
 import sys
 from pathlib import Path
 
-_OLDEST, _NEWEST = (3, 10), (3, 13)
-"""The versions of setup.py."""
-_MODULES = {
-    "hydra-core": "hydra",
-    "opencv-python-headless": "cv2",
-    "pillow": "PIL",
-    "pyyaml": "yaml",
-}
-"""Package -> module, where the names differ."""
+_OLDEST, _NEWEST = (3, 10), (3, 13)  # the versions of setup.py
+# Package -> module, where the names differ.
+_NAMES = {"hydra-core": "hydra", "opencv-python-headless": "cv2", "pillow": "PIL", "pyyaml": "yaml"}
 
 
 def require_packages(file: str) -> None:
@@ -61,4 +55,4 @@ def missing_packages(root: Path) -> "list[str]":
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
     names = [re.split(r"[^\w.-]", line)[0] for line in lines if line and not line.startswith("#")]
-    return [name for name in names if importlib.util.find_spec(_MODULES.get(name, name)) is None]
+    return [name for name in names if importlib.util.find_spec(_NAMES.get(name, name)) is None]

@@ -4,12 +4,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
-MOST_VALUES = 100_000
-"""Values in one config; class lists and tables of label values have thousands."""
-DEEPEST = 32
-"""Levels of nesting of a config; those of this project have 8."""
-LONGEST = 10_000
-"""Characters of one text."""
+MOST_VALUES = 100_000  # values in one config; class lists and tables of label values have thousands
+DEEPEST = 32  # levels of nesting of a config; those of this project have 8
+LONGEST = 10_000  # characters of one text
 
 _UNPRINTABLE = re.compile(
     # Control characters, line and paragraph separators, marks that change the direction of text,

@@ -14,7 +14,6 @@ if TYPE_CHECKING:  # torch takes seconds, which a misspelt setting need not wait
 
 IGNORE = 255
 """Mask value of pixels that count neither in a loss nor in a score."""
-
 MAX_CLASSES = 255
 """Masks are uint8 and one value is IGNORE."""
 

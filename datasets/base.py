@@ -34,17 +34,11 @@ class SegmentationDataset(Dataset[Sample], ABC):
 
     A data set that draws its pictures overrides ``read`` and ``__len__``; one that has files
     derives from FileDataset.
-
-    Attributes:
-        classes: K names; the position is the class index.
-        palette: K RGB colours.
     """
 
-    classes: ClassVar[tuple[str, ...]]
+    classes: ClassVar[tuple[str, ...]]  # K names; the position is the class index
     palette: ClassVar[tuple[Color, ...]]
-
-    is_labelled = True
-    """Whether the split has labels; a test split of a challenge has none."""
+    is_labelled = True  # whether the split has labels; a test split of a challenge has none
 
     split: str
     transform: Transform | None = None
@@ -77,7 +71,8 @@ class FileDataset(SegmentationDataset):
 
     Subclasses name their entry in tables/published.yaml, or have ``classes`` and ``palette`` of
     their own, and define ``find_items``; where labels are not pictures of class indices or of the
-    values in the table, ``labels_of`` and ``label_map``, too.
+    values in the table, ``labels_of`` and ``label_map``, too. Without such a folder or split,
+    images, or labels they raise InputError.
 
     Args:
         root: The folder as the publisher ships it; ``~`` is expanded.
@@ -89,9 +84,6 @@ class FileDataset(SegmentationDataset):
         items: Of the split, sorted by name; then those of the data sets that were joined.
         parts: This data set, then those that were joined.
         notes: Warnings for the user, one line each.
-
-    Raises:
-        InputError: No such folder or split, no images, or images without labels.
     """
 
     root: Path
@@ -116,9 +108,8 @@ class FileDataset(SegmentationDataset):
             splits = ", ".join(self.expected)
             raise InputError(f"{self}: split={self.split!r} is not one of {splits}")
         if not self.root.is_dir():
-            raise InputError(
-                f"data.root={self.root}: there is no such folder; {self} expects\n{self.layout}"
-            )
+            missing = f"data.root={self.root}: there is no such folder"
+            raise InputError(f"{missing}; {self} expects\n{self.layout}")
         self.notes: list[str] = []
         self.parts: Sequence[FileDataset] = (self,)
         self.items = Items(self.find_items())
@@ -128,15 +119,17 @@ class FileDataset(SegmentationDataset):
         self._leave_out_unlabelled()
         self.is_labelled = self.items[0].mask is not None
         self._table = label_table(self.label_map(), len(self.classes))
-        self._cache = self._make_cache()
+        self._cache: Cache | None = None
+        if self.reading.cache != "none":
+            folder, limit = cache_folder(self.reading.cache_dir), self.reading.cache_gib * 2**30
+            self._cache = Cache(folder, root=self.root, kind=self.decoding(), limit=int(limit))
 
     def __str__(self) -> str:
         return type(self).__name__
 
     def _leave_out_unlabelled(self) -> None:
         """Leave out images without a label file where that is allowed; else raise InputError."""
-        missing = self.items.without_label()
-        if not missing:
+        if not (missing := self.items.without_label()):
             return
         names = ", ".join(Path(self.items[i].image).name for i in missing[:5])
         is_all = len(missing) == len(self.items)
@@ -203,11 +196,7 @@ class FileDataset(SegmentationDataset):
         return f"{super().fingerprint()}, {self.items.fingerprint()}"
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
-        """Read one pair; the mask is all IGNORE in a split without labels.
-
-        Raises:
-            InputError: A file is not usable; with path, value and pixel.
-        """
+        """Read one pair; the mask is all IGNORE in a split without labels."""
         part, place = self.locate(index)
         if part is not self:
             return *part.read(place)[:2], self.items[index].name
@@ -243,17 +232,6 @@ class FileDataset(SegmentationDataset):
         own = ("split", "transform", "reading", "root", "items", "parts", "notes", "expected")
         settings = {k: v for k, v in vars(self).items() if k not in own and k != "_cache"}
         return pickle.dumps((type(self).__module__, type(self).__qualname__, settings))
-
-    def _make_cache(self) -> Cache | None:
-        """Return the cache that ``reading`` asks for."""
-        if self.reading.cache == "none":
-            return None
-        return Cache(
-            cache_folder(self.reading.cache_dir),
-            root=self.root,
-            kind=self.decoding(),
-            limit=int(self.reading.cache_gib * 2**30),
-        )
 
     def map_labels(self, labels: np.ndarray, path: Path) -> np.ndarray:
         """Map values on disk (H, W) to class indices; an unknown value is an error."""

@@ -23,7 +23,6 @@ from danet.filesystem import atomic_write, file_lock
 
 # Image (H, W, 3) and mask (H, W), both uint8; None where a split has no labels.
 Pair = tuple[np.ndarray, np.ndarray | None]
-
 _VERSION = b"2"  # raised when the files or the decoders give other bytes
 
 
@@ -89,9 +88,7 @@ class Cache:
             # out, since rows outside the crop would be read.
             if path.name not in self._verified and record["checksum"] != _checksum(record):
                 return None
-        except FileNotFoundError:
-            return None
-        except Exception:  # numpy has many errors for a damaged header
+        except Exception:  # there is none, or numpy has many errors for a damaged header
             return None
         self._verified.add(path.name)
         mask = np.asarray(record["mask"]) if "mask" in record.dtype.names else None

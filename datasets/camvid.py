@@ -29,11 +29,8 @@ class CamVid(FileDataset, published="camvid"):
         if (self.root / f"{folder}annot").is_dir() and not images.is_dir():
             images, labels = self.root / folder, self.root / f"{folder}annot"
         items, self.notes = pair_files(images, labels)
-        return [
-            item
-            for name, item in items.items()
-            if name.startswith(drive) and not (left_out and name.startswith(left_out))
-        ]
+        kept = (name for name in items if name.startswith(drive))
+        return [items[n] for n in kept if not (left_out and n.startswith(left_out))]
 
     def explain_no_images(self) -> str:
         """Return where either kind of folders may be."""

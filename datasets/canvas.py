@@ -12,6 +12,7 @@ import numpy as np
 from danet.datasets.labels import Color
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom; the last two are exclusive
+Pair = tuple[float, float]  # across and down
 
 
 class Canvas:
@@ -50,18 +51,11 @@ class Canvas:
         cv2.fillPoly(self.mask, [points], kind)
 
     def grid(
-        self,
-        color: Color,
-        box: Box,
-        *,
-        pitch: tuple[float, float],
-        fill: tuple[float, float],
-        opacity: float = 1.0,
+        self, color: Color, box: Box, *, pitch: Pair, fill: Pair, opacity: float = 1.0
     ) -> None:
         """Repeat a small rectangle over a box: windows, stripes, joints; the mask is unchanged.
 
-        There is one every ``pitch`` pixels, and it covers the fraction ``fill`` of that distance,
-        across and down.
+        There is one every ``pitch`` pixels, and it covers the fraction ``fill`` of that distance.
         """
         left, top, right, bottom = (max(round(edge), 0) for edge in box)
         area = self.image[top:bottom, left:right]  # (h, w, 3), a view

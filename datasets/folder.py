@@ -89,17 +89,14 @@ class Folder(FileDataset, published="folder"):
 
     def find_items(self) -> list[Item]:
         """Return the pictures of the split with the masks of the same relative names."""
-        if self.split_rule.lists:
-            splits = tuple(self.expected)
-            items, self.notes = self.split_rule.read_items(
-                self.split, splits, self.root, self.files
-            )
+        rule, splits = self.split_rule, tuple(self.expected)
+        if rule.lists:
+            items, self.notes = rule.read_items(self.split, splits, self.root, self.files)
             return items
-        places = self.files.split_folders(self.root)
-        if places:
+        if places := self.files.split_folders(self.root):
             return self._pair_folders(*places[self.split]) if self.split in places else []
         items = self._pair_folders(*self.files.folders(self.root))
-        chosen = self.split_rule.choose_val([item.name for item in items])
+        chosen = rule.choose_val([item.name for item in items])
         if items and not chosen:
             self.undivided = f"{len(items)} image(s) and no folders for splits, so all are train"
         elif items:
@@ -108,9 +105,7 @@ class Folder(FileDataset, published="folder"):
                 f"{len(chosen)} are val and {len(items) - len(chosen)} train; images that are "
                 "added may move some, and lists freeze them: tools/check_data.py writes both"
             )
-        parts = {"train": [item for item in items if item.name not in chosen]}
-        parts["val"] = [item for item in items if item.name in chosen]
-        return parts.get(self.split, [])
+        return [i for i in items if self.split == ("val" if i.name in chosen else "train")]
 
     def _pair_folders(self, images: Path, masks: Path) -> list[Item]:
         """Return all pictures of a folder with their masks, whether or not those exist."""

@@ -21,7 +21,6 @@ from danet.errors import InputError
 
 # Pillow's own limit: a 12000 x 9000 picture passes, a small file that unpacks to more does not.
 MAX_PIXELS = 178_956_970
-
 _OPENCV_SIDE = 2**20  # the longest that OpenCV decodes: it raises beyond
 _PNG_END = b"\0\0\0\0IEND\xaeB\x60\x82"
 _BITS, _BANDS = 258, 277  # tags of a TIFF: bits of each band, number of bands
@@ -37,9 +36,8 @@ def open_picture(
 ) -> Iterator[Image.Image]:
     """Open a file whose pixels are decoded inside the block; errors become those of one line.
 
-    Raises:
-        InputError: The file is missing, damaged, cut off, no picture, or has too many pixels; or
-            it is a label and a JPEG, unless ``is_lossy``, or of several pages.
+    It is refused if it is damaged, cut off, no picture, or has too many pixels; as a label also if
+    it is a JPEG, unless ``is_lossy``, or has several pages.
     """
     try:
         data = path.read_bytes()
@@ -75,9 +73,6 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read a picture as uint8 (H, W, 3), RGB; grey, palette, CMYK and alpha are converted.
 
     An EXIF orientation is not applied: labels are stored as the pixels are.
-
-    Raises:
-        InputError: As open_picture and to_rgb.
     """
     with open_picture(path, max_pixels=max_pixels) as picture:
         is_plain = picture.format == "PNG" and picture.mode == "RGB"
@@ -95,10 +90,7 @@ def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
     """Return a picture of Pillow as uint8 (H, W, 3), RGB; ``name`` is for messages.
 
     Grey of 16 bits is divided by 257, where Pillow's ``convert`` would clip; white is the largest
-    number of so many bits.
-
-    Raises:
-        InputError: It is grey of 32 bits, whose range is unknown.
+    number of so many bits. Grey of 32 bits, whose range is unknown, raises InputError.
     """
     if picture.mode.startswith("I;16"):
         white = 2 ** _bit_depth(picture) - 1
@@ -118,10 +110,7 @@ def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
 def read_labels(path: Path, *, max_pixels: int = MAX_PIXELS, is_lossy: bool = False) -> np.ndarray:
     """Read a label picture as indices (H, W), uint8 or uint16; a palette is not applied.
 
-    With ``is_lossy`` it may be a JPEG, and grey of three channels.
-
-    Raises:
-        InputError: As open_picture; or the file has colours, or no whole numbers.
+    With ``is_lossy`` it may be a JPEG, and grey of three channels; other colours raise InputError.
     """
     with open_picture(path, max_pixels=max_pixels, is_label=True, is_lossy=is_lossy) as picture:
         labels = np.array(picture)  # (H, W), bool for one bit per pixel
@@ -155,8 +144,7 @@ def _describe_colors(picture: Image.Image) -> str:
 def whole_labels(labels: np.ndarray, where: str, *, kinds: str = "bui") -> np.ndarray:
     """Return labels (H, W) of a type in ``kinds``, such as "f" for floats, as uint8 or uint16.
 
-    Raises:
-        InputError: They are not whole numbers 0..65535 in two dimensions; ``where`` comes first.
+    Anything but whole numbers 0..65535 in two axes raises InputError, which begins with ``where``.
     """
     if labels.ndim == 2 and labels.dtype in (np.uint8, np.uint16):
         return labels
@@ -236,8 +224,7 @@ def _reason(error: Exception, path: Path) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         is_missing = isinstance(error, FileNotFoundError)
         return "the file does not exist" if is_missing else str(error.strerror)
-    head = path.read_bytes()[:16]
-    if not head:
+    if not (head := path.read_bytes()[:16]):
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError) and head[:4] in (b"II*\0", b"MM\0*"):
         return (

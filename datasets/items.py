@@ -51,9 +51,7 @@ class Items:
         i = range(len(self))[index]  # resolves negative indices and raises IndexError
         name = self._names[self._ends[i - 1] if i else 0 : self._ends[i]].decode(*_CODEC)
         image, mask = self._frames[self._numbers[i]]
-        return Item(
-            image.replace("\0", name), None if mask is None else mask.replace("\0", name), name
-        )
+        return Item(image.replace("\0", name), mask and mask.replace("\0", name), name)
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that depend on the names of the items."""
@@ -78,9 +76,7 @@ class Items:
 class JoinedItems(Items):
     """The items of several data sets, one after the other.
 
-    Args:
-        parts: Of the data sets.
-        places: Name of each in messages, empty for none; the names of its items begin with it.
+    The name of an item begins with the entry of its data set in ``places``, which may be empty.
     """
 
     def __init__(self, parts: Sequence[Items], places: Sequence[str]) -> None:

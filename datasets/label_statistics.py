@@ -44,12 +44,8 @@ def label_pixels(dataset: SegmentationDataset, *, num_workers: int, skip: bool) 
 
     The first process counts them, with a progress bar, and the others receive them. They are kept
     in the cache folder, in a file whose name is a digest of how labels are decoded and of paths,
-    sizes and times of all label files, so what is found there is never stale.
-
-    Args:
-        dataset: With label files; another raises InputError.
-        num_workers: Processes that read labels; 0 reads in this one.
-        skip: Whether a label that cannot be read has no pixels; else it raises InputError.
+    sizes and times of all label files, so what is found there is never stale. A label that cannot
+    be read has no pixels with ``skip``, else it raises InputError, as does a data set without any.
     """
     if not isinstance(dataset, FileDataset):
         name = type(dataset).__name__

@@ -15,9 +15,7 @@ from danet.types import IGNORE, MAX_CLASSES
 
 Color = tuple[int, int, int]  # RGB, 0..255
 TABLES = Path(__file__).parent / "tables"
-
 UNKNOWN = 256  # entry of a table for a value on disk without a class
-
 _BACKGROUND = ("background", "bg", "unlabeled", "unlabelled", "void", "none", "背景")
 
 # A number beside a name, as tables of classes have it.
@@ -35,9 +33,8 @@ def read_published(name: str) -> dict[str, Any]:
 def read_class_table(name: str) -> dict[str, Any]:
     """Read ``tables/<name>.json``: rows of id on disk, train_id (255 is ignore), name, color.
 
-    Returns:
-        The names as ``classes``, the colours as ``palette``, and as ``values`` a dictionary from
-        value on disk to class or IGNORE.
+    Returns names as ``classes``, colours as ``palette``, and as ``values`` a dictionary from value
+    on disk to class or IGNORE.
     """
     rows = json.loads((TABLES / f"{name}.json").read_text())
     # -1 is a label without pixels of its own: the license plates of Cityscapes belong to the car.
@@ -79,10 +76,7 @@ def read_class_file(source: str) -> ClassFile:
     """Read names of classes from a text file.
 
     One name a line, without blank lines; or the ``_classes.csv`` of Roboflow (value, name), or the
-    ``labelmap.txt`` of CVAT (name, colour).
-
-    Raises:
-        InputError: There is no such file, it is not text, or its lines are not names.
+    ``labelmap.txt`` of CVAT (name, colour). A file with other content raises InputError.
     """
     path = Path(source).expanduser()
     try:
@@ -137,8 +131,7 @@ def check_class_names(names: Sequence[str]) -> None:
             f"data.classes: {len(names)} names, expected 2 to {MAX_CLASSES}; for one kind of "
             f"object write [background, object]; found {', '.join(names[:3])}"
         )
-    repeated = sorted(name for name in set(names) if list(names).count(name) > 1)
-    if repeated:
+    if repeated := sorted(name for name in set(names) if list(names).count(name) > 1):
         raise InputError(f"data.classes: the name {repeated[0]!r} stands there twice")
 
 
@@ -171,12 +164,10 @@ def default_palette(classes: Sequence[str]) -> tuple[Color, ...]:
 
 def voc_palette(num_classes: int) -> tuple[Color, ...]:
     """Return the colours of PASCAL VOC's development kit: bits of the index, spread over RGB."""
-
-    def channel(index: int, first: int) -> int:
-        # Bits 0, 1, 2 of the index are the highest of R, G, B, the next three the second highest.
-        return sum((index >> (3 * bit + first) & 1) << (7 - bit) for bit in range(8))
-
-    return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(num_classes))
+    # Bits 0, 1, 2 of the index are the highest of R, G, B, the next three the second highest.
+    bit, channel = np.arange(8), np.arange(3)[:, None]
+    found = np.arange(num_classes)[:, None, None] >> (3 * bit + channel) & 1  # (K, 3, 8)
+    return tuple((red, green, blue) for red, green, blue in (found << (7 - bit)).sum(2).tolist())
 
 
 def ranges(values: Sequence[int]) -> str:

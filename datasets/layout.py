@@ -69,10 +69,8 @@ def pair_files(
 ) -> tuple[dict[str, Item], list[str]]:
     """Return name -> pair of all images of a folder, and a note on masks without an image.
 
-    ``patterns`` are those of images and masks, in any case. A mask need not exist.
-
-    Raises:
-        InputError: Images differ in nothing but their suffix.
+    ``patterns`` are those of images and masks, in any case. A mask need not exist. Images that
+    differ in nothing but their suffix raise InputError.
     """
     image_name, mask_name = map(_namer, patterns)
     before, after = patterns[1].split("*")
@@ -114,11 +112,7 @@ def stem_of(name: str) -> str:
 
 
 def _split_names(parent: Path) -> dict[str, str]:
-    """Return split -> the name of its folder, of those that exist in ``parent``.
-
-    Raises:
-        InputError: Two folders could be one split.
-    """
+    """Return split -> the name of its folder in ``parent``; raise InputError if it has two."""
     found: dict[str, str] = {}
     folders = sorted(parent.iterdir()) if parent.is_dir() else []
     for path in folders:

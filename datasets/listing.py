@@ -17,10 +17,8 @@ def find_files(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list
     """Return paths relative to ``folder``, with forward slashes, of files with these suffixes.
 
     Links are followed, and capitals in suffixes do not matter. A folder that does not exist holds
-    no files. Hidden files and folders are left out.
-
-    Raises:
-        InputError: A folder cannot be read, or a link is broken or leads back to a parent.
+    no files. Hidden files and folders are left out. A folder that cannot be read, and a link that
+    is broken or leads back to a parent, raise InputError.
     """
     return sorted(_walk(folder, "", suffixes)) if folder.is_dir() else []
 

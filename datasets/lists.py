@@ -15,7 +15,6 @@ from danet.errors import InputError
 
 # Folder of the lists that ship with the package; its README.md names their sources.
 SHIPPED = Path(__file__).parent / "splits"
-
 UNSCORED = "; data.val_split=null trains without a validation set"
 
 # A path in a line that is absolute, on any system, or goes up.
@@ -31,8 +30,7 @@ class SplitList(NamedTuple):
     """The names of a list, in order."""
 
     path: Path
-    names: Sequence[tuple[str, int]]
-    """Each with its line, from 1 on; 0 where they are in no lines."""
+    names: Sequence[tuple[str, int]]  # each with its line, from 1 on; 0 where they are in no lines
 
     def pairs(
         self, known: Mapping[str, Item], images: Path, *, root: Path | None = None
@@ -40,10 +38,8 @@ class SplitList(NamedTuple):
         """Return the pairs of the names, each once, and a note on images that are named twice.
 
         ``known`` has the images of the folder ``images`` by name. With ``root`` lines may also hold
-        the paths of image and mask, from there on.
-
-        Raises:
-            InputError: Some names have no image; with the line and the path of the first.
+        the paths of image and mask, from there on. If some names have no image, InputError has the
+        line and the path of the first.
         """
         items: dict[str, Item] = {}
         missing: list[str] = []
@@ -71,8 +67,7 @@ class SplitList(NamedTuple):
 def read_list(path: Path) -> SplitList:
     """Read a list without blank lines, blanks around names, CRLF and a byte-order mark.
 
-    Raises:
-        InputError: It cannot be read, is no text, is empty, or a name leaves the data's folder.
+    Raises InputError if it is no text, is empty, or a name leaves the data's folder.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -81,8 +76,7 @@ def read_list(path: Path) -> SplitList:
         raise InputError(f"{path}: the list cannot be read ({reason})") from error
     # Not splitlines(): it also cuts at characters that a file name may hold.
     lines = [line.strip() for line in text.split("\n")]
-    names = [(name, i) for i, name in enumerate(lines, start=1) if name]
-    if not names:
+    if not (names := [(name, i) for i, name in enumerate(lines, start=1) if name]):
         raise InputError(f"{path}: the list is empty; expected one name a line")
     for name, line in names:
         if _OUTSIDE.search(name):
@@ -124,11 +118,7 @@ class SplitRule:
     def read_items(
         self, split: str, splits: Sequence[str], root: Path, files: PairLayout
     ) -> tuple[list[Item], list[str]]:
-        """Return the pairs of ``split``, one of ``splits``, and notes; masks need not exist.
-
-        Raises:
-            InputError: A list or an image is missing.
-        """
+        """Return the pairs of ``split``, one of ``splits``, and notes; masks need not exist."""
         lists = self.lists or {}
         if not set(lists) <= set(splits) or split not in lists:
             raise InputError(

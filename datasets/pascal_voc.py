@@ -76,12 +76,9 @@ class PascalVOC(FileDataset, published="pascal_voc"):
 
     def submission(self) -> Submission:
         """Return the format of the evaluation server: palette PNGs in a .tgz."""
-        return Submission(
-            values=range(len(self.classes)),
-            folder=f"results/VOC2012/Segmentation/{self.competition}_{self.split}_cls",
-            palette=voc_palette(256),
-            archive="tgz",
-        )
+        values, palette = range(len(self.classes)), voc_palette(256)
+        folder = f"results/VOC2012/Segmentation/{self.competition}_{self.split}_cls"
+        return Submission(values, folder=folder, palette=palette, archive="tgz")
 
     def _find_sbd(self) -> Path:
         """Return the folder of SBD that holds cls/ and img/, or where it would lie."""

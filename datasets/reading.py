@@ -24,11 +24,7 @@ def check_choices(settings: Any) -> None:
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read: the same for every data set, from keys of the config group ``data``.
-
-    Raises:
-        InputError: A value is out of its range; with the key.
-    """
+    """How files are read: the same for every data set, from keys of the config group ``data``."""
 
     cache: Literal["none", "disk"] = "none"  # where decoded pairs are kept
     cache_dir: str | None = None  # None for one in the user's own cache folder
@@ -42,7 +38,5 @@ class Reading:
             raise InputError(f"data.cache_dir={self.cache_dir}: expected a folder or null")
         if not is_number(self.cache_gib) or not 0 < self.cache_gib < math.inf:
             raise InputError(f"data.cache_gib={self.cache_gib}: expected a number above 0")
-        if not is_int(self.max_pixels) or self.max_pixels < 1:
-            raise InputError(
-                f"data.max_pixels={self.max_pixels}: expected a whole number, at least 1"
-            )
+        if not is_int(limit := self.max_pixels) or limit < 1:
+            raise InputError(f"data.max_pixels={limit}: expected a whole number, at least 1")

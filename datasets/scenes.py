@@ -254,11 +254,7 @@ def expose(image: np.ndarray, rng: Random) -> np.ndarray:
 def draw_scene(
     rng: Random, *, size: tuple[int, int], level: Level, cue_radius: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one picture.
-
-    Returns:
-        The image, (H, W, 3) uint8 RGB, and its mask, (H, W) uint8 class indices.
-    """
+    """Draw one picture: (H, W, 3) uint8 RGB, and its mask, (H, W) uint8 class indices."""
     canvas = Canvas(*size, background=SKY)
     height, end, unit = float(canvas.height), CUE_END * canvas.width, canvas.unit
     left, top = rng.uniform(0, 0.2) * end, rng.uniform(0.04, 0.08) * height

@@ -47,10 +47,8 @@ class SubmissionWriter:
     """Writes the predictions of a split below a folder, then checks and packs them.
 
     Until they are complete they lie in ``folder/.unfinished``; nothing is written before ``begin``.
-    Several processes may write; one of them begins and finishes.
-
-    Raises:
-        InputError: The data set has no test server, or an earlier submission is in the folder.
+    Several processes may write; one of them begins and finishes. A data set without a test server,
+    or a folder with an earlier submission, raises InputError.
     """
 
     def __init__(self, folder: Path, dataset: SegmentationDataset) -> None:
@@ -90,12 +88,7 @@ class SubmissionWriter:
             picture.save(path)
 
     def finish(self) -> list[str]:
-        """Check and pack all files; return lines to print.
-
-        Raises:
-            InputError: A file is missing, or of another size than its image.
-            StorageError: Disk full, no permission.
-        """
+        """Check that all files are there and fit the images; pack them; return lines to print."""
         for item in self.dataset.items:
             self._check(self._files / self.form.file_name(item.name), item.image)
         with storage_errors(self.archive):
@@ -125,12 +118,9 @@ class SubmissionWriter:
         if not path.is_file():
             raise InputError(f"{path}: missing, though all predictions are written; run it again")
         with Image.open(image) as picture, Image.open(path) as prediction:
-            if prediction.size != picture.size:
-                raise InputError(
-                    f"{path}: the prediction is {_size(prediction)} and its image {image} is "
-                    f"{_size(picture)} (width x height); they must be equal"
-                )
-
-
-def _size(picture: Image.Image) -> str:
-    return f"{picture.width} x {picture.height}"
+            found, expected = ("{} x {}".format(*of.size) for of in (prediction, picture))
+        if found != expected:
+            raise InputError(
+                f"{path}: the prediction is {found} and its image {image} is {expected} "
+                "(width x height); they must be equal"
+            )

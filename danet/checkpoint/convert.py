@@ -26,11 +26,7 @@ _STEMS: dict[tuple[int, ...] | None, str] = {
 
 
 def rename(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Rename the tensors of a file that one of PROGRAMS wrote.
-
-    Returns:
-        The tensors under this project's names; names of others, and why they are left out.
-    """
+    """Return a file's tensors under this project's names, and the names left out with reasons."""
     names, dropped = PROGRAMS[source]["names"], PROGRAMS[source]["dropped"]
     renamed, left_out = {}, {}
     for name, tensor in tensors.items():
@@ -79,10 +75,8 @@ def fill_in(
 
     What files do not have comes from there: the mean and the deviation of images, counters of batch
     norms in files of before PyTorch 1.0, and the head where a file is a backbone. Other tensors
-    that are missing or have another shape raise InputError, which begins with ``file``.
-
-    Returns:
-        The state, and the names of trained tensors that the file does not have.
+    that are missing or have another shape raise InputError, which begins with ``file``. Returned
+    with the state are the names of trained tensors that the file does not have.
     """
     part = "" if PROGRAMS[source]["is_whole"] else "backbone."
     # Without a dot: mean and std of the images, which are buffers of the network itself.

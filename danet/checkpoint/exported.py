@@ -20,15 +20,8 @@ CONFIG = "config.json"
 FORMAT = 1
 FIELDS = ("version", "classes", "palette", "step", "scores", "best_score", "training_set", "run_id")
 """Fields of a checkpoint that the folder has, beside the config and the weights."""
-SCHEME = "hf://"
-"""Begins the name of a repository where a path is expected: ``hf://owner/name[@revision]``."""
-_MOST = 1 << 24
-"""Bytes of config.json; those of this project have some kB."""
-
-
-def is_exported(path: Path) -> bool:
-    """Return whether a path is a folder as ``danet.export.folder`` writes it."""
-    return path.is_dir() and (path / CONFIG).is_file()
+SCHEME = "hf://"  # begins what is a repository and no path: ``hf://owner/name[@revision]``
+_MOST = 1 << 24  # bytes of config.json; those of this project have some kB
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -60,11 +53,7 @@ def fetch(name: str) -> Path:
 
     repository, _, revision = name.removeprefix(SCHEME).partition("@")
     try:
-        # Only two files: a repository may hold gigabytes beside them, and code.
-        return Path(
-            snapshot_download(
-                repository, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS]
-            )
-        )
+        files = [CONFIG, WEIGHTS]  # alone: a repository may hold gigabytes beside them, and code
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=files))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise InputError(f"{name}: {first_line(error)}") from error

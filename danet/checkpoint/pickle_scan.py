@@ -28,12 +28,9 @@ DTYPES = tuple(_STORAGES.values())
 """Types of the tensors that are read; not complex, quantised and 8-bit floating-point numbers."""
 _COPIES = ("builtins.set", "collections.Counter", "torch.Size", "torch.device", "_codecs.encode")
 """What is on torch's list of safe names and copies what it is given."""
-_MOST_PICKLED = 1 << 24
-"""Bytes of a pickle; those of checkpoints have some 100 kB."""
-_MOST_SHARED = 2
-"""How many times the bytes of the file its tensors may have together, as tied weights do."""
-_MOST_MADE = 1 << 26
-"""Bytes of the objects that a pickle calls for, roughly; those of checkpoints have some MB."""
+_MOST_PICKLED = 1 << 24  # bytes of a pickle; those of checkpoints have some 100 kB
+_MOST_SHARED = 2  # times the bytes of the file that its tensors may have, as tied weights do
+_MOST_MADE = 1 << 26  # bytes of what a pickle calls for, roughly; those of checkpoints have some MB
 
 
 class Refused(Exception):
@@ -162,13 +159,9 @@ class _Reader(pickle._Unpickler):
 def scan(path: Path, end: int, *, foreign: Sequence[str] = ()) -> set[str]:
     """Judge a file of torch.save by its table and its pickle, without reading its tensors.
 
-    ``end`` bytes of it torch.save wrote; ``foreign`` packages may have objects beside the tensors.
-
-    Returns:
-        The names of classes of these packages.
-
-    Raises:
-        Refused: It must not be loaded. Any other error: it is damaged.
+    ``end`` bytes of it torch.save wrote; ``foreign`` packages may have objects beside the tensors,
+    and the names of their classes are returned. Raises Refused if the file must not be loaded, and
+    any other error if it is damaged.
     """
     with open(path, "rb") as file:
         is_archive = file.read(4) == b"PK\x03\x04"  # by which torch decides, too

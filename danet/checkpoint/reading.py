@@ -16,26 +16,17 @@ from danet.checkpoint.pickle_scan import DTYPES, Inert, Refused, scan
 from danet.errors import InputError
 from danet.plain import printable
 
-MARK = b"danetsum"
-"""Stands behind the archive, before its SHA-256; see danet.checkpoint.format."""
+MARK = b"danetsum"  # stands behind the archive, before its SHA-256; see danet.checkpoint.format
 TAIL = len(MARK) + hashlib.sha256().digest_size
 SUFFIXES = (".pt", ".pth")
 
 
 def read(path: Path, key: str, *, foreign: Sequence[str] = ()) -> tuple[Any, bool]:
-    """Read a file of torch.save to the CPU.
+    """Read a file of torch.save to the CPU; return its content, and whether it has a checksum.
 
-    Args:
-        path: Of the file.
-        key: The setting that named it, for messages.
-        foreign: Packages whose objects a file may hold beside its tensors. Nothing of these
-            packages is imported or called: an empty object takes the place of each.
-
-    Returns:
-        What was in it, and whether there was a checksum, which was right then.
-
-    Raises:
-        InputError: The file is missing, damaged, no such file, or would run code.
+    A missing, damaged or foreign file, or one that would run code, raises InputError with the
+    setting ``key`` that named it. Objects of the packages ``foreign`` may lie beside its tensors:
+    nothing of these is imported or called, and an empty object takes the place of each.
     """
     if not path.is_file():
         raise InputError(f"{key}={path}: {_absence(path)}")
@@ -70,9 +61,8 @@ def read_safetensors(path: Path, key: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(
-            f"{key}={path}: no whole file of safetensors ({printable(str(error)[:200])})"
-        ) from error
+        reason = printable(str(error)[:200])
+        raise InputError(f"{key}={path}: no whole file of safetensors ({reason})") from error
 
 
 def has_checksum(path: Path) -> bool | None:

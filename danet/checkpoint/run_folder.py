@@ -11,14 +11,13 @@ from uuid import uuid4
 import yaml
 
 from danet.checkpoint import manager
+from danet.checkpoint.format import Checkpoint
 from danet.distributed import collectives
 from danet.errors import InputError, StorageError, UserError
 from danet.filesystem import file_lock
 
-STOPPED = "stopped"
-"""File in the folder of a run that a signal ended before its last step."""
-_ID = ".run_id"
-"""File with a name of the run that no other has; its checkpoints carry it, too."""
+STOPPED = "stopped"  # file in the folder of a run that a signal ended before its last step
+_ID = ".run_id"  # file with a name of the run that no other has; its checkpoints carry it, too
 _HEADER = """\
 # The whole config of this run. To repeat it in a new folder:
 #   python tools/train.py --config-dir {folder} --config-name config run.dir=null resume=null
@@ -40,20 +39,13 @@ def refuse_used(folder: Path, *, resuming: bool) -> None:
 
 
 def prepare(
-    folder: Path,
-    *,
-    config: Mapping[str, Any],
-    resuming: bool,
-    saved: Mapping[str, Any] | None = None,
+    folder: Path, *, config: Mapping[str, Any], resuming: bool, saved: Checkpoint | None = None
 ) -> Path:
     """Create the folder and write config.yaml on rank 0; return its folder on all ranks.
 
     A config.yaml that differs, of the steps so far, is renamed to config_until_<step>.yaml. With
-    ``resuming`` the folder may hold an earlier part of the run, which goes on from ``saved``.
-
-    Raises:
-        InputError: Another run is in the folder, or another process trains in it.
-        StorageError: It cannot be made or written.
+    ``resuming`` the folder may hold an earlier part of the run, which goes on from ``saved``. One
+    with another run, or in which another process trains, raises InputError.
     """
     error: UserError | None = None
     if collectives.is_first():

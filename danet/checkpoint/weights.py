@@ -13,12 +13,10 @@ from danet.errors import InputError
 
 _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Parts that torch.compile, FSDP and recomputation put anywhere into names."""
-_PREFIXES = ("module.", "model.")
-"""What DataParallel and moving averages, and classes that hold a model, put before every name."""
+_PREFIXES = ("module.", "model.")  # of DataParallel, moving averages, and classes that hold a model
 _ADVICE = "set another model/backbone, or give other weights"
 _BATCHES = "num_batches_tracked"
-COUNTER = "n_averaged"
-"""Of torch's moving average, beside the tensors of its module."""
+COUNTER = "n_averaged"  # of torch's moving average, beside the tensors of its module
 _DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,
@@ -170,9 +168,8 @@ def initialise(model: nn.Module, path: Path) -> list[str]:
     fits = {k: v for k, v in found.items() if k in expected and v.shape == expected[k].shape}
     if not fits:
         hint = "; weights of a backbone alone go to model.backbone.weights" * bool(depth_of(found))
-        raise InputError(
-            f"init_from={path}: none of its {len(found)} tensors fits this network{hint}"
-        )
+        none = f"none of its {len(found)} tensors fits this network"
+        raise InputError(f"init_from={path}: {none}{hint}")
     model.load_state_dict(fits, strict=False)
     backbone = [name for name in expected if name.startswith("backbone.")]
     filled = sum(name in fits for name in backbone)

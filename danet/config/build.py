@@ -15,13 +15,7 @@ from danet.checkpoint import exported, run_folder
 from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint.format import Checkpoint
 from danet.checkpoint.weights import explain_mismatch
-from danet.config.schema import (
-    DataConfig,
-    DataFolder,
-    DataOverrides,
-    TrainConfig,
-    TrainSchema,
-)
+from danet.config.schema import DataConfig, DataFolder, DataOverrides, TrainConfig, TrainSchema
 from danet.config.targets import TRUSTED, locate
 from danet.config.validate import check_plain
 from danet.datasets.base import FileDataset, Reading, SegmentationDataset
@@ -165,13 +159,11 @@ def checked_config(
         return checked
     except Exception as error:  # OmegaConf and code that expects other types may raise anything
         reason = str(error) if isinstance(error, InputError) else first_line(error)
-        raise InputError(
-            f"checkpoint={path}: its config is refused: {printable(reason, chr(10))}"
-        ) from error
+        shown = printable(reason, "\n")
+        raise InputError(f"checkpoint={path}: its config is refused: {shown}") from error
 
 
 def _replace_data(node: dict[str, Any], data: DataFolder) -> None:
-    """Replace data settings of a checkpoint by those of the command line."""
     if data.root is not None:
         # The interpolation of data.root in the data set was resolved: the root is there twice.
         root = str(Path(os.path.expanduser(data.root)).absolute())
@@ -224,13 +216,13 @@ def model_of(saved: Checkpoint, config: TrainConfig, path: str | Path) -> nn.Mod
 def load_saved(path: str | Path) -> Checkpoint:
     """Read a checkpoint, an exported folder, or one of a hub, without executing code from it.
 
-    Args:
-        path: A file; the folder of a run, for its best; a folder of ``tools/export.py``, which has
-            no state of an optimizer; or ``hf://owner/name[@revision]``, which is downloaded once.
+    It is a file; the folder of a run, for its best; a folder of ``tools/export.py``, which has no
+    state of an optimizer; or ``hf://owner/name[@revision]``, which is downloaded once.
     """
+    place = Path(path).expanduser()
     if str(path).startswith(exported.SCHEME):
         saved = exported.load(exported.fetch(str(path)))
-    elif exported.is_exported(place := Path(path).expanduser()):
+    elif (place / exported.CONFIG).is_file():
         saved = exported.load(place)
     else:
         saved = checkpoint_format.load(run_folder.best_in(place, "checkpoint"))
@@ -243,11 +235,8 @@ def load_model(path: str | Path) -> Segmentor:
 
     It maps RGB images (B, 3, H, W), uint8 or float in 0..255, to a SegmentationOutput whose
     ``logits`` are (B, K, H, W). ``classes`` and ``palette`` of the network name and colour the K
-    classes.
-
-    Args:
-        path: A checkpoint, the folder of a run or an exported one, or ``hf://owner/name``; see
-            ``load_saved``. One that is damaged or foreign raises InputError.
+    classes. The path is of a checkpoint, the folder of a run or an exported one, or
+    ``hf://owner/name``; see ``load_saved``. One that is damaged or foreign raises InputError.
     """
     saved = load_saved(path)
     model: Any = model_of(saved, checked_config(saved, path), path)

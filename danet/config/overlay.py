@@ -67,17 +67,14 @@ def with_interpolations(stored: Mapping[str, Any]) -> DictConfig:
     So what is typed reaches every place that follows it: ``seed`` the trainer's, ``data.crop`` the
     transforms.
     """
-    known = sorted(
-        {
-            (file.relative_to(CONFIGS).parts[0], *found)
-            for file in CONFIGS.glob("*/**/*.yaml")
-            for found in _INTERPOLATION.findall(file.read_text(encoding="utf-8"))
-        }
-    )
+    known: set[tuple[str, ...]] = set()
+    for file in CONFIGS.glob("*/**/*.yaml"):
+        found = _INTERPOLATION.findall(file.read_text(encoding="utf-8"))
+        known |= {(file.relative_to(CONFIGS).parts[0], *pair) for pair in found}
     config = OmegaConf.create(dict(stored))
     for key, value, _ in walk(stored, ""):
-        ends = [t for g, name, t in known if key.startswith(f"{g}.") and key.endswith(f".{name}")]
-        for text in (*ends, value) if ends else ():
+        ends = {t for g, name, t in known if key.startswith(f"{g}.") and key.endswith(f".{name}")}
+        for text in (*sorted(ends), value) if ends else ():
             OmegaConf.update(config, key, text)
             with suppress(Exception):  # a key that this data set does not have, a file that is gone
                 if OmegaConf.select(config, key) == value:

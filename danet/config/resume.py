@@ -28,7 +28,6 @@ RESUMABLE = {
     *(p + f.name for p, s in SETTINGS.items() for f in fields(s) if f.metadata.get("resumable")),
 }
 """Settings that do not change what a step computes; each is declared with the reason."""
-
 TYPED = ("trainer.steps", "optimizer.lr", "optimizer.head_multiplier")
 """Settings that may change where they were typed, and not as part of an experiment: they change
 what a step computes, so only who names them means them."""
@@ -54,18 +53,11 @@ _OF_TRAINING = (
 def resolve(
     config: TrainConfig, overrides: Iterable[str], *, world_size: int
 ) -> tuple[TrainConfig, Checkpoint | None, list[str]]:
-    """Return the config to train with and the checkpoint to continue from.
+    """Return the config to train with, the checkpoint to continue from or None, and notes.
 
-    Args:
-        config: Checked, from the command line; see danet.config.overlay for what that starts from.
-        overrides: The settings of the command line as typed.
-        world_size: The number of processes.
-
-    Returns:
-        The config; the checkpoint, None for a fresh start; lines for the user, one per change.
-
-    Raises:
-        InputError: No such checkpoint, or settings that must not change; each with both values.
+    ``config`` is that of the command line (see danet.config.overlay for what it starts from),
+    ``overrides`` what was typed there. Settings that must not change raise InputError, each with
+    both values.
     """
     if config.resume is None:
         return config, None, []
@@ -121,11 +113,7 @@ def refuse_other_states(
 
 
 def compare_settings(
-    path: Path,
-    stored: Mapping[str, Any],
-    config: Mapping[str, Any],
-    *,
-    typed: Collection[str] = (),
+    path: Path, stored: Mapping[str, Any], config: Mapping[str, Any], *, typed: Collection[str] = ()
 ) -> list[str]:
     """Return a note on each setting that differs; raise InputError where it may not."""
     free = RESUMABLE | set(typed).intersection(TYPED)

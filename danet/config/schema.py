@@ -21,12 +21,9 @@ from danet.config.help import choices_with
 from danet.engine.settings import TrainSettings, resumable
 from danet.errors import InputError
 
-Node = dict[str, Any]
-"""A class, ``_target_``, and its arguments: plain values and further nodes."""
-
+Node = dict[str, Any]  # a class, ``_target_``, and its arguments: plain values and further nodes
 LOG_TO = ("tensorboard", "wandb", "mlflow")
 """Programs that show a log; each is the name of its package, too."""
-
 _FILES = "where files go changes no weight"
 _READING = "how files are read changes no sample"
 _MOVED = "data moves; its files are compared by name"
@@ -230,18 +227,20 @@ def _class_names(source: Any) -> list[str]:
             f"data.classes={source}: expected names, data.classes=[name,name], or a file with one "
             "name per line"
         )
-    from danet.datasets.labels import read_class_file  # late, since it loads torch
-
-    return read_class_file(source).names
+    return _class_file(source).names
 
 
 def _class_colors(source: Any, colors: Any, values: Any, first: Any) -> Any:
     """Return the colours of masks that are set, else those in a file of class names."""
     if colors or values or first or not isinstance(source, str):
         return colors
-    from danet.datasets.labels import read_class_file
+    return _class_file(source).colors
 
-    return read_class_file(source).colors
+
+def _class_file(source: str) -> Any:
+    from danet.datasets.labels import read_class_file  # late, since it loads torch
+
+    return read_class_file(source)
 
 
 def register() -> None:

@@ -48,14 +48,11 @@ _PLAIN: dict[Any, tuple[Callable[[Any], bool], str]] = {
 def locate(path: Any, group: str) -> Any:
     """Return the class that a ``_target_`` names; raise InputError if configs may not name it.
 
-    Args:
-        path: Module and class, as in ``danet.losses.OHEM``.
-        group: First part of the key of the node, such as ``loss``.
+    ``path`` is such as ``danet.losses.OHEM``, and ``group`` the first part of the key, ``loss``.
     """
     if not isinstance(path, str) or not _PATH.fullmatch(path):
-        raise InputError(
-            f"{printable(str(path)[:60])} is no path of a class, as in danet.losses.OHEM"
-        )
+        shown = printable(str(path)[:60])
+        raise InputError(f"{shown} is no path of a class, as in danet.losses.OHEM")
     module_name, _, name = path.rpartition(".")
     own = (name.strip() for name in os.environ.get("DANET_TRUST", "").split(","))
     trusted = {**TRUSTED.get(group, {}), **{name: "" for name in own if name}}

@@ -89,7 +89,6 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("data.timeout", lambda n: is_number(n) and n >= 0, "seconds, or 0 to wait for ever"),
 )
 """Key of a setting, whether a value is in its range, and the range in words."""
-
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}", re.ASCII)
 _MOST_ERRORS = 20
 
@@ -99,10 +98,8 @@ def check(
 ) -> TrainConfig:
     """Return a composed train config as typed settings, or raise InputError with a line per error.
 
-    Args:
-        config: As Hydra composed it.
-        added: Keys that were appended on the command line with ``+``.
-        needs_data: Whether ``data.root`` must be a folder, which is checked before all else.
+    ``added`` are the keys that were appended on the command line with ``+``. With ``needs_data``
+    ``data.root`` must be a folder, which is checked before all else.
     """
     # Before anything is resolved: OmegaConf stops at the first interpolation of a missing value and
     # names the key that interpolates, not the one to set.
@@ -146,11 +143,8 @@ def check_plain(plain: dict[str, Any], added: Iterable[str] = ()) -> TrainConfig
     """Return a train config of plain values as typed settings, or raise InputError, as ``check``.
 
     Nothing in it is resolved, here or later: text that looks like an interpolation is an error. A
-    resolver could otherwise put a ``_target_`` or a value in after the check.
-
-    Args:
-        plain: All keys of TrainSchema; becomes the attribute ``plain``.
-        added: As in ``check``.
+    resolver could otherwise put a ``_target_`` or a value in after the check. ``plain`` has all
+    keys of TrainSchema, and becomes the attribute of that name.
     """
     if problem := problem_with(plain, ""):
         raise InputError(problem)
@@ -286,9 +280,5 @@ def check_node(node: dict[str, Any], key: str) -> None:
 
 def _node_errors(node: Any, key: str) -> list[str]:
     """Check all nodes of a group that name a class; ``key`` is its position in the config."""
-    return [
-        error
-        for place, value, _ in walk(node, key)
-        if isinstance(value, Mapping) and "_target_" in value
-        for error in target_errors(value, place)
-    ]
+    found = [(value, place) for place, value, _ in walk(node, key) if isinstance(value, Mapping)]
+    return [e for value, place in found if "_target_" in value for e in target_errors(value, place)]

@@ -10,9 +10,7 @@ from danet.errors import InputError
 from danet.seeds import mix
 from danet.types import Sample, SampleKey
 
-GRACE = 3
-"""Number of bad samples tolerated, whatever share of a small data set they are."""
-
+GRACE = 3  # number of bad samples tolerated, whatever share of a small data set they are
 Reasons = dict[int, str]
 """Index in the data set of a sample that could not be read -> message, with the path."""
 
@@ -21,10 +19,8 @@ class Loaded(NamedTuple):
     """A training sample and what it took to get it."""
 
     sample: Sample
-    bad: Reasons
-    """The samples that it replaces."""
-    num_read: int = 1
-    """Samples that make it up."""
+    bad: Reasons  # the samples that it replaces
+    num_read: int = 1  # samples that make it up
 
 
 class SkipBadSamples(Dataset[Loaded]):
@@ -32,11 +28,7 @@ class SkipBadSamples(Dataset[Loaded]):
 
     The replacement depends on the seed in the key alone, not on previous samples, so a resumed run
     has the samples of an uninterrupted one, as long as the same files are bad. Other processes are
-    not affected.
-
-    Args:
-        dataset: For training.
-        max_retries: Successive replacements that may be bad as well; 0 replaces nothing.
+    not affected. ``max_retries`` successive replacements may be bad as well; 0 replaces nothing.
     """
 
     def __init__(self, dataset: Dataset[Sample], max_retries: int = 20) -> None:
@@ -48,11 +40,7 @@ class SkipBadSamples(Dataset[Loaded]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, key: SampleKey) -> Loaded:
-        """Return the sample of a key, or its replacement and the samples that it replaces.
-
-        Raises:
-            InputError: It cannot be read, nor can its replacements.
-        """
+        """Return the sample of a key, or its replacement and the samples that it replaces."""
         bad: Reasons = {}
         for _ in range(self.max_retries + 1):
             try:
@@ -81,11 +69,7 @@ class BadSamples:
     _seen: int = field(default=0, init=False)
 
     def record(self, num_read: int, bad: Reasons) -> None:
-        """Count samples that were read, and record those that could not be.
-
-        Raises:
-            InputError: There are too many; with the messages of all.
-        """
+        """Count samples that were read, and record bad ones; raise InputError for too many."""
         self._seen += num_read
         self.replaced += len(bad)
         for index, reason in bad.items():

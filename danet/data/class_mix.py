@@ -38,10 +38,8 @@ class ClassMix(Dataset[Loaded]):
 def paste(below: Sample, above: Sample, seed: int) -> Sample:
     """Return ``below`` with half of the classes of ``above``, rounded up, pasted over it.
 
-    The seed draws the classes. Pixels that are IGNORE in ``above`` are never pasted.
-
-    Raises:
-        InputError: The sizes differ.
+    The seed draws the classes. Pixels that are IGNORE in ``above`` are never pasted. Samples of
+    different sizes raise InputError.
     """
     if below.mask.shape != above.mask.shape:
         sizes = " and ".join(f"{of.mask.shape[1]} x {of.mask.shape[0]}" for of in (below, above))

@@ -19,11 +19,7 @@ from danet.types import Batch, Sample, SampleKey
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stack samples of one size to uint8 images (B, 3, H, W) and masks (B, H, W).
-
-    Raises:
-        InputError: The sizes differ.
-    """
+    """Stack samples, all of one size, to uint8 images (B, 3, H, W) and masks (B, H, W)."""
     sizes = {sample.image.shape[:2] for sample in samples}
     if len(sizes) > 1:
         shown = ", ".join(f"{width} x {height}" for height, width in sorted(sizes)[:3])
@@ -96,12 +92,7 @@ class Loader:
             yield keys
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield batches.
-
-        Raises:
-            InputError: A sample cannot be read.
-            ProcessError: A worker has died or hangs.
-        """
+        """Yield batches; raise ProcessError if a worker dies or hangs, InputError for bad files."""
         batches: Any = None
         try:
             batches = iter(self._make_loader(batch_sampler=self._recorded_keys()))
@@ -148,11 +139,7 @@ def _indices(key: SampleKey | int) -> list[int]:
 
 
 class TrainBatches(Iterator[Batch]):
-    """Endless batches of one process.
-
-    Attributes:
-        bad: The samples that could not be read; none unless they are skipped.
-    """
+    """Endless batches of one process; ``bad`` are its samples that could not be read."""
 
     def __init__(self, loader: Loader, bad: BadSamples) -> None:
         self.bad = bad
@@ -181,7 +168,7 @@ def train_batches(
     warn: Callable[[str], None] = print,
     **settings: Any,
 ) -> TrainBatches:
-    """Return endless batches of one process.
+    """Return endless batches of one process; raise InputError if the data set does not fill one.
 
     Which samples, and how they are augmented, is as of StepSampler, which gets the arguments of
     the same names. ``on_bad_sample`` is ``error``, or ``skip`` to replace samples that cannot be
@@ -189,9 +176,6 @@ def train_batches(
     a line for each. Settings of the loader are ``num_workers``, the processes that read samples (0
     reads in this one), ``pin_memory`` for CUDA, and ``timeout``, the seconds to wait for a batch
     (0: any).
-
-    Raises:
-        InputError: The data set does not fill one batch.
     """
     length = len(dataset)  # type: ignore[arg-type]
     sampler = StepSampler(

@@ -12,8 +12,7 @@ from danet.errors import InputError
 from danet.seeds import mix
 from danet.types import SampleKey
 
-_MOST_SHOWN = 12
-"""How many classes are listed with their probabilities."""
+_MOST_SHOWN = 12  # how many classes are listed with their probabilities
 
 
 class RareClassSampling:
@@ -21,7 +20,8 @@ class RareClassSampling:
 
     P(c) is proportional to exp((1 - f(c)) / T), where f(c) is the share of class c among the
     labelled pixels. The picture is uniform among those with ``min_pixels`` pixels of c or more;
-    without any, among all that show c. Hoyer et al., DAFormer, CVPR 2022, section 3.3.
+    without any, among all that show c. Hoyer et al., DAFormer, CVPR 2022, section 3.3. Labels
+    without any class raise InputError.
 
     Args:
         pixels: Of each class in each picture, (pictures, K).
@@ -32,9 +32,6 @@ class RareClassSampling:
         probabilities: P, float64 (K,); 0 for classes that never occur.
         pictures: For each class, the indices among which its picture is drawn.
         absent, scarce: Classes that never occur; those of which no picture has ``min_pixels``.
-
-    Raises:
-        InputError: No pixel is labelled.
     """
 
     def __init__(self, pixels: np.ndarray, *, temperature: float, min_pixels: int) -> None:
@@ -105,14 +102,13 @@ class StepSampler:
     class_mix: float | None = None  # share of the samples that get a partner
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
+        size = self.batch_size
+        if size < 1:
+            raise InputError(f"data.batch_size={size} is not a whole number of at least 1")
+        if self.num_samples < size * self.world:
             raise InputError(
-                f"data.batch_size={self.batch_size} is not a whole number of at least 1"
-            )
-        if self.num_samples < self.batch_size * self.world:
-            raise InputError(
-                f"{self.num_samples} samples do not fill one batch: data.batch_size="
-                f"{self.batch_size} on {self.world} process(es); use a smaller data.batch_size"
+                f"{self.num_samples} samples do not fill one batch: data.batch_size={size} on "
+                f"{self.world} process(es); use a smaller data.batch_size"
             )
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
@@ -131,14 +127,10 @@ class StepSampler:
             order = _permutation(self.num_samples, mix(self.seed, 0, epoch))
             key = SampleKey(int(order[place]), seed)
         if self.class_mix and mix(seed, 5) < self.class_mix * 2**32:
-            key = key._replace(partner=self._partner(mix(seed, 6), mix(seed, 7)))
+            choice, own = mix(seed, 6), mix(seed, 7)
+            other = SampleKey(choice % self.num_samples, own)  # in no epoch's order
+            key = key._replace(partner=self.rare.draw(choice, own) if self.rare else other)
         return key
-
-    def _partner(self, choice: int, seed: int) -> SampleKey:
-        """Return the key of a second sample, drawn as the first but without an epoch's order."""
-        if self.rare:
-            return self.rare.draw(choice, seed)
-        return SampleKey(choice % self.num_samples, seed)
 
 
 @functools.lru_cache(maxsize=2)

@@ -18,10 +18,8 @@ class Pipeline:
     """Applies albumentations transforms to a sample, in order, from one seed.
 
     The seed is set before every sample, so its augmentation depends on nothing else: not on the
-    worker, not on previous samples (albumentations 2.0 by itself repeats draws across workers).
-
-    Args:
-        steps: Transforms by name; the names serve only to override them in a config.
+    worker, not on previous samples (albumentations 2.0 by itself repeats draws across workers). The
+    names of ``steps`` serve only to override them in a config.
     """
 
     def __init__(self, steps: Mapping[str, A.BasicTransform]) -> None:
@@ -140,12 +138,9 @@ class ScaleCrop(A.DualTransform):
 class _Axis(NamedTuple):
     """One axis of a window: from its pixels to those of the source."""
 
-    start: int
-    """Source pixel at which the window starts."""
-    step: float
-    """Source pixels per pixel of the window: its pixel i lies at start + (i + 0.5) * step - 0.5."""
-    length: int
-    """Pixels of the window inside the image; the others are padding."""
+    start: int  # source pixel at which the window starts
+    step: float  # source pixels per pixel: that of number i lies at start + (i + 0.5) * step - 0.5
+    length: int  # pixels of the window inside the image; the others are padding
 
     def needed(self) -> slice:
         """Return the source pixels of the window, and two more for its last interpolation."""

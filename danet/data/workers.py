@@ -21,7 +21,6 @@ from danet.errors import ProcessError, StorageError
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _SHARED = "/dev/shm"
 _MAX_NAMES = 12
-
 Names = Callable[[], Sequence[str]]
 
 
@@ -72,11 +71,8 @@ def explain(
 ) -> ProcessError | StorageError | None:
     """Return the error that describes a dead or hanging worker; None for errors of other causes.
 
-    Args:
-        error: Raised by torch's DataLoader.
-        workers: Of the loader.
-        names: Returns the names of the samples being read, the awaited first.
-        timeout: The setting ``data.timeout``.
+    ``error`` is of torch's DataLoader, ``timeout`` the setting ``data.timeout``. ``names`` returns
+    those of the samples being read, the awaited first.
     """
     text = f"{error.__cause__} {error}"
     # Of a batch, or of the workers' locks, which lie in shared memory as well.
@@ -112,9 +108,8 @@ def exit_error(workers: Sequence[BaseProcess], names: Names) -> ProcessError | N
         how += "; if nobody did that, the memory was full: fewer data.num_workers need less"
     elif "Bus" in how:  # from a write to a mapping that has no space left
         how += f"; shared memory was full: {_shared_memory()}"
-    return ProcessError(
-        f"a worker that reads samples (process {number}) {how}; being read were {_shorten(names())}"
-    )
+    how = f"a worker that reads samples (process {number}) {how}"
+    return ProcessError(f"{how}; being read were {_shorten(names())}")
 
 
 def _shared_memory() -> str:

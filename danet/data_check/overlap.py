@@ -16,9 +16,7 @@ FORBIDDEN = (
     "data.allow_overlap=true to allow it on purpose"
 )
 _MAX_NAMES = 5
-_MAX_READ = 2000
-"""Images of both splits together up to which a training compares contents, not only paths."""
-
+_MAX_READ = 2000  # images of both splits up to which a training compares contents, not only paths
 Copies = list[tuple[int, str]]
 """Images that are the same: the number of the data set, and the path, of each."""
 
@@ -26,11 +24,8 @@ Copies = list[tuple[int, str]]
 def find_copies(datasets: Sequence[FileDataset], *, read: bool = True) -> list[Copies]:
     """Return the images that stand in data sets more than once.
 
-    They are one file, or files of equal contents, of which those of equal length are read.
-
-    Args:
-        datasets: Folders are resolved through links.
-        read: Whether to compare contents, not only paths.
+    They are one file, perhaps through links, or, with ``read``, files of equal contents; only files
+    of equal length are read.
     """
     resolve = functools.cache(os.path.realpath)
     places: dict[str, list[int]] = defaultdict(list)
@@ -64,13 +59,10 @@ def describe_shared(groups: Sequence[Copies], pair: tuple[int, int], names: Sequ
 
 
 def refuse_overlap(train: SegmentationDataset, val: SegmentationDataset, *, allowed: bool) -> str:
-    """Refuse splits that share images, unless this is allowed.
+    """Refuse splits that share images, unless this is allowed; return a note where they do.
 
     In data sets small enough to be read at a start, images of equal contents count as well;
     ``tools/check_data.py`` compares the contents of larger ones.
-
-    Returns:
-        A note on images that are shared and allowed; empty where nothing is shared.
     """
     keys = f"data.train_split={train.split}", f"data.val_split={val.split}"
     text = ""

@@ -16,16 +16,12 @@ from danet.datasets.image_io import Levels
 from danet.errors import InputError
 from danet.visualization.overlay import Legend, compose
 
-_TILE = (320, 240)
-"""Width and height of a tile of the contact sheet, in pixels."""
-_MAX_CLASSES = 20
-"""How many classes without a pixel are listed; report.json has all."""
+_TILE = (320, 240)  # width and height of a tile of the contact sheet, in pixels
+_MAX_CLASSES = 20  # how many classes without a pixel are listed; report.json has all
 _MAX_NAMES = 5
 _LARGE_WEIGHT = 50
-_MUCH = 25
-"""Percent of pixels without a listed value from which on one may be missing."""
-_FEW = 16
-"""Distinct values at or below which an image can hardly show anything."""
+_MUCH = 25  # percent of pixels without a listed value from which on one may be missing
+_FEW = 16  # distinct values at or below which an image can hardly show anything
 
 
 def class_weights(report: SplitReport) -> np.ndarray:
@@ -147,13 +143,11 @@ def describe(split: str, found: Mapping[str, Any]) -> str:
     """Return the record of a split as text, for people."""
     expected = " or ".join(map(str, found["expected"]))
     lines = [f"{split}: {found['images']} images" + (expected and f" (expected {expected})")]
-    sizes = [f"{size['width']} x {size['height']}" for size in found["sizes"]]
-    if sizes:
+    if sizes := [f"{size['width']} x {size['height']}" for size in found["sizes"]]:
         last = f" to {sizes[-1]}, {len(sizes)} sizes" if len(sizes) > 1 else ", all"
         lines.append(f"  width x height: {sizes[0]}{last}")
     classes, ignored = found["classes"], found["ignored_pixels"]
-    total = sum(row["pixels"] for row in classes) + ignored
-    if total:
+    if total := sum(row["pixels"] for row in classes) + ignored:
         width = max(len(row["name"]) for row in (*classes, {"name": "(ignored)"}))
         lines.append(f"  {'':>3} {'class':<{width}} {'pixels':>9} {'images':>8} {'weight':>9}")
         for row in classes:

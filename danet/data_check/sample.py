@@ -11,8 +11,7 @@ from danet.datasets.folder import Folder
 from danet.errors import InputError
 from danet.types import IGNORE
 
-_MAX_PROBLEMS = 5
-"""How many problems are quoted in full."""
+_MAX_PROBLEMS = 5  # how many problems are quoted in full
 
 
 def check_sample(
@@ -21,21 +20,11 @@ def check_sample(
     training: SegmentationDataset | None = None,
     skipping: SegmentationDataset | None = None,
 ) -> list[str]:
-    """Inspect the first, the last and ``count`` - 2 other pairs of each data set, always the same.
+    """Inspect the first, the last and ``count`` - 2 other pairs of each split, always the same.
 
-    Data sets without files are skipped.
-
-    Args:
-        datasets: The splits.
-        count: Pairs of each.
-        training: The one of them that is trained on: its labels must hold several classes.
-        skipping: The one of them whose bad pairs the training is going to skip.
-
-    Returns:
-        Notes for the user that do not stop the training.
-
-    Raises:
-        InputError: Pairs are not usable, or their label values show that a setting is missing.
+    Data sets without files are skipped. Returns notes for the user; raises InputError if pairs are
+    not usable, or their label values show that a setting is missing. Labels of the one that is
+    for ``training`` must hold several classes; bad pairs of ``skipping`` are only noted.
     """
     notes, problems, reports = list[str](), list[str](), list[SplitReport]()
     for dataset in datasets:

@@ -12,11 +12,8 @@ from danet.distributed.collectives import is_first, world_size
 from danet.distributed.error_reporting import POLL
 from danet.distributed.failures import naming_failures
 
-_LONGEST_EVALUATION = 86400.0
-"""Seconds for which ``wait_patiently`` waits for a process that is alive."""
-
-_LAUNCHER_NOTICE = 3.0
-"""Seconds for the launcher to notice a dead process and to signal the others."""
+_LONGEST_EVALUATION = 86400.0  # seconds that ``wait_patiently`` waits for a process that is alive
+_LAUNCHER_NOTICE = 3.0  # seconds for the launcher to notice a dead process and to signal the others
 
 
 class Agreement:

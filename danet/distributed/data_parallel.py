@@ -16,9 +16,6 @@ def ignore_unused_parameters(model: nn.Module) -> list[str]:
 
     They keep ``requires_grad``, which says what a config freezes, so that an optimizer is over the
     same parameters with any number of processes.
-
-    Args:
-        model: Maps images to a SegmentationOutput, all of which enters the loss.
     """
     network = deepcopy(model).to("meta").train()
     # Two images: batch norm in training refuses one value per channel, as after global pooling.

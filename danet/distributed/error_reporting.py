@@ -18,11 +18,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-POLL = 0.05
-"""Seconds between two polls of the store or of another process."""
-
-REPORT = 20.0
-"""Seconds for a rank to report an error and exit, and for the launcher to end the others."""
+POLL = 0.05  # seconds between two polls of the store or of another process
+REPORT = 20.0  # seconds to report an error and exit, and for the launcher to end the others
 
 # A part of REPORT: rank 0 may still have to report after this wait, while the others wait REPORT.
 CLAIM = REPORT / 10

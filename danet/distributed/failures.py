@@ -13,14 +13,9 @@ from danet.distributed import error_reporting
 from danet.distributed.error_reporting import POLL
 from danet.errors import ProcessError, UserError, first_line
 
-TIMEOUT = timedelta(minutes=10)  # gloo's default, 30 minutes, holds the machines of a dead run
-"""How long an exchange waits for the other processes."""
-
-_NOTICE = 2.0
-"""Seconds for a dead process to disappear from the process table once its connection broke."""
-
-peers: dict[int, int] = {}
-"""Rank -> process id, of the other processes of this host."""
+TIMEOUT = timedelta(minutes=10)  # of an exchange; gloo's 30 hold the machines of a dead run
+_NOTICE = 2.0  # seconds for a dead process to leave the process table once its connection broke
+peers: dict[int, int] = {}  # rank -> process id, of the other processes of this host
 
 
 def is_alive(pid: int) -> bool:
@@ -43,7 +38,6 @@ def dead_ranks() -> list[int]:
 
 
 def _wait(condition: Callable[[], object], seconds: float) -> None:
-    """Wait until a condition holds, or so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(POLL)

@@ -11,9 +11,7 @@ _LOW = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}
 def start(count: int, command: Sequence[str]) -> None:
     """Run a Python program with arguments in several processes under torchrun; wait for them.
 
-    Raises:
-        ProcessError: A process failed, and has reported why.
-        Interrupted: A signal ended them.
+    Raises ProcessError if one failed, which has reported why, Interrupted if a signal ended them.
     """
     # Late, since a misspelt setting is reported before torch is imported.
     from torch.distributed import run

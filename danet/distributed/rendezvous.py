@@ -129,9 +129,8 @@ def _agree_on_attempt(store: Store, rank: int, size: int, timeout: timedelta) ->
                 store.set(f"attempt/{store.get(f'greeting/{other}').decode()}", own)
         waiting = {n for n in waiting if not store.check([f"present/{own}/{n}"])}
         if waiting and time.monotonic() > deadline:
-            raise InputError(
-                f"processes {sorted(waiting)} of {size} did not arrive within {timeout}"
-            )
+            missing = sorted(waiting)
+            raise InputError(f"processes {missing} of {size} did not arrive within {timeout}")
         time.sleep(error_reporting.POLL / 2)
     return own
 

@@ -9,18 +9,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
-STOP = 1
-"""SIGTERM, SIGINT or SIGHUP: save, then end. Once more ends the process at once."""
-SAVE = 2
-"""SIGUSR1: save and continue."""
-FAIL = 4
-"""No signal, but a flag exchanged beside them: a checkpoint could not be written, so end."""
+STOP = 1  # SIGTERM, SIGINT or SIGHUP: save, then end. Once more ends the process at once.
+SAVE = 2  # SIGUSR1: save and continue
+FAIL = 4  # no signal, but a flag exchanged beside them: a checkpoint could not be written, so end
 
 # Slurm and systemd send SIGTERM to every process of a job, and torchrun then sends it again to its
 # workers; likewise the SIGINT of a terminal, which the workers have received already.
-SAME = 5.0
-"""Seconds within which a further SIGTERM or SIGHUP is a copy of the same request."""
-
+SAME = 5.0  # seconds within which a further SIGTERM or SIGHUP is a copy of the same request
 _REQUESTS = {signal.SIGTERM: STOP, signal.SIGINT: STOP}
 if hasattr(signal, "SIGUSR1"):  # not on Windows
     _REQUESTS |= {signal.SIGUSR1: SAVE, signal.SIGHUP: STOP}

@@ -50,10 +50,8 @@ class Best:
     def why_final(self) -> str:
         """Return for how long there was no better score."""
         label = _label(self.settings.best_by)
-        return (
-            f"{label} did not improve in the last {self.misses} evaluation(s) "
-            f"(best {self.shown().removeprefix(f'{label} ')})"
-        )
+        best = self.shown().removeprefix(f"{label} ")
+        return f"{label} did not improve in the last {self.misses} evaluation(s) (best {best})"
 
     def shown(self) -> str:
         """Return the score in words, with its step where that is known."""

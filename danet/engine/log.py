@@ -61,9 +61,8 @@ class RunLog:
                 with self._leaving_out(name):
                     self.trackers[name] = TRACKERS[name](folder, step, run_id, settings)
         # tqdm redraws ten times a second by default, which fills the log file of a batch job.
-        is_off = folder is None
         self._bar = tqdm(
-            desc="train", total=steps, initial=step, unit="step", mininterval=1, disable=is_off
+            None, "train", steps, initial=step, unit="step", mininterval=1, disable=folder is None
         )
 
     def advance(self) -> None:
@@ -91,7 +90,6 @@ class RunLog:
         self._append({"step": step, "kind": kind, **{name: known.get(name) for name in values}})
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
         # A disk that fills within a line leaves its first half; the next line starts a new one.
         after_partial, self._has_partial_line = self._has_partial_line, True
         try:

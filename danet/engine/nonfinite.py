@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from danet.distributed import collectives
 from danet.errors import DivergedError
 
-CHECK_EVERY = 1000
-"""Steps after which losses are checked at the latest; each is a few scalars on the device."""
+CHECK_EVERY = 1000  # steps between checks of losses, at most; each is some scalars on the device
 _SHOWN_NAMES = 8
 
 
@@ -38,8 +37,7 @@ class NonFiniteGuard:
     def check(self) -> dict[str, float]:
         """Return the loss terms of the latest step, averaged over processes; wait for the device.
 
-        Raises:
-            DivergedError: A loss since the last check is not finite on some process.
+        Raises DivergedError if a loss since the last check is not finite on some process.
         """
         steps, self._steps = self._steps, []
         losses = torch.stack([torch.stack([*terms.values()]) for _, _, terms in steps])

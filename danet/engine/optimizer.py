@@ -48,11 +48,9 @@ class SGD:
 
     def __call__(self, model: nn.Module) -> torch.optim.SGD:
         """Return the optimizer."""
+        groups = parameter_groups(model, self)
         optimizer = torch.optim.SGD(
-            parameter_groups(model, self),
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            fused=_can_fuse(model),
+            groups, momentum=self.momentum, nesterov=self.nesterov, fused=_can_fuse(model)
         )
         if self.momentum:
             # Where float16 overflows in the very first step, torch's fused kernel does nothing and
@@ -66,9 +64,7 @@ class SGD:
 class AdamW:
     """Adam with decoupled weight decay, for training from random weights.
 
-    Args:
-        lr, head_multiplier, weight_decay, decay_norm, layer_decay: As in SGD.
-        betas: As in torch.optim.AdamW.
+    ``betas`` are as in torch.optim.AdamW, all other arguments as in SGD.
     """
 
     lr: float
@@ -187,10 +183,8 @@ def misfit(factory: OptimizerFactory, model: nn.Module, saved: Mapping[str, Any]
         if not (is_int(index) and index in range(len(known)) and isinstance(state, dict)):
             return f"state {str(index)[:20]!r} is of no parameter"
         added, name = known[index], known[index]["name"]
-        found, expected = (
-            {**added, **state},
-            {**(own.get(index, {}) if is_known else state), **added},
-        )
+        found = {**added, **state}
+        expected = {**(own.get(index, {}) if is_known else state), **added}
         if found.keys() != expected.keys():
             keys = [sorted(map(str, of.keys() - added)) for of in (found, expected)]
             return f"the state of {name} has {str(keys[0])[:99]}; {kind} has {keys[1]}"

@@ -62,8 +62,7 @@ def place(model: nn.Module, settings: TrainSettings, device: torch.device) -> nn
 def compiled(function: Callable[P, T], device: torch.device) -> Callable[P, T]:
     """Return a network or function behind ``torch.compile``, which compiles it at its first call.
 
-    Raises:
-        InputError: torch cannot compile anything for this device, usually for lack of a compiler.
+    Raises InputError if torch cannot compile for this device, usually for lack of a compiler.
     """
     # A small function first: the network would fail minutes later, in the first step.
     try:

@@ -6,12 +6,9 @@ from pathlib import Path
 
 from torch.profiler import profile, schedule
 
-FIRST = 5
-"""Steps before the recorded ones: kernels are chosen and caches filled in them."""
-STEPS = 5
-"""Recorded steps."""
-WAITING = "waiting for data"
-"""Name of the span in which a step waits for its batches."""
+FIRST = 5  # steps before the recorded ones: kernels are chosen and caches filled in them
+STEPS = 5  # recorded steps
+WAITING = "waiting for data"  # name of the span in which a step waits for its batches
 
 
 @contextmanager

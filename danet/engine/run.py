@@ -16,15 +16,8 @@ from danet.checkpoint import manager, run_folder
 from danet.checkpoint.format import Checkpoint
 from danet.checkpoint.manager import CheckpointManager
 from danet.checkpoint.weights import initialise
-from danet.config import resume
-from danet.config.build import (
-    join_extra_roots,
-    make,
-    make_dataset,
-    make_model,
-    untrained,
-    why_unscored,
-)
+from danet.config import build, resume
+from danet.config.build import make, make_dataset, make_model
 from danet.config.schema import TrainConfig
 from danet.data import bad_samples
 from danet.data.loader import TrainBatches, eval_batches, train_batches
@@ -62,9 +55,9 @@ class Parts:
         self.evaluation = make(config.evaluation, "evaluation")
         # Last: a value that a constructor refuses is reported before files are read.
         self.train_set = make_dataset(config, config.data.train_split, training=True)
-        join_extra_roots(self.train_set, config)
+        build.join_extra_roots(self.train_set, config)
         self.val_set: SegmentationDataset | None = None
-        self.unscored = why_unscored(config, self.train_set)
+        self.unscored = build.why_unscored(config, self.train_set)
         if self.unscored:
             advice.refuse_unscored(config.trainer)
         else:
@@ -83,12 +76,7 @@ class Parts:
 
 
 def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
-    """Train, or with ``dry_run`` print the plan of the run.
-
-    Args:
-        config: As danet.config.validate.check returned it.
-        overrides: Settings of the command line as typed; a resumed run keeps all others.
-    """
+    """Train, or with ``dry_run`` print the plan of the run; ``overrides`` is what was typed."""
     if config.dry_run:
         device = choose_device(config.trainer.device, key="trainer.device")
         advice.refuse_single_values(config)
@@ -127,12 +115,10 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
         except (RuntimeError, MemoryError) as error:
             # The network is in training mode except in an evaluation.
             training = trainer.train_step.model.training
-            explained = batches.explain(error) or advice.explain_shortage(
-                error, config, device, training=training
-            )
-            if explained is None:
-                raise
-            raise explained from error
+            shortage = advice.explain_shortage(error, config, device, training=training)
+            if explained := batches.explain(error) or shortage:
+                raise explained from error
+            raise
         for line in bad_samples.summary(collectives.gather(batches.bad.reasons)):
             cli.say(line)
         folder = trainer.checkpoints.folder
@@ -146,7 +132,7 @@ def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) 
     config, device, train_set, val_set = parts.config, parts.device, parts.train_set, parts.val_set
     settings, done = config.trainer, saved["step"] if saved else 0
     torch.manual_seed(config.seed)  # every process starts from the same random weights
-    model = untrained(config) if saved else make_model(config)
+    model = build.untrained(config) if saved else make_model(config)
     if saved:
         resume.refuse_other_states(saved, model, parts.optimizer, config.resume)
     elif config.init_from:
@@ -163,11 +149,8 @@ def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) 
     train_step = TrainStep(model, loss, optimizer, parts.schedule, settings)
     images = config.data.batch_size * settings.accumulate * collectives.world_size()
     precision = "tf32" if train_step.is_tf32 else str(train_step.dtype).removeprefix("torch.")
-    kernels = {
-        module.kernel(device, train_step.dtype)
-        for module in model.modules()
-        if isinstance(module, PositionAttention)
-    }
+    attentions = (module for module in model.modules() if isinstance(module, PositionAttention))
+    kernels = {module.kernel(device, train_step.dtype) for module in attentions}
     attention = f", position attention by {', '.join(kernels)}" if kernels - {"tiles"} else ""
     frozen = f" ({count:,} frozen)" if (count := count_frozen(model)) else ""
     cli.say(
@@ -212,13 +195,9 @@ def make_folder(config: TrainConfig, saved: Checkpoint | None) -> Path:
     """Make the folder of the run, or enter it again; see danet.checkpoint.run_folder."""
     # Runs that start in one second have folders of their own.
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    wanted = config.run.dir or Path("runs", config.run.name or "run", now)
-    folder = run_folder.prepare(
-        Path(wanted).expanduser(),
-        config=config.plain,
-        resuming=config.resume is not None,
-        saved=saved,
-    )
+    wanted = Path(config.run.dir or Path("runs", config.run.name or "run", now)).expanduser()
+    resuming = config.resume is not None
+    folder = run_folder.prepare(wanted, config=config.plain, resuming=resuming, saved=saved)
     best = folder / "best.pt"
     if saved and resume.is_best_forgotten(saved) and collectives.is_first() and best.exists():
         aside = manager.set_aside(best, f"best_before_step_{saved['step']:09d}.pt")
@@ -254,12 +233,9 @@ def rare_class_sampling(parts: Parts) -> RareClassSampling | None:
     data, train_set = parts.config.data, parts.train_set
     if data.rare_class_temperature is None:
         return None
-    skip = data.on_bad_sample == "skip"
-    rare = RareClassSampling(
-        label_pixels(train_set, num_workers=data.num_workers, skip=skip),
-        temperature=data.rare_class_temperature,
-        min_pixels=data.rare_class_min_pixels,
-    )
+    skip, low = data.on_bad_sample == "skip", data.rare_class_min_pixels
+    pixels = label_pixels(train_set, num_workers=data.num_workers, skip=skip)
+    rare = RareClassSampling(pixels, temperature=data.rare_class_temperature, min_pixels=low)
     for line in rare.describe(train_set.classes):
         cli.say(line)
     return rare

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-
 _SAVING = "saving changes no weight"
 _PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16")
 ONE_GPU = "CUDA_VISIBLE_DEVICES=1 before the command chooses the second GPU"

@@ -27,9 +27,7 @@ from danet.types import Batch
 
 Divisors = Mapping[str, Sequence[Tensor]]
 """Name of a loss term -> scalars by which its parts are divided."""
-
-MOST_OVERFLOWS = 30
-"""Overflows in a row after which a float16 run ends; each halves the loss scale."""
+MOST_OVERFLOWS = 30  # overflows in a row after which a float16 run ends; each halves the loss scale
 
 
 class TrainStep:

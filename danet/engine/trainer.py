@@ -188,13 +188,8 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Return the entries of a checkpoint that training changes."""
-        return {
-            **self.train_step.state(),
-            "step": self.step,
-            "evaluated_at": self.evaluated_at,
-            **self.best.state(),
-            "scores": self.scores,
-        }
+        own = {"step": self.step, "evaluated_at": self.evaluated_at, "scores": self.scores}
+        return {**self.train_step.state(), **own, **self.best.state()}
 
     def load_state(self, saved: Checkpoint) -> None:
         """Continue from a checkpoint."""

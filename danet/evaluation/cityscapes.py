@@ -16,25 +16,20 @@ from danet.errors import InputError
 class Label(NamedTuple):
     """A row of the label table."""
 
-    id: int
-    """Value in label files; labels below 0 occur in none and are left out."""
+    id: int  # value in label files; labels below 0 occur in none and are left out
     name: str
     category: str
-    is_ignored: bool
-    """Pixels with this truth are not evaluated; predicting it elsewhere is a false negative."""
-    average_size: float | None
-    """Mean number of pixels of an instance in the training set; None without instances."""
+    is_ignored: bool  # as truth not evaluated; predicted elsewhere it is a false negative
+    average_size: float | None  # mean pixels of an instance in the training set; None without any
 
 
 class OfficialScores(NamedTuple):
     """Scores in 0..1 by name; NaN where neither truth nor prediction has the class."""
 
     iou_classes: dict[str, float]
-    iiou_classes: dict[str, float]
-    """Instance-weighted; of classes with instances."""
+    iiou_classes: dict[str, float]  # instance-weighted; of classes with instances
     iou_categories: dict[str, float]
-    iiou_categories: dict[str, float]
-    """Of categories all of whose labels have instances."""
+    iiou_categories: dict[str, float]  # of categories all of whose labels have instances
 
     def averages(self) -> dict[str, float]:
         """Return the four numbers of the leaderboard, each a mean over what is not NaN."""
@@ -64,11 +59,7 @@ class OfficialScorer:
             self._categories.setdefault(label.category, []).append(label)
 
     def update(self, prediction: np.ndarray, truth: np.ndarray) -> None:
-        """Count the pixels of two maps of label ids, (H, W), of one size.
-
-        Raises:
-            InputError: A value is no label id.
-        """
+        """Count the pixels of two maps of label ids, (H, W); raise InputError for other values."""
         self._check_ids(prediction, "prediction")
         self._check_ids(truth, "truth")
         key = truth.astype(np.int64) * self.size + prediction  # (H, W); too large for uint8
@@ -83,10 +74,7 @@ class OfficialScorer:
         """Count the instances of an image, from label ids, (H, W), and instance ids of that size.
 
         Pixels of an instance have label id * 1000 + number. Values up to 1000 are no instances:
-        groups of objects have the bare label id.
-
-        Raises:
-            InputError: A value is no label id, or the sizes differ.
+        groups of objects have the bare label id. Raises InputError for a value that is no label id.
         """
         self._check_ids(prediction, "prediction")
         if prediction.shape != instances.shape:

@@ -24,8 +24,7 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 class Inference(ABC):
     """Base of the inference modes, which define ``bands``.
 
-    Args:
-        precision: Of the network's operations, whatever its training used.
+    ``precision`` is that of the network's operations, whatever its training used.
     """
 
     def __init__(self, precision: Precision) -> None:

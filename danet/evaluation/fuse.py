@@ -17,12 +17,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from danet.distributed.sync_batchnorm import SyncBatchNorm
 
-_OUT = 4
-"""Outputs of a tile per axis."""
-_IN = _OUT + 2
-"""Input pixels of a tile per axis."""
-_TILES = 256
-"""Tiles at a time: 75 MB of transformed input with 2048 channels; more are not faster."""
+_OUT = 4  # outputs of a tile per axis
+_IN = _OUT + 2  # input pixels of a tile per axis
+_TILES = 256  # tiles at a time: 75 MB of transformed input with 2048 channels; more are not faster
 
 # y = A' ((G w) * (B' x)) by Cook and Toom, at five points and at infinity. The largest rounding
 # error is about 2e-5 of a map's standard deviation: a third of that with the usual points 0, 1, -1,
@@ -55,9 +52,6 @@ class WinogradConv2d(nn.Module):
 
     With dilation d it is d x d plain convolutions, each on every d-th pixel (a phase). A map that
     its tiles would cover badly, or one that is not float32, takes the direct convolution.
-
-    Args:
-        conv: 3x3, stride 1, one group, padded with zeros by its dilation.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:

@@ -26,10 +26,8 @@ class Scores(NamedTuple):
     accuracy: tuple[float, ...]
 
 
-_VALUES = 257
-"""Those of a byte, and one for all others."""
-_ELEMENTS = 2**20
-"""Logits whose loss is computed at a time, 4 MiB, which caches may hold."""
+_VALUES = 257  # those of a byte, and one for all others
+_ELEMENTS = 2**20  # logits whose loss is computed at a time, 4 MiB, which caches may hold
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -78,14 +76,11 @@ class ConfusionMatrix:
     def scores(self) -> Scores:
         """Compute the scores in float64.
 
-        Raises:
-            InputError: Nothing was counted, or values occurred that are not classes.
+        Raises InputError if nothing was counted, or values that are not classes.
         """
-        *_, ignored, invalid = self.counts.tolist()
+        (*_, ignored, invalid), count = self.counts.tolist(), self.num_classes
         if invalid:
-            raise InputError(
-                f"{invalid} pixels are neither one of {self.num_classes} classes nor 255"
-            )
+            raise InputError(f"{invalid} pixels are neither one of {count} classes nor 255")
         matrix = self.matrix.double().cpu()  # (K, K); float32 is exact only up to 2**24 pixels
         total = matrix.sum()
         if total == 0:
@@ -109,11 +104,9 @@ class PixelLoss:
 
     The result is the mean over all labelled pixels, however they lie in images, bands of rows,
     batches and processes. Averaged probabilities p are compared as the logits log p, of which the
-    softmax is p; below 1e-38 they count as that, so a pixel has a loss of at most 87.
-
-    Args:
-        parts: Maps logits (B, K, H, W) and a mask (B, H, W) to parts, each a total and a divisor,
-            of which those of several calls may be added up, and a factor of the quotient.
+    softmax is p; below 1e-38 they count as that, so a pixel has a loss of at most 87. Logits
+    (B, K, H, W) and a mask (B, H, W) are mapped by ``parts`` to parts, each a total and a divisor,
+    of which those of several calls may be added up, and a factor of the quotient.
     """
 
     def __init__(
@@ -153,12 +146,9 @@ class BoundaryIoU:
     Segmentation Evaluation", CVPR 2021, equation 4: with G the true and P the predicted region of
     a class, and X_d the pixels of a region X no farther than d from its boundary,
     |G_d and P_d| / |G_d or P_d|. As in the authors' code the distance is Chebyshev's (d erosions by
-    3x3), d is a fraction of the image's diagonal, and the border of the image is a boundary. Sums
-    run over the set, as for the mean IoU. Pixels without truth are removed from the prediction,
-    too, so both have the same boundary there.
-
-    Args:
-        ratio: d as a fraction of the diagonal, at least one pixel; 0.02 in the paper.
+    3x3), d is a fraction ``ratio`` of the image's diagonal, 0.02 in the paper, at least one pixel,
+    and the border of the image is a boundary. Sums run over the set, as for the mean IoU. Pixels
+    without truth are removed from the prediction, too, so both have the same boundary there.
     """
 
     def __init__(self, num_classes: int, ratio: float = 0.02) -> None:

@@ -18,8 +18,7 @@ from danet.evaluation.inference import LARGEST_SCALE, require_factors
 from danet.evaluation.sliding_window import Windows, resize_bands, sum_bands
 from danet.ops.resize import resize
 
-_MAX_SIDE = 1 << 15
-"""Pixels of the long side of a scaled image, and of a window."""
+_MAX_SIDE = 1 << 15  # pixels of the long side of a scaled image, and of a window
 
 
 class AuthorsProtocol(Inference):
@@ -66,8 +65,7 @@ class AuthorsProtocol(Inference):
     def bands(self, model: nn.Module, image: Tensor) -> Iterator[Tensor]:
         """Yield the sums of exp(logits) from top to bottom, which do not add up to 1.
 
-        Raises:
-            InputError: A sum is infinite, which the script does not check.
+        Raises InputError if a sum is infinite, which the script does not check.
         """
         maps = [self._at_scale(model, image, scale) for scale in self.scales]
         for part in sum_bands(maps, image.shape[2]):

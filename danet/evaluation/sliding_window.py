@@ -16,29 +16,22 @@ from torch import Tensor
 
 from danet.ops.resize import resize
 
-PIXELS_PER_PASS = 2**21
-"""Pixels of a forward pass, those of 1024 x 2048; a larger image passes by itself."""
-MAX_PIXELS = 2**22
-"""Of an image that passes a network whole: 2048 x 2048, twice an image of Cityscapes."""
+PIXELS_PER_PASS = 2**21  # of a forward pass, as of 1024 x 2048; a larger image passes by itself
+MAX_PIXELS = 2**22  # of an image that passes whole: 2048 x 2048, twice an image of Cityscapes
 STRIP = 4096
 """Width of the strips of columns that a wider image is cut into, each done from top to bottom, so
 that a band of all classes does not grow with the width."""
-TILE = 1024
-"""Side of the windows of an image above ``max_pixels``; the stride is three quarters of it."""
-
-Infer = Callable[[Tensor], Tensor]
-"""Maps images (B, 3, H, W) to probabilities (B, K, H, W)."""
+TILE = 1024  # side of the windows of an image above ``max_pixels``; the stride is 3/4 of it
+Infer = Callable[[Tensor], Tensor]  # maps images (B, 3, H, W) to probabilities (B, K, H, W)
 Grid = tuple[Sequence[int], Sequence[int], int | None]
 """The windows of one image: height and width, step in each axis, windows of a pass."""
-Bands = Iterable[Tensor]
-"""Finished rows of a result from top to bottom, (B, K, rows, W) each."""
+Bands = Iterable[Tensor]  # finished rows of a result from top to bottom, (B, K, rows, W) each
 
 
 class Piece(NamedTuple):
     """A finished rectangle of a result."""
 
-    scores: Tensor
-    """Probabilities (B, K, rows, columns), perhaps times a factor; or logits."""
+    scores: Tensor  # probabilities (B, K, rows, columns), perhaps times a factor; or logits
     top: int = 0
     left: int = 0
     are_logits: bool = False
@@ -83,9 +76,8 @@ class Windows:
         elif len(stride) != 2 or min(stride) < 1:
             raise ValueError(f"stride={list(stride)} is not two numbers of at least 1")
         elif stride[0] > crop[0] or stride[1] > crop[1]:
-            raise ValueError(
-                f"stride={list(stride)} is larger than crop={list(crop)}: pixels would be left out"
-            )
+            larger = f"stride={list(stride)} is larger than crop={list(crop)}"
+            raise ValueError(f"{larger}: pixels would be left out")
         if per_batch is not None and per_batch < 1:
             raise ValueError(f"windows_per_batch={per_batch} is not at least 1, or null")
         if max_pixels < 32 * 32:

@@ -31,8 +31,7 @@ NETWORK = "network.onnx"
 def find_runtime(source: str | None) -> dict[str, bytes]:
     """Return the files of onnxruntime-web: of a folder, of its .tgz, or of the one npm fetches.
 
-    Raises:
-        InputError: They are not there, or not those that were tested.
+    Raises InputError if they are not there, or not those that were tested.
     """
     package = RUNTIME["package"]
     at = f"demo_runtime={source}" if source else f"demo=true needs {package}"

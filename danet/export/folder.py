@@ -49,10 +49,8 @@ def without_paths(node: Any) -> Any:
 def push(folder: Path, repository: str, *, private: bool = True) -> str:
     """Upload a folder to a Hugging Face hub, into a new repository if needed; return its address.
 
-    The token is that of ``hf auth login`` or of the variable HF_TOKEN.
-
-    Raises:
-        InputError: The package is missing, or the hub rejects the upload.
+    The token is that of ``hf auth login`` or of the variable HF_TOKEN. Raises InputError if the
+    package is missing or the hub rejects the upload.
     """
     require("huggingface_hub")
     from huggingface_hub import HfApi

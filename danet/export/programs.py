@@ -22,11 +22,9 @@ SMALLEST = 9
 """Smallest side for an exported program: maps of one cell would be resized otherwise."""
 OPSET = 20
 """Of ONNX: from 2023, which current runtimes support."""
-_EXAMPLE = (2, 255, 265)
-"""Batch, height and width: no multiples of 8 and no 1, which exporters take for constants."""
+_EXAMPLE = (2, 255, 265)  # batch, height, width; exporters take 1 and multiples of 8 for constants
 QUERIES_PER_TILE = 512
 """Of the attention in ONNX."""
-
 Program = Callable[[np.ndarray], np.ndarray]
 """Maps an image, uint8 (B, 3, H, W) RGB, to logits, float32 (B, K, H, W)."""
 
@@ -143,12 +141,10 @@ def _fix_padding(model: nn.Module) -> set[str]:
 
 def export_torch(model: nn.Module, path: Path) -> Program:
     """Write a program of torch.export (.pt2) with free batch, height and width, and return it."""
+    images, sizes = (_noise(*_EXAMPLE),), dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
     with _quiet(), atomic_write(path) as temporary:
-        written = torch.export.export(
-            Exportable(model),
-            (_noise(*_EXAMPLE),),
-            dynamic_shapes={"image": dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)},
-        )
+        network = Exportable(model)
+        written = torch.export.export(network, images, dynamic_shapes={"image": sizes})
         torch.export.save(written, temporary)
     with _quiet():
         module = torch.no_grad()(torch.export.load(path).module())
@@ -158,8 +154,7 @@ def export_torch(model: nn.Module, path: Path) -> Program:
 def compare(model: nn.Module, program: Program, sizes: Sequence[tuple[int, int]]) -> list[Parity]:
     """Compare a program with the network it came from, on one image of noise per size (H, W).
 
-    Raises:
-        UserError: They differ by more than rounding explains.
+    Raises UserError if they differ by more than rounding explains.
     """
     found = []
     for height, width in sizes:

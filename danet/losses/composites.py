@@ -1,18 +1,11 @@
 """Sums of losses, and the losses of all outputs of a network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from torch import Tensor, nn
 
-from danet.losses.parts import (
-    Part,
-    divisors_of,
-    mean_of,
-    parts_of,
-    pixel_parts_of,
-    require_finite,
-)
+from danet.losses.parts import Part, divisors_of, mean_of, parts_of, pixel_parts_of, require_finite
 from danet.losses.pixels import CrossEntropy
 from danet.types import SegmentationOutput
 
@@ -33,19 +26,16 @@ class WeightedSum(nn.Module):
 
     def parts(self, logits: Tensor, mask: Tensor, *, align_corners: bool = True) -> list[Part]:
         """Return the weighted parts of all losses."""
-        return [
-            part._replace(factor=weight * part.factor)
-            for weight, loss in zip(self.weights, self.losses, strict=True)
-            for part in parts_of(loss, logits, mask, align_corners=align_corners)
-        ]
+        found = (parts_of(loss, logits, mask, align_corners=align_corners) for loss in self.losses)
+        return self._weighted(found)
 
     def pixel_parts(self, logits: Tensor, mask: Tensor) -> list[Part]:
         """Return the weighted parts of the losses that are sums over pixels; not of regions."""
-        return [
-            part._replace(factor=weight * part.factor)
-            for weight, loss in zip(self.weights, self.losses, strict=True)
-            for part in pixel_parts_of(loss, logits, mask)
-        ]
+        return self._weighted(pixel_parts_of(loss, logits, mask) for loss in self.losses)
+
+    def _weighted(self, found: Iterable[list[Part]]) -> list[Part]:
+        pairs = zip(self.weights, found, strict=True)
+        return [part._replace(factor=w * part.factor) for w, parts in pairs for part in parts]
 
     def divisors(self, mask: Tensor) -> list[Tensor] | None:
         """Return the divisors of all losses; None if one of them depends on the logits."""

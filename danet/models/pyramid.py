@@ -39,11 +39,8 @@ class Pyramid(nn.Module):
         times = round(math.log2(max(stride / output_stride, 1)))
         self.stride = stride / 2**times
         for _ in range(times):
-            doublings += [
-                nn.ConvTranspose2d(width, width, 2, stride=2),
-                ChannelNorm(width),
-                nn.GELU(),
-            ]
+            double = nn.ConvTranspose2d(width, width, 2, stride=2)
+            doublings += [double, ChannelNorm(width), nn.GELU()]
         self.upsample = nn.Sequential(*doublings)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:

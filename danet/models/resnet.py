@@ -14,7 +14,6 @@ from danet.checkpoint.weights import load_backbone
 from danet.models.finetuning import Freeze, Layer, freeze_stages, keep_in_eval
 
 Stem = Literal["7x7", "64-64-128", "32-32-64"]
-
 _NUM_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 """Blocks per stage, by depth."""
 
@@ -98,9 +97,8 @@ class ResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.channels = [width * 2**stage * self._block.expansion for stage in range(4)]
         for module in self.modules():
-            if isinstance(
-                module, nn.Conv2d
-            ):  # from N(0, 2 / (k * k * out)), as in the released code
+            if isinstance(module, nn.Conv2d):
+                # From N(0, 2 / (k * k * out)), as in the released code.
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
                 nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
         if weights is not None:

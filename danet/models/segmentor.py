@@ -11,7 +11,6 @@ from danet.types import SegmentationOutput
 
 HeadFactory = Callable[[int], nn.Module]
 """Creates a head for a number of input channels."""
-
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
@@ -98,7 +97,5 @@ class Segmentor(nn.Module):
         is_scaled = 0 < high <= 1 or (low < 0 and high < 4)
         self._is_range_known = is_scaled or image.is_cuda  # on a CPU looking again is cheap
         if is_scaled:
-            text = (
-                f"the pixels are in {low:.3g}..{high:.3g}, and the network, which normalises them"
-            )
-            warnings.warn(f"{text} itself, expects 0..255: pass them unscaled", stacklevel=5)
+            text = f"the pixels are in {low:.3g}..{high:.3g}, and the network, which normalises"
+            warnings.warn(f"{text} them itself, expects 0..255: pass them unscaled", stacklevel=5)

@@ -68,11 +68,9 @@ class TimmBackbone(nn.Module):
             close = timm.list_models(f"*{name.partition('.')[0][:6]}*")[:5]
             hint = f"; there are {', '.join(close)}" if close else ""
             raise InputError(f"model.backbone.name={name}: timm has no such network{hint}")
+        stride = output_stride if dilate else None
         self.features = features = choose_features(
-            name,
-            output_stride=output_stride if dilate else None,
-            image_size=image_size,
-            drop_path=drop_path,
+            name, output_stride=stride, image_size=image_size, drop_path=drop_path
         )
         try:
             self.network = timm.create_model(
@@ -86,7 +84,8 @@ class TimmBackbone(nn.Module):
                 "another machine and set model.backbone.weights=FILE"
             ) from error
         if weights is not None and weights != "pretrained":
-            load_weights(self.network, name, Path(weights).expanduser(), features.size_arguments)
+            sizes = {k: v for k, v in features.arguments.items() if k.endswith("img_size")}
+            load_weights(self.network, name, Path(weights).expanduser(), sizes)
         self.channels, self.size = features.channels, features.size
         is_dilated = "output_stride" in features.arguments
         strides = features.strides

@@ -12,33 +12,20 @@ from torch import Tensor, nn
 from danet.errors import InputError, first_line
 from danet.models.finetuning import Layer
 
-NUM_MAPS = 4
-"""Feature maps of a backbone, at most; some networks also have one at stride 2."""
+NUM_MAPS = 4  # feature maps of a backbone, at most; some networks also have one at stride 2
 
 
 class Features(NamedTuple):
     """How a network of timm becomes feature maps."""
 
-    arguments: Mapping[str, Any]
-    """Of ``timm.create_model``."""
-    channels: list[int]
-    """Of each map, finest first."""
-    strides: list[int]
-    """Pixels of the image per pixel of each map."""
-    channels_last: bool
-    """Whether maps come as (B, H, W, C)."""
-    multiple: tuple[int, int]
-    """Height and width of which those of an image must be multiples."""
-    size: tuple[int, int] | None
-    """Height and width of an image where only one size can be computed."""
+    arguments: Mapping[str, Any]  # of ``timm.create_model``
+    channels: list[int]  # of each map, finest first
+    strides: list[int]  # pixels of the image per pixel of each map
+    channels_last: bool  # whether maps come as (B, H, W, C)
+    multiple: tuple[int, int]  # height and width of which those of an image must be multiples
+    size: tuple[int, int] | None  # height and width of an image where only one size can be computed
     layers: Sequence[Layer] = ()
     """The parameters by depth, as ``network.<name>``: the stem, then block after block."""
-
-    @property
-    def size_arguments(self) -> dict[str, Any]:
-        """The arguments that decide the shapes of tensors."""
-        names = ("img_size", "dynamic_img_size")
-        return {name: self.arguments[name] for name in names if name in self.arguments}
 
 
 def choose_features(
@@ -47,7 +34,8 @@ def choose_features(
     """Find how a network gives feature maps: dilated if timm can, else at its own strides.
 
     The networks differ in what they accept, and say so only in errors, so each way is tried on the
-    meta device, where it takes neither memory nor much time.
+    meta device, where it takes neither memory nor much time. If none works, the last reason is
+    raised as InputError.
 
     Args:
         name: Of the network.
@@ -55,9 +43,6 @@ def choose_features(
             not to dilate it.
         image_size: Height and width of the images, for networks that compute one size only.
         drop_path: Probability of dropping a residual branch, for the last block.
-
-    Raises:
-        InputError: No way works; with the reason of the network.
     """
     common: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     try:

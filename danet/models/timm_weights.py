@@ -25,16 +25,9 @@ def load_weights(network: nn.Module, name: str, path: Path, sizes: Mapping[str, 
 
     The names may be timm's; those of a publisher that timm converts, such as Meta's for DINOv2 and
     DINOv3 or Microsoft's for Swin; or any, as long as the tensors are those of timm's network in
-    its order, such as torchvision's for EfficientNet. Position embeddings are resized.
-
-    Args:
-        network: The feature maps.
-        name: Of the network.
-        path: Of the file: torch's or safetensors.
-        sizes: Arguments of ``timm.create_model`` that decide the shapes of tensors.
-
-    Raises:
-        InputError: It cannot be read or does not fit.
+    its order, such as torchvision's for EfficientNet. Position embeddings are resized. ``sizes``
+    are the arguments of ``timm.create_model`` that decide the shapes of tensors. A file, of torch
+    or safetensors, that does not fit raises InputError.
     """
     source = f"model.backbone.weights={path}"
     if name.startswith("tf_efficientnet_lite") and not path.exists():

@@ -8,8 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from danet.ops.arithmetic import product_dtype, sum_dtype, without_autocast
 
-LEAST_EXPONENT = -44.0
-"""Weights are at least exp(-44), 2^-64, of the largest of their row; see danet.ops.tiles."""
+LEAST_EXPONENT = -44.0  # weights are at least 2^-64 of the largest of a row; see danet.ops.tiles
 
 
 def attend_to_channels(features: Tensor, sign: float) -> Tensor:

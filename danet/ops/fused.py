@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from danet.ops.arithmetic import has_bfloat16, without_autocast
 
+_log = logging.getLogger(__name__)
 BOUNDS = {torch.bfloat16: 2e-2, torch.float16: 5e-3, torch.float32: 1e-5}
 """Largest error of a kernel that is used, in the norm, relative to float64."""
 
@@ -25,8 +26,7 @@ class Kernel(NamedTuple):
     """A fused kernel of torch, and how it is fed."""
 
     backend: SDPBackend
-    width: int
-    """Channels of a slice of the values."""
+    width: int  # channels of a slice of the values
     shares: bool = True
     """Whether the slices share one copy of queries and keys, as heads with a stride of 0."""
 
@@ -123,6 +123,3 @@ def error_of(
             results.append([t.double() for t in (out.detach(), *gradients)])
     errors = [(a - b).norm() / b.norm() for a, b in zip(*results, strict=True)]
     return float(torch.stack(errors).max())
-
-
-_log = logging.getLogger(__name__)

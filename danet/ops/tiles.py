@@ -19,9 +19,7 @@ ELEMENTS_PER_TILE = 2**20
 """Energies in a tile: 4 MiB of float32. A tile is a few rows of the map, all keys wide (in the
 backward pass a few columns of it): every product has one long side, and softmax needs no second
 pass over the rows."""
-SHORTEST_TILE = 128
-"""Rows of a tile however many keys there are; fewer would read all values for little work."""
-
+SHORTEST_TILE = 128  # rows, however many keys there are; fewer read all values for little work
 _LOG2_E = math.log2(math.e)
 """Tiles use powers of 2, exp(x) = exp2(x log2 e), which are twice as fast."""
 LEAST_LOG2 = -64.0
@@ -73,7 +71,8 @@ def _backward(
     with without_autocast(value.device.type):
         for i in range(len(query)):
             # Term of the softmax itself (D in FlashAttention): sum_j p_j dp_j = gradient . context.
-            delta = torch.cat([_dot(gradient[i, r], context[i, r]) for r in pieces])  # (M, 1)
+            pairs = ((_widen(gradient[i, rows]), _widen(context[i, rows])) for rows in pieces)
+            delta = torch.cat([torch.linalg.vecdot(*p) for p in pairs]).unsqueeze(-1)  # (M, 1)
             scaled = _widen(query[i]) * _LOG2_E
             own_query, own_gradient = query[i].to(dtype), gradient[i].to(dtype).contiguous()
             for columns in _tiles(key.shape[1], across=query.shape[1]):
@@ -91,11 +90,6 @@ def _backward(
 
 def _widen(tile: Tensor) -> Tensor:
     return tile.to(sum_dtype(tile))
-
-
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """Maps (M, C) and (M, C) to (M, 1) in the dtype of sums."""
-    return torch.linalg.vecdot(_widen(left), _widen(right)).unsqueeze(-1)
 
 
 def _tiles(length: int, *, across: int) -> list[slice]:

@@ -37,23 +37,17 @@ class Results(ExitStack):
     """Writes results, some of KINDS, into a folder, and keeps those of an earlier start.
 
     It is a context: at its end the last video is completed, or deleted after an error. ``origin``
-    is what all results of a folder share: the network and the protocol.
-
-    Raises:
-        InputError: The folder has results of another origin.
-        StorageError: It cannot be written.
+    is what all results of a folder share: the network and the protocol; another one is refused.
     """
 
-    ORIGIN = "predictions.json"
-    """Name of the file with the origin."""
+    ORIGIN = "predictions.json"  # name of the file with the origin
 
     def __init__(
         self, folder: Path, kinds: Sequence[str], *, origin: dict[str, Any], legend: Legend
     ) -> None:
         super().__init__()
         self.folder, self.kinds, self.legend = folder, kinds, legend
-        self.found: set[str] = set()
-        """Classes in all that was written since this start."""
+        self.found: set[str] = set()  # classes in all that was written since this start
         self._source: Source | None = None  # of the last picture
         self._video = self.enter_context(ExitStack())
         self._writer: cv2.VideoWriter | None = None
@@ -79,8 +73,7 @@ class Results(ExitStack):
     def find_done(self, source: Source) -> set[str]:
         """Return the names of results that are whole and of the file as it is now.
 
-        Raises:
-            InputError: Results of another file are there under the same name.
+        Raises InputError if results of another file are there under the same name.
         """
         names = map(source.frame, count()) if source.is_video else [source.name]
         done = set()
@@ -108,11 +101,7 @@ class Results(ExitStack):
         return paths
 
     def write(self, picture: Picture, classes: np.ndarray) -> None:
-        """Write the classes, uint8 (H, W), of a picture; frames of a video are consecutive.
-
-        Raises:
-            StorageError: They cannot be written.
-        """
+        """Write the classes, uint8 (H, W), of a picture; frames of a video are consecutive."""
         if self._source is not picture.source:
             self._video.close()  # the last one is whole and gets its name
             self._source, self._writer = picture.source, None

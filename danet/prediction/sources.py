@@ -19,7 +19,6 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".m
 """Compared in lower case."""
 _COUNTED = frozenset({".mp4", ".m4v", ".mov", ".avi"})
 """Containers that store the number of frames; of others it is estimated from the duration."""
-
 T = TypeVar("T")
 
 
@@ -27,8 +26,7 @@ class Source(NamedTuple):
     """A file to be predicted."""
 
     path: Path
-    name: str
-    """Of its results: its path below the folder that was given, without suffix; unique."""
+    name: str  # of its results: its path below the folder that was given, without suffix; unique
     version: dict[str, Any]
     """Absolute path, bytes, mtime and ctime in ns: results of another are predicted again.
 
@@ -50,26 +48,17 @@ class Picture(NamedTuple):
 
     name: str
     source: Source
-    image: np.ndarray
-    """uint8 (H, W, 3), RGB."""
-    rate: float = 0.0
-    """Frames per second of its video; 0 for a file of its own."""
-    dropped: tuple[str, ...] = ()
-    """What the reader dropped."""
-    levels: Levels | None = None
-    """Of a file with more than 8 bits."""
+    image: np.ndarray  # uint8 (H, W, 3), RGB
+    rate: float = 0.0  # frames per second of its video; 0 for a file of its own
+    dropped: tuple[str, ...] = ()  # what the reader dropped
+    levels: Levels | None = None  # of a file with more than 8 bits
 
 
 def find_sources(wanted: str, lines: Iterable[str] = ()) -> list[Source]:
     """Return the files that a setting names, each once, sorted by path; a list keeps its order.
 
-    Args:
-        wanted: A file, a folder (with all folders below), a pattern with ``*``, ``?`` and ``**``,
-            or ``-`` for a list of files.
-        lines: The list: one path per line; empty lines are left out.
-
-    Raises:
-        InputError: There is no such file, or no picture or video among them.
+    It is a file, a folder (with all folders below), a pattern with ``*``, ``?`` and ``**``, or
+    ``-`` for the list ``lines``, one path per line. Raises InputError if there is no picture.
     """
     path = Path(wanted).expanduser()
     if wanted == "-":
@@ -87,9 +76,8 @@ def find_sources(wanted: str, lines: Iterable[str] = ()) -> list[Source]:
     suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     chosen = [p.absolute() for p in paths if p.suffix.lower() in suffixes and p.is_file()]
     if not chosen:
-        raise InputError(
-            f"images={wanted}: no pictures or videos there ({', '.join(sorted(suffixes))})"
-        )
+        known = ", ".join(sorted(suffixes))
+        raise InputError(f"images={wanted}: no pictures or videos there ({known})")
     chosen = list(dict.fromkeys(chosen))
     root = path.absolute() if path.is_dir() else os.path.commonpath([p.parent for p in chosen])
     whole = [path.relative_to(root) for path in chosen]

@@ -24,8 +24,7 @@ from danet.plain import is_int, walk
 _RECIPES = Path(__file__).resolve().parents[1] / "configs" / "optimizer"
 _SHORT = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
 """Parts of the messages of torch on a CPU, of CUDA, and of cuBLAS and cuDNN."""
-_FAR = 10
-"""Factor between a learning rate and that of the recipe from which on there is a note."""
+_FAR = 10  # factor between a learning rate and that of the recipe from which on there is a note
 
 
 def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] = ()) -> list[str]:
@@ -35,8 +34,7 @@ def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] =
     support ``trainer.precision`` or ``evaluation.precision``.
     """
     data, lines = config.data, [*_rate_notes(config.optimizer), *_loss_notes(config)]
-    lines += [*_frozen_notes(config), *_crop_notes(data)]
-    lines += _patience_notes(config.trainer)
+    lines += [*_frozen_notes(config), *_crop_notes(data), *_patience_notes(config.trainer)]
     if any(setting.lstrip("+").startswith("data.root=") for setting in typed):
         lines.insert(0, f"data.root={data.root}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -69,8 +67,7 @@ def _patience_notes(trainer: TrainSettings) -> list[str]:
         return []
     return [
         f"trainer.patience={trainer.patience} never ends this run: before its last step it has "
-        f"{count} evaluation(s), trainer.steps={trainer.steps} and "
-        f"trainer.eval_every={every}"
+        f"{count} evaluation(s), trainer.steps={trainer.steps} and trainer.eval_every={every}"
     ]
 
 
@@ -170,8 +167,7 @@ def refuse_single_values(config: TrainConfig) -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1")) if config.trainer.sync_batchnorm else 1
     if size is None or config.data.batch_size * processes > 1:
         return
-    single = _single_values(config, size)
-    if single:
+    if single := _single_values(config, size):
         key = "crop" if config.data.crop else "size"
         ways = f", or a larger data.{key}, or a smaller model.backbone.output_stride"
         if _single_values(config, [2 * n for n in size]):  # behind global average pooling

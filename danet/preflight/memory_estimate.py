@@ -37,7 +37,6 @@ class Ledger(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count its results."""
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
@@ -63,10 +62,8 @@ class StepSimulator:
 
     Files that the config names are not read. float16 is simulated as bfloat16, which has as many
     bytes; ``on_cuda`` the optimizer updates all tensors at once, and losses take larger chunks.
-
-    Attributes:
-        weights, optimizer, average: Bytes that are always allocated: of parameters and buffers,
-            of the state of the optimizer, and of the moving average of the weights.
+    Always allocated are ``weights``, the bytes of parameters and buffers, ``optimizer``, those of
+    its state, and ``average``, those of the moving average of the weights.
     """
 
     def __init__(
@@ -127,19 +124,7 @@ class StepSimulator:
         return [Batch(image, mask, ("",) * batch_size)] * self._accumulate
 
 
-def _count_convolution_backward(
-    gradient: Any,
-    x: Any,
-    weight: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-    output_mask: list[bool],
-    **_: Any,
-) -> int:
+def _count_convolution_backward(gradient: Any, x: Any, weight: Any, *others: Any, **_: Any) -> int:
     """Return the FLOPs of the gradients by input and weight, each as many as of the convolution."""
+    _bias, _stride, _padding, _dilation, transposed, *_groups, output_mask = others
     return conv_flop_count(x, weight, gradient, transposed) * sum(output_mask[:2])

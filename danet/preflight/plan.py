@@ -12,13 +12,10 @@ from danet.memory import available_memory
 from danet.models.finetuning import count_frozen
 from danet.preflight.memory_estimate import StepSimulator
 
-RESERVE = 0.1
-"""Share of a device's memory that is left for workspaces of kernels."""
+RESERVE = 0.1  # share of a device's memory that is left for workspaces of kernels
 MIB, GIB = 2**20, 2**30
-SIDES = range(64, 2049, 32)
-"""Square crops among which the largest that fits is searched."""
-PIXELS_A_STEP = 16_000_000
-"""Batches of more pixels are simulated before a run starts; the paper's have 4.7 million."""
+SIDES = range(64, 2049, 32)  # square crops among which the largest that fits is searched
+PIXELS_A_STEP = 16_000_000  # larger batches are simulated before a run; the paper has 4.7 million
 
 
 def largest_crop(simulator: StepSimulator, batch_size: int, limit: int) -> str:

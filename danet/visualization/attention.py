@@ -203,11 +203,7 @@ def figure(
 
 @torch.inference_mode()
 def validation_pictures(
-    model: nn.Module,
-    dataset: SegmentationDataset,
-    infer: Inference,
-    *,
-    max_pixels: int,
+    model: nn.Module, dataset: SegmentationDataset, infer: Inference, *, max_pixels: int
 ) -> dict[str, np.ndarray]:
     """Draw four evenly spaced samples, and the attention figure of every other one, by name.
 

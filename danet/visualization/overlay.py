@@ -17,13 +17,9 @@ from danet.filesystem import write_file
 from danet.types import IGNORE
 
 _PAPER = 255
-_LINE = 18
-"""Height of a line of text, in pixels."""
-_GAP = 4
-"""Between pictures, in pixels."""
-_ROOM = 1100
-"""Width of a sheet up to which small pictures are drawn at twice their size, in pixels."""
-
+_LINE = 18  # height of a line of text, in pixels
+_GAP = 4  # between pictures, in pixels
+_ROOM = 1100  # width of a sheet up to which small pictures are drawn at twice their size, in pixels
 Palette = Sequence[tuple[int, int, int]]
 
 

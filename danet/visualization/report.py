@@ -31,12 +31,9 @@ _TEMPLATES = Environment(
     lstrip_blocks=True,
 )
 _TEMPLATES.tests["nan"] = math.isnan
-
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 508, 34, 222
 """Edges of the area of the curves in a chart of 520 x 260, in pixels."""
-
-Curve = Sequence[tuple[float, float]]
-"""Points (x, y)."""
+Curve = Sequence[tuple[float, float]]  # points (x, y)
 
 
 def render(template: str, **values: Any) -> Markup:
@@ -89,26 +86,21 @@ def _ticks(low: float, high: float) -> list[float]:
     return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-_MAX_WIDTH = 800
-"""Of a picture on the page, in pixels."""
-MAX_POSITIONS = 8192
-"""Of a picture in the viewer; queries and keys of so many take some 5 MB of the page."""
+_MAX_WIDTH = 800  # of a picture on the page, in pixels
+MAX_POSITIONS = 8192  # of a picture in the viewer; their queries and keys take 5 MB of the page
 
 
 class Report(NamedTuple):
     """The content of the page."""
 
     title: str
-    facts: Sequence[str]
-    """Sentences below the title."""
+    facts: Sequence[str]  # sentences below the title
     legend: Legend
     confusion: ConfusionMatrix
-    lines: Sequence[Mapping[str, Any]]
-    """Of metrics.jsonl; empty where there is none."""
+    lines: Sequence[Mapping[str, Any]]  # of metrics.jsonl; empty where there is none
     examples: Mapping[str, Sequence[tuple[SegmentedImage, float]]]
     """Heading -> pictures, each with the mean IoU over the classes that occur in it."""
-    views: Sequence[Mapping[str, Any]]
-    """Of ``view``, for the attention viewer."""
+    views: Sequence[Mapping[str, Any]]  # of ``view``, for the attention viewer
 
 
 def page(report: Report) -> str:

@@ -34,11 +34,7 @@ class LabelFormat:
     nearest: bool | None = None
 
     def for_classes(self, count: int) -> "LabelFormat":
-        """Return the format with valid colours.
-
-        Raises:
-            InputError: Settings exclude each other, are out of range, or do not fit the classes.
-        """
+        """Return the format with valid colours; raise InputError for settings that do not fit."""
         exclusive = ("colors", "values", "labels_start_at")
         given = [f"data.{key}" for key in exclusive if getattr(self, key)]
         if len(given) > 1:
@@ -51,11 +47,9 @@ class LabelFormat:
         if self.labels_start_at < 0:
             raise InputError(f"data.labels_start_at={self.labels_start_at}: expected 0 or more")
         ignored = check_colors(self.ignore_colors or (), "data.ignore_colors")
+        if ignored and not self.colors:
+            raise InputError("data.ignore_colors is for masks of colours: give data.colors, too")
         if not self.colors:
-            if ignored:
-                raise InputError(
-                    "data.ignore_colors is for masks of colours: give data.colors, too"
-                )
             return self
         colors = check_colors(self.colors, "data.colors", count)
         every = [*colors, *ignored]
@@ -118,13 +112,11 @@ class LabelFormat:
     def _read_colors(self, path: Path, max_pixels: int) -> tuple[np.ndarray, int]:
         """Read a picture, also a grey or palette one, as classes or IGNORE, uint8 (H, W).
 
-        Raises:
-            InputError: As open_picture; the picture is partly transparent; or a colour is not
-                listed, with the pixel and the nearest known colour, unless ``nearest``.
+        Unless ``nearest``, a colour that is not listed raises InputError, with the pixel and the
+        nearest known colour; a picture that is partly transparent always does.
         """
-        with open_picture(
-            path, max_pixels=max_pixels, is_label=True, is_lossy=bool(self.nearest)
-        ) as picture:
+        is_lossy = bool(self.nearest)
+        with open_picture(path, max_pixels=max_pixels, is_label=True, is_lossy=is_lossy) as picture:
             pixels = np.array(picture.convert("RGBA"))  # (H, W, 4)
         if (count := int((pixels[..., 3] < 255).sum())) > 0:
             raise InputError(

@@ -16,14 +16,11 @@ from danet.errors import InputError
 
 
 class DetailIndex:
-    """The annotations of the file.
+    """The annotations of the file; raises InputError if it is not PASCAL in Detail.
 
     Attributes:
         phases: Phase (train, val, test) -> names of its pictures, without suffix, as in the file.
         sizes: Name -> height and width.
-
-    Raises:
-        InputError: The file cannot be read or is not PASCAL in Detail.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,10 +49,8 @@ class DetailIndex:
     def labels(self, name: str) -> np.ndarray:
         """Paint the label of a picture: uint16 (H, W) of category ids, 0 where nothing is.
 
-        Annotations are painted in the order of the file, each over those before.
-
-        Raises:
-            InputError: Runs that do not fill the picture.
+        Annotations are painted in the order of the file, each over those before. Runs that do not
+        fill the picture raise InputError.
         """
         height, width = self.sizes[name]
         canvas = np.zeros(height * width, np.uint16)  # (W * H,): COCO's runs go down the columns
@@ -63,9 +58,8 @@ class DetailIndex:
             try:
                 np.putmask(canvas, mask_of_runs(counts, canvas.size), category)
             except (ValueError, TypeError, OverflowError) as error:
-                raise InputError(
-                    f"{self._path}: annotation of category {category} in picture {name}: {error}"
-                ) from error
+                place = f"{self._path}: annotation of category {category} in picture {name}"
+                raise InputError(f"{place}: {error}") from error
         return canvas.reshape(width, height).T  # (H, W)
 
 
@@ -80,10 +74,8 @@ def mask_of_runs(counts: str | list[int], size: int) -> np.ndarray:
 
     In COCO's text form a number is a sequence of characters, five bits in each from the low end,
     two's complement; bit 5 says that more follow; 48 is added. From the fourth number on the
-    difference to the number two places before is stored (the COCO API's maskApi.c).
-
-    Raises:
-        ValueError: A text that no encoder writes, a negative run, or not ``size`` pixels in all.
+    difference to the number two places before is stored (the COCO API's maskApi.c). Raises
+    ValueError for a text that no encoder writes, a negative run, or not ``size`` pixels in all.
     """
     runs: list[int] = [] if isinstance(counts, str) else counts
     number = shift = 0

@@ -14,10 +14,7 @@ class ConvolutionalAttention(nn.Module):
     Woo, Park, Lee, Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018, equations 1 to
     3: ``x' = s(M(avg x) + M(max x)) x`` with pooling over positions and one shared perceptron M,
     then ``x'' = s(f([mean x'; max x'])) x'`` with pooling over channels and a 7x7 convolution f.
-
-    Args:
-        channels: C.
-        reduction: The perceptron has ``channels // reduction`` hidden units, at least one.
+    The perceptron has ``channels // reduction`` hidden units, at least one.
     """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
