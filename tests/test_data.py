@@ -301,10 +301,15 @@ def test_a_folder_without_splits_is_divided_exactly(tmp_path, count, share, expe
     assert len(val) == expected
     assert train.division == val.division, "reported once"
     assert f"{expected} are val and {count - expected} train" in train.division
-    with pytest.raises(InputError, match=f"images has {count}; add a folder for test"):
+    with pytest.raises(
+        InputError,
+        match=f"images has {count}; there are train and val; take one of them, or data.root=",
+    ):
         own(tmp_path, "test")
     write_pictures(tmp_path / "one", ["a"])
-    with pytest.raises(InputError, match=r"1 image\(s\) and no folders for splits, so all are train"):
+    with pytest.raises(
+        InputError, match=r"1 image\(s\) and no folders for splits, so all are train"
+    ):
         own(tmp_path / "one", "val")
 
 
