@@ -147,8 +147,8 @@ def _describe_colors(picture: Image.Image) -> str:
     shown = ", ".join(f"[{str(color)[1:-1]}]".replace(" ", "") for color in found[:10])
     return (
         f"with {len(counts)} colours{', mostly' * is_soft}: {shown}{', ...' * (len(found) > 10)}; "
-        "data=folder reads colours with data.colors=[[red,green,blue],...], one for each class in "
-        f"order{', and with data.nearest=true shades as of smoothed edges, too' * is_soft}"
+        "data=folder reads colours with 'data.colors=[[red,green,blue],...]', one for each class "
+        f"in order{', and with data.nearest=true shades as of smoothed edges, too' * is_soft}"
     )
 
 

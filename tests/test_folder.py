@@ -347,6 +347,10 @@ def checked(root, classes, *settings):
         ("data.val_share=half", "val_share=half: expected a number, got the text 'half'"),
         ("+data.dataset.files.image_dir=x", "dataset.files.image_dir: PairLayout takes no such"),
         ("+data.dataset.label_format._x=1", "dataset.label_format._x: LabelFormat takes no such"),
+        (
+            "data.values=4:1",
+            "values=4:1: expected a mapping, {name: value}, got the text '4:1'; in ",
+        ),
         ("data.dataset.split_rule=3", "dataset.split_rule=3: expected a mapping"),
     ],
 )
