@@ -238,9 +238,9 @@ def _explain(error: Exception, config_name: str) -> str:
         typed = re.search(r"'([^'\s]+=[^']*)'", text)
         shown = typed.group(1) if typed else (getattr(error, "override", "") or "").strip()
         key, _, value = shown.partition("=")
-        form = f"a list {key}=[{value.strip('[]')}]" if set("[,") & set(value) else "a list [a,b]"
+        form = f"a list '{key}=[{value.strip('[]')}]'" if set("[,") & set(value) else "a list [a,b]"
         if value.startswith("{"):
-            form = f"a mapping {key}={{{value.strip('{}')}}}"
+            form = f"a mapping '{key}={{{value.strip('{}')}}}'"
         many = "; with -m each value is a run of its own" * ("sweep" in text)
         return f"{shown}: not understood; a setting has the form key=value, {form}{many}"
     return first_line(error)

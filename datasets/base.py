@@ -215,14 +215,16 @@ class FileDataset(SegmentationDataset):
             return image, None
         labels = self.labels_of(item)
         if image.shape[:2] != labels.shape:
-            turned = (
+            remedy = (
                 f"; if an EXIF tag makes viewers turn the image to {_size(labels)}, that is not "
                 "done here: images are read as their pixels lie, so turn the image file or its "
                 "label"
-            ) * (image.shape[1::-1] == labels.shape)
+                if image.shape[1::-1] == labels.shape
+                else "; resize the label by nearest neighbour, if both show the same, or replace it"
+            )
             raise InputError(
                 f"{item.mask}: the label is {_size(labels)} and its image {item.image} is "
-                f"{_size(image)} (width x height); they must be equal{turned}"
+                f"{_size(image)} (width x height); they must be equal{remedy}"
             )
         return image, self.map_labels(labels, Path(item.mask))
 

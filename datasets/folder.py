@@ -122,14 +122,18 @@ class Folder(FileDataset, published="folder"):
         """Return why a split has no images, and which setting may be meant."""
         if self.undivided:
             return f": {self.undivided}"
-        places = self.files.split_folders(self.root) or {"": self.files.folders(self.root)}
-        counts = {path: len(find_files(path)) for path, _ in places.values()}
+        places = self.files.split_folders(self.root)
+        folders = [path for path, _ in places.values()] or [self.files.folders(self.root)[0]]
+        counts = {path: len(find_files(path)) for path in folders}
         if any(counts.values()):
             there = ", ".join(f"{path} has {count}" for path, count in counts.items())
-            return (
-                f": {there}; add a folder for {self.split}, or name one with data.images_dir and "
-                f"its masks with data.masks_dir, to divide it by a hash of the names{UNSCORED}"
-            )
+            training = (
+                "; a training divides a folder that data.images_dir and data.masks_dir name by a "
+                f"hash of the names{UNSCORED}"
+            ) * (self.split == "val")
+            take = "is {}; take it" if len(places) == 1 else "are {}; take one of them"
+            splits = take.format(" and ".join(places or ("train", "val")))
+            return f": {there}; there {splits}, or data.root=<folder with {self.split}>{training}"
         return suggest(self.root, self.files, super().explain_no_images())
 
 

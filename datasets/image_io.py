@@ -134,10 +134,12 @@ def _describe_colors(picture: Image.Image) -> str:
     is_soft = len(counts) > 10 and 2 * len(frequent) < len(counts)
     found = sorted(frequent if is_soft else (color for _, color in counts))
     shown = ", ".join(f"[{str(color)[1:-1]}]".replace(" ", "") for color in found[:10])
+    listed = shown.replace(" ", "") if len(found) <= 10 else "[red,green,blue],..."
     return (
         f"with {len(counts)} colours{', mostly' * is_soft}: {shown}{', ...' * (len(found) > 10)}; "
-        "data=folder reads colours with data.colors=[[red,green,blue],...], one for each class in "
-        f"order{', and with data.nearest=true shades as of smoothed edges, too' * is_soft}"
+        f"data=folder reads colours with 'data.colors=[{listed}]', one for each class in order, "
+        "also those of other files"
+        f"{', and with data.nearest=true shades as of smoothed edges, too' * is_soft}"
     )
 
 

@@ -84,7 +84,7 @@ def read_class_file(source: str) -> ClassFile:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise InputError(
-            f"data.classes={source}: neither a list, data.classes=[background,cat], nor a text "
+            f"data.classes={source}: neither a list, 'data.classes=[background,cat]', nor a text "
             f"file with a name a line ({path.absolute()}: {reason})"
         ) from error
     lines = [line.strip() for line in lines if line.strip()]
@@ -109,7 +109,7 @@ def read_class_file(source: str) -> ClassFile:
         raise InputError(
             f"data.classes={source}: not a list of names, with a line {body[0][:60]!r}; expected "
             "one name a line and nothing else, or the names themselves, as in "
-            "data.classes=[background,cat]"
+            "'data.classes=[background,cat]'"
         )
     return ClassFile(lines)
 

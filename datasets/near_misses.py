@@ -19,21 +19,33 @@ from danet.errors import InputError
 from danet.plain import quoted
 
 _OF_MASKS = re.compile("mask|label|annot|truth|gt|seg|lbl|target|matte", re.IGNORECASE)
+# In the path of a folder: masks, labels/train, img_annotations, but not labels/images or labeled.
+_ONLY_MASKS = re.compile(
+    r"(mask(?!ed)|label(?!l?ed)|annotation|truth|lbl)(?!.*(image|img|photo|pic)).*/", re.IGNORECASE
+)
+_NOT_READ = re.compile(
+    r"\.(hei[cf]|avif|jxl|jp2|jfif|psd|tga|exr|svg|pdf|p[bgpn]m|dng|cr[23]|nef|arw)", re.IGNORECASE
+)
 
 
 def suggest(root: Path, layout: PairLayout, otherwise: str = "") -> str:
     """Return settings by which images below a folder find masks, as the end of a message.
 
-    Without such settings it is ``otherwise`` or, where that is empty, settings by which masks
-    beside ``root`` are found, or the kinds of files that are there.
+    Without such settings it is ``otherwise`` or, where that is empty, the kinds of files that are
+    there. Where most pictures are of a kind that is not read, it says so instead.
     """
-    files = list(_walk(root, root, 2000))
-    images = [name for name in files if _suffix(name) in IMAGE_SUFFIXES]
-    beside = (name for name in _walk(root.parent, root, 200) if name.count("/") < 3)
-    for names in (files, chain(files, beside)):
-        ways, known = Counter[PairLayout](), list(names)
+    files, masks = list(_walk(root)), f"{layout.masks_dir}/" * (layout.masks_dir != ".")
+    images = [
+        name
+        for name in files
+        if _suffix(name) in IMAGE_SUFFIXES
+        and not (_ONLY_MASKS.search(name) or (masks and name.startswith(masks)))
+    ]
+    not_read = [name for name in files if _NOT_READ.fullmatch(_suffix(name))]
+    if is_read := len(not_read) <= len(images):
+        ways = Counter[PairLayout]()
         for image in images[:: len(images) // 12 + 1]:
-            ways.update({way for name in _like(image, known) for way in _ways(image, name)})
+            ways.update({way for name in _like(image, files) for way in _ways(image, name)})
         own = (way for way in ways if way != layout and not _is_another(way, layout))
         likely = sorted(own, key=ways.__getitem__)[-12:]
         found = [(way, pairs) for way in likely if (pairs := _pairs(way, root))]
@@ -43,16 +55,18 @@ def suggest(root: Path, layout: PairLayout, otherwise: str = "") -> str:
             return f"; {len(pairs)} pairs, as {first}, are found by {_settings(way, layout)}"
         if otherwise:
             return otherwise
-    kinds = Counter((_suffix(name), os.path.dirname(name) or ".") for name in files)
+    shown = files if is_read else not_read
+    kinds = Counter((_suffix(name), os.path.dirname(name) or ".") for name in shown)
     there = ", ".join(f"{n} {kind} in {folder}" for (kind, folder), n in kinds.most_common(5))
     read = ", ".join(sorted(IMAGE_SUFFIXES))
-    return there and f"; there are {there}; images are files with {read}"
+    convert = "" if is_read else "; convert them"
+    return there and f"; there are {there}; images are files with {read}{convert}"
 
 
-def _walk(base: Path, root: Path, most: int) -> Iterator[str]:
-    """Yield the files in the first folders below ``base`` as paths from ``root``, none hidden."""
-    for folder, inside, names in islice(os.walk(base, followlinks=True), most):
-        inside[:] = sorted(name for name in inside if name[0] != "." and Path(folder, name) != root)
+def _walk(root: Path) -> Iterator[str]:
+    """Yield the files in the first 2000 folders below ``root`` as paths from there, none hidden."""
+    for folder, inside, names in islice(os.walk(root, followlinks=True), 2000):
+        inside[:] = sorted(name for name in inside if name[0] != ".")
         paths = (os.path.relpath(f"{folder}/{n}", root) for n in sorted(names) if n[0] != ".")
         yield from (path for path in paths if "*" not in path)  # which a pattern could not name
 
@@ -88,7 +102,7 @@ def _ways(image: str, mask: str) -> Iterator[PairLayout]:
         if first != second and re.sub(r"\d", "", first) == re.sub(r"\d", "", second):
             continue  # one picture, and the next
         inner = above[:lead] if split is None else above[1:lead]
-        if (own and own_mask and not split) or own_mask[:1] == [".."]:
+        if own and own_mask and not split:
             places = "/".join([*inner, *own]) or ".", "/".join([*inner, *own_mask])
             yield _layout(*places, first, second + suffix)
         if (split or inner) or not (own and own_mask):

@@ -351,7 +351,7 @@ MENDED = {
     ),
     "no val": (
         *((0, 1), lambda root: shutil.rmtree(root / "images/val"), ()),
-        r"(images)/(train) has 4; add .* or name one with data.images_dir and its masks with data",
+        r"(images)/(train) has 4; .*; a training divides a folder that data.images_dir and data",
         *("data.images_dir={0}/{1}", "data.masks_dir=masks/{1}"),
     ),
     "colours": (
@@ -424,7 +424,7 @@ def test_the_check_looks_at_all_pairs(door, tmp_path):
 def test_what_the_check_suggests_is_taken(door, root, tmp_path):
     reported = door.follow("check_data", *own(root), "samples=1", f"output={tmp_path / 'o'}")
     assert (tmp_path / "o/train.png").exists()
-    setting = re.search(r"balanced by median frequency: (\S+)$", reported, re.MULTILINE)[1]
+    setting = re.search(r"balanced by median frequency: '(\S+)'$", reported, re.MULTILINE)[1]
     door.follow("train", *own(root), setting)
     setting = re.search(r"checksums \((\S+) decodes them\)", reported)[1]
     assert "images: decoded" in door.follow("check_data", *own(root), setting)
@@ -485,7 +485,7 @@ def test_a_table_of_names_becomes_a_list(name, door, root, tmp_path):
     if NAMES[name]:
         path.write_text(NAMES[name])
     message = door.refused("check_data", *own(root, path))
-    advised = r"(?:or the names themselves, as in|neither a list,) (data\.classes=\[[\w,]+\])"
+    advised = r"(?:or the names themselves, as in|neither a list,) '(data\.classes=\[[\w,]+\])'"
     door.follow("check_data", *own(root)[:2], re.search(advised, message)[1])
     path.write_text("it's [a]\nb, or c\n")
     door.follow("check_data", *own(root, path))
@@ -529,7 +529,7 @@ def test_one_kind_of_object_is_two_classes(door, root):
     )
     Folder(root=root, split="train", classes=names.groups())
     message = door.refused("train", *own(root, "[cat]"))
-    setting = re.search(r"background and object, (data\.\S+)$", message)[1]
+    setting = re.search(r"background and object, '(data\.\S+)'$", message)[1]
     door.follow("train", *own(root)[:2], setting)
 
 
@@ -818,7 +818,7 @@ def test_memory_that_was_not_enough(door):
         assert message.startswith("out of memory on cpu in a step of data.batch_size=2 with 48 x 9")
     other = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     assert advice.explain_shortage(other, config, cpu, training=True) is None
-    pattern = r"(\S+), (\S+), a smaller (\S+) with a larger (\S+), a smaller (\S+); (\S+) shows"
+    pattern = r"(\S+), '(\S+)', a smaller (\S+) with a larger (\S+), a smaller (\S+); (\S+) shows"
     precision, recompute, pair, accumulate, size, plan = re.search(pattern, message).groups()
     door.follow("train", precision, recompute, f"{pair}=3", f"{accumulate}=2", f"{size}=[32,32]")
     assert "largest crop" in door.follow("train", f"{plan}")
@@ -871,7 +871,7 @@ def test_images_are_normalised_as_in_the_file(door, run):
     model["mean"][:] = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
     rewrite(run / "last.pt", model=model)
     reported = door.follow("train", f"init_from={run / 'last.pt'}")
-    value = re.search(r"normalised with \{'mean': (\[.*?\]).*; (\+\S+)=\[\.\.\.\] and ", reported)
+    value = re.search(r"normalised with \{'mean': (\[.*?\]).*; '(\+\S+)=\[\.\.\.\]' and ", reported)
     setting = f"{value[2]}={value[1].replace(' ', '')}"
     reported = door.follow("train", f"init_from={run / 'last.pt'}", setting)
     assert "were normalised" not in reported
@@ -888,7 +888,7 @@ def test_timm_is_installed_or_another_network_taken(door, monkeypatch):
     name = re.search(r"; there are (\S+),", message)[1]
     other = ("model.backbone.name=efficientformer_l1", "model.backbone.image_size=[64,256]")
     message = door.refused("train", *typed, *other)
-    found = re.search(r": set data\.crop=\[(\d+),(\d+)\]; or take another network", message)
+    found = re.search(r": set 'data\.crop=\[(\d+),(\d+)\]'; or take another network", message)
     with torch.device("meta"):  # large ones, of which no weights are asked
         TimmBackbone(name=name)
         TimmBackbone(name="efficientformer_l1", image_size=[int(side) for side in found.groups()])
@@ -946,7 +946,7 @@ SAID = {
     "elsewhere": ("predict images={pictures}", "output={pictures}/o", "name a folder", ""),
     "points": (
         *("visualize images={wide}", "points=[4,5]"),
-        *(r"expected pairs of pixels, points=(\S+)$", "points={0}"),
+        *(r"expected pairs of pixels, 'points=(\S+)'$", "points={0}"),
     ),
     "classes": ("visualize count=1", "classes=[qq]", r"; it has (\w+),", "classes=[{0}]"),
     "report": (

@@ -301,7 +301,10 @@ def test_a_folder_without_splits_is_divided_exactly(tmp_path, count, share, expe
     assert len(val) == expected
     assert train.division == val.division, "reported once"
     assert f"{expected} are val and {count - expected} train" in train.division
-    with pytest.raises(InputError, match=f"images has {count}; add a folder for test"):
+    with pytest.raises(
+        InputError,
+        match=f"images has {count}; there are train and val; take one of them, or data.root=",
+    ):
         own(tmp_path, "test")
     write_pictures(tmp_path / "one", ["a"])
     with pytest.raises(InputError, match="and no folders for splits, so all are train"):

@@ -5,7 +5,7 @@ import types
 
 import numpy as np
 import pytest
-from conftest import call, plant, write_pair
+from conftest import call, make_folder, plant, write_pair
 from PIL import Image
 
 from danet.data_check.overlap import find_copies
@@ -22,6 +22,7 @@ from danet.data_check.sample import check_sample, sample_indices
 from danet.data_check.scan import inspect_pair, scan
 from danet.datasets.base import FileDataset, Item
 from danet.datasets.camvid import CamVid
+from danet.errors import InputError
 from danet.types import IGNORE
 
 
@@ -62,7 +63,7 @@ def test_weights_are_those_of_the_paper():
     report = types.SimpleNamespace(pixels=pixels, pixels_with=pixels_with)
     # freq: 0.6, 0.1, 0.2; their median is 0.2
     assert class_weights(report) == pytest.approx([1 / 3, 2, 1, 0])
-    assert weights_setting(report) == "loss.main.class_weights=[0.3333,2,1,0]"
+    assert weights_setting(report) == "'loss.main.class_weights=[0.3333,2,1,0]'"
     assert class_weights(types.SimpleNamespace(pixels=np.zeros(2, int))).tolist() == [0, 0]
 
 
@@ -172,12 +173,55 @@ def test_weights_above_50_come_with_a_caution_and_capped():
     pixels, pixels_with = np.array([[6000, 1000, 10], [10000, 10000, 10000]])
     report = types.SimpleNamespace(pixels=pixels, pixels_with=pixels_with, dataset=dataset)
     setting, caution = weights_setting(report).splitlines()
-    assert setting == "loss.main.class_weights=[0.1667,1,100]"
+    assert setting == "'loss.main.class_weights=[0.1667,1,100]'"
     assert "caution: weights above 50 (sign)" in caution
-    assert caution.endswith("capped: loss.main.class_weights=[0.1667,1,50]")
+    assert caution.endswith("capped: 'loss.main.class_weights=[0.1667,1,50]'")
+
+
+def test_a_problem_of_many_files_is_said_once_with_the_setting_that_all_of_them_show(tmp_path):
+    plant(tmp_path, values=(0, 4), splits=(("train", 9),))
+    plant(tmp_path / "labels of 2", values=(0, 128, 255), splits=(("train", 3),))
+    for root, classes, setting, said in (
+        (
+            tmp_path,
+            "ab",
+            "{0:0,4:1}",
+            "and 8 more: train_1, train_2, train_3, train_4, train_5, ...",
+        ),
+        (tmp_path / "labels of 2", "abc", "{0:0,128:1,255:2}", "and 2 more: train_1, train_2"),
+    ):
+        with pytest.raises(InputError) as error:
+            check_sample(make_folder(root=root, split="train", classes=list(classes)))
+        first, more, last = str(error.value).splitlines()
+        assert "train_0.png: label value" in first
+        assert more == said
+        assert f"only: set 'data.values={setting}'; tools/check_data.py looks at all" in last
+
+
+def test_other_problems_and_a_stray_value_do_not_hide_behind_the_first(tmp_path):
+    plant(tmp_path, splits=(("train", 4),))
+    (tmp_path / "images/train/train_2.png").write_bytes(b"x")
+    for name in ("train_0", "train_3"):
+        Image.fromarray(np.array([[0, 1, 7]], np.uint8)).save(tmp_path / f"masks/train/{name}.png")
+        Image.new("RGB", (3, 1)).save(tmp_path / f"images/train/{name}.png")
+    dataset = make_folder(root=tmp_path, split="train", classes=["a", "b", "c"])
+    with pytest.raises(InputError) as error:
+        check_sample(dataset)
+    first, more, other, last = str(error.value).splitlines()
+    assert "train_0.png: label value 7" in first
+    assert more == "and 1 more: train_3"
+    assert "train_2.png: not a readable image" in other
+    assert last.startswith("3 of 4 pairs that were looked at have a problem; tools")
 
 
 # The tool
+
+
+def test_no_class_weights_are_proposed_while_there_are_problems(tmp_path, capsys):
+    root = plant(tmp_path / "data", values=(0, 255))
+    settings = ("data=folder", f"data.root={root}", "data.classes=[a,b]", "data.num_workers=0")
+    call("check_data", *settings, f"output={tmp_path / 'out'}", code=2)
+    assert "median frequency" not in capsys.readouterr().out
 
 
 def test_a_problem_is_said_once_and_the_report_lies_in_a_folder_of_the_name(
@@ -208,7 +252,7 @@ def test_the_tool_writes_a_report_and_never_into_the_data(camvid_tree, tmp_path,
         *("report.json", "train.png", "val.png", "test.png")
     }
     text = capsys.readouterr().out
-    assert "balanced by median frequency: loss.main.class_weights=[" in text
+    assert "balanced by median frequency: 'loss.main.class_weights=[" in text
     assert text.count("loss.main.class_weights") == 1
     assert "no problems" in text
     found = json.loads((output / "report.json").read_text())

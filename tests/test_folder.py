@@ -174,7 +174,6 @@ NAMES = {
         *("pics/a{i}.jpg", "pics/masks/a{i}.png"),
         {"images_dir": ".", "masks_dir": ".", "pairs": ("*", "masks/*.png")},
     ),
-    "beside": ("images/a{i}.jpg", "../labels/a{i}.png", {"masks_dir": "../labels"}),
 }
 
 
@@ -203,10 +202,32 @@ def test_files_of_other_names_are_named_with_the_settings_that_pair_them_rightly
 def test_files_that_make_no_pairs_are_counted_by_their_kind(tmp_path):
     for i in range(3):
         write(tmp_path / f"masks/{i}.png", mode="L")
-        (tmp_path / "images").mkdir(exist_ok=True)
-        (tmp_path / f"images/{i}.heic").write_bytes(b"")
-    with pytest.raises(InputError, match=r"there are 3 \.heic in images, 3 \.png in masks; images"):
+        (tmp_path / f"masks/{i}.txt").write_bytes(b"")
+    with pytest.raises(InputError, match=r"there are 3 \.png in masks, 3 \.txt in masks; images"):
         own(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["previews/{}.png", "masks/{}_color.png", "labels/{}.png"])
+def test_pictures_that_are_not_read_are_named_and_masks_are_not_taken_for_pictures(tmp_path, other):
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        (tmp_path / f"images/{i}.HEIC").write_bytes(b"")
+        write(tmp_path / f"masks/{i}.png", mode="L")
+        if i < 3:
+            write(tmp_path / other.format(i))
+    with pytest.raises(InputError, match=r"; there are 4 \.heic in images; .*; convert them$"):
+        own(tmp_path)
+
+
+def test_masks_of_another_data_set_beside_the_root_are_not_proposed(tmp_path):
+    for i in range(12):
+        write(tmp_path / f"mine/images/{i}.png")
+        write(tmp_path / f"labels/{i}.png", mode="L")
+        write(tmp_path / f"theirs/masks/{i}.png", mode="L")
+    with pytest.raises(InputError) as error:
+        own(tmp_path / "mine")
+    assert "are found by" not in str(error.value)
+    assert "theirs" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -326,6 +347,10 @@ def checked(root, classes, *settings):
         ("data.val_share=half", "val_share=half: expected a number, got the text 'half'"),
         ("+data.dataset.files.image_dir=x", "dataset.files.image_dir: PairLayout takes no such"),
         ("+data.dataset.label_format._x=1", "dataset.label_format._x: LabelFormat takes no such"),
+        (
+            "data.values=4:1",
+            "values=4:1: expected a mapping, {name: value}, got the text '4:1'; in ",
+        ),
         ("data.dataset.split_rule=3", "dataset.split_rule=3: expected a mapping"),
     ],
 )

@@ -68,7 +68,7 @@ def test_folders_may_move_and_pictures_may_not_change(roots, tmp_path, stopped, 
     moved = shutil.move(roots[1], tmp_path / "moved")
     again = f"resume={stopped / 'last.pt'}"
     call("train", again, f"data.extra_roots=[{moved}]", "trainer.stop_at=11")
-    assert f"data.extra_roots=['{moved}'] instead of" in capsys.readouterr().out
+    assert f'data.extra_roots=["{moved}"] instead of' in capsys.readouterr().out
     call("train", again, "data.extra_roots=[]", code=2)
     assert "the training set was Folder train, 8 samples" in capsys.readouterr().err
     plant(tmp_path / "third", values=(0, 1, 2), splits=(("train", 5),), size=(50, 60))
@@ -81,8 +81,8 @@ def test_folders_may_move_and_pictures_may_not_change(roots, tmp_path, stopped, 
     [
         ("data.rare_class_temperature=0.1", "data.rare_class_temperature: 0.05 in the checkpoint"),
         ("data.rare_class_min_pixels=1", "data.rare_class_min_pixels: 3000 in the checkpoint, 1"),
-        ("data.class_mix=null", "data.class_mix: 0.5 in the checkpoint, None now"),
-        (f"{SAMPLING[2][:-3]}null", "scale_crop.centred: 0.5 in the checkpoint, None now"),
+        ("data.class_mix=null", "data.class_mix: 0.5 in the checkpoint, null now"),
+        (f"{SAMPLING[2][:-3]}null", "scale_crop.centred: 0.5 in the checkpoint, null now"),
     ],
 )
 def test_a_resumed_run_draws_samples_by_the_same_settings(roots, stopped, capsys, setting, text):

@@ -318,7 +318,7 @@ def test_a_network_of_one_size_says_so(tmp_path):
         InputError, match=r"computes images of 96 x 160 only, and .*crop=\[96,160\]"
     ):
         backbone(torch.randn(1, 3, 97, 160))
-    with pytest.raises(InputError, match=r"images of 224 x 224 only: set data\.crop=\[224,224\]"):
+    with pytest.raises(InputError, match=r"images of 224 x 224 only: set 'data\.crop=\[224,224\]'"):
         TimmBackbone(name="efficientformer_l1", image_size=(96, 256))
 
 

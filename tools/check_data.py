@@ -69,7 +69,7 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
         notes = notes_of(report, absent="cannot be learnt" if is_training else "have no score")
         found["splits"][split] = record(report, notes, show=settings.show)
         print(describe(split, found["splits"][split]))
-        if is_training and report.pixels.any():
+        if is_training and report.pixels.any() and not (refused or report.problems):
             print(f"  balanced by median frequency: {weights_setting(report)}")
         warnings += sum(note.startswith("warning: ") for note in notes)
         indices = sample_indices(len(report.dataset), settings.samples)

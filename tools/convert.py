@@ -131,7 +131,7 @@ def train_config(settings: list[str], num_classes: int | None, file: str) -> Tra
     if data is None and not chosen:
         raise InputError(
             f"{file}: which classes are meant? It has {num_classes or 'none'}; name a "
-            "data set, as in data=camvid, or data=folder data.classes=[a,b]"
+            "data set, as in data=camvid, or data=folder 'data.classes=[a,b]'"
         )
     own = [] if chosen else [f"data={data}"]
     composed = hydra.compose(

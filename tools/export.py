@@ -52,7 +52,7 @@ def run(config: DictConfig) -> None:
     if formats and size:
         raise InputError(
             f"formats={formats}: programs are for images of any size, and the backbone "
-            f"computes {size[0]} x {size[1]} only; set formats=[]"
+            f"computes {size[0]} x {size[1]} only; set 'formats=[]'"
         )
     runtime = demo.find_runtime(settings.demo_runtime) if settings.demo else {}
 

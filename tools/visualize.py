@@ -244,7 +244,7 @@ def read_points(values: list[Any] | None) -> list[Point]:
         is_list = isinstance(value, list)
         if not is_list or len(value) != 2 or not all(isinstance(n, int) and n >= 0 for n in value):
             raise InputError(
-                f"points={values}: expected pairs of pixels, points=[[120,40],[300,52]]"
+                f"points={values}: expected pairs of pixels, 'points=[[120,40],[300,52]]'"
             )
     return [Point(*value) for value in values]
 

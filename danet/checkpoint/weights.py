@@ -178,7 +178,7 @@ def initialise(model: nn.Module, path: Path) -> list[str]:
     if theirs and theirs != ours:
         lines.append(
             f"its images were normalised with {theirs}, these will be with {ours}; "
-            "+model.mean=[...] and +model.std=[...] set it"
+            "'+model.mean=[...]' and '+model.std=[...]' set it"
         )
     if rest := explain_mismatch(expected, found, most=40):
         lines.append(f"the rest is left out, or random as before: {rest}")

@@ -96,7 +96,7 @@ def join_extra_roots(training_set: SegmentationDataset, config: TrainConfig) -> 
         return
     if not isinstance(training_set, FileDataset):
         name = type(training_set).__name__
-        raise InputError(f"data.extra_roots: {name} has no files; set data.extra_roots=[]")
+        raise InputError(f"data.extra_roots: {name} has no files; set 'data.extra_roots=[]'")
     split = config.data.train_split
     others: list[FileDataset] = []
     known = {(os.path.realpath(training_set.root), split)}

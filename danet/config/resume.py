@@ -1,5 +1,6 @@
 """Resuming a run: which settings may differ from those of its checkpoint."""
 
+import json
 import os
 from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
@@ -88,10 +89,16 @@ def resolve(
         before, now = (of["data"].get(key) for of in (stored, settled))
         if before and now and _resolved(before) != _resolved(now):
             notes.append(
-                f"resume: data.{key}={now} instead of {before}: the pictures there are taken for "
-                "the same if they have the same names, so check that they are a copy"
+                f"resume: data.{key}={_as_typed(now)} instead of {_as_typed(before)}: the pictures "
+                "there are taken for the same if they have the same names, so check that they are "
+                "a copy"
             )
     return check_plain(settled), saved, notes
+
+
+def _as_typed(value: Any) -> str:
+    """Return a value as it is typed: null, true, [1, 2]."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _resolved(places: Any) -> list[str]:
@@ -118,7 +125,8 @@ def compare_settings(
     """Return a note on each setting that differs; raise InputError where it may not."""
     free = RESUMABLE | set(typed).intersection(TYPED)
     notes, lines = [], {}
-    for key, (old, new) in differences(stored, config, besides=_NO_NOTE).items():
+    for key, both in differences(stored, config, besides=_NO_NOTE).items():
+        old, new = map(_as_typed, both)
         if key in free:
             notes.append(f"resume: {key}={new} instead of {old}")
         else:

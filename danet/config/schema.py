@@ -224,8 +224,8 @@ def _class_names(source: Any) -> list[str]:
         return list(source)
     if not isinstance(source, str):
         raise InputError(
-            f"data.classes={source}: expected names, data.classes=[name,name], or a file with one "
-            "name per line"
+            f"data.classes={source}: expected names, 'data.classes=[name,name]', or a file with "
+            "one name per line"
         )
     return _class_file(source).names
 

@@ -132,6 +132,9 @@ def _argument_errors(arguments: Mapping[str, Any], target: Any, key: str) -> lis
             errors.append(f"{key}.{name}: {target.__name__} takes no such argument{close}")
         elif name in hints and not (isinstance(value, dict) and "_target_" in value):
             if problem := mismatch(value, hints[name]):
+                if isinstance(value, str) and ":" in value and "expected a mapping" in problem:
+                    setting = f"{key.split('.')[0]}.{name}={{{value}}}"  # a shell took the braces
+                    problem += f"; in quotes, all pairs together: '{setting}'"
                 errors.append(f"{key}.{name}={value}: {problem}")
             elif isinstance(value, dict):
                 for group in filter(is_dataclass, typing.get_args(hints[name])):

@@ -68,15 +68,15 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         *("data.num_classes", _whole(2)),
         "a whole number of at least 2; for one kind of object these are background and object, "
-        "data.classes=[background,object]",
+        "'data.classes=[background,object]'",
     ),
     (
         *("data.val_split", lambda split: split is None or isinstance(split, str)),
         "the name of a split, or null to train without a validation set",
     ),
     ("data.root", lambda root: root is None or isinstance(root, str), "a folder, or null"),
-    ("data.crop", _pair(32), "two whole numbers of at least 32, data.crop=[512,512]"),
-    ("data.size", _pair(1), "two whole numbers of at least 1, data.size=[64,384]"),
+    ("data.crop", _pair(32), "two whole numbers of at least 32, 'data.crop=[512,512]'"),
+    ("data.size", _pair(1), "two whole numbers of at least 1, 'data.size=[64,384]'"),
     ("data.on_bad_sample", lambda text: text in ("error", "skip"), "error or skip"),
     ("data.max_bad_share", lambda n: is_number(n) and 0 <= n <= 1, "a share between 0 and 1"),
     ("data.rare_class_temperature", _null_or(lambda t: t > 0), "a number above 0, or null"),
@@ -200,9 +200,9 @@ def _refuse(errors: Iterable[str]) -> None:
 
 def _refuse_missing(plain: Mapping[str, Any]) -> None:
     """Raise InputError with the keys whose value is "???"."""
-    forms = {"data.root": "<folder>", "data.classes": "[name,name]"}
+    forms = {"data.root": "data.root=<folder>", "data.classes": "'data.classes=[name,name]'"}
     _refuse(
-        f"{key}: no value is given; set {key}={forms.get(key, '<value>')}"
+        f"{key}: no value is given; set {forms.get(key, f'{key}=<value>')}"
         for key, value in flat(plain).items()
         if value == MISSING
     )

@@ -167,7 +167,7 @@ def weights_setting(report: SplitReport) -> str:
     """Return the class weights as a setting of a training, with a caution about large ones."""
     weights = class_weights(report)
     setting, capped = (
-        f"loss.main.class_weights=[{','.join(f'{w:.4g}' for w in column)}]"
+        f"'loss.main.class_weights=[{','.join(f'{w:.4g}' for w in column)}]'"
         for column in (weights, weights.clip(max=_LARGE_WEIGHT))
     )
     large = ", ".join(report.dataset.classes[i] for i in np.flatnonzero(weights > _LARGE_WEIGHT))

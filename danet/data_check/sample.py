@@ -1,5 +1,7 @@
 """Inspecting some pairs before a training starts, and suspicious label values."""
 
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +13,7 @@ from danet.datasets.folder import Folder
 from danet.errors import InputError
 from danet.types import IGNORE
 
-_MAX_PROBLEMS = 5  # how many problems are quoted in full
+_MAX_PROBLEMS = 5  # how many kinds of problems are quoted, and further files that have one
 
 
 def check_sample(
@@ -26,7 +28,7 @@ def check_sample(
     not usable, or their label values show that a setting is missing. Labels of the one that is
     for ``training`` must hold several classes; bad pairs of ``skipping`` are only noted.
     """
-    notes, problems, reports = list[str](), list[str](), list[SplitReport]()
+    notes, reports = list[str](), list[SplitReport]()
     for dataset in datasets:
         if not isinstance(dataset, FileDataset):
             continue
@@ -37,17 +39,16 @@ def check_sample(
         absent = "cannot be learnt" if dataset is training else ""
         notes += notes_of(report, absent=absent, where=f"{dataset.split}: ")
         if dataset is skipping:
-            notes += [f"data.on_bad_sample=skip: {problem}" for problem in report.problems]
-        else:
-            problems += report.problems
+            notes += [f"data.on_bad_sample=skip: {text}" for text in _kinds_of_problems([report])]
     if not reports:
         return []
     setting, is_needed = suggest_setting(reports)
-    if problems:
-        lines = problems[:_MAX_PROBLEMS]
-        if len(problems) > 1 or is_needed:
+    bad = [report for report in reports if report.dataset is not skipping]
+    if count := sum(len(report.problems) for report in bad):
+        lines = _kinds_of_problems(bad)[:_MAX_PROBLEMS]
+        if count > 1 or is_needed:
             looked_at = sum(len(report.pairs) for report in reports)
-            more = f"{len(problems)} of {looked_at} pairs that were looked at have a problem; "
+            more = f"{count} of {looked_at} pairs that were looked at have a problem; "
             more += f"{setting}; " if is_needed else ""
             lines.append(f"{more}tools/check_data.py looks at all pairs")
         raise InputError("\n".join(lines))
@@ -57,6 +58,24 @@ def check_sample(
         if report.dataset is training and (problem := find_single_class(report)):
             raise InputError(problem)
     return list(dict.fromkeys([*notes, setting] if setting else notes))
+
+
+def _kinds_of_problems(reports: Sequence[SplitReport]) -> list[str]:
+    """Return the first problem of each kind, with the names of others that differ in numbers."""
+    kinds = defaultdict[str, list[tuple[str, str]]](list)
+    for report in reports:
+        for pair in report.pairs:
+            text = pair.problem or ""
+            for path in report.dataset.items[pair.index][:2]:
+                text = text.replace(path or "\0", "")
+            if text:
+                kinds[re.sub(r"[\d\[\], ]+", " ", text)].append((str(pair.problem), pair.name))
+    texts = []
+    for (problem, _), *others in kinds.values():
+        names = ", ".join(name for _, name in others[:_MAX_PROBLEMS])
+        more = f"\nand {len(others)} more: {names}{', ...' * (len(others) > _MAX_PROBLEMS)}"
+        texts.append(problem + more * bool(others))
+    return texts
 
 
 def sample_indices(length: int, count: int) -> list[int]:
@@ -110,6 +129,12 @@ def suggest_setting(reports: Sequence[SplitReport]) -> tuple[str, bool]:
             f"the labels hold values 1..{len(names)} and no 0, for {len(names)} classes: set "
             "data.labels_start_at=1"
         ), True
+    if max(counted) >= len(names) and len(counted.intersection(range(len(names)))) < 2:
+        for seen in map(sorted, (counted, values)):
+            if len(seen) == len(names):
+                pairs = ",".join(f"{value}:{i}" for i, value in enumerate(seen))
+                shown = ", ".join(map(str, seen))
+                return f"the labels hold {shown} only: set 'data.values={{{pairs}}}'", True
     if max(counted) == len(names):
         return (
             f"the labels hold 0 and {len(names)}, one value more than the {len(names)} classes: "

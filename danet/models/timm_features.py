@@ -63,7 +63,7 @@ def choose_features(
         if arguments.get("output_stride", found.strides[-1]) != found.strides[-1]:
             continue  # it takes the argument and does not dilate
         if size and any(map(gt, image_size or size, size)):
-            reason = "it computes images of {0} x {1} only: set data.crop=[{0},{1}]".format(*size)
+            reason = "it computes images of {0} x {1} only: set 'data.crop=[{0},{1}]'".format(*size)
             continue
         return found._replace(layers=_layers(network, whole, found))
     raise InputError(f"model.backbone.name={name}: {reason}; or take another network")

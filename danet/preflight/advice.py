@@ -213,7 +213,7 @@ def explain_shortage(
     return InputError(
         f"out of memory on {device} in a step of data.batch_size={config.data.batch_size}"
         f"{f' with {size[0]} x {size[1]}' if size else ''}; try in this order: "
-        "trainer.precision=bfloat16, model.backbone.recompute=[1,2,3,4], a smaller "
+        "trainer.precision=bfloat16, 'model.backbone.recompute=[1,2,3,4]', a smaller "
         "data.batch_size with a larger trainer.accumulate, a smaller data.crop; dry_run=true "
         "shows what fits"
     )

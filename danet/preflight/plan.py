@@ -31,7 +31,7 @@ def describe(config: TrainConfig, device: torch.device) -> str:
     size = config.data.crop or config.data.size
     if size is None:
         raise InputError(
-            "data.crop=null: the size of a batch is not known; set data.crop=[512,512]"
+            "data.crop=null: the size of a batch is not known; set 'data.crop=[512,512]'"
         )
     height, width = size
     precision = choose_precision(settings.precision, device)

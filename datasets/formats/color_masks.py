@@ -90,7 +90,7 @@ class LabelFormat:
         if soft:
             return soft
         return (
-            "; classes count from 0; other values are mapped with data.values={VALUE:CLASS,...}, "
+            "; classes count from 0; other values are mapped with 'data.values={VALUE:CLASS,...}', "
             "or, where classes count from 1 and 0 is no class, with data.labels_start_at=1"
         )
 
