@@ -60,6 +60,8 @@ def predict(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model: {type(model).__name__} is no network; use danet.load_model(path)")
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size}: expected at least 1")
     infer, model = infer or Whole(), model.eval()
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
         batch = _as_array(images, "images", axes=4)
