@@ -259,6 +259,11 @@ def _shorten(text: str, key: str) -> str:
     if "missing mandatory value" in text:
         is_file = key in ("checkpoint", "input", "output")
         return f"{key}: no value is given; set {key}=<{'file' if is_file else 'value'}>"
+    if "is not a ListConfig, list" in text:
+        values = [a.partition("=")[2] for a in typed() if a.partition("=")[0] == key]
+        # A number is no item of these lists: they have names or pairs.
+        form = f", {key}=[{values[-1]}]" if values and not values[-1][:1].isdigit() else ""
+        return f"{'='.join([key, *values[-1:]])}: expected a list{form}"
     return f"{key}=null: expected a value" if text.endswith("is not Optional") else f"{key}: {text}"
 
 
