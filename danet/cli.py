@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import hydra
 import yaml
@@ -277,11 +277,11 @@ def _composed(config_name: str, settings: list[str], *, with_hydra: bool = False
 def _keys(config_name: str) -> list[str]:
     """Return the keys of the config, composed with the choices of the command line."""
     chosen = [a for a in sys.argv[1:] if "=" in a and choices(a.lstrip("+").partition("=")[0])]
-    try:
-        config = _composed(config_name, chosen)
-    except (HydraException, OmegaConfBaseException):  # the config files themselves are invalid
-        return []
-    return [key for key, _, _ in walk(OmegaConf.to_container(config, resolve=False), "")]
+    for settings in (chosen, []):  # a tool lacks the groups of a training
+        with suppress(HydraException, OmegaConfBaseException):  # the config files may be invalid
+            config = _composed(config_name, settings)
+            return [key for key, _, _ in walk(OmegaConf.to_container(config, resolve=False), "")]
+    return []
 
 
 def _misspelt(known: list[str]) -> list[str]:
