@@ -133,6 +133,7 @@ def test_a_wrong_key_is_answered_with_its_place_or_a_likely_misspelling(key, ans
 @pytest.mark.parametrize(
     ("typed", "answer"),
     [
+        (["--trainer.steps=3"], "--trainer.steps=3: no dashes here; write trainer.steps=3"),
         (["--epochs", "3"], "as in trainer.steps=300; see trainer.steps"),
         (["--batch-size=8"], "as in trainer.steps=300; see data.batch_size"),
         (["--lr", "0.01"], "as in trainer.steps=300; see optimizer.lr"),
