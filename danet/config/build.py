@@ -233,6 +233,8 @@ def load_saved(path: str | Path) -> Checkpoint:
         path: A file; the folder of a run, for its best; a folder of ``tools/export.py``, which has
             no state of an optimizer; or ``hf://owner/name[@revision]``, which is downloaded once.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"checkpoint: expected a path, found {type(path).__name__}")
     if str(path).startswith(exported.SCHEME):
         saved = exported.load(exported.fetch(str(path)))
     elif exported.is_exported(place := Path(path).expanduser()):
