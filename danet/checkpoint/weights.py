@@ -89,6 +89,7 @@ def load_backbone(backbone: nn.Module, depth: int, weights: str) -> None:
             ) from error
     elif Path(weights).expanduser().exists():
         state = read_state_dict(Path(weights).expanduser(), key)
+        refuse_network(state, f"{key}={weights}", weights)
     else:
         raise InputError(
             f"{key}={weights}: neither a file nor a weight entry of torchvision's resnet{depth} "
@@ -97,6 +98,12 @@ def load_backbone(backbone: nn.Module, depth: int, weights: str) -> None:
     for name in ("fc.weight", "fc.bias"):  # of ImageNet; segmentation has a head instead
         state.pop(name, None)
     backbone.load_state_dict(fitting(backbone.state_dict(), state, f"{key}={weights}"))
+
+
+def refuse_network(tensors: Mapping[str, Tensor], source: str, path: str | Path) -> None:
+    """Raise InputError for the tensors of a whole network of this project."""
+    if {"backbone", "head", "mean", "std"} <= {name.partition(".")[0] for name in tensors}:
+        raise InputError(f"{source}: a checkpoint of this project; use init_from={path}")
 
 
 def fitting(
@@ -123,10 +130,8 @@ def depth_of(tensors: Mapping[str, Tensor]) -> int | None:
     return _DEPTHS.get((any("layer1.0.conv3." in name for name in tensors), counts))
 
 
-def explain_mismatch(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], most: int = 3
-) -> str:
-    """Return in one line why ``found`` does not fit, with ``most`` names a kind; "" if it does."""
+def explain_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Return in one line why ``found`` does not fit, with a few names a kind; "" if it does."""
     if depths := _depths(expected, found):  # says more than a hundred names
         return depths
     differences = {
@@ -145,9 +150,9 @@ def explain_mismatch(
     if old != new and len(old) == len(new) == 1:
         parts.append(f"it has {old.pop()} classes and this network {new.pop()}")
     for kind, names in differences.items():
-        more = f" and {len(names) - most} more" * (len(names) > most)
+        more = f" and {len(names) - 3} more" * (len(names) > 3)
         if names:
-            parts.append(f"{kind}: {', '.join(names[:most])}{more}")
+            parts.append(f"{kind}: {', '.join(names[:3])}{more}")
     return "; ".join(parts)
 
 
@@ -183,7 +188,7 @@ def initialise(model: nn.Module, path: Path) -> list[str]:
             f"its images were normalised with {theirs}, these will be with {ours}; "
             "+model.mean=[...] and +model.std=[...] set it"
         )
-    if rest := explain_mismatch(expected, found, most=40):
+    if rest := explain_mismatch(expected, found):
         lines.append(f"the rest is left out, or random as before: {rest}")
     return [f"init_from={path}: {line}" for line in lines]
 
