@@ -304,7 +304,9 @@ def test_a_folder_without_splits_is_divided_exactly(tmp_path, count, share, expe
     with pytest.raises(InputError, match=f"images has {count}; add a folder for test"):
         own(tmp_path, "test")
     write_pictures(tmp_path / "one", ["a"])
-    with pytest.raises(InputError, match=r"1 image\(s\) and no folders for splits, so all are train"):
+    with pytest.raises(
+        InputError, match=r"1 image\(s\) and no folders for splits, so all are train"
+    ):
         own(tmp_path / "one", "val")
 
 
