@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import hydra
 import yaml
@@ -246,7 +245,12 @@ def _explain(error: Exception, config_name: str) -> str:
             form = f"a mapping {key}={{{value.strip('{}')}}}"
         many = "; with -m each value is a run of its own" * ("sweep" in text)
         if shown and not equals:
-            return f"{shown}: not understood; a setting has the form key=value{_meant(shown, config_name)}"
+            owner = {"train": "experiment", "check_data": "data.root", "convert": "input"}
+            meant = f"{owner.get(config_name, 'checkpoint')}={shown}"
+            if config_name == "train":
+                meant = f"resume={shown}" if shown.endswith((".pt", ".pth")) else "experiment=NAME"
+            form = f"a setting has the form key=value; did you mean {meant}?"
+            return f"{shown}: not understood; {form}"
         if many and not _takes_list(config_name, key):
             return f"{shown}: expected one value{many}"
         return f"{shown}: not understood; a setting has the form key=value, {form}{many}"
@@ -295,20 +299,6 @@ def _composed(config_name: str, settings: list[str], *, with_hydra: bool = False
     GlobalHydra.instance().clear()  # that of hydra.main, beside which no other can be initialised
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return hydra.compose(config_name, settings, return_hydra_config=with_hydra)
-
-
-def _meant(word: str, config_name: str) -> str:
-    """Return the setting that a word without a key stands for, as the end of a message."""
-    key, value = "checkpoint", word
-    if config_name == "train":
-        key, value = "experiment", Path(word).stem
-        if word.endswith((".pt", ".pth")):
-            key, value = "resume", word
-        elif value not in choices(key):
-            value = "NAME"
-    elif config_name in ("check_data", "convert"):
-        key = "data.root" if config_name == "check_data" else "input"
-    return f"; did you mean {key}={value}?"
 
 
 def _takes_list(config_name: str, key: str) -> bool:
