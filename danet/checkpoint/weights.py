@@ -49,6 +49,9 @@ def read_state_dict(
     reading.require_tensors(content, f"{key}={path}")
     tensors = without_wrappers(content, f"{key}={path}")
     tensors.pop(COUNTER, None)
+    parts = {name.partition(".")[0] for name in tensors}
+    if key == "model.backbone.weights" and {"backbone", "head", "mean", "std"} <= parts:
+        raise InputError(f"{key}={path}: a checkpoint of this project; use init_from={path}")
     return tensors
 
 
@@ -89,7 +92,6 @@ def load_backbone(backbone: nn.Module, depth: int, weights: str) -> None:
             ) from error
     elif Path(weights).expanduser().exists():
         state = read_state_dict(Path(weights).expanduser(), key)
-        refuse_network(state, f"{key}={weights}", weights)
     else:
         raise InputError(
             f"{key}={weights}: neither a file nor a weight entry of torchvision's resnet{depth} "
@@ -98,12 +100,6 @@ def load_backbone(backbone: nn.Module, depth: int, weights: str) -> None:
     for name in ("fc.weight", "fc.bias"):  # of ImageNet; segmentation has a head instead
         state.pop(name, None)
     backbone.load_state_dict(fitting(backbone.state_dict(), state, f"{key}={weights}"))
-
-
-def refuse_network(tensors: Mapping[str, Tensor], source: str, path: str | Path) -> None:
-    """Raise InputError for the tensors of a whole network of this project."""
-    if {"backbone", "head", "mean", "std"} <= {name.partition(".")[0] for name in tensors}:
-        raise InputError(f"{source}: a checkpoint of this project; use init_from={path}")
 
 
 def fitting(

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from danet.checkpoint.weights import fitting, read_state_dict, refuse_network
+from danet.checkpoint.weights import fitting, read_state_dict
 from danet.distributed import collectives
 from danet.errors import InputError, first_line
 from danet.models.timm_features import create, flat_name
@@ -43,7 +43,6 @@ def load_weights(network: nn.Module, name: str, path: Path, sizes: Mapping[str, 
         fetch = f"python scripts/fetch_weights.py {where}"
         raise InputError(f"{source}: there is no such file; `{fetch}` fetches it")
     found = read_state_dict(path, "model.backbone.weights")
-    refuse_network(found, source, path)
     whole = create(name, **sizes)
     known = whole.state_dict()
     named, problem = _converted(found, name, whole)
