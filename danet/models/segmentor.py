@@ -90,8 +90,8 @@ class Segmentor(nn.Module):
         if not is_image or not (is_float or image.dtype == torch.uint8):
             found = f"{image.dtype} {tuple(image.shape)}" if is_tensor else type(image).__name__
             raise ValueError(
-                f"found {found}, expected RGB images, a tensor (B, 3, H, W), uint8 or float in "
-                "0..255; danet.predict(model, image) takes other forms, too"
+                f"found {found}, expected RGB images (B, 3, H, W), uint8 or float in 0..255; "
+                "danet.predict(model, image) takes other forms, too"
             )
         # A step must not wait for a device; fake tensors, a subclass, have no values to look at.
         is_fake = image.is_meta or type(image) is not Tensor

@@ -62,7 +62,7 @@ def predict(
         raise InputError(f"model: {type(model).__name__} is no network; use danet.load_model(path)")
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}: expected at least 1")
-    if infer is not None and not isinstance(infer, Inference):
+    if isinstance(infer, type) or (infer is not None and not hasattr(infer, "predict")):
         found = f"infer={infer!r}: expected an inference mode of danet.evaluation.inference"
         raise InputError(f"{found}: Whole(), Sliding(...) or MultiScale(scales=[0.75, 1.0, 1.25])")
     infer, model = infer or Whole(), model.eval()
