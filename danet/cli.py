@@ -1,11 +1,12 @@
 """The frame of every tool: composes the config, calls the tool, converts errors to exit codes."""
 
+import importlib
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import hydra
 import yaml
@@ -170,8 +171,12 @@ def check_arguments(arguments: list[str], config_name: str) -> None:
         name, _, value = argument.lstrip("-+").partition("=")
         if name in (*_PATHS, "run.name"):
             refuse_name(name, value)
+        if name in _PATHS and "://" in value and not value.startswith("hf://"):
+            raise InputError(f"{argument}: addresses are not read; download the file first")
         if argument.startswith("-") and argument.partition("=")[0] not in flags_of_hydra:
             known = _keys(config_name)
+            if name in known:
+                raise InputError(f"{argument}: no dashes here; write {name}={value or 'VALUE'}")
             example = "trainer.steps=300" if "trainer" in known else f"{known[1]}=VALUE"
             raise InputError(
                 f"{argument}: settings are given without dashes, as in {example}"
@@ -210,12 +215,7 @@ def added_keys() -> list[str]:
 def _explain(error: Exception, config_name: str) -> str:
     """Return the error of Hydra, OmegaConf or YAML in one line, with the closest valid name."""
     if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        choices = sorted(error.options)
-        return (
-            f"{group}={choice}: there is no such choice{did_you_mean(choice, choices)}; "
-            f"choices: {', '.join(choices)}"
-        )
+        return _no_choice(error.missing_cfg_file or "", sorted(error.options))
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
         tab = "; YAML is indented with blanks, not with tabs" * ("'\\t'" in str(error.problem))
         place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}"
@@ -237,13 +237,40 @@ def _explain(error: Exception, config_name: str) -> str:
     if isinstance(error, OverrideParseException) or "Ambiguous value" in text or "sweep" in text:
         typed = re.search(r"'([^'\s]+=[^']*)'", text)
         shown = typed.group(1) if typed else (getattr(error, "override", "") or "").strip()
-        key, _, value = shown.partition("=")
+        key, equals, value = shown.partition("=")
         form = f"a list '{key}=[{value.strip('[]')}]'" if set("[,") & set(value) else "a list [a,b]"
         if value.startswith("{"):
             form = f"a mapping '{key}={{{value.strip('{}')}}}'"
         many = "; with -m each value is a run of its own" * ("sweep" in text)
+        if shown and not equals:
+            owner = {"train": "experiment", "check_data": "data.root", "convert": "input"}
+            meant = f"{owner.get(config_name, 'checkpoint')}={shown}"
+            if config_name == "train":
+                meant = f"resume={shown}" if shown.endswith((".pt", ".pth")) else "experiment=NAME"
+            form = f"a setting has the form key=value; did you mean {meant}?"
+            return f"{shown}: not understood; {form}"
+        if many and not _takes_list(config_name, key):
+            return f"{shown}: expected one value{many}"
         return f"{shown}: not understood; a setting has the form key=value, {form}{many}"
     return first_line(error)
+
+
+def _no_choice(missing: str, options: list[str]) -> str:
+    """Return what is said of a choice that does not exist: ``missing`` is its group and name."""
+    place = missing.removeprefix("data/")
+    if place != missing and re.search(r"[/~]|\.ya?ml$", place):
+        root = "<folder>" if place.endswith((".yaml", ".yml")) else place
+        own = f"data=folder data.root={root} 'data.classes=[name,name]'"
+        return f"data={place}: data names a loader; your own pictures: {own}"
+    group, _, choice = missing.rpartition("/")
+    close = did_you_mean(choice, options)
+    if group == "model" and re.search(r"\d", choice):
+        close = f"; set model/backbone, one of {', '.join(choices('model/backbone'))}"
+    elif group == "model/backbone":
+        with suppress(ImportError):  # optional
+            if importlib.import_module("timm").is_model(choice):  # takes seconds
+                close = f"; it is one of timm: {group}=timm model.backbone.name={choice}"
+    return f"{group}={choice}: there is no such choice{close}; choices: {', '.join(options)}"
 
 
 def _shorten(text: str, key: str) -> str:
@@ -257,6 +284,11 @@ def _shorten(text: str, key: str) -> str:
     if "missing mandatory value" in text:
         is_file = key in ("checkpoint", "input", "output")
         return f"{key}: no value is given; set {key}=<{'file' if is_file else 'value'}>"
+    if "is not a ListConfig, list" in text:
+        values = [a.partition("=")[2] for a in typed() if a.partition("=")[0] == key]
+        # A number is no item of these lists: they have names or pairs.
+        form = f", {key}=[{values[-1]}]" if values and not values[-1][:1].isdigit() else ""
+        return f"{'='.join([key, *values[-1:]])}: expected a list{form}"
     return f"{key}=null: expected a value" if text.endswith("is not Optional") else f"{key}: {text}"
 
 
@@ -267,14 +299,23 @@ def _composed(config_name: str, settings: list[str], *, with_hydra: bool = False
         return hydra.compose(config_name, settings, return_hydra_config=with_hydra)
 
 
+def _takes_list(config_name: str, key: str) -> bool:
+    """Return whether a setting may be a list; one without a schema may."""
+    try:
+        OmegaConf.update(_composed(config_name, []), key, [])
+    except (HydraException, OmegaConfBaseException):
+        return False
+    return True
+
+
 def _keys(config_name: str) -> list[str]:
     """Return the keys of the config, composed with the choices of the command line."""
     chosen = [a for a in sys.argv[1:] if "=" in a and choices(a.lstrip("+").partition("=")[0])]
-    try:
-        config = _composed(config_name, chosen)
-    except (HydraException, OmegaConfBaseException):  # the config files themselves are invalid
-        return []
-    return [key for key, _, _ in walk(OmegaConf.to_container(config, resolve=False), "")]
+    for settings in (chosen, []):  # a tool lacks the groups of a training
+        with suppress(HydraException, OmegaConfBaseException):  # the config files may be invalid
+            config = _composed(config_name, settings)
+            return [key for key, _, _ in walk(OmegaConf.to_container(config, resolve=False), "")]
+    return []
 
 
 def _misspelt(known: list[str]) -> list[str]:

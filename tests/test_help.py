@@ -97,6 +97,8 @@ def test_a_tool_answers_with_keys_of_its_own(tool, known, capsys):
             assert key in own or key == "evaluation.precision", (word, answer)
     assert said["epochs"] == "--help shows what there is"
     assert said["weights"] == "see checkpoint"
+    if tool != "convert":  # which takes the settings of a training
+        assert said["trainer.steps"] == "it is a setting of tools/train.py: leave it out"
     if "device" in own:
         assert said["trainer.device"] == "see device"
     if tool == "predict":
@@ -131,6 +133,7 @@ def test_a_wrong_key_is_answered_with_its_place_or_a_likely_misspelling(key, ans
 @pytest.mark.parametrize(
     ("typed", "answer"),
     [
+        (["--trainer.steps=3"], "--trainer.steps=3: no dashes here; write trainer.steps=3"),
         (["--epochs", "3"], "as in trainer.steps=300; see trainer.steps"),
         (["--batch-size=8"], "as in trainer.steps=300; see data.batch_size"),
         (["--lr", "0.01"], "as in trainer.steps=300; see optimizer.lr"),
@@ -141,6 +144,17 @@ def test_a_wrong_key_is_answered_with_its_place_or_a_likely_misspelling(key, ans
 def test_the_form_of_other_programs_is_answered_with_ours(typed, answer, capsys):
     call("train", *typed, code=2)
     assert answer in capsys.readouterr().err
+
+
+def test_a_choice_of_a_training_is_answered_by_the_tools_that_lack_it(capsys):
+    said = answers(capsys, "eval", "data=folder", "data.crop=[64,64]")
+    assert said["data"] == "the data set is that of the checkpoint; data.root= moves it"
+    leave = "it is a setting of tools/train.py: leave it out"
+    assert said["data.crop"] == leave
+    assert answers(capsys, "check_data", "data=scenes", "model/head=fcn") == {"model/head": leave}
+    assert answers(capsys, "predict", "model=danet") == {"model": "see checkpoint"}
+    size = {"imgsz": "no setting: a picture of any size is predicted at its own"}
+    assert answers(capsys, "predict", "imgsz=640") == size
 
 
 def test_words_are_told_where_a_key_is_added(capsys):

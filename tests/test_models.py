@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from functools import partial
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -550,6 +551,7 @@ def test_the_look_at_pixels_costs_a_training_and_programs_nothing():
         torch.zeros(2, 4, 32, 32, dtype=torch.uint8),
         torch.zeros(2, 3, 32, 32, dtype=torch.int64),
         torch.zeros(2, 3, 32, 32, dtype=torch.bool),
+        torch.zeros(1, 3, 0, 5),
     ],
     ids=lambda wrong: f"{wrong.dtype}-{list(wrong.shape)}",
 )
@@ -558,3 +560,9 @@ def test_what_is_no_batch_of_images_is_refused_in_one_line(wrong, is_training):
     found = re.escape(f"found {wrong.dtype} {tuple(wrong.shape)}, expected RGB images (B, 3, H, W)")
     with pytest.raises(ValueError, match=f"^{found}.*$"):
         small("fcn").train(is_training)(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["a.jpg", np.zeros((32, 32, 3), np.uint8)], ids=["path", "array"])
+def test_a_network_says_what_takes_paths_and_arrays(wrong):
+    with pytest.raises(ValueError, match=r"found .*, expected RGB images .*; danet.predict\(model"):
+        small("fcn").eval()(wrong)

@@ -14,7 +14,7 @@ from PIL import Image
 import danet
 from danet.datasets.image_io import to_rgb
 from danet.errors import InputError
-from danet.evaluation.inference import Sliding
+from danet.evaluation.inference import MultiScale, Sliding
 from danet.prediction import predict as predict_module
 from danet.prediction.sources import find_sources
 from danet.visualization.overlay import Legend, colorize
@@ -244,6 +244,26 @@ def test_predict_refuses_what_is_no_image(model, wrong, message):
     with pytest.raises(InputError, match=message) as error:
         danet.predict(model, wrong)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", ["multi_scale", MultiScale])
+def test_predict_takes_inference_modes_and_whole_batches(model, images, wrong):
+    with pytest.raises(InputError, match=r"^infer=.*: expected an inference mode of danet.eval"):
+        danet.predict(model, images[0], infer=wrong)
+    with pytest.raises(InputError, match=r"^batch_size=0: expected at least 1$"):
+        danet.predict(model, images, batch_size=0)
+
+
+def test_a_folder_is_answered_with_its_pictures(model, tmp_path):
+    with pytest.raises(InputError, match=r"^image: .*: a folder; pass sorted\(") as caught:
+        danet.predict(model, str(tmp_path))
+    assert f"Path({str(tmp_path)!r}).glob('*.jpg'))" in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [{}, None, 3])
+def test_load_model_asks_for_a_path(wrong):
+    with pytest.raises(InputError, match=rf"expected a path, found {type(wrong).__name__}$"):
+        danet.load_model(wrong)
 
 
 def test_predict_asks_for_a_network(tiny_checkpoint, images):

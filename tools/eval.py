@@ -52,6 +52,8 @@ from danet.prediction.results import weights_digest
 def run(config: DictConfig) -> None:
     """Load the checkpoint, run it over one split, print and write scores and predictions."""
     settings: EvalConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
+    if settings.batch_size < 1:
+        raise InputError(f"batch_size={settings.batch_size}: expected at least 1")
     # First, so that messages and metrics.json name the file.
     settings.checkpoint = best_in(settings.checkpoint, "checkpoint")
     saved = load_saved(settings.checkpoint)

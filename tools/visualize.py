@@ -70,7 +70,12 @@ def run(config: DictConfig) -> None:
     refuse_settings(settings)
     device = choose_device(settings.device)
     network = load_network(settings.checkpoint, settings, device)
-    other = load_network(settings.other, settings, device) if settings.other else None
+    other = None
+    if settings.other:
+        try:
+            other = load_network(settings.other, settings, device)
+        except InputError as error:
+            raise InputError(str(error).replace("checkpoint=", "other=", 1)) from None
     if other and other.legend.classes != network.legend.classes:
         raise InputError(
             f"other={settings.other}: its {len(other.legend.classes)} classes are not the "
@@ -130,6 +135,8 @@ def refuse_settings(settings: VisualizeConfig) -> None:
             raise InputError(f"{name}={getattr(settings, name)}: expected at least 1")
     if settings.report and settings.images:
         raise InputError("report=true scores a split: leave images out")
+    if settings.points and settings.classes:
+        raise InputError("points and classes both say where to look: leave one of them out")
     if not 0 <= settings.opacity <= 1:
         raise InputError(f"opacity={settings.opacity}: expected 0 to 1")
 
@@ -161,6 +168,9 @@ def draw(
                 raise InputError(
                     f"points={settings.points}: none lies in {name}, which is {width} x {height}"
                 )
+            if outside := [tuple(p) for p in points if p not in inside]:
+                note = f"not in {name}, which is {width} x {height}, and left out"
+                print(f"points={outside}: {note}", file=sys.stderr, flush=True)
             inside = inside or choose_points(picture.prediction, wanted=wanted)
             drawn = figure(model, picture, legend, points=inside, channels=settings.channels)
             save_image(output / f"{name}_attention.png", drawn)
@@ -244,7 +254,8 @@ def read_points(values: list[Any] | None) -> list[Point]:
         is_list = isinstance(value, list)
         if not is_list or len(value) != 2 or not all(isinstance(n, int) and n >= 0 for n in value):
             raise InputError(
-                f"points={values}: expected pairs of pixels, 'points=[[120,40],[300,52]]'"
+                f"points={values}: expected pairs of pixels that count from 0, x and y, as in "
+                "'points=[[120,40],[300,52]]'"
             )
     return [Point(*value) for value in values]
 

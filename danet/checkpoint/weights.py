@@ -47,6 +47,9 @@ def read_state_dict(
     reading.require_tensors(content, f"{key}={path}")
     tensors = without_wrappers(content, f"{key}={path}")
     tensors.pop(COUNTER, None)
+    parts = {name.partition(".")[0] for name in tensors}
+    if key == "model.backbone.weights" and {"backbone", "head", "mean", "std"} <= parts:
+        raise InputError(f"{key}={path}: a checkpoint of this project; use init_from={path}")
     return tensors
 
 
@@ -121,10 +124,8 @@ def depth_of(tensors: Mapping[str, Tensor]) -> int | None:
     return _DEPTHS.get((any("layer1.0.conv3." in name for name in tensors), counts))
 
 
-def explain_mismatch(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], most: int = 3
-) -> str:
-    """Return in one line why ``found`` does not fit, with ``most`` names a kind; "" if it does."""
+def explain_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Return in one line why ``found`` does not fit, with a few names a kind; "" if it does."""
     if depths := _depths(expected, found):  # says more than a hundred names
         return depths
     differences = {
@@ -143,9 +144,9 @@ def explain_mismatch(
     if old != new and len(old) == len(new) == 1:
         parts.append(f"it has {old.pop()} classes and this network {new.pop()}")
     for kind, names in differences.items():
-        more = f" and {len(names) - most} more" * (len(names) > most)
+        more = f" and {len(names) - 3} more" * (len(names) > 3)
         if names:
-            parts.append(f"{kind}: {', '.join(names[:most])}{more}")
+            parts.append(f"{kind}: {', '.join(names[:3])}{more}")
     return "; ".join(parts)
 
 
@@ -180,7 +181,7 @@ def initialise(model: nn.Module, path: Path) -> list[str]:
             f"its images were normalised with {theirs}, these will be with {ours}; "
             "'+model.mean=[...]' and '+model.std=[...]' set it"
         )
-    if rest := explain_mismatch(expected, found, most=40):
+    if rest := explain_mismatch(expected, found):
         lines.append(f"the rest is left out, or random as before: {rest}")
     return [f"init_from={path}: {line}" for line in lines]
 

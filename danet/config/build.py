@@ -149,21 +149,26 @@ def checked_config(
             # Versions without a setting of the samples drew them as its default does.
             if f.default not in (None, MISSING) and not f.metadata:
                 config["data"].setdefault(f.name, f.default)
-        if data is not None:
-            _replace_data(config["data"], data)
         checked = check_plain(config)
         count = checked.data.num_classes
         for name in ("classes", "palette"):
             if len(saved.get(name, range(count))) != count:
                 raise InputError(f"data.num_classes={count} and {len(saved[name])} {name}")
-        return checked
     except Exception as error:  # OmegaConf and code that expects other types may raise anything
         reason = str(error) if isinstance(error, InputError) else first_line(error)
         shown = printable(reason, "\n")
         raise InputError(f"checkpoint={path}: its config is refused: {shown}") from error
+    if data is None:
+        return checked
+    # After the check of its own, so that what is refused here was typed.
+    _replace_data(checked.plain["data"], data)
+    return check_plain(checked.plain)
 
 
 def _replace_data(node: dict[str, Any], data: DataFolder) -> None:
+    if data.root is not None and "root" not in node["dataset"]:
+        name = node["dataset"]["_target_"].rpartition(".")[2]
+        raise InputError(f"data.root={data.root}: {name} has no files; leave data.root out")
     if data.root is not None:
         # The interpolation of data.root in the data set was resolved: the root is there twice.
         root = str(Path(os.path.expanduser(data.root)).absolute())
@@ -219,6 +224,8 @@ def load_saved(path: str | Path) -> Checkpoint:
     It is a file; the folder of a run, for its best; a folder of ``tools/export.py``, which has no
     state of an optimizer; or ``hf://owner/name[@revision]``, which is downloaded once.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"checkpoint: expected a path, found {type(path).__name__}")
     place = Path(path).expanduser()
     if str(path).startswith(exported.SCHEME):
         saved = exported.load(exported.fetch(str(path)))

@@ -95,6 +95,11 @@ def find(source: str, folder: str | None) -> tuple[Path, Checkpoint | None, list
         path = Path(folder).expanduser()
         if not manager.by_age(path):
             return path, None, [f"resume=auto: nothing in {path} yet, starting from step 0"]
+    if not path.exists() and path.name == source and not path.suffix:  # true, last, latest
+        raise InputError(
+            f"resume={source}: there is no such file; resume=auto with run.dir=<folder>, or "
+            "resume=<run folder or checkpoint>"
+        )
     if not (found := manager.by_age(path)):
         return path, checkpoint_format.load(path, key="resume"), []
     damaged: list[str] = []

@@ -9,7 +9,7 @@ import difflib
 import importlib.util
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,9 @@ class TrainConfig(TrainSchema):
 
 SETTINGS = {"": TrainConfig, "data.": DataConfig, "trainer.": TrainSettings, "run.": RunSettings}
 """Beginning of a key -> the dataclass of the settings there."""
+
+_OF_TRAINING = ("model", "loss", "optimizer", "schedule", "trainer", "run", "experiment", "debug")
+"""First parts of keys that only a training has."""
 
 
 @dataclass
@@ -284,6 +287,14 @@ def instead(key: str, options: Iterable[str]) -> str:
         # In a training another choice may have the key; a protocol is that of the checkpoint.
         if is_training or meant in ("", "evaluation.precision", *known):
             return f"; {saying}"
+    top = re.split("[./]", key)[0]
+    if not is_training and key == "data":
+        moves = "; data.root= moves it" * ("data.root" in known)
+        return f"; the data set is that of the checkpoint{moves}"
+    if not is_training and last not in known:
+        is_setting = any(key == p + f.name for p, s in SETTINGS.items() for f in fields(s))
+        if is_setting or (top in _OF_TRAINING and top not in known):
+            return "; it is a setting of tools/train.py: leave it out"
     names = {option: option.rpartition(".")[2] for option in known}
     close = difflib.get_close_matches(last, names.values(), n=1, cutoff=0.8)
     alike = [option for option in known if names[option] in close]

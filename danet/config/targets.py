@@ -128,7 +128,7 @@ def _argument_errors(arguments: Mapping[str, Any], target: Any, key: str) -> lis
     for name, value in arguments.items():
         is_unknown = name not in parameters and not open_ended
         if is_unknown or not isinstance(name, str) or name.startswith("_"):
-            close = instead(str(name), parameters)
+            close = instead(f"{key}.{name}", parameters)
             errors.append(f"{key}.{name}: {target.__name__} takes no such argument{close}")
         elif name in hints and not (isinstance(value, dict) and "_target_" in value):
             if problem := mismatch(value, hints[name]):

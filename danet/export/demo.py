@@ -61,10 +61,15 @@ def _pack(folder: str, package: str) -> Path:
 def _content(path: Path, name: str) -> bytes:
     """Return a file of the package, of its folder ``dist``, or of its .tgz."""
     if path.is_dir():
-        return (path / ("dist" if (path / "dist").is_dir() else "") / name).read_bytes()
+        file = path / ("dist" if (path / "dist").is_dir() else "") / name
+        if not file.is_file():
+            raise OSError(f"there is no {name} in {file.parent}")
+        return file.read_bytes()
+    if not path.is_file() or not tarfile.is_tarfile(path):
+        raise OSError("not a .tgz" if path.is_file() else "there is no such file or folder")
     with tarfile.open(path) as archive:
-        file = archive.extractfile(f"package/dist/{name}")
-        return file.read() if file else b""
+        content = archive.extractfile(f"package/dist/{name}")
+        return content.read() if content else b""
 
 
 def write(

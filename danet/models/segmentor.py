@@ -83,11 +83,14 @@ class Segmentor(nn.Module):
 
     def _check(self, image: Tensor) -> None:
         """Raise ValueError for what is no batch of images; warn once of pixels that are scaled."""
-        is_float = image.is_floating_point()
-        if image.ndim != 4 or image.shape[1] != 3 or not (is_float or image.dtype == torch.uint8):
+        is_tensor = isinstance(image, Tensor)  # a newcomer may pass a path or an array
+        is_float = is_tensor and image.is_floating_point()
+        is_image = is_tensor and image.ndim == 4 and image.shape[1] == 3 and 0 not in image.shape
+        if not is_image or not (is_float or image.dtype == torch.uint8):
+            found = f"{image.dtype} {tuple(image.shape)}" if is_tensor else type(image).__name__
             raise ValueError(
-                f"found {image.dtype} {tuple(image.shape)}, expected RGB images (B, 3, H, W), "
-                "uint8 or float in 0..255; danet.predict(model, image) takes other forms, too"
+                f"found {found}, expected RGB images (B, 3, H, W), uint8 or float in 0..255; "
+                "danet.predict(model, image) takes other forms, too"
             )
         # A step must not wait for a device; fake tensors, a subclass, have no values to look at.
         is_fake = image.is_meta or type(image) is not Tensor

@@ -60,6 +60,11 @@ def predict(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model: {type(model).__name__} is no network; use danet.load_model(path)")
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size}: expected at least 1")
+    if isinstance(infer, type) or (infer is not None and not hasattr(infer, "predict")):
+        found = f"infer={infer!r}: expected an inference mode of danet.evaluation.inference"
+        raise InputError(f"{found}: Whole(), Sliding(...) or MultiScale(scales=[0.75, 1.0, 1.25])")
     infer, model = infer or Whole(), model.eval()
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
         batch = _as_array(images, "images", axes=4)
@@ -96,7 +101,10 @@ def _as_array(image: Any, where: str, *, axes: int = 3) -> np.ndarray:
     if isinstance(image, (str, os.PathLike)):
         if "://" in str(image):
             raise InputError(f"{where}: {image}: addresses are not read; download the file first")
-        return read_image(Path(image).expanduser())
+        if (path := Path(image).expanduser()).is_dir():
+            files = f"sorted(Path({str(image)!r}).glob('*.jpg'))"
+            raise InputError(f"{where}: {image}: a folder; pass {files}")
+        return read_image(path)
     if isinstance(image, Image.Image) and image.mode not in ("I", "F"):
         try:
             return to_rgb(image, where)
