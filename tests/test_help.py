@@ -93,7 +93,7 @@ def test_a_tool_answers_with_keys_of_its_own(tool, known, capsys):
     assert set(said) == words - own
     for word, answer in said.items():
         if answer.startswith("see ") and "--help" not in answer:
-            key = re.match(r"see ([\w.]+)", answer)[1]
+            key = re.match(r"see '?([\w.]+)", answer)[1]
             assert key in own or key == "evaluation.precision", (word, answer)
     assert said["epochs"] == "--help shows what there is"
     assert said["weights"] == "see checkpoint"

@@ -168,7 +168,8 @@ def draw(
                 raise InputError(
                     f"points={settings.points}: none lies in {name}, which is {width} x {height}"
                 )
-            if outside := [tuple(p) for p in points if p not in inside]:
+            outside = [tuple(p) for p in points if p not in inside]
+            if outside:
                 note = f"not in {name}, which is {width} x {height}, and left out"
                 print(f"points={outside}: {note}", file=sys.stderr, flush=True)
             inside = inside or choose_points(picture.prediction, wanted=wanted)

@@ -283,7 +283,7 @@ def instead(key: str, options: Iterable[str]) -> str:
         return f"; it is a key with {owners}"
     sayings = table["training"] | ({} if is_training else table["tools"])
     for saying in (text for text, names in sayings.items() if last in names):
-        meant = re.sub(r"see ([\w./]+).*|.*", r"\1", saying).replace("/", ".")
+        meant = re.sub(r"see '?([\w./]+).*|.*", r"\1", saying).replace("/", ".")
         # In a training another choice may have the key; a protocol is that of the checkpoint.
         if is_training or meant in ("", "evaluation.precision", *known):
             return f"; {saying}"

@@ -196,7 +196,7 @@ def test_R13_check_counts_its_warnings(site, capsys):
     deep(site.image("train_1"), SQUEEZED["thermal"](SIZE).astype(np.uint16))
     settings = ["data=folder", CLASSES, f"data.root={site.root}"]
     examine(composed("check_data", settings), [], site.folder / "o")
-    assert "no problems, 1 warning; " in capsys.readouterr().out
+    assert "no problems, 1 warning\n" in capsys.readouterr().out
 
 
 def fill(site, values, split="train"):
