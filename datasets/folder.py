@@ -1,5 +1,6 @@
 """Anybody's own pictures: a folder of images, a folder of masks, a list of class names."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -110,13 +111,17 @@ class Folder(FileDataset, published="folder"):
     def _pair_folders(self, images: Path, masks: Path) -> list[Item]:
         """Return all pictures of a folder with their masks, whether or not those exist."""
         items, self.notes = pair_files(images, masks, self.files.patterns)
+        if self.notes:
+            pair = (os.path.relpath(f"{path}/<name>", self.root) for path in (images, masks))
+            self.missing_hint = (
+                f"; {self.notes[0]}: give them the names of their images, or name pairs in "
+                f"data.lists, a line each: {' '.join(pair)}"
+            )
         return list(items.values())
 
     def explain_no_labels(self, *, of_all: bool) -> str:
         """Return which settings find labels, or which label files are of no image."""
-        if of_all:
-            return suggest(self.root, self.files)
-        return f"; {self.notes[0]}: give them the names of their images" if self.notes else ""
+        return suggest(self.root, self.files, self.missing_hint) if of_all else self.missing_hint
 
     def explain_no_images(self) -> str:
         """Return why a split has no images, and which setting may be meant."""
@@ -134,7 +139,7 @@ class Folder(FileDataset, published="folder"):
             take = "is {}; take it" if len(places) == 1 else "are {}; take one of them"
             splits = take.format(" and ".join(places or ("train", "val")))
             return f": {there}; there {splits}, or data.root=<folder with {self.split}>{training}"
-        return suggest(self.root, self.files, super().explain_no_images())
+        return super().explain_no_images() or suggest(self.root, self.files)
 
 
 def _group(kind: type[_Group], settings: _Group | Mapping[str, Any] | None) -> _Group:

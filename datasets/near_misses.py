@@ -50,7 +50,9 @@ def suggest(root: Path, layout: PairLayout, otherwise: str = "") -> str:
         likely = sorted(own, key=ways.__getitem__)[-12:]
         found = [(way, pairs) for way in likely if (pairs := _pairs(way, root))]
         way, pairs = max(found, key=lambda one: (len(one[1]), *_looks(*one)), default=(layout, []))
-        if pairs and len(pairs) >= min(20, len(images) / 5):  # fewer may be chance
+        paired = {os.path.relpath(str(path), root) for pair in pairs for path in pair[:2]}
+        # Fewer may be chance, or one split of two.
+        if pairs and len(pairs) >= min(20, 4 * len({*images} - paired)):
             first = " and ".join(os.path.relpath(str(path), root) for path in pairs[0][:2])
             return f"; {len(pairs)} pairs, as {first}, are found by {_settings(way, layout)}"
         if otherwise:

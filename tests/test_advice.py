@@ -946,7 +946,7 @@ SAID = {
     "elsewhere": ("predict images={pictures}", "output={pictures}/o", "name a folder", ""),
     "points": (
         *("visualize images={wide}", "points=[4,5]"),
-        *(r"expected pairs of pixels, 'points=(\S+)'$", "points={0}"),
+        *(r"x and y, as in 'points=(\S+)'$", "points={0}"),
     ),
     "classes": ("visualize count=1", "classes=[qq]", r"; it has (\w+),", "classes=[{0}]"),
     "report": (

@@ -61,7 +61,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("data.batch_size", _whole(1), "a whole number of at least 1"),
     ("data.num_workers", _whole(0), "a whole number of at least 0"),
     *(
-        (f"model.head.{key}", lambda n: n is None or _whole(1)(n), "at least 1, or null")
+        (f"model.head.{key}", lambda n: n is None or _whole(1)(n), "a whole number of at least 1")
         for key in ("channels", "reduction")
     ),
     ("data.num_classes", lambda n: not is_int(n) or n <= MAX_CLASSES, f"at most {MAX_CLASSES}"),
