@@ -103,8 +103,7 @@ class Folder(FileDataset, published="folder"):
         elif items:
             self.division = (
                 f"{len(items)} images and no folders for splits: by a hash of their names "
-                f"{len(chosen)} are val and {len(items) - len(chosen)} train; images that are "
-                "added may move some, and lists freeze them: tools/check_data.py writes both"
+                f"{len(chosen)} are val and {len(items) - len(chosen)} train"
             )
         return [i for i in items if self.split == ("val" if i.name in chosen else "train")]
 

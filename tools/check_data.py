@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable
@@ -81,7 +82,7 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
     print(f"looked at every pair; labels: decoded; images: {images}")
     setting = write_lists((report.dataset for report in reports), output)
     if setting:
-        print(f"these lists freeze it: {setting}")
+        print(f"to keep this division when images are added: {setting}")
     write_file(output / "report.json", json.dumps(found, indent=1) + "\n")
     problems = [*refused, *(text for report in reports for text in report.problems)]
     if problems:
@@ -167,7 +168,11 @@ def write_lists(datasets: Iterable["FileDataset"], output: Path) -> str:
         ]
         write_file(files[dataset.split], "".join(lines))
     print(divided[0].division)
-    lists = ", ".join(f"{split}: {quoted(str(path))}" for split, path in files.items())
+    # Plain paths without quotes of their own, which those of the shell would make hard to read.
+    paths = {
+        s: p if re.fullmatch(r"[\w./-]+", str(p)) else quoted(str(p)) for s, p in files.items()
+    }
+    lists = ", ".join(f"{split}: {path}" for split, path in paths.items())
     return shlex.quote(f"data.lists={{{lists}}}")
 
 

@@ -271,7 +271,7 @@ def test_R17_the_lists_that_the_check_writes_freeze_the_division(tmp_path, capsy
     settings = ["data=folder", CLASSES, f"data.root={root}"]
     call("check_data", *settings, f"output={output}")
     reported = capsys.readouterr().out
-    (setting,) = shlex.split(reported.partition("these lists freeze it: ")[2].splitlines()[0])
+    (setting,) = shlex.split(reported.partition("when images are added: ")[2].splitlines()[0])
     small = [s for s in TINY if not s.startswith(("data.size", "data.lengths", "data.cue"))]
     found = []
     for extra in (0, 5):
