@@ -34,7 +34,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
 
     def pictures():
         outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-        return sum("image/png" in output.get("data", {}) for output in outputs)
+        return sum("image/jpeg" in output.get("data", {}) for output in outputs)
 
     assert pictures() == 2, "run and save it"
     place = {"metadata": {"path": str(ROOT / "docs")}}
