@@ -212,7 +212,7 @@ def examine(
     return report.Report(
         title=f"{source}, {dataset.split}: {100 * confusion.scores().miou:.2f} % mean IoU",
         facts=[
-            f"{Path(network.path).name} of {folder.absolute().name}, step {network.step}; "
+            f"{folder.absolute().name}, step {network.step}; "
             f"{weights:,} weights; {len(dataset)} images.",
             f"Scored and drawn by {describe(network.config.evaluation)}; attention is that of "
             "one pass over the whole picture.",
