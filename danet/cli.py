@@ -235,8 +235,8 @@ def _explain(error: Exception, config_name: str) -> str:
         if key and not isinstance(cause, ConfigCompositionException):
             return _shorten(first_line(cause), key)
     if isinstance(error, OverrideParseException) or "Ambiguous value" in text or "sweep" in text:
-        typed = re.search(r"'([^'\s]+=[^']*)'", text)
-        shown = typed.group(1) if typed else (getattr(error, "override", "") or "").strip()
+        named = re.search(r"'([^'\s]+=[^']*)'", text)
+        shown = named.group(1) if named else (getattr(error, "override", "") or "").strip()
         key, equals, value = shown.partition("=")
         form = f"a list '{key}=[{value.strip('[]')}]'" if set("[,") & set(value) else "a list [a,b]"
         if value.startswith("{"):
