@@ -21,7 +21,7 @@ MAX_CLASSES = 255
 class SampleKey(NamedTuple):
     """Key of one training sample: all that decides it."""
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not needed
     seed: int
     """Of its augmentation."""
     focus: int | None = None

@@ -116,10 +116,10 @@ class Cache:
         """Count a file before it is written, under a lock; return whether there is room.
 
         After a crash the count may be too high, never too low; when the cache seems full, its files
-        are counted anew.
+        are counted again.
         """
         counter = self.folder / "used"
-        # Opened anew each time: forked processes share the lock of a file they inherit.
+        # Reopened each time: forked processes share the lock of a file they inherit.
         with open(counter, "a") as lock:
             file_lock(lock)
             # Of sources that have changed, damaged, or stored by another process meanwhile.

@@ -264,5 +264,5 @@ def _explain(path: Path) -> Iterator[None]:
     except OSError as error:
         raise StorageError(
             f"{error.filename or path}: {error.strerror or error}; run the same command again "
-            f"when this is mended: {path.name} starts anew"
+            f"when this is repaired: {path.name} is unpacked from the start"
         ) from error

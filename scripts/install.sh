@@ -38,7 +38,7 @@ if ! is_done -test && { [ -n "$extra" ] || ! is_done ""; }; then
   fi
   echo "Installing into .venv: $size; some minutes the first time ..."
   pip install --upgrade pip setuptools wheel
-  # setuptools warns of the folders in a checkout in ten lines that concern nobody here.
+  # setuptools warns of the folders in a checkout in ten lines that do not apply here.
   PYTHONWARNINGS=ignore pip install --editable "$target"
   echo "$stamp" > ".venv/installed${extra:+-$extra}"
 fi

@@ -69,9 +69,7 @@ def describe_attention(checkpoint: Path, folder: Path) -> list[str]:
         lines.append(
             "One class of bus and tram, and one of kiosk and booth, looks for its cue on the left;"
         )
-        lines.append(
-            "the other is told by its absence, so what that one attends to may lie anywhere."
-        )
+        lines.append("the other is recognised by its absence and may attend to anything.")
     return lines
 
 

@@ -233,7 +233,7 @@ def stored(run: Run, path: Path) -> dict[str, Any]:
     if found.get("command", command) != command:
         raise InputError(
             f"{path}: the result of `{found['command']}`, and the study now says `{command}`; "
-            "remove the file to run it anew, or name another folder with results="
+            "remove the file to run it again, or name another folder with results="
         )
     return found
 

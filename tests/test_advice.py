@@ -617,7 +617,7 @@ RUNS = {
     "another folder": (None, USED, r", or another (\S+)$", ("{0}={tmp}/another",), "steps 0 to 4"),
     "another run": (rename_run, AGAIN, r"name a new folder with (\S+)$",
                     (*RESUMED, "{0}={tmp}/new"), "steps 2 to 4"),
-    "damaged": (damage, ("resume=auto", *USED), r"to start anew give another (\S+)$",
+    "damaged": (damage, ("resume=auto", *USED), r"to start over give another (\S+)$",
                 ("resume=auto", "{0}={tmp}/another"), "steps 0 to 4"),
     "states": (lose_a_state, RESUMED, r"new run from the weights use (\w+)$",
                ("{0}={last}",), STARTED),
@@ -749,7 +749,7 @@ def test_bad_samples_are_mended_or_removed(door, tmp_path):
         path.write_bytes(path.read_bytes()[:-400])
     typed = (*own(root), "data.on_bad_sample=skip", "trainer.steps=6")
     message = door.call("train", *door.defaults("train", typed), code=2, trains=True)
-    pattern = r"mend or remove them \(tools/(\w+)\.py (\S+) finds all\)"
+    pattern = r"repair or remove them \(tools/(\w+)\.py (\S+) finds all\)"
     name, setting = re.search(pattern, message).groups()
     found = door.refused(name, *own(root), setting, "show=10", f"output={tmp_path / 'o'}")
     assert found.count("train_") == found.count("cut off") == 5

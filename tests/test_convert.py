@@ -154,7 +154,7 @@ def test_an_old_file_of_the_authors_becomes_a_checkpoint(authors_file, tmp_path,
     assert "pretrained.fc.weight, pretrained.fc.bias" in out
     assert "never calls: auxlayer.conv5.0.weight" in out
     assert "left out, unknown names: mystery" in out
-    assert "assumed, since the file does not tell: model.backbone.multi_grid=[4,8,16]" in out
+    assert "assumed, since the file does not specify it: model.backbone.multi_grid=[4,8,16]" in out
     assert f"python tools/eval.py checkpoint={output}" in out
     model = danet.load_model(output)
     assert model.classes[:2] == ("road", "sidewalk")

@@ -1,4 +1,4 @@
-"""The page in the browser computes what the network does, and asks nobody for anything."""
+"""The page in the browser computes what the network does, without requests to other servers."""
 
 import hashlib
 import io

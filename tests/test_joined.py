@@ -97,7 +97,7 @@ def test_a_picture_of_a_further_folder_must_not_be_scored(roots):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ("{0}/none", "data.extra_roots: {0}/none: there is no such folder; mend or remove it"),
+        ("{0}/none", "data.extra_roots: {0}/none: there is no such folder; fix or remove it"),
         ("{{root: {0}}}", "data.extra_roots: {0}, split train: these pictures are there already"),
         ("{{root: {1}, split: tran}}", "split tran: Folder: split='tran' is not one of train"),
         ("{{root: {1}, split: test}}", "{1}, split test: Folder: no images for split 'test'"),

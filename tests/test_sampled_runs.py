@@ -94,7 +94,7 @@ def test_a_resumed_run_draws_samples_by_the_same_settings(roots, stopped, capsys
     call("train", *again, "allow_changes=true", "trainer.stop_at=11")
     seen = capsys.readouterr().out
     assert text in seen
-    assert "the best score begins anew" not in seen, "scores are measured as before"
+    assert "the best score is reset" not in seen, "scores are measured as before"
 
 
 def without_new_keys(config):

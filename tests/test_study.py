@@ -100,7 +100,9 @@ def test_a_result_of_another_command_is_not_taken_for_that_of_a_run(tmp_path):
     path.write_text(json.dumps({"command": study.command_of(run), "miou": 0.5}))
     assert study.stored(run, path)["miou"] == 0.5
     path.write_text(json.dumps({"command": study.command_of(run) + " seed=9", "miou": 0.5}))
-    with pytest.raises(InputError, match=r"remove the file to run it anew, or name another folder"):
+    with pytest.raises(
+        InputError, match=r"remove the file to run it again, or name another folder"
+    ):
         study.stored(run, path)
 
 

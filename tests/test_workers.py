@@ -83,7 +83,10 @@ def test_a_worker_ignores_signals_meant_for_the_trainer():
 @pytest.mark.parametrize(
     ("codes", "reported"),
     [
-        ([None, -signal.SIGKILL], "(process 1) is killed by signal: Killed; if nobody did that"),
+        (
+            [None, -signal.SIGKILL],
+            "(process 1) is killed by signal: Killed; unless somebody killed it",
+        ),
         ([1, -signal.SIGBUS], "(process 1) is killed by signal: Bus error; shared memory was full"),
         ([None, 1], "(process 1) exited with code 1; being read were a, b"),
     ],

@@ -104,7 +104,7 @@ def run(config: DictConfig, *, further: list[str]) -> None:
     cli.say(f"{output}: {network[0]}, {len(classes)} classes of {train_name(train)}")
     for assumed in PROGRAMS[source]["trained_with"]:
         if not any(text.startswith(assumed.partition("=")[0]) for text in further):
-            cli.say(f"  assumed, since the file does not tell: {assumed}")
+            cli.say(f"  assumed, since the file does not specify it: {assumed}")
     if num_classes is None:
         cli.say(f"  it has no head yet: train with {shlex.quote(f'init_from={output}')}")
     else:

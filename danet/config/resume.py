@@ -78,7 +78,7 @@ def resolve(
     best_by = settled["trainer"]["best_by"]
     if any(is_measure(key, best_by) for key in differences(stored, settled)):
         forget_best(saved)
-        notes.append("resume: scores are measured otherwise, so the best score begins anew")
+        notes.append("resume: scores are measured otherwise, so the best score is reset")
     # The path and not "auto", so that the run records which checkpoint it continued.
     settled["resume"], settled["init_from"] = str(path), None
     if config.run.dir is None:
@@ -193,7 +193,7 @@ def compare_data(saved: Checkpoint, found: Mapping[str, str], *, allowed: bool) 
             continue
         text = f"the {key.replace('_', ' ')} was {before}, now it is {now}"
         is_measured = key == "validation_set"
-        effect = "and the best score begins anew" if is_measured else "in another order"
+        effect = "and the best score is reset" if is_measured else "in another order"
         lines.append(_change(text, f"with the new one, {effect}", allowed=allowed))
         if is_measured:
             forget_best(saved)

@@ -135,7 +135,7 @@ def _absolute(place: str | dict[str, str], needs_data: bool) -> str | dict[str, 
         return {**place, "root": str(_absolute(place["root"], needs_data))}
     folder = Path(os.path.expanduser(place)).absolute()
     if needs_data and not folder.is_dir():
-        raise InputError(f"data.extra_roots: {folder}: there is no such folder; mend or remove it")
+        raise InputError(f"data.extra_roots: {folder}: there is no such folder; fix or remove it")
     return str(folder)
 
 

@@ -81,7 +81,7 @@ class BadSamples:
         if len(self.reasons) > max(GRACE, self.max_share * seen):
             raise InputError(
                 f"{len(self.reasons)} of {seen} samples seen cannot be read, more than "
-                f"data.max_bad_share={self.max_share}; mend or remove them (tools/check_data.py "
+                f"data.max_bad_share={self.max_share}; repair or remove them (tools/check_data.py "
                 "full=true finds all):\n"
                 + "\n".join(f"  {reason}" for reason in self.reasons.values())
             )

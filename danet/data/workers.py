@@ -33,7 +33,7 @@ def init_worker(_: int) -> None:
     """
     cv2.setNumThreads(0)  # otherwise OpenCV starts a pool of threads in each worker
     sys.excepthook = _excepthook
-    # Handlers are inherited, and the trainer's set flags that nobody reads here.
+    # Handlers are inherited, and the trainer's set flags that are not read here.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):  # not on Windows
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -105,7 +105,7 @@ def exit_error(workers: Sequence[BaseProcess], names: Names) -> ProcessError | N
     if code < 0:
         how = f"is killed by signal: {signal.strsignal(-code)}"
     if "Kill" in how:  # as by the kernel, when memory is exhausted
-        how += "; if nobody did that, the memory was full: fewer data.num_workers need less"
+        how += "; unless somebody killed it, memory was full: fewer data.num_workers need less"
     elif "Bus" in how:  # from a write to a mapping that has no space left
         how += f"; shared memory was full: {_shared_memory()}"
     how = f"a worker that reads samples (process {number}) {how}"

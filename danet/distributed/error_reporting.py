@@ -8,7 +8,7 @@ Before the process group exists, all ranks of a host fail alike: LOCAL_RANK 0 re
 others sleep until the launcher ends them. A rank that is still alive after that failed alone, and
 reports. Inside the group, the first rank that claims the error in the store reports, and the others
 exit only after that rank has. The store must be the one of this attempt (see rendezvous.py): after
-a restart by torchrun a claim of the failed attempt would still be there, and nobody would report.
+a restart by torchrun a claim of the failed attempt would still be there, and no rank would report.
 """
 
 import os

@@ -121,7 +121,7 @@ class RunLog:
         named = {**{name: getattr(scores, name) for name in AVERAGES}, "loss": loss}
         head = f"step {step}: validation, {describe(self.config.get('evaluation', {}))}"
         table = class_table(self.classes, {"IoU": scores.iou, "accuracy": scores.accuracy})
-        self.write(f"{head}\n{table}")  # at once: each call draws the bar anew
+        self.write(f"{head}\n{table}")  # at once: each call redraws the bar
         if warning := single_class_warning(confusion.matrix, self.classes):
             self.warn(f"step {step}: {warning}")
         per_class = {f"iou/{name}": v for name, v in zip(self.classes, scores.iou, strict=True)}

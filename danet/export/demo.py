@@ -1,4 +1,4 @@
-"""A page that runs an exported network in the browser of whoever opens it, by onnxruntime-web.
+"""A web page that runs an exported network in the browser with onnxruntime-web.
 
 It needs a plain server of files (``python -m http.server``), and asks no other for anything.
 """
@@ -85,7 +85,7 @@ def write(
         text = (Path(onnxruntime.__file__).parent / name).read_bytes()
         files[f"onnxruntime_{Path(name).stem}.txt"] = text
     examples = {}
-    if config.data.dataset["_target_"] == "danet.datasets.scenes.Scenes":  # nobody else's pictures
+    if config.data.dataset["_target_"] == "danet.datasets.scenes.Scenes":  # drawn by us
         dataset = make_dataset(config, "val", training=False)
         examples = {f"example_{i}.png": dataset[i].image for i in spread(len(dataset), 3)}
     for name, image in examples.items():

@@ -28,7 +28,7 @@ def _is_xeon_without_tiles() -> bool:
     They compute bfloat16 in the tiles; their AVX-512 instruction for it has half the rate of
     float32 (measured: 165 against 300 GFLOP/s).
     """
-    # Releases of torch that cannot tell report nothing.
+    # Releases of torch without this query report nothing.
     found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(found.get("avx512_fp16")) and "Intel" in found.get("cpu_name", "")
 

@@ -1,7 +1,7 @@
 """Benchmark a whole training step: forward, loss, backward, update.
 
 The headline is the plain network in the precision of ours, in the memory order that suits it; the
-plain float32 step, which nobody with bfloat16 would run, stands beside it.
+plain float32 step, which a user with bfloat16 would not run, stands beside it.
 """
 
 import importlib.util
@@ -218,7 +218,7 @@ def _steps(case: Case, options: Options) -> Steps:
     # The large case is that of a GPU, in its best precision alone: device time is dear.
     for dtype in options.precisions() if depth == 50 else [best]:
         name = name_of(dtype)
-        if dtype == torch.float32:  # in half precision this order is slower, so nobody's choice
+        if dtype == torch.float32:  # in half precision this order is slower, so not a choice
             _add(steps.references, f"plain {name} NCHW", partial(plain, dtype))
         _add(steps.references, f"plain {name} channels_last", partial(plain, dtype, last))
         _add(steps.ours, name, partial(ours, dtype))

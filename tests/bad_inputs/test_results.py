@@ -234,7 +234,7 @@ def test_R06_the_best_score_is_not_that_of_other_pictures_or_another_protocol(tm
     assert ended["best_score"] == checkpoint_format.load(run / "best.pt")["best_score"] < 0.99
     assert ended["validation_set"] == "Scenes test, 5 samples"
     call(*other, f"run.dir={again}", "evaluation.flip=true", "allow_changes=true")
-    assert "so the best score begins anew" in capsys.readouterr().out
+    assert "so the best score is reset" in capsys.readouterr().out
     assert (again / "abandoned/best_before_step_000000002.pt").exists()
 
 

@@ -125,7 +125,7 @@ def test_a_job_that_comes_no_further_is_not_put_back_for_ever(launch, calls, all
         job()
     assert "error: stopped at step 0, where the job before was stopped, too" in job(code=1)
     assert requeues(calls) == allowed + 1
-    # One that advances is always put back, and the count starts anew.
+    # One that advances is always put back, and the count restarts.
     for step in range(8, 13):
         job(f"step_{step:09d}.pt")
     assert requeues(calls) == allowed + 6
