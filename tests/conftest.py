@@ -106,6 +106,16 @@ def tool(name, *settings, cwd, code=0, launcher=(), env=None):
     return done
 
 
+def output_of(*command, cwd, path="", stdin=None):
+    """Runs a program that must succeed, with modules from ``path``; returns what it prints."""
+    environment = {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, input=stdin, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def call(name, *settings, code=0):
     """Runs a tool's command line in this process; returns its exit code, which must be ``code``.
 

@@ -1,27 +1,15 @@
 """A wheel carries loaders, configs and tools, and works far from the checkout."""
 
-import os
+import functools
 import shutil
 import subprocess
 import sys
 import venv
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, output_of
 
-
-def python(*arguments, cwd, path=""):
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+python = functools.partial(output_of, sys.executable)
 
 
 @pytest.mark.slow

@@ -1,14 +1,13 @@
 """scripts/quickstart.sh from its first to its last line, and the commands that it prints."""
 
+import functools
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, output_of
 
 pytestmark = pytest.mark.slow
 
@@ -31,19 +30,7 @@ def checkout(tmp_path_factory):
     return place
 
 
-def bash(*arguments, cwd, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        ["bash", *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        **options,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+bash = functools.partial(output_of, "bash", path=ROOT)
 
 
 def test_what_the_quickstart_prints_at_its_end_works_when_pasted(checkout, tmp_path):
@@ -61,7 +48,7 @@ def test_what_the_quickstart_prints_at_its_end_works_when_pasted(checkout, tmp_p
 
     _, commands = following.split("\n", 1)
     assert commands.count("python tools/") == 4
-    bash("-e", cwd=tmp_path, input=commands)
+    bash("-e", cwd=tmp_path, stdin=commands)
     assert (run / "pictures_test" / "report.html").is_file()
     lines = (run.parent / f"{run.name}_own" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == 100
