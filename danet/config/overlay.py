@@ -114,7 +114,7 @@ def find(source: str, folder: str | None) -> tuple[Path, Checkpoint | None, list
         return file, saved, [*damaged, note]
     # A run never starts from zero over what is left of it.
     raise InputError(
-        "\n".join(damaged) + f"\nresume={source}: no checkpoint in {path} is intact; to start over "
+        "\n".join(damaged) + f"\nresume={source}: no checkpoint in {path} is whole; to start over "
         "give another run.dir"
     )
 
