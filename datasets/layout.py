@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from danet.datasets.items import Item
 from danet.datasets.listing import LABEL_SUFFIXES, find_files
@@ -104,6 +104,12 @@ def _namer(pattern: str) -> Callable[[str], str]:
     any_suffix = "" if re.search(r"\\\.\w+$", after) else r"\.[^./]+"
     fits = re.compile(f"((?:.*/)?){before}(.+){after}{any_suffix}", re.IGNORECASE | re.DOTALL)
     return lambda path: "".join(found.groups()) if (found := fits.fullmatch(path)) else ""
+
+
+def split_in(path: PurePath) -> str | None:
+    """Return the split that a word in the name of a file says, else in that of a folder above."""
+    words = (re.split("[^a-z]+", part.lower()) for part in reversed(path.with_suffix("").parts))
+    return next((SPLIT_OF[word] for part in words for word in part if word in SPLIT_OF), None)
 
 
 def stem_of(name: str) -> str:

@@ -1,0 +1,109 @@
+"""COCO's JSON: polygons and run lengths (cocodataset.org/#format-data, "Object Detection").
+
+Annotations are painted in the order of the file, each over those before. The name of a
+file or its folder says the split: ``instances_train2017.json``, ``train/_annotations.coco.json``.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from danet.datasets.exports.shapes import Bitmap, Export, Picture, Shape, holds, polygon, read_json
+from danet.datasets.formats.pascal_in_detail import mask_of_runs
+from danet.datasets.layout import split_in
+from danet.datasets.listing import find_files
+from danet.errors import InputError
+
+
+class _Image(BaseModel):
+    id: int | str
+    file_name: str
+    height: int
+    width: int
+
+
+class _Category(BaseModel):
+    id: int
+    name: str
+
+
+class _Runs(BaseModel):
+    counts: list[int] | str
+    size: tuple[int, int]  # height, width
+
+
+class _Annotation(BaseModel):
+    id: int | str | None = None
+    image_id: int | str
+    category_id: int
+    iscrowd: int = 0
+    segmentation: _Runs | list[list[float]] | None = None
+
+
+class _File(BaseModel):
+    images: list[_Image]
+    categories: list[_Category]
+    annotations: list[_Annotation]
+
+
+def find(root: Path) -> list[Path]:
+    """Return the JSON files with images, annotations and categories."""
+    files = [root / name for name in find_files(root, (".json",))]
+    return [path for path in files if holds(path, '"images"', '"categories"')]
+
+
+def read(files: Sequence[Path], root: Path) -> Export:
+    """Read all files; labels are the categories of the first, then further ones of others."""
+    labels: dict[str, None] = {}
+    pictures: list[Picture] = []
+    for path in files:
+        content = read_json(path, _File)
+        categories = {category.id: category.name for category in content.categories}
+        labels |= dict.fromkeys(categories.values())
+        known = {image.id for image in content.images}
+        shapes = defaultdict[int | str, list[Shape]](list)
+        for number, annotation in enumerate(content.annotations):
+            where = f"annotation {number if annotation.id is None else annotation.id}"
+            if annotation.category_id not in categories:
+                raise InputError(
+                    f"{path}, {where}: category_id={annotation.category_id} is not in categories: "
+                    f"{', '.join(map(str, categories))}"
+                )
+            if annotation.image_id not in known:
+                raise InputError(
+                    f"{path}, {where}: image_id={annotation.image_id} is not in images"
+                )
+            shapes[annotation.image_id].append(
+                _shape(annotation, categories[annotation.category_id], path, where)
+            )
+        split = split_in(path.relative_to(root))
+        pictures += [
+            Picture(
+                *(path, image.file_name, shapes[image.id]),
+                size=(image.height, image.width),
+                split=split,
+            )
+            for image in content.images
+        ]
+    return Export([*labels], pictures)
+
+
+def _shape(annotation: _Annotation, label: str, path: Path, where: str) -> Shape:
+    """Return an annotation as a shape; one without a segmentation has no area."""
+    found, is_crowd = annotation.segmentation, annotation.iscrowd == 1
+    if isinstance(found, _Runs):
+        return Shape(label, where, bitmap=partial(_decode, found, path, where), is_crowd=is_crowd)
+    rings = [polygon(ring, f"{path}, {where} ({label})") for ring in found or ()]
+    return Shape(label, where, rings, is_crowd=is_crowd)
+
+
+def _decode(runs: _Runs, path: Path, where: str) -> Bitmap:
+    height, width = runs.size
+    try:
+        inside = mask_of_runs(runs.counts, height * width)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{path}, {where}: segmentation.counts: {error}") from error
+    return Bitmap(inside.reshape(width, height).T)  # COCO's runs go down the columns
