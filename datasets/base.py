@@ -17,6 +17,7 @@ from danet.datasets.items import Item as Item
 from danet.datasets.items import Items, JoinedItems
 from danet.datasets.labels import UNKNOWN, Color, in_order, label_table, ranges, read_published
 from danet.datasets.listing import elsewhere
+from danet.datasets.lists import SplitRule
 from danet.datasets.reading import Reading as Reading
 from danet.datasets.reading import check_choices
 from danet.errors import InputError
@@ -84,6 +85,8 @@ class FileDataset(SegmentationDataset):
         items: Of the split, sorted by name; then those of the data sets that were joined.
         parts: This data set, then those that were joined.
         notes: Warnings for the user, one line each.
+        division: A note on a division by a hash of the names; empty where there is none.
+        undivided: A note, instead, where such a division leaves no picture for "val".
     """
 
     root: Path
@@ -95,6 +98,7 @@ class FileDataset(SegmentationDataset):
     marker: ClassVar[str] = ""
     value_hint = missing_hint = ""
     values: ClassVar[Mapping[int, int]] = {}
+    division = undivided = ""
 
     def __init_subclass__(cls, published: str = "") -> None:
         """Take what the publisher says from ``tables``: classes, label values, the layout."""
@@ -148,6 +152,18 @@ class FileDataset(SegmentationDataset):
     @abstractmethod
     def find_items(self) -> Iterable[Item]:
         """Return the pairs of ``self.split``, in any order, without opening files."""
+
+    def divide(self, names: Sequence[str], rule: SplitRule) -> set[str]:
+        """Return the names of val where no folders or lists make splits; note how many they are."""
+        chosen = rule.choose_val(names)
+        if chosen:
+            self.division = (
+                f"{len(names)} images and no folders for splits: by a hash of their names "
+                f"{len(chosen)} are val and {len(names) - len(chosen)} train"
+            )
+        elif names:
+            self.undivided = f"{len(names)} image(s) and no folders for splits, so all are train"
+        return chosen
 
     def explain_no_images(self) -> str:
         """Return the end of the message about a split without images: where they may be."""

@@ -34,10 +34,6 @@ class Folder(FileDataset, published="folder"):
         palette: K RGB colours for drawing; when None, those of the masks or ``default_palette``.
         label_format, files, split_rule: What masks hold, where the files are, and how splits are
             made; the fields, or a mapping of them, as configs have it.
-
-    Attributes:
-        division: A note on a division by a hash of the names; empty where there is none.
-        undivided: A note, instead, where such a division leaves no picture for "val".
     """
 
     def __init__(
@@ -63,7 +59,6 @@ class Folder(FileDataset, published="folder"):
         self.palette = check_colors(drawn, "data.palette", len(names))  # type: ignore[misc]
         is_root = Path(self.files.images_dir) == Path()
         self.marker = "" if is_root else self.files.images_dir  # type: ignore[misc]
-        self.division = self.undivided = ""
         super().__init__(
             root=Path(root), split=split, transform=transform, reading=reading or Reading()
         )
@@ -97,14 +92,7 @@ class Folder(FileDataset, published="folder"):
         if places := self.files.split_folders(self.root):
             return self._pair_folders(*places[self.split]) if self.split in places else []
         items = self._pair_folders(*self.files.folders(self.root))
-        chosen = rule.choose_val([item.name for item in items])
-        if items and not chosen:
-            self.undivided = f"{len(items)} image(s) and no folders for splits, so all are train"
-        elif items:
-            self.division = (
-                f"{len(items)} images and no folders for splits: by a hash of their names "
-                f"{len(chosen)} are val and {len(items) - len(chosen)} train"
-            )
+        chosen = self.divide([item.name for item in items], rule)
         return [i for i in items if self.split == ("val" if i.name in chosen else "train")]
 
     def _pair_folders(self, images: Path, masks: Path) -> list[Item]:

@@ -115,18 +115,23 @@ class SplitRule:
         count = max(round(len(ordered) * self.val_share), 1) if self.val_share else 0
         return set(ordered[: max(0, min(count, len(ordered) - 1))])
 
-    def read_items(
-        self, split: str, splits: Sequence[str], root: Path, files: PairLayout
-    ) -> tuple[list[Item], list[str]]:
-        """Return the pairs of ``split``, one of ``splits``, and notes; masks need not exist."""
+    def list_of(self, split: str, splits: Sequence[str], root: Path) -> SplitList:
+        """Read the list of ``split``, one of ``splits``, from ``root`` on."""
         lists = self.lists or {}
         if not set(lists) <= set(splits) or split not in lists:
             raise InputError(
                 f"data.lists has the splits {', '.join(map(str, lists))}; expected some of "
                 f"{', '.join(splits)}, and {split!r} is needed now{UNSCORED * (split == 'val')}"
             )
+        return read_list(root / Path(lists[split]).expanduser())
+
+    def read_items(
+        self, split: str, splits: Sequence[str], root: Path, files: PairLayout
+    ) -> tuple[list[Item], list[str]]:
+        """Return the pairs of ``split``, one of ``splits``, and notes; masks need not exist."""
+        names = self.list_of(split, splits, root)
         images, masks = files.folders(root)
         known = pair_files(images, masks, files.patterns)[0]
         paths = {item.image.removeprefix(f"{images}/"): item for item in known.values()}
         known = {stem_of(path): item for path, item in paths.items()} | known | paths
-        return read_list(root / Path(lists[split]).expanduser()).pairs(known, images, root=root)
+        return names.pairs(known, images, root=root)

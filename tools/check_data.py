@@ -153,19 +153,17 @@ def scan_splits(
 
 def write_lists(datasets: Iterable["FileDataset"], output: Path) -> str:
     """Write lists of splits that a hash divided; return the setting that uses them, or nothing."""
-    from danet.datasets.folder import Folder
-
-    divided = [d for d in datasets if isinstance(d, Folder) and d.division]
+    divided = [dataset for dataset in datasets if dataset.division]
     files = {dataset.split: output / f"{dataset.split}.txt" for dataset in divided}
     if set(files) != {"train", "val"}:
         return ""
     for dataset in divided:
-        lines = [
-            f"{os.path.relpath(item.image, dataset.root)}\t"
-            f"{os.path.relpath(item.mask or '', dataset.root)}\n"
-            for i, item in enumerate(dataset.items)
-            if dataset.locate(i)[0] is dataset
-        ]
+        lines = []
+        for i, item in enumerate(dataset.items):
+            # Masks that were painted of annotations lie elsewhere.
+            own = [p for p in item[:2] if p and Path(p).is_relative_to(dataset.root)]
+            if dataset.locate(i)[0] is dataset:
+                lines.append("\t".join(os.path.relpath(p, dataset.root) for p in own) + "\n")
         write_file(files[dataset.split], "".join(lines))
     print(divided[0].division)
     # Plain paths without quotes of their own, which those of the shell would make hard to read.

@@ -19,7 +19,6 @@ from danet.config.schema import DataConfig, DataFolder, DataOverrides, TrainConf
 from danet.config.targets import TRUSTED, locate
 from danet.config.validate import check_plain
 from danet.datasets.base import FileDataset, Reading, SegmentationDataset
-from danet.datasets.folder import Folder
 from danet.errors import InputError, UserError, first_line
 from danet.models.segmentor import Segmentor
 from danet.plain import printable, problem_with
@@ -87,7 +86,7 @@ def why_unscored(config: TrainConfig, training_set: SegmentationDataset) -> str:
     """Return why a training has no validation set; "" where it has one."""
     if config.data.val_split is None:
         return "data.val_split=null"
-    return training_set.undivided if isinstance(training_set, Folder) else ""
+    return training_set.undivided if isinstance(training_set, FileDataset) else ""
 
 
 def join_extra_roots(training_set: SegmentationDataset, config: TrainConfig) -> None:

@@ -246,6 +246,20 @@ def _class_file(source: str) -> Any:
     return read_class_file(source)
 
 
+def _annotated_classes(classes: Any, root: str, *settings: Any) -> list[str]:
+    """Return class names that are set, else those of the export of an annotation tool."""
+    if classes is not None:
+        return _class_names(classes)
+    from danet.datasets.annotations import class_names_of  # late, since they load torch
+    from danet.datasets.cache import cache_folder
+    from danet.datasets.exports.index import open_export
+
+    kind, annotations, images_dir, labels, background, cache = settings
+    place = Path(root).expanduser().absolute(), cache_folder(cache)
+    index = open_export(*place, kind=kind, annotations=annotations, images_dir=images_dir)
+    return class_names_of(index, labels, background)
+
+
 def register() -> None:
     """Register the schemas with Hydra and the resolvers of the configs with OmegaConf."""
     tools = (EvalConfig, VisualizeConfig, CheckConfig, ConvertConfig, PredictConfig, ExportConfig)
@@ -257,6 +271,7 @@ def register() -> None:
         ConfigStore.instance().store(name=name, node=node)
     resolvers: dict[str, Any] = {"count": len, "class_names": _class_names}
     resolvers["class_colors"] = _class_colors
+    resolvers["annotated_classes"] = _annotated_classes
     resolvers["val_share"] = lambda share, split: 0.0 if split is None else share
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)  # a second call would raise

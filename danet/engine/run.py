@@ -24,8 +24,7 @@ from danet.data.loader import TrainBatches, eval_batches, train_batches
 from danet.data.sampler import RareClassSampling
 from danet.data_check.overlap import refuse_overlap
 from danet.data_check.sample import check_sample
-from danet.datasets.base import SegmentationDataset
-from danet.datasets.folder import Folder
+from danet.datasets.base import FileDataset, SegmentationDataset
 from danet.datasets.label_statistics import label_pixels
 from danet.distributed import collectives
 from danet.distributed.agreement import wait_patiently
@@ -249,7 +248,7 @@ def validate_data(parts: Parts, saved: Checkpoint | None) -> None:
     else:
         why = f"{parts.unscored}; there are no scores, and last.pt is the result"
         overlap = f"no validation set: {why}"
-    division = train_set.division if isinstance(train_set, Folder) else ""
+    division = train_set.division if isinstance(train_set, FileDataset) else ""
     skipped = train_set if config.data.on_bad_sample == "skip" else None
     for note in (
         *filter(None, (overlap, division)),

@@ -1,0 +1,251 @@
+"""An export of an annotation tool: its format, its pictures on disk, and masks painted once.
+
+Masks and an index lie in the cache folder, below a digest of the names, sizes and times of all
+files of the export, so what is found there is never stale. Another state gets a folder of its own:
+a training that runs meanwhile keeps its masks.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from danet.datasets.exports import coco, yolo
+from danet.datasets.exports.shapes import Export, Picture, paint
+from danet.datasets.labels import Color
+from danet.datasets.layout import stem_of
+from danet.datasets.listing import IMAGE_SUFFIXES, find_files
+from danet.errors import InputError
+from danet.filesystem import file_lock, storage_errors
+
+FORMATS: dict[str, ModuleType] = {"coco": coco, "yolo": yolo}
+"""By the name of the setting ``data.format``."""
+_VERSION = b"1"  # raised when readers or painting give other masks
+_READ = IMAGE_SUFFIXES | {".json", ".xml", ".txt", ".yaml", ".yml", ".csv", ".npy"}
+
+
+@dataclass
+class Entry:
+    """A picture of an export that is on disk."""
+
+    name: str  # unique: its path below the folder, without suffix unless another has the same
+    image: str  # absolute path
+    split: str | None  # train, val or test, where the export says it
+    is_empty: bool  # no object is in it
+    remarks: dict[str, tuple[int, str]]  # key of shapes.REMARKS -> number of objects, the first one
+
+
+@dataclass
+class Index:
+    """An export whose masks are painted: 0 is no label, position + 1 a label, then their crowds."""
+
+    format: str
+    labels: list[str]
+    colors: list[Color] | None
+    is_complete: bool
+    entries: list[Entry] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # pictures that are not on disk
+    objects: dict[str, tuple[int, str]] = field(default_factory=dict)  # label -> number, the first
+    masks: str = ""  # folder of <name>.png
+
+
+def open_export(
+    root: Path,
+    cache: Path,
+    *,
+    kind: str = "auto",
+    annotations: str | None = None,
+    images_dir: str | None = None,
+) -> Index:
+    """Return the index of an export; read and paint it first if that has not been done.
+
+    Args:
+        root: Folder of the export.
+        cache: Folder for the masks.
+        kind: A key of FORMATS, or auto.
+        annotations: Pattern of the annotation files below root; None for all.
+        images_dir: Further folder with pictures, from root on or absolute.
+    """
+    if kind not in ("auto", *FORMATS):
+        raise InputError(f"data.format={kind}: expected auto or one of {', '.join(FORMATS)}")
+    if cache.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"data.cache_dir={cache}: it lies below data.root={root}")
+    more = root / Path(images_dir).expanduser() if images_dir else root
+    folders = list(dict.fromkeys((root, more)))
+    digest = hashlib.sha256(_VERSION + repr((kind, annotations, images_dir)).encode())
+    for folder in folders:
+        for name in find_files(folder, _READ):
+            s = os.stat(folder / name)
+            # A copy over a file that keeps its size and the time of writing changes ctime.
+            state = s.st_size, s.st_mtime_ns, s.st_ctime_ns
+            digest.update(f"{folder}/{name}{state}".encode(errors="surrogateescape"))
+    place = f"{root.name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
+    home = cache / "annotations" / place / digest.hexdigest()[:16]
+    if (found := _load(home / "index.json")) is not None:
+        return found
+    with storage_errors(home, "data.cache_dir: "):
+        home.mkdir(parents=True, exist_ok=True)
+        with open(home / "lock", "a") as lock:
+            file_lock(lock)  # of several processes the first one paints
+            if (found := _load(home / "index.json")) is None:
+                name, files = _files_of(root, kind, annotations)
+                found = _paint_all(FORMATS[name].read(files, root), name, root, folders, home)
+                text = json.dumps(asdict(found))
+                (home / "index.tmp").write_text(text, encoding="utf-8", errors="surrogateescape")
+                (home / "index.tmp").replace(home / "index.json")  # last: it says that all is there
+    return found
+
+
+def _load(path: Path) -> Index | None:
+    """Read an index; None if there is none, or half a one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        colors = content["colors"] and [tuple(color) for color in content["colors"]]
+        entries = [Entry(**entry) for entry in content["entries"]]
+        return Index(**{**content, "colors": colors, "entries": entries})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _files_of(root: Path, kind: str, annotations: str | None) -> tuple[str, list[Path]]:
+    """Return the format of an export and its annotation files; raise InputError if unclear."""
+    kinds = FORMATS if kind == "auto" else {kind: FORMATS[kind]}
+    found: dict[str, list[Path]] = {}
+    for name, module in kinds.items():
+        files = module.find(root)
+        if annotations:
+            files = [
+                path for path in files if PurePosixPath(path.relative_to(root)).match(annotations)
+            ]
+        if files:
+            found[name] = files
+    which = f"data.annotations={annotations}: " if annotations else ""
+    if not found:
+        formats = "of a known tool" if kind == "auto" else f"in the form of {kind}"
+        raise InputError(
+            f"{which}no annotations {formats} below {root}; known are {', '.join(FORMATS)}; "
+            "pictures that have a mask of class indices or colours each are read by data=folder"
+        )
+    if len(found) > 1:
+        listed = "; ".join(f"data.format={name} for {files[0]}" for name, files in found.items())
+        raise InputError(f"{which}{root} holds annotations of several tools; choose one: {listed}")
+    return next(iter(found.items()))
+
+
+def _paint_all(export: Export, kind: str, root: Path, folders: Sequence[Path], home: Path) -> Index:
+    """Paint the masks of all pictures that are on disk, with a progress bar."""
+    index = Index(kind, [*export.labels], None, export.is_complete, masks=str(home))
+    index.colors = [*export.colors] if export.colors else None
+    type_ = np.uint8 if 2 * len(index.labels) < 256 else np.uint16
+    pictures, counts, first = _Pictures(folders), Counter[str](), dict[str, str]()
+    described: dict[str, Picture] = {}
+    names = Counter(stem_of(image) for image in pictures.paths)
+    with tqdm(
+        export.pictures,
+        desc=f"painting {kind}",
+        unit="picture",
+        dynamic_ncols=True,
+        file=sys.stderr,
+    ) as bar:
+        for picture in bar:
+            image = pictures.locate(picture, root)
+            if image is None:
+                index.missing.append(f"{picture.file}: {picture.name}")
+                continue
+            if (other := described.setdefault(image, picture)) is not picture:
+                raise InputError(
+                    f"{picture.file}: {picture.name} is described twice, also in {other.file}; "
+                    "name the right files, 'data.annotations=PATTERN'"
+                )
+            values, remarks = paint(picture, _size(picture, Path(image)), index.labels)
+            relative = os.path.relpath(image, root)
+            name = stem_of(relative) if names[stem_of(image)] == 1 else relative
+            name = name.lstrip("./")
+            path = home / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not cv2.imwrite(str(path), values.astype(type_), [cv2.IMWRITE_PNG_COMPRESSION, 1]):
+                raise InputError(f"{path}: the mask could not be written; see data.cache_dir")
+            places = {
+                shape.label: f"{picture.file}, {shape.where}" for shape in picture.shapes[::-1]
+            }
+            counts.update(shape.label for shape in picture.shapes)
+            if picture.mask is not None:
+                present = [index.labels[value - 1] for value in np.unique(values) if value]
+                places = dict.fromkeys(present, f"{picture.file}, {picture.name}")
+                counts.update(present)
+            first = places | first
+            index.entries.append(Entry(name, image, picture.split, not places, remarks))
+    index.objects = {label: (counts[label], first[label]) for label in counts}
+    return index
+
+
+def _size(picture: Picture, image: Path) -> tuple[int, int]:
+    """Return height and width of a picture; raise InputError if its export has others."""
+    try:
+        with Image.open(image) as opened:
+            width, height = opened.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if picture.size:  # of a kind that Pillow does not read
+            return picture.size
+        raise InputError(f"{image}: not a readable picture ({error})") from error
+    if picture.size not in (None, (height, width)):
+        stated = f"{picture.size[1]} x {picture.size[0]}" if picture.size else ""
+        turned = "; an EXIF tag may turn it in the tool: turn its pixels" * (
+            picture.size == (width, height)
+        )
+        raise InputError(
+            f"{picture.file}: {picture.name} is {stated} there, and {image} is {width} x {height} "
+            f"(width x height){turned or '; replace it by the picture that was annotated'}"
+        )
+    return height, width
+
+
+class _Pictures:
+    """The picture files of some folders, found by what an export calls them."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        found = (f"{folder}/{name}" for folder in folders for name in find_files(folder))
+        self.paths = list(dict.fromkeys(map(os.path.normpath, found)))
+        self._by_name = defaultdict[str, list[str]](list)
+        for path in self.paths:
+            for key in {os.path.basename(path), os.path.splitext(os.path.basename(path))[0]}:
+                self._by_name[key].append(path)
+
+    def locate(self, picture: Picture, root: Path) -> str | None:
+        """Return the file of a picture: by its path, else by the end of it; None without one."""
+        name = picture.name.replace("\\", "/")
+        for folder in (picture.file.parent, root):
+            path = os.path.normpath(folder / name)
+            if path in self._by_name[os.path.basename(path)]:
+                return path
+        ends = [*self._ends(name)]
+        if len(ends) > 1:
+            raise InputError(
+                f"{picture.file}: {picture.name} may be {ends[0]} or {ends[1]}; remove one, or "
+                "name the folder of the right one, data.images_dir=FOLDER"
+            )
+        return ends[0] if ends else None
+
+    def _ends(self, name: str) -> Iterator[str]:
+        """Yield the files that share the longest end of a path, with or without suffixes."""
+        base, stem = os.path.basename(name), os.path.splitext(os.path.basename(name))[0]
+        candidates = self._by_name[base] or self._by_name[stem]
+        parts = PurePosixPath(name).parts[-2::-1]
+
+        def shared(path: str) -> int:
+            pairs: Any = zip(PurePosixPath(path).parts[-2::-1], parts, strict=False)
+            return next((i for i, (a, b) in enumerate(pairs) if a != b), len(parts))
+
+        longest = max(map(shared, candidates), default=0)
+        yield from (path for path in candidates if shared(path) == longest)
