@@ -41,7 +41,7 @@ class Annotations(FileDataset, published="annotations"):
         annotations: Pattern of the annotation files below root, where there are several sets.
         images_dir: Further folder with pictures.
         labels: Label of the tool -> class, or None to ignore its pixels; others are the classes of
-            their name.
+            their name. With "*" it has the class of those that ``classes`` lacks.
         background: Class of pixels without an object, and of labels that mean it; None: ignored.
         crowd: Whether groups of objects (COCO) have their class or are ignored.
         allow_missing_images: Leave out pictures that are not there, rather than refuse the set.
@@ -75,7 +75,8 @@ class Annotations(FileDataset, published="annotations"):
             split_rule if isinstance(split_rule, SplitRule) else SplitRule(**split_rule or {})
         )
         self.settings = format, annotations, images_dir
-        self.labels, self.background, self.crowd = dict(labels or {}), background, crowd
+        self.labels = {str(label): name for label, name in (labels or {}).items()}
+        self.background, self.crowd = background, crowd
         self.allow_missing_images = allow_missing_images
         self._map: dict[int, int] = {}
         self._colors = palette
@@ -110,7 +111,7 @@ class Annotations(FileDataset, published="annotations"):
     def _values(self, index: Index) -> dict[int, int]:
         """Return value in the masks -> class; raise InputError for labels without a class."""
         position = {name: i for i, name in enumerate(self.classes)}
-        if unknown := sorted(set(self.labels) - set(index.labels)):
+        if unknown := sorted({*self.labels} - {*index.labels, "*"}):
             raise InputError(
                 f"data.labels: {unknown[0]} is no label of {self.root}; its labels are "
                 f"{', '.join(index.labels)}"
@@ -123,7 +124,7 @@ class Annotations(FileDataset, published="annotations"):
         nothing = position.get(self.background or "", IGNORE)
         values, strange = {0: nothing}, list[str]()
         for value, label in enumerate(index.labels, start=1):
-            name = _class_of(label, self.labels, self.background)
+            name = _class_of(label, self.labels, self.background, self.classes)
             if name is not None and name not in position and label in index.objects:
                 count, first = index.objects[label]
                 strange.append(f"{label} ({count} object(s), first {first})")
@@ -135,7 +136,7 @@ class Annotations(FileDataset, published="annotations"):
             raise InputError(
                 f"labels that data.classes lacks: {'; '.join(strange[:_SHOWN])}"
                 f"{f'; and {more} more' * (more > 0)}; add them there, or say which class each is, "
-                "or null to ignore its pixels: 'data.labels={LABEL: CLASS, LABEL: null}'"
+                "null to ignore it, * for all others: 'data.labels={LABEL: CLASS, *: null}'"
             )
         return values
 
@@ -143,7 +144,7 @@ class Annotations(FileDataset, published="annotations"):
         """Return the tool's colours of the classes, where it has one for each."""
         known = dict(zip(index.labels, index.colors or (), strict=False))
         of_class = {
-            _class_of(label, self.labels, self.background): color
+            _class_of(label, self.labels, self.background, self.classes): color
             for label, color in reversed(known.items())
         }
         colors = [of_class.get(n, (0, 0, 0) if is_background(n) else None) for n in self.classes]
@@ -195,20 +196,26 @@ def class_names_of(
     name, for the background. ``__ignore__``, ``ignore``, ``void`` and labels mapped to None are no
     classes. Masks that label every pixel have a background only where a label means it.
     """
-    found = [_class_of(label, labels or {}, background) for label in index.labels]
-    first = (
-        [background] if background and not (index.is_complete and background not in found) else []
-    )
-    return [*dict.fromkeys([*first, *filter(None, found)])]
+    names = {str(label): name for label, name in (labels or {}).items()}
+    found = [_class_of(label, names, background) for label in index.labels]
+    if background and not (index.is_complete and background not in found):
+        found.insert(0, background)
+    return [*dict.fromkeys(name for name in found if name)]
 
 
-def _class_of(label: str, labels: Mapping[str, str | None], background: str | None) -> str | None:
+def _class_of(
+    label: str,
+    labels: Mapping[str, str | None],
+    background: str | None,
+    classes: Sequence[str] = (),
+) -> str | None:
     """Return the class of a label; None where its pixels are ignored."""
     if label in labels:
         return labels[label]
     if label.lower() in _IGNORED:
         return None
-    return background if background and is_background(label) else label
+    name = background if background and is_background(label) else label
+    return labels["*"] if "*" in labels and name not in (*classes, background) else name
 
 
 def _remarks(entries: Sequence[Entry]) -> list[str]:

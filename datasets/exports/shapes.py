@@ -6,6 +6,7 @@ returns an Export. Coordinates are x and y from the left upper corner of the pic
 pixel covers 0 to 1.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -194,9 +195,11 @@ def _covered(shape: Shape, picture: Picture, size: tuple[int, int]) -> tuple[lis
 
 def _filled(rings: Sequence[np.ndarray], corner: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return bool (height, width): the union of polygons in a window from a corner (x, y) on."""
-    # A part of two points would be a box to this function.
     flat = [(ring - corner).ravel().tolist() for ring in rings]
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, height, width))) > 0
+    runs = coco_mask.merge(coco_mask.frPyObjects(flat, height, width))
+    with warnings.catch_warnings():  # its arrays have numpy 1's signature
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return coco_mask.decode(runs) > 0
 
 
 def label_positions(names: Iterable[str], file: Path) -> Mapping[str, int]:
