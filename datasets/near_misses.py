@@ -11,6 +11,7 @@ from difflib import SequenceMatcher
 from itertools import chain, islice, takewhile
 from pathlib import Path
 
+from danet.datasets.exports.index import FORMATS
 from danet.datasets.image_io import open_picture
 from danet.datasets.items import Item, Items
 from danet.datasets.layout import SPLIT_OF, PairLayout, pair_files
@@ -31,8 +32,9 @@ _NOT_READ = re.compile(
 def suggest(root: Path, layout: PairLayout, otherwise: str = "") -> str:
     """Return settings by which images below a folder find masks, as the end of a message.
 
-    Without such settings it is ``otherwise`` or, where that is empty, the kinds of files that are
-    there. Where most pictures are of a kind that is not read, it says so instead.
+    Without such settings it names a tool whose annotations are there, is ``otherwise`` or, where
+    that is empty, the kinds of files that are there. Where most pictures are of a kind that is not
+    read, it says so instead.
     """
     files, masks = list(_walk(root)), f"{layout.masks_dir}/" * (layout.masks_dir != ".")
     images = [
@@ -55,6 +57,11 @@ def suggest(root: Path, layout: PairLayout, otherwise: str = "") -> str:
         if pairs and len(pairs) >= min(20, 4 * len({*images} - paired)):
             first = " and ".join(os.path.relpath(str(path), root) for path in pairs[0][:2])
             return f"; {len(pairs)} pairs, as {first}, are found by {_settings(way, layout)}"
+        if tools := [name for name, reader in FORMATS.items() if reader.find(root)]:
+            return (
+                f"; there are annotations of {' and '.join(tools)}: data=annotations reads them, "
+                "with the names of their classes"
+            )
         if otherwise:
             return otherwise
     shown = files if is_read else not_read

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import save_picture
+from conftest import make_folder, save_picture
 from pycocotools import mask as coco_mask
 from test_config import compose
 
@@ -104,12 +104,21 @@ def test_labels_become_classes_as_set(tmp_path, settings, classes, meaning):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("data.classes=[background,car]", r"lacks: tram \(5 object\(s\), first .*annotation 1\); k"),
+        (
+            "data.classes=[background,car]",
+            r"lacks: tram \(5 object\(s\), first .*annotation 1\); k",
+        ),
         ("data.classes=[car,tram,kiosk]", "has no background, the class of pixels without"),
-        ("data.labels={cat:car}", "data.labels: cat is no label of .*; its labels are car, tram, k"),
+        (
+            "data.labels={cat:car}",
+            "data.labels: cat is no label of .*; its labels are car, tram, k",
+        ),
         ("data.format=yolo", "no annotations in the form of yolo below"),
         ("data.format=coko", "data.format=coko: expected auto or one of coco, "),
-        ("data.annotations=other*.json", "data.annotations=other.*: no annotations of a known tool"),
+        (
+            "data.annotations=other*.json",
+            "data.annotations=other.*: no annotations of a known tool",
+        ),
         ("data.crowd=thing", "data.crowd=thing: expected one of class, ignore"),
         ("data.cache_dir={root}/cache", "it lies below data.root"),
     ],
@@ -128,12 +137,19 @@ def test_masks_are_painted_once_and_again_when_a_file_changes(tmp_path, cache):
     configured(root)
     before = painted()
     configured(root, "data.labels={tram:null}", split="val")
-    assert painted() == before and len(before) == 5
+    assert painted() == before
+    assert len(before) == 5
     path = root / "annotations/val.json"
     path.write_text(path.read_text().replace('"tram"', '"bus"'))
-    assert configured(root, "data.labels={tram:bus}").classes == ("background", "car", "bus", "kiosk")
+    assert configured(root, "data.labels={tram:bus}").classes == (
+        "background",
+        "car",
+        "bus",
+        "kiosk",
+    )
     # The masks of a training that runs meanwhile are still there.
-    assert before.items() <= painted().items() and len(painted()) == 10
+    assert before.items() <= painted().items()
+    assert len(painted()) == 10
 
 
 def test_an_index_that_was_cut_off_is_written_again(tmp_path, cache):
@@ -150,13 +166,14 @@ def test_pictures_that_are_missing_are_named_and_left_out_on_request(tmp_path):
     with pytest.raises(InputError, match=r"1 of 5 pictures .*train.json: train_1.png; name their"):
         configured(root)
     dataset = configured(root, "data.allow_missing_images=true")
-    assert len(dataset) == 2 and "left out: 1 of 5" in dataset.notes[0]
+    assert len(dataset) == 2
+    assert "left out: 1 of 5" in dataset.notes[0]
 
 
 def test_pictures_may_lie_in_another_folder(tmp_path):
     root = write(tmp_path / "set")
     (root / "pictures").rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="5 of 5 pictures .* data.images_dir=FOLDER$"):
+    with pytest.raises(InputError, match=r"5 of 5 pictures .* data.images_dir=FOLDER$"):
         configured(root)
     assert len(configured(root, f"data.images_dir={tmp_path}/elsewhere")) == 3
     assert len(configured(root, "data.images_dir=../elsewhere")) == 3
@@ -193,7 +210,8 @@ def test_a_picture_that_two_files_describe_is_refused_and_a_pattern_chooses(tmp_
 def test_an_export_without_splits_is_divided_by_a_hash_and_by_lists(tmp_path):
     root = write(tmp_path / "set", splits=[("all", 10)])
     train, val = (configured(root, split=split) for split in ("train", "val"))
-    assert (len(train), len(val)) == (8, 2) and "by a hash" in val.division
+    assert (len(train), len(val)) == (8, 2)
+    assert "by a hash" in val.division
     (root / "train.txt").write_text("pictures/all_3.png\npictures/all_5\n")
     (root / "val.txt").write_text("pictures/all_1.png\n")
     dataset = configured(root, "data.lists={train:train.txt,val:val.txt}")
@@ -236,6 +254,12 @@ def test_sets_of_many_labels_are_painted_in_16_bits(tmp_path):
     root = write(tmp_path / "set", categories=categories)
     dataset = configured(root, "data.classes=null")
     np.testing.assert_array_equal(masks(dataset)[0], 10 * truth([5, 0]))
+
+
+def test_the_reader_of_folders_points_to_the_annotations(tmp_path):
+    root = write(tmp_path / "set")
+    with pytest.raises(InputError, match="there are annotations of coco: data=annotations reads"):
+        make_folder(root=root, split="train", classes=["background", *LABELS])
 
 
 def test_a_set_reads_without_a_config(tmp_path):
