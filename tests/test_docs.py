@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import originals
 import pytest
+import test_annotations
 import torch
 from conftest import ROOT, TINY, call, save_picture
 from test_config import compose
@@ -136,12 +137,8 @@ def check_training(words, home):
     if "--config-dir" in words:
         words = [w for w in words if w.startswith(("run.", "resume"))]
     settings = [first_of_sweep(word) for word in words if word not in ("-m", "--multirun")]
-    for name, text in (
-        ("ROBOFLOW/train/_classes.csv", "Pixel Value, Class\n0, background\n1, cat\n"),
-        ("CVAT/labelmap.txt", "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:9,9,9::\n"),
-    ):
-        (home / name).parent.mkdir(parents=True, exist_ok=True)
-        (home / name).write_text(text)
+    if "data.root=EXPORT" in settings and not (home / "EXPORT").exists():
+        test_annotations.write(home / "EXPORT")
     if any(word == "data.classes=names.txt" for word in settings):
         (home / "names.txt").write_text("background\ncat\n")
         settings = [w.replace("names.txt", str(home / "names.txt"), 1) for w in settings]
