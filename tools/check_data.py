@@ -178,8 +178,8 @@ def _default_output(root: str | None) -> Path:
     """Return the folder of reports on a data set, outside of it."""
     from danet.datasets.cache import cache_folder
 
-    # Own pictures of every kind are data=folder: the name of their folder says which.
-    own = Path(root or "").name if cli.chosen("data") == "folder" else ""
+    # Of own pictures, always data=folder or annotations, the name of their folder says which.
+    own = Path(root or "").name if cli.chosen("data") in ("annotations", "folder") else ""
     place = Path("runs/check", own or cli.choice()).absolute()
     if root is not None and place.is_relative_to(root):  # started from within the data
         return cache_folder(None) / "check" / place.name

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from danet import cli
 from danet.config.build import checked_config, load_saved, make, make_dataset, model_of
 from danet.config.schema import TrainConfig, VisualizeConfig, did_you_mean
+from danet.datasets.annotations import Annotations
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.folder import Folder
 from danet.datasets.image_io import read_image
@@ -208,7 +209,8 @@ def examine(
     if warning:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     weights = sum(p.numel() for p in model.parameters())
-    source = dataset.root.name if isinstance(dataset, Folder) else type(dataset).__name__
+    is_own = isinstance(dataset, (Annotations, Folder))
+    source = dataset.root.name if is_own else type(dataset).__name__
     return report.Report(
         title=f"{source}, {dataset.split}: {100 * confusion.scores().miou:.2f} % mean IoU",
         facts=[
