@@ -209,8 +209,9 @@ def examine(
     if warning:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     weights = sum(p.numel() for p in model.parameters())
-    is_own = isinstance(dataset, (Annotations, Folder))
-    source = dataset.root.name if is_own else type(dataset).__name__
+    source = type(dataset).__name__
+    if isinstance(dataset, (Annotations, Folder)):
+        source = dataset.root.name
     return report.Report(
         title=f"{source}, {dataset.split}: {100 * confusion.scores().miou:.2f} % mean IoU",
         facts=[
