@@ -45,9 +45,9 @@ def read(files: Sequence[Path], root: Path) -> shapes.Export:
         colors = {**labels, **colors}
         split = split_in(path.relative_to(root))
         pictures += [_picture(image, labels, path, split) for image in tree.iterfind("image")]
-    found = [_COLOR.fullmatch(color) for color in colors.values()]
-    palette = [(int(c[1], 16), int(c[2], 16), int(c[3], 16)) for c in found if c]
-    return shapes.Export([*colors], pictures, palette if len(palette) == len(found) else None)
+    matches = [_COLOR.fullmatch(color) for color in colors.values()]
+    palette = [(int(c[1], 16), int(c[2], 16), int(c[3], 16)) for c in matches if c]
+    return shapes.Export([*colors], pictures, palette if len(palette) == len(colors) else None)
 
 
 def _parse(path: Path) -> Element:
@@ -67,39 +67,40 @@ def _parse(path: Path) -> Element:
 def _picture(
     image: Element, labels: Collection[str], path: Path, split: str | None
 ) -> shapes.Picture:
-    name = image.get("name") or f"without a name, id {image.get('id')}"
+    if not (name := image.get("name")):
+        raise InputError(f"{path}: image {image.get('id')} has no name")
     height, width = shapes.numbers(image.attrib, ("height", "width"), f"{path}, image {name}")
-    objects = []
-    for number, element in enumerate(image, start=1):
-        if element.tag != "tag":  # of the whole picture
-            where = f"image {name}, object {number} ({element.tag})"
-            attributes = {"z_order": "0", **element.attrib}
-            (order,) = shapes.numbers(attributes, ["z_order"], f"{path}, {where}")
-            objects.append((order, _shape(element, labels, path, where)))
+    objects = [
+        _object(element, labels, path, f"image {name}, object {i} ({element.tag})")
+        for i, element in enumerate(image, start=1)
+        if element.tag != "tag"  # of the whole picture
+    ]
     objects.sort(key=lambda pair: pair[0])  # stable: equal ones keep their order
-    found, split = (
-        [shape for _, shape in objects],
-        SPLIT_OF.get(image.get("subset", "").lower(), split),
-    )
-    return shapes.Picture(path, name, found, size=(int(height), int(width)), split=split)
+    split, size = SPLIT_OF.get(image.get("subset", "").lower(), split), (int(height), int(width))
+    return shapes.Picture(path, name, [shape for _, shape in objects], size=size, split=split)
 
 
-def _shape(element: Element, labels: Collection[str], path: Path, where: str) -> shapes.Shape:
-    found, kind, place = {"rotation": "0", **element.attrib}, element.tag, f"{path}, {where}"
+def _object(
+    element: Element, labels: Collection[str], path: Path, where: str
+) -> tuple[float, shapes.Shape]:
+    """Return the z_order of an object, and the object."""
+    found, kind, place = element.attrib, element.tag, f"{path}, {where}"
     label = found.get("label", "")
     if label not in labels:
         raise InputError(f"{place}: label={label!r} is not in meta, which has: {', '.join(labels)}")
+    keys = ("z_order", "rotation", *_NUMBERS.get(kind, ()))
+    found = {"z_order": "0", "rotation": "0", **found}
+    order, degrees, *sides = shapes.numbers(found, keys, place)
+    rings, bitmap = [], None
     if kind == "polygon":
         pairs = [pair.split(",") for pair in found.get("points", "").split(";")]
-        return shapes.Shape(label, where, [shapes.polygon(pairs, place)])
-    if kind not in _NUMBERS:
-        return shapes.Shape(label, where)
-    *sides, degrees = shapes.numbers(found, (*_NUMBERS[kind], "rotation"), place)
-    if kind == "mask":
+        rings = [shapes.polygon(pairs, place)]
+    elif kind == "mask":
         bitmap = partial(_decode, found.get("rle", ""), [int(side) for side in sides], place)
-        return shapes.Shape(label, where, bitmap=bitmap)
-    ring = shapes.box(*sides) if kind == "box" else shapes.ellipse(*sides)
-    return shapes.Shape(label, where, [shapes.rotated(ring, math.radians(degrees))])
+    elif sides:
+        ring = shapes.box(*sides) if kind == "box" else shapes.ellipse(*sides)
+        rings = [shapes.rotated(ring, math.radians(degrees))]
+    return order, shapes.Shape(label, where, rings, bitmap=bitmap)
 
 
 def _decode(rle: str, sides: Sequence[int], place: str) -> shapes.Bitmap:
@@ -109,6 +110,4 @@ def _decode(rle: str, sides: Sequence[int], place: str) -> shapes.Bitmap:
         inside = mask_of_runs([int(run) for run in rle.split(",")], width * height)
         return shapes.Bitmap(inside.reshape(height, width), left, top)
     except (ValueError, OverflowError) as error:
-        raise InputError(
-            f"{place}: its rle is not of {width} x {height} pixels: {error}"
-        ) from error
+        raise InputError(f"{place}: rle is no mask of {width} x {height}: {error}") from error

@@ -5,7 +5,6 @@ Shapes are painted in the order of the file, as labelme2voc does. ``imageData`` 
 
 import base64
 import io
-import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PureWindowsPath
@@ -50,10 +49,9 @@ def read(files: Sequence[Path], root: Path) -> shapes.Export:
     for path in files:
         content = shapes.read_json(path, _File)
         height, width = content.imageHeight, content.imageWidth
-        name = PureWindowsPath(content.imagePath).as_posix()
         picture = shapes.Picture(
             path,
-            str(path.parent / name) if (path.parent / name).is_file() else name,
+            str(path.parent / PureWindowsPath(content.imagePath).as_posix()),
             [_shape(shape, f"shape {i}", path) for i, shape in enumerate(content.shapes)],
             size=(height, width) if height and width else None,
             split=split_in(path.relative_to(root)),
@@ -74,7 +72,7 @@ def _shape(shape: _Shape, where: str, path: Path) -> shapes.Shape:
         bitmap = partial(_decode, shape.mask or "", ring, place)
         return shapes.Shape(label, where, bitmap=bitmap)
     if kind == "circle":  # its centre, and a point on it
-        ring = shapes.ellipse(*ring[0], *[math.dist(*ring)] * 2)
+        ring = shapes.ellipse(*ring[0], *[np.hypot(*(ring[1] - ring[0]))] * 2)
     elif kind == "rectangle" and len(ring) == 2:  # opposite corners
         ring = shapes.box(*ring.min(axis=0), *ring.max(axis=0))
     elif kind not in _POLYGONS + _WITHOUT_AREA:

@@ -17,13 +17,12 @@ from danet.datasets.formats.color_masks import LabelFormat
 from danet.datasets.image_io import read_labels, whole_labels
 from danet.datasets.labels import Color, read_class_file
 from danet.datasets.layout import SPLIT_OF, split_in, stem_of
-from danet.datasets.listing import find_files
+from danet.datasets.listing import LABEL_SUFFIXES, find_files
 from danet.datasets.lists import read_list
 from danet.errors import InputError
 
 # Of several masks of a picture the last one counts.
 _MASKS = ("SegmentationClassPNG", "SegmentationClass", "SegmentationClassNpy")
-_SUFFIXES = (".png", ".npy")
 
 
 def find(root: Path) -> list[Path]:
@@ -45,10 +44,11 @@ def read(files: Sequence[Path], root: Path) -> Export:
         if read_class_file(str(path)) != classes:
             raise InputError(f"{path}: its classes differ from those of {files[0]}; keep one")
         folder, lists = path.parent, path.parent / "ImageSets" / "Segmentation"
-        places = [
-            f"{kind}/{name}" for kind in _MASKS for name in find_files(folder / kind, _SUFFIXES)
-        ]
-        masks = {stem_of(place.partition("/")[2]): folder / place for place in places}
+        masks = {
+            stem_of(name): folder / kind / name
+            for kind in _MASKS
+            for name in find_files(folder / kind, LABEL_SUFFIXES)
+        }
         images = {stem_of(name): name for name in find_files(folder / "JPEGImages")}
         splits: dict[str, str | None] = dict.fromkeys(masks, split_in(path.relative_to(root)))
         for name in find_files(lists, (".txt",)):
