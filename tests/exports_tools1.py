@@ -246,7 +246,7 @@ def write_labelme_voc(root, *, with_arrays=True):
         if with_arrays:
             np.save(root / "SegmentationClassNpy" / f"{stem}.npy", values)
         picture = Image.fromarray((values & 255).astype(np.uint8))
-        picture.putpalette(range(256) if False else [i // 3 for i in range(768)])
+        picture.putpalette([i // 3 for i in range(768)])
         picture.save(root / "SegmentationClass" / f"{stem}.png")
     return found
 

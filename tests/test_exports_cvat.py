@@ -95,6 +95,15 @@ def test_labels_are_those_of_a_task_a_project_or_a_job(tmp_path, kind):
     assert read(tmp_path).labels == ["dog", "cat"]
 
 
+def test_labels_of_several_files_follow_those_of_the_first(tmp_path):
+    for name, labels in (("a", ["dog", "cat"]), ("b", ["tree", "cat"])):
+        (tmp_path / f"{name}.xml").write_text(cvat_xml({f"{name}.png": [BOX]}, labels=labels))
+    export = read(tmp_path)
+    assert export.labels == ["dog", "cat", "tree"]
+    assert export.colors == [COLORS[1], COLORS[0], COLORS[2]]
+    assert [picture.name for picture in export.pictures] == ["a.png", "b.png"]
+
+
 def test_labels_of_a_skeletons_points_are_none_and_files_without_colours_have_none(tmp_path):
     text = cvat_xml(
         {"a.png": ['<skeleton label="cat"><points label="1" points="1,2"/></skeleton>']}

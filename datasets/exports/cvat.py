@@ -38,11 +38,11 @@ def read(files: Sequence[Path], root: Path) -> shapes.Export:
     for path in files:
         tree = _parse(path)
         labels = {
-            label.findtext("name", ""): label.findtext("color", "")
+            name: label.findtext("color", "")
             for label in tree.iterfind("meta/*/labels/label")
-            if not label.findtext("parent")  # else a point of a skeleton
+            if (name := label.findtext("name")) and not label.findtext("parent")  # of a skeleton
         }
-        colors = {**labels, **colors}
+        colors = {**colors, **labels, **colors}  # those of earlier files first
         split = split_in(path.relative_to(root))
         pictures += [_picture(image, labels, path, split) for image in tree.iterfind("image")]
     matches = [_COLOR.fullmatch(color) for color in colors.values()]
