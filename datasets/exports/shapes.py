@@ -116,6 +116,14 @@ def polygon(points: Iterable[Any], where: str) -> np.ndarray:
     return numbers.reshape(-1, 2)
 
 
+def numbers(found: Mapping[str, Any], keys: Sequence[str], where: str) -> list[float]:
+    """Return the numbers of some keys; raise InputError for a missing one or another value."""
+    if missing := [key for key in keys if key not in found]:
+        raise InputError(f"{where}: it has no {missing[0]}, only {', '.join(found)}")
+    shown = ", ".join(f"{key}={found[key]!r}" for key in keys)
+    return polygon([(found[key], 0) for key in keys], f"{where}, {shown}")[:, 0].tolist()
+
+
 def box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
     """Return the corners of a rectangle, float (4, 2)."""
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)], np.float64)
@@ -126,6 +134,12 @@ def ellipse(x: float, y: float, radius_x: float, radius_y: float) -> np.ndarray:
     count = int(np.ceil(8 + 8 * np.sqrt(max(radius_x, radius_y, 1))))
     angle = np.arange(count) * 2 * np.pi / count
     return np.stack([x + radius_x * np.cos(angle), y + radius_y * np.sin(angle)], axis=1)
+
+
+def rotated(ring: np.ndarray, angle: float) -> np.ndarray:
+    """Turn points (N, 2) about their centre, clockwise as one sees them, by radians."""
+    turn = np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])
+    return (ring - ring.mean(axis=0)) @ turn + ring.mean(axis=0)
 
 
 class Painted(NamedTuple):
@@ -206,6 +220,9 @@ def label_positions(names: Iterable[str], file: Path) -> Mapping[str, int]:
     """Return label -> position; raise InputError for a label without a name or there twice."""
     positions: dict[str, int] = {}
     for name in names:
-        if not name.strip() or positions.setdefault(name, len(positions)) < len(positions) - 1:
+        if not name.strip() or name in positions:
             raise InputError(f"{file}: the label {name!r} is empty or there twice")
+        positions[name] = len(positions)
+    if not positions:
+        raise InputError(f"{file}: it names no labels")
     return positions
