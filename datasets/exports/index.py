@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from danet.datasets.exports import coco, yolo
+from danet.datasets.exports import coco, cvat, labelme, via, voc_masks, yolo
 from danet.datasets.exports.shapes import Export, Picture, paint
 from danet.datasets.labels import Color
 from danet.datasets.layout import stem_of
@@ -29,7 +29,10 @@ from danet.datasets.listing import IMAGE_SUFFIXES, find_files
 from danet.errors import InputError
 from danet.filesystem import file_lock, storage_errors
 
-FORMATS: dict[str, ModuleType] = {"coco": coco, "yolo": yolo}
+FORMATS: dict[str, ModuleType] = {
+    **{"coco": coco, "cvat": cvat, "labelme": labelme, "via": via},
+    **{"voc_masks": voc_masks, "yolo": yolo},
+}
 """By the name of the setting ``data.format``."""
 _VERSION = b"1"  # raised when readers or painting give other masks
 _READ = IMAGE_SUFFIXES | {".json", ".xml", ".txt", ".yaml", ".yml", ".csv", ".npy"}
