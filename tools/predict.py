@@ -1,5 +1,7 @@
 """Predict pictures and videos: ``python tools/predict.py checkpoint=PATH images=PATH``."""
 
+import math
+import os
 import sys
 import time
 from collections import deque
@@ -13,6 +15,7 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
 
     require_packages(__file__)
 
+import cv2
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
@@ -23,12 +26,15 @@ from danet.config.schema import PredictConfig, did_you_mean
 from danet.config.validate import check_node
 from danet.data_check.report import picture_notes
 from danet.datasets.image_io import Levels
+from danet.datasets.labels import is_background
 from danet.distributed.rendezvous import choose_device
 from danet.errors import InputError
 from danet.evaluation.fuse import fuse_for_inference
-from danet.filesystem import folder_of
+from danet.filesystem import atomic_write, folder_of, write_file
+from danet.prediction.annotations import Outlined, to_coco, to_cvat, to_labelme
+from danet.prediction.polygons import find_regions
 from danet.prediction.predict import predictions
-from danet.prediction.results import KINDS, Results, weights_digest
+from danet.prediction.results import KINDS, POLYGONS, Results, weights_digest
 from danet.prediction.sources import (
     Picture,
     Source,
@@ -48,6 +54,12 @@ def run(config: DictConfig) -> None:
     settings: PredictConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     refuse_settings(settings)
     sources = find_sources(settings.images, (sys.stdin or ()) if settings.images == "-" else ())
+    if set(settings.write) & set(POLYGONS) and any(source.is_video for source in sources):
+        video = next(source.path for source in sources if source.is_video)
+        raise InputError(
+            f"write={settings.write}: annotation tools read pictures, and {video} is a video; save "
+            "its frames as pictures, or leave it out"
+        )
     saved = load_saved(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint)
     protocol = settings.evaluation
@@ -77,6 +89,7 @@ def run(config: DictConfig) -> None:
             pictures.bar.update()
             del classes  # large; not held while the next are read
     seconds = time.perf_counter() - start
+    annotate(results, sources, settings)
     count, problems = len(pictures.read), pictures.problems
     earlier = f", {pictures.skipped} were there already" if pictures.skipped else ""
     print(
@@ -144,6 +157,48 @@ class PictureReader:
                 self.bar.write(f"warning: {item}", file=sys.stderr)
 
 
+def annotate(results: Results, sources: Sequence[Source], settings: PredictConfig) -> None:
+    """Write the files of annotation tools for all pictures that have results, from ``index``.
+
+    A file of labelme that is newer than its class map is kept: somebody may have corrected it.
+    """
+    wanted = [kind for kind in POLYGONS if kind in settings.write]
+    background = [i for i, name in enumerate(results.legend.classes) if is_background(name)]
+    pictures, kept = [], 0
+    for source in tqdm(sources, "polygons", unit="image", disable=not wanted):
+        index = results.folder / "index" / f"{source.name}.png"
+        if not wanted or not results.find_done(source):
+            continue
+        file = (results.folder / "labelme" / f"{source.name}.json").resolve()
+        is_kept = file.exists() and file.stat().st_mtime_ns >= index.stat().st_mtime_ns
+        kept += is_kept and "labelme" in wanted
+        if is_kept and wanted == ["labelme"]:
+            continue
+        # Bytes are decoded, since cv2.imread fails on Windows for names that are not ASCII.
+        classes: Any = cv2.imdecode(np.fromfile(index, np.uint8), cv2.IMREAD_UNCHANGED)
+        regions = find_regions(classes, background, tolerance=settings.tolerance)
+        # The names of results are those of pictures below the folder, some without their suffix.
+        name = Path(source.name).with_name(source.path.name).as_posix()
+        pictures.append(Outlined(name, classes.shape, regions))
+        if "labelme" in wanted and not is_kept:
+            image = source.path.parent.resolve() / source.path.name
+            is_near = image.anchor == file.anchor  # not on another drive of Windows
+            path = Path(os.path.relpath(image, file.parent)) if is_near else image
+            shown = pictures[-1]._replace(path=path.as_posix())
+            with atomic_write(file) as temporary:
+                write_file(temporary, to_labelme(shown, results.legend))
+    for kind, suffix, write in (("coco", "json", to_coco), ("cvat", "xml", to_cvat)):
+        if kind in wanted:
+            with atomic_write(results.folder / kind / f"annotations.{suffix}") as temporary:
+                write_file(temporary, write(pictures, results.legend))
+    if kept:
+        print(
+            f"note: {kept} files in {results.folder / 'labelme'} were there already and are kept; "
+            "remove those that are to be written again",
+            file=sys.stderr,
+        )
+
+
 def refuse_settings(settings: PredictConfig) -> None:
     """Raise InputError for settings that are out of range."""
     for kind in settings.write:
@@ -155,6 +210,8 @@ def refuse_settings(settings: PredictConfig) -> None:
     for name in ("batch_size", "max_pixels"):
         if getattr(settings, name) < 1:
             raise InputError(f"{name}={getattr(settings, name)}: expected at least 1")
+    if not 0 <= settings.tolerance < math.inf:
+        raise InputError(f"tolerance={settings.tolerance}: expected 0 (exact) or more pixels")
     if not 0 <= settings.opacity <= 1:
         raise InputError(f"opacity={settings.opacity}: expected 0 to 1")
 
