@@ -176,7 +176,7 @@ def annotate(results: Results, sources: Sequence[Source], settings: PredictConfi
             continue
         # Bytes are decoded, since cv2.imread fails on Windows for names that are not ASCII.
         classes: Any = cv2.imdecode(np.fromfile(index, np.uint8), cv2.IMREAD_UNCHANGED)
-        regions = find_regions(classes, background, tolerance=settings.tolerance)
+        regions = find_regions(classes, background, settings.tolerance)
         # The names of results are those of pictures below the folder, some without their suffix.
         name = Path(source.name).with_name(source.path.name).as_posix()
         pictures.append(Outlined(name, classes.shape, regions))

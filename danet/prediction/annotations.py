@@ -25,10 +25,7 @@ class Outlined(NamedTuple):
 
 
 def to_coco(pictures: Iterable[Outlined], legend: Legend) -> str:
-    """Return JSON of COCO's object detection (cocodataset.org/#format-data); a region is an object.
-
-    Background is left out, and the other categories count from 1.
-    """
+    """Return COCO's JSON (cocodataset.org/#format-data): objects are regions but of background."""
     objects = [index for index, name in enumerate(legend.classes) if not is_background(name)]
     ids = {index: number for number, index in enumerate(objects, start=1)}
     images, annotations = list[Any](), list[Any]()
@@ -37,16 +34,10 @@ def to_coco(pictures: Iterable[Outlined], legend: Legend) -> str:
         for region in regions:
             if region.class_index in ids:
                 low, high = region.outer.min(axis=0), region.outer.max(axis=0)
-                line = {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": ids[region.class_index],
-                    "iscrowd": 0,
-                    "bbox": np.concatenate((low, high - low)),
-                    "area": region.area,
-                    "segmentation": [as_one_line(region).ravel()],
-                }
-                annotations.append(line)
+                line: dict[str, Any] = {"id": len(annotations) + 1, "image_id": number}
+                line |= {"category_id": ids[region.class_index], "iscrowd": 0, "area": region.area}
+                line["bbox"] = np.concatenate((low, high - low))
+                annotations.append({**line, "segmentation": [as_one_line(region).ravel()]})
     categories = [{"id": ids[index], "name": legend.classes[index]} for index in objects]
     content = {"categories": categories, "images": images, "annotations": annotations}
     return json.dumps({"info": {}, "licenses": [], **content}, default=np.ndarray.tolist)
@@ -56,14 +47,9 @@ def to_labelme(picture: Outlined, legend: Legend) -> str:
     """Return JSON of labelme 5 (github.com/wkentaro/labelme), whose name for background it uses."""
     names = ["_background_" if is_background(name) else name for name in legend.classes]
     common: dict[str, Any] = {"group_id": None, "shape_type": "polygon", "flags": {}}
-    content = {
-        "version": "5.0.0",
-        "flags": {},
-        "shapes": [{"label": names[i], "points": p, **common} for i, p, *_ in picture.regions],
-        "imagePath": picture.path,
-        "imageData": None,
-        **dict(zip(("imageHeight", "imageWidth"), picture.size, strict=True)),
-    }
+    content: dict[str, Any] = {"version": "5.0.0", "flags": {}, "imagePath": picture.path}
+    content |= {"imageData": None, "imageHeight": picture.size[0], "imageWidth": picture.size[1]}
+    content["shapes"] = [{"label": names[i], "points": p, **common} for i, p, *_ in picture.regions]
     return json.dumps(content, default=np.ndarray.tolist)
 
 

@@ -4,7 +4,6 @@ Coordinates are x and y in pixels from the picture's top left corner: the pixel 
 0 covers 0..1 on both axes. The corners of regions are whole numbers.
 """
 
-from collections.abc import Collection
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -22,9 +21,7 @@ class Region(NamedTuple):
     depth: int  # number of regions around it
 
 
-def find_regions(
-    classes: np.ndarray, background: Collection[int], *, tolerance: float
-) -> list[Region]:
+def find_regions(classes: np.ndarray, background: list[int], tolerance: float) -> list[Region]:
     """Return the regions of a class map (H, W), each after those around it.
 
     Outlines are simplified by the algorithm of Douglas and Peucker (1973): a corner that is left
@@ -35,7 +32,7 @@ def find_regions(
     padded = np.pad(classes.astype(np.int32), 1, constant_values=-1)
     across, down = padded[:, 1:] != padded[:, :-1], padded[1:] != padded[:-1]
     around = across[1:], across[:-1], down[:, 1:], down[:, :-1]
-    borders = np.sum(around, axis=0, dtype=np.uint8)  # that meet at each corner, (H + 1, W + 1)
+    borders = np.stack(around).sum(0, np.uint8)  # that meet at each corner, (H + 1, W + 1)
     depth, found = np.zeros(classes.shape, np.uint16), []
     # Background comes last, when it is known what the others surround.
     for index in sorted(np.unique(classes).tolist(), key=lambda i: (i in background, i)):
@@ -64,8 +61,7 @@ def find_regions(
 def _simplify(points: np.ndarray, borders: np.ndarray, tolerance: float) -> np.ndarray:
     """Return the corners, int32, of a closed line (N, 2) of steps of at most a pixel."""
     points = points[(points != np.roll(points, 1, axis=0)).any(axis=1)].astype(np.int32)
-    steps = points - np.roll(points, 1, axis=0)
-    is_corner = (steps != np.roll(steps, -1, axis=0)).any(axis=1)
+    is_corner = (np.roll(points, 1, 0) + np.roll(points, -1, 0) != 2 * points).any(axis=1)
     if not tolerance:
         return points[is_corner]
     is_end = borders[points[:, 1], points[:, 0]] > 2
