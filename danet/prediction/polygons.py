@@ -33,6 +33,7 @@ def find_regions(classes: np.ndarray, background: list[int], tolerance: float) -
     across, down = padded[:, 1:] != padded[:, :-1], padded[1:] != padded[:-1]
     around = across[1:], across[:-1], down[:, 1:], down[:, :-1]
     borders = np.stack(around).sum(0, np.uint8)  # that meet at each corner, (H + 1, W + 1)
+    borders[:: len(classes), :: classes.shape[1]] = 4  # the picture's corners are kept, too
     depth, found = np.zeros(classes.shape, np.uint16), []
     # Background comes last, when it is known what the others surround.
     for index in sorted(np.unique(classes).tolist(), key=lambda i: (i in background, i)):
