@@ -146,6 +146,22 @@ def test_simplified_regions_differ_near_borders_alone_and_stay_neighbours(tolera
         assert distance[found != classes].max(initial=0) <= tolerance + 1
 
 
+@pytest.mark.parametrize("tolerance", [0.5, 1, 2, 4])
+def test_a_corner_left_out_is_no_farther_than_the_tolerance(tolerance):
+    classes = as_map(smooth_map(4))
+    pairs = [find_regions(classes, [], chosen) for chosen in (0, tolerance)]
+    for exact, simple in zip(*pairs, strict=True):
+        assert (exact.class_index, exact.area) == (simple.class_index, simple.area)
+        for corners, line in zip(
+            (exact.outer, *exact.holes), (simple.outer, *simple.holes), strict=True
+        ):
+            start, along = line, np.roll(line, -1, axis=0) - line
+            away = corners[:, None] - start  # (corners, segments, 2)
+            where = np.clip((away * along).sum(2) / (along**2).sum(1), 0, 1)
+            distance = np.hypot(*np.moveaxis(away - where[..., None] * along, 2, 0))
+            assert distance.min(axis=1).max() <= tolerance + 1e-9
+
+
 def test_two_neighbours_have_the_same_corners_on_their_border():
     classes = smooth_map(3)
     corners = [{tuple(p) for p in r.outer.tolist()} for r in find_regions(as_map(classes), [], 2)]
@@ -339,10 +355,11 @@ def test_another_tolerance_writes_all_again_but_what_was_corrected(start, folder
     corrected.unlink()
     assert "note: 3 files in" in start("write=[labelme]", "tolerance=3")
     assert len(corrected.read_bytes()) < len((output / "labelme/sub/a.jpg.json").read_bytes())
-    # Another picture of the same name: its predictions take the place of the earlier ones.
+    # Another picture of that name, predicted again: the file may still have been corrected.
     Image.new("RGB", (20, 10)).save(folder / "a.png")
-    start("write=[labelme]", "tolerance=3")
-    assert json.loads(corrected.read_text())["imageWidth"] == 20
+    kept = corrected.read_bytes()
+    assert "note: 4 files in" in start("write=[labelme]", "tolerance=3")
+    assert corrected.read_bytes() == kept
 
 
 def test_unreadable_pictures_are_left_out(start, folder, tmp_path):

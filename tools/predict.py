@@ -54,11 +54,11 @@ def run(config: DictConfig) -> None:
     settings: PredictConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     refuse_settings(settings)
     sources = find_sources(settings.images, (sys.stdin or ()) if settings.images == "-" else ())
-    if set(settings.write) & set(POLYGONS) and any(source.is_video for source in sources):
-        video = next(source.path for source in sources if source.is_video)
+    videos = [source.path for source in sources if source.is_video]
+    if videos and not {*settings.write}.isdisjoint(POLYGONS):
         raise InputError(
-            f"write={settings.write}: annotation tools read pictures, and {video} is a video; save "
-            "its frames as pictures, or leave it out"
+            f"write=[{','.join(settings.write)}]: annotation tools read pictures, and {videos[0]} "
+            "is a video; save its frames as pictures, or leave it out"
         )
     saved = load_saved(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint)
@@ -160,43 +160,42 @@ class PictureReader:
 def annotate(results: Results, sources: Sequence[Source], settings: PredictConfig) -> None:
     """Write the files of annotation tools for all pictures that have results, from ``index``.
 
-    A file of labelme that is newer than its class map is kept: somebody may have corrected it.
+    Files of labelme that are there already are kept: somebody may have corrected them.
     """
     wanted = [kind for kind in POLYGONS if kind in settings.write]
     background = [i for i, name in enumerate(results.legend.classes) if is_background(name)]
     pictures, kept = [], 0
-    for source in tqdm(sources, "polygons", unit="image", disable=not wanted):
-        index = results.folder / "index" / f"{source.name}.png"
-        if not wanted or not results.find_done(source):
-            continue
-        file = (results.folder / "labelme" / f"{source.name}.json").resolve()
-        is_kept = file.exists() and file.stat().st_mtime_ns >= index.stat().st_mtime_ns
-        kept += is_kept and "labelme" in wanted
-        if is_kept and wanted == ["labelme"]:
-            continue
+    done = [source for source in sources if results.find_done(source)] if wanted else []
+    for source in tqdm(done, "polygons", unit="image", disable=not wanted):
         # Bytes are decoded, since cv2.imread fails on Windows for names that are not ASCII.
-        classes: Any = cv2.imdecode(np.fromfile(index, np.uint8), cv2.IMREAD_UNCHANGED)
+        content = np.fromfile(results.folder / "index" / f"{source.name}.png", np.uint8)
+        classes: Any = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
         regions = find_regions(classes, background, settings.tolerance)
-        # The names of results are those of pictures below the folder, some without their suffix.
+        # Results are named after pictures below the folder, most of them without the suffix.
         name = Path(source.name).with_name(source.path.name).as_posix()
         pictures.append(Outlined(name, classes.shape, regions))
-        if "labelme" in wanted and not is_kept:
+        file = (results.folder / "labelme" / f"{source.name}.json").resolve()
+        if "labelme" in wanted and file.exists():
+            kept += 1
+        elif "labelme" in wanted:
             image = source.path.parent.resolve() / source.path.name
             is_near = image.anchor == file.anchor  # not on another drive of Windows
             path = Path(os.path.relpath(image, file.parent)) if is_near else image
             shown = pictures[-1]._replace(path=path.as_posix())
-            with atomic_write(file) as temporary:
-                write_file(temporary, to_labelme(shown, results.legend))
-    for kind, suffix, write in (("coco", "json", to_coco), ("cvat", "xml", to_cvat)):
-        if kind in wanted:
-            with atomic_write(results.folder / kind / f"annotations.{suffix}") as temporary:
-                write_file(temporary, write(pictures, results.legend))
+            write_whole(file, to_labelme(shown, results.legend))
+    if "coco" in wanted:
+        write_whole(results.folder / "coco/annotations.json", to_coco(pictures, results.legend))
+    if "cvat" in wanted:
+        write_whole(results.folder / "cvat/annotations.xml", to_cvat(pictures, results.legend))
     if kept:
-        print(
-            f"note: {kept} files in {results.folder / 'labelme'} were there already and are kept; "
-            "remove those that are to be written again",
-            file=sys.stderr,
-        )
+        text = f"note: {kept} files in {results.folder / 'labelme'} were there already and are kept"
+        print(f"{text}; remove those that are to be written again", file=sys.stderr)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file that is there whole or not at all."""
+    with atomic_write(path) as temporary:
+        write_file(temporary, content)
 
 
 def refuse_settings(settings: PredictConfig) -> None:
@@ -211,7 +210,7 @@ def refuse_settings(settings: PredictConfig) -> None:
         if getattr(settings, name) < 1:
             raise InputError(f"{name}={getattr(settings, name)}: expected at least 1")
     if not 0 <= settings.tolerance < math.inf:
-        raise InputError(f"tolerance={settings.tolerance}: expected 0 (exact) or more pixels")
+        raise InputError(f"tolerance={settings.tolerance}: expected at least 0, and finite")
     if not 0 <= settings.opacity <= 1:
         raise InputError(f"opacity={settings.opacity}: expected 0 to 1")
 

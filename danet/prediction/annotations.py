@@ -25,7 +25,7 @@ class Outlined(NamedTuple):
 
 
 def to_coco(pictures: Iterable[Outlined], legend: Legend) -> str:
-    """Return COCO's JSON (cocodataset.org/#format-data): objects are regions but of background."""
+    """Return COCO's JSON (cocodataset.org/#format-data): an object per region but background."""
     objects = [index for index, name in enumerate(legend.classes) if not is_background(name)]
     ids = {index: number for number, index in enumerate(objects, start=1)}
     images, annotations = list[Any](), list[Any]()
