@@ -909,6 +909,7 @@ EVAL = {
     "samples": ("check_data", "samples=-1"),
     "boundary_ratio": ("eval", "boundary_ratio=2"),
     "predict batch": ("predict", "batch_size=0"),
+    "predict tolerance": ("predict", "tolerance=-1"),
     "predict opacity": ("predict", "opacity=2"),
     "predict kinds": ("predict", "write=[x]"),
     "count": ("visualize", "count=0"),

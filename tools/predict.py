@@ -1,5 +1,7 @@
 """Predict pictures and videos: ``python tools/predict.py checkpoint=PATH images=PATH``."""
 
+import math
+import os
 import sys
 import time
 from collections import deque
@@ -13,6 +15,7 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
 
     require_packages(__file__)
 
+import cv2
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
@@ -23,12 +26,15 @@ from danet.config.schema import PredictConfig, did_you_mean
 from danet.config.validate import check_node
 from danet.data_check.report import picture_notes
 from danet.datasets.image_io import Levels
+from danet.datasets.labels import is_background
 from danet.distributed.rendezvous import choose_device
 from danet.errors import InputError
 from danet.evaluation.fuse import fuse_for_inference
-from danet.filesystem import folder_of
+from danet.filesystem import atomic_write, folder_of, write_file
+from danet.prediction.annotations import Outlined, to_coco, to_cvat, to_labelme
+from danet.prediction.polygons import find_regions
 from danet.prediction.predict import predictions
-from danet.prediction.results import KINDS, Results, weights_digest
+from danet.prediction.results import KINDS, POLYGONS, Results, weights_digest
 from danet.prediction.sources import (
     Picture,
     Source,
@@ -48,6 +54,12 @@ def run(config: DictConfig) -> None:
     settings: PredictConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     refuse_settings(settings)
     sources = find_sources(settings.images, (sys.stdin or ()) if settings.images == "-" else ())
+    videos = [source.path for source in sources if source.is_video]
+    if videos and not {*settings.write}.isdisjoint(POLYGONS):
+        raise InputError(
+            f"write=[{','.join(settings.write)}]: annotation tools read pictures, and {videos[0]} "
+            "is a video; save its frames as pictures, or leave it out"
+        )
     saved = load_saved(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint)
     protocol = settings.evaluation
@@ -77,6 +89,7 @@ def run(config: DictConfig) -> None:
             pictures.bar.update()
             del classes  # large; not held while the next are read
     seconds = time.perf_counter() - start
+    annotate(results, sources, settings)
     count, problems = len(pictures.read), pictures.problems
     earlier = f", {pictures.skipped} were there already" if pictures.skipped else ""
     print(
@@ -144,6 +157,47 @@ class PictureReader:
                 self.bar.write(f"warning: {item}", file=sys.stderr)
 
 
+def annotate(results: Results, sources: Sequence[Source], settings: PredictConfig) -> None:
+    """Write the files of annotation tools for all pictures that have results, from ``index``.
+
+    Files of labelme that are there already are kept: somebody may have corrected them.
+    """
+    wanted = [kind for kind in POLYGONS if kind in settings.write]
+    background = [i for i, name in enumerate(results.legend.classes) if is_background(name)]
+    pictures, kept = [], 0
+    done = [source for source in sources if results.find_done(source)] if wanted else []
+    for source in tqdm(done, "polygons", unit="image", disable=not wanted):
+        # Bytes are decoded, since cv2.imread fails on Windows for names that are not ASCII.
+        content = np.fromfile(results.folder / "index" / f"{source.name}.png", np.uint8)
+        classes: Any = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+        regions = find_regions(classes, background, settings.tolerance)
+        # Results are named after pictures below the folder, most of them without the suffix.
+        name = Path(source.name).with_name(source.path.name).as_posix()
+        pictures.append(Outlined(name, classes.shape, regions))
+        file = (results.folder / "labelme" / f"{source.name}.json").resolve()
+        if "labelme" in wanted and file.exists():
+            kept += 1
+        elif "labelme" in wanted:
+            image = source.path.parent.resolve() / source.path.name
+            is_near = image.anchor == file.anchor  # not on another drive of Windows
+            path = Path(os.path.relpath(image, file.parent)) if is_near else image
+            shown = pictures[-1]._replace(path=path.as_posix())
+            write_whole(file, to_labelme(shown, results.legend))
+    if "coco" in wanted:
+        write_whole(results.folder / "coco/annotations.json", to_coco(pictures, results.legend))
+    if "cvat" in wanted:
+        write_whole(results.folder / "cvat/annotations.xml", to_cvat(pictures, results.legend))
+    if kept:
+        text = f"note: {kept} files in {results.folder / 'labelme'} were there already and are kept"
+        print(f"{text}; remove those that are to be written again", file=sys.stderr)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file that is there whole or not at all."""
+    with atomic_write(path) as temporary:
+        write_file(temporary, content)
+
+
 def refuse_settings(settings: PredictConfig) -> None:
     """Raise InputError for settings that are out of range."""
     for kind in settings.write:
@@ -155,6 +209,8 @@ def refuse_settings(settings: PredictConfig) -> None:
     for name in ("batch_size", "max_pixels"):
         if getattr(settings, name) < 1:
             raise InputError(f"{name}={getattr(settings, name)}: expected at least 1")
+    if not 0 <= settings.tolerance < math.inf:
+        raise InputError(f"tolerance={settings.tolerance}: expected at least 0, and finite")
     if not 0 <= settings.opacity <= 1:
         raise InputError(f"opacity={settings.opacity}: expected 0 to 1")
 

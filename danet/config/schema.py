@@ -156,6 +156,7 @@ class PredictConfig:
     checkpoint: str = MISSING
     images: str = MISSING
     write: list[str] = field(default_factory=lambda: ["index", "overlay"])
+    tolerance: float = 1.0
     evaluation: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 1
     max_pixels: int = 178_956_970

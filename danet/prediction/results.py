@@ -1,7 +1,8 @@
 """Folders of results, and what is there already when an interrupted prediction is restarted.
 
 A folder has ``index/NAME.png``, ``color/NAME.png`` and ``overlay/NAME.png`` as requested, and
-``predictions.jsonl`` with a line for each picture, which is written after all its files.
+``predictions.jsonl`` with a line for each picture, which is written after all its files. Formats of
+annotation tools are made of ``index`` at the end.
 """
 
 import hashlib
@@ -22,7 +23,8 @@ from danet.filesystem import atomic_write, require_writable, write_file
 from danet.prediction.sources import Picture, Source, count_frames
 from danet.visualization.overlay import Legend, colorize, save_image
 
-KINDS = ("index", "color", "overlay")
+POLYGONS = ("coco", "labelme", "cvat")
+KINDS = ("index", "color", "overlay", *POLYGONS)
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -46,7 +48,8 @@ class Results(ExitStack):
         self, folder: Path, kinds: Sequence[str], *, origin: dict[str, Any], legend: Legend
     ) -> None:
         super().__init__()
-        self.folder, self.kinds, self.legend = folder, kinds, legend
+        self.folder, self.legend = folder, legend
+        self.kinds = {"index" if kind in POLYGONS else kind for kind in kinds}
         self.found: set[str] = set()  # classes in all that was written since this start
         self._source: Source | None = None  # of the last picture
         self._video = self.enter_context(ExitStack())
@@ -124,6 +127,7 @@ class Results(ExitStack):
         height, width = classes.shape
         size = {"height": height, "width": width}
         line = {"name": picture.name, **picture.source.version, **size, "shares": shares}
+        self._lines[picture.name] = line
         self._journal.write(json.dumps(line) + "\n")
         self._journal.flush()
 
