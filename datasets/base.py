@@ -20,7 +20,7 @@ from danet.datasets.listing import elsewhere
 from danet.datasets.reading import Reading as Reading
 from danet.datasets.reading import check_choices
 from danet.errors import InputError
-from danet.types import Sample, SampleKey, ignore_index
+from danet.types import IGNORE, Sample, SampleKey, ignore_index
 
 Transform = Callable[..., Sample]
 """Maps a sample and the seed of all that is random to a sample.
@@ -59,6 +59,8 @@ class SegmentationDataset(Dataset[Sample], ABC):
         """Return one sample; a bare index gets the augmentation of seed 0."""
         key = SampleKey(*key) if isinstance(key, tuple) else SampleKey(int(key), 0)
         sample = Sample(*self.read(key.index))
+        if len(self.classes) > IGNORE:  # transforms know what is ignored by the type
+            sample = sample._replace(mask=sample.mask.astype(np.uint16, copy=False))
         if self.transform is None:
             return sample
         focus = () if key.focus is None else (key.focus,)
