@@ -1,18 +1,22 @@
 """A set of more than 255 classes gives what one of 20 gives: masks of 16 bits, 65535 ignored."""
 
 import itertools
+import json
 import math
 import re
 import shlex
 from collections import Counter
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import make_folder, save_picture, write_pair
+from conftest import TINY, call, make_folder, save_picture, write_pair
+from PIL import Image
 from test_losses import NEAR
 
+from danet.checkpoint import format as checkpoint_format
 from danet.data.class_mix import paste
 from danet.data.loader import collate, train_batches
 from danet.data.transforms import Pipeline, ScaleCrop
@@ -24,6 +28,7 @@ from danet.datasets.labels import default_palette
 from danet.errors import InputError
 from danet.evaluation.inference import Whole
 from danet.evaluation.metrics import BoundaryIoU, ConfusionMatrix, PixelLoss
+from danet.export import demo
 from danet.losses import (
     OHEM,
     CrossEntropy,
@@ -408,3 +413,76 @@ def test_predictions_of_300_classes_are_uint16(mask):
     assert np.unique(found[..., :7]).tolist() == [299]
     assert np.unique(found[..., 7:]).tolist() == [IGNORE]
     assert predict(Fixed(), images[0]).dtype == np.uint16
+
+
+# Whole commands
+
+
+OWN = [s for s in TINY if not s.startswith(("data.size", "data.lengths", "data.cue"))]
+SHOWN = {255: (200, 30, 30), 299: (30, 200, 30), 7: (30, 30, 200)}
+"""Colour of the pictures by class: two thirds are 255."""
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Trains in a new folder, where ``own`` has noisy pictures of three of 300 classes."""
+    monkeypatch.chdir(tmp_path)
+    rng, root = np.random.default_rng(0), tmp_path / "own"
+    for split, count in (("train", 6), ("val", 2)):
+        for i in range(count):
+            mask = np.kron(rng.choice([255, 255, 299, 7], (3, 4)), np.ones((16, 16))).astype("u2")
+            colors = np.array([SHOWN[c] for c in mask.ravel().tolist()]).reshape(48, 64, 3)
+            image = np.clip(colors + rng.normal(0, 12, colors.shape), 0, 255).astype(np.uint8)
+            mask[:2] = WIDE
+            write_pair(root, split, f"{split}{i}", image, mask, labels="masks")
+    (root / "names.txt").write_text("".join(f"c{i}\n" for i in range(K)))
+    settings = ["data=folder", f"data.root={root}", f"data.classes={root / 'names.txt'}", *OWN]
+    settings += ["data.crop=[32,48]", "data.num_workers=0", "trainer.steps=40", "run.log_to=[]"]
+    settings += ["trainer.accumulate=2", "data.cache_dir=cache", "data.class_mix=0.2"]
+    settings += ["data.rare_class_temperature=0.5", "optimizer.lr=0.01"]
+    call("train", *settings, "run.dir=whole")
+    return settings
+
+
+@pytest.mark.slow
+def test_300_classes_are_trained_resumed_scored_predicted_exported_and_checked(trained, capsys):
+    call("train", *trained, "run.dir=part", "trainer.stop_at=20")
+    call("train", "resume=part/last.pt")
+    whole, part = (checkpoint_format.load(Path(f"{name}/last.pt")) for name in ("whole", "part"))
+    assert all(torch.equal(value, part["model"][name]) for name, value in whole["model"].items())
+    assert whole["scores"] == part["scores"]
+
+    call("eval", "checkpoint=whole/last.pt", "output=scored", "boundary_ratio=0.02")
+    scores = json.loads(Path("scored/metrics.json").read_text())
+    assert scores["miou"] == whole["scores"]["miou"]
+    assert scores["per_class"]["c255"]["iou"] > 0.5
+    call("predict", "checkpoint=whole/last.pt", "images=own/images/val", "output=predicted")
+    predicted = [np.array(Image.open(p)) for p in sorted(Path("predicted/index").glob("*.png"))]
+    truth = [np.array(Image.open(p)) for p in sorted(Path("own/masks/val").glob("*.png"))]
+    assert predicted[0].dtype == np.uint16
+    hits = sum(((p == t) & (t == 255)).sum() for p, t in zip(predicted, truth, strict=True))
+    assert hits / sum((t == 255).sum() for t in truth) == pytest.approx(
+        scores["per_class"]["c255"]["accuracy"]
+    )
+    line = json.loads(Path("predicted/predictions.jsonl").read_text().splitlines()[0])
+    assert line["shares"]["c255"] == (predicted[0] == 255).mean()
+
+    capsys.readouterr()
+    call("check_data", *trained[:3], "output=checked")
+    said = capsys.readouterr().out
+    assert "no problems" in said
+    pixels = json.loads(Path("checked/report.json").read_text())["splits"]["val"]
+    assert pixels["classes"][255]["pixels"] == sum((t == 255).sum() for t in truth)
+    assert pixels["ignored_pixels"] == 2 * 2 * 64
+    call("visualize", "checkpoint=whole/last.pt", "output=drawn", "report=true", "count=1")
+    assert "confusion.csv" in Path("drawn/report.html").read_text()
+
+    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    call("export", "checkpoint=whole/last.pt", "output=exported", "formats=[onnx]")
+    demo.give_classes(Path("exported/model.onnx"), Path("exported/classes.onnx"), is_wide=True)
+    image = np.array(Image.open("own/images/val/val0.png"))
+    session = ort.InferenceSession("exported/classes.onnx")
+    (found,) = session.run(["classes"], {"image": image.transpose(2, 0, 1)[None]})
+    assert found.dtype == np.uint16
+    assert (found[0] == predicted[0]).mean() > 0.999
