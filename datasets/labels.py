@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -132,7 +133,7 @@ def check_class_names(names: Sequence[str]) -> None:
             f"data.classes: {len(names)} names, expected 2 to {MAX_CLASSES}; for one kind of "
             f"object write [background, object]; found {', '.join(names[:3])}"
         )
-    if repeated := sorted(name for name in set(names) if list(names).count(name) > 1):
+    if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
         raise InputError(f"data.classes: the name {repeated[0]!r} stands there twice")
 
 
