@@ -13,9 +13,19 @@ if TYPE_CHECKING:  # torch takes seconds, which a misspelt setting need not wait
     from torch import Tensor
 
 IGNORE = 255
-"""Mask value of pixels that count neither in a loss nor in a score."""
-MAX_CLASSES = 255
-"""Masks are uint8 and one value is IGNORE."""
+"""Mask value of pixels that count neither in a loss nor in a score, with up to 255 classes."""
+MAX_CLASSES = 8192
+"""The confusion matrix of so many takes 512 MiB."""
+
+
+def ignore_index(num_classes: int) -> int:
+    """Return the mask value that is ignored: IGNORE, or with more than 255 classes 65535."""
+    return IGNORE if num_classes <= IGNORE else 65535
+
+
+def ignore_of(mask: np.ndarray) -> int:
+    """Return the ignored value of a mask of a sample: only uint16 has more than 255 classes."""
+    return 65535 if mask.dtype == "uint16" else IGNORE
 
 
 class SampleKey(NamedTuple):
@@ -36,7 +46,7 @@ class Sample(NamedTuple):
     image: np.ndarray
     """uint8 (H, W, 3), RGB."""
     mask: np.ndarray
-    """uint8 (H, W), class indices 0..K-1 or IGNORE."""
+    """uint8 (H, W), class indices 0..K-1 or IGNORE; uint16 with more than 255 classes."""
     name: str
     """Name in messages and file names; unique within its split."""
 
@@ -47,7 +57,8 @@ class Batch(NamedTuple):
     image: Tensor
     """uint8 (B, 3, H, W), RGB: a quarter of the bytes of float; the model normalises."""
     mask: Tensor
-    """uint8 (B, H, W), class indices or IGNORE; losses widen it to int64."""
+    """uint8 (B, H, W), class indices or IGNORE; int32 with more than 255 classes, since torch lacks
+    operations on uint16. Losses widen it to int64."""
     name: tuple[str, ...]
 
 

@@ -15,13 +15,13 @@ from danet.datasets.cache import Cache, cache_folder
 from danet.datasets.image_io import read_image, read_labels
 from danet.datasets.items import Item as Item
 from danet.datasets.items import Items, JoinedItems
-from danet.datasets.labels import UNKNOWN, Color, in_order, label_table, ranges, read_published
+from danet.datasets.labels import Color, in_order, label_table, ranges, read_published
 from danet.datasets.listing import elsewhere
 from danet.datasets.lists import SplitRule
 from danet.datasets.reading import Reading as Reading
 from danet.datasets.reading import check_choices
 from danet.errors import InputError
-from danet.types import IGNORE, Sample, SampleKey
+from danet.types import IGNORE, Sample, SampleKey, ignore_index
 
 Transform = Callable[..., Sample]
 """Maps a sample and the seed of all that is random to a sample.
@@ -54,12 +54,14 @@ class SegmentationDataset(Dataset[Sample], ABC):
 
     @abstractmethod
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
-        """Return RGB uint8 (H, W, 3), classes or IGNORE as uint8 (H, W), and a name."""
+        """Return image, mask and name; see Sample."""
 
     def __getitem__(self, key: SampleKey | int) -> Sample:
         """Return one sample; a bare index gets the augmentation of seed 0."""
         key = SampleKey(*key) if isinstance(key, tuple) else SampleKey(int(key), 0)
         sample = Sample(*self.read(key.index))
+        if len(self.classes) > IGNORE:  # transforms know what is ignored by the type
+            sample = sample._replace(mask=sample.mask.astype(np.uint16, copy=False))
         if self.transform is None:
             return sample
         focus = () if key.focus is None else (key.focus,)
@@ -178,7 +180,7 @@ class FileDataset(SegmentationDataset):
         return self.value_hint
 
     def label_map(self) -> Mapping[int, int]:
-        """Return value on disk -> class or IGNORE, of the table; other values are errors."""
+        """Return value on disk -> class or ignored, of the table; other values are errors."""
         return self.values or in_order(len(self.classes))
 
     def labels_of(self, item: Item) -> np.ndarray:
@@ -212,7 +214,7 @@ class FileDataset(SegmentationDataset):
         return f"{super().fingerprint()}, {self.items.fingerprint()}"
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
-        """Read one pair; the mask is all IGNORE in a split without labels."""
+        """Read one pair; the mask is all ignored in a split without labels."""
         part, place = self.locate(index)
         if part is not self:
             return *part.read(place)[:2], self.items[index].name
@@ -222,7 +224,8 @@ class FileDataset(SegmentationDataset):
         else:
             image, mask = self._cache.read(item.image, item.mask, partial(self._decode, item))
         if mask is None:
-            mask = np.full(image.shape[:2], IGNORE, np.uint8)
+            ignored = ignore_index(len(self.classes))
+            mask = np.full(image.shape[:2], ignored, np.min_scalar_type(ignored))
         return image, mask, item.name
 
     def _decode(self, item: Item) -> tuple[np.ndarray, np.ndarray | None]:
@@ -253,9 +256,9 @@ class FileDataset(SegmentationDataset):
 
     def map_labels(self, labels: np.ndarray, path: Path) -> np.ndarray:
         """Map values on disk (H, W) to class indices; an unknown value is an error."""
-        mapped = self._table.take(labels)  # (H, W), int16
-        if mapped.max(initial=0) == UNKNOWN:
-            unknown = mapped == UNKNOWN
+        mapped, ignored = self._table.take(labels), ignore_index(len(self.classes))  # (H, W), ()
+        if mapped.max(initial=0) > ignored:
+            unknown = mapped > ignored
             value = int(labels[unknown][0])
             row, column = (int(i[0]) for i in np.nonzero(unknown & (labels == value)))
             raise InputError(
@@ -263,7 +266,7 @@ class FileDataset(SegmentationDataset):
                 f"row {row}, column {column}; {self} has {len(self.classes)} classes, with values "
                 f"{ranges(sorted(self.label_map()))}{self.explain_value(labels)}"
             )
-        return mapped.astype(np.uint8)
+        return mapped.astype(np.min_scalar_type(ignored))  # uint8 or uint16
 
 
 def _size(array: np.ndarray) -> str:

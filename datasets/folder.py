@@ -64,16 +64,16 @@ class Folder(FileDataset, published="folder"):
         )
 
     def label_map(self) -> Mapping[int, int]:
-        """Return value in the masks -> class or IGNORE."""
+        """Return value in the masks -> class or ignored."""
         return self.labels.label_map(len(self.classes))
 
     def labels_of(self, item: Item) -> np.ndarray:
         """Read numbers, or colours where ``colors`` gives their meaning, or an array file."""
-        return self.labels.read(Path(str(item.mask)), max_pixels=self.reading.max_pixels)[0]
+        return self.labels.read(Path(str(item.mask)), len(self.classes), self.reading.max_pixels)[0]
 
     def count_unlisted(self, item: Item) -> int:
         """Return how many pixels of a mask have a class because of ``nearest`` alone."""
-        return self.labels.read(Path(str(item.mask)), max_pixels=self.reading.max_pixels)[1]
+        return self.labels.read(Path(str(item.mask)), len(self.classes), self.reading.max_pixels)[1]
 
     def fingerprint(self) -> str:
         """Return a text that identifies the samples of the split."""

@@ -16,7 +16,7 @@ from danet.distributed.agreement import wait_patiently
 from danet.distributed.collectives import from_first, is_first
 from danet.errors import InputError
 from danet.filesystem import atomic_write
-from danet.types import IGNORE
+from danet.types import ignore_index
 
 _VERSION = b"1"  # raised when the file or a decoder of labels gives other numbers
 _UNREADABLE = -1  # pixels of every class of a label that cannot be read
@@ -25,7 +25,7 @@ _UNREADABLE = -1  # pixels of every class of a label that cannot be read
 def class_pixels(
     dataset: FileDataset, labels: np.ndarray, counts: np.ndarray, path: Path
 ) -> np.ndarray:
-    """Return the pixels of each class and, last, of IGNORE in a label (H, W), int64 (256,).
+    """Return the pixels of each class and, last, those ignored in a label (H, W), int64 (K + 1,).
 
     ``counts`` are the pixels of each value. Raises InputError for a value without a class.
     """
@@ -35,8 +35,9 @@ def class_pixels(
     except InputError:
         dataset.map_labels(labels, path)  # the same error with the number of pixels and where
         raise
+    ignored, kept = ignore_index(len(dataset.classes)), [*range(len(dataset.classes)), -1]
     # Of floats, which are exact up to 2^53.
-    return np.bincount(classes, counts[values], IGNORE + 1).astype(np.int64)
+    return np.bincount(classes, counts[values], ignored + 1)[kept].astype(np.int64)
 
 
 def label_pixels(dataset: SegmentationDataset, *, num_workers: int, skip: bool) -> np.ndarray:
@@ -106,7 +107,7 @@ class _Counted(Dataset[np.ndarray]):
             if not self.skip:
                 raise
             return np.full(num_classes, _UNREADABLE, np.int32)
-        return pixels[:num_classes].astype(np.int32)
+        return pixels[:-1].astype(np.int32)
 
 
 def _path_of(dataset: FileDataset) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -11,11 +12,10 @@ import numpy as np
 import yaml
 
 from danet.errors import InputError
-from danet.types import IGNORE, MAX_CLASSES
+from danet.types import IGNORE, MAX_CLASSES, ignore_index
 
 Color = tuple[int, int, int]  # RGB, 0..255
 TABLES = Path(__file__).parent / "tables"
-UNKNOWN = 256  # entry of a table for a value on disk without a class
 _BACKGROUND = ("background", "bg", "unlabeled", "unlabelled", "void", "none", "背景")
 
 # A number beside a name, as tables of classes have it.
@@ -48,18 +48,20 @@ def read_class_table(name: str) -> dict[str, Any]:
 
 def in_order(num_classes: int, first: int = 0) -> dict[int, int]:
     """Return a label map whose classes count from ``first``; the values below are ignored."""
-    below = dict.fromkeys([IGNORE, *range(first)], IGNORE)
+    ignored = ignore_index(num_classes)
+    below = dict.fromkeys([ignored, *range(first)], ignored)
     return {**below, **{first + i: i for i in range(num_classes)}}
 
 
 def label_table(label_map: Mapping[int, int], num_classes: int) -> np.ndarray:
-    """Return a table, int16 (65536,), from value on disk to class, IGNORE, or UNKNOWN."""
-    table = np.full(65536, UNKNOWN, np.int16)
+    """Return a table (65536,) from value on disk to class or ignored; others map to one more."""
+    ignored = ignore_index(num_classes)
+    table = np.full(65536, ignored + 1, np.int16 if ignored == IGNORE else np.int32)
     for value, index in label_map.items():
-        if not (0 <= index < num_classes or index == IGNORE) or not 0 <= value < len(table):
+        if not (0 <= index < num_classes or index == ignored) or not 0 <= value < len(table):
             raise InputError(
                 f"label map: {value} -> {index}, but classes are 0..{num_classes - 1} and "
-                f"{IGNORE} is ignore, and values on disk are 0..65535"
+                f"{ignored} is ignore, and values on disk are 0..65535"
             )
         table[value] = index
     return table
@@ -131,7 +133,7 @@ def check_class_names(names: Sequence[str]) -> None:
             f"data.classes: {len(names)} names, expected 2 to {MAX_CLASSES}; for one kind of "
             f"object write [background, object]; found {', '.join(names[:3])}"
         )
-    if repeated := sorted(name for name in set(names) if list(names).count(name) > 1):
+    if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
         raise InputError(f"data.classes: the name {repeated[0]!r} stands there twice")
 
 
@@ -156,10 +158,12 @@ def default_palette(classes: Sequence[str]) -> tuple[Color, ...]:
     """Return colours for classes without any of their own: black for background, others bright.
 
     The first seven are those of Okabe and Ito (2008), which differ for the colour-blind, too; the
-    others are as far from all before as can be (tables/README.md).
+    others are as far from all before as can be (tables/README.md), up to 255; then come those of
+    ``voc_palette`` that are left.
     """
-    colors = iter(json.loads((TABLES / "distinct_colors.json").read_text()))
-    return tuple((0, 0, 0) if is_background(name) else tuple(next(colors)) for name in classes)
+    listed = map(tuple, json.loads((TABLES / "distinct_colors.json").read_text()))
+    colors = iter(dict.fromkeys([*listed, *voc_palette(2 * len(classes))[1:]]))
+    return tuple((0, 0, 0) if is_background(name) else next(colors) for name in classes)
 
 
 def voc_palette(num_classes: int) -> tuple[Color, ...]:

@@ -327,7 +327,7 @@ def make_trainer(
     weights = dict.fromkeys(("backbone", "position", "channel"), 0.4)
     criterion = DeepSupervision(OHEM(0.7, min_kept=50), CrossEntropy(), weights).to(device)
     factory = optimizer or SGD(0.1, momentum=0.9)
-    train_step = TrainStep(model, criterion, factory(model), Poly(), settings)
+    train_step = TrainStep(model, criterion, factory(model), Poly(), settings, num_classes=K)
     evaluate = evaluate or (lambda network, step: scored())
     trainer = Trainer(train_step, checkpoints, log, evaluate)
     if resume:

@@ -296,6 +296,10 @@ def lossy(root):
     smoothed(root, ".jpg")
 
 
+def sixteen_bits(root):
+    change(root / "masks", lambda mask: np.where(mask == 255, 65535, mask.astype(np.uint16)))
+
+
 def second_suffix(root):
     shutil.copy(root / "images/train/train_0.png", root / "images/train/train_0.jpg")
 
@@ -367,6 +371,9 @@ MENDED = {
         *((0, 128, 255), nothing, ("data.values={0:0,255:1}",)),
         r"label value (128) .* add it there, with a class or (255) to ignore it",
         "data.values={{0:0,255:1,{0}:{1}}}",
+    ),
+    "the ignored value of many classes": (
+        *((0, 1, 255), sixteen_bits, (), r"65535 is ignored only .*: set '(data\.values=\S+)'"),
     ),
     "not all listed": (
         *((0, 1), with_lists, ("data.lists={train: train.txt, vall: val.txt}",)),

@@ -327,8 +327,14 @@ def test_val_is_the_first_by_the_hash_whatever_is_added(tmp_path):
     [
         ({"values": {0: -1}}, r"0 -> -1, but classes are 0..1 and 255"),
         ({"values": {65536: 0}}, r"65536 -> 0, but .*values on disk are 0..65535"),
-        ({"classes": ("a",)}, r"data.classes: 1 names, expected 2 to 255; .* \[background, object"),
-        ({"classes": [str(i) for i in range(256)]}, "data.classes: 256 names, expected 2 to 255"),
+        (
+            {"classes": ("a",)},
+            r"data.classes: 1 names, expected 2 to 8192; .* \[background, object",
+        ),
+        (
+            {"classes": [str(i) for i in range(8193)]},
+            "data.classes: 8193 names, expected 2 to 8192",
+        ),
         ({"palette": [(0, 0, 0)]}, "data.palette: 1 colours for 2 class names"),
         ({"palette": [(0, 0, 0), (0, 0)]}, r"data.palette: \[0, 0\] is not three numbers 0..255"),
     ],

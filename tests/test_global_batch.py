@@ -90,7 +90,7 @@ def step(loss, group, *, classes=Frozen):
     weights = {"position": 1.0, "channel": 0.7, "backbone": 0.4}
     settings = TrainSettings(steps=4, precision="float32", accumulate=len(group), seed=5)
     criterion, optimizer = DeepSupervision(main, auxiliary, weights), SGD(0.1)(model)
-    train_step = TrainStep(model, criterion, optimizer, Poly(), settings)
+    train_step = TrainStep(model, criterion, optimizer, Poly(), settings, num_classes=K)
     train_step.ddp_model.train()
     found = []
     optimizer.register_step_pre_hook(

@@ -383,7 +383,7 @@ def test_ohem_keeps_enough_where_probabilities_are_tied_or_saturated(confidence)
     mask[0, 0] = IGNORE
     losses = F.cross_entropy(logits, mask, ignore_index=IGNORE, reduction="none")
     for min_kept in (1, 10, 65, 66):
-        kept = OHEM(0.1, min_kept).hard_pixels(losses, mask)
+        kept = OHEM(0.1, min_kept).hard_pixels(losses, mask != IGNORE)
         assert torch.equal(kept, mask != IGNORE), "all labelled pixels are tied, so all are kept"
 
 
@@ -393,9 +393,9 @@ def test_ohem_ranks_saturated_pixels_by_their_logarithms():
     logits[0, 1] = torch.tensor([120.0, 150.0, 130.0, 160.0, 140.0, -5.0])
     mask = torch.zeros(1, 1, 6, dtype=torch.long)
     losses = F.cross_entropy(logits, mask, reduction="none")
-    kept = OHEM(threshold=1e-38, min_kept=2).hard_pixels(losses, mask)
+    kept = OHEM(threshold=1e-38, min_kept=2).hard_pixels(losses, mask != IGNORE)
     assert kept.flatten().tolist() == [True, True, True, True, True, False]
-    assert OHEM(threshold=1e-38, min_kept=6).hard_pixels(losses, mask).all()
+    assert OHEM(threshold=1e-38, min_kept=6).hard_pixels(losses, mask != IGNORE).all()
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])

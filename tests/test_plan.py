@@ -46,7 +46,13 @@ def real_step(plain, device="cpu"):
     """The training step of a config, after two small steps: states exist, caches are warm."""
     model = place(make_model(plain), plain.trainer, torch.device(device))
     parts = make(plain.loss, "loss").to(device), make(plain.optimizer, "optimizer")(model)
-    step = TrainStep(model, *parts, make(plain.schedule, "schedule"), plain.trainer)
+    step = TrainStep(
+        model,
+        *parts,
+        make(plain.schedule, "schedule"),
+        plain.trainer,
+        num_classes=plain.data.num_classes,
+    )
     step.ddp_model.train()
     for number in range(2):
         step(group(plain, 2, 32, 32), number)

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from danet.data.bad_samples import Loaded, SkipBadSamples
 from danet.errors import InputError
 from danet.seeds import mix
-from danet.types import IGNORE, Sample, SampleKey
+from danet.types import Sample, SampleKey, ignore_of
 
 
 class ClassMix(Dataset[Loaded]):
@@ -38,8 +38,8 @@ class ClassMix(Dataset[Loaded]):
 def paste(below: Sample, above: Sample, seed: int) -> Sample:
     """Return ``below`` with half of the classes of ``above``, rounded up, pasted over it.
 
-    The seed draws the classes. Pixels that are IGNORE in ``above`` are never pasted. Samples of
-    different sizes raise InputError.
+    The seed draws the classes. Pixels that ``above`` ignores are never pasted. Samples of different
+    sizes raise InputError.
     """
     if below.mask.shape != above.mask.shape:
         sizes = " and ".join(f"{of.mask.shape[1]} x {of.mask.shape[0]}" for of in (below, above))
@@ -48,10 +48,11 @@ def paste(below: Sample, above: Sample, seed: int) -> Sample:
             "data.crop and a transform that crops, such as data/transforms=street, or "
             "data.class_mix=null"
         )
-    present = np.flatnonzero(np.bincount(above.mask.ravel(), minlength=IGNORE + 1)[:IGNORE])
+    ignored = ignore_of(above.mask)
+    present = np.flatnonzero(np.bincount(above.mask.ravel(), minlength=ignored + 1)[:ignored])
     # By a hash, not a generator of numpy, whose draws may change with its version.
     in_order = sorted(present.tolist(), key=lambda c: mix(seed, c))
-    is_pasted = np.zeros(IGNORE + 1, bool)
+    is_pasted = np.zeros(ignored + 1, bool)
     is_pasted[in_order[: math.ceil(len(in_order) / 2)]] = True
     where = is_pasted[above.mask]  # (H, W)
     image = np.where(where[..., None], above.image, below.image)

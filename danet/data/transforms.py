@@ -8,7 +8,7 @@ import albumentations as A
 import cv2
 import numpy as np
 
-from danet.types import IGNORE, Sample
+from danet.types import Sample, ignore_of
 
 IMAGE_FILL = (124, 116, 104)
 """RGB for padding images: ImageNet's mean, which normalisation maps to about zero."""
@@ -42,7 +42,7 @@ class ScaleCrop(A.DualTransform):
     scaling the whole image first; the rows of a memory-mapped file outside it are never read. It
     starts at a whole pixel of the source, so all its pixels are interpolated at exact positions.
     A scaled image smaller than the window is padded on the right and at the bottom, as in the
-    released code, the image with the ImageNet mean and the mask with IGNORE.
+    released code, the image with the ImageNet mean, and ignored in the mask.
 
     Args:
         size: Height and width of the window.
@@ -91,11 +91,12 @@ class ScaleCrop(A.DualTransform):
 
     def _draw_pixel(self, mask: np.ndarray, focus: int | None) -> tuple[int | None, int | None]:
         """Return row and column of a random pixel of a class; None where there is no such class."""
+        ignored = ignore_of(mask)
         if focus is None:
-            counts = np.bincount(mask.ravel(), minlength=IGNORE + 1)[:IGNORE]
+            counts = np.bincount(mask.ravel(), minlength=ignored + 1)[:ignored]
             present = np.flatnonzero(counts).tolist()
-            focus = self.py_random.choice(present) if present else IGNORE
-        places = np.flatnonzero(mask == focus) if focus != IGNORE else ()
+            focus = self.py_random.choice(present) if present else ignored
+        places = np.flatnonzero(mask == focus) if focus != ignored else ()
         if not len(places):
             return None, None
         row, column = divmod(int(places[self.py_random.randrange(len(places))]), mask.shape[1])
@@ -127,8 +128,8 @@ class ScaleCrop(A.DualTransform):
     def apply_to_mask(
         self, mask: np.ndarray, down: "_Axis", across: "_Axis", **_: Any
     ) -> np.ndarray:
-        """Resample the mask by nearest neighbour: uint8 (H, W) to the size of the window."""
-        window = np.full(self.size, IGNORE, mask.dtype)  # not 0, which is a class
+        """Resample the mask by nearest neighbour: (H, W) to the size of the window."""
+        window = np.full(self.size, ignore_of(mask), mask.dtype)  # not 0, which is a class
         # In two steps, which copy whole rows; one index for both axes would fetch single pixels.
         rows = mask[down.needed(), across.needed()].take(down.nearest(), axis=0)
         window[: down.length, : across.length] = rows.take(across.nearest(), axis=1)

@@ -11,7 +11,7 @@ from danet.data_check.scan import SplitReport, inspect_pair
 from danet.datasets.base import FileDataset, SegmentationDataset
 from danet.datasets.folder import Folder
 from danet.errors import InputError
-from danet.types import IGNORE
+from danet.types import IGNORE, ignore_index
 
 _MAX_PROBLEMS = 5  # how many kinds of problems are quoted, and further files that have one
 
@@ -96,7 +96,7 @@ def find_single_class(report: SplitReport) -> str:
     rest = {*range(len(dataset))} - {pair.index for pair in report.pairs}
     while rest and len(seen) < 2 and dataset.is_labelled:
         pixels = inspect_pair(dataset, rest.pop()).pixels
-        seen |= set() if pixels is None else set(np.flatnonzero(pixels[:IGNORE]).tolist())
+        seen |= set() if pixels is None else set(np.flatnonzero(pixels[:-1]).tolist())
     if len(seen) > 1 or not dataset.is_labelled:
         return ""
     what = ", ".join(f"class {i} ({dataset.classes[i]})" for i in seen) or "ignored pixels"
@@ -115,8 +115,9 @@ def suggest_setting(reports: Sequence[SplitReport]) -> tuple[str, bool]:
     dataset, values = reports[0].dataset, set[int]().union(*(report.values for report in reports))
     if not isinstance(dataset, Folder) or dataset.labels.colors or dataset.labels.labels_start_at:
         return "", False
-    names, counted = dataset.classes, values - {IGNORE}
-    if values == {0, IGNORE} and dataset.label_map().get(IGNORE) == IGNORE:
+    names, ignored = dataset.classes, ignore_index(len(dataset.classes))
+    counted = values - {ignored}
+    if values == {0, IGNORE} and dataset.label_map().get(IGNORE) == ignored:
         lost = ", ".join(names[1:4]) + ", ..." * (len(names) > 4)
         return (
             f"all labels hold the values 0 and {IGNORE} only, and {IGNORE} is ignored, so {lost} "

@@ -17,7 +17,6 @@ from danet.datasets.folder import Folder
 from danet.datasets.image_io import Levels, inspect_dropped, open_picture
 from danet.datasets.label_statistics import class_pixels
 from danet.errors import InputError
-from danet.types import IGNORE
 
 
 @dataclass
@@ -31,7 +30,7 @@ class PairReport:
     levels: Levels | None = None  # of an image of more than 8 bits
     values: set[int] = field(default_factory=set)  # in the label file
     unlisted: int = 0  # pixels that have a class because of data.nearest
-    pixels: np.ndarray | None = None  # of each class, int64 (256,); None if a value has no class
+    pixels: np.ndarray | None = None  # of each class and ignored, int64 (K + 1,); None on error
     problem: str | None = None  # why the pair cannot be used
 
 
@@ -88,7 +87,7 @@ def _inspect_label(pair: PairReport, dataset: FileDataset, index: int) -> None:
     if labels.shape != pair.size:
         dataset.read(index)  # raises the error of a training
     pair.pixels = class_pixels(dataset, labels, counts, path)
-    if not pair.pixels[:IGNORE].any():
+    if not pair.pixels[:-1].any():
         pair.remarks.append("the label is ignored everywhere and teaches nothing")
 
 
@@ -123,8 +122,8 @@ class SplitReport:
         if pair.problem:
             self.problems.append(pair.problem)
         if pair.pixels is not None:
-            pixels = pair.pixels[: len(self.pixels)]
-            self.ignored += int(pair.pixels[IGNORE])
+            pixels = pair.pixels[:-1]
+            self.ignored += int(pair.pixels[-1])
             self.pixels += pixels
             self.images_with += pixels > 0
             self.pixels_with += (pixels > 0) * pair.pixels.sum()

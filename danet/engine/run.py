@@ -145,7 +145,8 @@ def make_trainer(parts: Parts, saved: Checkpoint | None, batches: TrainBatches) 
     model = place(model, settings, device)
     loss, optimizer = parts.loss.to(device), parts.optimizer(model)
     folder = make_folder(config, saved)  # only now, since the optimizer may refuse the network
-    train_step = TrainStep(model, loss, optimizer, parts.schedule, settings)
+    classes = config.data.num_classes
+    train_step = TrainStep(model, loss, optimizer, parts.schedule, settings, num_classes=classes)
     images = config.data.batch_size * settings.accumulate * collectives.world_size()
     precision = "tf32" if train_step.is_tf32 else str(train_step.dtype).removeprefix("torch.")
     attentions = (module for module in model.modules() if isinstance(module, PositionAttention))

@@ -38,6 +38,7 @@ class TrainStep:
         criterion: Gives named, weighted loss terms, which are summed.
         optimizer: Over the parameters of the model; its groups have ``base_lr``.
         schedule, settings: Factor of the base rates by step; the config group ``trainer``.
+        num_classes: K.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         settings: TrainSettings,
+        *,
+        num_classes: int,
     ) -> None:
         self.model, self.criterion, self.optimizer = model, criterion, optimizer
-        self.schedule, self.settings = schedule, settings
+        self.schedule, self.settings, self.num_classes = schedule, settings, num_classes
         self.device = device = next(model.parameters()).device
         self.dtype = choose_precision(settings.precision, device)
         self.is_tf32 = settings.precision == "tf32"
@@ -131,7 +134,7 @@ class TrainStep:
         counted by forward passes without gradient.
         """
         masks = (batch.mask.to(self.device, non_blocking=True) for batch in group)
-        by_mask = [self.criterion.divisors(mask) for mask in masks]
+        by_mask = [self.criterion.divisors(mask, self.num_classes) for mask in masks]
         found: list[Divisors] = [divisors for divisors in by_mask if divisors is not None]
         if not found:
             # Batch norm updates its running statistics without gradients, too: undone below.

@@ -15,7 +15,7 @@ from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.metrics import ConfusionMatrix, PixelLoss
 from danet.evaluation.sliding_window import PIXELS_PER_PASS, Piece, Windows, as_pieces, sum_maps
 from danet.ops.arithmetic import cuda_arithmetic, require_tf32, without_autocast
-from danet.types import Batch
+from danet.types import IGNORE, Batch
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 """In which a network computes; logits are summed and compared in float32 always."""
@@ -54,12 +54,15 @@ class Inference(ABC):
         mask: Tensor | None = None,
         loss: PixelLoss | None = None,
     ) -> Tensor:
-        """Predict the most probable classes, uint8 (B, H, W), of images (B, 3, H, W).
+        """Predict the most probable classes of images (B, 3, H, W).
 
-        ``loss`` counts the pixels of the mask, uint8 (B, H, W).
+        They are uint8 (B, H, W), or int32 with more than 255 classes. ``loss`` counts the pixels of
+        the mask, of that type and shape.
         """
         classes = image.new_empty((image.shape[0], *image.shape[2:]), dtype=torch.uint8)
         for piece in self.pieces(model, image):
+            if piece.scores.shape[1] > IGNORE:
+                classes = classes.int()  # a copy before the first piece alone
             classes[piece.place] = piece.scores.argmax(dim=1)
             if loss is not None and mask is not None:
                 loss.update(piece.scores, mask[piece.place], are_logits=piece.are_logits)
@@ -116,7 +119,7 @@ def predict(
     device: torch.device,
     loss: PixelLoss | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, str]]:
-    """Yield for every image the predicted classes and the label, uint8 (H, W), and the name.
+    """Yield for every image the predicted classes and the label, (H, W), and the name.
 
     The network is put into eval mode and left there; a faster copy of it computes the predictions
     (see ``fuse_for_inference``). On one device the numbers during training and afterwards are

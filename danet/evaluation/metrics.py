@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from danet.errors import InputError
-from danet.types import IGNORE
+from danet.types import IGNORE, ignore_index
 
 
 class Scores(NamedTuple):
@@ -26,7 +26,6 @@ class Scores(NamedTuple):
     accuracy: tuple[float, ...]
 
 
-_VALUES = 257  # those of a byte, and one for all others
 _ELEMENTS = 2**20  # logits whose loss is computed at a time, 4 MiB, which caches may hold
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -62,16 +61,22 @@ class ConfusionMatrix:
         if prediction.shape != mask.shape:
             raise ValueError(f"prediction {tuple(prediction.shape)}, mask {tuple(mask.shape)}")
         # Every value has a row and a column: indexing by a boolean mask would copy all pixels.
-        # Values outside of 0..255 go to 256.
-        bins = [x if x.dtype == torch.uint8 else x.clamp(-1, 256) % 257 for x in (mask, prediction)]
-        key = bins[0].flatten().int() * _VALUES + bins[1].flatten()
-        table = torch.bincount(key, minlength=_VALUES**2).view(_VALUES, _VALUES)  # (257, 257)
-        k = self.num_classes
-        valid, ignored = table[:k, :k], table[IGNORE].sum()  # (K, K), ()
+        # All that are neither of a class nor of a byte go to the last.
+        k, size = self.num_classes, max(self.num_classes, IGNORE) + 2
+        bins = [x if x.dtype == torch.uint8 else self._bins(x.long()) for x in (mask, prediction)]
+        key = bins[0].flatten().int() * size + bins[1].flatten()
+        table = torch.bincount(key, minlength=size**2).view(size, size)
+        valid, ignored = table[:k, :k], table[size - 2].sum()  # (K, K), ()
         self.matrix += valid
         self.counts[-2] += ignored
         # Refused in ``scores``, after the sum over processes, so that all of them fail alike.
         self.counts[-1] += key.numel() - valid.sum() - ignored
+
+    def _bins(self, values: Tensor) -> Tensor:
+        """Maps classes to themselves, what is ignored to max(K, 255), all others to the next."""
+        k, ignored = self.num_classes, max(self.num_classes, IGNORE)
+        bins = values.where((values >= 0) & (values < k), ignored + 1)
+        return bins.masked_fill(values == ignore_index(k), ignored)
 
     def scores(self) -> Scores:
         """Compute the scores in float64.
@@ -80,7 +85,8 @@ class ConfusionMatrix:
         """
         (*_, ignored, invalid), count = self.counts.tolist(), self.num_classes
         if invalid:
-            raise InputError(f"{invalid} pixels are neither one of {count} classes nor 255")
+            text = f"{invalid} pixels are neither one of {count} classes nor {ignore_index(count)}"
+            raise InputError(text)
         matrix = self.matrix.double().cpu()  # (K, K); float32 is exact only up to 2**24 pixels
         total = matrix.sum()
         if total == 0:
@@ -117,7 +123,7 @@ class PixelLoss:
     ) -> None:
         self.parts = parts
         # A process may have no image, and its sums must have the same shape.
-        nothing = torch.full((1, 1, 1), IGNORE, device=device)
+        nothing = torch.full((1, 1, 1), ignore_index(num_classes), device=device)
         empty = parts(torch.zeros(1, num_classes, 1, 1, device=device), nothing)
         self.factors = [factor for *_, factor in empty]
         self.sums = torch.zeros(len(empty), 2, dtype=torch.float64, device=device)
@@ -127,7 +133,7 @@ class PixelLoss:
         """Count the pixels of logits or probabilities (B, K, H, W) and a mask (B, H, W)."""
         batch, classes, _, width = scores.shape
         # Refused by the confusion matrix; here they would index beyond the classes.
-        mask = mask.masked_fill(mask >= classes, IGNORE)
+        mask = mask.masked_fill(mask >= classes, ignore_index(classes))
         rows = max(1, _ELEMENTS // (batch * classes * width))
         for part, labels in zip(scores.split(rows, dim=2), mask.split(rows, dim=1), strict=True):
             logits = part if are_logits else part.clamp(min=_TINY).log_()
@@ -159,14 +165,14 @@ class BoundaryIoU:
         """Pixels near boundaries in both, in the truth, in the prediction, by class."""
 
     def update(self, prediction: np.ndarray, mask: np.ndarray) -> None:
-        """Count an image: two maps of classes, uint8 (H, W); IGNORE in the mask."""
+        """Count an image: two maps of classes (H, W); the mask may have ignored pixels."""
         distance = max(1, round(self.ratio * math.hypot(*mask.shape)))
-        prediction = np.where(mask == IGNORE, np.uint8(IGNORE), prediction)
+        prediction = np.where(mask == ignore_index(self.num_classes), mask, prediction)
         in_truth, in_prediction = (_near_boundary(x, distance) for x in (mask, prediction))
         both = in_truth & in_prediction & (mask == prediction)  # (H, W)
         for row, values in enumerate((mask[both], mask[in_truth], prediction[in_prediction])):
-            # IGNORE has a bin of its own, which is cut off with all values that are not classes.
-            found = np.bincount(values, minlength=IGNORE + 1)[: self.num_classes]
+            # What is ignored has a bin, which is cut off with all values that are not classes.
+            found = np.bincount(values, minlength=self.num_classes)[: self.num_classes]
             self.counts[row] += torch.from_numpy(found)
 
     def iou(self) -> Tensor:
@@ -179,7 +185,8 @@ def _near_boundary(classes: np.ndarray, distance: int) -> np.ndarray:
     """Return, bool (H, W), where another class or the border of the image is within a distance."""
     # All classes at once, where the authors erode each: a pixel is near the boundary of its class
     # exactly if the square around it has a second value.
-    values = classes.astype(np.int16) + 1  # 0 is outside
+    # 0 is outside. OpenCV has no erosion of integers that hold more.
+    values = classes.astype("int16" if classes.dtype == np.uint8 else "float32") + 1
     square = np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)
     lowest = cv2.erode(values, square, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     highest = cv2.dilate(values, square, borderType=cv2.BORDER_CONSTANT, borderValue=0)

@@ -20,6 +20,7 @@ from danet.datasets.labels import is_background
 from danet.errors import InputError, first_line
 from danet.export.programs import SMALLEST
 from danet.filesystem import atomic_write, write_file
+from danet.types import IGNORE
 from danet.visualization.attention import spread
 from danet.visualization.overlay import Legend, save_image
 from danet.visualization.report import render
@@ -90,11 +91,12 @@ def write(
         examples = {f"example_{i}.png": dataset[i].image for i in spread(len(dataset), 3)}
     for name, image in examples.items():
         save_image(folder / name, image)
+    is_wide = len(saved["classes"]) > IGNORE
     files["index.html"] = render(
         "demo.html",
         saved=saved,
         examples=list(examples),
-        has_attention=give_classes(folder.parent / "model.onnx", folder / NETWORK),
+        has_attention=give_classes(folder.parent / "model.onnx", folder / NETWORK, is_wide),
         untinted=[i for i, name in enumerate(saved["classes"]) if is_background(name)],
         smallest=SMALLEST,
         network=NETWORK,
@@ -106,19 +108,20 @@ def write(
     return folder
 
 
-def give_classes(program: Path, path: Path) -> bool:
-    """Copy an ONNX file, with ``classes``, uint8 (B, H, W), as its output in place of logits.
+def give_classes(program: Path, path: Path, is_wide: bool) -> bool:
+    """Copy an ONNX file, with ``classes``, (B, H, W), as its output in place of logits.
 
-    If it has position attention, its ``queries`` and ``keys``, float32 (B, D, h, w), are given as
-    well. Return whether it has.
+    They are uint8, or uint16 if ``is_wide``. If it has position attention, its ``queries`` and
+    ``keys``, float32 (B, D, h, w), are given as well. Return whether it has.
     """
     import onnx  # an optional dependency
     from onnx import TensorProto, helper
 
     copy = onnx.load(program)
     argmax = helper.make_node("ArgMax", ["logits"], ["index"], axis=1, keepdims=0)
-    added = [argmax, helper.make_node("Cast", ["index"], ["classes"], to=TensorProto.UINT8)]
-    outputs = [helper.make_tensor_value_info("classes", TensorProto.UINT8, [None] * 3)]
+    kind = TensorProto.UINT16 if is_wide else TensorProto.UINT8
+    added = [argmax, helper.make_node("Cast", ["index"], ["classes"], to=kind)]
+    outputs = [helper.make_tensor_value_info("classes", kind, [None] * 3)]
     for name, layer in (("queries", "query"), ("keys", "key")):
         weight = f"network.head.position.attention.{layer}.weight"
         for node in copy.graph.node:

@@ -1,9 +1,9 @@
 """Losses: each maps logits and a mask to a scalar; DeepSupervision applies them to all outputs.
 
-All accept logits (B, K, h, w) and a mask (B, H, W) of class indices or IGNORE, upsample logits that
-are coarser than the mask, compute in float32, and return exactly 0 with finite gradients where
-every pixel is IGNORE. Cross entropy, OHEM and the focal loss never hold the upsampled logits of a
-whole batch; the losses of regions need all pixels of a class at once and do.
+All accept logits (B, K, h, w) and a mask (B, H, W) of class indices or ``ignore_index(K)``,
+upsample logits that are coarser than the mask, compute in float32, and return exactly 0 with finite
+gradients where every pixel is ignored. Cross entropy, OHEM and the focal loss never hold the
+upsampled logits of a whole batch; the losses of regions need all pixels of a class at once and do.
 
 A batch may be spread over micro-batches and processes. Means over pixels, or over images, are then
 sums over all of them, divided by one common divisor (``Part``), so that the same images give the

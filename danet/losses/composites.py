@@ -37,9 +37,9 @@ class WeightedSum(nn.Module):
         pairs = zip(self.weights, found, strict=True)
         return [part._replace(factor=w * part.factor) for w, parts in pairs for part in parts]
 
-    def divisors(self, mask: Tensor) -> list[Tensor] | None:
+    def divisors(self, mask: Tensor, num_classes: int) -> list[Tensor] | None:
         """Return the divisors of all losses; None if one of them depends on the logits."""
-        found = [divisors_of(loss, mask) for loss in self.losses]
+        found = [divisors_of(loss, mask, num_classes) for loss in self.losses]
         return None if None in found else [d for divisors in found for d in divisors or ()]
 
 
@@ -109,9 +109,10 @@ class DeepSupervision(nn.Module):
         """
         return pixel_parts_of(self.main, logits, mask) or CrossEntropy().parts(logits, mask)
 
-    def divisors(self, mask: Tensor) -> dict[str, list[Tensor]] | None:
+    def divisors(self, mask: Tensor, num_classes: int) -> dict[str, list[Tensor]] | None:
         """Return those of ``parts`` as losses do, for all weighted outputs, present or not."""
-        main, others = divisors_of(self.main, mask), divisors_of(self.auxiliary, mask)
+        losses = self.main, self.auxiliary
+        main, others = (divisors_of(loss, mask, num_classes) for loss in losses)
         if main is None or others is None:
             return None
         return {**dict.fromkeys(self.weights, others), "main": main}

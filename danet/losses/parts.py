@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from danet.types import IGNORE
+from danet.types import ignore_index
 
 
 class Part(NamedTuple):
@@ -41,7 +41,8 @@ def parts_of(loss: Any, logits: Tensor, mask: Tensor, *, align_corners: bool) ->
     """Return the parts of any loss; one that has none is averaged over micro-batches."""
     if hasattr(loss, "parts"):
         return loss.parts(logits, mask, align_corners=align_corners)
-    return [Part(loss(logits, mask, align_corners=align_corners), has_labels(mask))]
+    whole = loss(logits, mask, align_corners=align_corners)
+    return [Part(whole, has_labels(mask, logits.shape[1]))]
 
 
 def pixel_parts_of(loss: Any, logits: Tensor, mask: Tensor) -> list[Part]:
@@ -49,14 +50,22 @@ def pixel_parts_of(loss: Any, logits: Tensor, mask: Tensor) -> list[Part]:
     return loss.pixel_parts(logits, mask) if hasattr(loss, "pixel_parts") else []
 
 
-def divisors_of(loss: Any, mask: Tensor) -> list[Tensor] | None:
+def divisors_of(loss: Any, mask: Tensor, num_classes: int) -> list[Tensor] | None:
     """Return the divisors of ``parts_of`` from the mask; None if they depend on the logits."""
-    return loss.divisors(mask) if hasattr(loss, "divisors") else [has_labels(mask)]
+    if hasattr(loss, "divisors"):
+        return loss.divisors(mask, num_classes)
+    return [has_labels(mask, num_classes)]
 
 
-def has_labels(mask: Tensor) -> Tensor:
+def has_labels(mask: Tensor, num_classes: int) -> Tensor:
     """Return 1.0 if any pixel is labelled, else 0.0."""
-    return (mask != IGNORE).any().float()
+    return labelled(mask, num_classes).any().float()
+
+
+def labelled(mask: Tensor, num_classes: int) -> Tensor:
+    """Return which pixels count, bool (B, H, W)."""
+    # Widened, since torch takes 65535 for 255 where it compares it with bytes.
+    return mask.long() != ignore_index(num_classes)
 
 
 def target_of(logits: Tensor, mask: Tensor) -> Tensor:

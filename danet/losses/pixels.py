@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from danet.losses.parts import Part, mean_of, require_finite, target_of
+from danet.losses.parts import Part, labelled, mean_of, require_finite, target_of
 from danet.ops.cross_entropy import cross_entropy_sum, pixel_losses
-from danet.types import IGNORE
+from danet.types import ignore_index
 
 
 class CrossEntropy(nn.Module):
@@ -52,9 +52,9 @@ class CrossEntropy(nn.Module):
         """Return parts that are sums over pixels alone; those of the rows of an image add up."""
         return self.parts(logits, mask)
 
-    def divisors(self, mask: Tensor) -> list[Tensor] | None:
+    def divisors(self, mask: Tensor, num_classes: int) -> list[Tensor] | None:
         """Return the divisors of ``parts`` from the mask; None if they depend on the logits."""
-        return [self._pixel_weights(mask.long()).sum()]
+        return [self._pixel_weights(mask.long(), num_classes).sum()]
 
     def target_and_weights(self, logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mask as int64 and the weight of every pixel, float32; both (B, H, W)."""
@@ -62,10 +62,10 @@ class CrossEntropy(nn.Module):
         if weights is not None and weights.numel() != classes:
             raise ValueError(f"{weights.numel()} class_weights for {classes} classes")
         target = target_of(logits, mask)
-        return target, self._pixel_weights(target)
+        return target, self._pixel_weights(target, classes)
 
     def _sum(self, logits: Tensor, target: Tensor, weights: Tensor, align_corners: bool) -> Tensor:
-        """Return the weighted sum over the pixels whose target is not IGNORE."""
+        """Return the weighted sum over the labelled pixels."""
         share, smoothing = self.label_smoothing, None
         if share:
             classes = weights.new_ones(logits.shape[1])
@@ -75,13 +75,13 @@ class CrossEntropy(nn.Module):
             logits, target, weights, smoothing=smoothing, align_corners=align_corners
         )
 
-    def _pixel_weights(self, target: Tensor) -> Tensor:
-        """Return the weight of every pixel, float32 (B, H, W); 0 where the target is IGNORE."""
-        valid = target != IGNORE  # (B, H, W)
+    def _pixel_weights(self, target: Tensor, num_classes: int) -> Tensor:
+        """Return the weight of every pixel, float32 (B, H, W); 0 where the target is ignored."""
+        valid = labelled(target, num_classes)  # (B, H, W)
         if self.class_weights is None:
             return valid.float()
-        # 255 would be out of range. A class without a weight is refused by ``parts``; ``divisors``
-        # may come first and must not crash (on CUDA that would be a device-side assertion).
+        # What is ignored would be out of range. A class without a weight is refused by ``parts``;
+        # ``divisors`` may come first and must not crash (on CUDA: a device-side assertion).
         last = self.class_weights.numel() - 1
         return self.class_weights[target.masked_fill(~valid, 0).clamp(max=last)] * valid
 
@@ -127,22 +127,21 @@ class OHEM(CrossEntropy):
         target, weights = self.target_and_weights(logits, mask)
         # The selection needs all losses before any gradient, so logits are upsampled twice.
         losses = pixel_losses(logits, target, align_corners=align_corners)  # (B, H, W)
-        is_hard = self.hard_pixels(losses, target)
-        kept = weights * is_hard
-        total = self._sum(logits, target.masked_fill(~is_hard, IGNORE), kept, align_corners)
+        is_hard = self.hard_pixels(losses, labelled(target, logits.shape[1]))
+        kept, ignored = weights * is_hard, ignore_index(logits.shape[1])
+        total = self._sum(logits, target.masked_fill(~is_hard, ignored), kept, align_corners)
         return [Part(total, (kept if self.normalise == "kept" else weights).sum())]
 
     def pixel_parts(self, logits: Tensor, mask: Tensor) -> list[Part]:
         """Return the cross entropy of all pixels: how hard one is depends on the others."""
         return super().parts(logits, mask)
 
-    def divisors(self, mask: Tensor) -> list[Tensor] | None:
+    def divisors(self, mask: Tensor, num_classes: int) -> list[Tensor] | None:
         """Return the divisors of ``parts`` from the mask; None if they depend on the logits."""
-        return None if self.normalise == "kept" else super().divisors(mask)
+        return None if self.normalise == "kept" else super().divisors(mask, num_classes)
 
-    def hard_pixels(self, losses: Tensor, target: Tensor) -> Tensor:
-        """Return which pixels are kept, bool (B, H, W), from -log p[y] of the same shape."""
-        valid = target != IGNORE
+    def hard_pixels(self, losses: Tensor, valid: Tensor) -> Tensor:
+        """Return which of the labelled pixels are kept, bool (B, H, W), from -log p[y] of all."""
         # Compared as log p: where probabilities saturate at 1, logarithms still differ.
         ease = (-losses).masked_fill(~valid, torch.inf)
         k = min(self.min_kept, ease.numel())

@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from danet.losses.parts import Part, mean_of, require_finite, target_of
+from danet.losses.parts import Part, labelled, mean_of, require_finite, target_of
 from danet.ops.arithmetic import sum_dtype, without_autocast
 from danet.ops.resize import resize
-from danet.types import IGNORE
 
 
 class Dice(nn.Module):
@@ -121,20 +120,21 @@ class RegionMutualInformation(nn.Module):
         """Return the sum over the images, and how many of them have a labelled pixel."""
         with without_autocast(logits.device.type):
             maps = _maps(logits, mask, align_corners)
-            cells, labelled = self._cells(maps, (mask != IGNORE).unsqueeze(1).float())
+            valid = labelled(mask, logits.shape[1]).unsqueeze(1)
+            cells, seen = self._cells(maps, valid.float())
             # One image at a time, and again for the gradient: windows of 3 x 3 in float64 take 18
             # times the memory of the cells.
-            images = zip(cells.double().split(1), labelled.double().split(1), strict=True)
+            images = zip(cells.double().split(1), seen.double().split(1), strict=True)
             costs = [
                 checkpoint(self._cost, *image, use_reentrant=False, preserve_rng_state=False)
                 for image in images
             ]
             total = torch.cat(costs).sum().to(cells.dtype)
-        return [Part(total, self.divisors(mask)[0])]
+        return [Part(total, self.divisors(mask, logits.shape[1])[0])]
 
-    def divisors(self, mask: Tensor) -> list[Tensor]:
+    def divisors(self, mask: Tensor, num_classes: int) -> list[Tensor]:
         """Return how many images have a labelled pixel."""
-        return [(mask != IGNORE).flatten(1).any(dim=1).sum().float()]
+        return [labelled(mask, num_classes).flatten(1).any(dim=1).sum().float()]
 
     def _cells(self, maps: Sequence[Tensor], valid: Tensor) -> tuple[Tensor, Tensor]:
         """Downsample to cells, and pad with ignored ones to the size of a window.
@@ -148,9 +148,9 @@ class RegionMutualInformation(nn.Module):
         if self.pooling == "average":  # of the labelled pixels alone
             cells = cells / share.unsqueeze(2).clamp(min=1e-12)
         lack = [max(0, self.region - side) for side in cells.shape[-2:]]
-        labelled = (share > 0).unsqueeze(2).float()
+        seen = (share > 0).unsqueeze(2).float()
         padding = (0, lack[1], 0, lack[0])
-        return F.pad(cells, padding), F.pad(labelled, padding)
+        return F.pad(cells, padding), F.pad(seen, padding)
 
     def _cost(self, cells: Tensor, labelled: Tensor) -> Tensor:
         """Return the loss of every image, (B,), from what ``_cells`` returns, in float64."""
@@ -182,7 +182,7 @@ def _maps(logits: Tensor, mask: Tensor, align_corners: bool) -> tuple[Tensor, Te
     target = target_of(logits, mask)
     wide = logits.to(sum_dtype(logits))
     fine = resize(wide, target.shape[1:], align_corners=align_corners)
-    valid = (target != IGNORE).unsqueeze(1)  # (B, 1, H, W)
+    valid = labelled(target, logits.shape[1]).unsqueeze(1)  # (B, 1, H, W)
     probabilities = fine.softmax(dim=1) * valid
     # Not by F.one_hot, whose int64 with the classes last is twice the size.
     places = target.unsqueeze(1).masked_fill(~valid, 0)

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from danet.ops.arithmetic import without_autocast
 from danet.ops.resize import resize, resize_backward
-from danet.types import IGNORE
+from danet.types import ignore_index
 
 ELEMENTS_PER_CHUNK = {"cpu": 2**23, "cuda": 2**26}
 """Largest number of fine logits in a chunk by type of device, unless one image has more: 32 MiB of
@@ -36,7 +36,7 @@ def chunks_as_on(device_type: str) -> Iterator[None]:
 
 
 def pixel_losses(logits: Tensor, target: Tensor, *, align_corners: bool = True) -> Tensor:
-    """Return -log p[y] of every pixel, (B, H, W), without gradient; 0 where the target is IGNORE.
+    """Return -log p[y] of every pixel, (B, H, W), without gradient; 0 where it is ignored.
 
     Logits (B, K, h, w) are upsampled to the target, int64 (B, H, W), and computed in float32, or in
     float64 for float64 logits.
@@ -66,7 +66,7 @@ def cross_entropy_sum(
     Args:
         logits: (B, K, h, w), upsampled as in ``pixel_losses``.
         target: int64 (B, H, W).
-        weights: (B, H, W), finite, and 0 where the target is IGNORE.
+        weights: (B, H, W), finite, and 0 where the target is ignored.
         gamma: Exponent of the focal loss, at least 0.
         smoothing: (K,); ``-sum_c smoothing[c] * log p[c]`` of every labelled pixel is added.
         align_corners: How the logits are upsampled.
@@ -131,7 +131,7 @@ def _chunks(logits: Tensor, *maps: Tensor) -> list[tuple[Tensor, ...]]:
 
 def _nll(log_p: Tensor, target: Tensor) -> Tensor:
     """Maps log-probabilities (b, K, H, W) to -log p[y], (b, H, W); 0 where ignored."""
-    return F.nll_loss(log_p, target, ignore_index=IGNORE, reduction="none")
+    return F.nll_loss(log_p, target, ignore_index=ignore_index(log_p.shape[1]), reduction="none")
 
 
 def _sum(
@@ -151,7 +151,7 @@ def _sum(
     else:
         total, slope = (nll * weights).sum(), weights
     if smoothing is not None:
-        log_p.masked_fill_((target == IGNORE).unsqueeze(1), 0.0)
+        log_p.masked_fill_((target == ignore_index(log_p.shape[1])).unsqueeze(1), 0.0)
         total = total - (log_p.sum(dim=(0, 2, 3)) * smoothing).sum()
     return total, slope
 
@@ -161,7 +161,7 @@ def _gradient(log_p: Tensor, target: Tensor, slope: Tensor, smoothing: Tensor | 
 
     That of -log p[c] is the softmax minus the one-hot vector of c.
     """
-    valid = target != IGNORE
+    valid = target != ignore_index(log_p.shape[1])
     # Ignored pixels are treated as class 0; their slope of 0 cancels that.
     truth = target.masked_fill(~valid, 0).unsqueeze(1)  # (b, 1, H, W)
     p = log_p.exp_()

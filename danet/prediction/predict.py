@@ -40,6 +40,7 @@ def predict(
 ) -> np.ndarray | list[np.ndarray]:
     """Return the class of every pixel: uint8 (H, W) of an image, (B, H, W) of a batch.
 
+    With more than 255 classes they are uint16.
     A list, or another iterable, of images of any size gives a list. An image above 4 million
     pixels is done in windows (see ``Whole``). The network runs on the device it is on
     (``model.to("cuda")`` moves it) and is put into eval mode.
@@ -79,7 +80,7 @@ def predict(
 def predictions(
     model: nn.Module, images: Iterable[np.ndarray], infer: Inference, *, batch_size: int = 1
 ) -> Iterator[np.ndarray]:
-    """Yield the classes, uint8 (H, W), of each image, uint8 (H, W, 3) RGB, in order.
+    """Yield the classes, uint8 or uint16 (H, W), of each image, uint8 (H, W, 3) RGB, in order.
 
     The model is in eval mode. Up to ``batch_size`` consecutive images of one size pass together,
     with at most PIXELS_PER_PASS pixels; only so many are held at a time.
@@ -93,7 +94,7 @@ def predictions(
             tensor = torch.from_numpy(array).permute(0, 3, 1, 2).to(device)
             classes = infer.predict(model, tensor).cpu().numpy()
             del group, array, tensor  # large; not held while the next are read
-            yield from classes
+            yield from classes if classes.dtype == np.uint8 else classes.astype(np.uint16)
 
 
 def _as_array(image: Any, where: str, *, axes: int = 3) -> np.ndarray:

@@ -104,7 +104,7 @@ class Results(ExitStack):
         return paths
 
     def write(self, picture: Picture, classes: np.ndarray) -> None:
-        """Write the classes, uint8 (H, W), of a picture; frames of a video are consecutive."""
+        """Write the classes (H, W) of a picture; frames of a video are consecutive."""
         if self._source is not picture.source:
             self._video.close()  # the last one is whole and gets its name
             self._source, self._writer = picture.source, None
@@ -121,8 +121,10 @@ class Results(ExitStack):
             else:
                 with atomic_write(path) as temporary:
                     save_image(temporary, drawn)
-        pixels = zip(self.legend.classes, Image.fromarray(classes).histogram(), strict=False)
-        shares = {name: number / classes.size for name, number in pixels if number}
+        is_byte = classes.dtype == np.uint8  # which Pillow counts without a copy of 8 bytes a pixel
+        found = Image.fromarray(classes).histogram() if is_byte else np.bincount(classes.ravel())
+        pixels = zip(self.legend.classes, found, strict=False)
+        shares = {name: int(number) / classes.size for name, number in pixels if number}
         self.found |= shares.keys()
         height, width = classes.shape
         size = {"height": height, "width": width}

@@ -92,7 +92,8 @@ class StepSimulator:
             optimizer.zero_grad(set_to_none=True)
             self.optimizer = ledger.now - self.weights
             schedule = make(config.schedule, "schedule")
-            self._step = TrainStep(self.model, criterion, optimizer, schedule, settings)
+            parts = self.model, criterion, optimizer, schedule, settings
+            self._step = TrainStep(*parts, num_classes=config.data.num_classes)
         # A copy, which fake tensors do not support; its update in place allocates nothing.
         self.average = self.weights if config.trainer.ema_decay is not None else 0
 

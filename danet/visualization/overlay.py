@@ -14,7 +14,7 @@ import numpy as np
 
 from danet.datasets.labels import is_background
 from danet.filesystem import write_file
-from danet.types import IGNORE
+from danet.types import ignore_index
 
 _PAPER = 255
 _LINE = 18  # height of a line of text, in pixels
@@ -30,9 +30,9 @@ class SegmentedImage(NamedTuple):
     image: np.ndarray
     """uint8 (H, W, 3), RGB."""
     prediction: np.ndarray
-    """uint8 (H, W), class indices."""
+    """(H, W), class indices."""
     truth: np.ndarray | None = None
-    """uint8 (H, W), class indices or IGNORE."""
+    """(H, W), class indices or ignored."""
 
 
 class Legend(NamedTuple):
@@ -48,7 +48,7 @@ class Legend(NamedTuple):
         colors = colorize(mask, self.palette)
         drawn = cv2.addWeighted(image, 1 - self.opacity, colors, self.opacity, 0)
         untinted = [i for i, name in enumerate(self.classes) if is_background(name)]
-        is_shown = np.isin(mask, [IGNORE, *untinted])
+        is_shown = np.isin(mask, [ignore_index(len(self.classes)), *untinted])
         drawn[is_shown] = image[is_shown]
         return drawn
 
@@ -72,8 +72,9 @@ def enlarge(pictures: Sequence[SegmentedImage]) -> list[SegmentedImage]:
 
 
 def colorize(mask: np.ndarray, palette: Palette) -> np.ndarray:
-    """Return the colours (H, W, 3) of classes (H, W); IGNORE becomes black."""
-    table = np.zeros((256, 3), np.uint8)  # one row per byte, so that any mask can index it
+    """Return the colours (H, W, 3) of classes (H, W); ignored pixels become black."""
+    # One row per value, so that any mask can index it.
+    table = np.zeros((ignore_index(len(palette)) + 1, 3), np.uint8)
     table[: len(palette)] = palette
     return table[mask]
 
@@ -104,7 +105,8 @@ def compose(
             for number, line in enumerate(title, lines - len(title)):
                 _write(cell[number * _LINE :], line, 3)
             cell[lines * _LINE :][: panel.shape[0], : panel.shape[1]] = panel
-    present = {int(c) for mask in masks if mask is not None for c in np.unique(mask)} - {IGNORE}
+    present = {int(c) for mask in masks if mask is not None for c in np.unique(mask)}
+    present -= {ignore_index(len(legend.classes))}
     return with_legend(np.vstack(rows)[:-_GAP, :-_GAP], legend, present)
 
 
@@ -150,7 +152,7 @@ def panels_of(picture: SegmentedImage, legend: Legend) -> list[tuple[str, np.nda
     if truth is not None:
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) // 2 + 100
         errors = np.repeat(grey[..., None], 3, axis=2)
-        is_wrong, is_ignored = prediction != truth, truth == IGNORE
+        is_wrong, is_ignored = prediction != truth, truth == ignore_index(len(legend.classes))
         errors[is_wrong], errors[is_ignored] = (220, 40, 40), 0
         known = is_wrong[~is_ignored]
         title = f"errors ({100 * known.mean():.1f} %)" if known.size else "nothing known"

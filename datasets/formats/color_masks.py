@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from danet.datasets.image_io import MAX_PIXELS, open_picture, read_labels, whole_labels
+from danet.datasets.image_io import open_picture, read_labels, whole_labels
 from danet.datasets.labels import check_colors, in_order
 from danet.errors import InputError
-from danet.types import IGNORE
+from danet.types import IGNORE, ignore_index
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class LabelFormat:
             Without, masks hold numbers, and the colours of a palette image are ignored.
         ignore_colors: More colours of such masks, for pixels that do not count.
         values: Value in the masks -> class index, for masks that hold other numbers; a value that
-            is mapped to 255, and 255 itself, is ignored.
+            is mapped to 255, and 255 itself, is ignored (65535 with more than 255 classes).
         labels_start_at: The number of the first class; the numbers below it are ignored.
-        nearest: Whether a value that ``values`` lacks, other than 255, or a colour that is not
-            listed stands for the nearest one; halfway, for the smaller value or the first colour.
+        nearest: Whether a value that ``values`` lacks, other than the ignored one, or a colour that
+            is not listed stands for the nearest; halfway, for the smaller value or first colour.
     """
 
     colors: Sequence[Sequence[int]] | None = None
@@ -62,14 +62,15 @@ class LabelFormat:
         return replace(self, colors=colors, ignore_colors=ignored)
 
     def label_map(self, num_classes: int) -> dict[int, int]:
-        """Return ``values`` as given, or the classes in order; 255 is IGNORE unless mapped."""
+        """Return ``values``, or the classes in order; others than 255 (or 65535) are errors."""
+        ignored = ignore_index(num_classes)
         if self.values:
             others: dict[int, int] = {}
             if self.nearest:
                 known = np.array(sorted(self.values))
                 place = np.searchsorted((known[1:] + known[:-1]) / 2, np.arange(65536))
                 others = {i: self.values[near] for i, near in enumerate(known[place].tolist())}
-            return {**others, IGNORE: IGNORE, **self.values}
+            return {**others, ignored: ignored, **self.values}
         return in_order(num_classes, self.labels_start_at)
 
     def explain(self, labels: np.ndarray, num_classes: int) -> str:
@@ -85,17 +86,21 @@ class LabelFormat:
             "each value for the nearest that is known"
         ) * (len(unknown) > 2 and int(counts[meant].sum()) > 0.5 * labels.size)
         if self.values:
-            add = "add it there, with a class or 255 to ignore it"
+            add = f"add it there, with a class or {ignore_index(num_classes)} to ignore it"
             return f"; data.values does not list it: {add}{soft}"
         if soft:
             return soft
+        if unknown == {65535}:
+            pairs = "".join(f"{value}:{i}," for value, i in self.label_map(num_classes).items())
+            only = "65535 is ignored only where there are more than 255 classes"
+            return f"; {only}: set 'data.values={{{pairs}65535:{IGNORE}}}'"
         return (
             "; classes count from 0; other values are mapped with 'data.values={VALUE:CLASS,...}', "
             "or, where classes count from 1 and 0 is no class, with data.labels_start_at=1"
         )
 
-    def read(self, path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, int]:
-        """Read a mask as numbers (H, W) or, with ``colors``, as classes or IGNORE.
+    def read(self, path: Path, num_classes: int, max_pixels: int) -> tuple[np.ndarray, int]:
+        """Read a mask as numbers (H, W) or, with ``colors``, as classes or ignored.
 
         Returns it with the number of pixels that have a class because of ``nearest`` alone.
         """
@@ -106,11 +111,11 @@ class LabelFormat:
             return self._read_colors(path, max_pixels)
         else:
             labels = read_labels(path, max_pixels=max_pixels, is_lossy=is_lossy)
-        listed = [*(self.values or ()), IGNORE]
+        listed = [*(self.values or ()), ignore_index(num_classes)]
         return labels, int(np.isin(labels, listed, invert=True).sum()) if is_lossy else 0
 
     def _read_colors(self, path: Path, max_pixels: int) -> tuple[np.ndarray, int]:
-        """Read a picture, also a grey or palette one, as classes or IGNORE, uint8 (H, W).
+        """Read a picture, also a grey or palette one, as classes or ignored, (H, W).
 
         Unless ``nearest``, a colour that is not listed raises InputError, with the pixel and the
         nearest known colour; a picture that is partly transparent always does.
@@ -124,7 +129,8 @@ class LabelFormat:
                 "transparent; save it without alpha"
             )
         listed = np.array([*(self.colors or ()), *(self.ignore_colors or ())], np.uint8)
-        classes = np.full(len(listed), IGNORE, np.uint8)
+        ignored = ignore_index(len(self.colors or ()))
+        classes = np.full(len(listed), ignored, np.min_scalar_type(ignored))
         classes[: len(self.colors or ())] = range(len(self.colors or ()))
         # A colour as one number, red in the lowest byte.
         known = np.pad(listed, ((0, 0), (0, 1))).view("<u4")[:, 0]

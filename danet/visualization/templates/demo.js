@@ -186,7 +186,7 @@ function fillLegend() {
 async function showAttention() {
   const { picture } = demo;
   const { width, height, rows, columns, classes, counts } = picture;
-  const cells = new Uint8Array(rows * columns);
+  const cells = new Uint16Array(rows * columns);
   const middle = (j) => [
     Math.floor((((j % columns) + 0.5) * width) / columns),
     Math.floor(((Math.floor(j / columns) + 0.5) * height) / rows),

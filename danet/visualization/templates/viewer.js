@@ -15,7 +15,8 @@ function floats(text) {
 }
 
 function classesOf(text) {
-  return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  return page.classes.length > 255 ? new Uint16Array(bytes.buffer) : bytes;
 }
 
 function attend(picture, cell) {
