@@ -20,7 +20,7 @@ from danet.datasets.labels import (
 from danet.datasets.lists import SplitRule
 from danet.datasets.reading import check_choice
 from danet.errors import InputError
-from danet.types import IGNORE
+from danet.types import ignore_index
 
 _SHOWN = 3  # names in a note
 _IGNORED = ("__ignore__", "ignore", "void")
@@ -105,7 +105,7 @@ class Annotations(FileDataset, published="annotations"):
         ]
 
     def label_map(self) -> Mapping[int, int]:
-        """Return value in the painted masks -> class or IGNORE."""
+        """Return value in the painted masks -> class or the ignored value."""
         return self._map
 
     def _values(self, index: Index) -> dict[int, int]:
@@ -121,16 +121,17 @@ class Annotations(FileDataset, published="annotations"):
                 f"data.classes has no {self.background}, the class of pixels without an object: "
                 "add it, or ignore these pixels, data.background=null"
             )
-        nothing = position.get(self.background or "", IGNORE)
+        ignored = ignore_index(len(self.classes))
+        nothing = position.get(self.background or "", ignored)
         values, strange = {0: nothing}, list[str]()
         for value, label in enumerate(index.labels, start=1):
             name = _class_of(label, self.labels, self.background, self.classes)
             if name is not None and name not in position and label in index.objects:
                 count, first = index.objects[label]
                 strange.append(f"{label} ({count} object(s), first {first})")
-            values[value] = position.get(name or "", IGNORE)
-            is_ignored = self.crowd == "ignore"
-            values[value + len(index.labels)] = IGNORE if is_ignored else values[value]
+            values[value] = position.get(name or "", ignored)
+            is_class = self.crowd == "class"
+            values[value + len(index.labels)] = values[value] if is_class else ignored
         if strange:
             more = len(strange) - _SHOWN
             raise InputError(

@@ -249,11 +249,13 @@ def test_objects_that_overlap_leave_the_picture_or_have_no_area_are_counted(tmp_
         assert text in notes
 
 
-def test_sets_of_many_labels_are_painted_in_16_bits(tmp_path):
-    categories = [{"id": i, "name": f"label {i}"} for i in range(1, 201)]
+@pytest.mark.parametrize(("count", "ignored"), [(200, IGNORE), (300, 65535)])
+def test_sets_of_many_labels_are_painted_in_16_bits(tmp_path, count, ignored):
+    categories = [{"id": i, "name": f"label {i}"} for i in range(1, count + 1)]
     root = write(tmp_path / "set", categories=categories)
-    dataset = configured(root, "data.classes=null")
-    np.testing.assert_array_equal(masks(dataset)[0], 10 * truth([5, 0]))
+    dataset = configured(root, "data.labels={label 20:null}")
+    expected = np.array([0, 10, ignored, 29])[truth([5, 0])]
+    np.testing.assert_array_equal(masks(dataset)[0], expected)
 
 
 def test_the_reader_of_folders_points_to_the_annotations(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 
 from danet.datasets.exports.shapes import Export, Picture, label_positions
 from danet.datasets.formats.color_masks import LabelFormat
-from danet.datasets.image_io import read_labels, whole_labels
+from danet.datasets.image_io import MAX_PIXELS, read_labels, whole_labels
 from danet.datasets.labels import Color, read_class_file
 from danet.datasets.layout import SPLIT_OF, split_in, stem_of
 from danet.datasets.listing import LABEL_SUFFIXES, find_files
@@ -66,7 +66,8 @@ def _read(path: Path, colors: Sequence[Color] | None, count: int) -> np.ndarray:
     """Read a mask as positions in ``count`` labels, from 1 on, uint16 (H, W)."""
     if colors:
         try:
-            return LabelFormat(colors=colors).read(path)[0].astype(np.uint16) + 1
+            classes, _ = LabelFormat(colors=colors).read(path, len(colors), MAX_PIXELS)
+            return classes.astype(np.uint16) + 1
         except InputError as error:  # it advises keys that this data set does not have
             text = str(error).replace("data.colors", "labelmap.txt")
             raise InputError(re.sub(" or to data.ignore_colors.*", "", text)) from error
