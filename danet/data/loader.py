@@ -7,6 +7,7 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
 
@@ -19,7 +20,7 @@ from danet.types import Batch, Sample, SampleKey
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stack samples, all of one size, to uint8 images (B, 3, H, W) and masks (B, H, W)."""
+    """Stack samples, all of one size, to a batch; float32, if an image is not uint8."""
     sizes = {sample.image.shape[:2] for sample in samples}
     if len(sizes) > 1:
         shown = ", ".join(f"{width} x {height}" for height, width in sorted(sizes)[:3])
@@ -27,9 +28,11 @@ def collate(samples: list[Sample]) -> Batch:
             f"the images of a batch have several sizes ({shown}): set data.crop and a transform "
             "that crops, such as data/transforms=street, or data.batch_size=1"
         )
+    kinds = {sample.image.dtype for sample in samples}
+    kind = np.uint8 if kinds == {np.dtype(np.uint8)} else np.float32
     # Copied, since torch refuses views with negative strides and warns of read-only arrays.
     return Batch(
-        image=default_collate([sample.image.transpose(2, 0, 1).copy() for sample in samples]),
+        image=default_collate([s.image.transpose(2, 0, 1).astype(kind, "C") for s in samples]),
         mask=default_collate([sample.mask.copy() for sample in samples]),
         name=tuple(sample.name for sample in samples),
     )
