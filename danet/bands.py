@@ -44,37 +44,34 @@ def bands_of(channels: Any, limits: Any, rgb: Any) -> Bands | None:
     Values of a config that do not fit raise InputError.
     """
     if channels is None:
-        if limits is rgb is None:
-            return None
-        key, value = ("rgb", rgb) if limits is None else ("range", limits)
-        raise InputError(f"data.{key}={value}: it needs data.channels, the bands that it is about")
+        for key, value in (("range", limits), ("rgb", rgb)):
+            _require(value is None, key, value, "data.channels, too: it is about these bands")
+        return None
     numbers = [*range(1, min(channels, 1000) + 1)] if is_int(channels) else channels
     is_list = isinstance(numbers, (list, tuple)) and 0 < len(numbers) <= MAX_BANDS
-    if not is_list or not all(is_int(n) and n > 0 and numbers.count(n) == 1 for n in numbers):
-        raise InputError(
-            f"data.channels={channels}: expected the number of bands, 1 to {MAX_BANDS}, or their "
-            "numbers in the file, each once, from 1 on: 'data.channels=[1,2,3,8]'"
-        )
-    if rgb is None:
-        rgb = numbers[:3] if len(numbers) > 2 else numbers[:1] * 3
-    if not isinstance(rgb, (list, tuple)) or len(rgb) != 3 or any(n not in numbers for n in rgb):
-        raise InputError(
-            f"data.rgb={rgb}: expected the numbers of the red, the green and the blue band, all of "
-            f"them among data.channels: {', '.join(map(str, numbers))}"
-        )
-    pairs: Any = [0, 255] if limits in (None, "auto") else limits
+    is_right = is_list and all(is_int(n) and n > 0 and numbers.count(n) == 1 for n in numbers)
+    expected = f"the number of bands, 1 to {MAX_BANDS}, or their numbers in the file, each once, "
+    _require(is_right, "channels", channels, f"{expected}from 1 on: 'data.channels=[1,2,3,8]'")
+    chosen = (numbers[:3] if len(numbers) > 2 else numbers[:1] * 3) if rgb is None else rgb
+    is_right = isinstance(chosen, (list, tuple)) and len(chosen) == 3
+    expected = f"the numbers of the red, green and blue band, all among data.channels: {numbers}"
+    _require(is_right and all(n in numbers for n in chosen), "rgb", rgb, expected)
     try:  # one pair is of all bands
-        ranges = np.broadcast_to(np.array(pairs, np.float64), (len(numbers), 2))
+        pair = [0, 255] if limits in (None, "auto") else limits
+        pairs = np.broadcast_to(np.array(pair, np.float64), (len(numbers), 2))
     except (TypeError, ValueError):
-        ranges = np.zeros((1, 2))
-    if not (np.isfinite(ranges).all() and (ranges[:, 0] < ranges[:, 1]).all()):
-        raise InputError(
-            f"data.range={limits}: expected the values of black and white, low before high, "
-            f"'data.range=[0,10000]', or such a pair for each of the {len(numbers)} band(s) of "
-            "data.channels, or auto"
-        )
-    places = tuple(numbers.index(n) for n in rgb)
-    return Bands(tuple(numbers), tuple(map(tuple, ranges.tolist())), places, limits is None)
+        pairs = np.zeros((1, 2))
+    is_right = bool(np.isfinite(pairs).all() and (pairs[:, 0] < pairs[:, 1]).all())
+    expected = "the values of black and white, low before high, 'data.range=[0,10000]', or such a "
+    expected += f"pair for each of the {len(numbers)} band(s) of data.channels, or auto"
+    _require(is_right, "range", limits, expected)
+    places = tuple(numbers.index(n) for n in chosen)
+    return Bands(tuple(numbers), tuple(map(tuple, pairs.tolist())), places, limits is None)
+
+
+def _require(is_right: Any, key: str, value: Any, expected: str) -> None:
+    if not is_right:
+        raise InputError(f"data.{key}={value}: expected {expected}")
 
 
 def as_input(image: np.ndarray) -> np.ndarray:

@@ -26,19 +26,16 @@ def read_bands(
     """Return bands of a file, raw (H, W, N), and what is missing, bool (H, W, N), None if nothing.
 
     They are uint8, uint16, int16, or else float32; one bit becomes 0 and 255. Missing are NaN,
-    infinity and the nodata value of a GeoTIFF, which become black.
-    Without ``bands`` the picture is that of ``read_image``. InputError, one line, says what is not
-    as it must be.
+    infinity and the nodata value of a GeoTIFF, which become black. Without ``bands`` it is
+    ``read_image``. Raises InputError.
     """
     if bands is None:
         return image_io.read_image(path, max_pixels=max_pixels), None
     is_array = path.suffix.lower() in (".tif", ".tiff", ".npy")
     whole, nodata = (_read_array if is_array else _read_picture)(path, max_pixels)
     if max(bands.channels) > (count := whole.shape[2]):
-        raise InputError(
-            f"{path}: {count} band(s), and data.channels asks for number {max(bands.channels)}; "
-            f"data.channels={count} takes all of them"
-        )
+        needed = f"data.channels asks for number {max(bands.channels)}"
+        raise InputError(f"{path}: {count} band(s), and {needed}: name those that all files have")
     image = whole[..., [n - 1 for n in bands.channels]]  # a copy
     if image.dtype == bool:
         image = image * np.uint8(255)
@@ -49,8 +46,8 @@ def read_bands(
         known = image[~missing]
         values = f"{known.min():g} to {known.max():g}" if known.size else "all of it missing"
         raise InputError(
-            f"{path}: {whole.dtype}, {values}, and without data.range files must have 8 bits; set "
-            "data.range=auto, which measures the training split, or the values of black and white, "
+            f"{path}: {whole.dtype}, {values}, and without data.range files have 8 bits; set "
+            "data.range=auto, which measures it, or the values of black and white, "
             "'data.range=[low,high]'"
         )
     bands.fill(image, missing)
@@ -73,10 +70,7 @@ def _read_picture(path: Path, max_pixels: int) -> tuple[np.ndarray, None]:
 
 
 def _read_array(path: Path, max_pixels: int) -> tuple[np.ndarray, float | None]:
-    """Decode an array file, or the first picture of a TIFF, and the value of missing data.
-
-    Bands of a TIFF are samples, interleaved or in planes, or pages of equal size.
-    """
+    """Decode a .npy file, or the samples or equal pages of a TIFF, and its value of nothing."""
     nodata: Any = None
     try:
         if path.suffix.lower() == ".npy":
@@ -95,21 +89,22 @@ def _read_array(path: Path, max_pixels: int) -> tuple[np.ndarray, float | None]:
                 image = np.moveaxis(series.asarray(), axes, (0, 1)).reshape(height, width, -1)
                 nodata = series.pages[0].tags.valueof(_NODATA)  # type: ignore[union-attr]
         if image.ndim != 3 or image.dtype.kind not in "buif" or not image.size:
-            found = f"{image.dtype} {image.shape}"
-            raise ValueError(f"{found}, expected numbers (height, width, bands)")
+            raise ValueError(
+                f"{image.dtype} {image.shape}, expected numbers (height, width, bands)"
+            )
         return image, None if nodata is None else float(nodata)
     except InputError:
         raise
     except Exception as error:  # of damaged files tifffile and its codecs raise anything
-        reason = image_io.why_unreadable(error, path)
-        raise InputError(f"{path}: not a readable image ({reason})") from error
+        why = image_io.why_unreadable(error, path)
+        raise InputError(f"{path}: not a readable image ({why})") from error
 
 
 def measure_range(paths: Sequence[Path], bands: Bands, max_pixels: int) -> list[list[float]]:
     """Return ``data.range`` for ``auto``: the 1st and the 99th percentile of each band.
 
-    They are over up to 200 pictures, evenly spread, always the same, and some 16,000 pixels of
-    each; what is missing does not count. A band of one value or none raises InputError.
+    Of some 16,000 pixels of each of up to 200 pictures, evenly spread and always the same, without
+    what is missing. A band of one value or none raises InputError.
     """
     values = []
     for i in np.linspace(0, len(paths) - 1, min(200, len(paths))).round().astype(int).tolist():

@@ -137,7 +137,7 @@ def with_measured_range(config: TrainConfig) -> TrainConfig:
     for group in ("data", "model"):
         plain[group] |= {"range": found} if plain[group] else {}
     if is_first:
-        print(f"data.range=auto: measured, 'data.range={found}'".replace(", ", ","), flush=True)
+        print(f"data.range=auto: 'data.range={str(found).replace(' ', '')}' measured", flush=True)
     return check_plain(plain)
 
 

@@ -41,6 +41,7 @@ the network: their states are in the checkpoint."""
 
 _NO_NOTE = {
     *("run.dir", "run.name", "run.processes", "resume", "init_from", "allow_changes", "dry_run"),
+    *("model.channels", "model.range", "model.rgb"),  # follow those of data
     *("device_memory", "trainer.stop_at", "data.root", "data.dataset.root", "data.extra_roots"),
 }
 """Settings of how and where a run goes on; a change of the last three has a note of its own."""

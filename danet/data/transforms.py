@@ -25,15 +25,15 @@ class Pipeline:
 
     The seed is set before every sample, so its augmentation depends on nothing else: not on the
     worker, not on previous samples (albumentations 2.0 by itself repeats draws across workers). The
-    names of ``steps`` serve only to override them in a config. Images of more than 8 bits get
-    floats in 0.25..0.75 for the steps after a first ScaleCrop, and their own range behind them.
+    names of ``steps`` serve only to override them in a config. For steps after a first ScaleCrop
+    images of more than 8 bits are floats in 0.25..0.75.
     """
 
     def __init__(self, steps: Mapping[str, A.BasicTransform]) -> None:
         every = list(steps.values())
         self.compose = A.Compose(every)
-        crops = [step for step in every[:1] if isinstance(step, ScaleCrop)]
-        self._raw = A.Compose(crops), A.Compose(every[len(crops) :])
+        has_crop = bool(every) and isinstance(every[0], ScaleCrop)
+        self._crop, self._others = A.Compose(every[:has_crop]), A.Compose(every[has_crop:])
 
     def __call__(self, sample: Sample, seed: int, focus: int | None = None) -> Sample:
         """Return the augmented sample; image and mask undergo the same geometry.
@@ -42,14 +42,13 @@ class Pipeline:
         """
         if sample.image.dtype == np.uint8:
             return _apply(self.compose, sample, seed, focus)
-        # Albumentations clips floats to 0..1: what is cut out lies within half of that meanwhile.
-        crop, others = self._raw
-        cut = _apply(crop, sample, seed, focus)
-        low, high = (of(cut.image, axis=(0, 1)).astype(np.float32) for of in (np.min, np.max))
-        unit = 2 * np.maximum(high - low, np.finfo(np.float32).tiny)
-        scaled = cut._replace(image=(cut.image - low) / unit + np.float32(0.25))
-        image, mask, name = _apply(others, scaled, mix(seed, 9), focus)
-        return Sample((image - np.float32(0.25)) * unit + low, mask, name)
+        # Albumentations clips floats to 0..1: meanwhile what was cut lies in the middle half of it.
+        cut = _apply(self._crop, sample, seed, focus)
+        low = cut.image.min(axis=(0, 1)).astype(np.float32)
+        unit = 2 * np.maximum(cut.image.max(axis=(0, 1)) - low, np.finfo(np.float32).tiny)
+        scaled = cut._replace(image=(cut.image - low) / unit + 0.25)
+        done = _apply(self._others, scaled, mix(seed, 9), focus)
+        return done._replace(image=(done.image - 0.25) * unit + low)
 
 
 def _apply(compose: A.Compose, sample: Sample, seed: int, focus: int | None) -> Sample:
@@ -186,8 +185,8 @@ class ColorJitter(A.ColorJitter):
     constant value. So all four are affine in RGB and commute: their order does not matter, and one
     pass over the pixels with one rounding takes a twentieth of the time of four.
 
-    Of an image that is not RGB of 8 bits only contrast and brightness change, by the mean and the
-    standard deviation of each band, which bear any unit: (brightness - 1) * std is added.
+    If it is not RGB of 8 bits, each band's contrast changes around its mean, to which (brightness -
+    1) times its standard deviation is added, and nothing else.
 
     Args:
         brightness, contrast, saturation: Ranges of the factors, uniform; 1 changes nothing.

@@ -132,9 +132,9 @@ class Segmentor(nn.Module):
 def take_bands(backbone: nn.Module, bands: Bands) -> None:
     """Give the first convolution, of RGB, an input for each band, with the weights it has.
 
-    A band gets the weights of its colour, or the sum of several. Any other gets zeros: the network
-    starts as that of RGB, whatever the band holds, and learns to use it from the first step on,
-    since a gradient does not depend on the weight. InputError says why a backbone cannot do it.
+    A band gets the weights of its colour, or the sum of several. Others get zeros: the network
+    starts as that of RGB, whatever they hold, and learns to use them from the first step on, since
+    a gradient does not depend on the weight. Raises InputError for a backbone that cannot.
     """
     convs = (m for m in backbone.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
     conv = next(convs, None)
