@@ -194,7 +194,7 @@ def inspect_dropped(
         pages = 1 if picture.format in ("JPEG", "MPO") else getattr(picture, "n_frames", 1)
     found, levels = [], None
     if bits > 8:
-        found.append(f"{bits} bits become 8 (data.channels={min(bands, 3)} keeps them)")
+        found.append(f"{bits} bits become 8")
         after = np.unique(read_image(path, max_pixels=max_pixels)).size
         before = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)  # of colours Pillow has 8 bits only
         if before is not None:
@@ -204,9 +204,7 @@ def inspect_dropped(
     if bands > kept and mode != "CMYK":
         extra = f"band {bands} is" if bands == kept + 1 else f"bands {kept + 1} to {bands} are"
         is_alpha = mode in ("RGBA", "LA") and bands == kept + 1
-        found.append(
-            f"{extra} dropped" + (f" (data.channels={bands} keeps all)", " (alpha)")[is_alpha]
-        )
+        found.append(f"{extra} dropped" + " (alpha)" * is_alpha)
     if pages > 1:
         found.append("page 2 is dropped" if pages == 2 else f"pages 2 to {pages} are dropped")
     return tuple(found), levels

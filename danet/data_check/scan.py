@@ -77,7 +77,7 @@ def _inspect_image(
             picture.load()
         is_whole = picture.format in ("PNG", "JPEG", "MPO")
     dropped, pair.levels = inspect_dropped(path, max_pixels=max_pixels)
-    pair.remarks += dropped
+    pair.remarks += [f"{text}; data.channels reads files as they are" for text in dropped]
     if full or not is_whole:
         dataset.read(index)  # raises the error of a training
     return size

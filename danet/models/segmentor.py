@@ -130,27 +130,25 @@ class Segmentor(nn.Module):
 
 
 def take_bands(backbone: nn.Module, bands: Bands) -> None:
-    """Give the first convolution, of RGB, an input for each band, with the weights it has.
+    """Give the convolutions of RGB, the first of a backbone, an input for each band.
 
     A band gets the weights of its colour, or the sum of several. Others get zeros: the network
     starts as that of RGB, whatever they hold, and learns to use them from the first step on, since
     a gradient does not depend on the weight. Raises InputError for a backbone that cannot.
     """
-    convs = (m for m in backbone.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
-    conv = next(convs, None)
+    convs = [m for m in backbone.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3]
     # Some networks normalise the weights of a convolution: zeros would change all others.
-    if conv is None or conv.groups > 1 or "Std" in type(conv).__name__:
-        raise InputError(
-            "data.channels: this backbone has no plain convolution of RGB at its start that could "
-            "take other bands; choose another model/backbone"
-        )
+    if not convs or any(conv.groups > 1 or "Std" in type(conv).__name__ for conv in convs):
+        where = "data.channels: this backbone has no plain convolution of RGB at its start"
+        raise InputError(f"{where} that could take other bands; choose another model/backbone")
     unread = np.array(bands.channels)[~bands.roles.any(axis=0)].tolist()
-    if unread and not conv.weight.requires_grad:
+    if unread and not all(conv.weight.requires_grad for conv in convs):
         raise InputError(
-            f"model.backbone.freeze: the first convolution is frozen, so bands {unread} would "
-            "never be read; set model.backbone.freeze=none, or leave them out of data.channels"
+            f"model.backbone.freeze: the stem is frozen, so bands {unread} would never be read; "
+            "set model.backbone.freeze=none, or leave them out of data.channels"
         )
-    roles = torch.from_numpy(bands.roles).to(conv.weight)  # (3, N)
-    weight = torch.einsum("oshw,sc->ochw", conv.weight.detach(), roles)
-    conv.weight = nn.Parameter(weight.contiguous(), conv.weight.requires_grad)
-    conv.in_channels = len(bands.channels)
+    for conv in convs:
+        roles = torch.from_numpy(bands.roles).to(conv.weight)  # (3, N)
+        weight = torch.einsum("oshw,sc->ochw", conv.weight.detach(), roles).contiguous()
+        conv.weight = nn.Parameter(weight, conv.weight.requires_grad)
+        conv.in_channels = len(bands.channels)
