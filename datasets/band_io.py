@@ -90,14 +90,14 @@ def _read_array(path: Path, max_pixels: int) -> tuple[np.ndarray, float | None]:
                 nodata = series.pages[0].tags.valueof(_NODATA)  # type: ignore[union-attr]
         if image.ndim != 3 or image.dtype.kind not in "buif" or not image.size:
             raise ValueError(
-                f"{image.dtype} {image.shape}, expected numbers (height, width, bands)"
+                f"{image.dtype} {image.shape}, expected numbers (rows, columns, bands)"
             )
         return image, None if nodata is None else float(nodata)
     except InputError:
         raise
     except Exception as error:  # of damaged files tifffile and its codecs raise anything
-        why = image_io.why_unreadable(error, path)
-        raise InputError(f"{path}: not a readable image ({why})") from error
+        reason = image_io.reason(error, path)
+        raise InputError(f"{path}: not a readable image ({reason})") from error
 
 
 def measure_range(paths: Sequence[Path], bands: Bands, max_pixels: int) -> list[list[float]]:

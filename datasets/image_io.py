@@ -62,9 +62,7 @@ def open_picture(
         raise
     except _FAILURES as error:
         kind = "label" if is_label else "image"
-        raise InputError(
-            f"{path}: not a readable {kind} ({why_unreadable(error, path)})"
-        ) from error
+        raise InputError(f"{path}: not a readable {kind} ({reason(error, path)})") from error
 
 
 def refuse_size(path: Path, width: int, height: int, *, max_pixels: int) -> None:
@@ -107,8 +105,7 @@ def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
         kind = "whole numbers" if picture.mode == "I" else "floating-point numbers"
         raise InputError(
             f"{name}: grey of 32 bits ({kind}), of which it is not known what is black and what "
-            "white; save it with 8 or 16 bits, or train on it as it is: data.channels=1 "
-            "data.range=auto"
+            "white; train with data.channels=1 data.range=auto, or save it with 8 or 16 bits"
         )
     if "transparency" in picture.info:  # Pillow warns of it unless it becomes a channel first
         picture = picture.convert("RGBA")
@@ -229,7 +226,7 @@ def _open_unlimited(file: IO[bytes]) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def why_unreadable(error: Exception, path: Path) -> str:
+def reason(error: Exception, path: Path) -> str:
     """Return why a file could not be decoded, from the error and its first bytes."""
     if isinstance(error, OSError) and error.errno is not None:
         is_missing = isinstance(error, FileNotFoundError)
@@ -238,9 +235,9 @@ def why_unreadable(error: Exception, path: Path) -> str:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError) and head[:4] in (b"II*\0", b"MM\0*"):
         return (
-            "a TIFF of a kind that is no RGB of 8 bits, such as one of many bands, or of several "
-            "with 16 bits; data.channels=4 trains on the first four bands as they are, "
-            "'data.channels=[1,2,3,8]' on these, with data.range=auto for more than 8 bits"
+            "a TIFF that is not read as RGB, such as one of many bands, or of several with 16 bits; "
+            "train with data.channels=3 data.range=auto, which reads the first three, or save the "
+            "three bands that matter as RGB with 8 bits"
         )
     if isinstance(error, UnidentifiedImageError):
         return f"not a picture of a known kind; it begins with {head!r}"
