@@ -235,7 +235,7 @@ def reason(error: Exception, path: Path) -> str:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError) and head[:4] in (b"II*\0", b"MM\0*"):
         return (
-            "a TIFF that is not read as RGB, such as one of many bands, or of several with 16 bits; "
+            "a TIFF that is not read as RGB, such as one of many bands, or several with 16 bits; "
             "train with data.channels=3 data.range=auto, which reads the first three, or save the "
             "three bands that matter as RGB with 8 bits"
         )
