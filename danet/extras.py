@@ -8,6 +8,8 @@ from pathlib import Path
 
 from danet.errors import InputError
 
+_EXTRAS = {"huggingface_hub": "hub", "timm": "timm", "tifffile": "tiff", "imagecodecs": "tiff"}
+
 
 def how_to_install(extra: str) -> str:
     """Return the command that installs the dependencies of an extra of setup.py.
@@ -28,5 +30,5 @@ def require(module: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        extra = {"huggingface_hub": "hub", "timm": "timm"}.get(module, "export")
+        extra = _EXTRAS.get(module, "export")
         raise InputError(f"{module} is not installed: {how_to_install(extra)}") from error

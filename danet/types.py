@@ -44,7 +44,7 @@ class Sample(NamedTuple):
     """One image with its mask, as read from disk or after augmentation."""
 
     image: np.ndarray
-    """uint8 (H, W, 3), RGB."""
+    """uint8 (H, W, 3), RGB; or the N bands of ``data.channels``, raw, of any number of bits."""
     mask: np.ndarray
     """uint8 (H, W), class indices 0..K-1 or IGNORE; uint16 with more than 255 classes."""
     name: str
@@ -55,7 +55,8 @@ class Batch(NamedTuple):
     """Several samples of one size."""
 
     image: Tensor
-    """uint8 (B, 3, H, W), RGB: a quarter of the bytes of float; the model normalises."""
+    """uint8 (B, N, H, W), a quarter of the bytes of float, which it is if the samples have more
+    than 8 bits; the model normalises."""
     mask: Tensor
     """uint8 (B, H, W), class indices or IGNORE; int32 with more than 255 classes, since torch lacks
     operations on uint16. Losses widen it to int64."""

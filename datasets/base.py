@@ -11,8 +11,9 @@ from typing import ClassVar
 import numpy as np
 from torch.utils.data import Dataset
 
+from danet.datasets.band_io import read_bands
 from danet.datasets.cache import Cache, cache_folder
-from danet.datasets.image_io import read_image, read_labels
+from danet.datasets.image_io import read_labels
 from danet.datasets.items import Item as Item
 from danet.datasets.items import Items, JoinedItems
 from danet.datasets.labels import Color, in_order, label_table, ranges, read_published
@@ -229,7 +230,8 @@ class FileDataset(SegmentationDataset):
         return image, mask, item.name
 
     def _decode(self, item: Item) -> tuple[np.ndarray, np.ndarray | None]:
-        image = read_image(Path(item.image), max_pixels=self.reading.max_pixels)
+        reading = self.reading
+        image, missing = read_bands(Path(item.image), reading.bands, max_pixels=reading.max_pixels)
         if item.mask is None:
             return image, None
         labels = self.labels_of(item)
@@ -245,13 +247,17 @@ class FileDataset(SegmentationDataset):
                 f"{item.mask}: the label is {_size(labels)} and its image {item.image} is "
                 f"{_size(image)} (width x height); they must be equal{remedy}"
             )
-        return image, self.map_labels(labels, Path(item.mask))
+        mask = self.map_labels(labels, Path(item.mask))
+        if missing is not None:
+            mask[missing.all(axis=2)] = ignore_index(len(self.classes))
+        return image, mask
 
     def decoding(self) -> bytes:
         """Return a text of all that decides what a pair is decoded to, besides its files."""
         # Any other attribute may change how labels are mapped; one too many does no harm.
         own = ("split", "transform", "reading", "root", "items", "parts", "notes", "expected")
         settings = {k: v for k, v in vars(self).items() if k not in own and k != "_cache"}
+        settings |= {"bands": bands} if (bands := self.reading.bands) else {}
         return pickle.dumps((type(self).__module__, type(self).__qualname__, settings))
 
     def map_labels(self, labels: np.ndarray, path: Path) -> np.ndarray:

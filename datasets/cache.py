@@ -1,6 +1,6 @@
 """Decoded pairs kept in .npy files that are mapped into memory, so that a crop reads only its rows.
 
-One uncompressed file per pair, a record of the image (H, W, 3), the mapped mask (H, W), and a
+One uncompressed file per pair, a record of the image (H, W, N), the mapped mask (H, W), and a
 checksum, which all processes of a machine share: 8 MiB for 2048 x 1024 pixels with labels. The name
 of a file is a digest of how labels are decoded and of paths, sizes and times of both sources, so
 what is found is never stale. Pairs that do not fit are decoded every time.
@@ -21,7 +21,7 @@ import numpy as np
 from danet.errors import InputError, StorageError
 from danet.filesystem import atomic_write, file_lock
 
-# Image (H, W, 3) and mask (H, W); None where a split has no labels.
+# Image (H, W, N) and mask (H, W); None where a split has no labels.
 Pair = tuple[np.ndarray, np.ndarray | None]
 _VERSION = b"2"  # raised when the files or the decoders give other bytes
 

@@ -43,11 +43,7 @@ def open_picture(
         data = path.read_bytes()
         with _open_unlimited(io.BytesIO(data)) as picture:
             width, height = picture.size
-            if width * height > max_pixels:
-                raise InputError(
-                    f"{path}: {width} x {height} are {width * height} pixels, more than "
-                    f"data.max_pixels={max_pixels}; raise data.max_pixels if it is meant to be read"
-                )
+            refuse_size(path, width, height, max_pixels=max_pixels)
             if is_label and not is_lossy and picture.format in ("JPEG", "MPO"):
                 raise InputError(
                     f"{path}: JPEG is lossy and changes class values; use PNG, or take each value "
@@ -66,7 +62,16 @@ def open_picture(
         raise
     except _FAILURES as error:
         kind = "label" if is_label else "image"
-        raise InputError(f"{path}: not a readable {kind} ({_reason(error, path)})") from error
+        raise InputError(f"{path}: not a readable {kind} ({reason(error, path)})") from error
+
+
+def refuse_size(path: Path, width: int, height: int, *, max_pixels: int) -> None:
+    """Raise InputError for a picture of more pixels than ``data.max_pixels``."""
+    if width * height > max_pixels:
+        raise InputError(
+            f"{path}: {width} x {height} are {width * height} pixels, more than "
+            f"data.max_pixels={max_pixels}; raise data.max_pixels if it is meant to be read"
+        )
 
 
 def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -93,14 +98,14 @@ def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
     number of so many bits. Grey of 32 bits, whose range is unknown, raises InputError.
     """
     if picture.mode.startswith("I;16"):
-        white = 2 ** _bit_depth(picture) - 1
+        white = 2 ** bit_depth(picture) - 1
         grey = (np.asarray(picture).astype(np.int64) * 255 // white).astype(np.uint8)  # (H, W)
         return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
     if picture.mode in ("I", "F"):
         kind = "whole numbers" if picture.mode == "I" else "floating-point numbers"
         raise InputError(
             f"{name}: grey of 32 bits ({kind}), of which it is not known what is black and what "
-            "white; save it with 8 or 16 bits"
+            "white; train with data.channels=1 data.range=auto, or save it with 8 or 16 bits"
         )
     if "transparency" in picture.info:  # Pillow warns of it unless it becomes a channel first
         picture = picture.convert("RGBA")
@@ -179,7 +184,7 @@ def inspect_dropped(
     Dropped are bits above 8, bands beyond three, and later pages.
     """
     with open_picture(path, max_pixels=max_pixels) as picture:
-        bits, bands, mode = _bit_depth(picture), len(picture.getbands()), picture.mode
+        bits, bands, mode = bit_depth(picture), len(picture.getbands()), picture.mode
         if picture.format == "TIFF":
             bands = int(picture.tag_v2.get(_BANDS, bands))  # type: ignore[attr-defined]
         # The further pages of a JPEG, as telephones write them, are previews of the first.
@@ -202,7 +207,7 @@ def inspect_dropped(
     return tuple(found), levels
 
 
-def _bit_depth(picture: Image.Image) -> int:
+def bit_depth(picture: Image.Image) -> int:
     """Return the bits per channel of a picture that is not yet decoded."""
     if picture.format == "TIFF":
         return max(picture.tag_v2.get(_BITS, (8,)))  # type: ignore[attr-defined]
@@ -221,7 +226,7 @@ def _open_unlimited(file: IO[bytes]) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _reason(error: Exception, path: Path) -> str:
+def reason(error: Exception, path: Path) -> str:
     """Return why a file could not be decoded, from the error and its first bytes."""
     if isinstance(error, OSError) and error.errno is not None:
         is_missing = isinstance(error, FileNotFoundError)
@@ -230,8 +235,9 @@ def _reason(error: Exception, path: Path) -> str:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError) and head[:4] in (b"II*\0", b"MM\0*"):
         return (
-            "a TIFF of a kind that is not read, such as one of many bands, or of several with 16 "
-            "bits; save the three bands that matter as RGB with 8 bits"
+            "a TIFF that is not read as RGB, such as one of many bands, or several with 16 bits; "
+            "train with data.channels=3 data.range=auto, which reads the first three, or save the "
+            "three bands that matter as RGB with 8 bits"
         )
     if isinstance(error, UnidentifiedImageError):
         return f"not a picture of a known kind; it begins with {head!r}"

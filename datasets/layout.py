@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 
 from danet.datasets.items import Item
-from danet.datasets.listing import LABEL_SUFFIXES, find_files
+from danet.datasets.listing import IMAGE_SUFFIXES, LABEL_SUFFIXES, find_files
 from danet.errors import InputError
 
 # Name of a folder, in any case -> its split.
@@ -78,7 +78,8 @@ def pair_files(
     files = find_files(masks, (suffix,) if suffix else LABEL_SUFFIXES)
     unused = {stem: name for name in files if (stem := mask_name(name))}
     items: dict[str, Item] = {}
-    for name in find_files(images):
+    array = {".npy"} & {os.path.splitext(patterns[0])[1].lower()}  # where they are asked for
+    for name in find_files(images, IMAGE_SUFFIXES | array):
         # Where both lie in one folder, the longer pattern says more.
         if images == masks and mask_name(name) and len(patterns[1]) >= len(patterns[0]):
             continue

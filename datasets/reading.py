@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin
 
+from danet.bands import Bands, bands_of
 from danet.datasets.image_io import MAX_PIXELS
 from danet.errors import InputError
 from danet.plain import is_int, is_number
@@ -31,6 +32,9 @@ class Reading:
     cache_gib: float = 64.0  # upper bound; pairs that do not fit are decoded every time
     max_pixels: int = MAX_PIXELS  # larger pictures are refused before they are decoded
     allow_missing_labels: bool = False  # leave out images without a label, rather than refuse them
+    channels: Any = None  # bands that are read as they are; None for RGB of 8 bits
+    range: Any = None  # see danet.bands
+    rgb: Any = None
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -40,3 +44,8 @@ class Reading:
             raise InputError(f"data.cache_gib={self.cache_gib}: expected a number above 0")
         if not is_int(limit := self.max_pixels) or limit < 1:
             raise InputError(f"data.max_pixels={limit}: expected a whole number, at least 1")
+
+    @property
+    def bands(self) -> Bands | None:
+        """The bands that are read; None for RGB of 8 bits."""
+        return bands_of(self.channels, self.range, self.rgb)

@@ -71,13 +71,13 @@ def same(one, two):
 @pytest.fixture
 def decoded(monkeypatch):
     """Returns a list that grows by a name with every pair that is decoded."""
-    names, read = [], base.read_image
+    names, read = [], base.read_bands
 
-    def read_image(path, **settings):
+    def read_bands(path, bands, **settings):
         names.append(path.stem)
-        return read(path, **settings)
+        return read(path, bands, **settings)
 
-    monkeypatch.setattr(base, "read_image", read_image)
+    monkeypatch.setattr(base, "read_bands", read_bands)
     return names
 
 

@@ -22,6 +22,7 @@ FLOORS = {
     "danet.distributed": 1,
     "danet.filesystem": 1,
     "danet.extras": 1,
+    "danet.bands": 1,
     "danet.checkpoint": 2,
     "danet.models": 3,
     "danet.losses": 3,

@@ -506,3 +506,25 @@ def test_real_weights_of_the_package_index_see_street_scenes(tmp_path, monkeypat
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
         best = whole(image).topk(5).indices.tolist()
     assert all(VEHICLES_AND_STREETS & set(classes) for classes in best), best
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "vit_tiny_patch16_224", "repvgg_a0"])
+def test_further_bands_change_no_logit_of_a_network_of_timm(name):
+    """That of repvgg has two convolutions of the picture."""
+    models = []
+    for channels in (None, [1, 2, 3, 7, 8]):
+        torch.manual_seed(0)
+        backbone = TimmBackbone(name=name, image_size=(64, 96))
+        head = partial(FCNHead, num_classes=5, channels=8)
+        models.append(Segmentor(backbone, head, channels=channels).eval())
+    size = models[0].backbone.size or (64, 96)
+    image = torch.randint(0, 256, (1, 5, *size), dtype=torch.uint8)
+    with torch.no_grad():
+        rgb, more = models[0](image[:, :3]).logits, models[1](image).logits
+    torch.testing.assert_close(more, rgb, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_normalises_its_weights_takes_no_other_bands():
+    backbone = TimmBackbone(name="nf_regnet_b0")
+    with pytest.raises(InputError, match=r"data.channels: this backbone has no plain convolution"):
+        Segmentor(backbone, partial(FCNHead, num_classes=5), channels=4)

@@ -1,5 +1,6 @@
 """Crop and colours: equal to the slow order and to the formula."""
 
+import albumentations as A
 import cv2
 import numpy as np
 import pytest
@@ -224,3 +225,79 @@ def test_nothing_drawn_changes_nothing_and_values_stop_at_the_ends():
     assert np.array_equal(jittered(image), image)
     bright = jittered(image, brightness=5.0)
     assert (bright[image >= 52] == 255).all()
+
+
+# Bands of any number and type
+
+RAW = np.random.default_rng(5).normal(300, 9, (60, 80, 5)).astype(np.float32)
+TYPES = [np.uint8, np.uint16, np.int16, np.float32]
+
+
+def raw_sample(kind, count=5):
+    image = RAW[..., :count].astype(kind)
+    return Sample(image, np.ones((60, 80), np.uint8), "x")
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_window_of_bands_is_that_of_each_band_alone(kind, count):
+    image = raw_sample(kind, count).image
+    for seed in range(8):
+        crop, drawn = draw((64, 72), (0.5, 2), seed, image.shape)
+        window = crop.apply(image, **drawn)
+        alone = [crop.apply(image[..., i : i + 1], **drawn) for i in range(count)]
+        assert window.dtype == kind
+        expected = np.concatenate(alone, axis=2)
+        np.testing.assert_allclose(window, expected, atol=1e-3 if kind == np.float32 else 1)
+
+
+def test_beyond_the_edge_a_window_of_bands_has_its_mean():
+    crop, drawn = draw((64, 96), (1, 1), 0, RAW.shape)
+    window = crop.apply(RAW, **drawn)
+    assert np.array_equal(window[:60, :80], RAW)
+    np.testing.assert_allclose(
+        window[60:], np.broadcast_to(RAW.mean((0, 1)), (4, 96, 5)), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int16, np.float32])
+@pytest.mark.parametrize("has_crop", [False, True])
+def test_steps_of_albumentations_leave_raw_values_in_their_unit(kind, has_crop):
+    steps = {"crop": ScaleCrop((60, 80), (1, 1))} if has_crop else {}
+    steps["blur"] = A.GaussianBlur(blur_limit=(3, 3), sigma_limit=(1, 1), p=1)
+    sample = raw_sample(kind)
+    image = Pipeline(steps)(sample, 3).image
+    expected = cv2.GaussianBlur(sample.image.astype(np.float32), (3, 3), 1)
+    assert image.dtype == np.float32
+    np.testing.assert_allclose(image, expected, rtol=1e-4)
+
+
+def test_a_band_of_one_value_stays_as_it_is():
+    flat = Sample(np.full((40, 40, 2), 1e5, np.float32), np.zeros((40, 40), np.uint8), "x")
+    steps = {"jitter": ColorJitter((0.5, 2), (0.5, 2), (1, 1), (0, 0), p=1)}
+    assert (Pipeline(steps)(flat, 0).image == 1e5).all()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_jitter_of_bands_moves_each_around_its_mean_by_its_deviation(kind):
+    image = (RAW / 3).astype(kind)
+    step = ColorJitter((0.5, 2), (0.5, 2), (1, 1), (0, 0), p=1)
+    x = image.astype(np.float64)
+    expected = x.mean((0, 1)) + 1.5 * (x - x.mean((0, 1))) - 0.3 * x.std((0, 1))
+    found = step.apply(image, brightness=0.7, contrast=1.5, saturation=2, hue=0.3, order=[])
+    assert found.dtype == kind
+    assert abs(found - expected).max() <= (0.5001 if kind == np.uint8 else 1e-3)
+
+
+def test_raw_pictures_are_augmented_by_their_seed_alone():
+    steps = {
+        "crop": ScaleCrop((48, 48), (0.5, 2)),
+        "mirror": A.HorizontalFlip(p=0.5),
+        "color": ColorJitter((0.7, 1.3), (0.7, 1.3), (0.7, 1.3), (-0.05, 0.05), p=0.8),
+    }
+    pipeline, sample = Pipeline(steps), raw_sample(np.uint16)
+    first = pipeline(sample, 11)
+    pipeline(raw_sample(np.uint8), 4)
+    again = pipeline(sample, 11)
+    assert np.array_equal(first.image, again.image)
+    assert not np.array_equal(first.image, pipeline(sample, 12).image)

@@ -111,7 +111,12 @@ def scan_splits(
     config: TrainConfig, settings: CheckConfig
 ) -> tuple[list["SplitReport"], list[str]]:
     """Scan the splits; return reports, and why other splits were refused as a whole."""
-    from danet.config.build import join_extra_roots, make_dataset, why_unscored
+    from danet.config.build import (
+        join_extra_roots,
+        make_dataset,
+        why_unscored,
+        with_measured_range,
+    )
     from danet.data_check.overlap import refuse_overlap
     from danet.data_check.report import report_duplicates
     from danet.data_check.sample import suggest_setting
@@ -119,6 +124,7 @@ def scan_splits(
     from danet.datasets.base import FileDataset
 
     data = config.data
+    config = with_measured_range(config)
     if "cache" in config.plain["data"]:
         config.plain["data"]["cache"] = "none"  # check the files, not copies of them
     reports, refused, unscored = [], list[str](), ""

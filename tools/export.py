@@ -48,6 +48,8 @@ def run(config: DictConfig) -> None:
     refuse_leftovers(
         output, [*(FORMATS[f] for f in formats), *["demo"] * settings.demo], saved["step"]
     )
+    if settings.demo and model.bands:
+        raise InputError("demo=true: the page is for RGB of 8 bits, and this network has bands")
     size = getattr(model.backbone, "size", None)
     if formats and size:
         raise InputError(

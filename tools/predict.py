@@ -78,12 +78,13 @@ def run(config: DictConfig) -> None:
     }
     output = folder_for(settings, origin)
     palette = [tuple(color) for color in saved["palette"]]
-    legend = Legend(saved["classes"], palette, settings.opacity)
+    bands: Any = model.bands
+    legend = Legend(saved["classes"], palette, settings.opacity, bands)
     results = Results(output, settings.write, origin=origin, legend=legend)
     fused = fuse_for_inference(model.to(device), device)
 
     start = time.perf_counter()
-    with results, PictureReader(sources, results, settings.max_pixels) as pictures:
+    with results, PictureReader(sources, results, settings.max_pixels, bands) as pictures:
         for classes in predictions(fused, pictures, infer, batch_size=settings.batch_size):
             results.write(pictures.waiting.popleft(), classes)
             pictures.bar.update()
@@ -120,10 +121,12 @@ class PictureReader:
     It is a context, with a progress bar.
     """
 
-    def __init__(self, sources: Sequence[Source], results: Results, max_pixels: int) -> None:
+    def __init__(
+        self, sources: Sequence[Source], results: Results, max_pixels: int, bands: Any
+    ) -> None:
         # Of all at once, so that nothing is predicted where one is refused.
         done = [(source, results.find_done(source)) for source in sources]
-        self._items = read_pictures(done, max_pixels=max_pixels)
+        self._items = read_pictures(done, max_pixels=max_pixels, bands=bands)
         total = sum(count_frames(s.path) if s.is_video else 1 for s in sources)
         self.bar = tqdm(total=total, desc="predict", unit="image", dynamic_ncols=True)
         self.waiting: deque[Picture] = deque()

@@ -20,12 +20,13 @@ from torch import nn
 from tqdm import tqdm
 
 from danet import cli
+from danet.bands import Bands
 from danet.config.build import checked_config, load_saved, make, make_dataset, model_of
 from danet.config.schema import TrainConfig, VisualizeConfig, did_you_mean
 from danet.datasets.annotations import Annotations
+from danet.datasets.band_io import read_bands
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.folder import Folder
-from danet.datasets.image_io import read_image
 from danet.datasets.listing import IMAGE_SUFFIXES
 from danet.datasets.submission import require_labels
 from danet.distributed.rendezvous import choose_device
@@ -77,6 +78,11 @@ def run(config: DictConfig) -> None:
             other = load_network(settings.other, settings, device)
         except InputError as error:
             raise InputError(str(error).replace("checkpoint=", "other=", 1)) from None
+    if other and other.legend.bands != network.legend.bands:
+        raise InputError(
+            f"other={settings.other}: it reads other bands, or in another range, than "
+            f"checkpoint={settings.checkpoint}: give one with the same data.channels and data.range"
+        )
     if other and other.legend.classes != network.legend.classes:
         raise InputError(
             f"other={settings.other}: its {len(other.legend.classes)} classes are not the "
@@ -92,7 +98,7 @@ def run(config: DictConfig) -> None:
     beside = path if path.is_dir() else path.parent
     if settings.images:
         images = Path(settings.images).expanduser()
-        pictures, source = own_pictures(images), "own"
+        pictures, source = own_pictures(images, network.legend.bands), "own"
         facts["images"] = str(images.absolute())
     else:
         dataset = make_dataset(network.config, source, training=False)
@@ -124,7 +130,8 @@ def load_network(path: str, settings: VisualizeConfig, device: torch.device) -> 
     config = checked_config(saved, path, settings.data)
     model = model_of(saved, config, path).to(device)
     palette = [tuple(color) for color in saved["palette"]]
-    legend = Legend(saved["classes"], palette, settings.opacity)
+    bands: Any = model.bands
+    legend = Legend(saved["classes"], palette, settings.opacity, bands)
     infer = make(config.evaluation, "evaluation")
     return Network(path, model, legend, saved["step"], config, infer)
 
@@ -238,7 +245,7 @@ def split_pictures(dataset: SegmentationDataset, count: int) -> Iterator[Picture
     return ((s.name, s.image, s.mask) for s in samples)
 
 
-def own_pictures(path: Path) -> Iterator[Picture]:
+def own_pictures(path: Path, bands: Bands | None) -> Iterator[Picture]:
     """Read a file, or all pictures of a folder."""
     if not path.exists():
         raise InputError(f"images={path}: there is no such file or folder")
@@ -248,7 +255,8 @@ def own_pictures(path: Path) -> Iterator[Picture]:
         raise InputError(f"images={path}: no pictures there ({', '.join(sorted(IMAGE_SUFFIXES))})")
     stems = [file.stem for file in files]
     names = [file.stem if stems.count(file.stem) == 1 else file.name for file in files]
-    return ((name, read_image(file), None) for name, file in zip(names, files, strict=True))
+    pairs = zip(names, files, strict=True)
+    return ((name, read_bands(file, bands)[0], None) for name, file in pairs)
 
 
 def read_points(values: list[Any] | None) -> list[Point]:

@@ -15,6 +15,7 @@ _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_
 """Parts that torch.compile, FSDP and recomputation put anywhere into names."""
 _PREFIXES = ("module.", "model.")  # of DataParallel, moving averages, and classes that hold a model
 _ADVICE = "set another model/backbone, or give other weights"
+_NORMALISE = "'+model.mean=[...]' and '+model.std=[...]' set it"
 _BATCHES = "num_batches_tracked"
 COUNTER = "n_averaged"  # of torch's moving average, beside the tensors of its module
 _DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
@@ -179,7 +180,7 @@ def initialise(model: nn.Module, path: Path) -> list[str]:
     if theirs and theirs != ours:
         lines.append(
             f"its images were normalised with {theirs}, these will be with {ours}; "
-            "'+model.mean=[...]' and '+model.std=[...]' set it"
+            + ("data.range sets it" if getattr(model, "bands", None) else _NORMALISE)
         )
     if rest := explain_mismatch(expected, found):
         lines.append(f"the rest is left out, or random as before: {rest}")

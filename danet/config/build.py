@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import MISSING, fields, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,10 @@ from danet.checkpoint.weights import explain_mismatch
 from danet.config.schema import DataConfig, DataFolder, DataOverrides, TrainConfig, TrainSchema
 from danet.config.targets import TRUSTED, locate
 from danet.config.validate import check_plain
+from danet.datasets.band_io import measure_range
 from danet.datasets.base import FileDataset, Reading, SegmentationDataset
+from danet.distributed import collectives
+from danet.distributed.agreement import wait_patiently
 from danet.errors import InputError, UserError, first_line
 from danet.models.segmentor import Segmentor
 from danet.plain import printable, problem_with
@@ -116,6 +120,24 @@ def join_extra_roots(training_set: SegmentationDataset, config: TrainConfig) -> 
             raise InputError(f"{key}: there are no labels to train on; remove it")
         others.append(other)
     training_set.join(others)
+
+
+def with_measured_range(config: TrainConfig) -> TrainConfig:
+    """Return a config with numbers, which are printed, in the place of ``data.range=auto``."""
+    if config.plain["data"].get("range") != "auto":
+        return config
+    dataset: Any = make_dataset(config, config.data.train_split, training=False)
+    join_extra_roots(dataset, config)
+    paths, reading = [Path(item.image) for item in dataset.items], dataset.reading
+    is_first = collectives.is_first()
+    found = measure_range(paths, reading.bands, reading.max_pixels) if is_first else []
+    wait_patiently("the measurement of data.range")
+    found, plain = collectives.from_first(found), deepcopy(config.plain)
+    for group in ("data", "model"):
+        plain[group] |= {"range": found} if plain[group] else {}
+    if is_first:
+        print(f"data.range=auto: 'data.range={str(found).replace(' ', '')}' measured", flush=True)
+    return check_plain(plain)
 
 
 def make_model(config: TrainConfig) -> nn.Module:
@@ -239,10 +261,11 @@ def load_saved(path: str | Path) -> Checkpoint:
 def load_model(path: str | Path) -> Segmentor:
     """Return a trained network, on the CPU and in eval mode.
 
-    It maps RGB images (B, 3, H, W), uint8 or float in 0..255, to a SegmentationOutput whose
-    ``logits`` are (B, K, H, W). ``classes`` and ``palette`` of the network name and colour the K
-    classes. The path is of a checkpoint, the folder of a run or an exported one, or
-    ``hf://owner/name``; see ``load_saved``. One that is damaged or foreign raises InputError.
+    It maps RGB images (B, 3, H, W), uint8 or float in 0..255, or raw values of the N bands it was
+    trained on, to a SegmentationOutput whose ``logits`` are (B, K, H, W). ``classes`` and
+    ``palette`` of the network name and colour the K classes. The path is of a checkpoint, the
+    folder of a run or an exported one, or ``hf://owner/name``; see ``load_saved``. One that is
+    damaged or foreign raises InputError.
     """
     saved = load_saved(path)
     model: Any = model_of(saved, checked_config(saved, path), path)

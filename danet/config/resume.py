@@ -34,12 +34,14 @@ TYPED = ("trainer.steps", "optimizer.lr", "optimizer.head_multiplier")
 what a step computes, so only who names them means them."""
 
 CHANGEABLE = ("data.", "evaluation.", "loss.", "optimizer.", "schedule.", "seed", "trainer.")
-NEVER = ("data.num_classes", "optimizer._target_", "trainer.ema_decay")
+_BANDS = ("data.channels", "data.range", "data.rgb")
+NEVER = ("data.num_classes", "optimizer._target_", "trainer.ema_decay", *_BANDS)
 """With ``allow_changes`` keys that begin with the former may differ, too, but not the latter, nor
 the network: their states are in the checkpoint."""
 
 _NO_NOTE = {
     *("run.dir", "run.name", "run.processes", "resume", "init_from", "allow_changes", "dry_run"),
+    *("model.channels", "model.range", "model.rgb"),  # follow those of data
     *("device_memory", "trainer.stop_at", "data.root", "data.dataset.root", "data.extra_roots"),
 }
 """Settings of how and where a run goes on; a change of the last three has a note of its own."""
@@ -66,6 +68,9 @@ def resolve(
     if saved is None:
         return config, None, notes
     stored, settled = overlay.stored_settings(saved, path), deepcopy(config.plain)
+    for group in ("data", "model"):  # measured at the start, and not again
+        if settled[group].get("range") == "auto":
+            settled[group]["range"] = stored[group].get("range")
     typed = {override.lstrip("+~").split("=")[0] for override in overrides}
     # With auto one command starts a run, from other weights, and goes on with it.
     if config.resume != "auto" and "init_from" in typed and config.init_from is not None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from danet.bands import bands_of
 from danet.config.schema import SETTINGS, DataConfig, RunSettings, TrainConfig, instead
 from danet.config.targets import TRUSTED, locate, target_errors
 from danet.engine.settings import TrainSettings
@@ -229,7 +230,11 @@ def _value_errors(plain: Mapping[str, Any]) -> list[str]:
         for key, fits, expected in _RANGES
         if key in values and not fits(values[key])
     ]
-    count = values["data.num_classes"]
+    data, count = plain["data"], values["data.num_classes"]
+    try:
+        bands_of(*map(data.get, ("channels", "range", "rgb")))
+    except InputError as error:
+        errors.append(str(error))
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             errors.append(f"{key}={value}: expected a finite number")

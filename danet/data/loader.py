@@ -7,6 +7,7 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
 
@@ -19,7 +20,7 @@ from danet.types import Batch, Sample, SampleKey
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stack samples, all of one size, to images (B, 3, H, W) and masks (B, H, W); see Batch."""
+    """Stack samples, all of one size, to images (B, N, H, W) and masks (B, H, W); see Batch."""
     sizes = {sample.image.shape[:2] for sample in samples}
     if len(sizes) > 1:
         shown = ", ".join(f"{width} x {height}" for height, width in sorted(sizes)[:3])
@@ -27,11 +28,13 @@ def collate(samples: list[Sample]) -> Batch:
             f"the images of a batch have several sizes ({shown}): set data.crop and a transform "
             "that crops, such as data/transforms=street, or data.batch_size=1"
         )
+    is_8_bit = all(sample.image.dtype == np.uint8 for sample in samples)
+    kind = np.uint8 if is_8_bit else np.float32
     types = ["int32" if s.mask.dtype == "uint16" else s.mask.dtype for s in samples]
     masks = [s.mask.astype(dtype, order="C") for s, dtype in zip(samples, types, strict=True)]
     # Copied, since torch refuses views with negative strides and warns of read-only arrays.
     return Batch(
-        image=default_collate([sample.image.transpose(2, 0, 1).copy() for sample in samples]),
+        image=default_collate([s.image.transpose(2, 0, 1).astype(kind, "C") for s in samples]),
         mask=default_collate(masks),
         name=tuple(sample.name for sample in samples),
     )

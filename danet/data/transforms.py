@@ -8,10 +8,16 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from danet.seeds import mix
 from danet.types import Sample, ignore_of
 
 IMAGE_FILL = (124, 116, 104)
 """RGB for padding images: ImageNet's mean, which normalisation maps to about zero."""
+
+
+def is_rgb(image: np.ndarray) -> bool:
+    """Return whether an image (H, W, N) has three bands of 8 bits."""
+    return image.dtype == np.uint8 and image.shape[2] == 3
 
 
 class Pipeline:
@@ -19,20 +25,36 @@ class Pipeline:
 
     The seed is set before every sample, so its augmentation depends on nothing else: not on the
     worker, not on previous samples (albumentations 2.0 by itself repeats draws across workers). The
-    names of ``steps`` serve only to override them in a config.
+    names of ``steps`` serve only to override them in a config. For steps after a first ScaleCrop
+    images of more than 8 bits are floats in 0.25..0.75.
     """
 
     def __init__(self, steps: Mapping[str, A.BasicTransform]) -> None:
-        self.compose = A.Compose(list(steps.values()))
+        every = list(steps.values())
+        self.compose = A.Compose(every)
+        has_crop = bool(every) and isinstance(every[0], ScaleCrop)
+        self._crop, self._others = A.Compose(every[:has_crop]), A.Compose(every[has_crop:])
 
     def __call__(self, sample: Sample, seed: int, focus: int | None = None) -> Sample:
         """Return the augmented sample; image and mask undergo the same geometry.
 
         ``focus`` is the class that centred crops show; without one they draw it.
         """
-        self.compose.set_random_seed(seed)
-        result = self.compose(image=sample.image, mask=sample.mask, focus=focus)
-        return Sample(result["image"], result["mask"], sample.name)
+        if sample.image.dtype == np.uint8:
+            return _apply(self.compose, sample, seed, focus)
+        # Albumentations clips floats to 0..1: meanwhile what was cut lies in the middle half of it.
+        cut = _apply(self._crop, sample, seed, focus)
+        low = cut.image.min(axis=(0, 1)).astype(np.float32)
+        unit = 2 * np.maximum(cut.image.max(axis=(0, 1)) - low, np.finfo(np.float32).tiny)
+        scaled = cut._replace(image=(cut.image - low) / unit + 0.25)
+        done = _apply(self._others, scaled, mix(seed, 9), focus)
+        return done._replace(image=(done.image - 0.25) * unit + low)
+
+
+def _apply(compose: A.Compose, sample: Sample, seed: int, focus: int | None) -> Sample:
+    compose.set_random_seed(seed)
+    result = compose(image=sample.image, mask=sample.mask, focus=focus)
+    return Sample(result["image"], result["mask"], sample.name)
 
 
 class ScaleCrop(A.DualTransform):
@@ -42,7 +64,8 @@ class ScaleCrop(A.DualTransform):
     scaling the whole image first; the rows of a memory-mapped file outside it are never read. It
     starts at a whole pixel of the source, so all its pixels are interpolated at exact positions.
     A scaled image smaller than the window is padded on the right and at the bottom, as in the
-    released code, the image with the ImageNet mean, and ignored in the mask.
+    released code, the image with the ImageNet mean, or the mean of the window of each band if it
+    is not RGB of 8 bits; the padding is ignored in the mask.
 
     Args:
         size: Height and width of the window.
@@ -115,15 +138,18 @@ class ScaleCrop(A.DualTransform):
         return _Axis(self.py_random.randint(low, high), step, length)
 
     def apply(self, img: np.ndarray, down: "_Axis", across: "_Axis", **_: Any) -> np.ndarray:
-        """Resample the image bilinearly: uint8 (H, W, 3) to (*size, 3)."""
+        """Resample the image bilinearly: (H, W, N) to (*size, N)."""
         piece = img[down.needed(), across.needed()]
         # With a size in place of factors OpenCV would scale by the ratio of rounded sizes.
         scaled = cv2.resize(piece, None, None, 1 / across.step, 1 / down.step, cv2.INTER_LINEAR)
-        window = scaled[: down.length, : across.length]
+        # OpenCV drops the axis of a single band.
+        window = scaled.reshape(*scaled.shape[:2], -1)[: down.length, : across.length]
         if window.shape[:2] == self.size:
             return window
-        below, right = self.size[0] - down.length, self.size[1] - across.length
-        return cv2.copyMakeBorder(window, 0, below, 0, right, cv2.BORDER_CONSTANT, value=IMAGE_FILL)
+        fill = IMAGE_FILL if is_rgb(img) else window.mean(axis=(0, 1))
+        padded = np.full((*self.size, window.shape[2]), fill, window.dtype)
+        padded[: down.length, : across.length] = window
+        return padded
 
     def apply_to_mask(
         self, mask: np.ndarray, down: "_Axis", across: "_Axis", **_: Any
@@ -160,6 +186,9 @@ class ColorJitter(A.ColorJitter):
     constant value. So all four are affine in RGB and commute: their order does not matter, and one
     pass over the pixels with one rounding takes a twentieth of the time of four.
 
+    If it is not RGB of 8 bits, each band's contrast changes around its mean, to which (brightness -
+    1) times its standard deviation is added, and nothing else.
+
     Args:
         brightness, contrast, saturation: Ranges of the factors, uniform; 1 changes nothing.
         hue: Range of the rotation in turns, uniform, within [-0.5, 0.5]; 0 changes nothing.
@@ -176,7 +205,13 @@ class ColorJitter(A.ColorJitter):
         order: list[int],
         **_: Any,
     ) -> np.ndarray:
-        """Map uint8 (H, W, 3) to the same shape."""
+        """Map (H, W, N) to the same shape and type."""
+        if not is_rgb(img):
+            mean, spread = (of(img, axis=(0, 1), dtype=np.float64) for of in (np.mean, np.std))
+            changed = contrast * (img - mean) + mean + (brightness - 1) * spread
+            if img.dtype == np.uint8:
+                changed = np.rint(changed).clip(0, 255)
+            return changed.astype(img.dtype)
         angle = 2 * math.pi * hue
         cosine, sine = saturation * math.cos(angle), saturation * math.sin(angle)
         # Rotates and scales the chroma plane; luma is constant.

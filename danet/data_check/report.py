@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from danet.data_check.overlap import FORBIDDEN, describe_shared, find_copies
 from danet.data_check.scan import SplitReport
-from danet.datasets.base import SegmentationDataset
+from danet.datasets.base import FileDataset, SegmentationDataset
 from danet.datasets.image_io import Levels
 from danet.errors import InputError
 from danet.visualization.overlay import Legend, compose
@@ -108,7 +108,8 @@ def picture_notes(
         notes.append(
             f"warning: {where}{len(few)} of {count} images keep {_FEW} values or fewer as 8 bits: "
             f"{name} has {worst.before}, {worst.low} to {worst.high}, and keeps {worst.after}; "
-            "save all images with 8 bits first, stretched alike, as by "
+            "data.channels=1 data.range=auto keeps all values; or save all "
+            "images with 8 bits first, stretched alike, as by "
             f"numpy.interp(image, [{low}, {high}], [0, 255]).astype('uint8')"
         )
     return notes
@@ -181,7 +182,8 @@ def weights_setting(report: SplitReport) -> str:
 
 def contact_sheet(dataset: SegmentationDataset, indices: Iterable[int]) -> np.ndarray | None:
     """Return masks over their images with a legend, uint8 (H, W, 3); None if none can be read."""
-    tiles, masks, legend = [], [], Legend(dataset.classes, dataset.palette)
+    bands = dataset.reading.bands if isinstance(dataset, FileDataset) else None
+    tiles, masks, legend = [], [], Legend(dataset.classes, dataset.palette, bands=bands)
     for index in indices:
         try:
             image, mask, name = dataset.read(index)

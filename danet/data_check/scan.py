@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from danet.data.workers import init_worker
+from danet.datasets.band_io import read_bands
 from danet.datasets.base import FileDataset
 from danet.datasets.folder import Folder
 from danet.datasets.image_io import Levels, inspect_dropped, open_picture
@@ -56,6 +57,11 @@ def _inspect_image(
 ) -> tuple[int, int]:
     """Return the size of an image; raise InputError if it cannot be used."""
     path, max_pixels = Path(dataset.items[index].image), dataset.reading.max_pixels
+    if bands := dataset.reading.bands:
+        image, missing = read_bands(path, bands, max_pixels=max_pixels)
+        if missing is not None:
+            pair.remarks.append("values are missing (NaN, infinite or nodata) and become black")
+        return image.shape[0], image.shape[1]
     with open_picture(path, max_pixels=max_pixels) as picture:
         size = picture.height, picture.width
         if picture.mode != "RGB":
@@ -70,7 +76,7 @@ def _inspect_image(
             picture.load()
         is_whole = picture.format in ("PNG", "JPEG", "MPO")
     dropped, pair.levels = inspect_dropped(path, max_pixels=max_pixels)
-    pair.remarks += dropped
+    pair.remarks += [f"{text}; data.channels reads files as they are" for text in dropped]
     if full or not is_whole:
         dataset.read(index)  # raises the error of a training
     return size

@@ -90,6 +90,7 @@ def train(config: TrainConfig, overrides: Sequence[str] = ()) -> None:
     for note in (*notes, *advice.notes(config, device, typed=overrides)):
         cli.say(note)
     with process_group(device):
+        config = build.with_measured_range(config)
         parts = Parts(config, device)
         require_same(config.plain, parts.fingerprints)
         if saved and (ended := how_it_ended(saved, config.trainer)):

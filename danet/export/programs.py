@@ -26,7 +26,7 @@ _EXAMPLE = (2, 255, 265)  # batch, height, width; exporters take 1 and multiples
 QUERIES_PER_TILE = 512
 """Of the attention in ONNX."""
 Program = Callable[[np.ndarray], np.ndarray]
-"""Maps an image, uint8 (B, 3, H, W) RGB, to logits, float32 (B, K, H, W)."""
+"""Maps an image, uint8 (B, 3, H, W) RGB or raw bands, to logits, float32 (B, K, H, W)."""
 
 
 class Parity(NamedTuple):
@@ -43,7 +43,9 @@ class Parity(NamedTuple):
 
 
 class Exportable(nn.Module):
-    """A copy of a Segmentor that maps an image, uint8 (B, 3, H, W) RGB, to logits (B, K, H, W).
+    """A copy of a Segmentor that maps an image to logits (B, K, H, W).
+
+    The image is uint8 (B, 3, H, W), RGB, or raw bands (B, N, H, W), uint8 or float32.
 
     In training and evaluation position attention is a custom operator, which other runtimes lack.
     Here it is a ``scan`` over tiles of queries: ONNX has that as the operator Scan, and
@@ -102,7 +104,7 @@ def export_onnx(model: nn.Module, path: Path, opset: int = OPSET) -> Program:
     with _quiet(), atomic_write(path) as temporary:
         torch.onnx.export(
             exportable,
-            (_noise(*_EXAMPLE),),
+            (_noise(model, *_EXAMPLE),),
             temporary,
             dynamo=True,
             dynamic_shapes={"image": {0: "batch", 2: "height", 3: "width"}},
@@ -141,7 +143,7 @@ def _fix_padding(model: nn.Module) -> set[str]:
 
 def export_torch(model: nn.Module, path: Path) -> Program:
     """Write a program of torch.export (.pt2) with free batch, height and width, and return it."""
-    images, sizes = (_noise(*_EXAMPLE),), dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+    images, sizes = (_noise(model, *_EXAMPLE),), dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
     with _quiet(), atomic_write(path) as temporary:
         network = Exportable(model)
         written = torch.export.export(network, images, dynamic_shapes={"image": sizes})
@@ -158,7 +160,7 @@ def compare(model: nn.Module, program: Program, sizes: Sequence[tuple[int, int]]
     """
     found = []
     for height, width in sizes:
-        image = _noise(1, height, width)
+        image = _noise(model, 1, height, width)
         with torch.inference_mode():
             expected = model(image).logits
         got = torch.from_numpy(program(image.numpy()))
@@ -174,10 +176,14 @@ def compare(model: nn.Module, program: Program, sizes: Sequence[tuple[int, int]]
     return found
 
 
-def _noise(batch: int, height: int, width: int) -> Tensor:
+def _noise(model: Any, *size: int) -> Tensor:
+    image: Tensor = model.example(*size)
     generator = torch.Generator().manual_seed(0)
-    size = (batch, 3, height, width)
-    return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+    noise = torch.randint(0, 256, image.shape, generator=generator)
+    if image.dtype == torch.uint8:
+        return noise.to(image)
+    low, high = torch.tensor(model.bands.limits).T[:, :, None, None]  # (N, 1, 1) each
+    return low + noise / 255 * (high - low)
 
 
 @contextmanager

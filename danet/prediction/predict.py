@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from danet.datasets.image_io import read_image, to_rgb
+from danet.bands import Bands, as_input
+from danet.datasets.band_io import read_bands
+from danet.datasets.image_io import to_rgb
 from danet.errors import InputError, first_line
 from danet.evaluation.evaluate import Inference
 from danet.evaluation.inference import Whole
@@ -51,7 +53,9 @@ def predict(
         images: One or an iterable of: path; Pillow image; array (H, W) or (H, W, C); tensor (H, W)
             or (C, H, W). A batch is an array (B, H, W, C) or a tensor (B, C, H, W). C is 1 (grey),
             3 (RGB) or 4 (RGBA, whose alpha is dropped). White is 255, but 65535 in uint16, true in
-            bool, and 1.0 in floats that do not exceed 1. An EXIF orientation is not applied.
+            bool, and 1.0 in floats that do not exceed 1. An EXIF orientation is not applied. Of a
+            network with ``bands`` C is their number N and the values are raw; files are read as
+            they were in its training, and NaN becomes black.
         infer: The inference mode, one of ``danet.evaluation.inference``; None for ``Whole``.
         batch_size: The most consecutive images of one size that pass together.
 
@@ -67,12 +71,13 @@ def predict(
         found = f"infer={infer!r}: expected an inference mode of danet.evaluation.inference"
         raise InputError(f"{found}: Whole(), Sliding(...) or MultiScale(scales=[0.75, 1.0, 1.25])")
     infer, model = infer or Whole(), model.eval()
+    bands: Bands | None = getattr(model, "bands", None)
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
-        batch = _as_array(images, "images", axes=4)
+        batch = _as_array(images, "images", bands, axes=4)
         return np.stack(list(predictions(model, batch, infer, batch_size=batch_size)))
     if isinstance(images, (str, bytes, np.ndarray, Tensor)) or not isinstance(images, Iterable):
-        return next(predictions(model, [_as_array(images, "image")], infer))
-    arrays = (_as_array(image, f"image {number}") for number, image in enumerate(images))
+        return next(predictions(model, [_as_array(images, "image", bands)], infer))
+    arrays = (_as_array(image, f"image {i}", bands) for i, image in enumerate(images))
     return list(predictions(model, arrays, infer, batch_size=batch_size))
 
 
@@ -80,7 +85,9 @@ def predict(
 def predictions(
     model: nn.Module, images: Iterable[np.ndarray], infer: Inference, *, batch_size: int = 1
 ) -> Iterator[np.ndarray]:
-    """Yield the classes, uint8 or uint16 (H, W), of each image, uint8 (H, W, 3) RGB, in order.
+    """Yield the classes, uint8 or uint16 (H, W), of each image, in order.
+
+    Images are uint8 (H, W, 3), RGB, or raw bands (H, W, N).
 
     The model is in eval mode. Up to ``batch_size`` consecutive images of one size pass together,
     with at most PIXELS_PER_PASS pixels; only so many are held at a time.
@@ -90,23 +97,23 @@ def predictions(
         together = max(1, min(batch_size, PIXELS_PER_PASS // (height * width)))
         while group := list(islice(alike, together)):
             # One image is not copied: it may be as large as memory allows.
-            array = np.stack(group) if len(group) > 1 else group[0][None]  # (B, H, W, 3)
-            tensor = torch.from_numpy(array).permute(0, 3, 1, 2).to(device)
+            array = np.stack(group) if len(group) > 1 else group[0][None]  # (B, H, W, N)
+            tensor = torch.from_numpy(as_input(array)).permute(0, 3, 1, 2).to(device)
             classes = infer.predict(model, tensor).cpu().numpy()
             del group, array, tensor  # large; not held while the next are read
             yield from classes if classes.dtype == np.uint8 else classes.astype(np.uint16)
 
 
-def _as_array(image: Any, where: str, *, axes: int = 3) -> np.ndarray:
-    """Return an image, or with 4 axes a batch, as uint8 (..., H, W, 3), RGB."""
+def _as_array(image: Any, where: str, bands: Bands | None = None, *, axes: int = 3) -> np.ndarray:
+    """Return an image, or with 4 axes a batch, as uint8 (..., H, W, 3), RGB, or (..., H, W, N)."""
     if isinstance(image, (str, os.PathLike)):
         if "://" in str(image):
             raise InputError(f"{where}: {image}: addresses are not read; download the file first")
         if (path := Path(image).expanduser()).is_dir():
             files = f"sorted(Path({str(image)!r}).glob('*.jpg'))"
             raise InputError(f"{where}: {image}: a folder; pass {files}")
-        return read_image(path)
-    if isinstance(image, Image.Image) and image.mode not in ("I", "F"):
+        return read_bands(path, bands)[0]
+    if isinstance(image, Image.Image) and not bands and image.mode not in ("I", "F"):
         try:
             return to_rgb(image, where)
         except (OSError, SyntaxError, ValueError) as error:
@@ -123,13 +130,20 @@ def _as_array(image: Any, where: str, *, axes: int = 3) -> np.ndarray:
         kind = type(image).__name__
         raise InputError(f"{where}: {kind} is no path, array, tensor or Pillow image")
     array = array[..., None] if array.ndim == 2 else array
-    is_image = array.ndim == axes and array.shape[-1] in (1, 3, 4) and array.size > 0
+    count = len(bands.channels) if bands else 3
+    counts = (count,) if bands else (1, 3, 4)
+    is_image = array.ndim == axes and array.shape[-1] in counts and array.size > 0
     if not is_image or array.dtype.kind not in "buif":
-        is_swapped = image.ndim > 2 and image.shape[-1 if is_tensor else -3] in (1, 3, 4)
+        is_swapped = image.ndim > 2 and image.shape[-1 if is_tensor else -3] in counts
+        kind = f"the raw values of {count} band(s)" if bands else "RGB, or with 1 or 4 channels"
         raise InputError(
-            f"{where}: found {image.dtype} {tuple(image.shape)}, expected an array (H, W, 3) or a "
-            "tensor (3, H, W) of RGB, or with 1 or 4 channels" + f"; use {advice}" * is_swapped
+            f"{where}: found {image.dtype} {tuple(image.shape)}, expected an array (H, W, {count}) "
+            f"or a tensor ({count}, H, W) of {kind}" + f"; use {advice}" * is_swapped
         )
+    if bands:
+        raw = np.array(as_input(array), order="C")  # a copy
+        bands.fill(raw, ~np.isfinite(raw))
+        return raw
     colors = array[..., :3]  # without alpha
     colors = colors if colors.dtype == np.uint8 else _as_uint8(colors, where)
     # Writable, since torch warns of a tensor that shares the memory of what is not.

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 import cv2
 import numpy as np
 
-from danet.datasets.image_io import Levels, inspect_dropped, read_image
+from danet.bands import Bands
+from danet.datasets.band_io import read_bands
+from danet.datasets.image_io import Levels, inspect_dropped
 from danet.datasets.listing import IMAGE_SUFFIXES
 from danet.errors import InputError
 
@@ -48,7 +50,7 @@ class Picture(NamedTuple):
 
     name: str
     source: Source
-    image: np.ndarray  # uint8 (H, W, 3), RGB
+    image: np.ndarray  # uint8 (H, W, 3), RGB, or raw bands (H, W, N)
     rate: float = 0.0  # frames per second of its video; 0 for a file of its own
     dropped: tuple[str, ...] = ()  # what the reader dropped
     levels: Levels | None = None  # of a file with more than 8 bits
@@ -103,22 +105,24 @@ def count_frames(path: Path) -> int:
 
 
 def read_pictures(
-    sources: Iterable[tuple[Source, Container[str]]], *, max_pixels: int
+    sources: Iterable[tuple[Source, Container[str]]], *, max_pixels: int, bands: Bands | None = None
 ) -> Iterator[Picture | InputError | None]:
     """Yield pictures one after another, and an error in the place of one that cannot be read.
 
     Each source comes with the names that have results, for which None is yielded. Pictures above
-    ``max_pixels`` are refused.
+    ``max_pixels`` are refused, and with ``bands``, which are read raw, videos.
     """
     for source, done in sources:
-        if source.is_video:
+        if source.is_video and bands:
+            yield InputError(f"{source.path}: a video is RGB; this network reads other bands")
+        elif source.is_video:
             yield from _frames(source, done)
         elif source.name in done:
             yield None
         else:
             try:
-                image = read_image(source.path, max_pixels=max_pixels)
-                facts = inspect_dropped(source.path, max_pixels=max_pixels)
+                image = read_bands(source.path, bands, max_pixels=max_pixels)[0]
+                facts = () if bands else inspect_dropped(source.path, max_pixels=max_pixels)
             except InputError as error:
                 yield error
             else:

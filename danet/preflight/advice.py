@@ -182,11 +182,11 @@ def _single_values(config: TrainConfig, size: Sequence[int]) -> str:
     """Return the name of the batch norm that torch refuses one image of a size for; "" if none."""
     reached: list[str] = []
     with torch.device("meta"):  # takes no memory
-        model = untrained(config).train()
+        model: Any = untrained(config).train()
         for name, module in model.named_modules():
             module.register_forward_pre_hook(lambda *_, name=name: reached.append(name))
         try:
-            model(torch.empty(1, 3, *size, dtype=torch.uint8))
+            model(model.example(1, *size))
         except ValueError as error:
             if "more than 1 value per channel" in str(error):
                 return reached[-1]

@@ -77,7 +77,7 @@ class StepSimulator:
         # Tensors of the meta device become fake ones of the CPU.
         self._fake, self._ledger = FakeTensorMode(allow_non_fake_inputs=True), Ledger()
         with torch.device("meta"):  # some networks of timm cannot be built of fake tensors
-            self.model = untrained(config).train()
+            self.model: Any = untrained(config).train()
             criterion = make(config.loss, "loss")
         with self._fake, self._ledger as ledger:
             for root in (self.model, criterion):
@@ -120,7 +120,7 @@ class StepSimulator:
         return forward.get_total_flops(), step.get_total_flops()
 
     def _batches(self, batch_size: int, height: int, width: int) -> list[Batch]:
-        image = torch.empty(batch_size, 3, height, width, dtype=torch.uint8)
+        image = self.model.example(batch_size, height, width)
         mask = torch.empty(batch_size, height, width, dtype=torch.uint8)
         return [Batch(image, mask, ("",) * batch_size)] * self._accumulate
 

@@ -1,6 +1,6 @@
 """Attention maps of a network, as numbers and as the columns of the paper's figure 6.
 
-Images are uint8 (H, W, 3), RGB.
+Images are uint8 (H, W, 3), RGB, or raw bands (H, W, N).
 """
 
 import math
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danet.bands import as_input
 from danet.datasets.base import SegmentationDataset
 from danet.evaluation.evaluate import Inference
 from danet.models.heads.dual import AttentionBranch
@@ -37,9 +38,9 @@ def attention_branches(model: nn.Module) -> dict[str, AttentionBranch]:
 
 
 def as_tensor(image: np.ndarray, model: nn.Module) -> Tensor:
-    """Return an image, uint8 (H, W, 3), as uint8 (1, 3, H, W) on the device of a network."""
+    """Return an image (H, W, N) as (1, N, H, W), uint8 or float, on the device of a network."""
     device = next(model.parameters()).device
-    return torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
+    return torch.from_numpy(as_input(image)).permute(2, 0, 1)[None].to(device)
 
 
 def _attention_and_input(model: Any, name: str, image: np.ndarray) -> tuple[Any, Tensor]:
@@ -178,14 +179,14 @@ def figure(
     points = choose_points(prediction) if points is None else points
     shown = [int(prediction[p.y, p.x]) for p in points]
     (large,) = enlarge([picture])
-    factor = len(large.image) // len(image)
-    marked = mark_points(large.image, [Point(factor * p.x, factor * p.y) for p in points])
+    factor, shown_image = len(large.image) // len(image), legend.show(large.image)
+    marked = mark_points(shown_image, [Point(factor * p.x, factor * p.y) for p in points])
     panels = [("image and points", marked)]
     if points and "position" in branches:
         for number, values in enumerate(position_maps(model, image, points)):
             most, share = main_class(values, prediction)
             title = f"{number + 1} ({names[shown[number]]}) attends to {names[most]}"
-            panels.append((f"{title} ({100 * share:.0f} %)", heatmap(values, large.image)))
+            panels.append((f"{title} ({100 * share:.0f} %)", heatmap(values, shown_image)))
     if "channel" in branches:
         maps = channel_maps(model, image)  # (C, h, w)
         # A class that fills the picture has no outside for a channel to differ in.
@@ -194,7 +195,7 @@ def figure(
             for channel, value in rank_channels(maps, prediction, index)[:channels]:
                 words = next(text for least, text in _DEGREES if value >= least)
                 title = f"channel {channel}, {words} on {names[index]}"
-                panels.append((title, heatmap(maps[channel], large.image)))
+                panels.append((title, heatmap(maps[channel], shown_image)))
     panels.append(("prediction", legend.over(large.image, large.prediction)))
     if large.truth is not None:
         panels.append(("truth", legend.over(large.image, large.truth)))
@@ -211,7 +212,8 @@ def validation_pictures(
     than ``max_pixels``.
     """
     model.eval()
-    drawn, legend = {}, Legend(dataset.classes, dataset.palette)
+    bands = getattr(model, "bands", None)
+    drawn, legend = {}, Legend(dataset.classes, dataset.palette, bands=bands)
     for place, index in enumerate(spread(len(dataset), 4)):
         image, mask, name = dataset[index]
         prediction = infer.predict(model, as_tensor(image, model))[0].cpu().numpy()

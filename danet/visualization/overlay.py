@@ -1,6 +1,6 @@
 """Class maps as colours over a picture, with a legend and titles, alone and on sheets.
 
-All pictures are uint8 (H, W, 3), RGB.
+All pictures are uint8 (H, W, 3), RGB; images may have other bands, which a Legend shows as RGB.
 """
 
 import functools
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from danet.bands import Bands
 from danet.datasets.labels import is_background
 from danet.filesystem import write_file
 from danet.types import ignore_index
@@ -28,7 +29,7 @@ class SegmentedImage(NamedTuple):
 
     name: str
     image: np.ndarray
-    """uint8 (H, W, 3), RGB."""
+    """As the network gets it: uint8 (H, W, 3), RGB, or raw bands (H, W, N)."""
     prediction: np.ndarray
     """(H, W), class indices."""
     truth: np.ndarray | None = None
@@ -42,10 +43,16 @@ class Legend(NamedTuple):
     palette: Palette
     opacity: float = 0.55
     """Of the colours over a picture."""
+    bands: Bands | None = None
+    """Of the images; None for RGB of 8 bits."""
+
+    def show(self, image: np.ndarray) -> np.ndarray:
+        """Return an image as a picture."""
+        return self.bands.show(image) if self.bands else image
 
     def over(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Blend the colours of classes with the image; ignored pixels and background show it."""
-        colors = colorize(mask, self.palette)
+        image, colors = self.show(image), colorize(mask, self.palette)
         drawn = cv2.addWeighted(image, 1 - self.opacity, colors, self.opacity, 0)
         untinted = [i for i, name in enumerate(self.classes) if is_background(name)]
         is_shown = np.isin(mask, [ignore_index(len(self.classes)), *untinted])
@@ -60,7 +67,8 @@ def resize(picture: SegmentedImage, factor: float) -> SegmentedImage:
     # Class indices must not be averaged.
     pick = functools.partial(cv2.resize, dsize=size, interpolation=cv2.INTER_NEAREST_EXACT)
     smooth = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    image = cv2.resize(image, size, interpolation=smooth)
+    bands = [cv2.resize(band, size, interpolation=smooth) for band in cv2.split(image)]
+    image = np.atleast_3d(cv2.merge(bands))  # one by one, since of several averages are of four
     return SegmentedImage(name, image, pick(prediction), None if truth is None else pick(truth))
 
 
@@ -148,9 +156,10 @@ def with_legend(body: np.ndarray, legend: Legend, present: Collection[int]) -> n
 def panels_of(picture: SegmentedImage, legend: Legend) -> list[tuple[str, np.ndarray]]:
     """Return the titled panels of ``sheet`` for a picture."""
     name, image, prediction, truth = picture
-    panels = [(name, image), ("prediction", legend.over(image, prediction))]
+    shown = legend.show(image)
+    panels = [(name, shown), ("prediction", legend.over(image, prediction))]
     if truth is not None:
-        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) // 2 + 100
+        grey = cv2.cvtColor(shown, cv2.COLOR_RGB2GRAY) // 2 + 100
         errors = np.repeat(grey[..., None], 3, axis=2)
         is_wrong, is_ignored = prediction != truth, truth == ignore_index(len(legend.classes))
         errors[is_wrong], errors[is_ignored] = (220, 40, 40), 0

@@ -156,8 +156,10 @@ def view(model: nn.Module, picture: SegmentedImage, wanted: Sequence[int] = ()) 
     found = choose_points(cells, wanted=wanted) if wanted else []
     x, y = [*found, *choose_points(cells, count=1), (0, 0)][0]
     height, width = prediction.shape
+    bands = getattr(model, "bands", None)
+    shown = bands.show(image) if bands else image
     return {
-        **{"name": name, "image": data_uri(image), "width": width, "height": height},
+        **{"name": name, "image": data_uri(shown), "width": width, "height": height},
         **{"rows": rows, "columns": columns, "depth": depth},
         "wanted": bool(found) if wanted else None,
         "start": [(2 * x + 1) * width // (2 * columns), (2 * y + 1) * height // (2 * rows)],

@@ -100,7 +100,7 @@ def test_R12_bands_and_bits_of_tiffs(kind, tmp_path, capfd):
     path = tmp_path / "x.tif"
     path.write_bytes(tiff(*make))
     if dropped is None:
-        with pytest.raises(InputError, match=r"a TIFF of a kind that is not read.*save the three"):
+        with pytest.raises(InputError, match=r"a TIFF that is not read as RGB.*save the three"):
             read_image(path)
     else:
         assert read_image(path).shape == (*SIZE, 3)
