@@ -31,6 +31,8 @@ HUB = ["huggingface_hub>=1.0"]
 """For hf:// and push= of tools/export.py."""
 EXPORT = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
 """For ONNX files of tools/export.py."""
+GEO = ["rasterio>=1.4"]
+"""For GeoTIFFs of tools/predict.py."""
 SWEEP = ["optuna>=4"]
 """For scripts/sweep.py."""
 WANDB = ["wandb>=0.19"]
@@ -64,6 +66,7 @@ setup(
         "results": RESULTS,
         "export": EXPORT,
         "hub": HUB,
+        "geo": GEO,
         "sweep": SWEEP,
         "docs": DOCS,
         "wandb": WANDB,
@@ -71,7 +74,7 @@ setup(
         "test": [
             *("pytest>=8", "pytest-xdist>=3.6"),
             *("ruff>=0.17,<0.18", "mypy>=2.4,<2.5", "types-PyYAML", "types-tqdm"),
-            *(*TIMM, *RESULTS, *EXPORT, *HUB, *SWEEP, *DOCS, *WANDB, *MLFLOW),
+            *(*TIMM, *RESULTS, *EXPORT, *HUB, *GEO, *SWEEP, *DOCS, *WANDB, *MLFLOW),
         ],
     },
     entry_points={

@@ -28,5 +28,6 @@ def require(module: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        extra = {"huggingface_hub": "hub", "timm": "timm"}.get(module, "export")
+        extras = {"huggingface_hub": "hub", "rasterio": "geo", "timm": "timm"}
+        extra = extras.get(module, "export")
         raise InputError(f"{module} is not installed: {how_to_install(extra)}") from error

@@ -15,6 +15,7 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from tqdm import tqdm
 
 from danet import cli
@@ -25,9 +26,11 @@ from danet.data_check.report import picture_notes
 from danet.datasets.image_io import Levels
 from danet.distributed.rendezvous import choose_device
 from danet.errors import InputError
+from danet.evaluation.evaluate import Inference
 from danet.evaluation.fuse import fuse_for_inference
 from danet.filesystem import folder_of
 from danet.prediction.predict import predictions
+from danet.prediction.raster import predict_raster
 from danet.prediction.results import KINDS, Results, weights_digest
 from danet.prediction.sources import (
     Picture,
@@ -47,7 +50,8 @@ def run(config: DictConfig) -> None:
     """Load the network, predict the pictures, and write the results."""
     settings: PredictConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     refuse_settings(settings)
-    sources = find_sources(settings.images, (sys.stdin or ()) if settings.images == "-" else ())
+    lines = (sys.stdin or ()) if settings.images == "-" else ()
+    sources = find_sources(settings.images, lines, max_pixels=settings.max_pixels)
     saved = load_saved(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint)
     protocol = settings.evaluation
@@ -76,6 +80,7 @@ def run(config: DictConfig) -> None:
             results.write(pictures.waiting.popleft(), classes)
             pictures.bar.update()
             del classes  # large; not held while the next are read
+        pictures.predict_rasters(fused, infer, results, settings.batch_size)
     seconds = time.perf_counter() - start
     count, problems = len(pictures.read), pictures.problems
     earlier = f", {pictures.skipped} were there already" if pictures.skipped else ""
@@ -102,7 +107,7 @@ def run(config: DictConfig) -> None:
 
 
 class PictureReader:
-    """Iterates over the images without results, and counts all others.
+    """Iterates over the images without results, then predicts rasters, and counts all others.
 
     It is a context, with a progress bar.
     """
@@ -110,7 +115,9 @@ class PictureReader:
     def __init__(self, sources: Sequence[Source], results: Results, max_pixels: int) -> None:
         # Of all at once, so that nothing is predicted where one is refused.
         done = [(source, results.find_done(source)) for source in sources]
-        self._items = read_pictures(done, max_pixels=max_pixels)
+        self._rasters = [s for s, names in done if s.is_raster and s.name not in names]
+        others = ((s, names) for s, names in done if s not in self._rasters)
+        self._items = read_pictures(others, max_pixels=max_pixels)
         total = sum(count_frames(s.path) if s.is_video else 1 for s in sources)
         self.bar = tqdm(total=total, desc="predict", unit="image", dynamic_ncols=True)
         self.waiting: deque[Picture] = deque()
@@ -140,8 +147,28 @@ class PictureReader:
             if item is None:
                 self.skipped += 1
             else:
-                self.problems.append(str(item))
-                self.bar.write(f"warning: {item}", file=sys.stderr)
+                self._report(item)
+
+    def predict_rasters(
+        self, model: nn.Module, infer: Inference, results: Results, batch_size: int
+    ) -> None:
+        """Predict the rasters without results, which are no images that fit into memory."""
+        for source in self._rasters:
+            to = results.paths(source.name, source).get("index")
+            try:
+                found = predict_raster(
+                    model, source, infer, to, legend=results.legend, batch_size=batch_size
+                )
+            except InputError as error:
+                self._report(error)
+            else:
+                results.write(*found)
+                self.read.append((source.name, found[0].dropped, None))
+            self.bar.update()
+
+    def _report(self, problem: InputError) -> None:
+        self.problems.append(str(problem))
+        self.bar.write(f"warning: {problem}", file=sys.stderr)
 
 
 def refuse_settings(settings: PredictConfig) -> None:

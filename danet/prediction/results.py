@@ -1,7 +1,8 @@
 """Folders of results, and what is there already when an interrupted prediction is restarted.
 
 A folder has ``index/NAME.png``, ``color/NAME.png`` and ``overlay/NAME.png`` as requested, and
-``predictions.jsonl`` with a line for each picture, which is written after all its files.
+``predictions.jsonl`` with a line for each picture, which is written after all its files. The index
+of a raster is ``index/NAME.tif``, and its pictures are reduced.
 """
 
 import hashlib
@@ -84,20 +85,23 @@ class Results(ExitStack):
                     f"output={self.folder}: results of {line['source']} are there under the name "
                     f"that those of {source.path} would have; name another folder, or remove it"
                 )
-            files = self._paths(name, source).values()
+            files = self.paths(name, source).values()
             if line.items() >= source.version.items() and all(path.exists() for path in files):
                 done.add(name)
         if source.is_video and "overlay" in self.kinds:
             # A video of overlays is encoded in one go, so all its frames are done or none is.
-            number = count_frames(self._paths(source.name, source)["overlay"])
+            number = count_frames(self.paths(source.name, source)["overlay"])
             return done if len(done) == number else set()
         return done
 
-    def _paths(self, name: str, source: Source) -> dict[str, Path]:
+    def paths(self, name: str, source: Source) -> dict[str, Path]:
+        """Return the file of each kind for a picture or a frame."""
         paths = {kind: self.folder / kind / f"{name}.png" for kind in self.kinds}
         if source.is_video and "overlay" in paths:
             # Renamed to this after the last frame, so until then no frame is done.
             paths["overlay"] = self.folder / "overlay" / f"{source.name}.mp4"
+        if source.is_raster and "index" in paths:
+            paths["index"] = self.folder / "index" / f"{source.name}.tif"
         return paths
 
     def write(self, picture: Picture, classes: np.ndarray) -> None:
@@ -105,7 +109,9 @@ class Results(ExitStack):
         if self._source is not picture.source:
             self._video.close()  # the last one is whole and gets its name
             self._source, self._writer = picture.source, None
-        for kind, path in self._paths(picture.name, picture.source).items():
+        for kind, path in self.paths(picture.name, picture.source).items():
+            if path.suffix == ".tif":
+                continue  # of predict_raster
             if kind == "index":
                 drawn = classes
             elif kind == "color":
@@ -118,10 +124,11 @@ class Results(ExitStack):
             else:
                 with atomic_write(path) as temporary:
                     save_image(temporary, drawn)
-        pixels = zip(self.legend.classes, Image.fromarray(classes).histogram(), strict=False)
-        shares = {name: number / classes.size for name, number in pixels if number}
+        height, width = picture.size or classes.shape
+        counts = picture.counts or Image.fromarray(classes).histogram()
+        pixels = zip(self.legend.classes, counts, strict=False)
+        shares = {name: number / (height * width) for name, number in pixels if number}
         self.found |= shares.keys()
-        height, width = classes.shape
         size = {"height": height, "width": width}
         line = {"name": picture.name, **picture.source.version, **size, "shares": shares}
         self._journal.write(json.dumps(line) + "\n")
