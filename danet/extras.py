@@ -28,6 +28,5 @@ def require(module: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        extras = {"huggingface_hub": "hub", "rasterio": "geo", "timm": "timm"}
-        extra = extras.get(module, "export")
+        extra = {"huggingface_hub": "hub", "rasterio": "geo", "timm": "timm"}.get(module, "export")
         raise InputError(f"{module} is not installed: {how_to_install(extra)}") from error

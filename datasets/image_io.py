@@ -24,7 +24,7 @@ MAX_PIXELS = 178_956_970
 _OPENCV_SIDE = 2**20  # the longest that OpenCV decodes: it raises beyond
 _PNG_END = b"\0\0\0\0IEND\xaeB\x60\x82"
 _BITS, _BANDS = 258, 277  # tags of a TIFF: bits of each band, number of bands
-FAILURES = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+_FAILURES = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 _pillow_limit = threading.Lock()
 # It logs why it cannot open a TIFF; our error message has that already.
 logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
@@ -41,7 +41,7 @@ def open_picture(
     """
     try:
         data = path.read_bytes()
-        with open_unlimited(io.BytesIO(data)) as picture:
+        with _open_unlimited(io.BytesIO(data)) as picture:
             width, height = picture.size
             if width * height > max_pixels:
                 raise InputError(
@@ -59,12 +59,12 @@ def open_picture(
             if picture.format == "PNG":
                 if _PNG_END not in data:
                     raise ValueError("the file is cut off")
-                with open_unlimited(io.BytesIO(data)) as other:  # verify() leaves it unusable
+                with _open_unlimited(io.BytesIO(data)) as other:  # verify() leaves it unusable
                     other.verify()
             yield picture
     except InputError:
         raise
-    except FAILURES as error:
+    except _FAILURES as error:
         kind = "label" if is_label else "image"
         raise InputError(f"{path}: not a readable {kind} ({_reason(error, path)})") from error
 
@@ -211,7 +211,7 @@ def _bit_depth(picture: Image.Image) -> int:
     return 16 if any(";16" in mode for mode in modes) else 8
 
 
-def open_unlimited(file: IO[bytes]) -> Image.Image:
+def _open_unlimited(file: IO[bytes]) -> Image.Image:
     """Open a picture of any size: ``max_pixels`` replaces Pillow's limit, which only warns."""
     with _pillow_limit:  # the limit is global, and data may be read in several threads
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

@@ -19,8 +19,8 @@ from danet.errors import InputError, StorageError
 from danet.evaluation.inference import Sliding, Whole
 from danet.prediction import raster as raster_module
 from danet.prediction.predict import predict
-from danet.prediction.raster import predict_raster, read_window
-from danet.prediction.sources import find_sources, open_raster
+from danet.prediction.raster import open_raster, predict_raster, read_window
+from danet.tools import predict as tool
 from danet.visualization.overlay import Legend
 
 PLACE = {"crs": "EPSG:32632", "transform": rasterio.Affine(0.3, 0, 500000.1, 0, -0.3, 5400000.7)}
@@ -52,15 +52,14 @@ def small_windows(monkeypatch):
     monkeypatch.setattr(raster_module, "MAX_PIXELS", 64 * 64)
 
 
-def mapped(model, path, infer=None, to=None, **settings):
-    """Returns the class map of a raster, and what the function returned."""
-    to = to or path.with_name("map.tif")
-    legend = Legend(model.classes, model.palette)
-    found = predict_raster(
-        model, find_sources(str(path))[0], infer or Whole(), to, legend=legend, **settings
-    )
+def mapped(model, path, infer=None, **settings):
+    """Returns the class map of a raster, and the pixels of each class."""
+    to, legend = path.with_name("map.tif"), Legend(model.classes, model.palette)
+    with open_raster(path) as file:
+        bands = tool.choose_bands(file, model)
+        counts = predict_raster(model, file, infer or Whole(), to, legend, bands=bands, **settings)
     with open_raster(to) as file:
-        return file.read(1), *found
+        return file.read(1), counts
 
 
 @pytest.fixture
@@ -94,7 +93,7 @@ class FourBands(nn.Module):
 def test_a_raster_of_one_window_has_the_classes_of_predict(model, tmp_path, infer):
     pixels = noise(3, 70, 110)
     path = save(tmp_path / "a.tif", pixels, **PLACE)
-    classes, *_ = mapped(model, path, infer)
+    classes, _ = mapped(model, path, infer)
     expected = predict(model, np.moveaxis(pixels, 0, -1), infer=infer)
     assert len(np.unique(expected)) > 1, "else this test could not fail"
     assert np.array_equal(classes, expected)
@@ -122,7 +121,7 @@ def test_blocks_are_cut_out_of_windows_around_them(
     model, tmp_path, small_windows, size, batch_size
 ):
     pixels = noise(3, *size)
-    classes, *_ = mapped(model, save(tmp_path / "a.tif", pixels, **PLACE), batch_size=batch_size)
+    classes, _ = mapped(model, save(tmp_path / "a.tif", pixels, **PLACE), batch_size=batch_size)
     image = np.moveaxis(pixels, 0, -1)
     assert np.array_equal(classes, slow_loop(model, image))
     assert (classes != predict(model, image)).any(), "else this test could not fail"
@@ -130,7 +129,7 @@ def test_blocks_are_cut_out_of_windows_around_them(
 
 def test_windows_hold_those_of_the_inference_mode(model, tmp_path, small_windows):
     pixels, infer = noise(3, 100, 130), Sliding(crop=(80, 80), stride=(48, 48))
-    classes, *_ = mapped(model, save(tmp_path / "a.tif", pixels), infer)  # windows of 128 x 128
+    classes, _ = mapped(model, save(tmp_path / "a.tif", pixels), infer)  # windows of 128 x 128
     whole = np.moveaxis(pixels, 0, -1)
     assert np.array_equal(classes[:, :96], predict(model, whole[:, :128], infer=infer)[:, :96])
     assert np.array_equal(classes[:, 96:], predict(model, whole[:, 2:], infer=infer)[:, 94:])
@@ -180,33 +179,29 @@ def test_pixels_without_data_have_no_class(model, tmp_path, small_windows, monke
     pixels[0, 100, 100] = 0  # in one band alone
     path, passes = save(tmp_path / "a.tif", pixels, nodata=0, **PLACE), []
     hook = model.register_forward_hook(lambda *_: passes.append(1))
-    classes, picture, reduced = mapped(model, path)
+    classes, counts = mapped(model, path)
     hook.remove()
     assert len(passes) == 4 * 4  # none for the fifth column of blocks, which has no data
     is_empty = (pixels == 0).all(axis=0)
     assert np.array_equal(classes == 255, is_empty)
     expected = slow_loop(model, np.moveaxis(pixels, 0, -1))
     assert np.array_equal(classes[~is_empty], expected[~is_empty])
-    assert np.array_equal(reduced, classes)
-    assert picture.counts == np.bincount(classes.ravel(), minlength=256).tolist()
+    assert counts == np.bincount(classes.ravel(), minlength=256).tolist()
 
 
 def test_an_alpha_band_is_the_mask_and_no_input(model, tmp_path):
     pixels = noise(4, 40, 50)
     pixels[3] = np.where(pixels[3] > 100, 255, 0)
     path = save(tmp_path / "a.tif", pixels, photometric="RGB", alpha="YES", **PLACE)
-    classes, picture, _ = mapped(model, path)
+    classes, _ = mapped(model, path)
     expected = predict(model, np.moveaxis(pixels[:3], 0, -1))
     assert np.array_equal(classes, np.where(pixels[3] > 0, expected, 255))
-    assert picture.dropped == ("of 4 bands [1, 2, 3] are read",)
 
 
 def test_grey_is_repeated_as_in_pictures(model, tmp_path):
     pixels = noise(1, 40, 50)
-    classes, picture, _ = mapped(model, save(tmp_path / "a.tif", pixels, **PLACE))
+    classes, _ = mapped(model, save(tmp_path / "a.tif", pixels, **PLACE))
     assert np.array_equal(classes, predict(model, pixels[0]))
-    assert np.array_equal(picture.image, np.repeat(pixels[0][..., None], 3, axis=2))
-    assert picture.dropped == ()
 
 
 def test_a_network_gets_its_bands_as_they_are_stored(tmp_path, small_windows):
@@ -214,14 +209,14 @@ def test_a_network_gets_its_bands_as_they_are_stored(tmp_path, small_windows):
     pixels = noise(6, 100, 130, low=-1000, high=4000, dtype=np.float32)
     pixels[1, 5, 7], pixels[:, 50:60, 20:40], pixels[0, 3, 3] = np.nan, -9999, np.nan
     path = save(tmp_path / "a.tif", pixels, nodata=-9999, **PLACE)
-    classes, picture, _ = mapped(network, path, bands=[6, 2, 3, 4])
+    network.bands = [6, 2, 3, 4]
+    classes, _ = mapped(network, path)
     chosen = pixels[[5, 1, 2, 3]]
     expected = (chosen - network.mean.numpy()).argmax(axis=0)
     is_empty = (pixels == -9999).all(axis=0) | np.isnan(chosen).any(axis=0)
     assert is_empty[5, 7]
     assert not is_empty[3, 3]  # the network does not take that band
     assert np.array_equal(classes, np.where(is_empty, 255, expected))
-    assert picture.dropped == ("of 6 bands [6, 2, 3, 4] are read",)
 
 
 def test_windows_are_read_as_stored(tmp_path):
@@ -236,12 +231,13 @@ def test_windows_are_read_as_stored(tmp_path):
 
 
 def test_more_than_255_classes_have_16_bits(model, tmp_path):
-    many = SimpleNamespace(classes=[f"c{i}" for i in range(256)], palette=[(1, 2, 3)] * 256)
+    legend = Legend([f"c{i}" for i in range(256)], [(1, 2, 3)] * 256)
     pixels = noise(3, 40, 50, low=1)
     pixels[:, :5] = 0
     path = save(tmp_path / "a.tif", pixels, nodata=0, **PLACE)
-    source, to = find_sources(str(path))[0], tmp_path / "map.tif"
-    predict_raster(model, source, Whole(), to, legend=Legend(many.classes, many.palette))
+    to = tmp_path / "map.tif"
+    with open_raster(path) as file:
+        predict_raster(model, file, Whole(), to, legend, bands=[1, 2, 3])
     with open_raster(to) as file:
         assert (file.dtypes, file.nodata) == (("uint16",), 65535)
         assert (file.read(1)[:5] == 65535).all()
@@ -251,14 +247,14 @@ def test_more_than_255_classes_have_16_bits(model, tmp_path):
 def test_a_folder_of_rasters_and_pictures_is_predicted_once(
     start, model, tmp_path, small_windows, monkeypatch
 ):
-    monkeypatch.setattr(raster_module, "_DRAWN", 100)
+    monkeypatch.setattr(tool, "_DRAWN", 100)
     pixels, output = noise(3, 150, 210, low=1), tmp_path / "out"
     pixels[:, 140:] = 0
     path = save(tmp_path / "in/sub/a.tif", pixels, nodata=0, **PLACE)
     Image.fromarray(np.moveaxis(pixels[:, :20], 0, -1).copy()).save(tmp_path / "in/b.tif")
     printed = start(tmp_path / "in", "write=[index,color,overlay]")
     assert "2 images in" in printed
-    assert "1 of 2 images: pictures of it are drawn at 1/4 of its size: sub/a" in printed
+    assert "1 of 2 images: color and overlay are drawn at 1/3 of its size: sub/a" in printed
     with open_raster(output / "index/sub/a.tif") as file:
         classes = file.read(1)
     assert (output / "index/b.png").exists()
@@ -269,12 +265,12 @@ def test_a_folder_of_rasters_and_pictures_is_predicted_once(
     assert line["shares"] == {n: x for n, x in zip(model.classes, numbers, strict=False) if x}
     drawn = np.array(Image.open(output / "color/sub/a.png"))
     colors = np.vstack([model.palette, np.zeros((256 - len(model.palette), 3))])
-    assert np.array_equal(drawn, colors[classes[::4, ::4]])
+    assert np.array_equal(drawn, colors[classes[1::3, 1::3]])
     over = np.array(Image.open(output / "overlay/sub/a.png"))
-    assert over.shape == (38, 53, 3)
+    assert over.shape == (50, 70, 3)
     with open_raster(path) as file:
-        small = file.read(out_shape=(3, 38, 53), resampling=rasterio.enums.Resampling.average)
-    assert np.array_equal(over[36:], np.moveaxis(small, 0, -1)[36:])  # no data, no tint
+        small = file.read(out_shape=(3, 50, 70), resampling=rasterio.enums.Resampling.average)
+    assert np.array_equal(over[47:], np.moveaxis(small, 0, -1)[47:])  # no data, no tint
     kept = (output / "index/sub/a.tif").stat().st_mtime_ns
     assert "0 images in" in start(tmp_path / "in", "write=[index,color,overlay]")
     assert (output / "index/sub/a.tif").stat().st_mtime_ns == kept
@@ -318,14 +314,13 @@ def test_memory_does_not_grow_with_the_raster(tmp_path, small_windows, monkeypat
         def forward(self, image):
             return SimpleNamespace(logits=image[:, :2] * self.one)
 
-    monkeypatch.setattr(raster_module, "_DRAWN", 64)
-    peaks = []
+    peaks, to = [], tmp_path / "map.tif"
+    legend = Legend(Answer.classes, Answer.palette)
     for size in (50, 300, 1000):  # the first one imports
         path = save(tmp_path / f"{size}.tif", noise(3, size, size), tiled=True, **PLACE)
-        legend, to = Legend(Answer.classes, Answer.palette), tmp_path / "map.tif"
-        source = find_sources(str(path))[0]
         tracemalloc.start()
-        predict_raster(Answer(), source, Whole(), to, legend=legend)
+        with open_raster(path) as file:
+            predict_raster(Answer(), file, Whole(), to, legend, bands=[1, 2, 3])
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[2] < 1000 * 1000  # the class map alone would be that
@@ -339,40 +334,50 @@ def test_without_rasterio_a_geotiff_is_a_picture_and_a_large_one_is_refused(
     path = save(tmp_path / "in/a.tif", pixels, **PLACE)
     monkeypatch.setitem(sys.modules, "rasterio", None)
     printed = start(path.parent, "write=[index]")
-    assert "note" in printed or "1 of 1 images: the georeference is dropped; pip install" in printed
+    note = "note: where rasterio is installed, GeoTIFFs keep their georeference and may be larger "
+    assert f"{note}than max_pixels: pip install -e" in printed
+    assert "[geo]" in printed
     found = np.array(Image.open(tmp_path / "out/index/a.png"))
     assert (found == predict(model, np.moveaxis(pixels, 0, -1))).mean() > 0.99
     printed = start(path, "write=[index]", "max_pixels=1000", "output=null", code=2)
-    assert "a.tif: above max_pixels, so for windows, but rasterio is not installed: pip" in printed
-    assert "[geo]" in printed
+    assert "a.tif: 50 x 40 are 2000 pixels, more than" in printed
+    assert note in printed
 
 
 @pytest.mark.parametrize(
-    ("pixels", "settings", "message"),
+    ("count", "dtype", "bands", "message"),
     [
-        (noise(2, 9, 9), {}, r"found 2 band\(s\), expected at least 3, as in the training"),
-        (noise(3, 9, 9).astype(np.uint16), {}, "found uint16, expected uint8, as in the training"),
-        (noise(3, 9, 9).astype(np.complex64), {}, "found complex64, expected uint8"),
-        (noise(1, 9, 9), {"photometric": "palette"}, r"found 1 band\(s\) with a palette, expec"),
+        (
+            2,
+            "uint8",
+            None,
+            r"2 band\(s\) of uint8 \(gray, undefined\), expected 3 or more of uint8",
+        ),
+        (3, "uint16", None, r"3 band\(s\) of uint16 \(gray, .*, expected 3 or more of uint8"),
+        (1, "palette", None, r"1 band\(s\) of uint8 \(palette\), expected 3 or more of uint8"),
+        (4, "float32", [2, 3, 5, 1], "4 band.*, expected 5 or more of real numbers"),
+        (
+            4,
+            "complex64",
+            [1, 2, 3, 4],
+            "4 band.* of complex64 .*, expected 4 or more of real numbers",
+        ),
     ],
-    ids=["bands", "16 bits", "complex", "palette"],
 )
-def test_a_raster_of_another_kind_is_refused(model, tmp_path, pixels, settings, message):
-    path = save(tmp_path / "a.tif", pixels, **settings, **PLACE)
-    if settings:
+def test_a_raster_of_another_kind_is_refused(model, tmp_path, count, dtype, bands, message):
+    kind = "uint8" if dtype == "palette" else dtype
+    path = save(tmp_path / "a.tif", noise(count, 9, 9).astype(kind), **PLACE)
+    if dtype == "palette":
         with rasterio.open(path, "r+") as file:
             file.colorinterp = [ColorInterp.palette]
             file.write_colormap(1, {0: (1, 2, 3)})
-    with pytest.raises(InputError, match=rf"^{path}: {message}") as error:
-        mapped(model, path)
-    assert "convert it as the training's images were" in str(error.value)
-    assert not (tmp_path / "map.tif").exists()
-
-
-def test_real_numbers_are_asked_of_complex_ones(tmp_path):
-    path = save(tmp_path / "a.tif", noise(4, 9, 9).astype(np.complex64), **PLACE)
-    with pytest.raises(InputError, match="found complex64, expected real numbers"):
-        mapped(FourBands(), path, bands=[1, 2, 3, 4])
+    network = FourBands() if bands else model
+    if bands:
+        network.bands = bands
+    with pytest.raises(InputError, match=rf"^{path}: found {message}") as error:
+        mapped(network, path)
+    assert str(error.value).endswith("; convert it as the images of the training were")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
 
 
 def test_a_damaged_raster_is_reported_and_the_others_are_done(start, tmp_path, small_windows):
@@ -382,17 +387,16 @@ def test_a_damaged_raster_is_reported_and_the_others_are_done(start, tmp_path, s
         (tmp_path / f"in/{name}.tif").write_bytes(content)
     printed = start(tmp_path / "in", "write=[index]", code=2)
     assert "3 of 4 files could not be read whole, the others are done" in printed
-    assert "a.tif: rows 40 to 104, columns 0 to 64 cannot be read (" in printed
+    assert "a.tif: rows (40, 104), columns (0, 64) cannot be read (" in printed
     assert "); the file is cut off or damaged" in printed
     assert "empty.tif: not a readable image (the file is empty)" in printed
     assert [p.name for p in (tmp_path / "out/index").iterdir()] == ["b.tif"]
 
 
-def test_a_full_disk_leaves_no_class_map(model, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_class_map(model, tmp_path):
     resource = pytest.importorskip("resource")
     path = save(tmp_path / "a.tif", noise(3, 300, 400), **PLACE)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    monkeypatch.setattr(raster_module, "_CACHE", 64)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
     try:
         with pytest.raises(StorageError, match=r"map.tif: cannot be written .*is the disk full"):

@@ -4,6 +4,8 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,10 @@ from danet.distributed.rendezvous import choose_device
 from danet.errors import InputError
 from danet.evaluation.evaluate import Inference
 from danet.evaluation.fuse import fuse_for_inference
+from danet.extras import how_to_install
 from danet.filesystem import folder_of
 from danet.prediction.predict import predictions
-from danet.prediction.raster import predict_raster
+from danet.prediction.raster import open_raster, predict_raster
 from danet.prediction.results import KINDS, Results, weights_digest
 from danet.prediction.sources import (
     Picture,
@@ -42,6 +45,8 @@ from danet.prediction.sources import (
 )
 from danet.visualization.overlay import Legend
 
+TIFF_SUFFIXES = (".tif", ".tiff")
+_DRAWN = 2048  # longest side of the picture of a raster
 _MAX_LISTED = 3
 """Number of unreadable files that the last message names."""
 
@@ -51,7 +56,10 @@ def run(config: DictConfig) -> None:
     settings: PredictConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     refuse_settings(settings)
     lines = (sys.stdin or ()) if settings.images == "-" else ()
-    sources = find_sources(settings.images, lines, max_pixels=settings.max_pixels)
+    sources = [
+        source._replace(is_raster=is_raster(source.path, settings.max_pixels))
+        for source in find_sources(settings.images, lines)
+    ]
     saved = load_saved(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint)
     protocol = settings.evaluation
@@ -88,6 +96,13 @@ def run(config: DictConfig) -> None:
         f"{count} images in {seconds:.1f} s, {count / seconds:.2f} images/s{earlier}; "
         f"written to {output}"
     )
+    is_tiff = any(source.path.suffix.lower() in TIFF_SUFFIXES for source in sources)
+    if is_tiff and find_spec("rasterio") is None:
+        print(
+            "note: where rasterio is installed, GeoTIFFs keep their georeference and may be larger "
+            f"than max_pixels: {how_to_install('geo')}",
+            file=sys.stderr,
+        )
     for note in picture_notes(pictures.read):
         print(note, file=sys.stderr)
     if count > 1 and len(results.found) == 1:
@@ -116,7 +131,7 @@ class PictureReader:
         # Of all at once, so that nothing is predicted where one is refused.
         done = [(source, results.find_done(source)) for source in sources]
         self._rasters = [s for s, names in done if s.is_raster and s.name not in names]
-        others = ((s, names) for s, names in done if s not in self._rasters)
+        others = ((s, names) for s, names in done if not s.is_raster or s.name in names)
         self._items = read_pictures(others, max_pixels=max_pixels)
         total = sum(count_frames(s.path) if s.is_video else 1 for s in sources)
         self.bar = tqdm(total=total, desc="predict", unit="image", dynamic_ncols=True)
@@ -152,23 +167,75 @@ class PictureReader:
     def predict_rasters(
         self, model: nn.Module, infer: Inference, results: Results, batch_size: int
     ) -> None:
-        """Predict the rasters without results, which are no images that fit into memory."""
+        """Predict and write the rasters without results, one after another."""
         for source in self._rasters:
-            to = results.paths(source.name, source).get("index")
+            to = results.paths(source.name, source)["index"]
             try:
-                found = predict_raster(
-                    model, source, infer, to, legend=results.legend, batch_size=batch_size
-                )
+                with open_raster(source.path) as file:
+                    bands = choose_bands(file, model)
+                    counts = predict_raster(
+                        model, file, infer, to, results.legend, bands=bands, batch_size=batch_size
+                    )
+                    picture, classes = overview(source, file, to, bands, counts)
             except InputError as error:
                 self._report(error)
             else:
-                results.write(*found)
-                self.read.append((source.name, found[0].dropped, None))
+                results.write(picture, classes)
+                self.read.append((source.name, picture.dropped, None))
             self.bar.update()
 
     def _report(self, problem: InputError) -> None:
         self.problems.append(str(problem))
         self.bar.write(f"warning: {problem}", file=sys.stderr)
+
+
+def is_raster(path: Path, max_pixels: int) -> bool:
+    """Return whether rasterio opens a file that is a GeoTIFF, or a TIFF above ``max_pixels``."""
+    if path.suffix.lower() in TIFF_SUFFIXES:
+        with suppress(OSError, ValueError), open_raster(path) as file:  # read_image says why
+            is_placed = file.crs or file.gcps[0] or not file.transform.is_identity
+            return bool(is_placed) or file.width * file.height > max_pixels
+    return False
+
+
+def choose_bands(file: Any, model: nn.Module) -> list[int]:
+    """Return the bands of a raster, from 1, that a network takes; grey is repeated for RGB.
+
+    Raises InputError if the raster does not have them, or not of a type that the network takes.
+    """
+    bands, number = getattr(model, "bands", None), model.mean.numel()  # type: ignore[operator]
+    kinds, dtype = [kind.name for kind in file.colorinterp], file.dtypes[0]
+    expected, is_taken = "uint8", dtype == "uint8"
+    if bands:  # without the attribute it is a network of 8 bits
+        expected, is_taken = "real numbers", not dtype.startswith("complex")
+    elif number == 3 and kinds in (["gray"], ["gray", "alpha"]):
+        bands = [1, 1, 1]
+    bands = list(bands or range(1, number + 1))
+    if max(bands) > file.count or not is_taken or "palette" in kinds:
+        raise InputError(
+            f"{file.name}: found {file.count} band(s) of {dtype} ({', '.join(kinds)}), expected "
+            f"{max(bands)} or more of {expected}; convert it as the images of the training were"
+        )
+    return bands
+
+
+def overview(
+    source: Source, file: Any, to: Path, bands: list[int], counts: list[int]
+) -> tuple[Picture, np.ndarray]:
+    """Return a raster and its class map, both reduced; a raster that is not of RGB is grey."""
+    from rasterio.enums import Resampling
+
+    factor = -(-max(file.shape) // _DRAWN)
+    size = -(-file.height // factor), -(-file.width // factor)
+    with open_raster(to) as written:
+        classes = written.read(1, out_shape=size)  # of nearest neighbours
+    image = np.full((*size, 3), 128, np.uint8)
+    if file.dtypes[0] == "uint8" and len(bands) == 3:
+        pixels = file.read(bands, out_shape=(3, *size), resampling=Resampling.average)
+        image = np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
+    dropped = (f"of {file.count} bands {bands} are read",) * (len(set(bands)) < file.count)
+    dropped += (f"color and overlay are drawn at 1/{factor} of its size",) * (factor > 1)
+    return Picture(source.name, source, image, 0.0, dropped, None, file.shape, counts), classes
 
 
 def refuse_settings(settings: PredictConfig) -> None:

@@ -1,8 +1,8 @@
 """Folders of results, and what is there already when an interrupted prediction is restarted.
 
 A folder has ``index/NAME.png``, ``color/NAME.png`` and ``overlay/NAME.png`` as requested, and
-``predictions.jsonl`` with a line for each picture, which is written after all its files. The index
-of a raster is ``index/NAME.tif``, and its pictures are reduced.
+``predictions.jsonl`` with a line for each picture, which is written after all its files. A raster
+always has its index, ``index/NAME.tif``, and reduced pictures.
 """
 
 import hashlib
@@ -100,7 +100,7 @@ class Results(ExitStack):
         if source.is_video and "overlay" in paths:
             # Renamed to this after the last frame, so until then no frame is done.
             paths["overlay"] = self.folder / "overlay" / f"{source.name}.mp4"
-        if source.is_raster and "index" in paths:
+        if source.is_raster:
             paths["index"] = self.folder / "index" / f"{source.name}.tif"
         return paths
 
@@ -111,7 +111,7 @@ class Results(ExitStack):
             self._source, self._writer = picture.source, None
         for kind, path in self.paths(picture.name, picture.source).items():
             if path.suffix == ".tif":
-                continue  # of predict_raster
+                continue  # there already
             if kind == "index":
                 drawn = classes
             elif kind == "color":
@@ -124,9 +124,9 @@ class Results(ExitStack):
             else:
                 with atomic_write(path) as temporary:
                     save_image(temporary, drawn)
-        height, width = picture.size or classes.shape
         counts = picture.counts or Image.fromarray(classes).histogram()
         pixels = zip(self.legend.classes, counts, strict=False)
+        height, width = picture.size or classes.shape
         shares = {name: number / (height * width) for name, number in pixels if number}
         self.found |= shares.keys()
         size = {"height": height, "width": width}

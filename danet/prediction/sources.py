@@ -1,11 +1,9 @@
 """Sources of pictures: files, folders, patterns, lists, and the frames of videos."""
 
 import os
-import warnings
 from collections import Counter, deque
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -13,17 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 import cv2
 import numpy as np
 
-from danet.datasets.image_io import (
-    FAILURES,
-    MAX_PIXELS,
-    Levels,
-    inspect_dropped,
-    open_unlimited,
-    read_image,
-)
+from danet.datasets.image_io import Levels, inspect_dropped, read_image
 from danet.datasets.listing import IMAGE_SUFFIXES
 from danet.errors import InputError
-from danet.extras import how_to_install, require
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
 """Compared in lower case."""
@@ -42,7 +32,7 @@ class Source(NamedTuple):
 
     The ctime cannot be set by copying or by ``touch``.
     """
-    is_raster: bool = False  # see find_sources
+    is_raster: bool = False  # done in windows, see danet.prediction.raster
 
     @property
     def is_video(self) -> bool:
@@ -67,14 +57,11 @@ class Picture(NamedTuple):
     counts: Sequence[int] = ()  # of a raster: pixels of each class
 
 
-def find_sources(
-    wanted: str, lines: Iterable[str] = (), *, max_pixels: int = MAX_PIXELS
-) -> list[Source]:
+def find_sources(wanted: str, lines: Iterable[str] = ()) -> list[Source]:
     """Return the files that a setting names, each once, sorted by path; a list keeps its order.
 
     It is a file, a folder (with all folders below), a pattern with ``*``, ``?`` and ``**``, or
-    ``-`` for the list ``lines``, one path per line. A TIFF above ``max_pixels`` is a raster, and so
-    is a GeoTIFF where rasterio is installed. Raises InputError if there is no picture.
+    ``-`` for the list ``lines``, one path per line. Raises InputError if there is no picture.
     """
     path = Path(wanted).expanduser()
     if wanted == "-":
@@ -102,41 +89,15 @@ def find_sources(
     # Frames of clip.mp4 are clip/000000 and so on, as a picture of a folder clip may be.
     videos = {b for b, w in zip(bare, whole, strict=True) if w.suffix.lower() in VIDEO_SUFFIXES}
     return [
-        _as_source(p, (b if number[b] == 1 and b.parent not in videos else w), max_pixels)
+        _as_source(p, (b if number[b] == 1 and b.parent not in videos else w).as_posix())
         for p, b, w in zip(chosen, bare, whole, strict=True)
     ]
 
 
-def open_raster(path: Path, **created: Any) -> Any:
-    """Open or create a raster; raises InputError without rasterio, OSError for a damaged file."""
-    require("rasterio")
-    import rasterio
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        return rasterio.open(path, "w" if created else "r", **created)
-
-
-def _inspect_tiff(path: Path) -> tuple[int, bool, bool]:
-    """Return the pixels of a TIFF, whether it has a georeference, and whether that can be read."""
-    if path.suffix.lower() in (".tif", ".tiff"):
-        with suppress(*FAILURES):  # read_image says what is wrong
-            try:
-                with open_raster(path) as file:
-                    is_placed = file.crs or file.gcps[0] or not file.transform.is_identity
-                    return file.width * file.height, bool(is_placed), True
-            except InputError:
-                with path.open("rb") as data, open_unlimited(data) as picture:
-                    is_placed = 34735 in getattr(picture, "tag_v2", ())  # the keys of a CRS
-                    return picture.width * picture.height, is_placed, False
-    return 0, False, False
-
-
-def _as_source(path: Path, name: Path, max_pixels: int) -> Source:
-    found, (pixels, is_placed, is_read) = path.stat(), _inspect_tiff(path)
-    is_raster = pixels > max_pixels or (is_placed and is_read)
+def _as_source(path: Path, name: str) -> Source:
+    found = path.stat()
     version = {"bytes": found.st_size, "modified": found.st_mtime_ns, "changed": found.st_ctime_ns}
-    return Source(path, name.as_posix(), {"source": str(path), **version}, is_raster)
+    return Source(path, name, {"source": str(path), **version})
 
 
 def count_frames(path: Path) -> int:
@@ -160,13 +121,11 @@ def read_pictures(
         else:
             try:
                 image = read_image(source.path, max_pixels=max_pixels)
-                dropped, levels = inspect_dropped(source.path, max_pixels=max_pixels)
-                if _inspect_tiff(source.path)[1]:  # and rasterio is not installed
-                    dropped += (f"the georeference is dropped; {how_to_install('geo')} keeps it",)
+                facts = inspect_dropped(source.path, max_pixels=max_pixels)
             except InputError as error:
                 yield error
             else:
-                yield Picture(source.name, source, image, 0.0, dropped, levels)
+                yield Picture(source.name, source, image, 0.0, *facts)
 
 
 def _frames(source: Source, done: Container[str]) -> Iterator[Picture | InputError | None]:
@@ -196,7 +155,7 @@ def _frames(source: Source, done: Container[str]) -> Iterator[Picture | InputErr
         )
 
 
-def prefetch(items: Iterator[T], count: int = 2) -> Iterator[T]:
+def prefetch(items: Iterator[T], count: int = 2) -> Generator[T, None, None]:
     """Yield the same items, computed ahead by another thread."""
     end = object()
     with ThreadPoolExecutor(1) as reader:
