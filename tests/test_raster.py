@@ -323,8 +323,8 @@ def test_memory_does_not_grow_with_the_raster(tmp_path, small_windows, monkeypat
             predict_raster(Answer(), file, Whole(), to, legend, bands=[1, 2, 3])
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[2] < 1000 * 1000  # the class map alone would be that
-    assert peaks[2] < 1.2 * peaks[1]
+    # The class map alone grows by 910,000 bytes, and the raster by three times that.
+    assert peaks[2] - peaks[1] < 400_000
 
 
 def test_without_rasterio_a_geotiff_is_a_picture_and_a_large_one_is_refused(

@@ -33,7 +33,7 @@ def open_raster(path: Path, **created: Any) -> Any:
     require("rasterio")
     import rasterio
 
-    os.environ.setdefault("GDAL_CACHEMAX", "256")  # MB; GDAL takes a share of the memory
+    os.environ.setdefault("GDAL_CACHEMAX", "128")  # MB; GDAL takes a share of the memory
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         return rasterio.open(path, "w" if created else "r", **created)
