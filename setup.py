@@ -33,6 +33,8 @@ EXPORT = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
 """For ONNX files of tools/export.py."""
 TIFF = ["tifffile>=2024.1.30", "imagecodecs>=2024.1.1"]
 """For the bands of TIFFs, data.channels."""
+GEO = ["rasterio>=1.4"]
+"""For GeoTIFFs of tools/predict.py."""
 SWEEP = ["optuna>=4"]
 """For scripts/sweep.py."""
 WANDB = ["wandb>=0.19"]
@@ -67,6 +69,7 @@ setup(
         "export": EXPORT,
         "hub": HUB,
         "tiff": TIFF,
+        "geo": GEO,
         "sweep": SWEEP,
         "docs": DOCS,
         "wandb": WANDB,
@@ -74,7 +77,7 @@ setup(
         "test": [
             *("pytest>=8", "pytest-xdist>=3.6"),
             *("ruff>=0.17,<0.18", "mypy>=2.4,<2.5", "types-PyYAML", "types-tqdm"),
-            *(*TIMM, *RESULTS, *EXPORT, *HUB, *TIFF, *SWEEP, *DOCS, *WANDB, *MLFLOW),
+            *(*TIMM, *RESULTS, *EXPORT, *HUB, *TIFF, *GEO, *SWEEP, *DOCS, *WANDB, *MLFLOW),
         ],
     },
     entry_points={

@@ -137,7 +137,7 @@ def test_an_environment_that_lacks_packages_is_shown_all_of_them(checkout):
     _, fault, remedy = refused([str(python), "tools/eval.py"], checkout, PYTHONPATH=present)
     assert fault == (
         "has no torchvision, numpy, scipy, albumentations, opencv-python-headless, hydra-core, "
-        "omegaconf, tensorboard, tqdm, jinja2, pydantic, safetensors"
+        "omegaconf, tensorboard, tqdm, jinja2, pydantic, safetensors, pycocotools"
     )
     words = shlex.split(remedy)
     assert words == [str(python), "-m", "pip", "install", "-r", str(checkout / "requirements.txt")]

@@ -1,11 +1,11 @@
 """Predict pictures and videos: ``python tools/predict.py checkpoint=PATH images=PATH``."""
 
 import math
-import os
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
 
     require_packages(__file__)
 
-import cv2
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from tqdm import tqdm
 
 from danet import cli
@@ -26,14 +26,15 @@ from danet.config.schema import PredictConfig, did_you_mean
 from danet.config.validate import check_node
 from danet.data_check.report import picture_notes
 from danet.datasets.image_io import Levels
-from danet.datasets.labels import is_background
 from danet.distributed.rendezvous import choose_device
 from danet.errors import InputError
+from danet.evaluation.evaluate import Inference
 from danet.evaluation.fuse import fuse_for_inference
-from danet.filesystem import atomic_write, folder_of, write_file
-from danet.prediction.annotations import Outlined, to_coco, to_cvat, to_labelme
-from danet.prediction.polygons import find_regions
+from danet.extras import how_to_install
+from danet.filesystem import folder_of
+from danet.prediction.annotations import write_annotations
 from danet.prediction.predict import predictions
+from danet.prediction.raster import TIFF_SUFFIXES, is_raster, predict_raster
 from danet.prediction.results import KINDS, POLYGONS, Results, weights_digest
 from danet.prediction.sources import (
     Picture,
@@ -55,7 +56,8 @@ def run(config: DictConfig) -> None:
     refuse_settings(settings)
     sources = find_sources(settings.images, (sys.stdin or ()) if settings.images == "-" else ())
     videos = [source.path for source in sources if source.is_video]
-    if videos and not {*settings.write}.isdisjoint(POLYGONS):
+    polygons = [kind for kind in POLYGONS if kind in settings.write]
+    if videos and polygons:
         raise InputError(
             f"write=[{','.join(settings.write)}]: annotation tools read pictures, and {videos[0]} "
             "is a video; save its frames as pictures, or leave it out"
@@ -79,6 +81,10 @@ def run(config: DictConfig) -> None:
     output = folder_for(settings, origin)
     palette = [tuple(color) for color in saved["palette"]]
     bands: Any = model.bands
+    if not polygons:  # these are of the pixels of a picture, not of a place
+        sources = [
+            s._replace(is_raster=is_raster(s.path, settings.max_pixels, bands)) for s in sources
+        ]
     legend = Legend(saved["classes"], palette, settings.opacity, bands)
     results = Results(output, settings.write, origin=origin, legend=legend)
     fused = fuse_for_inference(model.to(device), device)
@@ -89,14 +95,22 @@ def run(config: DictConfig) -> None:
             results.write(pictures.waiting.popleft(), classes)
             pictures.bar.update()
             del classes  # large; not held while the next are read
+        pictures.predict_rasters(fused, infer, results, settings.batch_size)
     seconds = time.perf_counter() - start
-    annotate(results, sources, settings)
+    write_annotations(results, sources, polygons, settings.tolerance)
     count, problems = len(pictures.read), pictures.problems
     earlier = f", {pictures.skipped} were there already" if pictures.skipped else ""
     print(
         f"{count} images in {seconds:.1f} s, {count / seconds:.2f} images/s{earlier}; "
         f"written to {output}"
     )
+    is_tiff = any(source.path.suffix.lower() in TIFF_SUFFIXES for source in sources)
+    if is_tiff and find_spec("rasterio") is None:
+        print(
+            "note: where rasterio is installed, GeoTIFFs keep their georeference and may be larger "
+            f"than max_pixels: {how_to_install('geo')}",
+            file=sys.stderr,
+        )
     for note in picture_notes(pictures.read):
         print(note, file=sys.stderr)
     if count > 1 and len(results.found) == 1:
@@ -116,7 +130,7 @@ def run(config: DictConfig) -> None:
 
 
 class PictureReader:
-    """Iterates over the images without results, and counts all others.
+    """Iterates over the images without results, then predicts rasters, and counts all others.
 
     It is a context, with a progress bar.
     """
@@ -126,7 +140,9 @@ class PictureReader:
     ) -> None:
         # Of all at once, so that nothing is predicted where one is refused.
         done = [(source, results.find_done(source)) for source in sources]
-        self._items = read_pictures(done, max_pixels=max_pixels, bands=bands)
+        self._rasters = [s for s, names in done if s.is_raster and s.name not in names]
+        others = ((s, names) for s, names in done if not s.is_raster or s.name in names)
+        self._items = read_pictures(others, max_pixels=max_pixels, bands=bands)
         total = sum(count_frames(s.path) if s.is_video else 1 for s in sources)
         self.bar = tqdm(total=total, desc="predict", unit="image", dynamic_ncols=True)
         self.waiting: deque[Picture] = deque()
@@ -156,49 +172,28 @@ class PictureReader:
             if item is None:
                 self.skipped += 1
             else:
-                self.problems.append(str(item))
-                self.bar.write(f"warning: {item}", file=sys.stderr)
+                self._report(item)
 
+    def predict_rasters(
+        self, model: nn.Module, infer: Inference, results: Results, batch_size: int
+    ) -> None:
+        """Predict and write the rasters without results, one after another."""
+        for source in self._rasters:
+            to = results.paths(source.name, source)["index"]
+            try:
+                picture, classes = predict_raster(
+                    model, source, infer, to, results.legend, batch_size=batch_size
+                )
+            except InputError as error:
+                self._report(error)
+            else:
+                results.write(picture, classes)
+                self.read.append((source.name, picture.dropped, None))
+            self.bar.update()
 
-def annotate(results: Results, sources: Sequence[Source], settings: PredictConfig) -> None:
-    """Write the files of annotation tools for all pictures that have results, from ``index``.
-
-    Files of labelme that are there already are kept: somebody may have corrected them.
-    """
-    wanted = [kind for kind in POLYGONS if kind in settings.write]
-    background = [i for i, name in enumerate(results.legend.classes) if is_background(name)]
-    pictures, kept = [], 0
-    done = [source for source in sources if results.find_done(source)] if wanted else []
-    for source in tqdm(done, "polygons", unit="image", disable=not wanted):
-        # Bytes are decoded, since cv2.imread fails on Windows for names that are not ASCII.
-        content = np.fromfile(results.folder / "index" / f"{source.name}.png", np.uint8)
-        classes: Any = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
-        regions = find_regions(classes, background, settings.tolerance)
-        # Results are named after pictures below the folder, most of them without the suffix.
-        name = Path(source.name).with_name(source.path.name).as_posix()
-        pictures.append(Outlined(name, classes.shape, regions))
-        file = (results.folder / "labelme" / f"{source.name}.json").resolve()
-        if "labelme" in wanted and file.exists():
-            kept += 1
-        elif "labelme" in wanted:
-            image = source.path.parent.resolve() / source.path.name
-            is_near = image.anchor == file.anchor  # not on another drive of Windows
-            path = Path(os.path.relpath(image, file.parent)) if is_near else image
-            shown = pictures[-1]._replace(path=path.as_posix())
-            write_whole(file, to_labelme(shown, results.legend))
-    if "coco" in wanted:
-        write_whole(results.folder / "coco/annotations.json", to_coco(pictures, results.legend))
-    if "cvat" in wanted:
-        write_whole(results.folder / "cvat/annotations.xml", to_cvat(pictures, results.legend))
-    if kept:
-        text = f"note: {kept} files in {results.folder / 'labelme'} were there already and are kept"
-        print(f"{text}; remove those that are to be written again", file=sys.stderr)
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    with atomic_write(path) as temporary:
-        write_file(temporary, content)
+    def _report(self, problem: InputError) -> None:
+        self.problems.append(str(problem))
+        self.bar.write(f"warning: {problem}", file=sys.stderr)
 
 
 def refuse_settings(settings: PredictConfig) -> None:

@@ -5,14 +5,22 @@ painted one over another, each after those around it, and a hole of background i
 """
 
 import json
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element, SubElement, tostring
 
+import cv2
 import numpy as np
+from tqdm import tqdm
 
 from danet.datasets.labels import is_background
-from danet.prediction.polygons import Region, as_one_line
+from danet.filesystem import atomic_write, write_file
+from danet.prediction.polygons import Region, as_one_line, find_regions
+from danet.prediction.results import Results
+from danet.prediction.sources import Source
 from danet.visualization.overlay import Legend
 
 
@@ -22,6 +30,49 @@ class Outlined(NamedTuple):
     path: str  # by which the file names the picture
     size: tuple[int, int]  # H and W
     regions: list[Region]
+
+
+def write_annotations(
+    results: Results, sources: Sequence[Source], kinds: Sequence[str], tolerance: float
+) -> None:
+    """Write the files of annotation tools for all pictures that have results, from ``index``.
+
+    ``kinds`` are some of POLYGONS. Files of labelme that are there already are kept: somebody may
+    have corrected them.
+    """
+    background = [i for i, name in enumerate(results.legend.classes) if is_background(name)]
+    pictures, kept = [], 0
+    done = [source for source in sources if results.find_done(source)] if kinds else []
+    for source in tqdm(done, "polygons", unit="image", disable=not kinds):
+        # Bytes are decoded, since cv2.imread fails on Windows for names that are not ASCII.
+        content = np.fromfile(results.folder / "index" / f"{source.name}.png", np.uint8)
+        classes: Any = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+        regions = find_regions(classes, background, tolerance)
+        # Results are named after pictures below the folder, most of them without the suffix.
+        name = Path(source.name).with_name(source.path.name).as_posix()
+        pictures.append(Outlined(name, classes.shape, regions))
+        file = (results.folder / "labelme" / f"{source.name}.json").resolve()
+        if "labelme" in kinds and file.exists():
+            kept += 1
+        elif "labelme" in kinds:
+            image = source.path.parent.resolve() / source.path.name
+            is_near = image.anchor == file.anchor  # not on another drive of Windows
+            path = Path(os.path.relpath(image, file.parent)) if is_near else image
+            shown = pictures[-1]._replace(path=path.as_posix())
+            _write_whole(file, to_labelme(shown, results.legend))
+    if "coco" in kinds:
+        _write_whole(results.folder / "coco/annotations.json", to_coco(pictures, results.legend))
+    if "cvat" in kinds:
+        _write_whole(results.folder / "cvat/annotations.xml", to_cvat(pictures, results.legend))
+    if kept:
+        text = f"note: {kept} files in {results.folder / 'labelme'} were there already and are kept"
+        print(f"{text}; remove those that are to be written again", file=sys.stderr)
+
+
+def _write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file that is there whole or not at all."""
+    with atomic_write(path) as temporary:
+        write_file(temporary, content)
 
 
 def to_coco(pictures: Iterable[Outlined], legend: Legend) -> str:

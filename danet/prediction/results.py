@@ -2,7 +2,8 @@
 
 A folder has ``index/NAME.png``, ``color/NAME.png`` and ``overlay/NAME.png`` as requested, and
 ``predictions.jsonl`` with a line for each picture, which is written after all its files. Formats of
-annotation tools are made of ``index`` at the end.
+annotation tools are made of ``index`` at the end. A raster always has its index,
+``index/NAME.tif``, and reduced pictures.
 """
 
 import hashlib
@@ -87,20 +88,23 @@ class Results(ExitStack):
                     f"output={self.folder}: results of {line['source']} are there under the name "
                     f"that those of {source.path} would have; name another folder, or remove it"
                 )
-            files = self._paths(name, source).values()
+            files = self.paths(name, source).values()
             if line.items() >= source.version.items() and all(path.exists() for path in files):
                 done.add(name)
         if source.is_video and "overlay" in self.kinds:
             # A video of overlays is encoded in one go, so all its frames are done or none is.
-            number = count_frames(self._paths(source.name, source)["overlay"])
+            number = count_frames(self.paths(source.name, source)["overlay"])
             return done if len(done) == number else set()
         return done
 
-    def _paths(self, name: str, source: Source) -> dict[str, Path]:
+    def paths(self, name: str, source: Source) -> dict[str, Path]:
+        """Return the file of each kind for a picture or a frame."""
         paths = {kind: self.folder / kind / f"{name}.png" for kind in self.kinds}
         if source.is_video and "overlay" in paths:
             # Renamed to this after the last frame, so until then no frame is done.
             paths["overlay"] = self.folder / "overlay" / f"{source.name}.mp4"
+        if source.is_raster:
+            paths["index"] = self.folder / "index" / f"{source.name}.tif"
         return paths
 
     def write(self, picture: Picture, classes: np.ndarray) -> None:
@@ -108,7 +112,9 @@ class Results(ExitStack):
         if self._source is not picture.source:
             self._video.close()  # the last one is whole and gets its name
             self._source, self._writer = picture.source, None
-        for kind, path in self._paths(picture.name, picture.source).items():
+        for kind, path in self.paths(picture.name, picture.source).items():
+            if path.suffix == ".tif":
+                continue  # there already
             if kind == "index":
                 drawn = classes
             elif kind == "color":
@@ -121,12 +127,15 @@ class Results(ExitStack):
             else:
                 with atomic_write(path) as temporary:
                     save_image(temporary, drawn)
-        is_byte = classes.dtype == np.uint8  # which Pillow counts without a copy of 8 bytes a pixel
-        found = Image.fromarray(classes).histogram() if is_byte else np.bincount(classes.ravel())
-        pixels = zip(self.legend.classes, found, strict=False)
-        shares = {name: int(number) / classes.size for name, number in pixels if number}
+        counts: Any = picture.counts
+        if not counts:  # Pillow counts bytes without a copy of 8 bytes a pixel
+            is_byte = classes.dtype == np.uint8
+            image = Image.fromarray(classes)
+            counts = image.histogram() if is_byte else np.bincount(classes.ravel())
+        pixels = zip(self.legend.classes, counts, strict=False)
+        height, width = picture.size or classes.shape
+        shares = {name: int(number) / (height * width) for name, number in pixels if number}
         self.found |= shares.keys()
-        height, width = classes.shape
         size = {"height": height, "width": width}
         line = {"name": picture.name, **picture.source.version, **size, "shares": shares}
         self._lines[picture.name] = line

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, deque
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob, has_magic
 from pathlib import Path
@@ -34,6 +34,7 @@ class Source(NamedTuple):
 
     The ctime cannot be set by copying or by ``touch``.
     """
+    is_raster: bool = False  # done in windows, see danet.prediction.raster
 
     @property
     def is_video(self) -> bool:
@@ -54,6 +55,8 @@ class Picture(NamedTuple):
     rate: float = 0.0  # frames per second of its video; 0 for a file of its own
     dropped: tuple[str, ...] = ()  # what the reader dropped
     levels: Levels | None = None  # of a file with more than 8 bits
+    size: tuple[int, int] | None = None  # height and width of a raster, whose image is reduced
+    counts: Sequence[int] = ()  # of a raster: pixels of each class
 
 
 def find_sources(wanted: str, lines: Iterable[str] = ()) -> list[Source]:
@@ -156,7 +159,7 @@ def _frames(source: Source, done: Container[str]) -> Iterator[Picture | InputErr
         )
 
 
-def prefetch(items: Iterator[T], count: int = 2) -> Iterator[T]:
+def prefetch(items: Iterator[T], count: int = 2) -> Generator[T, None, None]:
     """Yield the same items, computed ahead by another thread."""
     end = object()
     with ThreadPoolExecutor(1) as reader:
