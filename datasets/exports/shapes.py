@@ -6,6 +6,7 @@ returns an Export. Coordinates are x and y from the left upper corner of the pic
 pixel covers 0 to 1.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,8 @@ def read_json(path: Path, kind: type[T]) -> T:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        # Of the kinds that a value may have, the one that fits furthest says most.
+        first = max(error.errors(include_url=False), key=lambda found: len(found["loc"]))
         place = ".".join(str(part) for part in first["loc"])
         found = f", found {str(first['input'])[:60]!r}" if first["type"] != "json_invalid" else ""
         raise InputError(f"{path}: {place + ': ' * bool(place)}{first['msg']}{found}") from error
@@ -115,6 +117,14 @@ def polygon(points: Iterable[Any], where: str) -> np.ndarray:
     return numbers.reshape(-1, 2)
 
 
+def numbers(found: Mapping[str, Any], keys: Sequence[str], where: str) -> list[float]:
+    """Return the numbers of some keys; raise InputError for a missing one or another value."""
+    if missing := [key for key in keys if key not in found]:
+        raise InputError(f"{where}: it has no {missing[0]}, only {', '.join(found)}")
+    shown = ", ".join(f"{key}={found[key]!r}" for key in keys)
+    return polygon([(found[key], 0) for key in keys], f"{where}, {shown}")[:, 0].tolist()
+
+
 def box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
     """Return the corners of a rectangle, float (4, 2)."""
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)], np.float64)
@@ -125,6 +135,12 @@ def ellipse(x: float, y: float, radius_x: float, radius_y: float) -> np.ndarray:
     count = int(np.ceil(8 + 8 * np.sqrt(max(radius_x, radius_y, 1))))
     angle = np.arange(count) * 2 * np.pi / count
     return np.stack([x + radius_x * np.cos(angle), y + radius_y * np.sin(angle)], axis=1)
+
+
+def rotated(ring: np.ndarray, angle: float) -> np.ndarray:
+    """Turn points (N, 2) about their centre, clockwise as one sees them, by radians."""
+    turn = np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])
+    return (ring - ring.mean(axis=0)) @ turn + ring.mean(axis=0)
 
 
 class Painted(NamedTuple):
@@ -194,9 +210,11 @@ def _covered(shape: Shape, picture: Picture, size: tuple[int, int]) -> tuple[lis
 
 def _filled(rings: Sequence[np.ndarray], corner: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return bool (height, width): the union of polygons in a window from a corner (x, y) on."""
-    # A part of two points would be a box to this function.
     flat = [(ring - corner).ravel().tolist() for ring in rings]
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, height, width))) > 0
+    runs = coco_mask.merge(coco_mask.frPyObjects(flat, height, width))
+    with warnings.catch_warnings():  # its arrays have numpy 1's signature
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return coco_mask.decode(runs) > 0
 
 
 def label_positions(names: Iterable[str], file: Path) -> Mapping[str, int]:

@@ -1,7 +1,8 @@
 """YOLO's polygons: a text file for each picture, and a data.yaml.
 
-The form is that of docs.ultralytics.com/datasets/segment. A line is the number of a class and x, y of each point as shares of the picture. Ultralytics paints
-smaller objects over larger ones, and so does this reader. A line of four numbers is a box.
+The form is that of docs.ultralytics.com/datasets/segment: a line is the number of a class, and x
+and y of each point as shares of the picture. Ultralytics paints smaller objects over larger ones,
+and so does this reader. A line of four numbers is a box.
 """
 
 from collections.abc import Mapping, Sequence
