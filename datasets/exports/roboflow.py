@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from danet.datasets.exports.shapes import Export, Picture, label_positions
+from danet.datasets.exports.shapes import Export, Picture, label_positions, read_lines
 from danet.datasets.image_io import read_labels
 from danet.datasets.labels import ranges
 from danet.datasets.layout import split_in, stem_of
@@ -46,12 +46,12 @@ def read(files: Sequence[Path], root: Path) -> Export:
 def _names(path: Path) -> dict[int, str]:
     """Return value -> name, by value."""
     try:
-        lines = re.findall(r"\S.*", path.read_text("utf-8-sig"))
-        (head, _), *rows = [re.split(" *, *", line.strip(), maxsplit=1) for line in lines]
+        lines = filter(None, read_lines(path))
+        (head, _), *rows = [re.split(" *, *", line, maxsplit=1) for line in lines]
         names = {int(value): name for value, name in rows}
         if head.lower() != "pixel value" or len(names) < len(rows) or {*names} - {*range(2**16)}:
             raise ValueError(f"found {head!r} and {', '.join(value for value, _ in rows)}")
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         form = "expected a line 'Pixel Value, Class', then values 0..65535 with names, each once"
         raise InputError(f"{path}: {form} ({error})") from error
     label_positions(names.values(), path)

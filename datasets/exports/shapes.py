@@ -90,6 +90,15 @@ def read_json(path: Path, kind: type[T]) -> T:
         raise InputError(f"{path}: {place + ': ' * bool(place)}{first['msg']}{found}") from error
 
 
+def read_lines(path: Path) -> list[str]:
+    """Read a text of UTF-8, with or without a mark in front, as stripped lines."""
+    try:
+        return [line.strip() for line in path.read_text("utf-8-sig").split("\n")]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(f"{path}: cannot be read ({reason})") from error
+
+
 def holds(path: Path, *words: str) -> bool:
     """Return whether the beginning and the end of a file hold all of some words."""
     try:
