@@ -139,20 +139,23 @@ def _decode(rle: Any, size: tuple[int, int], place: str) -> shapes.Bitmap:
     values, total = bytearray(), 4 * size[0] * size[1]
 
     def take(count: int) -> int:
-        return int("".join(islice(bits, count)), 2)
+        if len(found := "".join(islice(bits, count))) < count:
+            raise ValueError(f"it ends after {len(values)} of {total} values")
+        return int(found, 2)
 
     try:
-        bits = iter("".join(f"{byte:08b}" for byte in bytes([*rle])) + "end")
-        found, width, *lengths = take(32), take(5) + 1, *(take(4) + 1 for _ in range(4))
-        while found == total and len(values) < total:
+        bits = iter("".join(f"{byte:08b}" for byte in bytes([*rle])))
+        count, width, *lengths = take(32), take(5) + 1, *(take(4) + 1 for _ in range(4))
+        if (count, width) != (total, 8):
+            raise ValueError(f"{count} values of {width} bits, expected {total} of 8")
+        while len(values) < total:
             repeats, length = take(1), take(lengths[take(2)]) + 1
-            count = 1 if repeats else length
-            values += take(8 * count).to_bytes(count, "big") * (length // count)
-        if (len(values), width) != (total, 8):
-            raise ValueError(f"{found} values of {width} bits, expected {total} of 8")
+            own = 1 if repeats else length
+            values += take(8 * own).to_bytes(own, "big") * (length // own)
+        alpha = np.frombuffer(values, np.uint8).reshape(*size, 4)[..., 3]
     except (ValueError, TypeError) as error:
         raise InputError(f"{place}: rle is no brush of this picture ({error})") from error
-    return shapes.Bitmap(np.frombuffer(values, np.uint8).reshape(*size, 4)[..., 3] > 0)
+    return shapes.Bitmap(alpha > 0)
 
 
 def _mask(path: Path) -> shapes.Bitmap:

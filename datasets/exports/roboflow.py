@@ -45,9 +45,9 @@ def read(files: Sequence[Path], root: Path) -> Export:
 
 def _names(path: Path) -> dict[int, str]:
     """Return value -> name, by value."""
+    lines = [re.split(" *, *", line, maxsplit=1) for line in read_lines(path) if line]
     try:
-        lines = filter(None, read_lines(path))
-        (head, _), *rows = [re.split(" *, *", line, maxsplit=1) for line in lines]
+        (head, _), *rows = lines
         names = {int(value): name for value, name in rows}
         if head.lower() != "pixel value" or len(names) < len(rows) or {*names} - {*range(2**16)}:
             raise ValueError(f"found {head!r} and {', '.join(value for value, _ in rows)}")

@@ -230,6 +230,7 @@ def label_positions(names: Iterable[str], file: Path) -> Mapping[str, int]:
     """Return label -> position; raise InputError for a label without a name or there twice."""
     positions: dict[str, int] = {}
     for name in names:
-        if not name.strip() or positions.setdefault(name, len(positions)) < len(positions) - 1:
+        if not name.strip() or name in positions:
             raise InputError(f"{file}: the label {name!r} is empty or there twice")
+        positions[name] = len(positions)
     return positions
