@@ -176,7 +176,7 @@ DATA = (*FIRST, "bitmap", "data")
 PNG = png_of(np.ones((9, 9), bool))
 HUGE = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big")
 HUGE += b"IHDR" + (60000).to_bytes(4, "big") * 2 + b"\x08\0\0\0\0"
-HUGE += zlib.crc32(HUGE[12:]).to_bytes(4, "big") + b"\0" * 99
+HUGE += zlib.crc32(HUGE[12:]).to_bytes(4, "big") + (9).to_bytes(4, "big") + b"IDAT" + bytes(99)
 NO_MASK = r"object 1 \(cup\): its bitmap is no mask within the picture \("
 BROKEN = {
     "no size": (("size", "height"), None, r"json: size\.height: Field required"),

@@ -11,16 +11,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from danet.datasets.exports.shapes import (
-    Bitmap,
-    Export,
-    Picture,
-    Shape,
-    holds,
-    label_positions,
-    polygon,
-    read_json,
-)
+from danet.datasets.exports import shapes as form
+from danet.datasets.exports.shapes import Bitmap, Export, Picture, Shape
 from danet.datasets.formats.pascal_in_detail import mask_of_runs
 from danet.datasets.layout import split_in
 from danet.datasets.listing import find_files
@@ -61,7 +53,7 @@ class _File(BaseModel):
 def find(root: Path) -> list[Path]:
     """Return the JSON files with images, annotations and categories."""
     files = [root / name for name in find_files(root, (".json",))]
-    return [path for path in files if holds(path, '"images"', '"categories"')]
+    return [path for path in files if form.holds(path, '"images"', '"categories"')]
 
 
 def read(files: Sequence[Path], root: Path) -> Export:
@@ -69,9 +61,9 @@ def read(files: Sequence[Path], root: Path) -> Export:
     labels: dict[str, int] = {}
     pictures: list[Picture] = []
     for path in files:
-        content = read_json(path, _File)
+        content = form.read_json(path, _File)
         categories = {category.id: category.name for category in content.categories}
-        labels |= label_positions(dict.fromkeys(categories.values()), path)
+        labels |= form.label_positions(dict.fromkeys(categories.values()), path)
         sizes = {image.id: (image.height, image.width) for image in content.images}
         shapes = defaultdict[int | str, list[Shape]](list)
         for number, annotation in enumerate(content.annotations):
@@ -106,12 +98,10 @@ def _shape(
     found, is_crowd = annotation.segmentation, annotation.iscrowd == 1
     if isinstance(found, _Runs):
         if found.size != size:
-            raise InputError(
-                f"{path}, {where}: segmentation.size={[*found.size]}, but its picture has the "
-                f"height and width {[*size]}"
-            )
+            stated = f"segmentation.size={[*found.size]}"
+            raise InputError(f"{path}, {where}: {stated}, and its picture has {[*size]}")
         return Shape(label, where, bitmap=partial(_decode, found, path, where), is_crowd=is_crowd)
-    rings = [polygon(ring, f"{path}, {where} ({label})") for ring in found or ()]
+    rings = [form.polygon(ring, f"{path}, {where} ({label})") for ring in found or ()]
     return Shape(label, where, rings, is_crowd=is_crowd)
 
 

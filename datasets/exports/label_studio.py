@@ -1,8 +1,8 @@
-"""Label Studio's JSON, JSON-MIN and PNG masks (labelstud.io/guide/export).
+"""Label Studio's JSON and JSON-MIN (labelstud.io/guide/export).
 
-The first annotation of a task that was not cancelled counts; a task without one is left out.
-Objects are painted in the order of the file, each in the first of its labels. PNG masks name tasks,
-not pictures, and are read for tasks whose JSON has no annotations, in the order of their names.
+Of the annotations of a task the first that was not cancelled counts; a task without one is left
+out. Objects are painted in the order of the file, each in the first of its labels. Exports of
+brushes as PNG hold nothing that the JSON, which names their pictures, has not: it alone is read.
 """
 
 import re
@@ -17,13 +17,9 @@ import numpy as np
 from pydantic import BaseModel, model_validator
 
 from danet.datasets.exports import shapes
-from danet.datasets.image_io import read_labels
 from danet.datasets.layout import split_in
 from danet.datasets.listing import IMAGE_SUFFIXES, find_files
 from danet.errors import InputError
-
-# Task, annotation, author, control, labels, number.
-_MASK = re.compile(r"task-(\d+)-annotation-(\d+)-by-[^-]*-[^-]+-(.+)-\d+\.png")
 
 
 class _Region(BaseModel):
@@ -40,7 +36,7 @@ class _Annotation(BaseModel):
 class _Task(BaseModel):
     id: int | str
     data: dict[str, Any]
-    annotations: list[_Annotation] | None = None
+    annotations: list[_Annotation]
 
     @model_validator(mode="before")
     @classmethod
@@ -61,37 +57,31 @@ def find(root: Path) -> list[Path]:
 
 def read(files: Sequence[Path], root: Path) -> shapes.Export:
     """Read all files; labels are those of the objects, sorted."""
-    images = {Path(name).name: root / name for name in find_files(root)}
-    masks: dict[str, tuple[str, list[shapes.Shape]]] = {}  # task -> its first annotation
-    for name, found in ((name, _MASK.fullmatch(name)) for name in sorted(images)):
-        if found and found[2] == masks.setdefault(found[1], (found[2], []))[0]:
-            bitmap = partial(_mask, images[name])
-            masks[found[1]][1].append(shapes.Shape(found[3], name, bitmap=bitmap))
-    pictures = []
+    here, pictures = {Path(name).name for name in find_files(root)}, []
     for path in files:
         for task in shapes.read_json(path, list[_Task]):
-            counted = [a.result for a in task.annotations or () if not a.was_cancelled]
-            regions = counted[0] if counted else []
-            objects = [*_shapes(regions, path, f"task {task.id}")]
-            if task.annotations is None and str(task.id) in masks:
-                objects = masks[str(task.id)][1]
-            if counted or objects:
+            for regions in [a.result for a in task.annotations if not a.was_cancelled][:1]:
                 sizes = [(region.original_height, region.original_width) for region in regions]
-                size, split = next(filter(all, sizes), None), split_in(path.relative_to(root))
-                name = _name(task, images, path)
-                pictures.append(shapes.Picture(path, name, objects, None, size, split, units=100))
+                picture = shapes.Picture(
+                    *(path, _name(task, here, path)),
+                    [*_shapes(regions, path, f"task {task.id}")],
+                    size=next(filter(all, sizes), None),
+                    split=split_in(path.relative_to(root)),
+                    units=100.0,
+                )
+                pictures.append(picture)
     labels = {shape.label for picture in pictures for shape in picture.shapes}
     return shapes.Export(sorted(labels), pictures)
 
 
-def _name(task: _Task, images: dict[str, Path], path: Path) -> str:
+def _name(task: _Task, here: set[str], path: Path) -> str:
     """Return where a picture is, decoded; of an upload the name, bare if only that is there."""
     for text in map(str, (task.data.get("image"), *task.data.values())):
         local = text.partition("/data/local-files/?d=")[2]
         place = PurePosixPath(unquote(local or urlsplit(text).path).replace("\\", "/"))
         if place.suffix.lower() in IMAGE_SUFFIXES:
             bare = re.sub("^[0-9a-f]{8}-", "", place.name)
-            name = bare if bare in images and place.name not in images else place.name
+            name = bare if bare in here and place.name not in here else place.name
             return name if "/data/upload/" in text else str(place).lstrip("/")
     raise InputError(f"{path}, task {task.id}: no picture in its data: {', '.join(task.data)}")
 
@@ -130,11 +120,11 @@ def _outline(value: dict[str, Any], size: tuple[int, int], place: str) -> np.nda
 
 
 def _decode(rle: Any, size: tuple[int, int], place: str) -> shapes.Bitmap:
-    """Return where alpha is in the RGBA of a picture, packed by rle-pack of thi.ng.
+    """Return where alpha is in RGBA of a picture, packed by rle-pack of thi.ng (github.com).
 
-    Behind the number of values (32 bits) are, each less one, their bits (5) and four sizes of
-    lengths (4 each). Then follow whether a value repeats (1), which size its length has (2), the
-    length less one, and the value, or else as many values.
+    The number of values (32 bits) comes first, then, each less one, their bits (5) and four sizes
+    of lengths (4 each); then runs: whether a value repeats (1), the choice of a size (2), a length
+    less one of this size, and the value, or else as many values.
     """
     values, total = bytearray(), 4 * size[0] * size[1]
 
@@ -156,7 +146,3 @@ def _decode(rle: Any, size: tuple[int, int], place: str) -> shapes.Bitmap:
     except (ValueError, TypeError) as error:
         raise InputError(f"{place}: rle is no brush of this picture ({error})") from error
     return shapes.Bitmap(alpha > 0)
-
-
-def _mask(path: Path) -> shapes.Bitmap:
-    return shapes.Bitmap(read_labels(path) > 0)
