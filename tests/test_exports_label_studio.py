@@ -229,7 +229,7 @@ def test_choices_texts_and_key_points_are_no_objects_with_an_area(tmp_path):
     ],
 )
 def test_a_picture_has_its_path_as_far_as_the_export_has_it(tmp_path, value, name):
-    write(tmp_path, [task("first.png", [], data={"note": "a.b", "photo": value})])
+    write(tmp_path, [task("first.png", [], data={"note": "a.b //[1", "photo": value})])
     save_picture(tmp_path / "images/first.png", np.zeros((4, 4, 3), np.uint8))
     assert [p.name for p in read(label_studio, tmp_path).pictures] == [name]
 

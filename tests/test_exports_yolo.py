@@ -77,9 +77,10 @@ def test_other_forms_of_the_yaml_say_the_same(tmp_path, yaml):
 
 
 def test_the_name_of_a_picture_is_no_split(tmp_path):
-    save_picture(tmp_path / "images" / "train_7.png", np.zeros((9, 9, 3), np.uint8))
+    for place in ("images/train_7.png", "test_8.png"):
+        save_picture(tmp_path / place, np.zeros((9, 9, 3), np.uint8))
     (tmp_path / "data.yaml").write_text("names: [a, b]\n")
-    assert [p.split for p in read(yolo, tmp_path).pictures] == [None]
+    assert [p.split for p in read(yolo, tmp_path).pictures] == [None, None]
 
 
 def test_labels_lie_beside_pictures_where_no_folder_is_called_images(tmp_path):

@@ -74,18 +74,13 @@ def read(files: Sequence[Path], root: Path) -> Export:
                     f"{', '.join(map(str, categories))}"
                 )
             if annotation.image_id not in sizes:
-                raise InputError(
-                    f"{path}, {where}: image_id={annotation.image_id} is not in images"
-                )
+                stated = f"image_id={annotation.image_id}"
+                raise InputError(f"{path}, {where}: {stated} is not in images")
             label, size = categories[annotation.category_id], sizes[annotation.image_id]
             shapes[annotation.image_id].append(_shape(annotation, label, size, path, where))
         split = split_in(path.relative_to(root))
         pictures += [
-            Picture(
-                *(path, image.file_name, shapes[image.id]),
-                size=sizes[image.id],
-                split=split,
-            )
+            Picture(path, image.file_name, shapes[image.id], size=sizes[image.id], split=split)
             for image in content.images
         ]
     return Export([*labels], pictures)

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import numpy as np
 from pydantic import BaseModel, model_validator
@@ -78,7 +78,8 @@ def _name(task: _Task, here: set[str], path: Path) -> str:
     """Return where a picture is, decoded; of an upload the name, bare if only that is there."""
     for text in map(str, (task.data.get("image"), *task.data.values())):
         local = text.partition("/data/local-files/?d=")[2]
-        place = PurePosixPath(unquote(local or urlsplit(text).path).replace("\\", "/"))
+        path_of_url = re.sub(r"^\w+://[^/]*|[?].*", "", text)
+        place = PurePosixPath(unquote(local or path_of_url).replace("\\", "/"))
         if place.suffix.lower() in IMAGE_SUFFIXES:
             bare = re.sub("^[0-9a-f]{8}-", "", place.name)
             name = bare if bare in here and place.name not in here else place.name

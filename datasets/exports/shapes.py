@@ -91,7 +91,7 @@ def read_json(path: Path, kind: type[T]) -> T:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read a text of UTF-8, with or without a mark in front, as stripped lines."""
+    """Read UTF-8 text, with or without a byte order mark, as stripped lines."""
     try:
         return [line.strip() for line in path.read_text("utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
@@ -233,4 +233,6 @@ def label_positions(names: Iterable[str], file: Path) -> Mapping[str, int]:
         if not name.strip() or name in positions:
             raise InputError(f"{file}: the label {name!r} is empty or there twice")
         positions[name] = len(positions)
+    if not positions:
+        raise InputError(f"{file}: it names no labels")
     return positions

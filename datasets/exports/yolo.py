@@ -116,9 +116,8 @@ def _shape(words: Sequence[str], names: Sequence[str], text: Path, line: int) ->
         )
     if len(numbers) == 4:  # of the centre, and the size
         x, y, width, height = numbers
-        numbers = (
-            form.box(x - width / 2, y - height / 2, x + width / 2, y + height / 2).ravel().tolist()
-        )
+        corners = form.box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        numbers = corners.ravel().tolist()
     return Shape(names[number], where, [form.polygon(numbers, f"{text}, {where}")])
 
 
