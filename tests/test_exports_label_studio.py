@@ -311,6 +311,14 @@ def test_a_rectangle_or_ellipse_without_one_of_its_numbers_is_refused(tmp_path, 
         read(label_studio, write(tmp_path, form(content)))
 
 
+def test_an_ellipse_of_a_size_that_no_picture_has_takes_no_memory(tmp_path):
+    value = {"x": 50, "y": 50, "radiusX": 9e5, "radiusY": 20, "rotation": 1, "ellipselabels": ["a"]}
+    size = {"original_width": 2**70, "original_height": 60}
+    write(tmp_path, [task("first.png", [{"type": "ellipselabels", "value": value, **size}])])
+    (picture,) = label_studio.read([tmp_path / "project-1.json"], tmp_path).pictures
+    assert len(picture.shapes[0].polygons[0]) < 10_000
+
+
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe[", b'[{"id": 1, "data"'], ids=str)
 def test_a_file_that_is_no_json_is_refused(tmp_path, data):
     (tmp_path / "a.json").write_bytes(data)

@@ -188,6 +188,7 @@ BROKEN = {
     "no data": (DATA, None, NO_MASK + "no key 'data'"),
     "no origin": ((*FIRST, "bitmap", "origin"), None, NO_MASK + "no key 'origin'"),
     "origin": ((*FIRST, "bitmap", "origin"), [3], NO_MASK),
+    "far": ((*FIRST, "bitmap", "origin"), [float("inf"), 2], NO_MASK),
     "no base64": (DATA, "???", NO_MASK),
     "no zlib": (DATA, data_of(b"abc", pack=False), NO_MASK),
     "cut off": (DATA, data_of(zlib.compress(PNG)[:40], pack=False), NO_MASK),

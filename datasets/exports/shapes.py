@@ -141,7 +141,7 @@ def box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
 
 def ellipse(x: float, y: float, radius_x: float, radius_y: float) -> np.ndarray:
     """Return points on an ellipse, float (N, 2), no further than a tenth of a pixel from it."""
-    count = int(np.ceil(8 + 8 * np.sqrt(max(radius_x, radius_y, 1))))
+    count = int(np.ceil(8 + 8 * np.sqrt(np.clip(max(radius_x, radius_y), 1, _FAR))))
     angle = np.arange(count) * 2 * np.pi / count
     return np.stack([x + radius_x * np.cos(angle), y + radius_y * np.sin(angle)], axis=1)
 

@@ -24,7 +24,7 @@ from danet.datasets.layout import SPLIT_OF, split_in
 from danet.datasets.listing import find_files
 from danet.errors import InputError
 
-_Bomb = Image.DecompressionBombError
+_FAILURES = (KeyError, TypeError, ValueError, OverflowError, OSError, SyntaxError, zlib.error)
 
 
 class _Class(BaseModel):
@@ -107,7 +107,7 @@ def _decode(bitmap: dict[str, Any], size: tuple[int, int], place: str) -> Bitmap
             has_alpha = "A" in picture.mode or "transparency" in picture.info
             pixels = np.array(picture.convert("RGBA"))[..., 3] if has_alpha else np.array(picture)
         left, top = map(int, bitmap["origin"])
-    except (KeyError, TypeError, ValueError, OSError, SyntaxError, zlib.error, _Bomb) as error:
+    except (*_FAILURES, Image.DecompressionBombError) as error:
         reason = f"no key {error}" if isinstance(error, KeyError) else error
         raise InputError(f"{place}: its bitmap is no mask within the picture ({reason})") from error
     return Bitmap(np.atleast_3d(pixels).max(axis=2) > 0, left, top)
