@@ -6,9 +6,10 @@ The form is that of what Roboflow exports by this name (docs.roboflow.com).
 import numpy as np
 import pytest
 from conftest import save_picture
-from exports_scene import LABELS, SIZES, THINGS, painted, read, slow
+from exports_scene import LABELS, SIZES, THINGS, read, slow
 
 from danet.datasets.exports import roboflow
+from danet.datasets.exports.shapes import paint
 from danet.errors import InputError
 
 VALUES = {"background": 0, "plate": 3, "cup": 1, "fork": 200}
@@ -41,8 +42,6 @@ def check_masks(export):
 
 
 def painted_mask(picture, size, labels):
-    from danet.datasets.exports.shapes import paint
-
     return paint(picture, size, labels).values.astype(int)
 
 
@@ -129,8 +128,3 @@ def test_a_mask_that_is_missing_or_cut_off_is_refused(tmp_path, data):
     message = r"first_jpg.*\.jpg: its mask .*_mask\.png" if data is None else r"_mask\.png: not a r"
     with pytest.raises(InputError, match=message):
         read(roboflow, tmp_path)
-
-
-def test_the_painter_of_the_scene_shows_all_labels():
-    assert {*np.unique(mask_of("first.png"))} == {*VALUES.values()}
-    assert callable(painted)

@@ -7,7 +7,7 @@ sorts masks by their area, the largest first, and later ones win.
 import numpy as np
 import pytest
 from conftest import save_picture
-from exports_scene import LABELS, POLYGONS, SIZES, check, read, slow
+from exports_scene import LABELS, POLYGONS, SIZES, check, read
 
 from danet.datasets.exports import yolo
 from danet.datasets.exports.shapes import paint
@@ -167,4 +167,3 @@ def test_what_ultralytics_paints_last_is_what_is_seen(tmp_path):
     (picture,) = read(yolo, tmp_path).pictures
     values = paint(picture, (60, 80), LABELS).values
     assert [values[30, 40], values[20, 40], values[14, 40]] == [1, 2, 3]
-    assert not slow([], (60, 80), LABELS)[0].any()
