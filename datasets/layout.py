@@ -109,7 +109,8 @@ def _namer(pattern: str) -> Callable[[str], str]:
 
 def split_in(path: PurePath) -> str | None:
     """Return the split that a word in the name of a file says, else in that of a folder above."""
-    words = (re.split("[^a-z]+", part.lower()) for part in reversed(path.with_suffix("").parts))
+    parts = path.with_suffix("").parts if path.name else ()
+    words = (re.split("[^a-z]+", part.lower()) for part in reversed(parts))
     return next((SPLIT_OF[word] for part in words for word in part if word in SPLIT_OF), None)
 
 

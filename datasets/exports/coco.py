@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from danet.datasets.exports.shapes import Bitmap, Export, Picture, Shape, holds, polygon, read_json
+from danet.datasets.exports import shapes as form
+from danet.datasets.exports.shapes import Bitmap, Export, Picture, Shape
 from danet.datasets.formats.pascal_in_detail import mask_of_runs
 from danet.datasets.layout import split_in
 from danet.datasets.listing import find_files
@@ -52,18 +53,18 @@ class _File(BaseModel):
 def find(root: Path) -> list[Path]:
     """Return the JSON files with images, annotations and categories."""
     files = [root / name for name in find_files(root, (".json",))]
-    return [path for path in files if holds(path, '"images"', '"categories"')]
+    return [path for path in files if form.holds(path, '"images"', '"categories"')]
 
 
 def read(files: Sequence[Path], root: Path) -> Export:
     """Read all files; labels are the categories of the first, then further ones of others."""
-    labels: dict[str, None] = {}
+    labels: dict[str, int] = {}
     pictures: list[Picture] = []
     for path in files:
-        content = read_json(path, _File)
+        content = form.read_json(path, _File)
         categories = {category.id: category.name for category in content.categories}
-        labels |= dict.fromkeys(categories.values())
-        known = {image.id for image in content.images}
+        labels |= form.label_positions(dict.fromkeys(categories.values()), path)
+        sizes = {image.id: (image.height, image.width) for image in content.images}
         shapes = defaultdict[int | str, list[Shape]](list)
         for number, annotation in enumerate(content.annotations):
             where = f"annotation {number if annotation.id is None else annotation.id}"
@@ -72,31 +73,30 @@ def read(files: Sequence[Path], root: Path) -> Export:
                     f"{path}, {where}: category_id={annotation.category_id} is not in categories: "
                     f"{', '.join(map(str, categories))}"
                 )
-            if annotation.image_id not in known:
-                raise InputError(
-                    f"{path}, {where}: image_id={annotation.image_id} is not in images"
-                )
-            shapes[annotation.image_id].append(
-                _shape(annotation, categories[annotation.category_id], path, where)
-            )
+            if annotation.image_id not in sizes:
+                stated = f"image_id={annotation.image_id}"
+                raise InputError(f"{path}, {where}: {stated} is not in images")
+            label, size = categories[annotation.category_id], sizes[annotation.image_id]
+            shapes[annotation.image_id].append(_shape(annotation, label, size, path, where))
         split = split_in(path.relative_to(root))
         pictures += [
-            Picture(
-                *(path, image.file_name, shapes[image.id]),
-                size=(image.height, image.width),
-                split=split,
-            )
+            Picture(path, image.file_name, shapes[image.id], size=sizes[image.id], split=split)
             for image in content.images
         ]
     return Export([*labels], pictures)
 
 
-def _shape(annotation: _Annotation, label: str, path: Path, where: str) -> Shape:
+def _shape(
+    annotation: _Annotation, label: str, size: tuple[int, int], path: Path, where: str
+) -> Shape:
     """Return an annotation as a shape; one without a segmentation has no area."""
     found, is_crowd = annotation.segmentation, annotation.iscrowd == 1
     if isinstance(found, _Runs):
+        if found.size != size:
+            stated = f"segmentation.size={[*found.size]}"
+            raise InputError(f"{path}, {where}: {stated}, and its picture has {[*size]}")
         return Shape(label, where, bitmap=partial(_decode, found, path, where), is_crowd=is_crowd)
-    rings = [polygon(ring, f"{path}, {where} ({label})") for ring in found or ()]
+    rings = [form.polygon(ring, f"{path}, {where} ({label})") for ring in found or ()]
     return Shape(label, where, rings, is_crowd=is_crowd)
 
 

@@ -83,10 +83,20 @@ def read_json(path: Path, kind: type[T]) -> T:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        # Of the kinds that a value may have, the one that fits furthest says most.
+        first = max(error.errors(include_url=False), key=lambda found: len(found["loc"]))
         place = ".".join(str(part) for part in first["loc"])
         found = f", found {str(first['input'])[:60]!r}" if first["type"] != "json_invalid" else ""
         raise InputError(f"{path}: {place + ': ' * bool(place)}{first['msg']}{found}") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read UTF-8 text, with or without a byte order mark, as stripped lines."""
+    try:
+        return [line.strip() for line in path.read_text("utf-8-sig").split("\n")]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(f"{path}: cannot be read ({reason})") from error
 
 
 def holds(path: Path, *words: str) -> bool:
@@ -131,7 +141,7 @@ def box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
 
 def ellipse(x: float, y: float, radius_x: float, radius_y: float) -> np.ndarray:
     """Return points on an ellipse, float (N, 2), no further than a tenth of a pixel from it."""
-    count = int(np.ceil(8 + 8 * np.sqrt(max(radius_x, radius_y, 1))))
+    count = int(np.ceil(8 + 8 * np.sqrt(np.clip(max(radius_x, radius_y), 1, _FAR))))
     angle = np.arange(count) * 2 * np.pi / count
     return np.stack([x + radius_x * np.cos(angle), y + radius_y * np.sin(angle)], axis=1)
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from danet.datasets.exports.shapes import Export, Picture, Shape, box, holds, polygon
+from danet.datasets.exports import shapes as form
+from danet.datasets.exports.shapes import Export, Picture, Shape
 from danet.datasets.layout import SPLIT_OF, split_in
 from danet.datasets.listing import find_files
 from danet.errors import InputError
@@ -21,7 +22,7 @@ from danet.errors import InputError
 def find(root: Path) -> list[Path]:
     """Return the data.yaml, or another YAML file with the names of classes."""
     files = [root / name for name in find_files(root, (".yaml", ".yml"))]
-    return [path for path in files if holds(path, "names:")][:1]
+    return [path for path in files if form.holds(path, "names:")][:1]
 
 
 def read(files: Sequence[Path], root: Path) -> Export:
@@ -44,8 +45,8 @@ def read(files: Sequence[Path], root: Path) -> Export:
 def _settings(path: Path) -> dict[str, Any]:
     """Return the content of data.yaml with names as a list; raise InputError."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml.safe_load(path.read_bytes())
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict):
@@ -54,7 +55,7 @@ def _settings(path: Path) -> dict[str, Any]:
         names = [names[i] for i in range(len(names))]
     if not isinstance(names, list) or not names:
         raise InputError(f"{path}: names={names!r}: expected the names of the classes")
-    return {**content, "names": [str(name) for name in names]}
+    return {**content, "names": [*form.label_positions(map(str, names), path)]}
 
 
 def _places(settings: Mapping[str, Any], path: Path) -> dict[str | None, list[str]]:
@@ -77,8 +78,7 @@ def _images(root: Path, places: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for place in (root / place for place in places):
         if place.suffix == ".txt":
-            lines = place.read_text(encoding="utf-8").splitlines()
-            found += [root / line.strip() for line in lines if line.strip()]
+            found += [root / line for line in form.read_lines(place) if line]
         else:
             found += [place / name for name in find_files(place)]
     return list(dict.fromkeys(found))
@@ -90,12 +90,12 @@ def _picture(root: Path, image: Path, names: Sequence[str], split: str | None) -
     head, found, tail = str(image).rpartition("/images/")
     text = Path(f"{head}/labels/{tail}" if found else image).with_suffix(".txt")
     text = text if text.is_file() or not found else image.with_suffix(".txt")
-    lines = text.read_text(encoding="utf-8").splitlines() if text.is_file() else []
+    lines = form.read_lines(text) if text.is_file() else []
     shapes = [
         _shape(line.split(), names, text, i) for i, line in enumerate(lines, 1) if line.split()
     ]
     shapes.sort(key=lambda shape: -_area(shape.polygons[0]))  # stable: equal ones keep their order
-    split = split or split_in(image.relative_to(root))
+    split = split or split_in(image.parent.relative_to(root))
     return Picture(text, str(image), shapes, split=split, units=1.0)
 
 
@@ -116,10 +116,9 @@ def _shape(words: Sequence[str], names: Sequence[str], text: Path, line: int) ->
         )
     if len(numbers) == 4:  # of the centre, and the size
         x, y, width, height = numbers
-        ring = box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-    else:
-        ring = polygon(numbers, f"{text}, {where}")
-    return Shape(names[number], where, [ring])
+        corners = form.box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        numbers = corners.ravel().tolist()
+    return Shape(names[number], where, [form.polygon(numbers, f"{text}, {where}")])
 
 
 def _area(ring: np.ndarray) -> float:
