@@ -21,7 +21,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from danet.datasets.exports import coco, cvat, labelme, via, voc_masks, yolo
+from danet.datasets.exports import (
+    coco,
+    cvat,
+    label_studio,
+    labelme,
+    roboflow,
+    supervisely,
+    via,
+    voc_masks,
+    yolo,
+)
 from danet.datasets.exports.shapes import Export, Picture, paint
 from danet.datasets.labels import Color
 from danet.datasets.layout import stem_of
@@ -30,8 +40,9 @@ from danet.errors import InputError
 from danet.filesystem import file_lock, storage_errors
 
 FORMATS: dict[str, ModuleType] = {
-    **{"coco": coco, "cvat": cvat, "labelme": labelme, "via": via},
-    **{"voc_masks": voc_masks, "yolo": yolo},
+    **{"coco": coco, "cvat": cvat, "labelme": labelme, "label_studio": label_studio},
+    **{"roboflow": roboflow, "supervisely": supervisely, "via": via, "voc_masks": voc_masks},
+    **{"yolo": yolo},
 }
 """By the name of the setting ``data.format``."""
 _VERSION = b"1"  # raised when readers or painting give other masks
