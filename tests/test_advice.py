@@ -1042,7 +1042,7 @@ def assert_installs(command, extra):
     return target
 
 
-@pytest.mark.parametrize("extra", ["export", "hub", "timm"])
+@pytest.mark.parametrize("extra", ["export", "geo", "hub", "tiff", "timm"])
 def test_an_extra_is_installed_from_the_checkout(extra, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert assert_installs(extras.how_to_install(extra), extra) == f".[{extra}]"
