@@ -74,6 +74,7 @@ def _require(is_right: Any, key: str, value: Any, expected: str) -> None:
         raise InputError(f"data.{key}={value}: expected {expected}")
 
 
+@np.errstate(over="ignore")  # such as of nodata values: infinity counts as missing, too
 def as_input(image: np.ndarray) -> np.ndarray:
     """Return raw values in the type in which they enter a network: uint8, else float32."""
     return image if image.dtype == np.uint8 else image.astype(np.float32, copy=False)
