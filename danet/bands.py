@@ -28,7 +28,7 @@ class Bands:
     def show(self, image: np.ndarray) -> np.ndarray:
         """Return raw bands (H, W, N) as a picture, uint8 (H, W, 3), RGB, for drawing."""
         low, high = np.array(self.limits, np.float32)[list(self.rgb)].T
-        unit = (image[..., list(self.rgb)].astype(np.float32) - low) / (high - low)
+        unit = (as_input(image[..., list(self.rgb)]) - low) / (high - low)
         return np.rint(255 * np.nan_to_num(unit).clip(0, 1)).astype(np.uint8)
 
     def fill(self, image: np.ndarray, missing: np.ndarray) -> None:
