@@ -28,7 +28,7 @@ class Bands:
     def show(self, image: np.ndarray) -> np.ndarray:
         """Return raw bands (H, W, N) as a picture, uint8 (H, W, 3), RGB, for drawing."""
         low, high = np.array(self.limits, np.float32)[list(self.rgb)].T
-        unit = (image[..., list(self.rgb)].astype(np.float32) - low) / (high - low)
+        unit = (as_input(image[..., list(self.rgb)]) - low) / (high - low)
         return np.rint(255 * np.nan_to_num(unit).clip(0, 1)).astype(np.uint8)
 
     def fill(self, image: np.ndarray, missing: np.ndarray) -> None:
@@ -74,6 +74,7 @@ def _require(is_right: Any, key: str, value: Any, expected: str) -> None:
         raise InputError(f"data.{key}={value}: expected {expected}")
 
 
+@np.errstate(over="ignore")  # such as of nodata values: infinity counts as missing, too
 def as_input(image: np.ndarray) -> np.ndarray:
     """Return raw values in the type in which they enter a network: uint8, else float32."""
     return image if image.dtype == np.uint8 else image.astype(np.float32, copy=False)

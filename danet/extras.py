@@ -8,7 +8,8 @@ from pathlib import Path
 
 from danet.errors import InputError
 
-_EXTRAS = {"huggingface_hub": "hub", "timm": "timm", "tifffile": "tiff", "imagecodecs": "tiff"}
+_EXTRAS = {"huggingface_hub": "hub", "timm": "timm", "rasterio": "geo"}
+_EXTRAS |= {"tifffile": "tiff", "imagecodecs": "tiff"}
 
 
 def how_to_install(extra: str) -> str:

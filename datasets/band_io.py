@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from danet.bands import Bands
+from danet.bands import Bands, as_input
 from danet.datasets import image_io
 from danet.errors import InputError
 from danet.extras import require
@@ -34,14 +34,15 @@ def read_bands(
     is_array = path.suffix.lower() in (".tif", ".tiff", ".npy")
     whole, nodata = (_read_array if is_array else _read_picture)(path, max_pixels)
     if max(bands.channels) > (count := whole.shape[2]):
-        needed = f"data.channels asks for number {max(bands.channels)}"
-        raise InputError(f"{path}: {count} band(s), and {needed}: name those that all files have")
+        needed = f"{count} band(s), and data.channels asks for number {max(bands.channels)}"
+        raise InputError(f"{path}: {needed}; train with bands that all files have")
     image = whole[..., [n - 1 for n in bands.channels]]  # a copy
+    missing = image == nodata
     if image.dtype == bool:
         image = image * np.uint8(255)
-    elif image.dtype not in (np.uint8, np.uint16, np.int16):
-        image = image.astype(np.float32)
-    missing = ~np.isfinite(image) if nodata is None else ~np.isfinite(image) | (image == nodata)
+    elif image.dtype not in (np.uint16, np.int16):
+        image = as_input(image)
+    missing |= ~np.isfinite(image)
     if bands.is_8_bit and image.dtype != np.uint8:
         known = image[~missing]
         values = f"{known.min():g} to {known.max():g}" if known.size else "all of it missing"
@@ -54,24 +55,24 @@ def read_bands(
     return image, missing if missing.any() else None
 
 
-def _read_picture(path: Path, max_pixels: int) -> tuple[np.ndarray, None]:
+def _read_picture(path: Path, max_pixels: int) -> tuple[np.ndarray, float]:
     """Decode a PNG, JPEG, BMP or WebP to (H, W, bands); a palette becomes RGB."""
     with image_io.open_picture(path, max_pixels=max_pixels) as picture:
         if image_io.bit_depth(picture) == 8 or picture.mode.startswith("I"):
             image = np.asarray(picture.convert("RGB") if picture.mode in ("P", "PA") else picture)
-            return np.atleast_3d(image.astype(image.dtype.newbyteorder("="))), None
+            return np.atleast_3d(image.astype(image.dtype.newbyteorder("="))), math.nan
         # Pillow has 8 bits of colours, OpenCV all of them.
         data = np.frombuffer(picture.fp.getbuffer(), np.uint8)  # type: ignore[attr-defined]
         decoded: Any = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)  # BGR or BGRA
         if decoded is None:
             raise ValueError("pixels are missing")
         order = [0, 3] if picture.mode == "LA" else [2, 1, 0, 3][: decoded.shape[2]]
-        return decoded[..., order], None
+        return decoded[..., order], math.nan
 
 
-def _read_array(path: Path, max_pixels: int) -> tuple[np.ndarray, float | None]:
-    """Decode a .npy file, or the samples or equal pages of a TIFF, and its value of nothing."""
-    nodata: Any = None
+def _read_array(path: Path, max_pixels: int) -> tuple[np.ndarray, float]:
+    """Decode a .npy file, or the samples or equal pages of a TIFF, and its nodata value or NaN."""
+    nodata: Any = math.nan
     try:
         if path.suffix.lower() == ".npy":
             image = np.atleast_3d(np.load(path, mmap_mode="r", allow_pickle=False))
@@ -87,12 +88,10 @@ def _read_array(path: Path, max_pixels: int) -> tuple[np.ndarray, float | None]:
                 height, width = (series.shape[axis] for axis in axes)
                 image_io.refuse_size(path, width, height, max_pixels=max_pixels)
                 image = np.moveaxis(series.asarray(), axes, (0, 1)).reshape(height, width, -1)
-                nodata = series.pages[0].tags.valueof(_NODATA)  # type: ignore[union-attr]
+                nodata = series.pages[0].tags.valueof(_NODATA, nodata)  # type: ignore[union-attr]
         if image.ndim != 3 or image.dtype.kind not in "buif" or not image.size:
-            raise ValueError(
-                f"{image.dtype} {image.shape}, expected numbers (rows, columns, bands)"
-            )
-        return image, None if nodata is None else float(nodata)
+            raise ValueError(f"{image.dtype} {image.shape}, no numbers (rows, columns, bands)")
+        return image, float(nodata)
     except InputError:
         raise
     except Exception as error:  # of damaged files tifffile and its codecs raise anything

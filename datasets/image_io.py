@@ -174,6 +174,7 @@ class Levels(NamedTuple):
     after: int
     low: int
     high: int  # the range of the values on disk
+    bands: int  # without alpha
 
 
 def inspect_dropped(
@@ -189,18 +190,17 @@ def inspect_dropped(
             bands = int(picture.tag_v2.get(_BANDS, bands))  # type: ignore[attr-defined]
         # The further pages of a JPEG, as telephones write them, are previews of the first.
         pages = 1 if picture.format in ("JPEG", "MPO") else getattr(picture, "n_frames", 1)
-    found, levels = [], None
+    found, levels, is_alpha = [], None, mode in ("RGBA", "LA") and bands == len(mode)
     if bits > 8:
         found.append(f"{bits} bits become 8")
         after = np.unique(read_image(path, max_pixels=max_pixels)).size
         before = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)  # of colours Pillow has 8 bits only
         if before is not None:
             values = np.unique(np.atleast_3d(before)[..., :3])
-            levels = Levels(values.size, after, int(values[0]), int(values[-1]))
+            levels = Levels(values.size, after, int(values[0]), int(values[-1]), bands - is_alpha)
     kept = 1 if bands == 2 else 3
     if bands > kept and mode != "CMYK":
         extra = f"band {bands} is" if bands == kept + 1 else f"bands {kept + 1} to {bands} are"
-        is_alpha = mode in ("RGBA", "LA") and bands == kept + 1
         found.append(f"{extra} dropped" + " (alpha)" * is_alpha)
     if pages > 1:
         found.append("page 2 is dropped" if pages == 2 else f"pages 2 to {pages} are dropped")

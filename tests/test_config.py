@@ -111,6 +111,11 @@ def test_every_experiment_runs_a_step_on_the_meta_device(experiment):
         (f"{FOLDER} data.colors=3", "data.colors=3: expected a list, got 3"),
         (f"{FOLDER} data.classes=3", "data.classes=3: expected names"),
         (f"{FOLDER} data.num_classes=x", "data.num_classes=x: expected a whole"),
+        ("model.channels=4", "model.channels=4: it follows data.channels; leave it out"),
+        (
+            f"{FOLDER} data.channels=1 model.range=[0,9]",
+            "model.range=[0, 9]: it follows data.range",
+        ),
         ("model.align_corners=3", "model.align_corners=3: expected true or false, got 3"),
         ("data.dataset.size=${data.level}", "data.level=wide: expected a list, got the text"),
     ],

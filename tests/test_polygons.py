@@ -16,6 +16,9 @@ from conftest import call
 from PIL import Image
 from pycocotools.coco import COCO
 
+from danet.datasets.annotations import Annotations
+from danet.datasets.base import Reading
+from danet.datasets.lists import SplitRule
 from danet.prediction.annotations import Outlined, to_coco, to_cvat, to_labelme
 from danet.prediction.polygons import as_one_line, find_regions
 from danet.prediction.results import Results
@@ -69,6 +72,16 @@ def maps():
 def smooth_map(seed, size=(80, 110)):
     noise = np.random.default_rng(seed).normal(size=(5, *size))
     return np.argmax([cv2.GaussianBlur(plane, (0, 0), 4) for plane in noise], axis=0)
+
+
+def border_distance(classes):
+    """Returns how far each pixel is from the nearest that has a neighbour of another class."""
+    is_inner = np.ones(classes.shape, np.uint8)
+    for axis, place in ((0, np.s_[1:]), (1, np.s_[:, 1:])):
+        differs = np.diff(classes, axis=axis) != 0
+        is_inner[place][differs] = 0
+        is_inner[: differs.shape[0], : differs.shape[1]][differs] = 0
+    return cv2.distanceTransform(is_inner, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
 
 
 def as_map(classes):
@@ -137,13 +150,7 @@ def test_simplified_regions_differ_near_borders_alone_and_stay_neighbours(tolera
         assert (cover > 0).all()  # no gaps
         assert (cover > 1).mean() < 0.01
         found = paint(classes.shape, [(r.class_index, as_one_line(r)) for r in regions], value=-1)
-        is_inner = np.ones(classes.shape, np.uint8)
-        for axis, place in ((0, np.s_[1:]), (1, np.s_[:, 1:])):
-            differs = np.diff(classes, axis=axis) != 0
-            is_inner[place][differs] = 0
-            is_inner[: differs.shape[0], : differs.shape[1]][differs] = 0
-        distance = cv2.distanceTransform(is_inner, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        assert distance[found != classes].max(initial=0) <= tolerance + 1
+        assert (border_distance(classes)[found != classes] <= tolerance + 1).all()
 
 
 @pytest.mark.parametrize("tolerance", [0.5, 1, 2, 4])
@@ -264,6 +271,40 @@ def test_a_network_without_background_has_objects_alone():
     assert np.array_equal(coco["a.png"], classes + 1)
     assert b"<color>#010203</color>" in to_cvat([picture], legend)
     assert np.array_equal(read_labelme(to_labelme(picture, legend), legend.classes), classes)
+
+
+@pytest.mark.parametrize("tolerance", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["coco", "labelme", "cvat"])
+def test_a_data_set_of_the_polygons_has_the_map_but_for_pixels_at_borders(
+    tmp_path, kind, tolerance
+):
+    given, pictures = {f"图/{seed}.png": smooth_map(seed) for seed in range(2)}, []
+    root, images = tmp_path / kind, tmp_path / "pictures"
+    (root / "图").mkdir(parents=True)
+    (images / "图").mkdir(parents=True)
+    for name, classes in given.items():
+        Image.new("RGB", classes.shape[::-1]).save(images / name)
+        pictures.append(outlined(name, classes, tolerance))
+        if kind == "labelme":
+            shown = pictures[-1]._replace(path=f"../../pictures/{name}")
+            (root / name).with_suffix(".json").write_text(to_labelme(shown, LEGEND), "utf-8")
+    if kind == "coco":
+        (root / "annotations.json").write_text(to_coco(pictures, LEGEND), "utf-8")
+    if kind == "cvat":
+        (root / "annotations.xml").write_bytes(to_cvat(pictures, LEGEND))
+    data = Annotations(
+        root=root,
+        split="train",
+        classes=CLASSES,
+        images_dir=str(images),
+        split_rule=SplitRule(val_share=0),
+        reading=Reading(cache_dir=str(tmp_path / "cache")),
+    )
+    assert len(data) == len(given)
+    for item, sample in zip(data.items, data, strict=True):
+        classes = next(c for name, c in given.items() if item.image.endswith(name))
+        differs = np.asarray(sample.mask) != classes
+        assert (border_distance(classes)[differs] < tolerance).all()  # none differs at 0
 
 
 # --- tools/predict.py ---------------------------------------------------------------------------

@@ -120,9 +120,10 @@ def run(config: DictConfig) -> None:
             file=sys.stderr,
         )
     if problems:
+        number, problems = len(problems), [*dict.fromkeys(problems)]
         more = len(problems) - _MAX_LISTED
         raise InputError(
-            f"{len(problems)} of {len(sources)} files could not be read whole, the others are "
+            f"{number} of {len(sources)} files could not be read whole, the others are "
             "done:\n"
             + "\n".join(problems[:_MAX_LISTED])
             + (f"\nand {more} more" if more > 0 else "")
@@ -192,8 +193,10 @@ class PictureReader:
             self.bar.update()
 
     def _report(self, problem: InputError) -> None:
-        self.problems.append(str(problem))
-        self.bar.write(f"warning: {problem}", file=sys.stderr)
+        text = str(problem).replace("data.max_pixels", "max_pixels")
+        if text not in self.problems:  # such as of a package that all files need
+            self.bar.write(f"warning: {text}", file=sys.stderr)
+        self.problems.append(text)
 
 
 def refuse_settings(settings: PredictConfig) -> None:

@@ -240,6 +240,8 @@ def _value_errors(plain: Mapping[str, Any]) -> list[str]:
             errors.append(f"{key}={value}: expected a finite number")
         elif re.fullmatch(r"model\.(.+\.)?num_classes", key) and value != count:
             errors.append(f"{key}={value}: the data set has {count} classes; leave it out")
+        elif re.fullmatch(r"model\.(channels|range|rgb)", key) and value != data.get(key[6:]):
+            errors.append(f"{key}={value}: it follows data.{key[6:]}; leave it out")
         elif re.search(r"\.class_weights\[\d+\]$", key) and is_number(value) and value < 0:
             errors.append(f"{key}={value}: expected a number of at least 0")
         elif key.endswith(".class_weights") and isinstance(value, list) and len(value) != count:

@@ -108,8 +108,8 @@ def picture_notes(
         notes.append(
             f"warning: {where}{len(few)} of {count} images keep {_FEW} values or fewer as 8 bits: "
             f"{name} has {worst.before}, {worst.low} to {worst.high}, and keeps {worst.after}; "
-            "data.channels=1 data.range=auto keeps all values; or save all "
-            "images with 8 bits first, stretched alike, as by "
+            f"data.channels={worst.bands} data.range=auto keeps all values; or save all images "
+            "with 8 bits first, stretched alike, as by "
             f"numpy.interp(image, [{low}, {high}], [0, 255]).astype('uint8')"
         )
     return notes

@@ -87,10 +87,9 @@ def predictions(
 ) -> Iterator[np.ndarray]:
     """Yield the classes, uint8 or uint16 (H, W), of each image, in order.
 
-    Images are uint8 (H, W, 3), RGB, or raw bands (H, W, N).
-
-    The model is in eval mode. Up to ``batch_size`` consecutive images of one size pass together,
-    with at most PIXELS_PER_PASS pixels; only so many are held at a time.
+    Images are uint8 (H, W, 3), RGB, or raw bands (H, W, N). The model is in eval mode. Up to
+    ``batch_size`` consecutive images of one size pass together, with at most PIXELS_PER_PASS
+    pixels; only so many are held at a time.
     """
     device = next(model.parameters()).device
     for (height, width, _), alike in groupby(images, key=np.shape):

@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from danet.bands import Bands
+from danet.bands import Bands, as_input
 from danet.errors import InputError, StorageError, first_line
 from danet.evaluation.evaluate import Inference
 from danet.evaluation.sliding_window import MAX_PIXELS, TILE
@@ -96,10 +96,8 @@ def read_window(file: Any, window: Any, numbers: Sequence[int]) -> tuple[np.ndar
         where = f"{file.name}: rows {window[0]}, columns {window[1]} cannot be read"
         reason = f"({first_line(error.__cause__ or error)}); the file is cut off or damaged"
         raise InputError(f"{where} {reason}") from error
-    if pixels.dtype != np.uint8:
-        pixels = pixels.astype(np.float32)
-        valid &= np.isfinite(pixels)
-    return np.ascontiguousarray(pixels), valid
+    pixels = np.ascontiguousarray(as_input(pixels))
+    return pixels, valid & np.isfinite(pixels)
 
 
 def predict_raster(

@@ -182,6 +182,7 @@ def test_R13_pictures_that_keep_few_values_are_warned_of(values, shape, suffix, 
     low, high = array.min(), array.max()
     assert f"warning: train: {few}" in reported
     assert f"numpy.interp(image, [{low}, {high}], [0, 255]).astype('uint8')" in reported
+    assert f"data.channels={shape[2] if shape[2:] else 1} data.range=auto keeps all" in reported
     written = json.loads((site.folder / "report/report.json").read_text())
     assert any(note.startswith("warning: ") for note in written["splits"]["train"]["notes"])
     # Followed: all values come through, and nothing is left to warn of.
