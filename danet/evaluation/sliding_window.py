@@ -7,7 +7,7 @@ window covers are yielded, and what is kept is a band as high as a window.
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import product
+from itertools import chain, product
 from typing import NamedTuple
 
 import torch
@@ -184,13 +184,10 @@ def as_pieces(bands: Bands, left: int = 0) -> Iterator[Piece]:
 def sum_maps(maps: Iterable[Bands], height: int) -> Tensor:
     """Return the sum (B, K, H, W) of maps with ``height`` rows that come in bands."""
     total: Tensor | None = None
-    for bands in maps:
-        top = 0
-        for part in bands:
-            if total is None:
-                total = part.new_zeros(*part.shape[:2], height, part.shape[3])  # (B, K, H, W)
-            total[:, :, top : top + part.shape[2]] += part
-            top += part.shape[2]
+    for part, top, *_ in chain.from_iterable(map(as_pieces, maps)):
+        if total is None:
+            total = part.new_zeros(*part.shape[:2], height, part.shape[3])  # (B, K, H, W)
+        total[:, :, top : top + part.shape[2]] += part
     assert total is not None
     return total
 
