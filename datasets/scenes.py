@@ -17,6 +17,7 @@ are measured in ``Canvas.unit``.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -26,11 +27,11 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from danet.datasets.base import SegmentationDataset, Transform
+from danet.datasets.base import SegmentationDataset
 from danet.datasets.canvas import Box, Canvas, pick, shade, spread
 from danet.datasets.image_io import MAX_PIXELS
 from danet.datasets.labels import read_class_table
-from danet.datasets.reading import check_choice
+from danet.datasets.reading import check_choices
 from danet.errors import InputError
 
 _TABLE = read_class_table("scenes")
@@ -252,7 +253,7 @@ def expose(image: np.ndarray, rng: Random) -> np.ndarray:
 
 
 def draw_scene(
-    rng: Random, *, size: tuple[int, int], level: Level, cue_radius: float
+    rng: Random, *, size: Sequence[int], level: Level, cue_radius: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw one picture: (H, W, 3) uint8 RGB, and its mask, (H, W) uint8 class indices."""
     canvas = Canvas(*size, background=SKY)
@@ -271,6 +272,7 @@ def draw_scene(
     return expose(canvas.image, rng), canvas.mask
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Scenes(SegmentationDataset):
     """Draws street scenes with two pairs of classes that only a distant cue distinguishes.
 
@@ -293,44 +295,37 @@ class Scenes(SegmentationDataset):
     far_pairs = (("bus", "tram"), ("kiosk", "booth"))
     splits = ("train", "val", "test")
 
-    def __init__(
-        self,
-        *,
-        split: str,
-        lengths: Mapping[str, int],
-        size: Sequence[int],
-        seed: int = 0,
-        level: Level = "wide",
-        cue_radius: float = 4,
-        transform: Transform | None = None,
-    ) -> None:
-        super().__init__(split=split, transform=transform)
-        if split not in self.splits:
-            raise InputError(f"Scenes: split={split!r} is not one of {', '.join(self.splits)}")
-        if lengths.get(split, 0) < 1:
-            what = f"must give split {split!r} 1 picture or more"
-            raise InputError(f"Scenes: lengths={dict(lengths)} {what}")
-        height, width = size if len(size) == 2 else (0, 0)
+    lengths: Mapping[str, int]
+    size: Sequence[int]
+    seed: int = 0
+    level: Level = "wide"
+    cue_radius: float = 4
+
+    def __post_init__(self) -> None:
+        if self.split not in self.splits:
+            raise InputError(f"Scenes: split={self.split!r} is not one of {', '.join(self.splits)}")
+        if self.lengths.get(self.split, 0) < 1:
+            what = f"must give split {self.split!r} 1 picture or more"
+            raise InputError(f"Scenes: lengths={dict(self.lengths)} {what}")
+        height, width = self.size if len(self.size) == 2 else (0, 0)
         if not MIN_HEIGHT <= height <= width or height * width > MAX_PIXELS:
             raise InputError(
-                f"Scenes: size={list(size)} must be [height, width], {MIN_HEIGHT} or more high, at "
-                f"least as wide as high, and {MAX_PIXELS} pixels or fewer"
+                f"Scenes: size={list(self.size)} must be [height, width], {MIN_HEIGHT} or more "
+                f"high, at least as wide as high, and {MAX_PIXELS} pixels or fewer"
             )
-        check_choice("level", level, Level)
+        check_choices(self)
         largest = min(0.2 * height, 0.07 * width)  # that fits into the narrowest landmark
-        if not 1 <= cue_radius <= largest:
+        if not 1 <= self.cue_radius <= largest:
             where = f"1..{largest:g} for pictures of {height} x {width} (height x width)"
-            raise InputError(f"Scenes: cue_radius={cue_radius} must be in {where}")
-        self.length, self.size, self.seed = lengths[split], (height, width), seed
-        self.level, self.cue_radius = level, cue_radius
+            raise InputError(f"Scenes: cue_radius={self.cue_radius} must be in {where}")
 
     def __len__(self) -> int:
-        return self.length
+        return self.lengths[self.split]
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
         """Draw RGB uint8 (H, W, 3) and classes uint8 (H, W); the name is such as val_000012."""
-        if not 0 <= index < self.length:
-            raise IndexError(f"Scenes: index={index} is not in 0..{self.length - 1}")
+        if not 0 <= index < len(self):
+            raise IndexError(f"Scenes: index={index} is not in 0..{len(self) - 1}")
         # A str is hashed by SHA-512, not hash().
         rng = Random(f"{self.seed}/{self.split}/{index}")
         drawn = draw_scene(rng, size=self.size, level=self.level, cue_radius=self.cue_radius)

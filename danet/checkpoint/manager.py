@@ -5,9 +5,10 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,7 @@ def set_aside(path: Path, name: str) -> Path:
     return path.replace(aside)  # not removed: other names of this file may be gone
 
 
+@dataclass(eq=False, repr=False)
 class CheckpointManager:
     """Writes the checkpoints of a run into its folder, on rank 0; other ranks write nothing.
 
@@ -71,31 +73,19 @@ class CheckpointManager:
 
     A failed write never ends the run on the spot, since the other ranks would wait for this one:
     it is kept, and ``status`` raises a flag that all ranks obey at the same step.
-
-    Args:
-        folder: Of the run.
-        policy: When to save and what to keep.
-        metadata: Entries of every checkpoint, such as the config.
-        best: (score, step) of the best so far, from a resumed run.
-        warn: Called with one line for each failed write that stops nothing.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        policy: "TrainSettings",
-        *,
-        metadata: Mapping[str, Any] | None = None,
-        best: Iterable[tuple[float, int]] = (),
-        warn: Callable[[str], None] = print,
-    ) -> None:
-        self.folder = folder
-        self.policy = policy
-        self.metadata = dict(metadata or {})
+    folder: Path  # of the run
+    policy: "TrainSettings"  # when to save and what to keep
+    _: KW_ONLY
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # entries of every checkpoint
+    best: Sequence[tuple[float, int]] = ()  # scores and steps so far, from a resumed run
+    warn: Callable[[str], None] = print  # for each failed write that stops nothing
+
+    def __post_init__(self) -> None:
         # A checkpoint that was deleted or moved must not keep later ones from being the best.
-        self.best = [(score, step) for score, step in best if path_at(folder, step).exists()]
-        self._warn = warn
-        self._only_warns = policy.on_storage_error == "warn"
+        self.best = [(x, step) for x, step in self.best if path_at(self.folder, step).exists()]
+        self._only_warns = self.policy.on_storage_error == "warn"
         # A thread is enough, since hashing and writing release the GIL; one keeps the order.
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
@@ -165,7 +155,7 @@ class CheckpointManager:
         """Wait for the write under way, and end the thread."""
         try:
             if error := self.finish():
-                self._warn(str(error))
+                self.warn(str(error))
         finally:
             self._thread.shutdown()
 
@@ -191,7 +181,7 @@ class CheckpointManager:
             text = f"{self.folder}: a checkpoint could not be written ({error})"
             self._error = error if isinstance(error, StorageError) else StorageError(text)
             if self._only_warns and warn:
-                self._warn(f"{self._error}; the training goes on (trainer.on_storage_error=warn)")
+                self.warn(f"{self._error}; the training goes on (trainer.on_storage_error=warn)")
 
     def _write(self, content: checkpoint_format.Checkpoint, step: int, is_best: bool) -> None:
         path, best = path_at(self.folder, step), self.folder / "best.pt"

@@ -100,17 +100,12 @@ def picture_notes(
         f"{where}{len(names)} of {count} images: {remark}: {', '.join(names[:_MAX_NAMES])}"
         for remark, names in sorted(named.items())
     ]
-    quantized = [(name, levels) for name, _, levels in pictures if levels is not None]
-    few = [(name, of) for name, of in quantized if of.after <= _FEW and of.low < of.high]
+    few = [(n, of) for n, _, of in pictures if of and of.after <= _FEW and of.low < of.high]
     if few:
-        name, worst = min(few, key=lambda pair: pair[1].after)
-        low, high = min(of.low for _, of in few), max(of.high for _, of in few)
         notes.append(
             f"warning: {where}{len(few)} of {count} images keep {_FEW} values or fewer as 8 bits: "
-            f"{name} has {worst.before}, {worst.low} to {worst.high}, and keeps {worst.after}; "
-            f"data.channels={worst.bands} data.range=auto keeps all values; or save all images "
-            "with 8 bits first, stretched alike, as by "
-            f"numpy.interp(image, [{low}, {high}], [0, 255]).astype('uint8')"
+            f"{', '.join(name for name, _ in few[:_MAX_NAMES])}; "
+            f"data.channels={few[0][1].bands} data.range=auto keeps all values"
         )
     return notes
 

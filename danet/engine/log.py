@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,48 +22,41 @@ from danet.filesystem import atomic_write
 from danet.plain import is_number
 
 
+@dataclass(eq=False, repr=False)
 class RunLog:
     """Writes the metrics of a run; on all processes but the first it does nothing.
-
-    Args:
-        folder: Of the run; None for a log that writes nothing.
-        step, steps: Where the run starts or continues, and ends. Lines of later steps are dropped.
-        classes: Names for the tables of scores.
-        config, run_id: Of the run, for the trackers.
-        log_to: Names of trackers, see danet.engine.trackers.
-        count: Returns numbers of this process; the lines of training have their sums over all.
 
     Attributes:
         trackers: By name, those that have not failed; none on other processes.
     """
 
-    def __init__(
-        self,
-        folder: Path | None,
-        *,
-        step: int,
-        steps: int,
-        classes: Sequence[str] = (),
-        config: Mapping[str, Any] | None = None,
-        log_to: Sequence[str] = ("tensorboard",),
-        run_id: str = "",
-        count: Callable[[], Mapping[str, float]] = dict,
-    ) -> None:
-        self.folder, self.classes, self.config = folder, classes, config or {}
-        self._count = count
+    folder: Path | None  # of the run; None for a log that writes nothing
+    _: KW_ONLY
+    step: int  # where the run starts or continues; lines of later steps are dropped
+    steps: int  # where it ends
+    classes: Sequence[str] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    log_to: Sequence[str] = ("tensorboard",)  # see danet.engine.trackers
+    run_id: str = ""
+    # Numbers of this process; the lines of training have their sums over all.
+    count: Callable[[], Mapping[str, float]] = dict
+
+    def __post_init__(self) -> None:
         self._has_warned = self._has_partial_line = False
         self.trackers: dict[str, Tracker] = {}
-        if folder is not None:
-            self._path = folder / "metrics.jsonl"
-            _drop_lines_after(self._path, step)
+        if self.folder is not None:
+            self._path = self.folder / "metrics.jsonl"
+            _drop_lines_after(self._path, self.step)
             # ``run`` (folder, name, trackers) differs between runs and explains no score.
             settings = plain_settings({k: v for k, v in self.config.items() if k != "run"})
-            for name in log_to:
+            for name in self.log_to:
                 with self._leaving_out(name):
-                    self.trackers[name] = TRACKERS[name](folder, step, run_id, settings)
+                    made = TRACKERS[name](self.folder, self.step, self.run_id, settings)
+                    self.trackers[name] = made
         # tqdm redraws ten times a second by default, which fills the log file of a batch job.
+        off = self.folder is None
         self._bar = tqdm(
-            None, "train", steps, initial=step, unit="step", mininterval=1, disable=folder is None
+            None, "train", self.steps, initial=self.step, unit="step", mininterval=1, disable=off
         )
 
     def advance(self) -> None:
@@ -106,7 +100,7 @@ class RunLog:
         """Log a step: losses by name, rates and throughput, the counters of all processes."""
         named = {f"loss_{name}": loss for name, loss in losses.items()}
         values = {"loss": sum(losses.values()), **named, **figures}
-        for name, count in self._count().items():
+        for name, count in self.count().items():
             values[name] = sum(collectives.gather(count))  # a collective: on all ranks
         shown = {"loss": f"{values['loss']:.3f}", "waiting": f"{values['data_waiting']:.0%}"}
         self._bar.set_postfix(shown, refresh=False)  # drawn with the next step

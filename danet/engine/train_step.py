@@ -7,6 +7,7 @@ micro-batches and processes are divided by the common number (see ``danet.losses
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -30,29 +31,20 @@ Divisors = Mapping[str, Sequence[Tensor]]
 MOST_OVERFLOWS = 30  # overflows in a row after which a float16 run ends; each halves the loss scale
 
 
+@dataclass(eq=False, repr=False)
 class TrainStep:
-    """Updates a network from the micro-batches of a step; owns all that an update changes.
+    """Updates a network from the micro-batches of a step; owns all that an update changes."""
 
-    Args:
-        model: Maps images to a SegmentationOutput; on the device that trains.
-        criterion: Gives named, weighted loss terms, which are summed.
-        optimizer: Over the parameters of the model; its groups have ``base_lr``.
-        schedule, settings: Factor of the base rates by step; the config group ``trainer``.
-        num_classes: K.
-    """
+    model: nn.Module  # maps images to a SegmentationOutput; on the device that trains
+    criterion: DeepSupervision  # gives named, weighted loss terms, which are summed
+    optimizer: torch.optim.Optimizer  # over the parameters of the model; groups have ``base_lr``
+    schedule: Schedule  # factor of the base rates by step
+    settings: TrainSettings  # the config group ``trainer``
+    _: KW_ONLY
+    num_classes: int
 
-    def __init__(
-        self,
-        model: nn.Module,
-        criterion: DeepSupervision,
-        optimizer: torch.optim.Optimizer,
-        schedule: Schedule,
-        settings: TrainSettings,
-        *,
-        num_classes: int,
-    ) -> None:
-        self.model, self.criterion, self.optimizer = model, criterion, optimizer
-        self.schedule, self.settings, self.num_classes = schedule, settings, num_classes
+    def __post_init__(self) -> None:
+        model, criterion, settings = self.model, self.criterion, self.settings
         self.device = device = next(model.parameters()).device
         self.dtype = choose_precision(settings.precision, device)
         self.is_tf32 = settings.precision == "tf32"

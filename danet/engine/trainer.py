@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from danet.evaluation.metrics import ConfusionMatrix
 from danet.types import Batch
 
 
+@dataclass(eq=False, repr=False)
 class Trainer:
     """Trains a network, evaluates it (or its moving average) and saves checkpoints.
 
@@ -37,22 +39,19 @@ class Trainer:
     and get equal numbers. Without it checkpoints are saved at the same steps.
     """
 
-    def __init__(
-        self,
-        train_step: TrainStep,
-        checkpoints: CheckpointManager,
-        log: RunLog,
-        evaluate: Callable[[nn.Module, int], tuple[ConfusionMatrix, float]] | None,
-    ) -> None:
-        self.train_step, self.checkpoints = train_step, checkpoints
-        self.log, self.evaluate = log, evaluate
-        self.settings = settings = train_step.settings
+    train_step: TrainStep
+    checkpoints: CheckpointManager
+    log: RunLog
+    evaluate: Callable[[nn.Module, int], tuple[ConfusionMatrix, float]] | None
+
+    def __post_init__(self) -> None:
+        self.settings = settings = self.train_step.settings
         self.step = self.evaluated_at = 0
         self.last_step = min(settings.stop_at or settings.steps, settings.steps)
         self.best = Best(settings)
         self.scores: dict[str, float] | None = None
         self.agreement = Agreement()
-        self.guard = NonFiniteGuard(checkpoints.folder)
+        self.guard = NonFiniteGuard(self.checkpoints.folder)
         self.restart_clock()
 
     def fit(self, batches: Iterator[Batch]) -> None:

@@ -65,11 +65,6 @@ class OfficialScorer:
         key = truth.astype(np.int64) * self.size + prediction  # (H, W); too large for uint8
         self.matrix += np.bincount(key.ravel(), minlength=self.size**2).reshape(self.matrix.shape)
 
-    def update_classes(self, matrix: np.ndarray, ids: Sequence[int]) -> None:
-        """Add a confusion matrix (K, K) of classes, of which class i has the label ``ids[i]``."""
-        # It lacks pixels whose truth is ignored, which no score uses.
-        self.matrix[np.ix_(ids, ids)] += matrix
-
     def update_instances(self, prediction: np.ndarray, instances: np.ndarray) -> None:
         """Count the instances of an image, from label ids, (H, W), and instance ids of that size.
 

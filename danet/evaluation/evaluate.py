@@ -5,6 +5,7 @@ The base lies outside of the modules whose classes a config may name.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, get_args
 
@@ -21,17 +22,19 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 """In which a network computes; logits are summed and compared in float32 always."""
 
 
+@dataclass(kw_only=True, eq=False)
 class Inference(ABC):
     """Base of the inference modes, which define ``bands``.
 
     ``precision`` is that of the network's operations, whatever its training used.
     """
 
-    def __init__(self, precision: Precision) -> None:
-        if precision not in get_args(Precision):
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
             expected = ", ".join(get_args(Precision))
-            raise ValueError(f"precision={precision!r} is not one of {expected}")
-        self.precision = precision
+            raise ValueError(f"precision={self.precision!r} is not one of {expected}")
 
     @abstractmethod
     def bands(self, model: nn.Module, image: Tensor) -> Iterator[Tensor]:
@@ -82,12 +85,12 @@ class Inference(ABC):
         return logits.float()
 
 
+@dataclass(kw_only=True, eq=False)
 class WindowInference(Inference):
     """Base of the modes that run ``probabilities`` on the windows of an image, or on all of it."""
 
-    def __init__(self, windows: Windows, *, flip: bool, precision: Precision) -> None:
-        super().__init__(precision)
-        self.windows, self.flip = windows, flip
+    flip: bool = False
+    windows: Windows = field(init=False)
 
     def bands(self, model: nn.Module, image: Tensor) -> Iterator[Tensor]:
         """Yield the probabilities from top to bottom, (B, K, rows, W) each."""

@@ -10,6 +10,7 @@ import copy
 from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,24 +25,16 @@ _TILES = 256  # tiles at a time: 75 MB of transformed input with 2048 channels; 
 # y = A' ((G w) * (B' x)) by Cook and Toom, at five points and at infinity. The largest rounding
 # error is about 2e-5 of a map's standard deviation: a third of that with the usual points 0, 1, -1,
 # 2, -2, and two to five times that of a direct convolution.
-_POINTS = torch.tensor([0, 1, -1, 1 / 2, -2], dtype=torch.float64)
-_PRODUCTS = torch.tensor([1, 3, -3, -15 / 16, 15], dtype=torch.float64)  # of differences to others
-_POWERS = _POINTS[:, None] ** torch.arange(_OUT)  # (5, 4)
+_POINTS = np.array([0, 1, -1, 1 / 2, -2])
+_POWERS = torch.from_numpy(_POINTS[:, None] ** np.arange(_OUT))  # (5, 4)
+_OTHERS = [np.delete(_POINTS, i) for i in range(5)]
+_PRODUCTS = torch.tensor([np.prod(x - others) for x, others in zip(_POINTS, _OTHERS, strict=True)])
 _OUTPUTS = F.pad(_POWERS.T, (0, 1))  # A', (4, 6)
 _WEIGHTS = F.pad(_POWERS[:, :3] / _PRODUCTS[:, None], (0, 0, 0, 1))  # G, (6, 3)
 # At infinity a polynomial has the value of its leading coefficient.
 _OUTPUTS[-1, -1] = _WEIGHTS[-1, -1] = 1
-_INPUTS = torch.tensor(
-    [
-        [1, -3 / 2, -2, 3 / 2, 1, 0],
-        [0, -1, 1 / 2, 5 / 2, 1, 0],
-        [0, 1, -5 / 2, 1 / 2, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 1 / 2, -1, -1 / 2, 1, 0],
-        [0, 1, -3 / 2, -2, 3 / 2, 1],
-    ],
-    dtype=torch.float64,
-)  # B', (6, 6)
+# Coefficients, from x^0 on, of the polynomials that are 0 at all other points: B', (6, 6).
+_INPUTS = torch.tensor([[*np.poly(x)[::-1], 0][:_IN] for x in [*_OTHERS, _POINTS]])
 # Both axes at once: a tile is a vector of 36 pixels.
 _TO_TILES = torch.kron(_INPUTS, _INPUTS).float()  # (36, 36)
 _FROM_TILES = torch.kron(_OUTPUTS, _OUTPUTS).float()  # (16, 36)

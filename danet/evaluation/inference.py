@@ -16,12 +16,13 @@ modes share:
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from danet.evaluation.evaluate import Precision, WindowInference
+from danet.evaluation.evaluate import WindowInference
 from danet.evaluation.sliding_window import MAX_PIXELS, Piece, Windows, resize_bands, sum_maps
 from danet.ops.resize import resize
 
@@ -29,13 +30,15 @@ LARGEST_SCALE = 16.0
 """Of an image; the papers go up to 2.25. A config may come with somebody else's checkpoint."""
 
 
+@dataclass(kw_only=True, eq=False)
 class Whole(WindowInference):
     """One pass over the whole image."""
 
-    def __init__(
-        self, *, flip: bool = False, max_pixels: int = MAX_PIXELS, precision: Precision = "float32"
-    ) -> None:
-        super().__init__(Windows(max_pixels=max_pixels), flip=flip, precision=precision)
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.windows = Windows(max_pixels=self.max_pixels)
 
     def pieces(self, model: nn.Module, image: Tensor) -> Iterator[Piece]:
         """Yield what ``bands`` does, or the logits where one pass without mirror image gives it."""
@@ -45,49 +48,39 @@ class Whole(WindowInference):
         return iter([Piece(self.logits(model, image), are_logits=True)])
 
 
+@dataclass(kw_only=True, eq=False)
 class Sliding(WindowInference):
     """Windows of one size over the image; where they overlap, probabilities are averaged."""
 
-    def __init__(
-        self,
-        *,
-        crop: Sequence[int],
-        stride: Sequence[int],
-        flip: bool = False,
-        windows_per_batch: int | None = None,
-        precision: Precision = "float32",
-    ) -> None:
-        windows = Windows(crop, stride, windows_per_batch, mirrored=flip)
-        super().__init__(windows, flip=flip, precision=precision)
+    crop: Sequence[int]
+    stride: Sequence[int]
+    windows_per_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        places = self.crop, self.stride, self.windows_per_batch
+        self.windows = Windows(*places, mirrored=self.flip)
 
 
+@dataclass(kw_only=True, eq=False)
 class MultiScale(WindowInference):
-    """Mean of the probabilities at several scales, each resized to the size of the image.
+    """Mean of the probabilities at several scales, each resized to the size of the image."""
 
-    Args:
-        scales: Factors of the image's size.
-        crop, stride: None runs each scale whole.
-        max_pixels: Of the image and, without ``crop``, of each resized one. The windows of a larger
-            image are images of their own, each with all its scales.
-    """
+    scales: Sequence[float]  # factors of the image's size
+    flip: bool = True
+    crop: Sequence[int] | None = None  # without it and ``stride`` each scale is run whole
+    stride: Sequence[int] | None = None
+    windows_per_batch: int | None = None
+    # Of the image and, without ``crop``, of each resized one. The windows of a larger image are
+    # images of their own, each with all its scales.
+    max_pixels: int = MAX_PIXELS
 
-    def __init__(
-        self,
-        *,
-        scales: Sequence[float],
-        flip: bool = True,
-        crop: Sequence[int] | None = None,
-        stride: Sequence[int] | None = None,
-        windows_per_batch: int | None = None,
-        max_pixels: int = MAX_PIXELS,
-        precision: Precision = "float32",
-    ) -> None:
-        require_factors("scales", scales, LARGEST_SCALE)
-        super().__init__(Windows(max_pixels=max_pixels), flip=flip, precision=precision)
-        self.scales = tuple(float(scale) for scale in scales)
-        self.windows_at_scale = Windows(
-            crop, stride, windows_per_batch, max_pixels=max_pixels, mirrored=flip
-        )
+    def __post_init__(self) -> None:
+        require_factors("scales", self.scales, LARGEST_SCALE)
+        super().__post_init__()
+        self.windows = Windows(max_pixels=self.max_pixels)
+        places = self.crop, self.stride, self.windows_per_batch
+        self.windows_at_scale = Windows(*places, max_pixels=self.max_pixels, mirrored=self.flip)
 
     def probabilities(self, model: nn.Module, image: Tensor) -> Tensor:
         """Compute the mean over the scales, (B, K, h, w), of images or windows (B, 3, h, w)."""

@@ -7,13 +7,14 @@ claims. Both are modes, too; arguments that are not described here are those of 
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danet.errors import InputError
-from danet.evaluation.evaluate import Inference, Precision
+from danet.evaluation.evaluate import Inference
 from danet.evaluation.inference import LARGEST_SCALE, require_factors
 from danet.evaluation.sliding_window import Windows, resize_bands, sum_bands
 from danet.ops.resize import resize
@@ -21,6 +22,7 @@ from danet.ops.resize import resize
 _MAX_SIDE = 1 << 15  # pixels of the long side of a scaled image, and of a window
 
 
+@dataclass(kw_only=True, eq=False)
 class AuthorsProtocol(Inference):
     """The procedure of the released DANet's test script (its ``MultiEvalModule``).
 
@@ -30,37 +32,26 @@ class AuthorsProtocol(Inference):
     overlap, the mean is taken of exp(logits), not of probabilities; with ``flip`` of
     exp(logits + logits of the mirror image, mirrored). These scores are resized to the image and
     summed over the scales, so that a scale weighs more where the logits are larger.
-
-    Args:
-        base_size: Length of the long side at scale 1.
-        crop: Side of the square windows.
-        scales: Factors of ``base_size``.
-        stride_rate: Step of the windows as a part of ``crop``.
-        flip: Whether to run the mirror image, too; the script always does.
     """
 
-    def __init__(
-        self,
-        *,
-        base_size: int,
-        crop: int,
-        scales: Sequence[float],
-        stride_rate: float,
-        flip: bool = True,
-        precision: Precision = "float32",
-    ) -> None:
-        super().__init__(precision)
-        for name, side in (("base_size", base_size), ("crop", crop)):
+    base_size: int  # length of the long side at scale 1
+    crop: int  # side of the square windows
+    scales: Sequence[float]  # factors of ``base_size``
+    stride_rate: float  # step of the windows as a part of ``crop``
+    flip: bool = True  # run the mirror image, too; the script always does
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        crop, rate = self.crop, self.stride_rate
+        for name, side in (("base_size", self.base_size), ("crop", crop)):
             if not 32 <= side <= _MAX_SIDE:
                 raise ValueError(f"{name}={side} is not in 32..{_MAX_SIDE}")
-        require_factors("scales", scales, _MAX_SIDE / base_size)
-        if not 0 < stride_rate <= 1 or int(crop * stride_rate) < 1:
+        require_factors("scales", self.scales, _MAX_SIDE / self.base_size)
+        if not 0 < rate <= 1 or int(crop * rate) < 1:
             low = math.ceil(10_000 / crop) / 10_000  # a stride of one pixel, rounded up
-            raise ValueError(f"stride_rate={stride_rate}: expected a rate of {low:g} to 1")
-        self.base_size, self.crop, self.flip = base_size, crop, flip
-        self.scales = tuple(float(scale) for scale in scales)
-        self.stride = int(crop * stride_rate)
-        self.windows = Windows((crop, crop), (self.stride, self.stride), mirrored=flip)
+            raise ValueError(f"stride_rate={rate}: expected a rate of {low:g} to 1")
+        self.stride = int(crop * rate)
+        self.windows = Windows((crop, crop), (self.stride, self.stride), mirrored=self.flip)
 
     def bands(self, model: nn.Module, image: Tensor) -> Iterator[Tensor]:
         """Yield the sums of exp(logits) from top to bottom, which do not add up to 1.
@@ -105,44 +96,35 @@ class AuthorsProtocol(Inference):
         return logits.exp_()
 
 
+@dataclass(kw_only=True, eq=False)
 class MMSegProtocol(Inference):
     """The procedure of mmsegmentation's test loop and test-time augmentation (release 1.2).
 
     An image is resized as bytes, without aligned corners. Logits are averaged where windows
     overlap, and resized to the image; with several ratios or mirror images the softmax of each
     pass is taken there, and their mean.
-
-    Args:
-        scale: Longest and shortest side (2048, 512) that an image is resized to fit, keeping its
-            aspect ratio; None leaves its size.
-        ratios: Factors of that.
-        flip: Whether every ratio has a pass of the mirror image, too.
-        crop, stride: None passes images whole.
-        align_corners: How logits are resized; None follows the network.
-        max_pixels: Of a resized image that passes whole.
     """
 
-    def __init__(
-        self,
-        *,
-        scale: Sequence[int] | None = None,
-        ratios: Sequence[float] = (1.0,),
-        flip: bool = False,
-        crop: Sequence[int] | None = None,
-        stride: Sequence[int] | None = None,
-        align_corners: bool | None = None,
-        max_pixels: int = 2**23,
-        precision: Precision = "float32",
-    ) -> None:
-        super().__init__(precision)
+    # Longest and shortest side, (2048, 512), that an image is resized to fit, keeping its aspect
+    # ratio; None leaves its size.
+    scale: Sequence[int] | None = None
+    ratios: Sequence[float] = (1.0,)  # factors of that
+    flip: bool = False  # every ratio has a pass of the mirror image, too
+    crop: Sequence[int] | None = None  # without it and ``stride`` images pass whole
+    stride: Sequence[int] | None = None
+    align_corners: bool | None = None  # how logits are resized; None follows the network
+    max_pixels: int = 2**23  # of a resized image that passes whole
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        scale = self.scale
         if scale is not None and (len(scale) != 2 or min(scale) < 32):
             raise ValueError(f"scale={list(scale)} is not [long, short] of at least 32")
-        require_factors("ratios", ratios, _MAX_SIDE / max(scale) if scale else LARGEST_SCALE)
+        largest = _MAX_SIDE / max(scale) if scale else LARGEST_SCALE
+        require_factors("ratios", self.ratios, largest)
         self.box = (max(scale), min(scale)) if scale else None
-        self.ratios = tuple(float(ratio) for ratio in ratios)
-        self.mirrored = (False, True) if flip else (False,)
-        self.align_corners = align_corners
-        self.windows = Windows(crop, stride, max_pixels=max_pixels)
+        self.mirrored = (False, True) if self.flip else (False,)
+        self.windows = Windows(self.crop, self.stride, max_pixels=self.max_pixels)
 
     def bands(self, model: nn.Module, image: Tensor) -> Iterator[Tensor]:
         """Yield the probabilities from top to bottom, (B, K, rows, W) each."""

@@ -7,7 +7,8 @@ window covers are yielded, and what is kept is a band as high as a window.
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import product
+from dataclasses import KW_ONLY, dataclass
+from itertools import chain, product
 from typing import NamedTuple
 
 import torch
@@ -44,30 +45,25 @@ class Piece(NamedTuple):
         return slice(None), slice(self.top, below), slice(self.left, right)
 
 
+@dataclass(eq=False)
 class Windows:
     """Cuts images into overlapping windows of one size.
 
     Windows start every ``stride`` pixels; the last of an axis is moved back to end at the border,
     so every window is full. In an axis where the image is smaller than the window, it is whole.
-
-    Args:
-        crop: Height and width of the window, at least 32; None passes images whole.
-        stride: Step in each axis, at most ``crop``; None without ``crop``.
-        per_batch: Windows of a forward pass; None for as many as PIXELS_PER_PASS allows.
-        max_pixels: Without ``crop``, a larger image is done in windows of TILE after all, which is
-            noted on stderr the first time.
-        mirrored: Whether the function that is run on windows doubles them with their mirror images.
     """
 
-    def __init__(
-        self,
-        crop: Sequence[int] | None = None,
-        stride: Sequence[int] | None = None,
-        per_batch: int | None = None,
-        *,
-        max_pixels: int = MAX_PIXELS,
-        mirrored: bool = False,
-    ) -> None:
+    crop: Sequence[int] | None = None  # height and width, at least 32; None passes images whole
+    stride: Sequence[int] | None = None  # step in each axis, at most ``crop``; None without it
+    per_batch: int | None = None  # windows of a pass; None for what PIXELS_PER_PASS allows
+    _: KW_ONLY
+    # Without ``crop``, a larger image is done in windows of TILE after all, which is noted on
+    # stderr the first time.
+    max_pixels: int = MAX_PIXELS
+    mirrored: bool = False  # whether what is run on windows doubles them with mirror images
+
+    def __post_init__(self) -> None:
+        crop, stride, per_batch = self.crop, self.stride, self.per_batch
         if crop is None or stride is None:
             if crop is not stride:
                 raise ValueError(f"crop={crop} and stride={stride}: give both, or neither")
@@ -80,10 +76,8 @@ class Windows:
             raise ValueError(f"{larger}: pixels would be left out")
         if per_batch is not None and per_batch < 1:
             raise ValueError(f"windows_per_batch={per_batch} is not at least 1, or null")
-        if max_pixels < 32 * 32:
-            raise ValueError(f"max_pixels={max_pixels} is not at least 1024 (32 x 32)")
-        self.crop, self.stride, self.per_batch = crop, stride, per_batch
-        self.max_pixels, self.mirrored = max_pixels, mirrored
+        if self.max_pixels < 32 * 32:
+            raise ValueError(f"max_pixels={self.max_pixels} is not at least 1024 (32 x 32)")
         self._is_noted = False
 
     def grid(self, image: Tensor) -> Grid:
@@ -184,13 +178,10 @@ def as_pieces(bands: Bands, left: int = 0) -> Iterator[Piece]:
 def sum_maps(maps: Iterable[Bands], height: int) -> Tensor:
     """Return the sum (B, K, H, W) of maps with ``height`` rows that come in bands."""
     total: Tensor | None = None
-    for bands in maps:
-        top = 0
-        for part in bands:
-            if total is None:
-                total = part.new_zeros(*part.shape[:2], height, part.shape[3])  # (B, K, H, W)
-            total[:, :, top : top + part.shape[2]] += part
-            top += part.shape[2]
+    for part, top, *_ in chain.from_iterable(map(as_pieces, maps)):
+        if total is None:
+            total = part.new_zeros(*part.shape[:2], height, part.shape[3])  # (B, K, H, W)
+        total[:, :, top : top + part.shape[2]] += part
     assert total is not None
     return total
 

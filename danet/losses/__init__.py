@@ -11,21 +11,14 @@ same loss however they are spread. What is no such mean is computed per micro-ba
 over those with a labelled pixel: Dice and Lovasz, and the selection of OHEM by ``min_kept``.
 """
 
-from danet.losses.composites import CrossEntropyPlus, DeepSupervision, WeightedSum
-from danet.losses.parts import Part, mean_of
-from danet.losses.pixels import OHEM, CrossEntropy, Focal
-from danet.losses.regions import Dice, LovaszSoftmax, RegionMutualInformation
-
-__all__ = [
-    "OHEM",
-    "CrossEntropy",
-    "CrossEntropyPlus",
-    "DeepSupervision",
-    "Dice",
-    "Focal",
-    "LovaszSoftmax",
-    "Part",
-    "RegionMutualInformation",
-    "WeightedSum",
-    "mean_of",
-]
+from danet.losses.composites import CrossEntropyPlus as CrossEntropyPlus
+from danet.losses.composites import DeepSupervision as DeepSupervision
+from danet.losses.composites import WeightedSum as WeightedSum
+from danet.losses.parts import Part as Part
+from danet.losses.parts import mean_of as mean_of
+from danet.losses.pixels import OHEM as OHEM
+from danet.losses.pixels import CrossEntropy as CrossEntropy
+from danet.losses.pixels import Focal as Focal
+from danet.losses.regions import Dice as Dice
+from danet.losses.regions import LovaszSoftmax as LovaszSoftmax
+from danet.losses.regions import RegionMutualInformation as RegionMutualInformation

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import nn
 
 from danet.checkpoint.run_folder import refuse_used
 from danet.config.build import untrained
-from danet.config.schema import DataConfig, TrainConfig, did_you_mean
+from danet.config.schema import TrainConfig, did_you_mean
 from danet.engine.precision import choose_precision
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError, StorageError
@@ -33,8 +33,18 @@ def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] =
     ``typed`` are the overrides of the command line. Raises InputError for a device that does not
     support ``trainer.precision`` or ``evaluation.precision``.
     """
-    data, lines = config.data, [*_rate_notes(config.optimizer), *_loss_notes(config)]
-    lines += [*_frozen_notes(config), *_crop_notes(data), *_patience_notes(config.trainer)]
+    data, trainer, lines = config.data, config.trainer, list(_argument_notes(config))
+    if data.crop is not None and data.transforms["train"] is None:
+        lines.append(
+            f"data.crop={data.crop} crops nothing: data/transforms=none; street crops, say"
+        )
+    every = trainer.evaluation_interval()
+    count = (trainer.steps - 1) // every  # without that of the last step
+    if trainer.patience is not None and trainer.patience >= count:
+        lines.append(
+            f"trainer.patience={trainer.patience} never ends this run: before its last step it has "
+            f"{count} evaluation(s), trainer.steps={trainer.steps} and trainer.eval_every={every}"
+        )
     if any(setting.lstrip("+").startswith("data.root=") for setting in typed):
         lines.insert(0, f"data.root={data.root}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -47,7 +57,7 @@ def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] =
     scored_in = config.evaluation.get("precision", "float32")
     choose_precision(scored_in, device, key="evaluation.precision")
     best = choose_precision("auto", device)
-    if choose_precision(config.trainer.precision, device) == torch.bfloat16 != best:
+    if choose_precision(trainer.precision, device) == torch.bfloat16 != best:
         lines.append(
             f"trainer.precision=bfloat16: {device} computes in it more slowly than in float32; "
             "it saves memory only"
@@ -59,65 +69,35 @@ def notes(config: TrainConfig, device: torch.device, *, typed: Collection[str] =
     return lines
 
 
-def _patience_notes(trainer: TrainSettings) -> list[str]:
-    """Return a note if a run has too few evaluations for its patience to end it early."""
-    every = trainer.evaluation_interval()
-    count = (trainer.steps - 1) // every  # without that of the last step
-    if trainer.patience is None or trainer.patience < count:
-        return []
-    return [
-        f"trainer.patience={trainer.patience} never ends this run: before its last step it has "
-        f"{count} evaluation(s), trainer.steps={trainer.steps} and trainer.eval_every={every}"
-    ]
-
-
-def _rate_notes(optimizer: Mapping[str, Any]) -> list[str]:
-    """Return a note if the learning rate is far from that of the optimizer's config."""
+def _argument_notes(config: TrainConfig) -> Iterator[str]:
+    """Yield notes on arguments of the optimizer, of OHEM losses, and of the backbone."""
+    optimizer, data, backbone = config.optimizer, config.data, config.model.get("backbone") or {}
     name = optimizer["_target_"].rpartition(".")[2].lower()
     path = _RECIPES / f"{name}.yaml"
     recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if recipe.get("_target_") != optimizer["_target_"] or not optimizer["lr"] > 0:
-        return []
-    lr, usual = optimizer["lr"], recipe["lr"]
-    if 1 / _FAR <= lr / usual <= _FAR:
-        return []
-    return [
-        f"optimizer.lr={lr:g}: {lr / usual:.3g} times the {usual:g} of optimizer={name}; the head "
-        f"gets {optimizer['head_multiplier']:g} times that"
-    ]
-
-
-def _loss_notes(config: TrainConfig) -> list[str]:
-    """Return notes on OHEM losses that keep every pixel."""
-    size = config.data.crop or config.data.size or (math.inf, 1)
-    pixels = config.data.batch_size * math.prod(size)
-    return [
-        f"{key}={kept}: a batch of a process has {pixels} pixels ({config.data.batch_size} x "
-        f"{size[0]} x {size[1]}), so every pixel is kept and OHEM does nothing"
-        for key, kept, _ in walk(config.loss, "loss")
-        if key.endswith(".min_kept") and is_int(kept) and kept >= pixels
-    ]
-
-
-def _crop_notes(data: DataConfig) -> list[str]:
-    """Return a note if a crop was set for training images that no transform crops."""
-    if data.crop is None or data.transforms["train"] is not None:
-        return []
-    return [f"data.crop={data.crop} crops nothing: data/transforms=none; street crops, say"]
-
-
-def _frozen_notes(config: TrainConfig) -> list[str]:
-    """Return a note on each setting that keeps what a backbone without weights starts from."""
-    backbone = config.model.get("backbone") or {}
-    if config.resume or config.init_from or backbone.get("weights"):
-        return []
-    kept = {"freeze": ("none", "weights"), "norm_eval": (False, "statistics")}
-    return [
-        f"model.backbone.{key}={value}: the {what} that stay as they are were never trained; give "
-        "model.backbone.weights=FILE, or init_from"
-        for key, (default, what) in kept.items()
-        if (value := backbone.get(key, default)) != default
-    ]
+    if recipe.get("_target_") == optimizer["_target_"] and (lr := optimizer["lr"]) > 0:
+        usual = recipe["lr"]
+        if not 1 / _FAR <= lr / usual <= _FAR:
+            yield (
+                f"optimizer.lr={lr:g}: {lr / usual:.3g} times the {usual:g} of optimizer={name}; "
+                f"the head gets {optimizer['head_multiplier']:g} times that"
+            )
+    size = data.crop or data.size or (math.inf, 1)
+    pixels = data.batch_size * math.prod(size)
+    for key, kept, _ in walk(config.loss, "loss"):
+        if key.endswith(".min_kept") and is_int(kept) and kept >= pixels:
+            yield (
+                f"{key}={kept}: a batch of a process has {pixels} pixels ({data.batch_size} x "
+                f"{size[0]} x {size[1]}), so every pixel is kept and OHEM does nothing"
+            )
+    is_trained = config.resume or config.init_from or backbone.get("weights")
+    kept_parts = {"freeze": ("none", "weights"), "norm_eval": (False, "statistics")}
+    for key, (default, what) in kept_parts.items():
+        if not is_trained and (value := backbone.get(key, default)) != default:
+            yield (
+                f"model.backbone.{key}={value}: the {what} that stay as they are were never "
+                "trained; give model.backbone.weights=FILE, or init_from"
+            )
 
 
 def refuse_unknown_class(best_by: str, classes: Sequence[str]) -> None:

@@ -177,20 +177,14 @@ def test_R13_pictures_that_keep_few_values_are_warned_of(values, shape, suffix, 
     path = site.image("train_1", f".{suffix}")
     array = SQUEEZED[values](shape).astype(np.uint16)
     deep(path, array)
-    few = "1 of 4 images keep 16 values or fewer as 8 bits: train_1 has"
+    few = "1 of 4 images keep 16 values or fewer as 8 bits: train_1; data.channels="
     reported = site.accepted("16 bits become 8", few)
-    low, high = array.min(), array.max()
     assert f"warning: train: {few}" in reported
-    assert f"numpy.interp(image, [{low}, {high}], [0, 255]).astype('uint8')" in reported
     assert f"data.channels={shape[2] if shape[2:] else 1} data.range=auto keeps all" in reported
     written = json.loads((site.folder / "report/report.json").read_text())
     assert any(note.startswith("warning: ") for note in written["splits"]["train"]["notes"])
     # Followed: all values come through, and nothing is left to warn of.
-    path.unlink()
-    stretched = np.interp(array, [low, high], [0, 255]).astype("uint8")
-    Image.fromarray(stretched).save(site.image("train_1"))
-    assert np.unique(read_image(site.image("train_1"))).size > 200
-    assert "warning" not in site.accepted()
+    assert "warning" not in site.accepted(settings=["data.channels=1", "data.range=auto"])
 
 
 def test_R13_check_counts_its_warnings(site, capsys):

@@ -1,12 +1,13 @@
 """The heads of DeepLab: context from parallel atrous convolutions of several rates."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
-from danet.models.heads.layers import classifier, conv_norm_relu
+from danet.models.heads.layers import MainHead, classifier, conv_norm_relu
 
 
 class DeepLabV2Head(nn.Module):
@@ -32,7 +33,7 @@ class DeepLabV2Head(nn.Module):
         return {"main": reduce(torch.add, (classify(x) for classify in self.classify))}
 
 
-class DeepLabV3Head(nn.Module):
+class DeepLabV3Head(MainHead):
     """torchvision's ASPP, with batch norm and image pooling, then a 3x3 convolution.
 
     Chen, Papandreou, Schroff, Adam, "Rethinking Atrous Convolution for Semantic Image
@@ -55,20 +56,15 @@ class DeepLabV3Head(nn.Module):
         channels: int | None = None,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
         _check(rates)
         # Imported late: it takes seconds, and checking a config needs no layers.
         from torchvision.models.segmentation.deeplabv3 import ASPP
 
         channels = channels or in_channels // 8
-        self.pyramid = ASPP(in_channels, list(rates), channels)
-        self.refine = conv_norm_relu(channels, channels, 3)
-        self.classify = classifier(channels, num_classes, dropout)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
-        logits: Tensor = self.classify(self.refine(self.pyramid(x)))  # the pyramid keeps H and W
-        return {"main": logits}
+        pyramid = ASPP(in_channels, list(rates), channels)  # keeps H and W
+        refine = conv_norm_relu(channels, channels, 3)
+        classify = classifier(channels, num_classes, dropout)
+        super().__init__(OrderedDict(pyramid=pyramid, refine=refine, classify=classify))
 
 
 def _check(rates: Sequence[int]) -> None:

@@ -1,11 +1,12 @@
 """Heads: the dual attention head, its two branches alone, and the FCN head."""
 
+from collections import OrderedDict
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from danet.models.heads.layers import classifier, conv_norm_relu
+from danet.models.heads.layers import MainHead, classifier, conv_norm_relu
 from danet.ops.attention import ChannelAttention, PositionAttention
 
 Energy = Literal["distance", "similarity"]
@@ -98,7 +99,7 @@ class DualAttentionHead(nn.Module):
         return logits
 
 
-class SingleAttentionHead(nn.Module):
+class SingleAttentionHead(MainHead):
     """One of the two modules alone: the rows "PAM" and "CAM" of the paper's table 1.
 
     ``reduction`` and ``energy`` are those of DualAttentionHead.
@@ -115,7 +116,6 @@ class SingleAttentionHead(nn.Module):
         energy: Energy = "distance",
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
         channels = channels or in_channels // 4
         if attention == "position":
             module: nn.Module = PositionAttention(channels, reduction or key_reduction(channels))
@@ -124,16 +124,12 @@ class SingleAttentionHead(nn.Module):
         else:
             raise ValueError(f"attention={attention!r} is neither 'position' nor 'channel'")
         # Under its name in the dual head, for weights and visualization.
-        self.name = attention
-        self.add_module(attention, AttentionBranch(in_channels, channels, module))
-        self.classify = classifier(channels, num_classes, dropout)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
-        return {"main": self.classify(getattr(self, self.name)(x))}
+        branch = {attention: AttentionBranch(in_channels, channels, module)}
+        classify = classifier(channels, num_classes, dropout)
+        super().__init__(OrderedDict(**branch, classify=classify))
 
 
-class FCNHead(nn.Module):
+class FCNHead(MainHead):
     """A 3x3 convolution and a classifier: the paper's baseline, and the auxiliary head."""
 
     def __init__(
@@ -144,11 +140,7 @@ class FCNHead(nn.Module):
         channels: int | None = None,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
         channels = channels or in_channels // 4
-        self.reduce = conv_norm_relu(in_channels, channels, 3)
-        self.classify = classifier(channels, num_classes, dropout)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
-        return {"main": self.classify(self.reduce(x))}
+        reduce = conv_norm_relu(in_channels, channels, 3)
+        classify = classifier(channels, num_classes, dropout)
+        super().__init__(OrderedDict(reduce=reduce, classify=classify))

@@ -1,6 +1,6 @@
 """Layers shared by the heads."""
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def conv_norm_relu(in_channels: int, channels: int, kernel_size: int) -> nn.Sequential:
@@ -10,6 +10,14 @@ def conv_norm_relu(in_channels: int, channels: int, kernel_size: int) -> nn.Sequ
         nn.BatchNorm2d(channels),
         nn.ReLU(inplace=True),
     )
+
+
+class MainHead(nn.Sequential):
+    """A head that is a row of named modules, the last of which gives the logits "main"."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
+        return {"main": super().forward(x)}
 
 
 def classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential:

@@ -1,10 +1,12 @@
 """Attention in series instead of in parallel: CBAM, and DANet's own two modules."""
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
 from danet.models.heads.dual import AttentionBranch, Energy, key_reduction
-from danet.models.heads.layers import classifier
+from danet.models.heads.layers import MainHead, classifier
 from danet.ops.attention import ChannelAttention, PositionAttention
 
 
@@ -37,7 +39,7 @@ class ConvolutionalAttention(nn.Module):
         return torch.sigmoid(self.locate(pooled)) * x
 
 
-class CBAMHead(nn.Module):
+class CBAMHead(MainHead):
     """A branch of DANet's head with ConvolutionalAttention and its ``reduction``."""
 
     def __init__(
@@ -49,18 +51,13 @@ class CBAMHead(nn.Module):
         reduction: int = 16,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
         channels = channels or in_channels // 4
-        attention = ConvolutionalAttention(channels, reduction)
-        self.branch = AttentionBranch(in_channels, channels, attention)
-        self.classify = classifier(channels, num_classes, dropout)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
-        return {"main": self.classify(self.branch(x))}
+        branch = AttentionBranch(in_channels, channels, ConvolutionalAttention(channels, reduction))
+        classify = classifier(channels, num_classes, dropout)
+        super().__init__(OrderedDict(branch=branch, classify=classify))
 
 
-class SerialAttentionHead(nn.Module):
+class SerialAttentionHead(MainHead):
     """DANet's channel attention, then its position attention on the result, in CBAM's order.
 
     An ablation of the parallel arrangement that the paper does not have; ``reduction`` and
@@ -77,13 +74,9 @@ class SerialAttentionHead(nn.Module):
         energy: Energy = "distance",
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
         channels = channels or in_channels // 4
         position = PositionAttention(channels, reduction or key_reduction(channels))
         series = nn.Sequential(ChannelAttention(energy), position)
-        self.branch = AttentionBranch(in_channels, channels, series)
-        self.classify = classifier(channels, num_classes, dropout)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Maps (B, in_channels, H, W) to "main", (B, K, H, W)."""
-        return {"main": self.classify(self.branch(x))}
+        branch = AttentionBranch(in_channels, channels, series)
+        classify = classifier(channels, num_classes, dropout)
+        super().__init__(OrderedDict(branch=branch, classify=classify))
