@@ -175,8 +175,8 @@ BROKEN = {
     "size of runs": ((*RUNS, "size"), [61, 80], r"500: segmentation.size=\[61, 80\].*\[60, 80\]"),
     "giant runs": (RUNS, {"size": [2**20] * 2, "counts": [0, 2**40]}, r"annotation 500: .*size="),
     "odd": (RUNS, [[1, 2, 3, 4, 5, 6, 7]], r"annotation 500 \(plate\): 7 coordinates"),
-    "NaN": (RUNS, [[1, 2, 3, 4, 5, float("nan")]], r"annotation 500 \(plate\): a coordinate"),
-    "far": (RUNS, [[1, 2, 3, 4, 5, 1e9]], r"annotation 500 \(plate\): a coordinate"),
+    "NaN": (RUNS, [[1, 2, 3, 4, 5, float("nan")]], r"annotation 500 \(plate\): the coordinate"),
+    "far": (RUNS, [[1, 2, 3, 4, 5, 1e9]], r"annotation 500 \(plate\): the coordinate"),
     "words": (RUNS, [["a", 2, 3, 4, 5, 6]], r"annotations\.0\.segmentation.*number"),
     "label": (("categories", 0, "name"), " ", r"a\.json: the label ' ' is empty"),
 }

@@ -281,8 +281,12 @@ BROKEN = {
         [[1, 2], [3]],
         r"task 12, region 2 \(fork\): its points",
     ),
-    "NaN": ((*POLYGON, "value", "points", 0, 1), float("nan"), r"region 2 \(fork\): a coordinate"),
-    "far": ((*POLYGON, "value", "points", 0, 1), 1e9, r"region 2 \(fork\): a coordinate"),
+    "NaN": (
+        (*POLYGON, "value", "points", 0, 1),
+        float("nan"),
+        r"region 2 \(fork\): the coordinate",
+    ),
+    "far": ((*POLYGON, "value", "points", 0, 1), 1e9, r"region 2 \(fork\): the coordinate"),
     "no points": ((*POLYGON, "value", "points"), None, r"region 2 \(fork\): it has no x"),
     "no picture": ((1, "data", "image"), "notes.txt", r"task 12: no picture in its data: image"),
 }

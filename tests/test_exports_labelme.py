@@ -136,7 +136,7 @@ MASK = labelme_shape("cat", "mask", (2, 2, [[1, 0], [1, 1]]))
         ({"label": 7}, r"a\.json: shapes\.1\.label: .*string, found '7'"),
         ({"points": [[1, 2], [3]]}, r"a\.json: shapes\.1\.points\.1"),
         ({"points": [[1, 2], ["x", 3]]}, r"a\.json: shapes\.1\.points\.1\.0: .*number, found 'x'"),
-        ({"points": [[1, 2], [float("nan"), 3]]}, r"a\.json, shape 1 \(cat\): a coordinate"),
+        ({"points": [[1, 2], [float("nan"), 3]]}, r"a\.json, shape 1 \(cat\): the coordinate"),
         ({"points": [[1, 2]], "shape_type": "circle"}, r"shape 1 \(cat\): a circle has two points"),
         ({"shape_type": "blob"}, r"a\.json, shape 1 \(cat\): shape_type='blob'"),
         ({"points": None}, r"a\.json: shapes\.1\.points: .*array, found 'None'"),
