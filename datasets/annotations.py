@@ -112,7 +112,8 @@ class Annotations(FileDataset, published="annotations"):
         found = Counter(entry.split or "no split" for entry in self._all)
         listed = ", ".join(f"{count} of {split}" for split, count in found.items())
         key = f"data.{'val' if self.split == 'val' else 'train'}_split=SPLIT"
-        return f": the export has {listed}; set {key}, or 'data.lists={{train: FILE, val: FILE}}'"
+        advice = f"set {key}, or 'data.lists={{train: FILE, val: FILE}}'"
+        return "; ".join([f": the export has {listed}", *self.notes, advice])
 
     def label_map(self) -> Mapping[int, int]:
         """Return value in the painted masks -> class or the ignored value."""

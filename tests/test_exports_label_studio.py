@@ -261,7 +261,7 @@ GOOD = packed(rgba(whole(THINGS["second.png"][0], SIZES["second.png"])))
 BROKEN = {
     "no data": ((1, "data"), None, r"json: 1\.data: Field required"),
     "result": ((1, "annotations", 0, "result"), "x", r"annotations\.0\.result: .*array, found 'x'"),
-    "no value": ((*RESULT, "value"), None, r"result\.0\.value: Field required"),
+    "no value": ((*RESULT, "value"), None, r"task 12, region 1: it has no value"),
     "size": ((*RESULT, "original_width"), "wide", r"original_width: .*integer.*'wide'"),
     "no size": ((*RESULT, "original_width"), None, r"task 12, region 1 \(cup\): rle is no brush"),
     "other size": ((*RESULT, "original_width"), 65, r"region 1 .*12288 values .*expected 12480"),

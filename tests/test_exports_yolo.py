@@ -136,8 +136,8 @@ FILES = {
     "list": ("train.txt", b"\xff\xfe\x00", r"train\.txt: .*not UTF-8"),
     "yaml": ("data.yaml", b"names: [a, b\n", r"data\.yaml: not YAML"),
     "no utf-8": ("data.yaml", b"names: [\xff]\n", r"data\.yaml: not YAML"),
-    "number": ("data.yaml", b"names: 3\n", r"data\.yaml: names=3: expected the names"),
-    "gap": ("data.yaml", b"names: {0: a, 2: b}\n", r"data\.yaml: names has the keys \[0, 2\]"),
+    "number": ("data.yaml", b"names: 3\n", r"data\.yaml: names='3': expected the names"),
+    "gap": ("data.yaml", b"names: {0: a, 2: b}\n", r"data\.yaml: names has the keys 0, 2; e"),
     "twice": ("data.yaml", b"names: [a, b, a]\n", r"data\.yaml: the label 'a' is .*twice"),
     "empty": ("data.yaml", b"names: [a, '']\n", r"data\.yaml: the label '' is empty"),
 }

@@ -40,7 +40,7 @@ class _Annotation(BaseModel):
     id: int | str | None = None
     image_id: int | str
     category_id: int
-    iscrowd: int = 0
+    iscrowd: bool = False  # 0 or 1
     segmentation: _Runs | list[list[float]] | None = None
 
 
@@ -96,7 +96,7 @@ def _shape(
     annotation: _Annotation, label: str, size: tuple[int, int], path: Path, where: str
 ) -> Shape:
     """Return an annotation as a shape; one without a segmentation has no area."""
-    found, is_crowd = annotation.segmentation, annotation.iscrowd == 1
+    found, is_crowd = annotation.segmentation, annotation.iscrowd
     if isinstance(found, _Runs):
         if found.size != size:
             stated = f"segmentation.size={[*found.size]}"

@@ -8,11 +8,9 @@ a training that runs meanwhile keeps its masks.
 import hashlib
 import json
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import chain
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
+from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from danet.datasets.exports import (
@@ -48,13 +47,6 @@ FORMATS: dict[str, ModuleType] = {
 }
 """By the name of the setting ``data.format``."""
 _VERSION = b"2"  # raised when readers or painting give other masks
-# Those of CVAT and labelme have the names of their pictures.
-_MASKS = re.compile("/Segmentation(Class|Object)[^/]*/")
-# How a whole file begins and ends.
-_WHOLE = {
-    ".json": re.compile(rb"(\xef\xbb\xbf)?\s*[{\[].*[}\]]\s*", re.DOTALL),
-    ".xml": re.compile(rb"(\xef\xbb\xbf)?\s*<.*>\s*", re.DOTALL),
-}
 _READ = IMAGE_SUFFIXES | {".json", ".xml", ".txt", ".yaml", ".yml", ".csv", ".npy"}
 
 
@@ -135,11 +127,9 @@ def open_export(
 def _load(path: Path) -> Index | None:
     """Read an index; None if there is none, or half a one."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-        colors = content["colors"] and [tuple(color) for color in content["colors"]]
-        entries = [Entry(**entry) for entry in content["entries"]]
-        return Index(**{**content, "colors": colors, "entries": entries})
-    except (OSError, ValueError, TypeError, KeyError):
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        return TypeAdapter(Index).validate_python(json.loads(text))
+    except (OSError, ValueError):
         return None
 
 
@@ -159,19 +149,20 @@ def _files_of(root: Path, kind: str, annotations: str | None) -> tuple[str, list
     for name, module in kinds.items():
         if files := [*filter(fits, module.find(root))]:
             found[name] = files
-    suffixes = {path.suffix.lower() for files in found.values() for path in files} or {*_WHOLE}
-    others = [root / name for name in find_files(root, suffixes & {*_WHOLE})]
-    others = [path for path in others if fits(path) and path not in chain(*found.values())]
-    for path in others:
-        if not _WHOLE[path.suffix.lower()].fullmatch(ends_of(path)):
-            form = path.suffix[1:].upper()
-            raise InputError(f"{path}: no whole {form} file of UTF-8 text; export it again")
+    read = {path for files in found.values() for path in files}
+    suffixes = {".json", ".xml"} & ({path.suffix.lower() for path in read} or {".json", ".xml"})
+    others = [path for name in find_files(root, suffixes) if fits(path := root / name)]
+    for path in (others := [path for path in others if path not in read]):
+        text = ends_of(path).removeprefix(b"\xef\xbb\xbf").strip()
+        if text[:1] + text[-1:] not in (b"{}", b"[]", b"<>"):
+            raise InputError(f"{path}: it is cut off, or no UTF-8 text; export it again")
     which = f"data.annotations={annotations}: " if annotations else ""
     if not found:
         formats = "of a known tool" if kind == "auto" else f"in the form of {kind}"
         raise InputError(
             f"{which}no annotations {formats} below {root}; known are {', '.join(FORMATS)}; "
             "pictures that have a mask of class indices or colours each are read by data=folder"
+            f"{f'; {others[0]} is in no such form' if others else ''}"
         )
     if len(found) > 1:
         listed = "; ".join(f"data.format={name} for {files[0]}" for name, files in found.items())
@@ -193,10 +184,8 @@ def _paint_all(
     described: dict[str, Picture] = {}
     names = Counter(stem_of(image) for image in pictures.paths)
     if not (export.labels and export.pictures):
-        lacking = "object with a label" if export.pictures else "picture"
-        raise InputError(f"{files[0]}: the export has no {lacking}; export it again")
-    bar = tqdm(export.pictures, f"painting {kind}", unit="picture", dynamic_ncols=True)
-    with bar:
+        raise InputError(f"{files[0]}: no picture has an object; export it when some have")
+    with tqdm(export.pictures, f"painting {kind}", unit="picture", dynamic_ncols=True) as bar:
         for picture in bar:
             image = pictures.locate(picture, root)
             if image is None:
@@ -225,8 +214,8 @@ def _paint_all(
             first = places | first
             index.entries.append(Entry(name, image, picture.split, not places, remarks))
     index.objects = {label: (counts[label], first[label]) for label in counts}
-    used = {*described, *(str(picture.file) for picture in export.pictures)}
-    if rest := [path for path in pictures.paths if path not in used]:
+    rest = [path for path in pictures.paths if path not in described]
+    if rest and not export.is_complete:  # there masks are among them, and readers name the rest
         index.notes.append(f"{len(rest)} picture(s) that no annotation file has: {rest[0]}")
     return index
 
@@ -257,7 +246,6 @@ class _Pictures:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         found = (f"{folder}/{name}" for folder in folders for name in find_files(folder))
-        found = (path for path in found if not _MASKS.search(path))
         self.paths = list(dict.fromkeys(map(os.path.normpath, found)))
         self._by_name = defaultdict[str, list[str]](list)
         for path in self.paths:
@@ -272,6 +260,8 @@ class _Pictures:
             if path in self._by_name[os.path.basename(path)]:
                 return path
         ends = [*self._ends(name)]
+        if Path(name).is_relative_to(root):  # where the format has it, not where another may be
+            ends = [path for path in ends if not Path(path).is_relative_to(root)]
         if len(ends) > 1:
             raise InputError(
                 f"{picture.file}: {picture.name} may be {ends[0]} or {ends[1]}; remove one, or "

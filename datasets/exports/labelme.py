@@ -48,7 +48,7 @@ def read(files: Sequence[Path], root: Path) -> shapes.Export:
         height, width = content.imageHeight, content.imageWidth
         picture = shapes.Picture(
             path,
-            str(path.parent / PureWindowsPath(content.imagePath).as_posix()),
+            PureWindowsPath(content.imagePath).as_posix(),
             [_shape(shape, f"shape {i}", path) for i, shape in enumerate(content.shapes)],
             size=(height, width) if height and width else None,
             split=split_in(path.relative_to(root)),

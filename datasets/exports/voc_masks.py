@@ -15,7 +15,7 @@ import numpy as np
 from danet.datasets.exports.shapes import Export, Picture, label_positions
 from danet.datasets.formats.color_masks import LabelFormat
 from danet.datasets.image_io import MAX_PIXELS, read_labels, whole_labels
-from danet.datasets.labels import ClassFile, Color, read_class_file
+from danet.datasets.labels import Color, read_class_file
 from danet.datasets.layout import SPLIT_OF, split_in, stem_of
 from danet.datasets.listing import LABEL_SUFFIXES, find_files
 from danet.datasets.lists import read_list
@@ -34,14 +34,16 @@ def find(root: Path) -> list[Path]:
 
 def read(files: Sequence[Path], root: Path) -> Export:
     """Read where pictures and masks are, in folders with the same classes."""
-    classes = _classes(files[0])
+    classes = read_class_file(str(files[0]))
     names, colors = [name for name in classes.names if name != "__ignore__"], classes.colors
     if colors and len({*colors}) < len(colors):
         raise InputError(f"{files[0]}: two labels have the same colour: {colors}")
     labels = [*label_positions(names, files[0])] + ["__ignore__"] * (not colors)
     pictures = []
     for path in files:
-        if _classes(path) != classes:
+        if path.name == "labelmap.txt" and not colors:
+            raise InputError(f"{path}: expected a line '# label:color_rgb:parts:actions' first")
+        if read_class_file(str(path)) != classes:
             raise InputError(f"{path}: its classes differ from those of {files[0]}; keep one")
         folder, lists = path.parent, path.parent / "ImageSets" / "Segmentation"
         masks = {
@@ -63,18 +65,6 @@ def read(files: Sequence[Path], root: Path) -> Export:
             mask = partial(_read, masks[stem], colors, len(labels)) if stem in masks else None
             pictures.append(Picture(masks.get(stem, path), image, mask=mask, split=split))
     return Export(labels, pictures, colors, is_complete=True)
-
-
-def _classes(path: Path) -> ClassFile:
-    """Read the classes of the export; raise InputError."""
-    try:
-        found = read_class_file(str(path))
-    except InputError as error:  # it advises on a setting that this data set does not need
-        text = str(error).removeprefix("data.classes=")
-        raise InputError(re.sub("(: neither a list, |; expected one name).*", "", text)) from error
-    if path.name == "labelmap.txt" and not found.colors:
-        raise InputError(f"{path}: expected a line '# label:color_rgb:parts:actions', then labels")
-    return found
 
 
 def _read(path: Path, colors: Sequence[Color] | None, count: int) -> np.ndarray:

@@ -44,7 +44,7 @@ def read(files: Sequence[Path], root: Path) -> Export:
         texts = {folder / name for name in find_files(folder, (".txt",))} - used
         # They have lost their picture; classes.txt is by LabelImg.
         lost = sorted(text for text in texts if text.name != "classes.txt")
-        pictures += [Picture(text, text.stem) for text in lost if text.parent == folder]
+        pictures += [Picture(p, str(p.with_suffix(""))) for p in lost if p.parent == folder]
     return Export(names, pictures)
 
 
@@ -53,7 +53,7 @@ def _settings(path: Path) -> dict[str, Any]:
     try:
         # All scalars are texts: yes, on, null and 1 are names of classes, too.
         content = yaml.load(path.read_bytes(), yaml.BaseLoader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict):
