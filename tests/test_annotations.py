@@ -343,3 +343,39 @@ def test_an_export_of_each_format_trains_on_what_its_reader_paints(tmp_path, kin
         np.testing.assert_array_equal(mask == IGNORE, names == "__ignore__")
         seen |= {*mask.ravel().tolist()} - {IGNORE}
     assert seen == {*range(len(dataset.classes))}
+
+
+@pytest.mark.parametrize("data", [b"", b'{"images": [', b'\xff\xfe{\0"\0}\0', bytes(99)], ids=repr)
+def test_a_cut_off_file_beside_whole_ones_is_named(tmp_path, data):
+    root = write(tmp_path / "set")
+    (root / "annotations/more.json").write_bytes(data)
+    with pytest.raises(InputError, match=r"annotations/more\.json: it is cut off, or no UTF-8"):
+        configured(root)
+
+
+def test_files_and_pictures_that_are_not_used_are_noted(tmp_path):
+    root = write(tmp_path / "set")
+    (root / "captions.json").write_text('{"captions": []}')
+    save_picture(root / "pictures/extra.png", np.zeros((*SIZE, 3), np.uint8))
+    notes = "\n".join(configured(root).notes)
+    assert f"1 file(s) of another form are not read: {root}/captions.json" in notes
+    assert f"1 picture(s) that no annotation file has: {root}/pictures/extra.png" in notes
+
+
+def test_a_split_that_the_export_lacks_is_refused_in_a_line_with_those_it_has(tmp_path):
+    root = write(tmp_path / "set", splits=[("test", 2), ("val", 1)])
+    with pytest.raises(InputError, match=r"'train' .*: the export has 2 of test, 1 of val; set d"):
+        configured(root)
+    assert len(configured(root, "data.train_split=test", split="test")) == 2
+
+
+@pytest.mark.parametrize("kind", ["roboflow", "supervisely", "voc_masks", "yolo"])
+def test_a_missing_picture_is_not_replaced_by_another_of_its_name(tmp_path, kind):
+    (root := tmp_path / "set").mkdir()
+    EXPORTS[kind](root)
+    first = open_export(root, tmp_path / "cache").entries[0].image
+    (root / "other").mkdir()
+    os.rename(first, root / "other" / os.path.basename(first))
+    index = open_export(root, tmp_path / "cache")
+    assert len(index.entries) == 2
+    assert os.path.splitext(first)[0] in index.missing[0]

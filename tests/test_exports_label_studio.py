@@ -328,3 +328,10 @@ def test_a_file_that_is_no_json_is_refused(tmp_path, data):
     (tmp_path / "a.json").write_bytes(data)
     with pytest.raises(InputError, match=r"a\.json: Invalid JSON: .*(EOF|expected)"):
         label_studio.read([tmp_path / "a.json"], tmp_path)
+
+
+def test_a_relation_of_two_regions_is_no_object(tmp_path):
+    content = tasks()
+    relation = {"from_id": "r1", "to_id": "r2", "type": "relation", "direction": "right"}
+    content[0]["annotations"][0]["result"].append(relation)
+    check(read(label_studio, write(tmp_path, content)), THINGS)

@@ -170,3 +170,17 @@ def test_what_ultralytics_paints_last_is_what_is_seen(tmp_path):
     (picture,) = read(yolo, tmp_path).pictures
     values = paint(picture, (60, 80), LABELS).values
     assert [values[30, 40], values[20, 40], values[14, 40]] == [1, 2, 3]
+
+
+def test_names_that_yaml_would_change_are_texts(tmp_path):
+    write(tmp_path, yaml=YAML.replace("[plate, cup, fork]", "[yes, null, 1]"))
+    assert yolo.read(yolo.find(tmp_path), tmp_path).labels == ["yes", "null", "1"]
+
+
+def test_a_text_file_without_a_picture_is_a_picture_that_is_missing(tmp_path):
+    write(tmp_path)
+    (tmp_path / "labels/train/lost.txt").write_text("0 0.1 0.1 0.2 0.1 0.2 0.2\n")
+    (tmp_path / "labels/train/classes.txt").write_text("plate\n")
+    names = [picture.name for picture in yolo.read(yolo.find(tmp_path), tmp_path).pictures]
+    assert len(names) == 4
+    assert names[-1] == str(tmp_path / "images/train/lost")

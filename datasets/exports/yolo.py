@@ -14,7 +14,7 @@ import yaml
 
 from danet.datasets.exports import shapes as form
 from danet.datasets.exports.shapes import Export, Picture, Shape
-from danet.datasets.layout import SPLIT_OF, split_in
+from danet.datasets.layout import SPLIT_OF, split_in, stem_of
 from danet.datasets.listing import find_files
 from danet.errors import InputError
 
@@ -39,12 +39,12 @@ def read(files: Sequence[Path], root: Path) -> Export:
         raise InputError(
             f"{path}: no pictures are where train, val and test say, nor in images/ beside the file"
         )
-    used = {picture.file for picture in pictures}
-    for folder in sorted({text.parent for text in used if "labels" in text.parts}):
-        texts = {folder / name for name in find_files(folder, (".txt",))} - used
-        # They have lost their picture; classes.txt is by LabelImg.
-        lost = sorted(text for text in texts if text.name != "classes.txt")
-        pictures += [Picture(p, str(p.with_suffix(""))) for p in lost if p.parent == folder]
+    used, here = {picture.file for picture in pictures}, {*map(stem_of, find_files(path.parent))}
+    for name in find_files(path.parent, (".txt",)):
+        image = stem_of(name).replace("labels/", "images/")
+        is_known = path.parent / name in used or image in here or name.endswith("classes.txt")
+        if "labels/" in name and not is_known:  # its picture is missing; classes.txt is LabelImg's
+            pictures.append(Picture(path.parent / name, str(path.parent / image)))
     return Export(names, pictures)
 
 
