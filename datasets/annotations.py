@@ -1,6 +1,7 @@
 """Pictures with the annotations that a tool exported: polygons, run lengths, boxes, masks."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -98,11 +99,21 @@ class Annotations(FileDataset, published="annotations"):
         self.palette = check_colors(colors, "data.palette", len(self.classes))  # type: ignore[misc]
         if index.missing:
             self._note_missing(index)
+        self.notes += index.notes
+        self._all = index.entries
         entries = self._entries_of_split(index.entries)
         self.notes += [*_remarks(entries)]
         return [
             Item(entry.image, f"{index.masks}/{entry.name}.png", entry.name) for entry in entries
         ]
+
+    def explain_no_images(self) -> str:
+        """Return where the pictures are, and how to name others."""
+        found = Counter(entry.split or "no split" for entry in self._all)
+        listed = ", ".join(f"{count} of {split}" for split, count in found.items())
+        key = f"data.{'val' if self.split == 'val' else 'train'}_split=SPLIT"
+        advice = f"set {key}, or 'data.lists={{train: FILE, val: FILE}}'"
+        return "; ".join([f": the export has {listed}", *self.notes, advice])
 
     def label_map(self) -> Mapping[int, int]:
         """Return value in the painted masks -> class or the ignored value."""

@@ -4,8 +4,15 @@ import json
 import os
 import re
 
+import exports_scene
+import exports_tools1
 import numpy as np
 import pytest
+import test_exports_coco
+import test_exports_label_studio
+import test_exports_roboflow
+import test_exports_supervisely
+import test_exports_yolo
 from conftest import make_folder, save_picture
 from pycocotools import mask as coco_mask
 from test_config import compose
@@ -14,6 +21,8 @@ from danet.config.build import make_dataset
 from danet.config.validate import check
 from danet.datasets.annotations import Annotations
 from danet.datasets.base import Reading
+from danet.datasets.exports.index import FORMATS, open_export
+from danet.datasets.exports.shapes import paint
 from danet.errors import InputError
 from danet.types import IGNORE
 
@@ -272,3 +281,101 @@ def test_a_set_reads_without_a_config(tmp_path):
     assert os.path.isdir(tmp_path / "other" / "annotations")
     with pytest.raises(InputError, match=re.escape("split='vall' is not one of train, val, test")):
         Annotations(root=root, split="vall", classes=classes, reading=reading)
+
+
+def coco_set(root):
+    for name, size in exports_scene.SIZES.items():
+        save_picture(root / "images" / name, np.zeros((*size, 3), np.uint8))
+    test_exports_coco.write(root / "all.json", test_exports_coco.content_of(exports_scene.SIZES))
+
+
+def label_studio_set(root):
+    test_exports_label_studio.write(root, test_exports_label_studio.tasks())
+
+
+def supervisely_set(root):
+    test_exports_supervisely.write(root)
+    for name, split in test_exports_supervisely.SPLITS.items():
+        pixels = np.zeros((*exports_scene.SIZES[name], 3), np.uint8)
+        save_picture(root / "project" / split / "img" / name, pixels)
+
+
+def via_set(root):
+    exports_tools1.write_pictures(root)
+    images = exports_tools1.via_images()
+    (root / "via.json").write_text(json.dumps(exports_tools1.via_project(images)))
+
+
+EXPORTS = {
+    **{
+        "coco": coco_set,
+        "cvat": exports_tools1.write_cvat,
+        "labelme": exports_tools1.write_labelme,
+    },
+    **{"label_studio": label_studio_set, "roboflow": test_exports_roboflow.write},
+    **{"supervisely": supervisely_set, "via": via_set, "yolo": test_exports_yolo.write},
+    **{"voc_masks": exports_tools1.write_labelme_voc},
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_export_of_each_format_trains_on_what_its_reader_paints(tmp_path, kind):
+    """A format without a set here fails."""
+    (root := tmp_path / "set").mkdir()
+    EXPORTS[kind](root)
+    index = open_export(root, tmp_path / "cache" / "danet")
+    assert index.format == kind
+    assert not index.missing
+    export = FORMATS[kind].read(FORMATS[kind].find(root), root)
+    assert len(export.pictures) == len(index.entries) == 3
+    splits = {entry.split or "train" for entry in index.entries}
+    datasets = [configured(root, "data.val_split=null", split=split) for split in splits]
+    found = {item.image: (d, i) for d in datasets for i, item in enumerate(d.items)}
+    seen = set()
+    for picture, entry in zip(export.pictures, index.entries, strict=True):
+        dataset, i = found[entry.image]
+        image, mask, _ = dataset.read(i)
+        values = paint(picture, image.shape[:2], export.labels).values
+        names = np.array(["background", *export.labels], object)[values]
+        for value, name in enumerate(dataset.classes):
+            of_class = (name, "_background_") if name == "background" else (name,)
+            np.testing.assert_array_equal(mask == value, np.isin(names.astype(str), of_class))
+        np.testing.assert_array_equal(mask == IGNORE, names == "__ignore__")
+        seen |= {*mask.ravel().tolist()} - {IGNORE}
+    assert seen == {*range(len(dataset.classes))}
+
+
+@pytest.mark.parametrize("data", [b"", b'{"images": [', b'\xff\xfe{\0"\0}\0', bytes(99)], ids=repr)
+def test_a_cut_off_file_beside_whole_ones_is_named(tmp_path, data):
+    root = write(tmp_path / "set")
+    (root / "annotations/more.json").write_bytes(data)
+    with pytest.raises(InputError, match=r"annotations/more\.json: it is cut off, or no UTF-8"):
+        configured(root)
+
+
+def test_files_and_pictures_that_are_not_used_are_noted(tmp_path):
+    root = write(tmp_path / "set")
+    (root / "captions.json").write_text('{"captions": []}')
+    save_picture(root / "pictures/extra.png", np.zeros((*SIZE, 3), np.uint8))
+    notes = "\n".join(configured(root).notes)
+    assert f"1 file(s) of another form are not read: {root}/captions.json" in notes
+    assert f"1 picture(s) that no annotation file has: {root}/pictures/extra.png" in notes
+
+
+def test_a_split_that_the_export_lacks_is_refused_in_a_line_with_those_it_has(tmp_path):
+    root = write(tmp_path / "set", splits=[("test", 2), ("val", 1)])
+    with pytest.raises(InputError, match=r"'train' .*: the export has 2 of test, 1 of val; set d"):
+        configured(root)
+    assert len(configured(root, "data.train_split=test", split="test")) == 2
+
+
+@pytest.mark.parametrize("kind", ["roboflow", "supervisely", "voc_masks", "yolo"])
+def test_a_missing_picture_is_not_replaced_by_another_of_its_name(tmp_path, kind):
+    (root := tmp_path / "set").mkdir()
+    EXPORTS[kind](root)
+    first = open_export(root, tmp_path / "cache").entries[0].image
+    (root / "other").mkdir()
+    os.rename(first, root / "other" / os.path.basename(first))
+    index = open_export(root, tmp_path / "cache")
+    assert len(index.entries) == 2
+    assert os.path.splitext(first)[0] in index.missing[0]

@@ -175,8 +175,8 @@ BROKEN = {
     "size of runs": ((*RUNS, "size"), [61, 80], r"500: segmentation.size=\[61, 80\].*\[60, 80\]"),
     "giant runs": (RUNS, {"size": [2**20] * 2, "counts": [0, 2**40]}, r"annotation 500: .*size="),
     "odd": (RUNS, [[1, 2, 3, 4, 5, 6, 7]], r"annotation 500 \(plate\): 7 coordinates"),
-    "NaN": (RUNS, [[1, 2, 3, 4, 5, float("nan")]], r"annotation 500 \(plate\): a coordinate"),
-    "far": (RUNS, [[1, 2, 3, 4, 5, 1e9]], r"annotation 500 \(plate\): a coordinate"),
+    "NaN": (RUNS, [[1, 2, 3, 4, 5, float("nan")]], r"annotation 500 \(plate\): the coordinate"),
+    "far": (RUNS, [[1, 2, 3, 4, 5, 1e9]], r"annotation 500 \(plate\): the coordinate"),
     "words": (RUNS, [["a", 2, 3, 4, 5, 6]], r"annotations\.0\.segmentation.*number"),
     "label": (("categories", 0, "name"), " ", r"a\.json: the label ' ' is empty"),
 }
@@ -197,3 +197,19 @@ def test_a_file_that_is_no_json_is_refused(tmp_path, data):
     (tmp_path / "a.json").write_bytes(data)
     with pytest.raises(InputError, match=r"a\.json: Invalid JSON: .*(EOF|expected|invalid)"):
         coco.read([tmp_path / "a.json"], tmp_path)
+
+
+def test_the_group_of_all_categories_by_roboflow_is_no_label(tmp_path):
+    content = content_of(SIZES)
+    content["categories"].insert(0, {"id": 0, "name": "all", "supercategory": "none"})
+    write(tmp_path / "_annotations.coco.json", content)
+    assert read(coco, tmp_path).labels == [*LABELS]
+
+
+@pytest.mark.parametrize("kind", ["images", "categories"])
+def test_an_id_that_is_there_twice_is_refused(tmp_path, kind):
+    content = content_of(SIZES)
+    content[kind][1]["id"] = content[kind][0]["id"]
+    write(tmp_path / "a.json", content)
+    with pytest.raises(InputError, match=f"a.json: two of its {kind} have the same id"):
+        read(coco, tmp_path)

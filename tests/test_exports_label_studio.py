@@ -261,7 +261,7 @@ GOOD = packed(rgba(whole(THINGS["second.png"][0], SIZES["second.png"])))
 BROKEN = {
     "no data": ((1, "data"), None, r"json: 1\.data: Field required"),
     "result": ((1, "annotations", 0, "result"), "x", r"annotations\.0\.result: .*array, found 'x'"),
-    "no value": ((*RESULT, "value"), None, r"result\.0\.value: Field required"),
+    "no value": ((*RESULT, "value"), None, r"task 12, region 1: it has no value"),
     "size": ((*RESULT, "original_width"), "wide", r"original_width: .*integer.*'wide'"),
     "no size": ((*RESULT, "original_width"), None, r"task 12, region 1 \(cup\): rle is no brush"),
     "other size": ((*RESULT, "original_width"), 65, r"region 1 .*12288 values .*expected 12480"),
@@ -281,8 +281,12 @@ BROKEN = {
         [[1, 2], [3]],
         r"task 12, region 2 \(fork\): its points",
     ),
-    "NaN": ((*POLYGON, "value", "points", 0, 1), float("nan"), r"region 2 \(fork\): a coordinate"),
-    "far": ((*POLYGON, "value", "points", 0, 1), 1e9, r"region 2 \(fork\): a coordinate"),
+    "NaN": (
+        (*POLYGON, "value", "points", 0, 1),
+        float("nan"),
+        r"region 2 \(fork\): the coordinate",
+    ),
+    "far": ((*POLYGON, "value", "points", 0, 1), 1e9, r"region 2 \(fork\): the coordinate"),
     "no points": ((*POLYGON, "value", "points"), None, r"region 2 \(fork\): it has no x"),
     "no picture": ((1, "data", "image"), "notes.txt", r"task 12: no picture in its data: image"),
 }
@@ -324,3 +328,10 @@ def test_a_file_that_is_no_json_is_refused(tmp_path, data):
     (tmp_path / "a.json").write_bytes(data)
     with pytest.raises(InputError, match=r"a\.json: Invalid JSON: .*(EOF|expected)"):
         label_studio.read([tmp_path / "a.json"], tmp_path)
+
+
+def test_a_relation_of_two_regions_is_no_object(tmp_path):
+    content = tasks()
+    relation = {"from_id": "r1", "to_id": "r2", "type": "relation", "direction": "right"}
+    content[0]["annotations"][0]["result"].append(relation)
+    check(read(label_studio, write(tmp_path, content)), THINGS)

@@ -5,7 +5,6 @@ labelme2voc: examples/semantic_segmentation there.
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,8 +70,8 @@ def test_masks_are_taken_bit_by_bit(tmp_path):
 
 def test_pictures_are_found_from_the_file_also_by_paths_of_windows(tmp_path):
     write_labelme(tmp_path)
-    names = [picture.name for picture in read(tmp_path).pictures]
-    assert [Path(name).resolve() for name in names] == [
+    paths = [picture.file.parent / picture.name for picture in read(tmp_path).pictures]
+    assert [path.resolve() for path in paths] == [
         tmp_path / name for name in ("a.png", "c.png", "sub/b.png")
     ]
 
@@ -136,7 +135,7 @@ MASK = labelme_shape("cat", "mask", (2, 2, [[1, 0], [1, 1]]))
         ({"label": 7}, r"a\.json: shapes\.1\.label: .*string, found '7'"),
         ({"points": [[1, 2], [3]]}, r"a\.json: shapes\.1\.points\.1"),
         ({"points": [[1, 2], ["x", 3]]}, r"a\.json: shapes\.1\.points\.1\.0: .*number, found 'x'"),
-        ({"points": [[1, 2], [float("nan"), 3]]}, r"a\.json, shape 1 \(cat\): a coordinate"),
+        ({"points": [[1, 2], [float("nan"), 3]]}, r"a\.json, shape 1 \(cat\): the coordinate"),
         ({"points": [[1, 2]], "shape_type": "circle"}, r"shape 1 \(cat\): a circle has two points"),
         ({"shape_type": "blob"}, r"a\.json, shape 1 \(cat\): shape_type='blob'"),
         ({"points": None}, r"a\.json: shapes\.1\.points: .*array, found 'None'"),
@@ -157,7 +156,6 @@ def test_broken_shapes_are_named(tmp_path, change, message):
     ("spoil", "message"),
     [
         (lambda data: data[: len(data) // 2], r"a\.json: Invalid JSON: EOF"),
-        (lambda _: b"", r"a\.json: Invalid JSON: EOF"),
         (lambda data: data.replace(b"imagePath", b"path"), r"a\.json: imagePath: Field required"),
         (lambda data: data.replace(b'"cat"', b'"\xff\xfe"'), r"a\.json: Invalid JSON"),
         (

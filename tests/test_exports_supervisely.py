@@ -199,7 +199,11 @@ BROKEN = {
     "too large": (DATA, data_of(png_of(np.ones((49, 9), bool))), NO_MASK + "9 x 49 pixels"),
     "no points": ((*SECOND, "points"), None, r"object 2 \(fork\): points\.exterior is missing"),
     "odd": ((*SECOND, "points", "exterior"), [[1, 2], [3]], r"object 2 \(fork\): its points are"),
-    "NaN": ((*SECOND, "points", "exterior", 0, 0), float("nan"), r"object 2 .*a coordinate is no"),
+    "NaN": (
+        (*SECOND, "points", "exterior", 0, 0),
+        float("nan"),
+        r"object 2 .*the coordinate .* is no",
+    ),
     "hole": ((*SECOND, "points", "interior"), [3], r"object 2 \(fork\): its points are not"),
 }
 

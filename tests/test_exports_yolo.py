@@ -110,9 +110,12 @@ LINES = {
     "word": ("cup 0.1 0.1 0.2 0.2 0.1 0.3", r"line 2: expected a class and coordinates.*'cup'"),
     "odd": ("0 0.1 0.1 0.2 0.2 0.1", r"line 2: 5 coordinates; expected x and y of each point"),
     "pixels": ("0 12 10 200 20 10 30", r"line 2: coordinates from 10 to 200; expected shares"),
-    "NaN": ("0 0.1 nan 0.2 0.2 0.1 0.3", r"line 2: a coordinate is no number"),
-    "NaN of a box": ("0 0.1 nan 0.2 0.2", r"line 2: a coordinate is no number"),
-    "NaN first": ("0 nan 0.1 0.2 0.2", r"line 2: (coordinates from nan|a coordinate is no number)"),
+    "NaN": ("0 0.1 nan 0.2 0.2 0.1 0.3", r"line 2: the coordinate .* is no number"),
+    "NaN of a box": ("0 0.1 nan 0.2 0.2", r"line 2: the coordinate .* is no number"),
+    "NaN first": (
+        "0 nan 0.1 0.2 0.2",
+        r"line 2: (coordinates from nan|the coordinate .* is no number)",
+    ),
 }
 
 
@@ -133,8 +136,8 @@ FILES = {
     "list": ("train.txt", b"\xff\xfe\x00", r"train\.txt: .*not UTF-8"),
     "yaml": ("data.yaml", b"names: [a, b\n", r"data\.yaml: not YAML"),
     "no utf-8": ("data.yaml", b"names: [\xff]\n", r"data\.yaml: not YAML"),
-    "number": ("data.yaml", b"names: 3\n", r"data\.yaml: names=3: expected the names"),
-    "gap": ("data.yaml", b"names: {0: a, 2: b}\n", r"data\.yaml: names has the keys \[0, 2\]"),
+    "number": ("data.yaml", b"names: 3\n", r"data\.yaml: names='3': expected the names"),
+    "gap": ("data.yaml", b"names: {0: a, 2: b}\n", r"data\.yaml: names has the keys 0, 2; e"),
     "twice": ("data.yaml", b"names: [a, b, a]\n", r"data\.yaml: the label 'a' is .*twice"),
     "empty": ("data.yaml", b"names: [a, '']\n", r"data\.yaml: the label '' is empty"),
 }
@@ -167,3 +170,17 @@ def test_what_ultralytics_paints_last_is_what_is_seen(tmp_path):
     (picture,) = read(yolo, tmp_path).pictures
     values = paint(picture, (60, 80), LABELS).values
     assert [values[30, 40], values[20, 40], values[14, 40]] == [1, 2, 3]
+
+
+def test_names_that_yaml_would_change_are_texts(tmp_path):
+    write(tmp_path, yaml=YAML.replace("[plate, cup, fork]", "[yes, null, 1]"))
+    assert yolo.read(yolo.find(tmp_path), tmp_path).labels == ["yes", "null", "1"]
+
+
+def test_a_text_file_without_a_picture_is_a_picture_that_is_missing(tmp_path):
+    write(tmp_path)
+    (tmp_path / "labels/train/lost.txt").write_text("0 0.1 0.1 0.2 0.1 0.2 0.2\n")
+    (tmp_path / "labels/train/classes.txt").write_text("plate\n")
+    names = [picture.name for picture in yolo.read(yolo.find(tmp_path), tmp_path).pictures]
+    assert len(names) == 4
+    assert names[-1] == str(tmp_path / "images/train/lost")

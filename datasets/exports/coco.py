@@ -9,19 +9,18 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from danet.datasets.exports import shapes as form
 from danet.datasets.exports.shapes import Bitmap, Export, Picture, Shape
 from danet.datasets.formats.pascal_in_detail import mask_of_runs
 from danet.datasets.layout import split_in
-from danet.datasets.listing import find_files
 from danet.errors import InputError
 
 
 class _Image(BaseModel):
     id: int | str
-    file_name: str
+    file_name: str = Field(min_length=1)
     height: int
     width: int
 
@@ -29,6 +28,7 @@ class _Image(BaseModel):
 class _Category(BaseModel):
     id: int
     name: str
+    supercategory: str | None = None
 
 
 class _Runs(BaseModel):
@@ -40,7 +40,7 @@ class _Annotation(BaseModel):
     id: int | str | None = None
     image_id: int | str
     category_id: int
-    iscrowd: int = 0
+    iscrowd: bool = False  # 0 or 1
     segmentation: _Runs | list[list[float]] | None = None
 
 
@@ -52,8 +52,7 @@ class _File(BaseModel):
 
 def find(root: Path) -> list[Path]:
     """Return the JSON files with images, annotations and categories."""
-    files = [root / name for name in find_files(root, (".json",))]
-    return [path for path in files if form.holds(path, '"images"', '"categories"')]
+    return form.files_with(root, (".json",), '"images"', '"categories"')
 
 
 def read(files: Sequence[Path], root: Path) -> Export:
@@ -63,8 +62,15 @@ def read(files: Sequence[Path], root: Path) -> Export:
     for path in files:
         content = form.read_json(path, _File)
         categories = {category.id: category.name for category in content.categories}
-        labels |= form.label_positions(dict.fromkeys(categories.values()), path)
         sizes = {image.id: (image.height, image.width) for image in content.images}
+        for key, ids in ("images", sizes), ("categories", categories):
+            if len(ids) < len(getattr(content, key)):
+                raise InputError(f"{path}: two of its {key} have the same id")
+        # Roboflow has a category for the group of all others, which no annotation is of.
+        groups = {category.supercategory for category in content.categories if category.id}
+        used = {annotation.category_id for annotation in content.annotations}
+        names = [n for i, n in categories.items() if i in used or i or n not in groups]
+        labels |= form.label_positions(dict.fromkeys(names), path)
         shapes = defaultdict[int | str, list[Shape]](list)
         for number, annotation in enumerate(content.annotations):
             where = f"annotation {number if annotation.id is None else annotation.id}"
@@ -90,7 +96,7 @@ def _shape(
     annotation: _Annotation, label: str, size: tuple[int, int], path: Path, where: str
 ) -> Shape:
     """Return an annotation as a shape; one without a segmentation has no area."""
-    found, is_crowd = annotation.segmentation, annotation.iscrowd == 1
+    found, is_crowd = annotation.segmentation, annotation.iscrowd
     if isinstance(found, _Runs):
         if found.size != size:
             stated = f"segmentation.size={[*found.size]}"

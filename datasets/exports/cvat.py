@@ -14,7 +14,6 @@ from xml.etree.ElementTree import Element, ParseError, fromstring
 from danet.datasets.exports import shapes
 from danet.datasets.formats.pascal_in_detail import mask_of_runs
 from danet.datasets.layout import SPLIT_OF, split_in
-from danet.datasets.listing import find_files
 from danet.errors import InputError
 
 _COLOR = re.compile("#" + "([0-9a-fA-F]{2})" * 3)
@@ -27,8 +26,7 @@ _NUMBERS = {
 
 def find(root: Path) -> list[Path]:
     """Return the XML files of CVAT, also those of videos, which ``read`` refuses."""
-    files = [root / name for name in find_files(root, (".xml",))]
-    return [path for path in files if shapes.holds(path, "<annotations", "<meta")]
+    return shapes.files_with(root, (".xml",), "<annotations", "<meta")
 
 
 def read(files: Sequence[Path], root: Path) -> shapes.Export:

@@ -8,7 +8,6 @@ a training that runs meanwhile keeps its masks.
 import hashlib
 import json
 import os
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
+from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from danet.datasets.exports import (
@@ -32,7 +32,8 @@ from danet.datasets.exports import (
     voc_masks,
     yolo,
 )
-from danet.datasets.exports.shapes import Export, Picture, paint
+from danet.datasets.exports.shapes import Export, Picture, ends_of, paint
+from danet.datasets.image_io import reason
 from danet.datasets.labels import Color
 from danet.datasets.layout import stem_of
 from danet.datasets.listing import IMAGE_SUFFIXES, find_files
@@ -45,7 +46,7 @@ FORMATS: dict[str, ModuleType] = {
     **{"yolo": yolo},
 }
 """By the name of the setting ``data.format``."""
-_VERSION = b"1"  # raised when readers or painting give other masks
+_VERSION = b"2"  # raised when readers or painting give other masks
 _READ = IMAGE_SUFFIXES | {".json", ".xml", ".txt", ".yaml", ".yml", ".csv", ".npy"}
 
 
@@ -72,6 +73,7 @@ class Index:
     missing: list[str] = field(default_factory=list)  # pictures that are not on disk
     objects: dict[str, tuple[int, str]] = field(default_factory=dict)  # label -> number, the first
     masks: str = ""  # folder of <name>.png
+    notes: list[str] = field(default_factory=list)  # of what is not used
 
 
 def open_export(
@@ -113,8 +115,9 @@ def open_export(
         with open(home / "lock", "a") as lock:
             file_lock(lock)  # of several processes the first one paints
             if (found := _load(home / "index.json")) is None:
-                name, files = _files_of(root, kind, annotations)
-                found = _paint_all(FORMATS[name].read(files, root), name, root, folders, home)
+                name, files, unread = _files_of(root, kind, annotations)
+                found = _paint_all(name, files, root, folders, home)
+                found.notes += unread
                 text = json.dumps(asdict(found))
                 (home / "index.tmp").write_text(text, encoding="utf-8", errors="surrogateescape")
                 (home / "index.tmp").replace(home / "index.json")  # last: it says that all is there
@@ -124,64 +127,74 @@ def open_export(
 def _load(path: Path) -> Index | None:
     """Read an index; None if there is none, or half a one."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-        colors = content["colors"] and [tuple(color) for color in content["colors"]]
-        entries = [Entry(**entry) for entry in content["entries"]]
-        return Index(**{**content, "colors": colors, "entries": entries})
-    except (OSError, ValueError, TypeError, KeyError):
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        return TypeAdapter(Index).validate_python(json.loads(text))
+    except (OSError, ValueError):
         return None
 
 
-def _files_of(root: Path, kind: str, annotations: str | None) -> tuple[str, list[Path]]:
-    """Return the format of an export and its annotation files; raise InputError if unclear."""
+def _files_of(root: Path, kind: str, annotations: str | None) -> tuple[str, list[Path], list[str]]:
+    """Return the format of an export, its annotation files, and a note on others of their kind.
+
+    Raises InputError where the format is unclear, and for a file that is cut off: by its content it
+    would be of no format.
+    """
+
+    def fits(path: Path) -> bool:
+        relative = PurePosixPath(path.relative_to(root))
+        return annotations is None or relative.match(annotations)
+
     kinds = FORMATS if kind == "auto" else {kind: FORMATS[kind]}
     found: dict[str, list[Path]] = {}
     for name, module in kinds.items():
-        files = module.find(root)
-        if annotations:
-            files = [
-                path for path in files if PurePosixPath(path.relative_to(root)).match(annotations)
-            ]
-        if files:
+        if files := [*filter(fits, module.find(root))]:
             found[name] = files
+    read = {path for files in found.values() for path in files}
+    suffixes = {".json", ".xml"} & ({path.suffix.lower() for path in read} or {".json", ".xml"})
+    others = [path for name in find_files(root, suffixes) if fits(path := root / name)]
+    for path in (others := [path for path in others if path not in read]):
+        text = ends_of(path).removeprefix(b"\xef\xbb\xbf").strip()
+        if text[:1] + text[-1:] not in (b"{}", b"[]", b"<>"):
+            raise InputError(f"{path}: it is cut off, or no UTF-8 text; export it again")
     which = f"data.annotations={annotations}: " if annotations else ""
     if not found:
         formats = "of a known tool" if kind == "auto" else f"in the form of {kind}"
         raise InputError(
             f"{which}no annotations {formats} below {root}; known are {', '.join(FORMATS)}; "
             "pictures that have a mask of class indices or colours each are read by data=folder"
+            f"{f'; {others[0]} is in no such form' if others else ''}"
         )
     if len(found) > 1:
         listed = "; ".join(f"data.format={name} for {files[0]}" for name, files in found.items())
         raise InputError(f"{which}{root} holds annotations of several tools; choose one: {listed}")
-    return next(iter(found.items()))
+    count = len(others)
+    notes = [f"{count} file(s) of another form are not read: {path}" for path in others[:1]]
+    return *next(iter(found.items())), notes
 
 
-def _paint_all(export: Export, kind: str, root: Path, folders: Sequence[Path], home: Path) -> Index:
-    """Paint the masks of all pictures that are on disk, with a progress bar."""
+def _paint_all(
+    kind: str, files: Sequence[Path], root: Path, folders: Sequence[Path], home: Path
+) -> Index:
+    """Read an export and paint the masks of all pictures on disk, with a progress bar."""
+    export: Export = FORMATS[kind].read(files, root)
     index = Index(kind, [*export.labels], None, export.is_complete, masks=str(home))
     index.colors = [*export.colors] if export.colors else None
     type_ = np.uint8 if 2 * len(index.labels) < 256 else np.uint16
     pictures, counts, first = _Pictures(folders), Counter[str](), dict[str, str]()
     described: dict[str, Picture] = {}
     names = Counter(stem_of(image) for image in pictures.paths)
-    with tqdm(
-        export.pictures,
-        desc=f"painting {kind}",
-        unit="picture",
-        dynamic_ncols=True,
-        file=sys.stderr,
-    ) as bar:
+    if not (export.labels and export.pictures):
+        raise InputError(f"{files[0]}: no picture has an object; export it when some have")
+    with tqdm(export.pictures, f"painting {kind}", unit="picture", dynamic_ncols=True) as bar:
         for picture in bar:
             image = pictures.locate(picture, root)
             if image is None:
                 index.missing.append(f"{picture.file}: {picture.name}")
                 continue
             if (other := described.setdefault(image, picture)) is not picture:
-                raise InputError(
-                    f"{picture.file}: {picture.name} is described twice, also in {other.file}; "
-                    "name the right files, 'data.annotations=PATTERN'"
-                )
+                advice = f", also in {other.file}; name the right files, 'data.annotations=PATTERN'"
+                advice = advice if other.file != picture.file else " there; remove one of them"
+                raise InputError(f"{picture.file}: {picture.name} is described twice{advice}")
             values, remarks = paint(picture, _size(picture, Path(image)), index.labels)
             relative = os.path.relpath(image, root)
             name = stem_of(relative) if names[stem_of(image)] == 1 else relative
@@ -201,6 +214,9 @@ def _paint_all(export: Export, kind: str, root: Path, folders: Sequence[Path], h
             first = places | first
             index.entries.append(Entry(name, image, picture.split, not places, remarks))
     index.objects = {label: (counts[label], first[label]) for label in counts}
+    rest = [path for path in pictures.paths if path not in described]
+    if rest and not export.is_complete:  # there masks are among them, and readers name the rest
+        index.notes.append(f"{len(rest)} picture(s) that no annotation file has: {rest[0]}")
     return index
 
 
@@ -212,7 +228,7 @@ def _size(picture: Picture, image: Path) -> tuple[int, int]:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if picture.size:  # of a kind that Pillow does not read
             return picture.size
-        raise InputError(f"{image}: not a readable picture ({error})") from error
+        raise InputError(f"{image}: not a readable picture ({reason(error, image)})") from error
     if picture.size not in (None, (height, width)):
         stated = f"{picture.size[1]} x {picture.size[0]}" if picture.size else ""
         turned = "; an EXIF tag may turn it in the tool: turn its pixels" * (
@@ -244,6 +260,8 @@ class _Pictures:
             if path in self._by_name[os.path.basename(path)]:
                 return path
         ends = [*self._ends(name)]
+        if Path(name).is_relative_to(root):  # where the format has it, not where another may be
+            ends = [path for path in ends if not Path(path).is_relative_to(root)]
         if len(ends) > 1:
             raise InputError(
                 f"{picture.file}: {picture.name} may be {ends[0]} or {ends[1]}; remove one, or "

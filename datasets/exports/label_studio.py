@@ -25,7 +25,8 @@ from danet.errors import InputError
 class _Region(BaseModel):
     original_width: int = 0
     original_height: int = 0
-    value: dict[str, Any]
+    type: str = ""
+    value: dict[str, Any] = {}  # a relation of two regions has none
 
 
 class _Annotation(BaseModel):
@@ -50,9 +51,7 @@ class _Task(BaseModel):
 
 def find(root: Path) -> list[Path]:
     """Return the JSON files that are lists of tasks."""
-    files = [root / name for name in find_files(root, (".json",))]
-    keys = '"was_cancelled"', '"annotation_id"', '"file_upload"'
-    return [path for path in files if any(shapes.holds(path, key) for key in keys)]
+    return shapes.files_with(root, (".json",), '"(was_cancelled|annotation_id|file_upload)"')
 
 
 def read(files: Sequence[Path], root: Path) -> shapes.Export:
@@ -92,6 +91,8 @@ def _shapes(regions: Sequence[_Region], path: Path, task: str) -> Iterator[shape
         value, size = region.value, (region.original_height, region.original_width)
         labels = next((found for key, found in value.items() if key.endswith("labels")), None)
         where = f"{task}, region {number}"
+        if not value and region.type != "relation":
+            raise InputError(f"{path}, {where}: it has no value")
         if labels is None:  # choices or texts, or an object whose labels are in another result
             continue
         if not isinstance(labels, list) or not any(labels[:1]):

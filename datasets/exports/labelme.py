@@ -15,7 +15,6 @@ from pydantic import BaseModel
 
 from danet.datasets.exports import shapes
 from danet.datasets.layout import split_in
-from danet.datasets.listing import find_files
 from danet.errors import InputError
 
 _POLYGONS = (None, "polygon", "rectangle", "oriented_rectangle")  # None in old files
@@ -37,10 +36,8 @@ class _File(BaseModel):
 
 
 def find(root: Path) -> list[Path]:
-    """Return the JSON files with shapes, and the empty ones among them, which are broken."""
-    files = [root / name for name in find_files(root, (".json",))]
-    found = {path for path in files if shapes.holds(path, '"shapes"')}
-    return [path for path in files if path in found or (found and not path.stat().st_size)]
+    """Return the JSON files with shapes."""
+    return shapes.files_with(root, (".json",), '"shapes"')
 
 
 def read(files: Sequence[Path], root: Path) -> shapes.Export:
@@ -51,7 +48,7 @@ def read(files: Sequence[Path], root: Path) -> shapes.Export:
         height, width = content.imageHeight, content.imageWidth
         picture = shapes.Picture(
             path,
-            str(path.parent / PureWindowsPath(content.imagePath).as_posix()),
+            PureWindowsPath(content.imagePath).as_posix(),
             [_shape(shape, f"shape {i}", path) for i, shape in enumerate(content.shapes)],
             size=(height, width) if height and width else None,
             split=split_in(path.relative_to(root)),

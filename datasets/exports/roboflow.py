@@ -33,8 +33,10 @@ def read(files: Sequence[Path], root: Path) -> Export:
         if (found := _names(path)) != names:
             raise InputError(f"{path}: {found}, but {files[0]}: {names}; export all splits at once")
         stems = {stem_of(name): name for name in find_files(path.parent) if "/" not in name}
-        for stem in [s for s in stems if s.removesuffix("_mask") == s or s[:-5] not in stems]:
-            image, mask = path.parent / stems[stem], stems.get(f"{stem}_mask")
+        # What has a mask is a picture, face_mask.jpg, too; the picture of a mask may be missing.
+        of_picture = (s if f"{s}_mask" in stems else s.removesuffix("_mask") for s in stems)
+        for stem in sorted({*of_picture}):
+            image, mask = path.parent / stems.get(stem, stem), stems.get(f"{stem}_mask")
             if mask is None:
                 raise InputError(f"{image}: its mask {stem}_mask.png is not beside it")
             read_mask = partial(_read, image.with_name(mask), values)

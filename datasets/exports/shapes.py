@@ -6,9 +6,10 @@ returns an Export. Coordinates are x and y from the left upper corner of the pic
 pixel covers 0 to 1.
 """
 
+import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,6 +19,7 @@ from pycocotools import mask as coco_mask
 from pydantic import TypeAdapter, ValidationError
 
 from danet.datasets.labels import Color
+from danet.datasets.listing import find_files
 from danet.errors import InputError
 
 T = TypeVar("T")
@@ -85,8 +87,10 @@ def read_json(path: Path, kind: type[T]) -> T:
     except ValidationError as error:
         # Of the kinds that a value may have, the one that fits furthest says most.
         first = max(error.errors(include_url=False), key=lambda found: len(found["loc"]))
-        place = ".".join(str(part) for part in first["loc"])
-        found = f", found {str(first['input'])[:60]!r}" if first["type"] != "json_invalid" else ""
+        # Without the names of types: segmentation._Runs, segmentation.list[list[float]].
+        place = ".".join(p for p in map(str, first["loc"]) if not re.match(r"_[A-Z]|\w+\[", p))
+        is_shown = first["type"] not in ("json_invalid", "missing")
+        found = f", found {str(first['input'])[:60]!r}" * is_shown
         raise InputError(f"{path}: {place + ': ' * bool(place)}{first['msg']}{found}") from error
 
 
@@ -99,16 +103,25 @@ def read_lines(path: Path) -> list[str]:
         raise InputError(f"{path}: cannot be read ({reason})") from error
 
 
-def holds(path: Path, *words: str) -> bool:
-    """Return whether the beginning and the end of a file hold all of some words."""
+def files_with(root: Path, suffixes: Collection[str], *patterns: str) -> list[Path]:
+    """Return the files below a folder in whose ends all of some patterns are."""
+
+    def fits(path: Path) -> bool:
+        text = ends_of(path)
+        return all(re.search(pattern.encode(), text) for pattern in patterns)
+
+    return [path for name in find_files(root, suffixes) if fits(path := root / name)]
+
+
+def ends_of(path: Path) -> bytes:
+    """Return the beginning and the end of a file, 64 KiB each; raise InputError."""
     try:
         with open(path, "rb") as file:
-            text = file.read(_SNIFFED)
+            head = file.read(_SNIFFED)
             file.seek(max(file.tell(), path.stat().st_size - _SNIFFED))
-            text += file.read(_SNIFFED)
-    except OSError:
-        return False
-    return all(word.encode() in text for word in words)
+            return head + file.read(_SNIFFED)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def polygon(points: Iterable[Any], where: str) -> np.ndarray:
@@ -121,8 +134,9 @@ def polygon(points: Iterable[Any], where: str) -> np.ndarray:
         raise InputError(f"{where}: {len(numbers)} coordinates; expected x and y of each point")
     if numbers.size and (numbers.ndim > 2 or (numbers.ndim == 2 and numbers.shape[1] != 2)):
         raise InputError(f"{where}: its points are not pairs of numbers")
-    if not (np.abs(numbers) < _FAR).all():  # neither are infinity and NaN
-        raise InputError(f"{where}: a coordinate is no number within a picture")
+    if (far := ~(np.abs(numbers) < _FAR)).any():  # infinity and NaN, too
+        shown = f"{numbers[far][0]:g}"
+        raise InputError(f"{where}: the coordinate {shown} is no number within a picture")
     return numbers.reshape(-1, 2)
 
 

@@ -14,7 +14,6 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from danet.datasets.exports import shapes
 from danet.datasets.layout import split_in
-from danet.datasets.listing import find_files
 from danet.errors import InputError
 
 _LABELS = ("class", "label", "type", "name", "category", "object")
@@ -46,15 +45,14 @@ class _Project(BaseModel):
 
 def find(root: Path) -> list[Path]:
     """Return the JSON files with the regions of pictures."""
-    files = [root / name for name in find_files(root, (".json",))]
-    return [path for path in files if shapes.holds(path, '"filename"', '"regions"')]
+    return shapes.files_with(root, (".json",), '"filename"|"_via_s', '"regions"|"_via_s')
 
 
 def read(files: Sequence[Path], root: Path) -> shapes.Export:
     """Read all files; labels are those of the regions, sorted."""
     images: list[tuple[Path, _Image]] = []
     for path in files:
-        if shapes.holds(path, '"_via_settings"'):
+        if b'"_via_settings"' in shapes.ends_of(path):
             content = shapes.read_json(path, _Project).images
         else:
             content = shapes.read_json(path, dict[str, _Image])

@@ -41,6 +41,8 @@ def read(files: Sequence[Path], root: Path) -> Export:
     labels = [*label_positions(names, files[0])] + ["__ignore__"] * (not colors)
     pictures = []
     for path in files:
+        if path.name == "labelmap.txt" and not colors:
+            raise InputError(f"{path}: expected a line '# label:color_rgb:parts:actions' first")
         if read_class_file(str(path)) != classes:
             raise InputError(f"{path}: its classes differ from those of {files[0]}; keep one")
         folder, lists = path.parent, path.parent / "ImageSets" / "Segmentation"
@@ -50,13 +52,16 @@ def read(files: Sequence[Path], root: Path) -> Export:
             for name in find_files(folder / kind, LABEL_SUFFIXES)
         }
         images = {stem_of(name): name for name in find_files(folder / "JPEGImages")}
-        splits: dict[str, str | None] = dict.fromkeys(masks, split_in(path.relative_to(root)))
+        split = split_in(path.relative_to(root))
+        splits: dict[str, str | None] = dict.fromkeys([*masks, *images], split)
         for name in find_files(lists, (".txt",)):
             for line, _ in read_list(lists / name).names:
                 stem = line.strip('"')  # as around a name with blanks
                 splits[stem] = SPLIT_OF.get(stem_of(name).lower()) or splits.get(stem)
         for stem, split in splits.items():
-            image = str(folder / "JPEGImages" / images[stem]) if stem in images else stem
+            image = str(folder / "JPEGImages" / images.get(stem, stem))
+            if stem not in masks and not colors:  # CVAT has none of a picture without objects
+                raise InputError(f"{image}: its mask {stem}.png is not in SegmentationClass")
             mask = partial(_read, masks[stem], colors, len(labels)) if stem in masks else None
             pictures.append(Picture(masks.get(stem, path), image, mask=mask, split=split))
     return Export(labels, pictures, colors, is_complete=True)

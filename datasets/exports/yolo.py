@@ -14,15 +14,15 @@ import yaml
 
 from danet.datasets.exports import shapes as form
 from danet.datasets.exports.shapes import Export, Picture, Shape
-from danet.datasets.layout import SPLIT_OF, split_in
+from danet.datasets.layout import SPLIT_OF, split_in, stem_of
 from danet.datasets.listing import find_files
 from danet.errors import InputError
 
 
 def find(root: Path) -> list[Path]:
-    """Return the data.yaml, or another YAML file with the names of classes."""
-    files = [root / name for name in find_files(root, (".yaml", ".yml"))]
-    return [path for path in files if form.holds(path, "names:")][:1]
+    """Return a YAML file with the names of classes, else data.yaml, which should have them."""
+    files = form.files_with(root, (".yaml", ".yml"), "names:")
+    return files[:1] or [path for path in [root / "data.yaml"] if path.is_file()]
 
 
 def read(files: Sequence[Path], root: Path) -> Export:
@@ -39,23 +39,32 @@ def read(files: Sequence[Path], root: Path) -> Export:
         raise InputError(
             f"{path}: no pictures are where train, val and test say, nor in images/ beside the file"
         )
+    used, here = {picture.file for picture in pictures}, {*map(stem_of, find_files(path.parent))}
+    for name in find_files(path.parent, (".txt",)):
+        image = stem_of(name).replace("labels/", "images/")
+        is_known = path.parent / name in used or image in here or name.endswith("classes.txt")
+        if "labels/" in name and not is_known:  # its picture is missing; classes.txt is LabelImg's
+            pictures.append(Picture(path.parent / name, str(path.parent / image)))
     return Export(names, pictures)
 
 
 def _settings(path: Path) -> dict[str, Any]:
     """Return the content of data.yaml with names as a list; raise InputError."""
     try:
-        content = yaml.safe_load(path.read_bytes())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        # All scalars are texts: yes, on, null and 1 are names of classes, too.
+        content = yaml.load(path.read_bytes(), yaml.BaseLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
-            raise InputError(f"{path}: names has the keys {[*names]}, expected 0, 1, 2, ...")
-        names = [names[i] for i in range(len(names))]
-    if not isinstance(names, list) or not names:
+        if {*names} != {*map(str, range(len(names)))}:
+            raise InputError(
+                f"{path}: names has the keys {', '.join(names)}; expected 0, 1, 2, ..."
+            )
+        names = [names[str(i)] for i in range(len(names))]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names or [0]):
         raise InputError(f"{path}: names={names!r}: expected the names of the classes")
-    return {**content, "names": [*form.label_positions(map(str, names), path)]}
+    return {**content, "names": [*form.label_positions(names, path)]}
 
 
 def _places(settings: Mapping[str, Any], path: Path) -> dict[str | None, list[str]]:
@@ -70,6 +79,8 @@ def _places(settings: Mapping[str, Any], path: Path) -> dict[str | None, list[st
             exists = [str(p) for p in near if (path.parent / p).exists()]
             if exists:
                 places.setdefault(split, []).append(exists[0])
+    if places and settings.get("train") and "train" not in places:
+        raise InputError(f"{path}: train: {settings['train']} is not there; correct the path")
     return places or {None: [""]}
 
 
