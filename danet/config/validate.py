@@ -22,7 +22,7 @@ from danet.bands import bands_of
 from danet.config.schema import SETTINGS, DataConfig, RunSettings, TrainConfig, instead
 from danet.config.targets import TRUSTED, locate, target_errors
 from danet.engine.settings import TrainSettings
-from danet.errors import InputError, first_line
+from danet.errors import InputError, UserError, first_line
 from danet.plain import flat, is_int, is_number, problem_with, walk
 from danet.types import MAX_CLASSES
 
@@ -123,9 +123,12 @@ def check(
             plain["data"]["extra_roots"] = [_absolute(place, needs_data) for place in extra]
         return check_plain(plain, added)
     except OmegaConfBaseException as error:
-        # OmegaConf wraps the InputError of a resolver of ours, with words of its own in front.
-        own = first_line(error).partition("InputError raised while resolving interpolation: ")[2]
-        raise InputError(own or first_line(error, getattr(error, "full_key", None))) from error
+        own: BaseException | None = error
+        while own is not None and not isinstance(own, UserError):
+            own = own.__cause__ or own.__context__
+        if own is not None:  # of a resolver of ours
+            raise own from None
+        raise InputError(first_line(error, getattr(error, "full_key", None))) from error
     except InputError as error:
         raise InputError(_name_settings(str(error), unresolved)) from None
 

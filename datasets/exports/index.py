@@ -8,16 +8,14 @@ a training that runs meanwhile keeps its masks.
 import hashlib
 import json
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
@@ -32,8 +30,8 @@ from danet.datasets.exports import (
     voc_masks,
     yolo,
 )
+from danet.datasets.exports.pictures import Pictures, size_of
 from danet.datasets.exports.shapes import Export, Picture, ends_of, paint
-from danet.datasets.image_io import reason
 from danet.datasets.labels import Color
 from danet.datasets.layout import stem_of
 from danet.datasets.listing import IMAGE_SUFFIXES, find_files
@@ -128,7 +126,8 @@ def _load(path: Path) -> Index | None:
     """Read an index; None if there is none, or half a one."""
     try:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
-        return TypeAdapter(Index).validate_python(json.loads(text))
+        content = json.loads(text) | {"masks": str(path.parent)}  # wherever the cache is now
+        return TypeAdapter(Index).validate_python(content)
     except (OSError, ValueError):
         return None
 
@@ -180,7 +179,7 @@ def _paint_all(
     index = Index(kind, [*export.labels], None, export.is_complete, masks=str(home))
     index.colors = [*export.colors] if export.colors else None
     type_ = np.uint8 if 2 * len(index.labels) < 256 else np.uint16
-    pictures, counts, first = _Pictures(folders), Counter[str](), dict[str, str]()
+    pictures, counts, first = Pictures(folders), Counter[str](), dict[str, str]()
     described: dict[str, Picture] = {}
     names = Counter(stem_of(image) for image in pictures.paths)
     if not (export.labels and export.pictures):
@@ -195,10 +194,10 @@ def _paint_all(
                 advice = f", also in {other.file}; name the right files, 'data.annotations=PATTERN'"
                 advice = advice if other.file != picture.file else " there; remove one of them"
                 raise InputError(f"{picture.file}: {picture.name} is described twice{advice}")
-            values, remarks = paint(picture, _size(picture, Path(image)), index.labels)
+            values, remarks = paint(picture, size_of(picture, Path(image)), index.labels)
             relative = os.path.relpath(image, root)
             name = stem_of(relative) if names[stem_of(image)] == 1 else relative
-            name = name.lstrip("./")
+            name = name.replace("../", "")  # of a picture in another folder
             path = home / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             if not cv2.imwrite(str(path), values.astype(type_), [cv2.IMWRITE_PNG_COMPRESSION, 1]):
@@ -218,66 +217,3 @@ def _paint_all(
     if rest and not export.is_complete:  # there masks are among them, and readers name the rest
         index.notes.append(f"{len(rest)} picture(s) that no annotation file has: {rest[0]}")
     return index
-
-
-def _size(picture: Picture, image: Path) -> tuple[int, int]:
-    """Return height and width of a picture; raise InputError if its export has others."""
-    try:
-        with Image.open(image) as opened:
-            width, height = opened.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if picture.size:  # of a kind that Pillow does not read
-            return picture.size
-        raise InputError(f"{image}: not a readable picture ({reason(error, image)})") from error
-    if picture.size not in (None, (height, width)):
-        stated = f"{picture.size[1]} x {picture.size[0]}" if picture.size else ""
-        turned = "; an EXIF tag may turn it in the tool: turn its pixels" * (
-            picture.size == (width, height)
-        )
-        raise InputError(
-            f"{picture.file}: {picture.name} is {stated} there, and {image} is {width} x {height} "
-            f"(width x height){turned or '; replace it by the picture that was annotated'}"
-        )
-    return height, width
-
-
-class _Pictures:
-    """The picture files of some folders, found by what an export calls them."""
-
-    def __init__(self, folders: Sequence[Path]) -> None:
-        found = (f"{folder}/{name}" for folder in folders for name in find_files(folder))
-        self.paths = list(dict.fromkeys(map(os.path.normpath, found)))
-        self._by_name = defaultdict[str, list[str]](list)
-        for path in self.paths:
-            for key in {os.path.basename(path), os.path.splitext(os.path.basename(path))[0]}:
-                self._by_name[key].append(path)
-
-    def locate(self, picture: Picture, root: Path) -> str | None:
-        """Return the file of a picture: by its path, else by the end of it; None without one."""
-        name = picture.name.replace("\\", "/")
-        for folder in (picture.file.parent, root):
-            path = os.path.normpath(folder / name)
-            if path in self._by_name[os.path.basename(path)]:
-                return path
-        ends = [*self._ends(name)]
-        if Path(name).is_relative_to(root):  # where the format has it, not where another may be
-            ends = [path for path in ends if not Path(path).is_relative_to(root)]
-        if len(ends) > 1:
-            raise InputError(
-                f"{picture.file}: {picture.name} may be {ends[0]} or {ends[1]}; remove one, or "
-                "name the folder of the right one, data.images_dir=FOLDER"
-            )
-        return ends[0] if ends else None
-
-    def _ends(self, name: str) -> Iterator[str]:
-        """Yield the files that share the longest end of a path, with or without suffixes."""
-        base, stem = os.path.basename(name), os.path.splitext(os.path.basename(name))[0]
-        candidates = self._by_name[base] or self._by_name[stem]
-        parts = PurePosixPath(name).parts[-2::-1]
-
-        def shared(path: str) -> int:
-            pairs: Any = zip(PurePosixPath(path).parts[-2::-1], parts, strict=False)
-            return next((i for i, (a, b) in enumerate(pairs) if a != b), len(parts))
-
-        longest = max(map(shared, candidates), default=0)
-        yield from (path for path in candidates if shared(path) == longest)
