@@ -100,7 +100,7 @@ class Annotations(FileDataset, published="annotations"):
         if index.missing:
             self._note_missing(index)
         self.notes += index.notes
-        self._all = index.entries
+        self._splits = Counter(entry.split or "no split" for entry in index.entries)
         entries = self._entries_of_split(index.entries)
         self.notes += [*_remarks(entries)]
         return [
@@ -109,8 +109,7 @@ class Annotations(FileDataset, published="annotations"):
 
     def explain_no_images(self) -> str:
         """Return where the pictures are, and how to name others."""
-        found = Counter(entry.split or "no split" for entry in self._all)
-        listed = ", ".join(f"{count} of {split}" for split, count in found.items())
+        listed = ", ".join(f"{count} of {split}" for split, count in self._splits.items())
         key = f"data.{'val' if self.split == 'val' else 'train'}_split=SPLIT"
         advice = f"set {key}, or 'data.lists={{train: FILE, val: FILE}}'"
         return "; ".join([f": the export has {listed}", *self.notes, advice])
