@@ -37,8 +37,8 @@ def write_annotations(
 ) -> None:
     """Write the files of annotation tools for all pictures that have results, from ``index``.
 
-    ``kinds`` are some of POLYGONS. Files of labelme that are there already are kept: somebody may
-    have corrected them.
+    ``kinds`` are some of POLYGONS. Files of labelme that are there already are kept: they may have
+    been corrected.
     """
     background = [i for i, name in enumerate(results.legend.classes) if is_background(name)]
     pictures, kept = [], 0
