@@ -183,6 +183,69 @@ def test_masks_beside_the_json_that_names_their_pictures_change_nothing(tmp_path
     check(read(label_studio, tmp_path), THINGS)
 
 
+def write_masks(root, annotation=70):
+    """Writes PNG masks of all objects, as Label Studio names them."""
+    for name, objects in THINGS.items():
+        for number, thing in enumerate(objects):
+            mask = whole(thing, SIZES[name]).astype(np.uint8) * 255
+            place = f"task-{IDS[name]}-annotation-{annotation}-by-a@b.example-tag-{thing.label}"
+            save_picture(root / f"masks/{place}-{number}.png", mask)
+
+
+@pytest.mark.parametrize("kind", ["empty results", "other tasks", "pictures alone"])
+def test_masks_are_read_where_the_json_that_names_their_pictures_has_no_brushes(tmp_path, kind):
+    found = tasks()
+    for one in found:
+        if kind == "pictures alone":
+            del one["annotations"], one["file_upload"]
+        else:
+            one["annotations"] = [{"id": 70, "was_cancelled": False, "result": []}]
+    if kind == "other tasks":  # without a mask, or cancelled: left out
+        found.append({**found[0], "id": 999, "annotations": None})
+        found.append(
+            {**found[0], "id": 998, "annotations": [{"was_cancelled": True, "result": []}]}
+        )
+    root = write(tmp_path, found)
+    write_masks(root)
+    write_masks(root, annotation=71)  # a second annotation, which does not count
+    export = read(label_studio, root)
+    empty = [name for name, objects in THINGS.items() if not objects]
+    assert empty
+    assert len(export.pictures) == len(THINGS) - len(empty) * (kind == "pictures alone")
+    assert len(export.masks) == 2 * sum(map(len, THINGS.values()))
+    # Masks are painted by name: objects in the order of their labels.
+    for name, objects in THINGS.items():
+        if not objects and kind == "pictures alone":
+            continue
+        values = painted(export, name).values
+        expected = np.zeros(SIZES[name], int)
+        named = sorted(enumerate(objects), key=lambda pair: (pair[1].label, pair[0]))
+        for _, thing in named:
+            expected[whole(thing, SIZES[name])] = export.labels.index(thing.label) + 1
+        np.testing.assert_array_equal(values, expected)
+
+
+def test_masks_that_do_not_fit_are_named(tmp_path):
+    found = tasks()
+    for one in found:
+        one["annotations"] = [{"id": 70, "result": []}]
+    root = write(tmp_path, found)
+    write_masks(root)
+    paths = sorted((root / "masks").iterdir())
+    same_task = [path for path in paths if path.name.split("-")[1] == paths[0].name.split("-")[1]]
+    save_picture(same_task[1], np.zeros((3, 4), np.uint8))
+    with pytest.raises(InputError, match=rf"{same_task[1].name}: a mask of \[3, 4\], and its task"):
+        read(label_studio, root)
+    same_task[0].write_bytes(b"")
+    with pytest.raises(InputError, match=rf"{same_task[0].name}: not a readable label"):
+        read(label_studio, root)
+    for path in paths:
+        path.unlink()
+    del found[0]["annotations"]
+    with pytest.raises(InputError, match=r"task \d+: no annotations are there, nor PNG masks"):
+        read(label_studio, write(tmp_path, found))
+
+
 def test_the_first_annotation_that_was_not_cancelled_counts(tmp_path):
     first, second, third = tasks()
     cancelled = {"id": 1, "was_cancelled": True, "result": second["annotations"][0]["result"][:1]}

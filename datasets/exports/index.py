@@ -213,7 +213,7 @@ def _paint_all(
             first = places | first
             index.entries.append(Entry(name, image, picture.split, not places, remarks))
     index.objects = {label: (counts[label], first[label]) for label in counts}
-    rest = [path for path in pictures.paths if path not in described]
+    rest = [path for path in pictures.paths if path not in {*described, *export.masks}]
     if rest and not export.is_complete:  # there masks are among them, and readers name the rest
         index.notes.append(f"{len(rest)} picture(s) that no annotation file has: {rest[0]}")
     return index

@@ -1,22 +1,24 @@
-"""Label Studio's JSON and JSON-MIN (labelstud.io/guide/export).
+"""Label Studio's JSON and JSON-MIN, and its PNG masks with such a file (labelstud.io/guide/export).
 
 Of the annotations of a task the first that was not cancelled counts; a task without one is left
-out. Objects are painted in the order of the file, each in the first of its labels. Exports of
-brushes as PNG hold nothing that the JSON, which names their pictures, has not: it alone is read.
+out. Objects are painted in the order of the file, each in the first of its labels. PNG masks, which
+the JSON names the pictures of, are read where it has no brushes itself.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import numpy as np
 from pydantic import BaseModel, model_validator
 
 from danet.datasets.exports import shapes
+from danet.datasets.image_io import read_labels
 from danet.datasets.layout import split_in
 from danet.datasets.listing import IMAGE_SUFFIXES, find_files
 from danet.errors import InputError
@@ -30,6 +32,7 @@ class _Region(BaseModel):
 
 
 class _Annotation(BaseModel):
+    id: int | str | None = None
     was_cancelled: bool | None = None
     result: list[_Region]
 
@@ -37,7 +40,7 @@ class _Annotation(BaseModel):
 class _Task(BaseModel):
     id: int | str
     data: dict[str, Any]
-    annotations: list[_Annotation]
+    annotations: list[_Annotation] | None = None  # beside masks it may have none
 
     @model_validator(mode="before")
     @classmethod
@@ -49,28 +52,78 @@ class _Task(BaseModel):
         return {"id": task.get("id"), "data": task, "annotations": [{"result": result}]}
 
 
+# The user is an address without dashes; the tag is the name of the control.
+_MASK = re.compile(r"(?:.*/)?task-([^-]+)-annotation-([^-]+)-by-[^-]*-[^-]+-(.+)-\d+\.png", re.I)
+
+
+class _Mask(NamedTuple):
+    """A PNG mask of a brush."""
+
+    annotation: str
+    label: str
+    path: Path
+
+
 def find(root: Path) -> list[Path]:
     """Return the JSON files that are lists of tasks."""
-    return shapes.files_with(root, (".json",), '"(was_cancelled|annotation_id|file_upload)"')
+    keys = "data|image|" * bool(_masks(root)) + "was_cancelled|annotation_id|file_upload"
+    return shapes.files_with(root, (".json",), f'"({keys})"')
 
 
 def read(files: Sequence[Path], root: Path) -> shapes.Export:
     """Read all files; labels are those of the objects, sorted."""
-    here, pictures = {Path(name).name for name in find_files(root)}, []
-    for path in files:
-        for task in shapes.read_json(path, list[_Task]):
-            for regions in [a.result for a in task.annotations if not a.was_cancelled][:1]:
-                sizes = [(region.original_height, region.original_width) for region in regions]
-                picture = shapes.Picture(
-                    *(path, _name(task, here, path)),
-                    [*_shapes(regions, path, f"task {task.id}")],
-                    size=next(filter(all, sizes), None),
-                    split=split_in(path.relative_to(root)),
-                    units=100.0,
-                )
-                pictures.append(picture)
+    here, masks = {Path(name).name for name in find_files(root)}, _masks(root)
+    pictures = [
+        picture
+        for path in files
+        for task in shapes.read_json(path, list[_Task])
+        if (picture := _picture(task, masks, here, path))
+    ]
+    for picture in pictures:
+        picture.split = split_in(picture.file.relative_to(root))
     labels = {shape.label for picture in pictures for shape in picture.shapes}
-    return shapes.Export(sorted(labels), pictures)
+    used = [str(mask.path) for found in masks.values() for mask in found]
+    return shapes.Export(sorted(labels), pictures, masks=used)
+
+
+def _masks(root: Path) -> dict[str, list[_Mask]]:
+    """Return the masks of each task."""
+    found = defaultdict[str, list[_Mask]](list)
+    for name in find_files(root, (".png",)):
+        if match := _MASK.fullmatch(name):
+            found[match[1]].append(_Mask(match[2], match[3], root / name))
+    return found
+
+
+def _picture(
+    task: _Task, all_masks: dict[str, list[_Mask]], here: set[str], path: Path
+) -> shapes.Picture | None:
+    """Return the picture of a task; None if it was not annotated, or all was cancelled."""
+    if task.annotations is None and not all_masks:
+        raise InputError(f"{path}, task {task.id}: no annotations are there, nor PNG masks")
+    masks = all_masks.get(str(task.id), [])
+    kept = [one for one in task.annotations or () if not one.was_cancelled]
+    if not kept and (task.annotations or not masks):
+        return None
+    regions = kept[0].result if kept else []
+    objects = [*_shapes(regions, path, f"task {task.id}")]
+    sizes = [(region.original_height, region.original_width) for region in regions]
+    if not any(shape.bitmap for shape in objects):
+        own = str(kept[0].id) if kept and kept[0].id is not None else ""
+        used = [mask for mask in masks if mask.annotation == (own or masks[0].annotation)]
+        sizes += [read_labels(mask.path).shape for mask in used[:1]]
+        for mask in used:
+            bitmap = partial(_read_mask, mask.path, next(filter(all, sizes)))
+            objects.append(shapes.Shape(mask.label, mask.path.name, bitmap=bitmap))
+    size = next(filter(all, sizes), None)
+    return shapes.Picture(path, _name(task, here, path), objects, size=size, units=100.0)
+
+
+def _read_mask(path: Path, size: tuple[int, int]) -> shapes.Bitmap:
+    values = read_labels(path)
+    if values.shape != size:
+        raise InputError(f"{path}: a mask of {[*values.shape]}, and its task has {[*size]}")
+    return shapes.Bitmap(values > 0)
 
 
 def _name(task: _Task, here: set[str], path: Path) -> str:

@@ -75,6 +75,7 @@ class Export:
     pictures: Sequence[Picture]
     colors: Sequence[Color] | None = None  # of the labels
     is_complete: bool = False  # whether every pixel has a label, as in masks; else some have none
+    masks: Sequence[str] = ()  # files that look like pictures and are none
 
 
 def read_json(path: Path, kind: type[T]) -> T:
