@@ -19,6 +19,7 @@ VERSION = next(
 # them for a checkout, and this map is for what gets built.
 LINKED = {
     "danet.datasets": "datasets",
+    "danet.datasets.exports": "datasets/exports",
     "danet.datasets.formats": "datasets/formats",
     "danet.configs": "configs",
     "danet.tools": "tools",

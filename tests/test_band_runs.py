@@ -44,6 +44,7 @@ def plant(root):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bands")
+    torch.set_num_threads(1)  # as in the tests, which are compared with it
     plant(folder / "data")
     args = (*SMALL, *BANDS, f"data.root={folder / 'data'}", "data.class_mix=0.5")
     call("train", *args, f"run.dir={folder / 'run'}")
