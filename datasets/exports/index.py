@@ -44,7 +44,7 @@ FORMATS: dict[str, ModuleType] = {
     **{"yolo": yolo},
 }
 """By the name of the setting ``data.format``."""
-_VERSION = b"2"  # raised when readers or painting give other masks
+_VERSION = b"3"  # raised when readers or painting give other masks
 _READ = IMAGE_SUFFIXES | {".json", ".xml", ".txt", ".yaml", ".yml", ".csv", ".npy"}
 
 
@@ -96,7 +96,7 @@ def open_export(
     if cache.resolve().is_relative_to(root.resolve()):
         raise InputError(f"data.cache_dir={cache}: it lies below data.root={root}")
     more = root / Path(images_dir).expanduser() if images_dir else root
-    folders = list(dict.fromkeys((root, more)))
+    folders = [Path(folder) for folder in dict.fromkeys(map(os.path.normpath, (root, more)))]
     digest = hashlib.sha256(_VERSION + repr((kind, annotations, images_dir)).encode())
     for folder in folders:
         for name in find_files(folder, _READ):
@@ -180,7 +180,7 @@ def _paint_all(
     index.colors = [*export.colors] if export.colors else None
     type_ = np.uint8 if 2 * len(index.labels) < 256 else np.uint16
     pictures, counts, first = Pictures(folders), Counter[str](), dict[str, str]()
-    described: dict[str, Picture] = {}
+    described, taken = dict[str, Picture](), set[str]()
     names = Counter(stem_of(image) for image in pictures.paths)
     if not (export.labels and export.pictures):
         raise InputError(f"{files[0]}: no picture has an object; export it when some have")
@@ -195,9 +195,12 @@ def _paint_all(
                 advice = advice if other.file != picture.file else " there; remove one of them"
                 raise InputError(f"{picture.file}: {picture.name} is described twice{advice}")
             values, remarks = paint(picture, size_of(picture, Path(image)), index.labels)
-            relative = os.path.relpath(image, root)
+            below = [folder for folder in folders if Path(image).is_relative_to(folder)]
+            relative = os.path.relpath(image, below[0])
             name = stem_of(relative) if names[stem_of(image)] == 1 else relative
-            name = name.replace("../", "")  # of a picture in another folder
+            if name in taken:  # in both folders
+                name = os.path.relpath(image, root).replace("../", "")
+            taken.add(name)
             path = home / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             if not cv2.imwrite(str(path), values.astype(type_), [cv2.IMWRITE_PNG_COMPRESSION, 1]):
