@@ -19,7 +19,7 @@ from danet.datasets.labels import (
     read_class_file,
 )
 from danet.datasets.lists import SplitRule
-from danet.datasets.reading import check_choice
+from danet.datasets.reading import as_dataclass, check_choice
 from danet.errors import InputError
 from danet.types import ignore_index
 
@@ -72,9 +72,7 @@ class Annotations(FileDataset, published="annotations"):
         check_class_names(names)
         check_choice("crowd", crowd, Crowd)
         self.classes = tuple(names)  # type: ignore[misc]  # of this data set alone
-        self.rule = (
-            split_rule if isinstance(split_rule, SplitRule) else SplitRule(**split_rule or {})
-        )
+        self.rule = as_dataclass(SplitRule, split_rule)
         self.settings = format, annotations, images_dir
         self.labels = {str(label): name for label, name in (labels or {}).items()}
         self.background, self.crowd = background, crowd

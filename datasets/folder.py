@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +14,7 @@ from danet.datasets.layout import PairLayout, pair_files
 from danet.datasets.listing import find_files
 from danet.datasets.lists import UNSCORED, SplitRule
 from danet.datasets.near_misses import suggest
-
-_Group = TypeVar("_Group")
+from danet.datasets.reading import as_dataclass
 
 
 class Folder(FileDataset, published="folder"):
@@ -52,9 +51,9 @@ class Folder(FileDataset, published="folder"):
         names = read_class_file(classes).names if isinstance(classes, str) else classes
         check_class_names(names)
         self.classes = tuple(names)  # type: ignore[misc]  # of this data set alone
-        self.labels = _group(LabelFormat, label_format).for_classes(len(names))
-        self.files = _group(PairLayout, files)
-        self.split_rule = _group(SplitRule, split_rule)
+        self.labels = as_dataclass(LabelFormat, label_format).for_classes(len(names))
+        self.files = as_dataclass(PairLayout, files)
+        self.split_rule = as_dataclass(SplitRule, split_rule)
         drawn = palette or self.labels.colors or default_palette(names)
         self.palette = check_colors(drawn, "data.palette", len(names))  # type: ignore[misc]
         is_root = Path(self.files.images_dir) == Path()
@@ -127,8 +126,3 @@ class Folder(FileDataset, published="folder"):
             splits = take.format(" and ".join(places or ("train", "val")))
             return f": {there}; there {splits}, or data.root=<folder with {self.split}>{training}"
         return super().explain_no_images() or suggest(self.root, self.files)
-
-
-def _group(kind: type[_Group], settings: _Group | Mapping[str, Any] | None) -> _Group:
-    """Return settings as their dataclass; configs give them as plain mappings."""
-    return settings if isinstance(settings, kind) else kind(**(settings or {}))  # type: ignore[arg-type]

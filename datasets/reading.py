@@ -1,13 +1,16 @@
 """How files are read: settings that all data sets share, and the check of choices."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from danet.bands import Bands, bands_of
 from danet.datasets.image_io import MAX_PIXELS
 from danet.errors import InputError
 from danet.plain import is_int, is_number
+
+T = TypeVar("T")
 
 
 def check_choice(key: str, value: object, options: Any) -> None:
@@ -21,6 +24,11 @@ def check_choices(settings: Any) -> None:
     for field in fields(settings):
         if get_origin(field.type) is Literal:
             check_choice(field.name, getattr(settings, field.name), field.type)
+
+
+def as_dataclass(kind: type[T], settings: T | Mapping[str, Any] | None) -> T:
+    """Return settings as their dataclass; configs give them as plain mappings."""
+    return settings if isinstance(settings, kind) else kind(**(settings or {}))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import scipy.io
 from conftest import save_picture
 
 from danet.datasets.base import Reading
-from danet.datasets.formats.pascal_in_detail import DetailIndex, mask_of_runs
+from danet.datasets.formats.pascal_in_detail import DetailIndex
+from danet.datasets.formats.run_lengths import mask_of_runs
 from danet.datasets.labels import read_class_table
 from danet.datasets.pascal_context import PascalContext, PascalContext60
 from danet.errors import InputError

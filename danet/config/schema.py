@@ -272,10 +272,12 @@ def register() -> None:
         ConfigStore.instance().store(name=name, node=node)
     resolvers: dict[str, Any] = {"count": len, "class_names": _class_names}
     resolvers["class_colors"] = _class_colors
-    resolvers["annotated_classes"] = _annotated_classes
     resolvers["val_share"] = lambda share, split: 0.0 if split is None else share
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)  # a second call would raise
+    # Once for a config: it looks at all files of an export.
+    once: dict[str, Any] = {"replace": True, "use_cache": True}
+    OmegaConf.register_new_resolver("annotated_classes", _annotated_classes, **once)
 
 
 def did_you_mean(word: Any, options: Iterable[Any]) -> str:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from danet.datasets.exports import shapes as form
 from danet.datasets.exports.shapes import Bitmap, Export, Picture, Shape
-from danet.datasets.formats.pascal_in_detail import mask_of_runs
+from danet.datasets.formats.run_lengths import mask_of_runs
 from danet.datasets.layout import split_in
 from danet.errors import InputError
 

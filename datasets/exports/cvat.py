@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from danet.datasets.exports import shapes
-from danet.datasets.formats.pascal_in_detail import mask_of_runs
+from danet.datasets.formats.run_lengths import mask_of_runs
 from danet.datasets.layout import SPLIT_OF, split_in
 from danet.errors import InputError
 
