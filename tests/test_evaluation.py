@@ -430,9 +430,9 @@ def danet():
     return network
 
 
-def run(network, pictures, infer=MODES[0], loss=None, *, batch_size=1, **shard):
+def run(network, pictures, infer=MODES[0], counters=(), *, batch_size=1, **shard):
     batches, device = eval_batches(pictures, batch_size=batch_size, **shard), torch.device("cpu")
-    return evaluate(network, batches, infer, num_classes=K, device=device, loss=loss)
+    return evaluate(network, batches, infer, num_classes=K, device=device, counters=counters)
 
 
 MIXED = [(40, 56), (33, 47), (40, 56), (56, 40), (33, 47)]
@@ -506,7 +506,7 @@ def test_the_loss_is_the_mean_over_all_labelled_pixels_however_they_are_spread(d
     sums = []
     for rank, world, size in ((0, 1, 1), (0, 1, 3), (0, 2, 2), (1, 2, 1), (5, 6, 1)):
         loss = PixelLoss(DeepSupervision(criterion).pixel_parts, K)
-        run(danet, pictures, loss=loss, batch_size=size, rank=rank, world=world)
+        run(danet, pictures, counters=[loss], batch_size=size, rank=rank, world=world)
         sums.append(loss.sums)
     for spread in (sums[0], sums[1], sums[2] + sums[3]):
         loss.sums = spread
@@ -522,7 +522,7 @@ def test_the_loss_is_that_of_the_probabilities_of_every_mode(model, infer, monke
     pictures = pictures_of((40, 150), (50, 33))
     maps = [infer(model, as_batch(sample))[0].double().numpy() for sample in pictures]
     loss = PixelLoss(DeepSupervision(CrossEntropy()).pixel_parts, K)
-    counted = run(model, pictures, infer, loss)
+    counted = run(model, pictures, infer, [loss])
     assert loss.mean() == pytest.approx(literal_loss(maps, pictures, [1.0] * K), rel=1e-5)
     assert torch.equal(counted.counts, run(model, pictures, infer).counts)
 

@@ -187,7 +187,7 @@ def test_scores_and_loss_are_those_of_the_narrow_set(mask):
     for scores, target in ((logits, mask), (among(logits), widened(mask))):
         classes = scores.shape[1]
         loss = PixelLoss(lambda x, y: CrossEntropy().parts(x, y), classes)
-        predicted = Whole().predict(network(scores), image, target, loss)
+        predicted = Whole().predict(network(scores), image, target, [loss])
         assert predicted.dtype == target.dtype
         confusion, boundary = ConfusionMatrix(classes), BoundaryIoU(classes, 0.1)
         confusion.update(predicted, target)

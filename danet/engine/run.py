@@ -215,7 +215,7 @@ def score(
     batches = eval_batches(val_set, **parts.loader_settings)
     classes, device = data.num_classes, parts.device
     loss = PixelLoss(parts.loss.pixel_parts, classes, device)
-    confusion = evaluate(model, batches, infer, num_classes=classes, device=device, loss=loss)
+    confusion = evaluate(model, batches, infer, num_classes=classes, device=device, counters=[loss])
     # Shares of different images take different times, more than a collective would wait.
     wait_patiently(f"the evaluation at step {step}")
     # Equal on all processes to the last bit, so they agree on whether the run ends early.

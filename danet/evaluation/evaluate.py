@@ -4,22 +4,29 @@ The base lies outside of the modules whose classes a config may name.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
 from danet.evaluation.fuse import fuse_for_inference
-from danet.evaluation.metrics import ConfusionMatrix, PixelLoss
+from danet.evaluation.metrics import ConfusionMatrix
 from danet.evaluation.sliding_window import PIXELS_PER_PASS, Piece, Windows, as_pieces, sum_maps
 from danet.ops.arithmetic import cuda_arithmetic, require_tf32, without_autocast
 from danet.types import IGNORE, Batch
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 """In which a network computes; logits are summed and compared in float32 always."""
+
+
+class Counter(Protocol):
+    """Counts the pixels of images piece by piece, as a loss or the calibration does."""
+
+    def update(self, scores: Tensor, mask: Tensor, *, are_logits: bool) -> None:
+        """Count the pixels of logits or probabilities (B, K, H, W) and a mask (B, H, W)."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -55,20 +62,21 @@ class Inference(ABC):
         model: nn.Module,
         image: Tensor,
         mask: Tensor | None = None,
-        loss: PixelLoss | None = None,
+        counters: Sequence[Counter] = (),
     ) -> Tensor:
         """Predict the most probable classes of images (B, 3, H, W).
 
-        They are uint8 (B, H, W), or int32 with more than 255 classes. ``loss`` counts the pixels of
-        the mask, of that type and shape.
+        They are uint8 (B, H, W), or int32 with more than 255 classes. ``counters`` count the pixels
+        of the mask, of that type and shape; without a mask they count nothing.
         """
         classes = image.new_empty((image.shape[0], *image.shape[2:]), dtype=torch.uint8)
         for piece in self.pieces(model, image):
             if piece.scores.shape[1] > IGNORE:
                 classes = classes.int()  # a copy before the first piece alone
             classes[piece.place] = piece.scores.argmax(dim=1)
-            if loss is not None and mask is not None:
-                loss.update(piece.scores, mask[piece.place], are_logits=piece.are_logits)
+            if mask is not None:
+                for counter in counters:
+                    counter.update(piece.scores, mask[piece.place], are_logits=piece.are_logits)
         return classes
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
@@ -120,13 +128,13 @@ def predict(
     infer: Inference,
     *,
     device: torch.device,
-    loss: PixelLoss | None = None,
+    counters: Sequence[Counter] = (),
 ) -> Iterator[tuple[Tensor, Tensor, str]]:
     """Yield for every image the predicted classes and the label, (H, W), and the name.
 
     The network is put into eval mode and left there; a faster copy of it computes the predictions
     (see ``fuse_for_inference``). On one device the numbers during training and afterwards are
-    equal, bit by bit. ``loss`` counts the pixels of every image.
+    equal, bit by bit. ``counters`` count the pixels of every image.
     """
     model.eval()
     fused = fuse_for_inference(model, device)
@@ -137,7 +145,7 @@ def predict(
             images = batch.image.to(device, non_blocking=True).split(1)  # (1, 3, H, W) each
             masks = batch.mask.to(device, non_blocking=True).split(1)  # (1, H, W) each
             for image, mask, name in zip(images, masks, batch.name, strict=True):
-                yield infer.predict(fused, image, mask, loss)[0], mask[0], name
+                yield infer.predict(fused, image, mask, counters)[0], mask[0], name
 
 
 def evaluate(
@@ -147,10 +155,10 @@ def evaluate(
     *,
     num_classes: int,
     device: torch.device,
-    loss: PixelLoss | None = None,
+    counters: Sequence[Counter] = (),
 ) -> ConfusionMatrix:
     """Return the confusion matrix of all batches, at the size of the labels; see ``predict``."""
     confusion = ConfusionMatrix(num_classes, device)
-    for classes, mask, _ in predict(model, batches, infer, device=device, loss=loss):
+    for classes, mask, _ in predict(model, batches, infer, device=device, counters=counters):
         confusion.update(classes, mask)
     return confusion
