@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import math
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from danet import cli
+from danet.checkpoint import exported
+from danet.checkpoint.manager import add_temperature
 from danet.checkpoint.run_folder import best_in
 from danet.config.build import checked_config, load_saved, make, make_dataset, model_of
 from danet.config.schema import EvalConfig, TrainConfig
@@ -34,9 +38,10 @@ from danet.distributed import collectives, signals
 from danet.distributed.agreement import wait_patiently
 from danet.distributed.rendezvous import choose_device, process_group
 from danet.engine.log import class_table
-from danet.errors import InputError, StorageError
+from danet.errors import InputError, StorageError, UserError
+from danet.evaluation.calibration import LEVELS, Calibration, TemperatureFit
 from danet.evaluation.cityscapes import OfficialScores
-from danet.evaluation.evaluate import Inference, predict
+from danet.evaluation.evaluate import Counter, Inference, predict
 from danet.evaluation.inference import describe, mode_name
 from danet.evaluation.metrics import (
     BoundaryIoU,
@@ -56,6 +61,8 @@ def run(config: DictConfig) -> None:
         raise InputError(f"batch_size={settings.batch_size}: expected at least 1")
     # First, so that messages and metrics.json name the file.
     settings.checkpoint = best_in(settings.checkpoint, "checkpoint")
+    if settings.calibrate:
+        refuse_exported(settings.checkpoint)
     saved = load_saved(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint, settings.data)
     protocol = settings.evaluation
@@ -69,7 +76,14 @@ def run(config: DictConfig) -> None:
     split = settings.split or trained.data.val_split
     if split is None:
         raise InputError("split: the training had no validation set; set split=<split>")
+    if settings.calibrate and split == trained.data.train_split:
+        raise InputError(
+            f"calibrate=true: split={split} was trained on, and a network is too sure there; "
+            "name another with split="
+        )
     dataset = make_dataset(trained, split, training=False)
+    if settings.calibrate:
+        require_labels(dataset, "split", "calibrate=true needs them: name another split")
     writer = None
     if settings.submission:
         writer = SubmissionWriter(Path(settings.submission), dataset)
@@ -77,7 +91,7 @@ def run(config: DictConfig) -> None:
         require_labels(
             dataset, "split", "submission=<folder> writes predictions for the test server"
         )
-    model = model_of(saved, trained, settings.checkpoint)
+    model: Any = model_of(saved, trained, settings.checkpoint)
 
     device = choose_device(settings.device)
     mode = cli.chosen("evaluation") or mode_name(protocol)
@@ -101,8 +115,12 @@ def run(config: DictConfig) -> None:
     with process_group(device):
         if collectives.is_first() and dataset.is_labelled:
             require_writable(output)
-        predictions = predict_split(model.to(device), dataset, infer, settings, trained, device)
-        counted = count(predictions, dataset, writer, device, boundary_ratio=ratio)
+        walk = partial(predict_split, model.to(device), dataset, infer, settings, trained, device)
+        if settings.calibrate:
+            facts["uncalibrated"] = calibrate(model, walk, settings.checkpoint, device)
+        calibration = Calibration(model.temperature, device)
+        predictions = walk([calibration] * dataset.is_labelled)
+        counted = count(predictions, dataset, writer, device, calibration, boundary_ratio=ratio)
         if not collectives.is_first():
             return
     if writer:
@@ -122,8 +140,9 @@ def predict_split(
     settings: EvalConfig,
     trained: TrainConfig,
     device: torch.device,
+    counters: Sequence[Counter],
 ) -> Iterator[tuple[Tensor, Tensor, str]]:
-    """Yield the predictions for this process's share of the split."""
+    """Yield the predictions for this process's share of the split, which counters count."""
     batches = eval_batches(
         dataset,
         batch_size=settings.batch_size,
@@ -133,7 +152,61 @@ def predict_split(
         pin_memory=device.type == "cuda",
     )
     shown = tqdm(batches, desc=dataset.split, unit="batch", disable=not collectives.is_first())
-    return predict(model, shown, infer, device=device)
+    return predict(model, shown, infer, device=device, counters=counters)
+
+
+def refuse_exported(checkpoint: str) -> None:
+    """Raise InputError for a network that is no file to which a temperature can be written."""
+    is_folder = (Path(checkpoint).expanduser() / exported.CONFIG).is_file()
+    if is_folder or checkpoint.startswith(exported.SCHEME):
+        raise InputError(
+            f"calibrate=true: checkpoint={checkpoint} is an exported network; calibrate the "
+            "checkpoint it was made of, and export that again"
+        )
+
+
+def calibrate(
+    model: Any, walk: Callable[[Sequence[Counter]], Iterable[Any]], path: str, device: torch.device
+) -> dict[str, Any]:
+    """Fit the temperature of a network, and write it into its checkpoint on the first process.
+
+    Returns the facts of the calibration before.
+    """
+    file = Path(path).expanduser()
+    found = file.stat()
+    before, fit = Calibration(model.temperature, device), TemperatureFit(device)
+    for _ in walk([before, fit]):
+        pass
+    wait_patiently("the first pass")
+    for counter in (before, fit):
+        collectives.sum_in_place(counter.counts)
+    model.temperature = fit.temperature()
+    facts = before.facts()
+    error: UserError | None = None
+    if collectives.is_first():
+        print(f"  before: {sentence(facts)}")
+        try:
+            if not os.path.samestat(found, file.stat()):
+                raise InputError(
+                    f"calibrate=true: {file} was replaced meanwhile, perhaps by its training; "
+                    "start again when that has ended"
+                )
+            for name in add_temperature(file, model.temperature):
+                print(f"  {name}: temperature {model.temperature:.4f}")
+        except UserError as refused:  # raised on all processes: none may wait for the others
+            error = refused
+    if error := collectives.from_first(error):
+        raise error
+    return facts
+
+
+def sentence(facts: dict[str, Any]) -> str:
+    """Return the numbers of a calibration as a line."""
+    return (
+        f"expected calibration error {100 * facts['ece']:.2f}, mean confidence "
+        f"{100 * facts['mean_confidence']:.2f}, area under the risk-coverage curve "
+        f"{100 * facts['aurc']:.2f}, temperature {facts['temperature']:.4g}"
+    )
 
 
 class Counted(NamedTuple):
@@ -148,6 +221,9 @@ class Counted(NamedTuple):
     image_miou: float
     boundary: Tensor | None
     """Boundary IoU by class, float64 (K,)."""
+    calibration: dict[str, Any]
+    levels: np.ndarray
+    """int64 (L, 3): levels of confidence, wrong and right pixels."""
 
 
 def count(
@@ -155,6 +231,7 @@ def count(
     dataset: SegmentationDataset,
     writer: SubmissionWriter | None,
     device: torch.device,
+    calibration: Calibration,
     *,
     boundary_ratio: float | None = None,
 ) -> Counted | None:
@@ -194,7 +271,8 @@ def count(
     if not has_labels:
         return None
     # Some counts are on the CPU, where the backend of a GPU cannot sum them.
-    for counts in (confusion.counts, images, *(c.counts for c in (boundary, counter) if c)):
+    further = (c.counts for c in (calibration, boundary, counter) if c)
+    for counts in (confusion.counts, images, *further):
         totals = counts.to(device)
         collectives.sum_in_place(totals)
         counts.copy_(totals)
@@ -207,6 +285,8 @@ def count(
         note=counter.note if counter else "",
         image_miou=total / number if number else math.nan,
         boundary=boundary.iou() if boundary else None,
+        calibration=calibration.facts(),
+        levels=calibration.table(),
     )
 
 
@@ -234,6 +314,7 @@ def report(counted: Counted, classes: tuple[str, ...], what: str, protocol: str)
     )
     if counted.boundary is not None:
         print(f"  mean boundary IoU {100 * counted.boundary.nanmean():.2f}")
+    print(f"  {sentence(counted.calibration)}")
     print(f"  protocol: {protocol}")
     if official:
         shown = {
@@ -248,7 +329,11 @@ def report(counted: Counted, classes: tuple[str, ...], what: str, protocol: str)
 
 
 def write(output: Path, facts: dict[str, Any], counted: Counted, classes: tuple[str, ...]) -> None:
-    """Write metrics.json and confusion.csv (rows are truth, columns prediction, in pixels)."""
+    """Write metrics.json, confusion.csv and confidence.csv.
+
+    Rows of confusion.csv are truth, columns prediction, in pixels. Those of confidence.csv are
+    the confidences that occur.
+    """
     scores = counted.scores
     per_class = {
         name: {"iou": _number(i), "accuracy": _number(a)}
@@ -262,15 +347,24 @@ def write(output: Path, facts: dict[str, Any], counted: Counted, classes: tuple[
         metrics["boundary_miou"] = _number(counted.boundary.nanmean().item())
     if counted.official:
         metrics["official"] = official_facts(counted.official)
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
+    metrics["calibration"] = counted.calibration
     names = [cell_of(name) for name in classes]
-    rows.writerow(("truth", *names))
-    rows.writerows((name, *row) for name, row in zip(names, counted.matrix.tolist(), strict=True))
+    confusion = zip(names, counted.matrix.tolist(), strict=True)
+    levels = counted.levels.tolist()
+    tables = {
+        "confusion.csv": [("truth", *names), *((name, *row) for name, row in confusion)],
+        "confidence.csv": [
+            ("confidence", "wrong", "right"),
+            *((round(level / LEVELS, 6), *pixels) for level, *pixels in levels),
+        ],
+    }
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        (output / "confusion.csv").write_text(table.getvalue(), encoding="utf-8")
+        for name, lines in tables.items():
+            table = io.StringIO()
+            csv.writer(table, lineterminator="\n").writerows(lines)
+            (output / name).write_text(table.getvalue(), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"output={output}: cannot be written ({error.strerror})") from error
 

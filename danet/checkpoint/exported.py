@@ -18,7 +18,8 @@ from danet.plain import printable
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT = 1
-FIELDS = ("version", "classes", "palette", "step", "scores", "best_score", "training_set", "run_id")
+_OF_USE = ("version", "classes", "palette", "temperature")
+FIELDS = (*_OF_USE, "step", "scores", "best_score", "training_set", "run_id")
 """Fields of a checkpoint that the folder has, beside the config and the weights."""
 SCHEME = "hf://"  # begins what is a repository and no path: ``hf://owner/name[@revision]``
 _MOST = 1 << 24  # bytes of config.json; those of this project have some kB

@@ -41,6 +41,7 @@ _Count = Annotated[int, Field(strict=True, ge=0, lt=2**53)]
 _Processes = Annotated[int, Field(strict=True, ge=1, lt=2**53)]
 _Byte = Annotated[int, Field(strict=True, ge=0, lt=256)]
 _Number = Annotated[float, Field(strict=True)]
+_Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 _Name = Annotated[str, Field(strict=True, max_length=1000)]
 # Printed in messages, where control characters would reach the terminal.
 _Text = Annotated[_Name, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]*$")]
@@ -71,6 +72,7 @@ class Fields(BaseModel):
     best: Annotated[list[tuple[_Number, _Count]], FailFast()] = []  # scores and steps
     training_set: _Text | None = None
     validation_set: _Text | None = None
+    temperature: _Positive = 1.0  # divides the logits, see danet.evaluation.calibration
     run_id: Annotated[str, Field(strict=True, pattern="^[0-9a-zA-Z]*$")] = ""
 
 

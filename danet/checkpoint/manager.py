@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 import danet
 from danet.checkpoint import format as checkpoint_format
+from danet.checkpoint import reading
 from danet.distributed import collectives
 from danet.distributed.signals import FAIL, SAVE
 from danet.errors import StorageError
@@ -45,6 +46,21 @@ def by_age(folder: Path) -> list[Path]:
     """
     steps = reversed(steps_of(folder).values())
     return [p for p in (folder / "last.pt", *steps, folder / "best.pt") if p.exists()]
+
+
+def add_temperature(path: Path, temperature: float) -> list[Path]:
+    """Write the temperature of calibrated probabilities into a checkpoint; return its new names.
+
+    ``best.pt`` and ``last.pt`` are often hard links to the file of a step: all names of the file in
+    its folder are replaced, each as a whole. Copies are files of their own, and stay as they are.
+    """
+    path = path.resolve()  # the name of a symbolic link is kept
+    others = [p for p in by_age(path.parent) if p != path and p.samefile(path)]
+    content, _ = reading.read(path, "checkpoint")
+    checkpoint_format.save(path, {**content, "temperature": temperature})
+    for name in others:
+        _link(path, name)
+    return [path, *others]
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -232,10 +232,12 @@ def untrained(config: TrainConfig) -> nn.Module:
 def model_of(saved: Checkpoint, config: TrainConfig, path: str | Path) -> nn.Module:
     """Return the network of a checkpoint in eval mode, with averaged weights if there are any."""
     refuse_misfit(saved, config, f"checkpoint={path}")
-    model, weights, prefix = untrained(config), saved["model"], "module."
+    model: Any = untrained(config)
+    weights, prefix = saved["model"], "module."
     if (ema := saved.get("ema")) is not None:
         weights = {k.removeprefix(prefix): v for k, v in ema.items() if k.startswith(prefix)}
     model.load_state_dict(weights)
+    model.temperature = saved.get("temperature", 1.0)
     return model.eval()
 
 

@@ -73,7 +73,8 @@ class Inference(ABC):
         for piece in self.pieces(model, image):
             if piece.scores.shape[1] > IGNORE:
                 classes = classes.int()  # a copy before the first piece alone
-            classes[piece.place] = piece.scores.argmax(dim=1)
+            # On a CPU argmax takes four times as long.
+            classes[piece.place] = piece.scores.max(dim=1).indices
             if mask is not None:
                 for counter in counters:
                     counter.update(piece.scores, mask[piece.place], are_logits=piece.are_logits)

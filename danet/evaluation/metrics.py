@@ -1,7 +1,7 @@
 """Metrics: of one confusion matrix over a data set, near boundaries, image by image; the loss."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -26,7 +26,7 @@ class Scores(NamedTuple):
     accuracy: tuple[float, ...]
 
 
-_ELEMENTS = 2**20  # logits whose loss is computed at a time, 4 MiB, which caches may hold
+_ELEMENTS = 2**20  # scores that are worked on at a time, 4 MiB, which caches may hold
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -105,6 +105,13 @@ class ConfusionMatrix:
         )
 
 
+def row_slices(scores: Tensor) -> Iterator[slice]:
+    """Yield the rows of scores (B, K, H, W) in groups of about a million scores."""
+    batch, classes, height, width = scores.shape
+    rows = max(1, _ELEMENTS // (batch * classes * width))
+    return (slice(top, top + rows) for top in range(0, height, rows))
+
+
 class PixelLoss:
     """Sums a loss over the pixels of a data set, in float64 and without waiting for the device.
 
@@ -131,11 +138,11 @@ class PixelLoss:
 
     def update(self, scores: Tensor, mask: Tensor, *, are_logits: bool) -> None:
         """Count the pixels of logits or probabilities (B, K, H, W) and a mask (B, H, W)."""
-        batch, classes, _, width = scores.shape
+        classes = scores.shape[1]
         # Refused by the confusion matrix; here they would index beyond the classes.
         mask = mask.masked_fill(mask >= classes, ignore_index(classes))
-        rows = max(1, _ELEMENTS // (batch * classes * width))
-        for part, labels in zip(scores.split(rows, dim=2), mask.split(rows, dim=1), strict=True):
+        for rows in row_slices(scores):
+            part, labels = scores[:, :, rows], mask[:, rows]
             logits = part if are_logits else part.clamp(min=_TINY).log_()
             self.sums += torch.stack([torch.stack(p[:2]) for p in self.parts(logits, labels)])
 

@@ -39,6 +39,7 @@ class Segmentor(nn.Module):
 
     classes: tuple[str, ...]  # with the palette set by danet.load_model
     palette: tuple[tuple[int, ...], ...]
+    temperature = 1.0  # of a calibrated checkpoint: probabilities are softmax(logits / temperature)
     _is_range_known = False
 
     def __init__(
