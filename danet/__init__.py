@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_model", "predict"]
+__all__ = ["Prediction", "__version__", "load_model", "predict"]
 
 if TYPE_CHECKING:
     from danet.config.build import load_model
-    from danet.prediction.predict import predict
+    from danet.prediction.predict import Prediction, predict
 else:
     _PLACES = {"load_model": "danet.config.build", "predict": "danet.prediction.predict"}
+    _PLACES["Prediction"] = _PLACES["predict"]
 
     def __getattr__(name: str) -> Any:
         """Import a function on first use, so that ``import danet`` stays cheap."""

@@ -1,5 +1,7 @@
 """Predict pictures and videos: ``python tools/predict.py checkpoint=PATH images=PATH``."""
 
+import csv
+import io
 import math
 import sys
 import time
@@ -31,9 +33,9 @@ from danet.errors import InputError
 from danet.evaluation.evaluate import Inference
 from danet.evaluation.fuse import fuse_for_inference
 from danet.extras import how_to_install
-from danet.filesystem import folder_of
+from danet.filesystem import folder_of, write_file
 from danet.prediction.annotations import write_annotations
-from danet.prediction.predict import predictions
+from danet.prediction.predict import MAPS, Prediction, predictions
 from danet.prediction.raster import TIFF_SUFFIXES, is_raster, predict_raster
 from danet.prediction.results import KINDS, POLYGONS, Results, weights_digest
 from danet.prediction.sources import (
@@ -47,7 +49,7 @@ from danet.prediction.sources import (
 from danet.visualization.overlay import Legend
 
 _MAX_LISTED = 3
-"""Number of unreadable files that the last message names."""
+"""Number of unreadable and of least sure files that the last messages name."""
 
 
 def run(config: DictConfig) -> None:
@@ -69,11 +71,14 @@ def run(config: DictConfig) -> None:
         protocol = {**trained.evaluation, **protocol}
     check_node(protocol, "evaluation")
     infer = make(protocol, "evaluation")
-    model = model_of(saved, trained, settings.checkpoint)
+    model: Any = model_of(saved, trained, settings.checkpoint)
     device = choose_device(settings.device)
     origin = {
         "network": weights_digest(model),
         "evaluation": protocol,
+        "temperature": model.temperature,
+        "min_confidence": settings.min_confidence,
+        "maps": settings.maps,
         "images": settings.images
         if settings.images == "-"
         else str(Path(settings.images).expanduser().absolute()),
@@ -85,16 +90,24 @@ def run(config: DictConfig) -> None:
         sources = [
             s._replace(is_raster=is_raster(s.path, settings.max_pixels, bands)) for s in sources
         ]
+    maps = [kind for kind in MAPS if kind in settings.write]
+    rasters = [source.path for source in sources if source.is_raster]
+    if rasters and maps:
+        raise InputError(
+            f"write=[{','.join(settings.write)}]: {rasters[0]} is done in windows, of which no "
+            f"{maps[0]} is written; leave {' and '.join(maps)} out, or that file"
+        )
     legend = Legend(saved["classes"], palette, settings.opacity, bands)
     results = Results(output, settings.write, origin=origin, legend=legend)
     fused = fuse_for_inference(model.to(device), device)
 
     start = time.perf_counter()
     with results, PictureReader(sources, results, settings.max_pixels, bands) as pictures:
-        for classes in predictions(fused, pictures, infer, batch_size=settings.batch_size):
-            results.write(pictures.waiting.popleft(), classes)
+        wanted = sorted({"confidence", *maps})
+        for found in predictions(fused, pictures, infer, wanted, batch_size=settings.batch_size):
+            results.write(pictures.waiting.popleft(), found)
             pictures.bar.update()
-            del classes  # large; not held while the next are read
+            del found  # large; not held while the next are read
         pictures.predict_rasters(fused, infer, results, settings.batch_size)
     seconds = time.perf_counter() - start
     write_annotations(results, sources, polygons, settings.tolerance)
@@ -104,6 +117,7 @@ def run(config: DictConfig) -> None:
         f"{count} images in {seconds:.1f} s, {count / seconds:.2f} images/s{earlier}; "
         f"written to {output}"
     )
+    list_least_sure(results)
     is_tiff = any(source.path.suffix.lower() in TIFF_SUFFIXES for source in sources)
     if is_tiff and find_spec("rasterio") is None:
         print(
@@ -183,12 +197,18 @@ class PictureReader:
             to = results.paths(source.name, source)["index"]
             try:
                 picture, classes = predict_raster(
-                    model, source, infer, to, results.legend, batch_size=batch_size
+                    model,
+                    source,
+                    infer,
+                    to,
+                    results.legend,
+                    min_confidence=results.min_confidence,
+                    batch_size=batch_size,
                 )
             except InputError as error:
                 self._report(error)
             else:
-                results.write(picture, classes)
+                results.write(picture, Prediction(classes))
                 self.read.append((source.name, picture.dropped, None))
             self.bar.update()
 
@@ -197,6 +217,32 @@ class PictureReader:
         if text not in self.problems:  # such as of a package that all files need
             self.bar.write(f"warning: {text}", file=sys.stderr)
         self.problems.append(text)
+
+
+def list_least_sure(results: Results) -> None:
+    """Write all pictures of a folder, the least sure first, to least_sure.csv; print the first."""
+    keys = ("confidence", "unknown", "name", "source")
+    # Lines of earlier versions have no confidence, and those of rasters without data have null.
+    known = [line for line in results.lines.values() if line.get("confidence") is not None]
+    lines = sorted(tuple(line[key] for key in keys) for line in known)
+    rows = [
+        # No spreadsheet takes a name for a formula.
+        (
+            "'" * name.startswith(("=", "+", "-", "@")) + name,
+            source,
+            round(sure, 6),
+            round(unknown, 6),
+        )
+        for sure, unknown, name, source in lines
+    ]
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerows([("name", "source", "confidence", "unknown"), *rows])
+    path = results.folder / "least_sure.csv"
+    write_file(path, table.getvalue())
+    if len(lines) > 1:
+        first = (f"{name} {confidence:.3f}" for confidence, _, name, _ in lines[:_MAX_LISTED])
+        print(f"least sure: {', '.join(first)}; all in {path}")
 
 
 def refuse_settings(settings: PredictConfig) -> None:
@@ -212,6 +258,10 @@ def refuse_settings(settings: PredictConfig) -> None:
             raise InputError(f"{name}={getattr(settings, name)}: expected at least 1")
     if not 0 <= settings.tolerance < math.inf:
         raise InputError(f"tolerance={settings.tolerance}: expected at least 0, and finite")
+    if not 0 <= settings.min_confidence <= 1:
+        raise InputError(f"min_confidence={settings.min_confidence}: expected 0 to 1")
+    if settings.maps not in ("uint8", "uint16", "npy"):
+        raise InputError(f"maps={settings.maps}: expected one of uint8, uint16, npy")
     if not 0 <= settings.opacity <= 1:
         raise InputError(f"opacity={settings.opacity}: expected 0 to 1")
 

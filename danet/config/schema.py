@@ -158,6 +158,8 @@ class PredictConfig:
     images: str = MISSING
     write: list[str] = field(default_factory=lambda: ["index", "overlay"])
     tolerance: float = 1.0
+    min_confidence: float = 0.0
+    maps: str = "uint16"
     evaluation: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 1
     max_pixels: int = 178_956_970

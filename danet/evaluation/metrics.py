@@ -105,11 +105,18 @@ class ConfusionMatrix:
         )
 
 
-def row_slices(scores: Tensor) -> Iterator[slice]:
-    """Yield the rows of scores (B, K, H, W) in groups of about a million scores."""
+def as_logits(scores: Tensor, are_logits: bool) -> Tensor:
+    """Return logits as they are, and log p of probabilities p, of which the softmax is p."""
+    return scores if are_logits else scores.clamp(min=_TINY).log_()
+
+
+def in_rows(scores: Tensor, *, are_logits: bool) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield groups of rows of a map (B, K, H, W): place, scores, and these as logits."""
     batch, classes, height, width = scores.shape
-    rows = max(1, _ELEMENTS // (batch * classes * width))
-    return (slice(top, top + rows) for top in range(0, height, rows))
+    count = max(1, _ELEMENTS // (batch * classes * width))
+    for top in range(0, height, count):
+        rows = slice(top, min(top + count, height))
+        yield rows, scores[:, :, rows], as_logits(scores[:, :, rows], are_logits)
 
 
 class PixelLoss:
@@ -141,10 +148,9 @@ class PixelLoss:
         classes = scores.shape[1]
         # Refused by the confusion matrix; here they would index beyond the classes.
         mask = mask.masked_fill(mask >= classes, ignore_index(classes))
-        for rows in row_slices(scores):
-            part, labels = scores[:, :, rows], mask[:, rows]
-            logits = part if are_logits else part.clamp(min=_TINY).log_()
-            self.sums += torch.stack([torch.stack(p[:2]) for p in self.parts(logits, labels)])
+        for rows, _, logits in in_rows(scores, are_logits=are_logits):
+            parts = self.parts(logits, mask[:, rows])
+            self.sums += torch.stack([torch.stack(part[:2]) for part in parts])
 
     def mean(self) -> float:
         """Return the sum of the means, each with its factor; NaN without a labelled pixel."""

@@ -21,6 +21,7 @@ from danet.filesystem import atomic_write, write_file
 from danet.prediction.polygons import Region, as_one_line, find_regions
 from danet.prediction.results import Results
 from danet.prediction.sources import Source
+from danet.types import ignore_index
 from danet.visualization.overlay import Legend
 
 
@@ -47,7 +48,10 @@ def write_annotations(
         # Bytes are decoded, since cv2.imread fails on Windows for names that are not ASCII.
         content = np.fromfile(results.folder / "index" / f"{source.name}.png", np.uint8)
         classes: Any = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
-        regions = find_regions(classes, background, tolerance)
+        number = len(results.legend.classes)
+        # Unknown pixels, of no class, become no regions.
+        regions = find_regions(classes, [*background, ignore_index(number)], tolerance)
+        regions = [region for region in regions if region.class_index < number]
         # Results are named after pictures below the folder, most of them without the suffix.
         name = Path(source.name).with_name(source.path.name).as_posix()
         pictures.append(Outlined(name, classes.shape, regions))

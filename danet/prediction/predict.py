@@ -1,11 +1,13 @@
 """Prediction of pictures: of a list by ``predict``, of a stream by ``predictions``."""
 
+import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -18,28 +20,64 @@ from danet.datasets.image_io import to_rgb
 from danet.errors import InputError, first_line
 from danet.evaluation.evaluate import Inference
 from danet.evaluation.inference import Whole
+from danet.evaluation.metrics import in_rows
 from danet.evaluation.sliding_window import PIXELS_PER_PASS
+from danet.types import IGNORE
 
 AnyImage = str | os.PathLike[str] | np.ndarray | Tensor | Image.Image
 """An image, or a batch of them in an array or a tensor; see ``predict``."""
 Images = Iterable[AnyImage]
+Mode = Inference | None
+MAPS = ("confidence", "entropy", "probability")
+
+
+class Prediction(NamedTuple):
+    """The classes of an image and how sure they are, with p = softmax(logits / T).
+
+    T is the temperature of the network. A map that was not asked for is None. Those of a batch have
+    its axis in front.
+    """
+
+    classes: np.ndarray  # uint8 (H, W), or uint16 with more than 255 classes
+    confidence: np.ndarray | None = None  # float32 (H, W), 1/K..1: the p of the class
+    entropy: np.ndarray | None = None  # float32 (H, W), -sum(p log p) / log K: 1 if all are alike
+    probability: np.ndarray | None = None  # float32 (K, H, W), p
 
 
 @overload
 def predict(  # type: ignore[overload-overlap]  # a str is an iterable of str, too
-    model: nn.Module, images: AnyImage, *, infer: Inference | None = None, batch_size: int = 1
+    model: nn.Module, images: AnyImage, *, infer: Mode = None, batch_size: int = 1
 ) -> np.ndarray: ...
 @overload
 def predict(
-    model: nn.Module, images: Images, *, infer: Inference | None = None, batch_size: int = 1
+    model: nn.Module, images: Images, *, infer: Mode = None, batch_size: int = 1
 ) -> list[np.ndarray]: ...
+@overload
+def predict(  # type: ignore[overload-overlap]
+    model: nn.Module,
+    images: AnyImage,
+    *,
+    maps: Sequence[str],
+    infer: Mode = None,
+    batch_size: int = 1,
+) -> Prediction: ...
+@overload
+def predict(
+    model: nn.Module,
+    images: Images,
+    *,
+    maps: Sequence[str],
+    infer: Mode = None,
+    batch_size: int = 1,
+) -> list[Prediction]: ...
 def predict(
     model: nn.Module,
     images: AnyImage | Images,
     *,
-    infer: Inference | None = None,
+    maps: Sequence[str] | None = None,
+    infer: Mode = None,
     batch_size: int = 1,
-) -> np.ndarray | list[np.ndarray]:
+) -> Any:
     """Return the class of every pixel: uint8 (H, W) of an image, (B, H, W) of a batch.
 
     With more than 255 classes they are uint16.
@@ -56,6 +94,7 @@ def predict(
             bool, and 1.0 in floats that do not exceed 1. An EXIF orientation is not applied. Of a
             network with ``bands`` C is their number N and the values are raw; files are read as
             they were in its training, and NaN becomes black.
+        maps: Some of MAPS: the result is a ``Prediction`` with them, or a list of such.
         infer: The inference mode, one of ``danet.evaluation.inference``; None for ``Whole``.
         batch_size: The most consecutive images of one size that pass together.
 
@@ -70,22 +109,31 @@ def predict(
     if isinstance(infer, type) or (infer is not None and not hasattr(infer, "predict")):
         found = f"infer={infer!r}: expected an inference mode of danet.evaluation.inference"
         raise InputError(f"{found}: Whole(), Sliding(...) or MultiScale(scales=[0.75, 1.0, 1.25])")
-    infer, model = infer or Whole(), model.eval()
+    if isinstance(maps, str) or not {*MAPS}.issuperset(maps or ()):
+        raise InputError(f"maps={maps!r}: expected a list of some of {', '.join(MAPS)}")
+    infer, model, wanted = infer or Whole(), model.eval(), maps or ()
+    given: Any = itemgetter(0) if maps is None else Prediction._make  # the classes, or all
     bands: Bands | None = getattr(model, "bands", None)
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
         batch = _as_array(images, "images", bands, axes=4)
-        return np.stack(list(predictions(model, batch, infer, batch_size=batch_size)))
+        fields = zip(*predictions(model, batch, infer, wanted, batch_size=batch_size), strict=True)
+        return given([None if field[0] is None else np.stack(field) for field in fields])
     if isinstance(images, (str, bytes, np.ndarray, Tensor)) or not isinstance(images, Iterable):
-        return next(predictions(model, [_as_array(images, "image", bands)], infer))
+        return given(next(predictions(model, [_as_array(images, "image", bands)], infer, wanted)))
     arrays = (_as_array(image, f"image {i}", bands) for i, image in enumerate(images))
-    return list(predictions(model, arrays, infer, batch_size=batch_size))
+    return [*map(given, predictions(model, arrays, infer, wanted, batch_size=batch_size))]
 
 
 @torch.inference_mode()
 def predictions(
-    model: nn.Module, images: Iterable[np.ndarray], infer: Inference, *, batch_size: int = 1
-) -> Iterator[np.ndarray]:
-    """Yield the classes, uint8 or uint16 (H, W), of each image, in order.
+    model: nn.Module,
+    images: Iterable[np.ndarray],
+    infer: Inference,
+    maps: Sequence[str] = (),
+    *,
+    batch_size: int = 1,
+) -> Iterator[Prediction]:
+    """Yield the prediction of each image, in order.
 
     Images are uint8 (H, W, 3), RGB, or raw bands (H, W, N). The model is in eval mode. Up to
     ``batch_size`` consecutive images of one size pass together, with at most PIXELS_PER_PASS
@@ -98,9 +146,42 @@ def predictions(
             # One image is not copied: it may be as large as memory allows.
             array = np.stack(group) if len(group) > 1 else group[0][None]  # (B, H, W, N)
             tensor = torch.from_numpy(as_input(array)).permute(0, 3, 1, 2).to(device)
-            classes = infer.predict(model, tensor).cpu().numpy()
+            if maps:
+                found = predict_maps(model, tensor, infer, maps)
+            else:
+                classes = infer.predict(model, tensor).cpu().numpy()
+                found = {"classes": classes.astype("uint8" if classes.itemsize == 1 else "uint16")}
             del group, array, tensor  # large; not held while the next are read
-            yield from classes if classes.dtype == np.uint8 else classes.astype(np.uint16)
+            for i in range(len(found["classes"])):
+                yield Prediction(**{name: values[i] for name, values in found.items()})
+
+
+def predict_maps(
+    model: nn.Module, image: Tensor, infer: Inference, maps: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Return the fields of a Prediction of a batch (B, 3, H, W)."""
+    temperature: Any = getattr(model, "temperature", 1.0)
+    found: dict[str, np.ndarray] = {}
+    for piece in infer.pieces(model, image):
+        for rows, scores, logits in in_rows(piece.scores, are_logits=piece.are_logits):
+            count = scores.shape[1]
+            p = (logits / temperature).softmax(dim=1)
+            # Not of p, in which two logits may be equal.
+            classes = scores.max(dim=1).indices.cpu()
+            values = {"classes": classes.to(torch.uint8 if count <= IGNORE else torch.uint16)}
+            if "confidence" in maps:
+                values["confidence"] = p.amax(dim=1)
+            if "entropy" in maps:
+                values["entropy"] = torch.special.entr(p).sum(dim=1) / math.log(max(2, count))
+            if "probability" in maps:
+                values["probability"] = p
+            down, across = piece._replace(scores=scores, top=piece.top + rows.start).place[1:]
+            for name, value in values.items():
+                part = value.cpu().numpy()
+                if name not in found:
+                    found[name] = np.empty((*part.shape[:-2], *image.shape[2:]), part.dtype)
+                found[name][..., down, across] = part
+    return found
 
 
 def _as_array(image: Any, where: str, bands: Bands | None = None, *, axes: int = 3) -> np.ndarray:

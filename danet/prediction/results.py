@@ -1,9 +1,9 @@
 """Folders of results, and what is there already when an interrupted prediction is restarted.
 
 A folder has ``index/NAME.png``, ``color/NAME.png`` and ``overlay/NAME.png`` as requested, and
-``predictions.jsonl`` with a line for each picture, which is written after all its files. Formats of
-annotation tools are made of ``index`` at the end. A raster always has its index,
-``index/NAME.tif``, and reduced pictures.
+``predictions.jsonl`` with a line for each picture, which is written after all its files. Maps of
+``danet.predict`` have folders, too. Formats of annotation tools are made of ``index`` at
+the end. A raster always has its index, ``index/NAME.tif``, and reduced pictures.
 """
 
 import hashlib
@@ -21,11 +21,15 @@ from torch import nn
 
 from danet.errors import InputError, StorageError
 from danet.filesystem import atomic_write, require_writable, write_file
+from danet.prediction.predict import MAPS, Prediction
 from danet.prediction.sources import Picture, Source, count_frames
+from danet.types import ignore_index
 from danet.visualization.overlay import Legend, colorize, save_image
 
 POLYGONS = ("coco", "labelme", "cvat")
-KINDS = ("index", "color", "overlay", *POLYGONS)
+KINDS = ("index", "color", "overlay", *MAPS, *POLYGONS)
+EARLIER = {"temperature": 1.0, "min_confidence": 0.0, "maps": "uint16"}
+"""What results of versions without these entries of an origin share."""
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -40,7 +44,8 @@ class Results(ExitStack):
     """Writes results, some of KINDS, into a folder, and keeps those of an earlier start.
 
     It is a context: at its end the last video is completed, or deleted after an error. ``origin``
-    is what all results of a folder share: the network and the protocol; another one is refused.
+    is what all results of a folder share: the network, the protocol and the entries of EARLIER;
+    another one is refused.
     """
 
     ORIGIN = "predictions.json"  # name of the file with the origin
@@ -60,18 +65,19 @@ class Results(ExitStack):
         if not path.exists():
             write_file(path, json.dumps(origin, indent=1) + "\n")
         try:
-            found = json.loads(path.read_text())
-            is_same = all(found[key] == origin[key] for key in ("network", "evaluation"))
+            found = EARLIER | json.loads(path.read_text())
+            is_same = all(found[key] == origin[key] for key in ("network", "evaluation", *EARLIER))
         except (ValueError, LookupError, TypeError):
             is_same = False
         if not is_same:
             raise InputError(
-                f"output={folder}: results of another checkpoint or another protocol are there; "
-                "name another folder, or remove it"
+                f"output={folder}: results of another checkpoint or another protocol are there, or "
+                "of another temperature, min_confidence or maps; name another folder, or remove it"
             )
-        self._lines = _whole_lines(journal) if journal.exists() else {}
+        self.maps, self.min_confidence = origin["maps"], origin["min_confidence"]
+        self.lines = _whole_lines(journal) if journal.exists() else {}
         with atomic_write(journal) as temporary:
-            temporary.write_text("".join(f"{json.dumps(line)}\n" for line in self._lines.values()))
+            temporary.write_text("".join(f"{json.dumps(line)}\n" for line in self.lines.values()))
         self._journal = self.enter_context(journal.open("a"))
 
     def find_done(self, source: Source) -> set[str]:
@@ -81,8 +87,8 @@ class Results(ExitStack):
         """
         names = map(source.frame, count()) if source.is_video else [source.name]
         done = set()
-        for name in takewhile(self._lines.__contains__, names):
-            line = self._lines[name]
+        for name in takewhile(self.lines.__contains__, names):
+            line = self.lines[name]
             if line["source"] != source.version["source"]:
                 raise InputError(
                     f"output={self.folder}: results of {line['source']} are there under the name "
@@ -99,7 +105,9 @@ class Results(ExitStack):
 
     def paths(self, name: str, source: Source) -> dict[str, Path]:
         """Return the file of each kind for a picture or a frame."""
-        paths = {kind: self.folder / kind / f"{name}.png" for kind in self.kinds}
+        arrays = MAPS if self.maps == "npy" else MAPS[2:]
+        endings = {kind: "npy" if kind in arrays else "png" for kind in self.kinds}
+        paths = {kind: self.folder / kind / f"{name}.{end}" for kind, end in endings.items()}
         if source.is_video and "overlay" in paths:
             # Renamed to this after the last frame, so until then no frame is done.
             paths["overlay"] = self.folder / "overlay" / f"{source.name}.mp4"
@@ -107,8 +115,17 @@ class Results(ExitStack):
             paths["index"] = self.folder / "index" / f"{source.name}.tif"
         return paths
 
-    def write(self, picture: Picture, classes: np.ndarray) -> None:
-        """Write the classes (H, W) of a picture; frames of a video are consecutive."""
+    def write(self, picture: Picture, found: Prediction) -> None:
+        """Write a prediction with its confidence; frames of a video are consecutive.
+
+        That of a raster, which is written already, needs no confidence.
+        """
+        classes, (confidence, unknown) = found.classes, picture.sure or (None, 0.0)
+        if found.confidence is not None:
+            is_unknown = found.confidence < self.min_confidence
+            classes = np.where(is_unknown, ignore_index(len(self.legend.classes)), classes)
+            classes = classes.astype(found.classes.dtype)
+            confidence, unknown = float(found.confidence.mean(dtype=np.float64)), is_unknown.mean()
         if self._source is not picture.source:
             self._video.close()  # the last one is whole and gets its name
             self._source, self._writer = picture.source, None
@@ -117,6 +134,11 @@ class Results(ExitStack):
                 continue  # there already
             if kind == "index":
                 drawn = classes
+            elif kind in MAPS:
+                drawn = getattr(found, kind)
+                if self.maps != "npy":
+                    most = np.iinfo(self.maps).max
+                    drawn = np.rint(drawn * np.float64(most)).astype(self.maps)
             elif kind == "color":
                 drawn = colorize(classes, self.legend.palette)
             else:
@@ -138,7 +160,8 @@ class Results(ExitStack):
         self.found |= shares.keys()
         size = {"height": height, "width": width}
         line = {"name": picture.name, **picture.source.version, **size, "shares": shares}
-        self._lines[picture.name] = line
+        line |= {"confidence": confidence, "unknown": float(unknown)}
+        self.lines[picture.name] = line
         self._journal.write(json.dumps(line) + "\n")
         self._journal.flush()
 

@@ -57,6 +57,7 @@ class Picture(NamedTuple):
     levels: Levels | None = None  # of a file with more than 8 bits
     size: tuple[int, int] | None = None  # height and width of a raster, whose image is reduced
     counts: Sequence[int] = ()  # of a raster: pixels of each class
+    sure: tuple[float | None, float] | None = None  # of a raster: mean confidence, unknown share
 
 
 def find_sources(wanted: str, lines: Iterable[str] = ()) -> list[Source]:

@@ -4,6 +4,7 @@ All pictures are uint8 (H, W, 3), RGB; images may have other bands, which a Lege
 """
 
 import functools
+import io
 import textwrap
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -182,7 +183,10 @@ def sheet(legend: Legend, *pictures: SegmentedImage) -> np.ndarray:
 
 
 def save_image(path: Path, image: np.ndarray) -> None:
-    """Write an RGB or grey picture; raises StorageError."""
+    """Write an RGB or grey picture, or for the suffix ``.npy`` an array; raises StorageError."""
+    if path.suffix == ".npy":
+        np.save(content := io.BytesIO(), image)
+        return write_file(path, content.getvalue())
     ordered = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     # Encoded in memory: cv2.imwrite fails on Windows for names that are not ASCII.
     write_file(path, cv2.imencode(path.suffix, ordered)[1].tobytes())
