@@ -32,6 +32,7 @@ from danet.datasets.submission import require_labels
 from danet.distributed.rendezvous import choose_device
 from danet.engine.log import read_metrics
 from danet.errors import InputError
+from danet.evaluation.calibration import Calibration
 from danet.evaluation.evaluate import Inference
 from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.inference import describe
@@ -40,7 +41,14 @@ from danet.filesystem import folder_of, require_writable, write_file
 from danet.prediction.predict import predict
 from danet.prediction.results import weights_digest
 from danet.visualization import report
-from danet.visualization.attention import Point, attention_branches, choose_points, figure, spread
+from danet.visualization.attention import (
+    Point,
+    as_tensor,
+    attention_branches,
+    choose_points,
+    figure,
+    spread,
+)
 from danet.visualization.overlay import Legend, SegmentedImage, resize, save_image, sheet
 
 Picture = tuple[str, np.ndarray, np.ndarray | None]
@@ -192,12 +200,17 @@ def examine(
 ) -> report.Report:
     """Score a split by the protocol of the training, and choose pictures for the report."""
     model, classes, infer = network.model, network.legend.classes, network.infer
-    fused = fuse_for_inference(model, next(model.parameters()).device)
+    device = next(model.parameters()).device
+    fused = fuse_for_inference(model, device)
+    # Without the temperature of a calibrated checkpoint, and with it.
+    temperature: Any = model.temperature
+    calibrations = [Calibration(t, device) for t in sorted({1.0, temperature})]
     confusion, by_image = ConfusionMatrix(len(classes)), list[float]()
     for index in tqdm(range(len(dataset)), desc=dataset.split, unit="image"):
         image, mask, _ = dataset[index]
-        alone, predicted = ConfusionMatrix(len(classes)), predict(fused, image, infer=infer)
-        alone.update(torch.from_numpy(predicted), torch.from_numpy(mask))
+        alone, truth = ConfusionMatrix(len(classes)), torch.from_numpy(mask.astype(np.int32))[None]
+        predicted = infer.predict(fused, as_tensor(image, fused), truth.to(device), calibrations)
+        alone.update(predicted.cpu(), truth)
         confusion.counts.add_(alone.counts)
         by_image.append(alone.scores().miou if alone.matrix.any() else math.nan)
 
@@ -235,6 +248,7 @@ def examine(
             "Best pictures": [(segmented(i), by_image[i]) for i in best[:_EXTREMES]],
             "Worst pictures": [(segmented(i), by_image[i]) for i in worst[:_EXTREMES]],
         },
+        calibration=[found.facts() for found in calibrations],
         views=[report.view(model, segmented(i), wanted) for i in shown],
     )
 

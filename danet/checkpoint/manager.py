@@ -49,12 +49,11 @@ def by_age(folder: Path) -> list[Path]:
 
 
 def add_temperature(path: Path, temperature: float) -> list[Path]:
-    """Write the temperature of calibrated probabilities into a checkpoint; return its new names.
+    """Write a temperature into a checkpoint, under all names of the file in its folder.
 
-    ``best.pt`` and ``last.pt`` are often hard links to the file of a step: all names of the file in
-    its folder are replaced, each as a whole. Copies are files of their own, and stay as they are.
+    Each is replaced as a whole. The names are returned; copies of the file are left as they are.
     """
-    path = path.resolve()  # the name of a symbolic link is kept
+    path = path.resolve()  # a symbolic link stays
     others = [p for p in by_age(path.parent) if p != path and p.samefile(path)]
     content, _ = reading.read(path, "checkpoint")
     checkpoint_format.save(path, {**content, "temperature": temperature})

@@ -105,18 +105,14 @@ class ConfusionMatrix:
         )
 
 
-def as_logits(scores: Tensor, are_logits: bool) -> Tensor:
-    """Return logits as they are, and log p of probabilities p, of which the softmax is p."""
-    return scores if are_logits else scores.clamp(min=_TINY).log_()
-
-
 def in_rows(scores: Tensor, *, are_logits: bool) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield groups of rows of a map (B, K, H, W): place, scores, and these as logits."""
     batch, classes, height, width = scores.shape
     count = max(1, _ELEMENTS // (batch * classes * width))
     for top in range(0, height, count):
-        rows = slice(top, min(top + count, height))
-        yield rows, scores[:, :, rows], as_logits(scores[:, :, rows], are_logits)
+        part = scores[:, :, top : top + count]
+        logits = part if are_logits else part.clamp(min=_TINY).log_()
+        yield slice(top, top + part.shape[2]), part, logits
 
 
 class PixelLoss:

@@ -42,16 +42,14 @@ def write_annotations(
     been corrected.
     """
     background = [i for i, name in enumerate(results.legend.classes) if is_background(name)]
-    pictures, kept = [], 0
+    pictures, kept, unknown = [], 0, ignore_index(len(results.legend.classes))
     done = [source for source in sources if results.find_done(source)] if kinds else []
     for source in tqdm(done, "polygons", unit="image", disable=not kinds):
         # Bytes are decoded, since cv2.imread fails on Windows for names that are not ASCII.
         content = np.fromfile(results.folder / "index" / f"{source.name}.png", np.uint8)
         classes: Any = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
-        number = len(results.legend.classes)
-        # Unknown pixels, of no class, become no regions.
-        regions = find_regions(classes, [*background, ignore_index(number)], tolerance)
-        regions = [region for region in regions if region.class_index < number]
+        regions = find_regions(classes, [*background, unknown], tolerance)
+        regions = [region for region in regions if region.class_index != unknown]
         # Results are named after pictures below the folder, most of them without the suffix.
         name = Path(source.name).with_name(source.path.name).as_posix()
         pictures.append(Outlined(name, classes.shape, regions))

@@ -3,7 +3,7 @@
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -28,7 +28,13 @@ AnyImage = str | os.PathLike[str] | np.ndarray | Tensor | Image.Image
 """An image, or a batch of them in an array or a tensor; see ``predict``."""
 Images = Iterable[AnyImage]
 Mode = Inference | None
-MAPS = ("confidence", "entropy", "probability")
+Names = Sequence[str]
+MAPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "confidence": lambda p: p.amax(dim=1),
+    "entropy": lambda p: torch.special.entr(p).sum(dim=1) / math.log(max(2, p.shape[1])),
+    "probability": lambda p: p,
+}
+"""What is computed of probabilities (B, K, H, W)."""
 
 
 class Prediction(NamedTuple):
@@ -54,27 +60,17 @@ def predict(
 ) -> list[np.ndarray]: ...
 @overload
 def predict(  # type: ignore[overload-overlap]
-    model: nn.Module,
-    images: AnyImage,
-    *,
-    maps: Sequence[str],
-    infer: Mode = None,
-    batch_size: int = 1,
+    model: nn.Module, images: AnyImage, *, maps: Names, infer: Mode = None, batch_size: int = 1
 ) -> Prediction: ...
 @overload
 def predict(
-    model: nn.Module,
-    images: Images,
-    *,
-    maps: Sequence[str],
-    infer: Mode = None,
-    batch_size: int = 1,
+    model: nn.Module, images: Images, *, maps: Names, infer: Mode = None, batch_size: int = 1
 ) -> list[Prediction]: ...
 def predict(
     model: nn.Module,
     images: AnyImage | Images,
     *,
-    maps: Sequence[str] | None = None,
+    maps: Names | None = None,
     infer: Mode = None,
     batch_size: int = 1,
 ) -> Any:
@@ -129,7 +125,7 @@ def predictions(
     model: nn.Module,
     images: Iterable[np.ndarray],
     infer: Inference,
-    maps: Sequence[str] = (),
+    maps: Names = (),
     *,
     batch_size: int = 1,
 ) -> Iterator[Prediction]:
@@ -156,25 +152,16 @@ def predictions(
                 yield Prediction(**{name: values[i] for name, values in found.items()})
 
 
-def predict_maps(
-    model: nn.Module, image: Tensor, infer: Inference, maps: Sequence[str]
-) -> dict[str, np.ndarray]:
+def predict_maps(model: Any, image: Tensor, infer: Inference, maps: Names) -> dict[str, np.ndarray]:
     """Return the fields of a Prediction of a batch (B, 3, H, W)."""
-    temperature: Any = getattr(model, "temperature", 1.0)
-    found: dict[str, np.ndarray] = {}
+    temperature, found = getattr(model, "temperature", 1.0), dict[str, np.ndarray]()
     for piece in infer.pieces(model, image):
         for rows, scores, logits in in_rows(piece.scores, are_logits=piece.are_logits):
-            count = scores.shape[1]
             p = (logits / temperature).softmax(dim=1)
-            # Not of p, in which two logits may be equal.
-            classes = scores.max(dim=1).indices.cpu()
-            values = {"classes": classes.to(torch.uint8 if count <= IGNORE else torch.uint16)}
-            if "confidence" in maps:
-                values["confidence"] = p.amax(dim=1)
-            if "entropy" in maps:
-                values["entropy"] = torch.special.entr(p).sum(dim=1) / math.log(max(2, count))
-            if "probability" in maps:
-                values["probability"] = p
+            values = {name: MAPS[name](p) for name in maps}
+            # Not of p, in which other logits may be equal.
+            dtype = torch.uint8 if scores.shape[1] <= IGNORE else torch.uint16
+            values["classes"] = scores.max(dim=1).indices.to(dtype)
             down, across = piece._replace(scores=scores, top=piece.top + rows.start).place[1:]
             for name, value in values.items():
                 part = value.cpu().numpy()

@@ -113,13 +113,13 @@ def predict_raster(
     """Write the class map of a raster, a GeoTIFF; return a picture and classes, both reduced.
 
     Above MAX_PIXELS it is done in blocks of 3/4 of a window. The window around a block, inside the
-    raster, is an image of its own for ``infer``. Pixels without data, and
-    those below ``min_confidence``, are ignored. Raises InputError for a damaged file.
+    raster, is an image of its own for ``infer``. Pixels without data and
+    those below ``min_confidence`` are ignored. Raises InputError for a damaged file.
     """
     with open_raster(source.path) as file:
         numbers = choose_bands(file, legend.bands)
         counts = np.zeros(ignore_index(len(legend.classes)) + 1, np.int64)
-        total, known, unknown = 0.0, 0, 0
+        total = np.zeros(3)  # confidence, pixels with data, known ones
         crop = getattr(getattr(infer, "windows", None), "crop", None) or [TILE]
         side = -(-max(crop) // TILE) * TILE if prod(file.shape) > MAX_PIXELS else max(file.shape)
         waiting: deque[tuple[Any, Any, np.ndarray]] = deque()
@@ -127,20 +127,19 @@ def predict_raster(
         # Closed before the file is, from which its thread may be reading.
         with _class_map(to, file, legend, counts) as out, closing(windows):
             found = predictions(model, windows, infer, ["confidence"], batch_size=batch_size)
-            for classes, confidence, *_ in found:
+            for classes, sure, *_ in found:
                 block, inner, valid = waiting.popleft()
-                sure: Any = confidence[inner]  # type: ignore[index]
-                is_unknown = valid & (sure < min_confidence)
-                total, known = total + sure[valid].sum(dtype=np.float64), known + valid.sum()
-                unknown += is_unknown.sum()
-                is_kept = valid & ~is_unknown
-                kept = np.where(is_kept, classes[inner].astype(out.dtypes[0]), counts.size - 1)
+                assert sure is not None
+                is_known = valid & (sure[inner] >= min_confidence)
+                total += sure[inner][valid].sum(dtype=np.float64), valid.sum(), is_known.sum()
+                kept = np.where(is_known, classes[inner].astype(out.dtypes[0]), counts.size - 1)
                 out.write(kept, 1, window=block)
                 counts += np.bincount(kept.ravel(), minlength=counts.size)
             counts[-1] += prod(file.shape) - counts.sum()  # of blocks without data
         picture, classes = _overview(source, file, to, numbers, counts.tolist())
-        mean = float(total / known) if known else None
-        return picture._replace(sure=(mean, int(unknown) / prod(file.shape))), classes
+        confidence, valid_pixels, known = total.tolist()
+        mean = confidence / valid_pixels if valid_pixels else None
+        return picture._replace(sure=(mean, (valid_pixels - known) / prod(file.shape))), classes
 
 
 def _overview(

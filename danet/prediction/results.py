@@ -105,7 +105,7 @@ class Results(ExitStack):
 
     def paths(self, name: str, source: Source) -> dict[str, Path]:
         """Return the file of each kind for a picture or a frame."""
-        arrays = MAPS if self.maps == "npy" else MAPS[2:]
+        arrays = MAPS if self.maps == "npy" else ("probability",)
         endings = {kind: "npy" if kind in arrays else "png" for kind in self.kinds}
         paths = {kind: self.folder / kind / f"{name}.{end}" for kind, end in endings.items()}
         if source.is_video and "overlay" in paths:

@@ -53,8 +53,8 @@ def named_curves(
     return curves
 
 
-def chart(title: str, curves: Mapping[str, Curve]) -> Markup:
-    """Draw the finite values of curves over the step, as a ``<figure>`` with a key."""
+def chart(title: str, curves: Mapping[str, Curve], over: str = "step") -> Markup:
+    """Draw the finite values of curves over the step, or what is named, with a key."""
     shown = {name: [(x, y) for x, y in curve if math.isfinite(y)] for name, curve in curves.items()}
     points = np.array([point for curve in shown.values() for point in curve])  # (P, 2)
     if not points.size:
@@ -70,6 +70,7 @@ def chart(title: str, curves: Mapping[str, Curve]) -> Markup:
     return render(
         "chart.html",
         title=title,
+        over=over,
         x_ticks=[(place((x, low[1]))[0], f"{x:g}") for x in _ticks(low[0], high[0])],
         y_ticks=[(place((low[0], y))[1], f"{y:g}") for y in _ticks(low[1], high[1])],
         curves={name: [place(point) for point in curve] for name, curve in shown.items()},
@@ -101,6 +102,7 @@ class Report(NamedTuple):
     examples: Mapping[str, Sequence[tuple[SegmentedImage, float]]]
     """Heading -> pictures, each with the mean IoU over the classes that occur in it."""
     views: Sequence[Mapping[str, Any]]  # of ``view``, for the attention viewer
+    calibration: Sequence[Mapping[str, Any]]  # facts of Calibration at one or two temperatures
 
 
 def page(report: Report) -> str:
@@ -127,6 +129,10 @@ def page(report: Report) -> str:
             chart("learning rate", named_curves(lines, "train", "lr")),
             chart("images per second", named_curves(lines, "train", "images_per_second")),
         ],
+        reliability=_curves_of(report, "bins", "confidence", "accuracy")
+        | {"ideal": [(0, 0), (1, 1)]},
+        risk=_curves_of(report, "risk_coverage", "coverage", "risk"),
+        chart=chart,
         pixels=totals / max(1, totals.sum()),
         # Zeros for classes without a true pixel.
         confusion=(matrix / np.maximum(totals, 1)[:, None]).tolist(),
@@ -135,6 +141,15 @@ def page(report: Report) -> str:
         ),
         data_uri=data_uri,
     )
+
+
+def _curves_of(report: Report, table: str, x: str, y: str) -> dict[str, Curve]:
+    """Return curves of two columns of the facts of each calibration."""
+    facts = report.calibration
+    return {
+        f"T = {f['temperature']:.4g}": list(zip(f[table][x], f[table][y], strict=True))
+        for f in facts
+    }
 
 
 def view(model: nn.Module, picture: SegmentedImage, wanted: Sequence[int] = ()) -> dict[str, Any]:
