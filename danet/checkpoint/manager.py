@@ -54,12 +54,13 @@ def add_temperature(path: Path, temperature: float) -> list[Path]:
     Each is replaced as a whole. The names are returned; copies of the file are left as they are.
     """
     path = path.resolve()  # a symbolic link stays
-    others = [p for p in by_age(path.parent) if p != path and p.samefile(path)]
+    names = [p for p in by_age(path.parent) if p.samefile(path) and not p.is_symlink()]
     content, _ = reading.read(path, "checkpoint")
     checkpoint_format.save(path, {**content, "temperature": temperature})
-    for name in others:
-        _link(path, name)
-    return [path, *others]
+    for name in names:
+        if name != path:
+            _link(path, name)
+    return names or [path]
 
 
 def remove_leftovers(folder: Path) -> None:

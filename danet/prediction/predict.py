@@ -152,6 +152,7 @@ def predictions(
                 yield Prediction(**{name: values[i] for name, values in found.items()})
 
 
+@torch.no_grad()
 def predict_maps(model: Any, image: Tensor, infer: Inference, maps: Names) -> dict[str, np.ndarray]:
     """Return the fields of a Prediction of a batch (B, 3, H, W)."""
     temperature, found = getattr(model, "temperature", 1.0), dict[str, np.ndarray]()
