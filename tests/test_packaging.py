@@ -57,6 +57,8 @@ batch: np.ndarray = danet.predict(model, np.zeros((2, 4, 4, 3)))
 masks: list[np.ndarray] = danet.predict(model, ["a.jpg", Path("b.jpg")])
 paths: list[str] = ["a.jpg"]
 more: list[np.ndarray] = danet.predict(model, paths) + danet.predict(model, Path().glob("*.jpg"))
+sure: danet.Prediction = danet.predict(model, "a.jpg", maps=["confidence"])
+every: list[danet.Prediction] = danet.predict(model, ["a.jpg"], maps=["entropy"])
 names: list[str] = [model.classes[i] for i in mask.flatten()]
 red, green, blue = model.palette[0]
 device: torch.nn.Module = model.to("cpu").eval()

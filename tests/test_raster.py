@@ -1,6 +1,7 @@
 """Rasters of any size become class maps at the same place on the earth, window by window."""
 
 import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -410,3 +411,33 @@ def test_a_full_disk_leaves_no_class_map(model, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
+
+
+def test_unknown_pixels_and_confidence_are_counted_window_by_window(
+    start, model, tmp_path, small_windows
+):
+    pixels = noise(3, 150, 170)
+    pixels[:, :20] = 7
+    path = save(tmp_path / "rasters/a.tif", pixels, nodata=7, **PLACE)
+    start(path.parent, "write=[index]")
+    whole = json.loads((tmp_path / "out/predictions.jsonl").read_text())
+    least, share = whole["confidence"], sum(whole["shares"].values())
+    shutil.rmtree(tmp_path / "out")
+    start(path.parent, "write=[index]", f"min_confidence={least}")
+    line = json.loads((tmp_path / "out/predictions.jsonl").read_text())
+    assert 0.05 < line["unknown"] < 0.85
+    assert line["confidence"] == least, "of all pixels with data"
+    assert sum(line["shares"].values()) + line["unknown"] == pytest.approx(share)
+    with open_raster(tmp_path / "out/index/a.tif") as file:
+        ignored = (file.read(1) == 255).mean()
+    assert ignored == pytest.approx(line["unknown"] + 1 - share)
+    message = start(path.parent, "write=[index,entropy]", code=2)
+    assert "is done in windows, of which no entropy is written; leave entropy out" in message
+
+
+def test_a_raster_of_one_window_has_the_confidence_of_predict(start, model, tmp_path):
+    path = save(tmp_path / "a.tif", noise(3, 48, 96), **PLACE)
+    start(path, "write=[]")
+    line = json.loads((tmp_path / "out/predictions.jsonl").read_text())
+    found = predict(model, np.moveaxis(noise(3, 48, 96), 0, -1), maps=["confidence"])
+    assert line["confidence"] == pytest.approx(found.confidence.mean(), rel=1e-5)

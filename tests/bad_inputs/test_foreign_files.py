@@ -435,9 +435,16 @@ def test_names_of_classes_are_escaped_wherever_they_are_shown(saved, tmp_path):
     matrix = ConfusionMatrix(16)
     matrix.update(torch.zeros(1, 4, 4, dtype=torch.uint8), torch.zeros(1, 4, 4, dtype=torch.uint8))
     scores = matrix.scores()
-    facts = {"title": "t", "facts": ["f"], "lines": (), "examples": {}, "views": ()}
+    facts = {
+        "title": "t",
+        "facts": ["f"],
+        "lines": (),
+        "examples": {},
+        "views": (),
+        "calibration": (),
+    }
     html = page(Report(legend=Legend(classes, [(0, 0, 0)] * 16), confusion=matrix, **facts))
-    counted = Counted(matrix.matrix.numpy(), scores, None, "", 0.0, None)
+    counted = Counted(matrix.matrix.numpy(), scores, None, "", 0.0, None, {}, torch.zeros(0, 3))
     write(tmp_path / "scores", {}, counted, tuple(classes))
     rows = list(csv.reader(io.StringIO((tmp_path / "scores/confusion.csv").read_text())))
     assert rows[0][4] == rows[4][0] == "'=1+1"
