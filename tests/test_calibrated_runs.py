@@ -231,6 +231,6 @@ def test_results_of_another_temperature_or_threshold_are_not_mixed(run, pictures
     for settings in ((), ("min_confidence=0.5",), ("maps=npy",)):
         call("predict", *typed, *settings, code=2)
         message = capsys.readouterr().err
-        assert "another temperature, min_confidence or maps; name another folder" in message
+        assert "temperature, min_confidence or maps are there; name another folder" in message
     call("predict", *typed[:-1], "output=elsewhere")
     assert not math.isnan(danet.load_model("run").temperature)

@@ -49,10 +49,7 @@ def by_age(folder: Path) -> list[Path]:
 
 
 def add_temperature(path: Path, temperature: float) -> list[Path]:
-    """Write a temperature into a checkpoint, under all names of the file in its folder.
-
-    Each is replaced as a whole. The names are returned; copies of the file are left as they are.
-    """
+    """Write a temperature into a checkpoint, under all names of the file, which are returned."""
     path = path.resolve()  # a symbolic link stays
     names = [p for p in by_age(path.parent) if p.samefile(path) and not p.is_symlink()]
     content, _ = reading.read(path, "checkpoint")

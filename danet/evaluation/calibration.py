@@ -1,8 +1,8 @@
 """Calibration: whether predictions of confidence p are right with probability p.
 
-The confidence of a pixel is the probability of its predicted class, max softmax(logits / T). The
-temperature T changes no class: Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural
-Networks", ICML 2017. Averaged probabilities p count as the logits log p.
+The confidence of a pixel is the probability of its predicted class, max softmax(logits / T); the
+temperature T changes no class. Averaged probabilities p count as the logits log p. Guo, Pleiss,
+Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017.
 """
 
 from typing import Any
@@ -15,8 +15,7 @@ from danet.errors import InputError
 from danet.evaluation.metrics import in_rows
 
 LEVELS = 65535
-"""Confidences are counted as multiples of 1 / LEVELS, of which each of the 15 bins has 4369."""
-_BINS = 15
+"""Confidences are counted as multiples of 1 / LEVELS, of which each of 15 bins has 4369."""
 _OCTAVES, _STEP = 3, 0.125  # temperatures from 1/8 to 8 are tried, eight per octave
 _UNIT, _LARGEST = 1 << 16, 1 << 14  # parts of a nat, and nats of a pixel: 2^33 pixels fit int64
 
@@ -37,8 +36,9 @@ class Calibration:
             # NaN, of logits that are infinite, would be no index.
             level = (confidence * LEVELS).nan_to_num_().round_().int()
             key = 2 * level + (part.max(dim=1).indices == mask[:, rows])
-            key = key.masked_fill_(mask[:, rows] >= part.shape[1], len(self.counts))
-            keys.append(key.flatten())
+            keys.append(
+                key.masked_fill_(mask[:, rows] >= part.shape[1], len(self.counts)).flatten()
+            )
         self.counts += torch.bincount(torch.cat(keys), minlength=len(self.counts) + 1)[:-1]
 
     def table(self) -> np.ndarray:
@@ -58,14 +58,18 @@ class Calibration:
         level, wrong, right = self.table()[::-1].T  # the surest first
         sure, pixels = level / LEVELS, wrong + right
         covered, risk = pixels.cumsum(), wrong.cumsum() / pixels.cumsum()
-        place = np.maximum(-(-level * _BINS // LEVELS) - 1, 0)
-        sums = np.array([np.bincount(place, x, _BINS) for x in (pixels, right, pixels * sure)])
+        place = np.maximum(-(-level // 4369) - 1, 0)
+        sums = np.array([np.bincount(place, x, 15) for x in (pixels, right, pixels * sure)])
         counts, hits, total_sure = sums[:, sums[0] > 0]
         total = covered[-1].item()
         # About one of each percent.
         shown = np.unique(np.searchsorted(covered, total * np.arange(1, 101) / 100))
         curve = {"coverage": covered / total, "risk": risk, "confidence": sure}
-        bins = {"pixels": counts, "accuracy": hits / counts, "confidence": total_sure / counts}
+        bins = {
+            "pixels": counts.astype(int),
+            "accuracy": hits / counts,
+            "confidence": total_sure / counts,
+        }
         return {
             "temperature": self.temperature,
             "ece": abs(hits - total_sure).sum().item() / total,

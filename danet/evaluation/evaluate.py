@@ -23,10 +23,9 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 class Counter(Protocol):
-    """Counts the pixels of images piece by piece, as a loss or the calibration does."""
+    """Counts pixels of logits or probabilities (B, K, H, W) with their labels (B, H, W)."""
 
-    def update(self, scores: Tensor, mask: Tensor, *, are_logits: bool) -> None:
-        """Count the pixels of logits or probabilities (B, K, H, W) and a mask (B, H, W)."""
+    def update(self, scores: Tensor, mask: Tensor, *, are_logits: bool) -> None: ...  # noqa: D102
 
 
 @dataclass(kw_only=True, eq=False)
@@ -67,7 +66,7 @@ class Inference(ABC):
         """Predict the most probable classes of images (B, 3, H, W).
 
         They are uint8 (B, H, W), or int32 with more than 255 classes. ``counters`` count the pixels
-        of the mask, of that type and shape; without a mask they count nothing.
+        of a mask of that type and shape.
         """
         classes = image.new_empty((image.shape[0], *image.shape[2:]), dtype=torch.uint8)
         for piece in self.pieces(model, image):

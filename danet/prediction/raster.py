@@ -126,10 +126,9 @@ def predict_raster(
         windows = prefetch(_read_windows(file, numbers, legend.bands, side, waiting))
         # Closed before the file is, from which its thread may be reading.
         with _class_map(to, file, legend, counts) as out, closing(windows):
-            found = predictions(model, windows, infer, ["confidence"], batch_size=batch_size)
+            found: Any = predictions(model, windows, infer, ["confidence"], batch_size=batch_size)
             for classes, sure, *_ in found:
                 block, inner, valid = waiting.popleft()
-                assert sure is not None
                 is_known = valid & (sure[inner] >= min_confidence)
                 total += sure[inner][valid].sum(dtype=np.float64), valid.sum(), is_known.sum()
                 kept = np.where(is_known, classes[inner].astype(out.dtypes[0]), counts.size - 1)

@@ -71,8 +71,8 @@ class Results(ExitStack):
             is_same = False
         if not is_same:
             raise InputError(
-                f"output={folder}: results of another checkpoint or another protocol are there, or "
-                "of another temperature, min_confidence or maps; name another folder, or remove it"
+                f"output={folder}: results of another checkpoint, protocol, temperature, "
+                "min_confidence or maps are there; name another folder, or remove it"
             )
         self.maps, self.min_confidence = origin["maps"], origin["min_confidence"]
         self.lines = _whole_lines(journal) if journal.exists() else {}
@@ -105,9 +105,9 @@ class Results(ExitStack):
 
     def paths(self, name: str, source: Source) -> dict[str, Path]:
         """Return the file of each kind for a picture or a frame."""
-        arrays = MAPS if self.maps == "npy" else ("probability",)
-        endings = {kind: "npy" if kind in arrays else "png" for kind in self.kinds}
-        paths = {kind: self.folder / kind / f"{name}.{end}" for kind, end in endings.items()}
+        paths = {kind: self.folder / kind / f"{name}.png" for kind in self.kinds}
+        for kind in self.kinds & (MAPS.keys() if self.maps == "npy" else {"probability"}):
+            paths[kind] = self.folder / kind / f"{name}.npy"
         if source.is_video and "overlay" in paths:
             # Renamed to this after the last frame, so until then no frame is done.
             paths["overlay"] = self.folder / "overlay" / f"{source.name}.mp4"

@@ -115,6 +115,11 @@ def page(report: Report) -> str:
         "transparent" if is_background(name) else f"rgb{tuple(color)}"
         for name, color in zip(legend.classes, legend.palette, strict=True)
     ]
+
+    def curves(table: str, x: str, y: str) -> dict[str, Curve]:
+        facts = [(f["temperature"], f[table]) for f in report.calibration]
+        return {f"T = {t:.4g}": [*zip(of[x], of[y], strict=True)] for t, of in facts}
+
     scores = named_curves(lines, "val", "miou") | named_curves(lines, "val", "pixel_accuracy")
     return render(
         "report.html",
@@ -129,9 +134,8 @@ def page(report: Report) -> str:
             chart("learning rate", named_curves(lines, "train", "lr")),
             chart("images per second", named_curves(lines, "train", "images_per_second")),
         ],
-        reliability=_curves_of(report, "bins", "confidence", "accuracy")
-        | {"ideal": [(0, 0), (1, 1)]},
-        risk=_curves_of(report, "risk_coverage", "coverage", "risk"),
+        reliability={**curves("bins", "confidence", "accuracy"), "ideal": [(0, 0), (1, 1)]},
+        risk=curves("risk_coverage", "coverage", "risk"),
         chart=chart,
         pixels=totals / max(1, totals.sum()),
         # Zeros for classes without a true pixel.
@@ -141,15 +145,6 @@ def page(report: Report) -> str:
         ),
         data_uri=data_uri,
     )
-
-
-def _curves_of(report: Report, table: str, x: str, y: str) -> dict[str, Curve]:
-    """Return curves of two columns of the facts of each calibration."""
-    facts = report.calibration
-    return {
-        f"T = {f['temperature']:.4g}": list(zip(f[table][x], f[table][y], strict=True))
-        for f in facts
-    }
 
 
 def view(model: nn.Module, picture: SegmentedImage, wanted: Sequence[int] = ()) -> dict[str, Any]:
