@@ -159,6 +159,7 @@ class PredictConfig:
     tolerance: float = 1.0
     evaluation: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 1
+    frames: int | None = None
     max_pixels: int = 178_956_970
     opacity: float = 0.55
     device: str = "auto"
