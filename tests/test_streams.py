@@ -68,6 +68,20 @@ def camera(monkeypatch):
     return Camera
 
 
+class Always:
+    """A permit whenever one is asked for, a hundred a second."""
+
+    def acquire(self, timeout):
+        time.sleep(timeout / 500)
+        return True
+
+
+def play(patch):
+    """Puts an endless stand-in where OpenCV would open a camera or a stream."""
+    Camera.clips, Camera.permits, Camera.opened = [(), itertools.cycle([9])], Always(), []
+    patch.setattr(cv2, "VideoCapture", Camera)
+
+
 def come(live, count):
     """Lets frames come and waits until all are there."""
     number = live.number + count
@@ -437,6 +451,7 @@ def test_settings_that_do_not_fit_a_stream_are_refused(start, server, tmp_path, 
     assert "batch_size=2: " in start(live, "batch_size=2", code=2)
     assert "write=[coco]: annotation tools read files" in start(live, "write=[coco]", code=2)
     assert "frames=0: expected at least 1" in start(live, "frames=0", code=2)
+    start(live, "batch_size=1", "frames=1", "write=[index]")  # as these messages say
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     assert "frames=2: a is no camera" in start(tmp_path / "a.png", "frames=2", code=2)
     monkeypatch.chdir(tmp_path)

@@ -95,7 +95,7 @@ class Results(ExitStack):
             files = self.paths(name, source).values()
             if line.items() >= source.version.items() and all(path.exists() for path in files):
                 done.add(name)
-        if source.is_video and "overlay" in self.kinds:
+        if done and source.is_video and "overlay" in self.kinds:
             # A video of overlays is encoded in one go, so all its frames are done or none is.
             number = count_frames(self.paths(source.name, source)["overlay"])
             return done if len(done) == number else set()
