@@ -449,7 +449,9 @@ def test_what_does_not_open_is_one_line(start, server, tmp_path):
 def test_settings_that_do_not_fit_a_stream_are_refused(start, server, tmp_path, monkeypatch):
     live = f"http://{server}/live"
     assert "batch_size=2: " in start(live, "batch_size=2", code=2)
-    assert "write=[coco]: annotation tools read files" in start(live, "write=[coco]", code=2)
+    assert "write=[coco]: annotation tools read pictures, and" in start(
+        live, "write=[coco]", code=2
+    )
     assert "frames=0: expected at least 1" in start(live, "frames=0", code=2)
     start(live, "batch_size=1", "frames=1", "write=[index]")  # as these messages say
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
@@ -479,3 +481,16 @@ def test_pictures_on_standard_input_are_those_of_files(
     ]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(piped(PICTURES[0])))
     assert "; name another folder, or remove it" in start("-", code=2)
+
+
+def test_an_error_while_frames_come_ends_the_reader(camera):
+    threads = threading.active_count()
+    handler = signal.getsignal(signal.SIGTERM)
+    pictures = iter(Live(find_stream("0", None)))
+    camera.permits.release()
+    next(pictures)
+    assert threading.active_count() == threads + 1
+    camera.permits.release()  # a frame that was waited for
+    pictures.close()  # as a full disk would do
+    assert threading.active_count() == threads
+    assert signal.getsignal(signal.SIGTERM) == handler

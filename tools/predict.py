@@ -221,8 +221,9 @@ def refuse_sources(settings: PredictConfig, sources: Sequence[Source]) -> None:
     videos = [s.name if s.address else s.path for s in sources if s.is_video or s.address]
     if videos and set(POLYGONS) & set(settings.write):
         raise InputError(
-            f"write=[{','.join(settings.write)}]: annotation tools read files of pictures, and "
-            f"{videos[0]} is none; save its frames as pictures, or leave it out"
+            f"write=[{','.join(settings.write)}]: annotation tools read pictures, and {videos[0]} "
+            f"is {'no file' if sources[0].address else 'a video'}; save its frames as pictures, or "
+            "leave it out"
         )
     is_live, name = sources[0].is_live, sources[0].name
     if is_live and settings.batch_size != 1:
@@ -246,7 +247,7 @@ def refuse_settings(settings: PredictConfig) -> None:
                 f"{', '.join(KINDS)}, or [] for class shares alone"
             )
     for name in ("batch_size", "max_pixels", "frames"):
-        if (value := getattr(settings, name)) is not None and value < 1:
+        if getattr(settings, name) is not None and getattr(settings, name) < 1:
             raise InputError(f"{name}={getattr(settings, name)}: expected at least 1")
     if not 0 <= settings.tolerance < math.inf:
         raise InputError(f"tolerance={settings.tolerance}: expected at least 0, and finite")

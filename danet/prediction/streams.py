@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from threading import Event, Thread
 
 import cv2
+from tqdm import tqdm
 
 from danet.distributed.signals import STOP, Signals
 from danet.errors import InputError
@@ -77,7 +78,7 @@ class Live:
                 self._came.set()
             if tries == 0 and not self._closed.is_set():
                 shown = self._source.version["source"]
-                print(f"warning: {shown}: no frame came; opening it again", file=sys.stderr)
+                tqdm.write(f"warning: {shown}: no frame came; opening it again", file=sys.stderr)
             tries += 1
 
     def __iter__(self) -> Iterator[Picture | InputError]:
