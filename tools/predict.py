@@ -97,7 +97,8 @@ def run(config: DictConfig) -> None:
         pictures.predict_rasters(fused, infer, results, settings.batch_size)
     seconds = time.perf_counter() - start
     write_annotations(results, sources, polygons, settings.tolerance)
-    count, problems, live = pictures.count, pictures.problems, pictures.live
+    problems, live = pictures.problems, pictures.live
+    count = live.taken if live else len(pictures.read)
     earlier = f", {pictures.skipped} were there already" if pictures.skipped else ""
     print(
         f"{count} images in {seconds:.1f} s, {count / seconds:.2f} images/s{earlier}; "
@@ -160,7 +161,7 @@ class PictureReader:
         self.bar = tqdm(total=total, desc="predict", unit="image", dynamic_ncols=True)
         self.waiting: deque[Picture] = deque()
         """Those whose images were yielded; the caller takes them out."""
-        self.skipped = self.count = 0
+        self.skipped = 0
         self.problems: list[str] = []
         """Why files could not be read."""
         self.read: list[tuple[str, tuple[str, ...], Levels | None]] = []
@@ -176,11 +177,11 @@ class PictureReader:
         """Yield images, which are read ahead while the network runs."""
         for item in self.live or prefetch(self._items):
             if isinstance(item, Picture):
-                self.count += 1
-                if not self.live:
-                    self.read.append((item.name, item.dropped, item.levels))
+                if self.live:  # of its frames no list is kept, since they may have no end
+                    dropped = self.live.number - self.live.taken
+                    self.bar.set_postfix_str(f"{dropped} dropped", refresh=False)
                 else:
-                    self.bar.set_postfix_str(f"{self.live.number - self.count} dropped", False)
+                    self.read.append((item.name, item.dropped, item.levels))
                 self.waiting.append(item)
                 yield item.image
                 del item
@@ -206,7 +207,6 @@ class PictureReader:
             else:
                 results.write(picture, classes)
                 self.read.append((source.name, picture.dropped, None))
-                self.count += 1
             self.bar.update()
 
     def _report(self, problem: InputError) -> None:

@@ -1,6 +1,6 @@
 """Cameras and streams, of which the newest frame counts, and pictures on standard input.
 
-A thread reads a live source and keeps the newest frame. So the source never waits for the network,
+A thread reads a live source and keeps the newest frame, so the source never waits for the network
 and a result is late by one frame and one pass at most. A pipe waits, and so does an address that
 states its number of frames, which is a file: of these nothing is dropped.
 """
