@@ -169,6 +169,8 @@ def check_arguments(arguments: list[str], config_name: str) -> None:
                 "other bytes; set PYTHONUTF8=1 in the environment, or rename"
             )
         name, _, value = argument.lstrip("-+").partition("=")
+        if (config_name, name) == ("predict", "images") and "://" in value:
+            continue  # a stream
         if name in (*_PATHS, "run.name"):
             refuse_name(name, value)
         if name in _PATHS and "://" in value and not value.startswith("hf://"):

@@ -954,6 +954,7 @@ def test_settings_of_tools_at_their_ends(name, door, network, picture, root, tmp
 
 SAID = {
     "elsewhere": ("predict images={pictures}", "output={pictures}/o", "name a folder", ""),
+    "frames": ("predict images={pictures}", "frames=2", "leave it out$", ""),
     "points": (
         *("visualize images={wide}", "points=[4,5]"),
         *(r"x and y, as in 'points=(\S+)'$", "points={0}"),

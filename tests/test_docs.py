@@ -19,6 +19,7 @@ import numpy as np
 import originals
 import pytest
 import test_annotations
+import test_streams
 import torch
 from conftest import ROOT, TINY, call, save_picture
 from test_config import compose
@@ -176,14 +177,20 @@ def convert_tool(words, home):
     assert (home / values["output"]).is_file()
 
 
+def predict_tool(words, home):
+    with pytest.MonkeyPatch.context() as patch:
+        if any(re.match(r"images=(\d+$|\w+://)", word) for word in words):  # no camera is here
+            test_streams.play(patch)
+            words = [*(word for word in words if not word.startswith("frames=")), "frames=3"]
+        call("predict", *words, f"output={home / f'out_{next(NUMBERS)}'}", "device=cpu")
+
+
 NUMBERS = count()
 TOOLS = {
     "train": check_training,
     "eval": eval_tool,
     "visualize": visualize_tool,
-    "predict": lambda words, home: call(
-        "predict", *words, f"output={home / f'out_{next(NUMBERS)}'}", "device=cpu"
-    ),
+    "predict": predict_tool,
     "export": lambda words, home: call("export", *words),
     "compare": lambda words, home: compare.main(words),
     "check_data": check_tool,
@@ -247,6 +254,10 @@ def test_a_command_of_the_documents_works(line, home, monkeypatch, tmp_path, cap
         for name, result in (("find_runtime", {}), ("write", "demo")):  # test_demo.py has the page
             monkeypatch.setattr(f"danet.export.demo.{name}", lambda *_, result=result: result)
     assert export == ("export.py" in line)
+    if line.startswith("ffmpeg"):
+        line = line.split(" | ")[1]
+        pictures = b"".join(path.read_bytes() for path in (home / "pictures").rglob("*.png"))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(pictures))))
     if line.startswith("find"):
         listed, line = line.split(" | ")
         assert shlex.split(listed)[0] == "find"

@@ -323,9 +323,9 @@ def test_a_second_start_does_only_what_is_missing(start, folder, tmp_path):
     assert np.array(Image.open(output / "index" / "sub" / "图 2.png")).shape == (20, 20)
     assert len({line["name"] for line in lines(output)}) == 7
     again = (folder, "write=[index]", "evaluation=whole")
-    assert "another checkpoint or another protocol" in start(*again, "evaluation.flip=true", code=2)
+    assert "another checkpoint, protocol" in start(*again, "evaluation.flip=true", code=2)
     (output / "predictions.json").write_text("{")  # it is not known whose results these are
-    assert "another checkpoint or another protocol" in start(*again, code=2)
+    assert "another checkpoint, protocol" in start(*again, code=2)
 
 
 def test_a_video_becomes_frames_and_a_video(start, clip, tmp_path):

@@ -1,4 +1,4 @@
-"""Predict pictures and videos: ``python tools/predict.py checkpoint=PATH images=PATH``."""
+"""Predict pictures, videos and streams: ``python tools/predict.py checkpoint=PATH images=PATH``."""
 
 import csv
 import io
@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 if not __package__:  # started as a file of a checkout: the checkout is what is meant
@@ -46,6 +47,7 @@ from danet.prediction.sources import (
     prefetch,
     read_pictures,
 )
+from danet.prediction.streams import Live, find_stream, piped_pictures
 from danet.visualization.overlay import Legend
 
 _MAX_LISTED = 3
@@ -56,14 +58,11 @@ def run(config: DictConfig) -> None:
     """Load the network, predict the pictures, and write the results."""
     settings: PredictConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     refuse_settings(settings)
-    sources = find_sources(settings.images, (sys.stdin or ()) if settings.images == "-" else ())
-    videos = [source.path for source in sources if source.is_video]
+    stream = find_stream(settings.images, getattr(sys.stdin, "buffer", None))
+    lines = (sys.stdin or ()) if settings.images == "-" else ()
+    sources = [stream] if stream else find_sources(settings.images, lines)
     polygons = [kind for kind in POLYGONS if kind in settings.write]
-    if videos and polygons:
-        raise InputError(
-            f"write=[{','.join(settings.write)}]: annotation tools read pictures, and {videos[0]} "
-            "is a video; save its frames as pictures, or leave it out"
-        )
+    refuse_sources(settings, sources)
     saved = load_saved(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint)
     protocol = settings.evaluation
@@ -73,19 +72,18 @@ def run(config: DictConfig) -> None:
     infer = make(protocol, "evaluation")
     model: Any = model_of(saved, trained, settings.checkpoint)
     device = choose_device(settings.device)
-    origin = {
-        "network": weights_digest(model),
-        "evaluation": protocol,
-        "temperature": model.temperature,
-        "min_confidence": settings.min_confidence,
-        "maps": settings.maps,
-        "images": settings.images
-        if settings.images == "-"
-        else str(Path(settings.images).expanduser().absolute()),
-    }
-    output = folder_for(settings, origin)
+    origin: dict[str, Any] = {"network": weights_digest(model), "evaluation": protocol}
+    origin |= {"temperature": model.temperature, "min_confidence": settings.min_confidence}
+    origin |= {"maps": settings.maps, "images": settings.images}
+    if stream:
+        origin |= {"images": stream.version["source"], "started": stream.version["started"]}
+    elif settings.images != "-":
+        origin["images"] = str(Path(settings.images).expanduser().absolute())
+    output = folder_for(settings, origin, stream)
     palette = [tuple(color) for color in saved["palette"]]
     bands: Any = model.bands
+    if bands and stream and stream.is_live:
+        raise InputError(f"{stream.name}: a video is RGB; this network reads other bands")
     if not polygons:  # these are of the pixels of a picture, not of a place
         sources = [
             s._replace(is_raster=is_raster(s.path, settings.max_pixels, bands)) for s in sources
@@ -102,7 +100,7 @@ def run(config: DictConfig) -> None:
     fused = fuse_for_inference(model.to(device), device)
 
     start = time.perf_counter()
-    with results, PictureReader(sources, results, settings.max_pixels, bands) as pictures:
+    with results, PictureReader(sources, results, settings, bands) as pictures:
         wanted = sorted({"confidence", *maps})
         for found in predictions(fused, pictures, infer, wanted, batch_size=settings.batch_size):
             results.write(pictures.waiting.popleft(), found)
@@ -111,13 +109,20 @@ def run(config: DictConfig) -> None:
         pictures.predict_rasters(fused, infer, results, settings.batch_size)
     seconds = time.perf_counter() - start
     write_annotations(results, sources, polygons, settings.tolerance)
-    count, problems = len(pictures.read), pictures.problems
+    problems, live = pictures.problems, pictures.live
+    count = live.taken if live else len(pictures.read)
     earlier = f", {pictures.skipped} were there already" if pictures.skipped else ""
     print(
         f"{count} images in {seconds:.1f} s, {count / seconds:.2f} images/s{earlier}; "
         f"written to {output}"
     )
     list_least_sure(results)
+    if live and live.delays:
+        pace = (live.number - 1) / max(live.seconds, 1e-3)
+        print(
+            f"{live.number} frames came, {pace:.1f} frames/s; {live.number - count} were dropped; "
+            f"results {median(live.delays):.2f} s after their frames (median)"
+        )
     is_tiff = any(source.path.suffix.lower() in TIFF_SUFFIXES for source in sources)
     if is_tiff and find_spec("rasterio") is None:
         print(
@@ -133,12 +138,14 @@ def run(config: DictConfig) -> None:
             f"{results.found.pop()}",
             file=sys.stderr,
         )
+    if problems and live:
+        raise InputError(problems[0])
     if problems:
         number, problems = len(problems), [*dict.fromkeys(problems)]
         more = len(problems) - _MAX_LISTED
+        total = count + number if stream else len(sources)
         raise InputError(
-            f"{number} of {len(sources)} files could not be read whole, the others are "
-            "done:\n"
+            f"{number} of {total} files could not be read whole, the others are done:\n"
             + "\n".join(problems[:_MAX_LISTED])
             + (f"\nand {more} more" if more > 0 else "")
         )
@@ -151,14 +158,19 @@ class PictureReader:
     """
 
     def __init__(
-        self, sources: Sequence[Source], results: Results, max_pixels: int, bands: Any
+        self, sources: Sequence[Source], results: Results, settings: PredictConfig, bands: Any
     ) -> None:
         # Of all at once, so that nothing is predicted where one is refused.
         done = [(source, results.find_done(source)) for source in sources]
         self._rasters = [s for s, names in done if s.is_raster and s.name not in names]
-        others = ((s, names) for s, names in done if not s.is_raster or s.name in names)
-        self._items = read_pictures(others, max_pixels=max_pixels, bands=bands)
-        total = sum(count_frames(s.path) if s.is_video else 1 for s in sources)
+        others: Any = ((s, names) for s, names in done if not s.is_raster or s.name in names)
+        if sources[0].address == "-":
+            others = piped_pictures(sources[0], sys.stdin.buffer)  # type: ignore[arg-type]
+        self.live = Live(sources[0], settings.frames) if sources[0].is_live else None
+        """A camera or a stream; it is not read ahead, since that would make its frames late."""
+        self._items = read_pictures(others, max_pixels=settings.max_pixels, bands=bands)
+        known = sum(count_frames(s.path) if s.is_video else 1 for s in sources if not s.address)
+        total = known or settings.frames
         self.bar = tqdm(total=total, desc="predict", unit="image", dynamic_ncols=True)
         self.waiting: deque[Picture] = deque()
         """Those whose images were yielded; the caller takes them out."""
@@ -176,9 +188,13 @@ class PictureReader:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield images, which are read ahead while the network runs."""
-        for item in prefetch(self._items):
+        for item in self.live or prefetch(self._items):
             if isinstance(item, Picture):
-                self.read.append((item.name, item.dropped, item.levels))
+                if self.live:  # of its frames no list is kept, since they may have no end
+                    dropped = self.live.number - self.live.taken
+                    self.bar.set_postfix_str(f"{dropped} dropped", refresh=False)
+                else:
+                    self.read.append((item.name, item.dropped, item.levels))
                 self.waiting.append(item)
                 yield item.image
                 del item
@@ -214,7 +230,7 @@ class PictureReader:
 
     def _report(self, problem: InputError) -> None:
         text = str(problem).replace("data.max_pixels", "max_pixels")
-        if text not in self.problems:  # such as of a package that all files need
+        if text not in self.problems and not self.live:  # such as of a package that all files need
             self.bar.write(f"warning: {text}", file=sys.stderr)
         self.problems.append(text)
 
@@ -239,10 +255,33 @@ def list_least_sure(results: Results) -> None:
     writer = csv.writer(table, lineterminator="\n")
     writer.writerows([("name", "source", "confidence", "unknown"), *rows])
     path = results.folder / "least_sure.csv"
-    write_file(path, table.getvalue())
+    if lines:  # none of a camera are kept
+        write_file(path, table.getvalue())
     if len(lines) > 1:
         first = (f"{name} {confidence:.3f}" for confidence, _, name, _ in lines[:_MAX_LISTED])
         print(f"least sure: {', '.join(first)}; all in {path}")
+
+
+def refuse_sources(settings: PredictConfig, sources: Sequence[Source]) -> None:
+    """Raise InputError for settings that do not fit what is to be predicted."""
+    videos = [s.name if s.address else s.path for s in sources if s.is_video or s.address]
+    if videos and set(POLYGONS) & set(settings.write):
+        raise InputError(
+            f"write=[{','.join(settings.write)}]: annotation tools read pictures, and {videos[0]} "
+            f"is {'no file' if sources[0].address else 'a video'}; save its frames as pictures, or "
+            "leave it out"
+        )
+    is_live, name = sources[0].is_live, sources[0].name
+    if is_live and settings.batch_size != 1:
+        raise InputError(
+            f"batch_size={settings.batch_size}: {name} is live, and its frames do not wait for one "
+            "another; expected 1"
+        )
+    if settings.frames and not is_live:
+        raise InputError(
+            f"frames={settings.frames}: {name} is no camera and no live stream, of which frames "
+            "are counted; leave it out"
+        )
 
 
 def refuse_settings(settings: PredictConfig) -> None:
@@ -253,8 +292,8 @@ def refuse_settings(settings: PredictConfig) -> None:
                 f"write: there is no {kind}{did_you_mean(kind, KINDS)}; expected some of "
                 f"{', '.join(KINDS)}, or [] for class shares alone"
             )
-    for name in ("batch_size", "max_pixels"):
-        if getattr(settings, name) < 1:
+    for name in ("batch_size", "max_pixels", "frames"):
+        if getattr(settings, name) is not None and getattr(settings, name) < 1:
             raise InputError(f"{name}={getattr(settings, name)}: expected at least 1")
     if not 0 <= settings.tolerance < math.inf:
         raise InputError(f"tolerance={settings.tolerance}: expected at least 0, and finite")
@@ -266,7 +305,9 @@ def refuse_settings(settings: PredictConfig) -> None:
         raise InputError(f"opacity={settings.opacity}: expected 0 to 1")
 
 
-def folder_for(settings: PredictConfig, origin: Mapping[str, Any]) -> Path:
+def folder_for(
+    settings: PredictConfig, origin: Mapping[str, Any], stream: Source | None = None
+) -> Path:
     """Return the folder of the results, by default one for this network and these pictures alone.
 
     Raises:
@@ -275,6 +316,7 @@ def folder_for(settings: PredictConfig, origin: Mapping[str, Any]) -> Path:
     beside = Path(settings.checkpoint).expanduser()
     beside = beside if beside.is_dir() else beside.parent
     name = "list" if settings.images == "-" else Path(settings.images).expanduser().stem
+    name = stream.name if stream else name
     plain = "".join(letter for letter in name if letter not in "*?[]") or "pictures"
     if settings.output:
         output = Path(settings.output).expanduser()

@@ -162,6 +162,7 @@ class PredictConfig:
     maps: str = "uint16"
     evaluation: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 1
+    frames: int | None = None
     max_pixels: int = 178_956_970
     opacity: float = 0.55
     device: str = "auto"

@@ -8,8 +8,9 @@ the end. A raster always has its index, ``index/NAME.tif``, and reduced pictures
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
+from datetime import datetime, timezone
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class Results(ExitStack):
         self._source: Source | None = None  # of the last picture
         self._video = self.enter_context(ExitStack())
         self._writer: cv2.VideoWriter | None = None
+        self._shown: Any = None  # frame of the overlay that was written last
         require_writable(folder)
         path, journal = folder / self.ORIGIN, folder / "predictions.jsonl"
         if not path.exists():
@@ -85,11 +87,13 @@ class Results(ExitStack):
 
         Raises InputError if results of another file are there under the same name.
         """
-        names = map(source.frame, count()) if source.is_video else [source.name]
+        names: Iterable[str] = map(source.frame, count()) if source.is_video else [source.name]
+        if source.address:
+            names = [name for name in self.lines if name.startswith(f"{source.name}/")]
         done = set()
         for name in takewhile(self.lines.__contains__, names):
             line = self.lines[name]
-            if line["source"] != source.version["source"]:
+            if source.address or line["source"] != source.version["source"]:
                 raise InputError(
                     f"output={self.folder}: results of {line['source']} are there under the name "
                     f"that those of {source.path} would have; name another folder, or remove it"
@@ -97,7 +101,7 @@ class Results(ExitStack):
             files = self.paths(name, source).values()
             if line.items() >= source.version.items() and all(path.exists() for path in files):
                 done.add(name)
-        if source.is_video and "overlay" in self.kinds:
+        if done and source.is_video and "overlay" in self.kinds:
             # A video of overlays is encoded in one go, so all its frames are done or none is.
             number = count_frames(self.paths(source.name, source)["overlay"])
             return done if len(done) == number else set()
@@ -145,7 +149,10 @@ class Results(ExitStack):
                 drawn = self.legend.over(picture.image, classes)
             if path.suffix == ".mp4":
                 writer = self._writer or self._start_video(path, picture)
-                writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+                for _ in range(picture.still):
+                    writer.write(self._shown)
+                self._shown = cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)
+                writer.write(self._shown)
             else:
                 with atomic_write(path) as temporary:
                     save_image(temporary, drawn)
@@ -161,7 +168,10 @@ class Results(ExitStack):
         size = {"height": height, "width": width}
         line = {"name": picture.name, **picture.source.version, **size, "shares": shares}
         line |= {"confidence": confidence, "unknown": float(unknown)}
-        self.lines[picture.name] = line
+        if picture.time:
+            line["time"] = datetime.fromtimestamp(picture.time, timezone.utc).isoformat()
+        if not picture.source.address:  # of a camera there is no end of them
+            self.lines[picture.name] = line
         self._journal.write(json.dumps(line) + "\n")
         self._journal.flush()
 

@@ -21,11 +21,12 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".m
 """Compared in lower case."""
 _COUNTED = frozenset({".mp4", ".m4v", ".mov", ".avi"})
 """Containers that store the number of frames; of others it is estimated from the duration."""
+_TIMEOUT = 10_000  # ms in which a stream must open, and in which each frame must come
 T = TypeVar("T")
 
 
 class Source(NamedTuple):
-    """A file to be predicted."""
+    """A file to be predicted, or a camera, a stream or a pipe, which cannot be read again."""
 
     path: Path
     name: str  # of its results: its path below the folder that was given, without suffix; unique
@@ -35,11 +36,13 @@ class Source(NamedTuple):
     The ctime cannot be set by copying or by ``touch``.
     """
     is_raster: bool = False  # done in windows, see danet.prediction.raster
+    address: str = ""  # of what is no file, with its password; "-" for pictures on standard input
+    is_live: bool = False  # frames are lost that are not read in time
 
     @property
     def is_video(self) -> bool:
-        """Whether the suffix is that of a video."""
-        return self.path.suffix.lower() in VIDEO_SUFFIXES
+        """Whether it is a camera or a stream, or the suffix is that of a video."""
+        return self.address not in ("", "-") or self.path.suffix.lower() in VIDEO_SUFFIXES
 
     def frame(self, number: int) -> str:
         """Return the name of the results of a frame of a video; frames count from 0."""
@@ -58,6 +61,8 @@ class Picture(NamedTuple):
     size: tuple[int, int] | None = None  # height and width of a raster, whose image is reduced
     counts: Sequence[int] = ()  # of a raster: pixels of each class
     sure: tuple[float | None, float] | None = None  # of a raster: mean confidence, unknown share
+    time: float = 0.0  # Unix time at which a live frame was read
+    still: int = 0  # how often its video shows the frame before it once more
 
 
 def find_sources(wanted: str, lines: Iterable[str] = ()) -> list[Source]:
@@ -103,6 +108,19 @@ def _as_source(path: Path, name: str) -> Source:
     return Source(path, name, {"source": str(path), **version})
 
 
+def open_video(source: Source) -> cv2.VideoCapture:
+    """Open a video, a camera or a stream; whether that failed is in ``isOpened()``."""
+    if not source.address:
+        return cv2.VideoCapture(str(source.path))
+    # What they print of an address has the password in it.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    if source.address.isdecimal():
+        return cv2.VideoCapture(int(source.address))
+    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _TIMEOUT]
+    return cv2.VideoCapture(source.address, cv2.CAP_FFMPEG, limits)
+
+
 def count_frames(path: Path) -> int:
     """Return the number of frames in the header of a video; 0 where it has none."""
     return max(0, int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT)))
@@ -135,8 +153,9 @@ def read_pictures(
 
 def _frames(source: Source, done: Container[str]) -> Iterator[Picture | InputError | None]:
     """Yield the frames of a video in order, and an error where it ends too early."""
-    capture = cv2.VideoCapture(str(source.path))
-    rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
+    capture = open_video(source)
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    rate = rate if 0 < rate <= 1000 else 25.0  # some streams state ticks of a clock
     number, is_read = 0, True
     while capture.grab():
         name = source.frame(number)
@@ -148,7 +167,7 @@ def _frames(source: Source, done: Container[str]) -> Iterator[Picture | InputErr
                 break
             yield Picture(name, source, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), rate)
         number += 1
-    expected = count_frames(source.path)
+    expected = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
     # More frames may be missing where their number is an estimate.
     tolerance = 1 if source.path.suffix.lower() in _COUNTED else max(1, expected // 50)
     if number == 0:
