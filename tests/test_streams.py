@@ -22,6 +22,7 @@ from PIL import Image
 import danet
 from danet.errors import InputError
 from danet.prediction import streams
+from danet.prediction.predict import Prediction
 from danet.prediction.results import Results
 from danet.prediction.sources import Picture, Source
 from danet.prediction.streams import Live, find_stream, split_pictures
@@ -185,7 +186,7 @@ def test_the_video_of_an_overlay_shows_a_frame_until_the_next(tmp_path, monkeypa
         tmp_path, ["overlay"], origin={"network": 1, "evaluation": 1}, legend=legend
     ) as to:
         for picture in read:
-            to.write(picture, np.zeros(SIZE, np.uint8))
+            to.write(picture, Prediction(np.zeros(SIZE, np.uint8)))
     capture = cv2.VideoCapture(str(tmp_path / "overlay/camera0.mp4"))
     shown = []
     while (frame := capture.read()[1]) is not None:

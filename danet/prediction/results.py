@@ -55,7 +55,7 @@ class Results(ExitStack):
         self, folder: Path, kinds: Sequence[str], *, origin: dict[str, Any], legend: Legend
     ) -> None:
         super().__init__()
-        self.folder, self.legend = folder, legend
+        origin, self.folder, self.legend = EARLIER | origin, folder, legend
         self.kinds = {"index" if kind in POLYGONS else kind for kind in kinds}
         self.found: set[str] = set()  # classes in all that was written since this start
         self._source: Source | None = None  # of the last picture
