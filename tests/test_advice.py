@@ -948,8 +948,10 @@ def test_settings_of_tools_at_their_ends(name, door, network, picture, root, tmp
     elif name == "sizes":
         values = [f"[{values[0]}]"]
     assert values, message
-    for value in values:
-        door.follow(program, *typed, f"{key}={value.replace(', ', ',')}")
+    for number, value in enumerate(values):
+        # Results of two settings are not mixed in a folder.
+        apart = [f"{s}{number}" if s.startswith("output=") else s for s in typed]
+        door.follow(program, *apart, f"{key}={value.replace(', ', ',')}")
 
 
 SAID = {
