@@ -62,14 +62,9 @@ class Calibration:
         sums = np.array([np.bincount(place, x, 15) for x in (pixels, right, pixels * sure)])
         counts, hits, total_sure = sums[:, sums[0] > 0]
         total = covered[-1].item()
-        # About one of each percent.
         shown = np.unique(np.searchsorted(covered, total * np.arange(1, 101) / 100))
         curve = {"coverage": covered / total, "risk": risk, "confidence": sure}
-        bins = {
-            "pixels": counts.astype(int),
-            "accuracy": hits / counts,
-            "confidence": total_sure / counts,
-        }
+        bins = {"pixels": counts, "accuracy": hits / counts, "confidence": total_sure / counts}
         return {
             "temperature": self.temperature,
             "ece": abs(hits - total_sure).sum().item() / total,
