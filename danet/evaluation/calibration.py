@@ -60,15 +60,15 @@ class Calibration:
         covered, risk = pixels.cumsum(), wrong.cumsum() / pixels.cumsum()
         place = np.maximum(-(-level // 4369) - 1, 0)
         sums = np.array([np.bincount(place, x, 15) for x in (pixels, right, pixels * sure)])
-        counts, hits, total_sure = sums[:, sums[0] > 0]
+        n, hits, mass = sums[:, sums[0] > 0]
         total = covered[-1].item()
         shown = np.unique(np.searchsorted(covered, total * np.arange(1, 101) / 100))
         curve = {"coverage": covered / total, "risk": risk, "confidence": sure}
-        bins = {"pixels": counts, "accuracy": hits / counts, "confidence": total_sure / counts}
+        bins = {"pixels": n.astype(int), "accuracy": hits / n, "confidence": mass / n}
         return {
             "temperature": self.temperature,
-            "ece": abs(hits - total_sure).sum().item() / total,
-            "mean_confidence": total_sure.sum().item() / total,
+            "ece": abs(hits - mass).sum().item() / total,
+            "mean_confidence": mass.sum().item() / total,
             "aurc": (pixels * risk).sum().item() / total,
             "bins": {name: values.tolist() for name, values in bins.items()},
             "risk_coverage": {name: values[shown].tolist() for name, values in curve.items()},
