@@ -29,7 +29,7 @@ from danet.visualization.overlay import Legend, colorize, save_image
 
 POLYGONS = ("coco", "labelme", "cvat")
 KINDS = ("index", "color", "overlay", *MAPS, *POLYGONS)
-EARLIER = {"temperature": 1.0, "min_confidence": 0.0, "maps": "uint16"}
+EARLIER: dict[str, Any] = {"temperature": 1.0, "min_confidence": 0.0, "maps": "uint16"}
 """What results of versions without these entries of an origin share."""
 
 
