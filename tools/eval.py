@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import math
+import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +21,15 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from danet import cli
 from danet.checkpoint.run_folder import best_in
 from danet.config.build import checked_config, load_saved, make, make_dataset, model_of
-from danet.config.schema import EvalConfig, TrainConfig
+from danet.config.schema import EvalConfig, TrainConfig, did_you_mean
 from danet.config.validate import check_node
+from danet.data.corruptions import PHOTOGRAPHS, STRENGTHS, TABLE, Corrupted
 from danet.data.loader import eval_batches
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.cityscapes import Cityscapes
@@ -36,7 +40,7 @@ from danet.distributed.rendezvous import choose_device, process_group
 from danet.engine.log import class_table
 from danet.errors import InputError, StorageError
 from danet.evaluation.cityscapes import OfficialScores
-from danet.evaluation.evaluate import Inference, predict
+from danet.evaluation.evaluate import Inference, evaluate, predict
 from danet.evaluation.inference import describe, mode_name
 from danet.evaluation.metrics import (
     BoundaryIoU,
@@ -45,8 +49,15 @@ from danet.evaluation.metrics import (
     image_iou,
     single_class_warning,
 )
-from danet.filesystem import folder_of, require_writable
+from danet.filesystem import (
+    atomic_write,
+    folder_of,
+    require_writable,
+    storage_errors,
+    write_file,
+)
 from danet.prediction.results import weights_digest
+from danet.types import Batch, Sample
 
 
 def run(config: DictConfig) -> None:
@@ -54,6 +65,7 @@ def run(config: DictConfig) -> None:
     settings: EvalConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     if settings.batch_size < 1:
         raise InputError(f"batch_size={settings.batch_size}: expected at least 1")
+    corruptions = chosen_corruptions(settings)
     # First, so that messages and metrics.json name the file.
     settings.checkpoint = best_in(settings.checkpoint, "checkpoint")
     saved = load_saved(settings.checkpoint)
@@ -78,6 +90,9 @@ def run(config: DictConfig) -> None:
             dataset, "split", "submission=<folder> writes predictions for the test server"
         )
     model = model_of(saved, trained, settings.checkpoint)
+    if corruptions and (model.bands or not dataset.is_labelled):
+        reason = "RGB of 8 bits, and this network has bands" if model.bands else "labelled splits"
+        raise InputError(f"corruptions: they are for {reason}; leave corruptions out")
 
     device = choose_device(settings.device)
     mode = cli.chosen("evaluation") or mode_name(protocol)
@@ -101,29 +116,44 @@ def run(config: DictConfig) -> None:
     with process_group(device):
         if collectives.is_first() and dataset.is_labelled:
             require_writable(output)
-        predictions = predict_split(model.to(device), dataset, infer, settings, trained, device)
+        shown = batches_of(dataset, dataset.split, settings, trained, device)
+        predictions = predict(model.to(device), shown, infer, device=device)
         counted = count(predictions, dataset, writer, device, boundary_ratio=ratio)
+        robustness = Robustness(output, {key: facts[key] for key in same}, corruptions)
+        for name, strength in robustness.missing():
+            corrupted = Corrupted(dataset, name, strength, Path(settings.frost).expanduser())
+            shown = batches_of(corrupted, f"{name} {strength}", settings, trained, device)
+            confusion = evaluate(
+                model, shown, infer, num_classes=len(dataset.classes), device=device
+            )
+            wait_patiently(f"{name} {strength}")
+            collectives.sum_in_place(confusion.counts)
+            robustness.add(name, strength, confusion.scores())
         if not collectives.is_first():
             return
     if writer:
         print("\n".join(f"  {line}" for line in writer.finish()))
     if counted is None:  # a split without labels
         return
+    if corruptions:
+        facts |= robustness.summary(counted.scores.miou)
+        robustness.write_table()
     write(output, facts, counted, dataset.classes)
     what = f"{split}, {len(dataset)} images"
     report(counted, dataset.classes, what, describe(protocol, mode))
+    if corruptions:
+        print(robustness.table(counted.scores.miou))
     print(f"  miou={counted.scores.miou}\n  written to {output}")
 
 
-def predict_split(
-    model: nn.Module,
-    dataset: SegmentationDataset,
-    infer: Inference,
+def batches_of(
+    dataset: Dataset[Sample],
+    what: str,
     settings: EvalConfig,
     trained: TrainConfig,
     device: torch.device,
-) -> Iterator[tuple[Tensor, Tensor, str]]:
-    """Yield the predictions for this process's share of the split."""
+) -> Iterable[list[Batch]]:
+    """Return this process's share of a split, with a progress bar."""
     batches = eval_batches(
         dataset,
         batch_size=settings.batch_size,
@@ -132,8 +162,117 @@ def predict_split(
         num_workers=trained.data.num_workers,
         pin_memory=device.type == "cuda",
     )
-    shown = tqdm(batches, desc=dataset.split, unit="batch", disable=not collectives.is_first())
-    return predict(model, shown, infer, device=device)
+    return tqdm(batches, desc=what, unit="batch", disable=not collectives.is_first())
+
+
+def chosen_corruptions(settings: EvalConfig) -> list[str]:
+    """Return the corruptions of the settings in their usual order; raise InputError."""
+    wanted = settings.corruptions
+    if not isinstance(wanted, (bool, list)):
+        example = "'corruptions=[fog,snow]'"
+        raise InputError(f"corruptions={wanted}: expected true, false or names, as in {example}")
+    for name in wanted if isinstance(wanted, list) else ():
+        if name not in TABLE:
+            raise InputError(
+                f"corruptions: there is no {name}{did_you_mean(name, TABLE)}; expected some of "
+                f"{', '.join(TABLE)}"
+            )
+    chosen = [name for name in TABLE if wanted is True or (wanted and name in wanted)]
+    folder = Path(settings.frost).expanduser()
+    missing = [name for name in PHOTOGRAPHS if not (folder / name).is_file()]
+    if "frost" in chosen and missing:
+        others = ",".join(name for name in chosen if name != "frost")
+        raise InputError(
+            f"frost={folder}: {missing[0]} is not there; fetch the photographs with: python "
+            f"scripts/fetch_weights.py name=frost output={shlex.quote(str(folder))}\n"
+            f"or leave frost out: 'corruptions=[{others}]'"
+        )
+    return chosen
+
+
+class Robustness:
+    """Scores under corruptions: a line of corruptions.jsonl for each that is finished.
+
+    Lines of another ``origin``, that is of another network, protocol or data, stay and count not.
+    """
+
+    def __init__(self, folder: Path, origin: Mapping[str, Any], names: Sequence[str]) -> None:
+        self.path, self.names = folder / "corruptions.jsonl", names
+        self.origin = json.loads(json.dumps(origin))
+        self.started = time.monotonic()
+        self.scores: dict[tuple[str, int], float] = {}  # of corruption and strength, mIoU
+        if collectives.is_first() and self.path.exists():
+            text = self.path.read_text(encoding="utf-8")
+            whole = text[: text.rfind("\n") + 1]
+            if whole != text:  # a start was killed while it wrote
+                with atomic_write(self.path) as temporary:
+                    temporary.write_text(whole, encoding="utf-8")
+            for line in map(json.loads, whole.splitlines()):
+                if line["origin"] == self.origin:
+                    self.scores[line["corruption"], line["strength"]] = line["miou"]
+        self.scores = collectives.from_first(self.scores)
+
+    def missing(self) -> list[tuple[str, int]]:
+        """Return the corruptions and strengths that have no score yet."""
+        wanted = [(name, strength) for name in self.names for strength in STRENGTHS]
+        return [key for key in wanted if key not in self.scores]
+
+    def add(self, name: str, strength: int, scores: Scores) -> None:
+        """Write a line, and print the scores of a corruption that is finished."""
+        self.scores[name, strength] = scores.miou
+        if not collectives.is_first():
+            return
+        line = {
+            **{"corruption": name, "strength": strength, "miou": scores.miou},
+            **{"iou": list(map(_number, scores.iou)), "origin": self.origin},
+        }
+        with storage_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        left = len(self.missing())
+        if left and self.started:
+            minutes = (time.monotonic() - self.started) * left / 60
+            print(f"  about {minutes:.0f} minutes for the other {left}", flush=True)
+        self.started = 0.0
+        if strength == STRENGTHS[-1]:
+            print(f"  {name}: " + " ".join(f"{100 * v:.2f}" for v in self.row(name)), flush=True)
+
+    def row(self, name: str) -> list[float]:
+        """Return the mIoU of a corruption at strengths 1 to 5, and their mean."""
+        values = [self.scores[name, strength] for strength in STRENGTHS]
+        return [*values, sum(values) / len(values)]
+
+    def summary(self, clean: float) -> dict[str, Any]:
+        """Return what metrics.json has; mean and ratio are mPC and rPC of Michaelis et al."""
+        rows = {name: self.row(name) for name in self.names}
+        mean = sum(row[-1] for row in rows.values()) / len(rows)
+        return {
+            "corruptions": {name: row[:-1] for name, row in rows.items()},
+            "corruption_means": {name: row[-1] for name, row in rows.items()},
+            "mean_corrupted_miou": mean,
+            "relative_corrupted_miou": _number(mean / clean if clean else math.nan),
+        }
+
+    def write_table(self) -> None:
+        """Write corruptions.csv beside the lines."""
+        rows = [(TABLE[name][0], name, *self.row(name)) for name in self.names]
+        head = ("group", "corruption", *STRENGTHS, "mean")
+        text = "".join(",".join(map(str, row)) + "\n" for row in (head, *rows))
+        write_file(self.path.with_suffix(".csv"), text)
+
+    def table(self, clean: float) -> str:
+        """Return the table for the console."""
+        shown = class_table(
+            [f"{TABLE[name][0]}: {name}" for name in self.names],
+            dict(zip([*map(str, STRENGTHS), "mean"], zip(*map(self.row, self.names)))),
+        )
+        summary = self.summary(clean)
+        ratio = summary["relative_corrupted_miou"]
+        return (
+            f"{shown}\n  mean over the corruptions {100 * summary['mean_corrupted_miou']:.2f}"
+            + f", {100 * ratio:.2f} % of the {100 * clean:.2f} without" * (ratio is not None)
+        )
 
 
 class Counted(NamedTuple):

@@ -144,6 +144,8 @@ class EvalConfig:
     evaluation: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 1
     boundary_ratio: float | None = None
+    corruptions: Any = False
+    frost: str = "weights/frost"
     device: str = "auto"
     output: str | None = None
     submission: str | None = None
