@@ -20,7 +20,7 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -29,7 +29,7 @@ from danet.checkpoint.run_folder import best_in
 from danet.config.build import checked_config, load_saved, make, make_dataset, model_of
 from danet.config.schema import EvalConfig, TrainConfig, did_you_mean
 from danet.config.validate import check_node
-from danet.data.corruptions import PHOTOGRAPHS, STRENGTHS, TABLE, Corrupted
+from danet.data.corruptions import GROUPS, PHOTOGRAPHS, STRENGTHS, TABLE, Corrupted
 from danet.data.loader import eval_batches
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.cityscapes import Cityscapes
@@ -40,7 +40,7 @@ from danet.distributed.rendezvous import choose_device, process_group
 from danet.engine.log import class_table
 from danet.errors import InputError, StorageError
 from danet.evaluation.cityscapes import OfficialScores
-from danet.evaluation.evaluate import Inference, evaluate, predict
+from danet.evaluation.evaluate import evaluate, predict
 from danet.evaluation.inference import describe, mode_name
 from danet.evaluation.metrics import (
     BoundaryIoU,
@@ -49,13 +49,7 @@ from danet.evaluation.metrics import (
     image_iou,
     single_class_warning,
 )
-from danet.filesystem import (
-    atomic_write,
-    folder_of,
-    require_writable,
-    storage_errors,
-    write_file,
-)
+from danet.filesystem import atomic_write, folder_of, require_writable, storage_errors, write_file
 from danet.prediction.results import weights_digest
 from danet.types import Batch, Sample
 
@@ -119,7 +113,8 @@ def run(config: DictConfig) -> None:
         shown = batches_of(dataset, dataset.split, settings, trained, device)
         predictions = predict(model.to(device), shown, infer, device=device)
         counted = count(predictions, dataset, writer, device, boundary_ratio=ratio)
-        robustness = Robustness(output, {key: facts[key] for key in same}, corruptions)
+        origin = {key: facts[key] for key in same if key != "boundary_ratio"}
+        robustness = Robustness(output, origin, corruptions)
         for name, strength in robustness.missing():
             corrupted = Corrupted(dataset, name, strength, Path(settings.frost).expanduser())
             shown = batches_of(corrupted, f"{name} {strength}", settings, trained, device)
@@ -137,12 +132,13 @@ def run(config: DictConfig) -> None:
         return
     if corruptions:
         facts |= robustness.summary(counted.scores.miou)
-        robustness.write_table()
+        text = "".join(",".join(row) + "\n" for row in robustness.table())
+        write_file(output / "corruptions.csv", text)
     write(output, facts, counted, dataset.classes)
     what = f"{split}, {len(dataset)} images"
     report(counted, dataset.classes, what, describe(protocol, mode))
     if corruptions:
-        print(robustness.table(counted.scores.miou))
+        robustness.report(counted.scores.miou)
     print(f"  miou={counted.scores.miou}\n  written to {output}")
 
 
@@ -172,7 +168,7 @@ def chosen_corruptions(settings: EvalConfig) -> list[str]:
         example = "'corruptions=[fog,snow]'"
         raise InputError(f"corruptions={wanted}: expected true, false or names, as in {example}")
     for name in wanted if isinstance(wanted, list) else ():
-        if name not in TABLE:
+        if not isinstance(name, str) or name not in TABLE:
             raise InputError(
                 f"corruptions: there is no {name}{did_you_mean(name, TABLE)}; expected some of "
                 f"{', '.join(TABLE)}"
@@ -183,9 +179,9 @@ def chosen_corruptions(settings: EvalConfig) -> list[str]:
     if "frost" in chosen and missing:
         others = ",".join(name for name in chosen if name != "frost")
         raise InputError(
-            f"frost={folder}: {missing[0]} is not there; fetch the photographs with: python "
-            f"scripts/fetch_weights.py name=frost output={shlex.quote(str(folder))}\n"
-            f"or leave frost out: 'corruptions=[{others}]'"
+            f"frost={folder}: {missing[0]} is not there; fetch the photographs with `python "
+            f"scripts/fetch_weights.py name=frost output={shlex.quote(str(folder))}`, or leave "
+            f"frost out: 'corruptions=[{others}]'"
         )
     return chosen
 
@@ -201,7 +197,7 @@ class Robustness:
         self.origin = json.loads(json.dumps(origin))
         self.started = time.monotonic()
         self.scores: dict[tuple[str, int], float] = {}  # of corruption and strength, mIoU
-        if collectives.is_first() and self.path.exists():
+        if names and collectives.is_first() and self.path.exists():
             text = self.path.read_text(encoding="utf-8")
             whole = text[: text.rfind("\n") + 1]
             if whole != text:  # a start was killed while it wrote
@@ -254,25 +250,19 @@ class Robustness:
             "relative_corrupted_miou": _number(mean / clean if clean else math.nan),
         }
 
-    def write_table(self) -> None:
-        """Write corruptions.csv beside the lines."""
-        rows = [(TABLE[name][0], name, *self.row(name)) for name in self.names]
-        head = ("group", "corruption", *STRENGTHS, "mean")
-        text = "".join(",".join(map(str, row)) + "\n" for row in (head, *rows))
-        write_file(self.path.with_suffix(".csv"), text)
+    def table(self) -> list[tuple[str, ...]]:
+        """Return the rows of corruptions.csv, the first with the names of the columns."""
+        rows = [(GROUPS[name], name, *map(str, self.row(name))) for name in self.names]
+        return [("group", "corruption", *map(str, STRENGTHS), "mean"), *rows]
 
-    def table(self, clean: float) -> str:
-        """Return the table for the console."""
-        shown = class_table(
-            [f"{TABLE[name][0]}: {name}" for name in self.names],
-            dict(zip([*map(str, STRENGTHS), "mean"], zip(*map(self.row, self.names)))),
-        )
-        summary = self.summary(clean)
-        ratio = summary["relative_corrupted_miou"]
-        return (
-            f"{shown}\n  mean over the corruptions {100 * summary['mean_corrupted_miou']:.2f}"
-            + f", {100 * ratio:.2f} % of the {100 * clean:.2f} without" * (ratio is not None)
-        )
+    def report(self, clean: float) -> None:
+        """Print the table, and the mean beside the score of the pictures as they are."""
+        rows = [self.row(name) for name in self.names]
+        columns = dict(zip(self.table()[0][2:], zip(*rows, strict=True), strict=True))
+        print(class_table([f"{GROUPS[name]}: {name}" for name in self.names], columns))
+        mean = self.summary(clean)["mean_corrupted_miou"]
+        ratio = f", {100 * mean / clean:.2f} % of" if clean else "; without:"
+        print(f"  mean under corruptions: mIoU {100 * mean:.2f}{ratio} {100 * clean:.2f}")
 
 
 class Counted(NamedTuple):

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from danet import cli
 from danet.bands import Bands
 from danet.config.build import checked_config, load_saved, make, make_dataset, model_of
 from danet.config.schema import TrainConfig, VisualizeConfig, did_you_mean
+from danet.data.corruptions import STRENGTHS, TABLE
 from danet.datasets.annotations import Annotations
 from danet.datasets.band_io import read_bands
 from danet.datasets.base import SegmentationDataset
@@ -37,6 +39,7 @@ from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.inference import describe
 from danet.evaluation.metrics import ConfusionMatrix, single_class_warning
 from danet.filesystem import folder_of, require_writable, write_file
+from danet.plain import is_number
 from danet.prediction.predict import predict
 from danet.prediction.results import weights_digest
 from danet.visualization import report
@@ -236,7 +239,34 @@ def examine(
             "Worst pictures": [(segmented(i), by_image[i]) for i in worst[:_EXTREMES]],
         },
         views=[report.view(model, segmented(i), wanted) for i in shown],
+        corruptions=corruption_scores(network, dataset, folder),
     )
+
+
+def corruption_scores(
+    network: Network, dataset: SegmentationDataset, folder: Path
+) -> dict[str, list[float]]:
+    """Return mIoU without and under corruptions, where tools/eval.py wrote it below a folder.
+
+    It is that of the same weights, samples and protocol; the first in the order of the names.
+    """
+    wanted = {
+        "network": weights_digest(network.model),
+        "step": network.step,
+        "data_set": dataset.fingerprint(),
+        "evaluation": network.config.evaluation,
+    }
+    for file in sorted(folder.glob("*/metrics.json")):
+        # It may lie beside a foreign checkpoint, so nothing of its content is trusted.
+        with suppress(OSError, ValueError, TypeError, LookupError, RecursionError, AttributeError):
+            metrics = json.loads(file.read_text("utf-8"))
+            if metrics.items() >= wanted.items():
+                clean, rows = metrics["miou"], metrics["corruptions"]
+                found = {name: [clean, *rows[name]] for name in TABLE if name in rows}
+                values = [value for row in found.values() for value in row]
+                if len(values) == len(found) * (1 + len(STRENGTHS)) and all(map(is_number, values)):
+                    return found
+    return {}
 
 
 def split_pictures(dataset: SegmentationDataset, count: int) -> Iterator[Picture]:

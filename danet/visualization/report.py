@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from torch import nn
 
+from danet.data.corruptions import GROUPS
 from danet.datasets.labels import is_background
 from danet.evaluation.metrics import ConfusionMatrix
 from danet.visualization.attention import choose_points, queries_and_keys
@@ -53,8 +54,8 @@ def named_curves(
     return curves
 
 
-def chart(title: str, curves: Mapping[str, Curve]) -> Markup:
-    """Draw the finite values of curves over the step, as a ``<figure>`` with a key."""
+def chart(title: str, curves: Mapping[str, Curve], *, along: str = "step") -> Markup:
+    """Draw the finite values of curves over ``along``, as a ``<figure>`` with a key."""
     shown = {name: [(x, y) for x, y in curve if math.isfinite(y)] for name, curve in curves.items()}
     points = np.array([point for curve in shown.values() for point in curve])  # (P, 2)
     if not points.size:
@@ -70,6 +71,7 @@ def chart(title: str, curves: Mapping[str, Curve]) -> Markup:
     return render(
         "chart.html",
         title=title,
+        along=along,
         x_ticks=[(place((x, low[1]))[0], f"{x:g}") for x in _ticks(low[0], high[0])],
         y_ticks=[(place((low[0], y))[1], f"{y:g}") for y in _ticks(low[1], high[1])],
         curves={name: [place(point) for point in curve] for name, curve in shown.items()},
@@ -101,6 +103,8 @@ class Report(NamedTuple):
     examples: Mapping[str, Sequence[tuple[SegmentedImage, float]]]
     """Heading -> pictures, each with the mean IoU over the classes that occur in it."""
     views: Sequence[Mapping[str, Any]]  # of ``view``, for the attention viewer
+    corruptions: Mapping[str, Sequence[float]] = {}
+    """Name -> mean IoU without the corruption, then at its strengths; empty where not scored."""
 
 
 def page(report: Report) -> str:
@@ -114,6 +118,10 @@ def page(report: Report) -> str:
         for name, color in zip(legend.classes, legend.palette, strict=True)
     ]
     scores = named_curves(lines, "val", "miou") | named_curves(lines, "val", "pixel_accuracy")
+    by_group = defaultdict(list)
+    for name, row in report.corruptions.items():
+        by_group[GROUPS[name]].append(row)
+    of_groups = {group: np.mean(rows, axis=0).tolist() for group, rows in by_group.items()}
     return render(
         "report.html",
         title=report.title,
@@ -127,6 +135,12 @@ def page(report: Report) -> str:
             chart("learning rate", named_curves(lines, "train", "lr")),
             chart("images per second", named_curves(lines, "train", "images_per_second")),
         ],
+        groups=GROUPS,
+        corruption_chart=chart(
+            "corruptions, mean IoU",
+            {group: list(enumerate(row)) for group, row in of_groups.items()},
+            along="strength",
+        ),
         pixels=totals / max(1, totals.sum()),
         # Zeros for classes without a true pixel.
         confusion=(matrix / np.maximum(totals, 1)[:, None]).tolist(),
