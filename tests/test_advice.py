@@ -958,6 +958,7 @@ SAID = {
         *(r"x and y, as in 'points=(\S+)'$", "points={0}"),
     ),
     "classes": ("visualize count=1", "classes=[qq]", r"; it has (\w+),", "classes=[{0}]"),
+    "corruptions": ("eval device=cpu", "corruptions=fog", r"names, as in '(\S+)'$", "{0}"),
     "report": (
         *("visualize attention=false count=1", "images={wide} report=true"),
         *(r"(report=true) scores a split: leave images out$", "{0}"),
