@@ -20,7 +20,7 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -40,7 +40,7 @@ from danet.distributed.rendezvous import choose_device, process_group
 from danet.engine.log import class_table
 from danet.errors import InputError, StorageError
 from danet.evaluation.cityscapes import OfficialScores
-from danet.evaluation.evaluate import evaluate, predict
+from danet.evaluation.evaluate import Inference, evaluate, predict
 from danet.evaluation.inference import describe, mode_name
 from danet.evaluation.metrics import (
     BoundaryIoU,
@@ -115,15 +115,7 @@ def run(config: DictConfig) -> None:
         counted = count(predictions, dataset, writer, device, boundary_ratio=ratio)
         origin = {key: facts[key] for key in same if key != "boundary_ratio"}
         robustness = Robustness(output, origin, corruptions)
-        for name, strength in robustness.missing():
-            corrupted = Corrupted(dataset, name, strength, Path(settings.frost).expanduser())
-            shown = batches_of(corrupted, f"{name} {strength}", settings, trained, device)
-            confusion = evaluate(
-                model, shown, infer, num_classes=len(dataset.classes), device=device
-            )
-            wait_patiently(f"{name} {strength}")
-            collectives.sum_in_place(confusion.counts)
-            robustness.add(name, strength, confusion.scores())
+        score_corruptions(robustness, model, dataset, infer, settings, trained, device)
         if not collectives.is_first():
             return
     if writer:
@@ -263,6 +255,25 @@ class Robustness:
         mean = self.summary(clean)["mean_corrupted_miou"]
         ratio = f", {100 * mean / clean:.2f} % of" if clean else "; without:"
         print(f"  mean under corruptions: mIoU {100 * mean:.2f}{ratio} {100 * clean:.2f}")
+
+
+def score_corruptions(
+    robustness: Robustness,
+    model: nn.Module,
+    dataset: SegmentationDataset,
+    infer: Inference,
+    settings: EvalConfig,
+    trained: TrainConfig,
+    device: torch.device,
+) -> None:
+    """Score the split under each corruption that has no score yet."""
+    for name, strength in robustness.missing():
+        corrupted = Corrupted(dataset, name, strength, Path(settings.frost).expanduser())
+        shown = batches_of(corrupted, f"{name} {strength}", settings, trained, device)
+        confusion = evaluate(model, shown, infer, num_classes=len(dataset.classes), device=device)
+        wait_patiently(f"{name} {strength}")
+        collectives.sum_in_place(confusion.counts)
+        robustness.add(name, strength, confusion.scores())
 
 
 class Counted(NamedTuple):

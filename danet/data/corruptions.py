@@ -198,21 +198,18 @@ def _elastic_transform(x: Array, random: Random, alpha: float) -> Array:
     (height, width), maps = x.shape[:2], []
     size = 2 * int(0.03 * width + 0.5) + 1, 2 * int(0.03 * height + 0.5) + 1
     for grid in np.meshgrid(np.arange(width), np.arange(height)):
-        noise = random.uniform(-0.005 * height, 0.005 * height, x.shape[:2]).astype(np.float32)
-        shift = cv2.GaussianBlur(
-            noise, size, 0.01 * width, None, 0.01 * height, borderType=cv2.BORDER_REFLECT
+        noise: Array = random.uniform(-0.005 * height, 0.005 * height, x.shape[:2]).astype(
+            np.float32
         )
-        maps.append((grid + alpha * shift).astype(np.float32))
+        noise = cv2.GaussianBlur(noise, size, width / 100, None, height / 100, cv2.BORDER_REFLECT)
+        maps.append((grid + alpha * noise).astype(np.float32))
     return cv2.remap(x, maps[0], maps[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
 
 def _pixelate(x: Array, _: Random, factor: float) -> Array:
-    picture = Image.fromarray(_bytes(x))
-    small = [int(n * factor) for n in picture.size]
-    picture = picture.resize(small, Image.Resampling.BOX).resize(
-        picture.size, Image.Resampling.NEAREST
-    )
-    return np.asarray(picture, np.float32) / 255
+    image = Image.fromarray(_bytes(x))
+    small = image.resize([int(n * factor) for n in image.size], Image.Resampling.BOX)
+    return np.asarray(small.resize(image.size, Image.Resampling.NEAREST), np.float32) / 255
 
 
 def _jpeg_compression(x: Array, _: Random, quality: int) -> Array:

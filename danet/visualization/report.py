@@ -121,7 +121,7 @@ def page(report: Report) -> str:
     by_group = defaultdict(list)
     for name, row in report.corruptions.items():
         by_group[GROUPS[name]].append(row)
-    of_groups = {group: np.mean(rows, axis=0).tolist() for group, rows in by_group.items()}
+    means = {group: list(enumerate(np.mean(rows, axis=0))) for group, rows in by_group.items()}
     return render(
         "report.html",
         title=report.title,
@@ -136,11 +136,7 @@ def page(report: Report) -> str:
             chart("images per second", named_curves(lines, "train", "images_per_second")),
         ],
         groups=GROUPS,
-        corruption_chart=chart(
-            "corruptions, mean IoU",
-            {group: list(enumerate(row)) for group, row in of_groups.items()},
-            along="strength",
-        ),
+        corruption_chart=chart("corruptions, mean IoU", means, along="strength"),
         pixels=totals / max(1, totals.sum()),
         # Zeros for classes without a true pixel.
         confusion=(matrix / np.maximum(totals, 1)[:, None]).tolist(),
