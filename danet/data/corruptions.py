@@ -195,12 +195,10 @@ def _contrast(x: Array, _: Random, factor: float) -> Array:
 
 def _elastic_transform(x: Array, random: Random, alpha: float) -> Array:
     """Move pixels by smoothed noise."""
-    (height, width), maps = x.shape[:2], []
+    (height, width), maps, most = x.shape[:2], [], 0.005 * x.shape[0]
     size = 2 * int(0.03 * width + 0.5) + 1, 2 * int(0.03 * height + 0.5) + 1
     for grid in np.meshgrid(np.arange(width), np.arange(height)):
-        noise: Array = random.uniform(-0.005 * height, 0.005 * height, x.shape[:2]).astype(
-            np.float32
-        )
+        noise: Array = random.uniform(-most, most, x.shape[:2]).astype(np.float32)
         noise = cv2.GaussianBlur(noise, size, width / 100, None, height / 100, cv2.BORDER_REFLECT)
         maps.append((grid + alpha * noise).astype(np.float32))
     return cv2.remap(x, maps[0], maps[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
