@@ -153,6 +153,8 @@ def eval_tool(words, home):
     # Scenes have no server; that this is reported, and in one line, is what can be seen here.
     is_sent = any(word.startswith("submission=") for word in words)
     words = [word for word in words if is_sent or not word.startswith("data.root=")]
+    # All of them need photographs and take long; tests/test_robustness.py has them.
+    words = [re.sub(r"(?<=^corruptions=).*", "[contrast]", word) for word in words]
     call("eval", *words, "device=cpu", code=2 if is_sent else 0)
 
 
