@@ -165,7 +165,7 @@ def write_program(
     """Write one program and compare it with the network."""
     path, size, opset = output / FORMATS[name], settings.size, settings.opset
     if name == "int8":
-        assert size is not None
+        assert size is not None  # program_size refuses it
         training = pictures(data[0], settings.calibration, size)
         program = export_int8(model, path, training, size, opset)
         found = [compare_int8(model, program, pictures(data[1], COMPARED, size))]
@@ -208,12 +208,12 @@ def refuse_settings(settings: ExportConfig) -> None:
                 f"formats: there is no {name}{did_you_mean(name, FORMATS)}; expected some of "
                 f"{', '.join(FORMATS)}; safetensors are always written"
             )
-    for key, sizes in (("sizes", settings.sizes), ("size", [settings.size or [SMALLEST] * 2])):
-        for size in sizes:
-            is_pair = isinstance(size, list) and len(size) == 2
-            if not is_pair or not all(isinstance(n, int) and n >= SMALLEST for n in size):
-                expected = f"pairs [height,width] of at least {SMALLEST}"
-                raise InputError(f"{key}={getattr(settings, key)}: expected {expected}")
+    if not all(map(is_size, settings.sizes)):
+        raise InputError(
+            f"sizes={settings.sizes}: expected pairs [height,width] of at least {SMALLEST}"
+        )
+    if settings.size is not None and not is_size(settings.size):
+        raise InputError(f"size={settings.size}: expected [height,width] of at least {SMALLEST}")
     if settings.calibration < 1:
         raise InputError(f"calibration={settings.calibration}: expected at least 1")
     if settings.opset < 18:
@@ -226,6 +226,12 @@ def refuse_settings(settings: ExportConfig) -> None:
         require_onnx()
     if settings.push:
         require("huggingface_hub")
+
+
+def is_size(value: Any) -> bool:
+    """Return whether a setting is a height and a width that programs can compute."""
+    is_pair = isinstance(value, list) and len(value) == 2
+    return is_pair and all(isinstance(n, int) and n >= SMALLEST for n in value)
 
 
 def are_scores(metrics: Any) -> bool:
