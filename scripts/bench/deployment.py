@@ -148,7 +148,7 @@ def run_row(chosen: argparse.Namespace, case: Case, folder: Path) -> dict[str, o
     around = {"PYTHONPATH": os.pathsep.join(sys.path[:2]), "OMP_NUM_THREADS": threads}
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **around})
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "Error" in line or "failed" in line]
+        lines = [line for line in done.stderr.splitlines() if "Error" in line or "Check '" in line]
         return {"error": first_line((lines or [f"ended with {done.returncode}"])[-1])}
     return json.loads(done.stdout.splitlines()[-1])
 
