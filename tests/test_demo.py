@@ -119,6 +119,10 @@ def test_without_npm_or_network_one_line_says_what_to_fetch(stand_in, tmp_path, 
             ["demo=true", "formats=[]"],
             "demo=true runs model.onnx: formats=[] lacks onnx",
         ),
+        (
+            ["demo=true", "formats=[onnx]", "size=[48,96]"],
+            "demo=true: the page takes pictures of any size; leave size out",
+        ),
         (["demo_runtime=x.tgz"], "demo_runtime is for the page of demo=true; set that as well"),
     ],
 )

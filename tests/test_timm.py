@@ -18,6 +18,7 @@ from torch import nn
 from danet.checkpoint import format as checkpoint_format
 from danet.config.build import make_model
 from danet.config.resume import differences
+from danet.config.schema import ExportConfig
 from danet.config.validate import check
 from danet.datasets.camvid import CamVid
 from danet.engine.optimizer import SGD, layer_factors
@@ -29,6 +30,7 @@ from danet.models.heads.dual import DualAttentionHead, FCNHead
 from danet.models.pyramid import Pyramid
 from danet.models.segmentor import Segmentor
 from danet.preflight.advice import refuse_other_sizes
+from danet.tools.export import program_size
 
 timm = pytest.importorskip("timm", reason="the optional extra danet[timm] is not installed")
 
@@ -430,16 +432,39 @@ def test_batch_norms_may_keep_their_statistics(norm_eval):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
 @pytest.mark.parametrize("name", ["test_vit", "tf_mobilenetv3_small_minimal_100"])
-def test_an_exported_network_agrees_at_every_size(name, tmp_path):
+def test_an_exported_network_agrees_at_every_size(name, kind, tmp_path):
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
     model = segmentor(name).eval()
     nn.init.constant_(model.head.position.attention.gamma, 0.5)
-    program = programs.export_onnx(model, tmp_path / "model.onnx")
+    program = getattr(programs, f"export_{kind}")(model, tmp_path / "model.pt2")
     for found in programs.compare(model, program, [(64, 96), (45, 77), (32, 32)]):
         assert found.difference < 1e-4
         assert found.agreement > 0.999
+
+
+def test_a_network_of_one_size_is_exported_at_it_and_at_no_other():
+    with torch.device("meta"):
+        model = segmentor("cait_xxs24_224", image_size=(96, 160))
+    assert program_size(model, ExportConfig(formats=["onnx"])) == [96, 160]
+    assert program_size(model, ExportConfig(formats=["int8"], size=[96, 160])) == [96, 160]
+    with pytest.raises(InputError, match=r"^size=\[64, 96\]: .* 96 x 160 only; leave size out$"):
+        program_size(model, ExportConfig(formats=["onnx"], size=[64, 96]))
+    with pytest.raises(InputError, match=r"pictures of any size; the backbone .* 96 x 160 only$"):
+        program_size(model, ExportConfig(formats=["onnx"], demo=True))
+
+
+@pytest.mark.slow
+def test_the_program_of_a_network_of_one_size_is_the_network(tmp_path):
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    size = (224, 224)
+    model = segmentor("cait_xxs24_224", image_size=size).eval()
+    program = programs.export_onnx(model, tmp_path / "model.onnx", size=size)
+    (found,) = programs.compare(model, program, [size])
+    assert found.difference < 1e-4
 
 
 SMALL = (

@@ -5,7 +5,9 @@ import io
 import json
 import math
 import os
+import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from danet import cli
@@ -28,7 +31,7 @@ from danet.checkpoint import exported
 from danet.checkpoint.manager import add_temperature
 from danet.checkpoint.run_folder import best_in
 from danet.config.build import checked_config, load_saved, make, make_dataset, model_of
-from danet.config.schema import EvalConfig, TrainConfig
+from danet.config.schema import EvalConfig, TrainConfig, did_you_mean
 from danet.config.validate import check_node
 from danet.data.loader import eval_batches
 from danet.datasets.base import SegmentationDataset
@@ -41,6 +44,7 @@ from danet.engine.log import class_table
 from danet.errors import InputError, StorageError, UserError
 from danet.evaluation.calibration import LEVELS, Calibration, TemperatureFit
 from danet.evaluation.cityscapes import OfficialScores
+from danet.evaluation.corruptions import GROUPS, PHOTOGRAPHS, STRENGTHS, TABLE, Corrupted
 from danet.evaluation.evaluate import Counter, Inference, predict
 from danet.evaluation.inference import describe, mode_name
 from danet.evaluation.metrics import (
@@ -50,8 +54,10 @@ from danet.evaluation.metrics import (
     image_iou,
     single_class_warning,
 )
+from danet.evaluation.robustness import Robustness
 from danet.filesystem import folder_of, require_writable
 from danet.prediction.results import weights_digest
+from danet.types import Sample
 
 
 def run(config: DictConfig) -> None:
@@ -59,6 +65,7 @@ def run(config: DictConfig) -> None:
     settings: EvalConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     if settings.batch_size < 1:
         raise InputError(f"batch_size={settings.batch_size}: expected at least 1")
+    corruptions = chosen_corruptions(settings)
     # First, so that messages and metrics.json name the file.
     settings.checkpoint = best_in(settings.checkpoint, "checkpoint")
     if settings.calibrate:
@@ -92,6 +99,9 @@ def run(config: DictConfig) -> None:
             dataset, "split", "submission=<folder> writes predictions for the test server"
         )
     model: Any = model_of(saved, trained, settings.checkpoint)
+    if corruptions and (model.bands or not dataset.is_labelled):
+        reason = "RGB of 8 bits, and this network has bands" if model.bands else "labelled splits"
+        raise InputError(f"corruptions: they are for {reason}; leave corruptions out")
 
     device = choose_device(settings.device)
     mode = cli.chosen("evaluation") or mode_name(protocol)
@@ -115,34 +125,44 @@ def run(config: DictConfig) -> None:
     with process_group(device):
         if collectives.is_first() and dataset.is_labelled:
             require_writable(output)
-        walk = partial(predict_split, model.to(device), dataset, infer, settings, trained, device)
+        walk = partial(predict_split, model.to(device), infer, settings, trained, device)
         if settings.calibrate:
-            facts["uncalibrated"] = calibrate(model, walk, settings.checkpoint, device)
+            over = partial(walk, dataset, split)
+            facts["uncalibrated"] = calibrate(model, over, settings.checkpoint, device)
         calibration = Calibration(model.temperature, device)
-        predictions = walk([calibration] * dataset.is_labelled)
+        predictions = walk(dataset, split, [calibration] * dataset.is_labelled)
         counted = count(predictions, dataset, writer, device, calibration, boundary_ratio=ratio)
+        origin = {key: facts[key] for key in same if key != "boundary_ratio"}
+        robustness = Robustness(output, origin, corruptions)
+        score_corruptions(robustness, walk, dataset, Path(settings.frost).expanduser(), device)
         if not collectives.is_first():
             return
     if writer:
         print("\n".join(f"  {line}" for line in writer.finish()))
     if counted is None:  # a split without labels
         return
+    if corruptions:
+        facts |= robustness.summary(counted.scores.miou)
+        robustness.write_table()
     write(output, facts, counted, dataset.classes)
     what = f"{split}, {len(dataset)} images"
     report(counted, dataset.classes, what, describe(protocol, mode))
+    if corruptions:
+        report_corruptions(robustness, counted.scores.miou)
     print(f"  miou={counted.scores.miou}\n  written to {output}")
 
 
 def predict_split(
     model: nn.Module,
-    dataset: SegmentationDataset,
     infer: Inference,
     settings: EvalConfig,
     trained: TrainConfig,
     device: torch.device,
-    counters: Sequence[Counter],
+    dataset: Dataset[Sample],
+    what: str,
+    counters: Sequence[Counter] = (),
 ) -> Iterator[tuple[Tensor, Tensor, str]]:
-    """Yield the predictions for this process's share of the split, which counters count."""
+    """Yield the predictions for this process's share of a split, which counters count."""
     batches = eval_batches(
         dataset,
         batch_size=settings.batch_size,
@@ -151,8 +171,33 @@ def predict_split(
         num_workers=trained.data.num_workers,
         pin_memory=device.type == "cuda",
     )
-    shown = tqdm(batches, desc=dataset.split, unit="batch", disable=not collectives.is_first())
+    shown = tqdm(batches, desc=what, unit="batch", disable=not collectives.is_first())
     return predict(model, shown, infer, device=device, counters=counters)
+
+
+def chosen_corruptions(settings: EvalConfig) -> list[str]:
+    """Return the corruptions of the settings in their usual order; raise InputError."""
+    wanted = settings.corruptions
+    if not isinstance(wanted, (bool, list)):
+        example = "'corruptions=[fog,snow]'"
+        raise InputError(f"corruptions={wanted}: expected true, false or names, as in {example}")
+    for name in wanted if isinstance(wanted, list) else ():
+        if not isinstance(name, str) or name not in TABLE:
+            raise InputError(
+                f"corruptions: there is no {name}{did_you_mean(name, TABLE)}; expected some of "
+                f"{', '.join(TABLE)}"
+            )
+    chosen = [name for name in TABLE if wanted is True or (wanted and name in wanted)]
+    folder = Path(settings.frost).expanduser()
+    missing = [name for name in PHOTOGRAPHS if not (folder / name).is_file()]
+    if "frost" in chosen and missing:
+        others = ",".join(name for name in chosen if name != "frost")
+        raise InputError(
+            f"frost={folder}: {missing[0]} is not there; fetch the photographs with `python "
+            f"scripts/fetch_weights.py name=frost output={shlex.quote(str(folder))}`, or leave "
+            f"frost out: 'corruptions=[{others}]'"
+        )
+    return chosen
 
 
 def refuse_exported(checkpoint: str) -> None:
@@ -188,7 +233,7 @@ def calibrate(
         try:
             if not os.path.samestat(found, file.stat()):
                 raise InputError(
-                    f"calibrate=true: {file} was replaced meanwhile, perhaps by its training; "
+                    f"calibrate=true: {file} was replaced meanwhile, as by its training; "
                     "start again when that has ended"
                 )
             for name in add_temperature(file, model.temperature):
@@ -207,6 +252,40 @@ def sentence(facts: dict[str, Any]) -> str:
         f"{100 * facts['mean_confidence']:.2f}, area under the risk-coverage curve "
         f"{100 * facts['aurc']:.2f}, temperature {facts['temperature']:.4g}"
     )
+
+
+def score_corruptions(
+    robustness: Robustness,
+    walk: Callable[[Dataset[Sample], str], Iterable[tuple[Tensor, Tensor, str]]],
+    dataset: SegmentationDataset,
+    frost: Path,
+    device: torch.device,
+) -> None:
+    """Score the split under each corruption that has no score yet; print those that are done."""
+    started = time.monotonic()
+    for number, (name, strength) in enumerate(missing := robustness.missing(), start=1):
+        corrupted, what = Corrupted(dataset, name, strength, frost), f"{name} {strength}"
+        confusion = ConfusionMatrix(len(dataset.classes), device)
+        for classes, mask, _ in walk(corrupted, what):
+            confusion.update(classes, mask)
+        wait_patiently(what)
+        collectives.sum_in_place(confusion.counts)
+        robustness.add(name, strength, confusion.scores())
+        if number == 1 < len(missing):
+            minutes = (time.monotonic() - started) * (len(missing) - 1) / 60
+            cli.say(f"  about {minutes:.0f} minutes for the other {len(missing) - 1}")
+        if strength == STRENGTHS[-1]:
+            cli.say(f"  {name}: " + " ".join(f"{100 * v:.2f}" for v in robustness.row(name)))
+
+
+def report_corruptions(robustness: Robustness, clean: float) -> None:
+    """Print the table of scores, and their mean beside the score without corruption."""
+    rows = [robustness.row(name) for name in robustness.names]
+    columns = dict(zip([*map(str, STRENGTHS), "mean"], zip(*rows, strict=True), strict=True))
+    print(class_table([f"{GROUPS[name]}: {name}" for name in robustness.names], columns))
+    mean = robustness.summary(clean)["mean_corrupted_miou"]
+    ratio = f", {100 * mean / clean:.2f} % of" if clean else "; without:"
+    print(f"  mean under corruptions: mIoU {100 * mean:.2f}{ratio} {100 * clean:.2f}")
 
 
 class Counted(NamedTuple):

@@ -3,7 +3,8 @@
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,39 @@ if not __package__:  # started as a file of a checkout: the checkout is what is 
 
     require_packages(__file__)
 
+import numpy as np
+import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from danet import cli
 from danet.checkpoint import exported
-from danet.config.build import checked_config, load_saved, model_of
-from danet.config.schema import ExportConfig, did_you_mean
-from danet.errors import InputError
+from danet.config.build import checked_config, load_saved, make_dataset, model_of
+from danet.config.schema import ExportConfig, TrainConfig, did_you_mean
+from danet.datasets.base import SegmentationDataset
+from danet.errors import InputError, UserError
 from danet.export import demo, folder
-from danet.export.programs import SMALLEST, Parity, compare, export_onnx, export_torch
+from danet.export.programs import (
+    SMALLEST,
+    Parity,
+    Program,
+    compare,
+    compare_on,
+    export_onnx,
+    export_torch,
+)
+from danet.export.quantised import export_int8
 from danet.extras import require
 from danet.filesystem import folder_of, require_writable
+from danet.ops.resize import resize
 from danet.plain import problem_with
 from danet.prediction.results import weights_digest
 
-FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
+FORMATS = {"onnx": "model.onnx", "torch": "model.pt2", "int8": "model_int8.onnx"}
+COMPARED = 8
+"""Pictures on which int8 is compared with the network."""
+LEAST_AGREEMENT = 0.8
+"""Fraction of their pixels that must have the same class."""
 
 
 def run(config: DictConfig) -> None:
@@ -37,7 +55,7 @@ def run(config: DictConfig) -> None:
     settings.formats = formats = chosen_formats(settings)
     refuse_settings(settings)
     saved = load_saved(settings.checkpoint)
-    trained = checked_config(saved, settings.checkpoint)
+    trained = checked_config(saved, settings.checkpoint, settings.data)
     model = model_of(saved, trained, settings.checkpoint)
     path = Path(settings.checkpoint).expanduser()
     beside = path if path.is_dir() else path.parent
@@ -50,22 +68,23 @@ def run(config: DictConfig) -> None:
     )
     if settings.demo and model.bands:
         raise InputError("demo=true: the page is for RGB of 8 bits, and this network has bands")
-    size = getattr(model.backbone, "size", None)
-    if formats and size:
-        raise InputError(
-            f"formats={formats}: programs are for images of any size, and the backbone "
-            f"computes {size[0]} x {size[1]} only; set 'formats=[]'"
-        )
+    settings.size = program_size(model, settings)
+    data = calibration_data(trained) if "int8" in formats else []
     runtime = demo.find_runtime(settings.demo_runtime) if settings.demo else {}
 
     folder.save(output, saved, model.state_dict())
     print_file(output / exported.WEIGHTS)
     programs: dict[str, Sequence[Parity]] = {}
     for name in formats:
-        programs[FORMATS[name]] = write_program(model, name, output, settings)
+        programs[FORMATS[name]] = write_program(model, name, output, settings, data)
     num_weights = sum(p.numel() for p in model.parameters())
     text = folder.card(
-        saved, num_weights=num_weights, programs=programs, opset=settings.opset, metrics=found
+        saved,
+        num_weights=num_weights,
+        programs=programs,
+        opset=settings.opset,
+        size=settings.size,
+        metrics=found,
     )
     (output / "README.md").write_text(text, encoding="utf-8")
     print_file(output / "README.md")
@@ -105,15 +124,56 @@ def refuse_leftovers(output: Path, written: Sequence[str], step: int) -> None:
         )
 
 
+def program_size(model: nn.Module, settings: ExportConfig) -> list[int] | None:
+    """Return height and width of the programs' pictures, perhaps those of the backbone, or None."""
+    only: Sequence[int] | None = getattr(model.backbone, "size", None)
+    size = settings.size or (list(only) if only else None)
+    formats, where = settings.formats or [], "the backbone computes {} x {} only"
+    if only and size != list(only):
+        raise InputError(f"size={settings.size}: {where.format(*only)}; leave size out")
+    if "int8" in formats and not size:
+        raise InputError("formats: int8 is for pictures of one size; set 'size=[height,width]'")
+    if settings.demo and size:
+        reason = where.format(*only) if only else "leave size out"
+        raise InputError(f"demo=true: the page takes pictures of any size; {reason}")
+    return size
+
+
+def calibration_data(trained: TrainConfig) -> list[SegmentationDataset]:
+    """Return the data sets for int8: of training, and of validation or else of training again."""
+    splits = trained.data.train_split, trained.data.val_split or trained.data.train_split
+    return [make_dataset(trained, split, training=False) for split in splits]
+
+
+def pictures(dataset: SegmentationDataset, count: int, size: Sequence[int]) -> Iterator[Tensor]:
+    """Yield up to ``count`` evenly spread images, (1, N, H, W), resized to ``size``."""
+    for index in np.unique(np.linspace(0, len(dataset) - 1, count).astype(int)).tolist():
+        image = torch.from_numpy(dataset[index].image).movedim(-1, 0)[None]
+        resized = resize(image.float(), tuple(size), align_corners=False)
+        if not image.is_floating_point():
+            resized = resized.round()
+        yield resized.to(image.dtype).contiguous()
+
+
 def write_program(
-    model: nn.Module, name: str, output: Path, settings: ExportConfig
+    model: nn.Module,
+    name: str,
+    output: Path,
+    settings: ExportConfig,
+    data: Sequence[SegmentationDataset],
 ) -> Sequence[Parity]:
     """Write one program and compare it with the network."""
-    path = output / FORMATS[name]
-    is_onnx = name == "onnx"
-    program = export_onnx(model, path, settings.opset) if is_onnx else export_torch(model, path)
+    path, size, opset = output / FORMATS[name], settings.size, settings.opset
+    if name == "int8":
+        assert size is not None  # program_size refuses it
+        training = pictures(data[0], settings.calibration, size)
+        program = export_int8(model, path, training, size, opset)
+        found = [compare_int8(model, program, pictures(data[1], COMPARED, size))]
+    else:
+        is_onnx = name == "onnx"
+        export = partial(export_onnx, opset=opset) if is_onnx else export_torch
+        found = compare(model, export(model, path, size=size), [size] if size else settings.sizes)
     print_file(path)
-    found = compare(model, program, [(height, width) for height, width in settings.sizes])
     for parity in found:
         print(
             f"  {parity.height} x {parity.width}: logits differ by at most "
@@ -121,6 +181,22 @@ def write_program(
             f"{100 * parity.agreement:.3f} % of the pixels have the same class"
         )
     return found
+
+
+def compare_int8(model: nn.Module, program: Program, images: Iterable[Tensor]) -> Parity:
+    """Compare a quantised program with its network on images of one size.
+
+    Raises UserError if fewer than ``LEAST_AGREEMENT`` of the pixels have the same class.
+    """
+    each = [compare_on(image, model, program) for image in images]
+    agreement = sum(found.agreement for found in each) / len(each)
+    if agreement < LEAST_AGREEMENT:
+        raise UserError(
+            f"int8: only {100 * agreement:.1f} % of the pixels have the network's class, and "
+            f"{100 * LEAST_AGREEMENT:.0f} % are the least, so the file should not be used; "
+            "calibrate on more pictures"
+        )
+    return max(each, key=lambda found: found.difference)._replace(agreement=agreement)
 
 
 def refuse_settings(settings: ExportConfig) -> None:
@@ -132,22 +208,30 @@ def refuse_settings(settings: ExportConfig) -> None:
                 f"formats: there is no {name}{did_you_mean(name, FORMATS)}; expected some of "
                 f"{', '.join(FORMATS)}; safetensors are always written"
             )
-    for size in settings.sizes:
-        is_pair = isinstance(size, list) and len(size) == 2
-        if not is_pair or not all(isinstance(n, int) and n >= SMALLEST for n in size):
-            raise InputError(
-                f"sizes={settings.sizes}: expected pairs [height,width] of at least {SMALLEST}"
-            )
+    if not all(map(is_size, settings.sizes)):
+        raise InputError(
+            f"sizes={settings.sizes}: expected pairs [height,width] of at least {SMALLEST}"
+        )
+    if settings.size is not None and not is_size(settings.size):
+        raise InputError(f"size={settings.size}: expected [height,width] of at least {SMALLEST}")
+    if settings.calibration < 1:
+        raise InputError(f"calibration={settings.calibration}: expected at least 1")
     if settings.opset < 18:
         raise InputError(f"opset={settings.opset}: expected at least 18, which the exporter needs")
     if settings.demo and "onnx" not in formats:
         raise InputError(f"demo=true runs model.onnx: formats={formats} lacks onnx")
     if settings.demo_runtime and not settings.demo:
         raise InputError("demo_runtime is for the page of demo=true; set that as well")
-    if "onnx" in formats:
+    if {"onnx", "int8"}.intersection(formats):
         require_onnx()
     if settings.push:
         require("huggingface_hub")
+
+
+def is_size(value: Any) -> bool:
+    """Return whether a setting is a height and a width that programs can compute."""
+    is_pair = isinstance(value, list) and len(value) == 2
+    return is_pair and all(isinstance(n, int) and n >= SMALLEST for n in value)
 
 
 def are_scores(metrics: Any) -> bool:

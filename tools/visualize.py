@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,11 +34,13 @@ from danet.distributed.rendezvous import choose_device
 from danet.engine.log import read_metrics
 from danet.errors import InputError
 from danet.evaluation.calibration import Calibration
+from danet.evaluation.corruptions import STRENGTHS, TABLE
 from danet.evaluation.evaluate import Inference
 from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.inference import describe
 from danet.evaluation.metrics import ConfusionMatrix, single_class_warning
 from danet.filesystem import folder_of, require_writable, write_file
+from danet.plain import is_number
 from danet.prediction.predict import predict
 from danet.prediction.results import weights_digest
 from danet.visualization import report
@@ -250,7 +253,34 @@ def examine(
         },
         calibration=[found.facts() for found in calibrations],
         views=[report.view(model, segmented(i), wanted) for i in shown],
+        corruptions=corruption_scores(network, dataset, folder),
     )
+
+
+def corruption_scores(
+    network: Network, dataset: SegmentationDataset, folder: Path
+) -> dict[str, list[float]]:
+    """Return mIoU without and under corruptions, where tools/eval.py wrote it below a folder.
+
+    It is that of the same weights, samples and protocol; the first in the order of the names.
+    """
+    wanted = {
+        "network": weights_digest(network.model),
+        "step": network.step,
+        "data_set": dataset.fingerprint(),
+        "evaluation": network.config.evaluation,
+    }
+    for file in sorted(folder.glob("*/metrics.json")):
+        # It may lie beside a foreign checkpoint, so nothing of its content is trusted.
+        with suppress(OSError, ValueError, TypeError, LookupError, RecursionError, AttributeError):
+            metrics = json.loads(file.read_text("utf-8"))
+            if metrics.items() >= wanted.items():
+                clean, rows = metrics["miou"], metrics["corruptions"]
+                found = {name: [clean, *rows[name]] for name in TABLE if name in rows}
+                values = [value for row in found.values() for value in row]
+                if len(values) == len(found) * (1 + len(STRENGTHS)) and all(map(is_number, values)):
+                    return found
+    return {}
 
 
 def split_pictures(dataset: SegmentationDataset, count: int) -> Iterator[Picture]:

@@ -145,6 +145,8 @@ class EvalConfig:
     batch_size: int = 1
     boundary_ratio: float | None = None
     calibrate: bool = False
+    corruptions: Any = False
+    frost: str = "weights/frost"
     device: str = "auto"
     output: str | None = None
     submission: str | None = None
@@ -176,7 +178,10 @@ class ExportConfig:
     checkpoint: str = MISSING
     formats: list[str] | None = None
     opset: int = 20
+    size: list[int] | None = None
     sizes: list[Any] = field(default_factory=lambda: [[256, 256], [125, 203], [77, 310]])
+    data: DataFolder = field(default_factory=DataFolder)
+    calibration: int = 64
     metrics: str | None = None
     output: str | None = None
     demo: bool = False

@@ -78,12 +78,13 @@ def card(
     num_weights: int,
     programs: Mapping[str, Sequence[Parity]],
     opset: int = OPSET,
+    size: Sequence[int] | None = None,
     metrics: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Return the text of README.md, a model card: architecture, training, scores, use and limits.
 
     It has config, classes and scores of a checkpoint; the results of ``compare`` by file names of
-    programs; and contents of ``metrics.json`` that ``tools/eval.py`` wrote for the checkpoint.
+    programs, of any ``size`` or one; and ``metrics.json`` of ``tools/eval.py`` for the checkpoint.
     """
     config = saved["config"]
     nodes = (node for _, node, _ in walk(config["loss"], "loss") if isinstance(node, dict))
@@ -103,6 +104,7 @@ def card(
         num_weights=num_weights,
         programs=programs,
         opset=opset,
+        size=size,
         smallest=SMALLEST,
         metrics=metrics,
         scores=scores,

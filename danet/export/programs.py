@@ -30,7 +30,7 @@ Program = Callable[[np.ndarray], np.ndarray]
 
 
 class Parity(NamedTuple):
-    """The deviation of a program from the network on an image of noise."""
+    """The deviation of a program from the network on an image."""
 
     height: int
     width: int
@@ -48,24 +48,25 @@ class Exportable(nn.Module):
     The image is uint8 (B, 3, H, W), RGB, or raw bands (B, N, H, W), uint8 or float32.
 
     In training and evaluation position attention is a custom operator, which other runtimes lack.
-    Here it is a ``scan`` over tiles of queries: ONNX has that as the operator Scan, and
-    torch.export as a higher-order operator. So a program takes every size, and holds 512 x N
-    weights at a time and never N x N.
+    Here it goes over tiles of queries, so that 512 x N weights exist at a time and never N x N. For
+    images of any size that is a ``scan``: ONNX has it as the operator Scan, and torch.export as a
+    higher-order operator. For images of one size the tiles are written out one by one
+    (``is_unrolled``), since some runtimes reject Scan.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, is_unrolled: bool = False) -> None:
         super().__init__()
         self.network = copy.deepcopy(model).cpu().eval().requires_grad_(False)
         for module in self.network.modules():
             if isinstance(module, PositionAttention):
-                module.__class__ = _ScannedAttention
+                module.__class__ = _TiledAttention if is_unrolled else _ScannedAttention
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps (B, 3, H, W) to (B, K, H, W)."""
         return self.network(image).logits
 
 
-class _ScannedAttention(PositionAttention):
+class _TiledAttention(PositionAttention):
     """A PositionAttention in operations that exporters support: one tile of queries at a time."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,6 +74,17 @@ class _ScannedAttention(PositionAttention):
         query = self.query(x).flatten(2).transpose(1, 2)  # (B, N, D)
         key = self.key(x).flatten(2)  # (B, D, N)
         value = self.value(x).flatten(2).transpose(1, 2)  # (B, N, C)
+        context = self.attend(query, key, value).transpose(1, 2)  # (B, C, N)
+        return x + self.gamma * context.unflatten(2, x.shape[2:])
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Maps (B, N, D), (B, D, N) and (B, N, C) to (B, N, C)."""
+        tiles = query.split(QUERIES_PER_TILE, dim=1)
+        return torch.cat([(tile @ key).softmax(dim=-1) @ value for tile in tiles], dim=1)
+
+
+class _ScannedAttention(_TiledAttention):
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         batch, count, width = query.shape
         # A scan needs tiles of one size; the result of the padding is cut off. Two tiles more than
         # are full, so that there is never one alone and always some padding: exporters specialise
@@ -87,27 +99,36 @@ class _ScannedAttention(PositionAttention):
         # (tiles, B, tile, D)
         by_tile = padded.view(batch, tiles, QUERIES_PER_TILE, width).transpose(0, 1)
         _, found = scan(step, query.new_zeros(1), by_tile, dim=0)  # (tiles, B, tile, C)
-        context = found.permute(1, 3, 0, 2).flatten(2)[:, :, :count]  # (B, C, N)
-        return x + self.gamma * context.unflatten(2, x.shape[2:])
+        return found.transpose(0, 1).flatten(1, 2)[:, :count]
 
 
-def export_onnx(model: nn.Module, path: Path, opset: int = OPSET) -> Program:
-    """Write an ONNX file with free batch, height and width; return its program, run on the CPU.
+class _SamePadding(nn.Conv2d):
+    # TensorFlow pads the start of an axis by a formula of its length, but its end, at stride 2, by
+    # a fixed number. So this runs from the end to the start.
 
-    It needs the packages onnx, onnxscript and onnxruntime.
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, out, H / 2, W / 2), rounded up."""
+        return super()._conv_forward(x.flip(2, 3), self.weight.flip(2, 3), self.bias).flip(2, 3)
+
+
+def export_onnx(
+    model: nn.Module, path: Path, opset: int = OPSET, size: Sequence[int] | None = None
+) -> Program:
+    """Write an ONNX file; return its program. Needs onnx, onnxscript and onnxruntime.
+
+    Batch, height and width are free; with a ``size``, H and W, the batch is 1 and all are fixed.
     """
     import onnx
-    import onnxruntime
 
-    exportable = Exportable(model)
-    weights = _fix_padding(exportable)
+    exportable = Exportable(model, is_unrolled=size is not None)
+    weights = set() if size else _fix_padding(exportable, nn.Conv2d)
     with _quiet(), atomic_write(path) as temporary:
         torch.onnx.export(
             exportable,
-            (_noise(model, *_EXAMPLE),),
+            (_noise(model, *((1, *size) if size else _EXAMPLE)),),
             temporary,
             dynamo=True,
-            dynamic_shapes={"image": {0: "batch", 2: "height", 3: "width"}},
+            dynamic_shapes=None if size else {"image": {0: "batch", 2: "height", 3: "width"}},
             input_names=["image"],
             output_names=["logits"],
             opset_version=opset,
@@ -121,59 +142,74 @@ def export_onnx(model: nn.Module, path: Path, opset: int = OPSET) -> Program:
                 same = onnx.helper.make_attribute("auto_pad", "SAME_UPPER")
                 node.attribute.extend([*kept, same])
         onnx.save(program, temporary)
+    return load_onnx(path)
+
+
+def load_onnx(path: Path) -> Program:
+    """Return the program of an ONNX file, run by onnxruntime on the CPU."""
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda image: session.run(["logits"], {"image": image})[0]
 
 
-def _fix_padding(model: nn.Module) -> set[str]:
+def _fix_padding(model: nn.Module, strided: type[nn.Conv2d]) -> set[str]:
     """Give convolutions with the padding of TensorFlow a fixed one; return their weights' names.
 
     The former depends on the size of the input by a formula that keeps torch.export busy for hours
-    where sizes are free. Both lead to outputs of one size, and in ONNX the former is an attribute.
+    where sizes are free. Those of a stride become ``strided``. Both lead to outputs of one size,
+    and in ONNX the former is an attribute.
     """
     weights = set()
     for name, module in model.named_modules():
         found: Any = module
         if type(module).__name__ == "Conv2dSame" and all(k % 2 for k in found.kernel_size):  # timm
             sizes = zip(found.dilation, found.kernel_size, strict=True)
-            found.__class__, found.padding = nn.Conv2d, tuple(d * (k // 2) for d, k in sizes)
+            found.padding = tuple(d * (k // 2) for d, k in sizes)
+            is_shifted = max(found.stride) > 1 and max(found.kernel_size) > 1
+            found.__class__ = strided if is_shifted else nn.Conv2d
             weights.add(f"{name}.weight")
     return weights
 
 
-def export_torch(model: nn.Module, path: Path) -> Program:
-    """Write a program of torch.export (.pt2) with free batch, height and width, and return it."""
-    images, sizes = (_noise(model, *_EXAMPLE),), dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+def export_torch(model: nn.Module, path: Path, size: Sequence[int] | None = None) -> Program:
+    """Write a program of torch.export (.pt2) and return it; its sizes are as in ``export_onnx``."""
+    free = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
     with _quiet(), atomic_write(path) as temporary:
-        network = Exportable(model)
-        written = torch.export.export(network, images, dynamic_shapes={"image": sizes})
+        network = Exportable(model, is_unrolled=size is not None)
+        if not size:
+            _fix_padding(network, _SamePadding)
+        images = (_noise(model, *((1, *size) if size else _EXAMPLE)),)
+        written = torch.export.export(network, images, dynamic_shapes=None if size else (free,))
         torch.export.save(written, temporary)
     with _quiet():
         module = torch.no_grad()(torch.export.load(path).module())
     return lambda image: module(torch.from_numpy(image)).numpy()
 
 
-def compare(model: nn.Module, program: Program, sizes: Sequence[tuple[int, int]]) -> list[Parity]:
+def compare(model: nn.Module, program: Program, sizes: Sequence[Sequence[int]]) -> list[Parity]:
     """Compare a program with the network it came from, on one image of noise per size (H, W).
 
     Raises UserError if they differ by more than rounding explains.
     """
-    found = []
-    for height, width in sizes:
-        image = _noise(model, 1, height, width)
-        with torch.inference_mode():
-            expected = model(image).logits
-        got = torch.from_numpy(program(image.numpy()))
-        difference, scale = (got - expected).abs().max().item(), expected.abs().max().item()
+    found = [compare_on(_noise(model, 1, *size), model, program) for size in sizes]
+    for height, width, difference, scale, _ in found:
         if not difference <= 1e-3 * max(1.0, scale):  # negated, so that NaN is refused
             raise UserError(
                 f"at {height} x {width} a logit of the exported program differs by "
                 f"{difference:.3g} from the network, whose largest is {scale:.3g}; that is more "
                 "than rounding, so the file should not be used"
             )
-        agreement = (got.argmax(dim=1) == expected.argmax(dim=1)).double().mean().item()
-        found.append(Parity(height, width, difference, scale, agreement))
     return found
+
+
+@torch.inference_mode()
+def compare_on(image: Tensor, model: nn.Module, program: Program) -> Parity:
+    """Compare a program with the network on a batch of images, (B, N, H, W)."""
+    expected, got = model(image).logits, torch.from_numpy(program(image.numpy()))
+    difference, scale = (got - expected).abs().max().item(), expected.abs().max().item()
+    agreement = (got.argmax(dim=1) == expected.argmax(dim=1)).double().mean().item()
+    return Parity(image.shape[2], image.shape[3], difference, scale, agreement)
 
 
 def _noise(model: Any, *size: int) -> Tensor:

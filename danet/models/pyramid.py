@@ -65,4 +65,5 @@ class ChannelNorm(nn.LayerNorm):
 
 def cut(x: Tensor, size: tuple[int, int], stride: float) -> Tensor:
     """Return the part of a map (B, C, H, W) that covers an image of ``size``, without padding."""
-    return x[:, :, : math.ceil(size[0] / stride), : math.ceil(size[1] / stride)]
+    p, q = stride.as_integer_ratio()  # torch.export cannot save math.ceil
+    return x[:, :, : (size[0] * q + p - 1) // p, : (size[1] * q + p - 1) // p]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, compiler, nn
 
 from danet.errors import InputError, first_line
 from danet.extras import require
@@ -124,7 +124,8 @@ class TimmBackbone(nn.Module):
             )
         down, right = (-side % n for side, n in zip(size, features.multiple, strict=True))
         # Zero is the mean of normalised images.
-        maps = self.network(F.pad(x, (0, right, 0, down)) if down or right else x)[-NUM_MAPS:]
+        is_padded = compiler.is_exporting() or down or right  # a program takes any size
+        maps = self.network(F.pad(x, (0, right, 0, down)) if is_padded else x)[-NUM_MAPS:]
         if features.channels_last:
             maps = [m.permute(0, 3, 1, 2) for m in maps]
         cuts = [cut(m, size, s) for m, s in zip(maps, features.strides, strict=True)]

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from torch import nn
 
 from danet.datasets.labels import is_background
+from danet.evaluation.corruptions import GROUPS
 from danet.evaluation.metrics import ConfusionMatrix
 from danet.visualization.attention import choose_points, queries_and_keys
 from danet.visualization.overlay import Legend, SegmentedImage, panels_of, resize
@@ -53,8 +54,8 @@ def named_curves(
     return curves
 
 
-def chart(title: str, curves: Mapping[str, Curve], over: str = "step") -> Markup:
-    """Draw the finite values of curves over the step, or what is named, with a key."""
+def chart(title: str, curves: Mapping[str, Curve], *, along: str = "step") -> Markup:
+    """Draw the finite values of curves over ``along``, as a ``<figure>`` with a key."""
     shown = {name: [(x, y) for x, y in curve if math.isfinite(y)] for name, curve in curves.items()}
     points = np.array([point for curve in shown.values() for point in curve])  # (P, 2)
     if not points.size:
@@ -70,7 +71,7 @@ def chart(title: str, curves: Mapping[str, Curve], over: str = "step") -> Markup
     return render(
         "chart.html",
         title=title,
-        over=over,
+        along=along,
         x_ticks=[(place((x, low[1]))[0], f"{x:g}") for x in _ticks(low[0], high[0])],
         y_ticks=[(place((low[0], y))[1], f"{y:g}") for y in _ticks(low[1], high[1])],
         curves={name: [place(point) for point in curve] for name, curve in shown.items()},
@@ -103,6 +104,8 @@ class Report(NamedTuple):
     """Heading -> pictures, each with the mean IoU over the classes that occur in it."""
     views: Sequence[Mapping[str, Any]]  # of ``view``, for the attention viewer
     calibration: Sequence[Mapping[str, Any]]  # facts of Calibration at one or two temperatures
+    corruptions: Mapping[str, Sequence[float]] = {}
+    """Name -> mean IoU without the corruption, then at its strengths; empty where not scored."""
 
 
 def page(report: Report) -> str:
@@ -121,6 +124,10 @@ def page(report: Report) -> str:
         return {f"T = {t:.4g}": [*zip(of[x], of[y], strict=True)] for t, of in facts}
 
     scores = named_curves(lines, "val", "miou") | named_curves(lines, "val", "pixel_accuracy")
+    by_group = defaultdict(list)
+    for name, row in report.corruptions.items():
+        by_group[GROUPS[name]].append(row)
+    means = {group: list(enumerate(np.mean(rows, axis=0))) for group, rows in by_group.items()}
     return render(
         "report.html",
         title=report.title,
@@ -137,6 +144,8 @@ def page(report: Report) -> str:
         reliability={**curves("bins", "confidence", "accuracy"), "ideal": [(0, 0), (1, 1)]},
         risk=curves("risk_coverage", "coverage", "risk"),
         chart=chart,
+        groups=GROUPS,
+        corruption_chart=chart("corruptions, mean IoU", means, along="strength"),
         pixels=totals / max(1, totals.sum()),
         # Zeros for classes without a true pixel.
         confusion=(matrix / np.maximum(totals, 1)[:, None]).tolist(),

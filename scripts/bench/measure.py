@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bench.resident import reset_high_water_mark, status
 from danet.engine.precision import choose_precision
 
 GIB = 2**30
@@ -122,21 +123,6 @@ def _set_thresholds(*, mmap: int, trim: int) -> None:
         libc, m_trim_threshold, m_mmap_threshold = ctypes.CDLL("libc.so.6"), -1, -3
         libc.mallopt(m_mmap_threshold, mmap)
         libc.mallopt(m_trim_threshold, trim)
-
-
-def reset_high_water_mark() -> None:
-    """Reset VmHWM of this process to its resident memory (Linux)."""
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-
-
-def status(field: str) -> int:
-    """Return a field of /proc/self/status, such as VmRSS, in bytes (Linux)."""
-    with open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field}")
 
 
 def relative_error(ours: Tensor, reference: Tensor) -> float:

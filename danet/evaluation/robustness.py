@@ -1,0 +1,76 @@
+"""Scores under corruptions, kept so that an interrupted evaluation can go on."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from danet.distributed import collectives
+from danet.evaluation.corruptions import GROUPS, STRENGTHS
+from danet.evaluation.metrics import Scores
+from danet.filesystem import atomic_write, storage_errors, write_file
+
+
+class Robustness:
+    """Scores under corruptions: a line of corruptions.jsonl for each that is finished.
+
+    Lines of another ``origin``, that is of another network, protocol or data, stay and count not.
+    """
+
+    def __init__(self, folder: Path, origin: Mapping[str, Any], names: Sequence[str]) -> None:
+        self.folder, self.names = folder, names
+        self.path, self.origin = folder / "corruptions.jsonl", json.loads(json.dumps(origin))
+        self.scores: dict[tuple[str, int], float] = {}  # of corruption and strength, mIoU
+        if names and collectives.is_first() and self.path.exists():
+            text = self.path.read_text(encoding="utf-8")
+            whole = text[: text.rfind("\n") + 1]
+            if whole != text:  # a start was killed while it wrote
+                with atomic_write(self.path) as temporary:
+                    temporary.write_text(whole, encoding="utf-8")
+            for line in map(json.loads, whole.splitlines()):
+                if line["origin"] == self.origin:
+                    self.scores[line["corruption"], line["strength"]] = line["miou"]
+        self.scores = collectives.from_first(self.scores)
+
+    def missing(self) -> list[tuple[str, int]]:
+        """Return the corruptions and strengths that have no score yet."""
+        wanted = [(name, strength) for name in self.names for strength in STRENGTHS]
+        return [key for key in wanted if key not in self.scores]
+
+    def add(self, name: str, strength: int, scores: Scores) -> None:
+        """Keep the scores under a corruption; the first process writes them."""
+        self.scores[name, strength] = scores.miou
+        if not collectives.is_first():
+            return
+        iou = [None if math.isnan(value) else value for value in scores.iou]
+        line = {"corruption": name, "strength": strength, "miou": scores.miou, "iou": iou}
+        with storage_errors(self.path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({**line, "origin": self.origin}) + "\n")
+
+    def row(self, name: str) -> list[float]:
+        """Return the mIoU of a corruption at strengths 1 to 5, and their mean."""
+        values = [self.scores[name, strength] for strength in STRENGTHS]
+        return [*values, sum(values) / len(values)]
+
+    def summary(self, clean: float) -> dict[str, Any]:
+        """Return what metrics.json has, given the mIoU without corruption.
+
+        Mean and ratio are mPC and rPC of Michaelis et al. (see danet.evaluation.corruptions).
+        """
+        rows = {name: self.row(name) for name in self.names}
+        mean = sum(row[-1] for row in rows.values()) / len(rows)
+        return {
+            "corruptions": {name: row[:-1] for name, row in rows.items()},
+            "corruption_means": {name: row[-1] for name, row in rows.items()},
+            "mean_corrupted_miou": mean,
+            "relative_corrupted_miou": mean / clean if clean else None,
+        }
+
+    def write_table(self) -> None:
+        """Write corruptions.csv."""
+        rows = [(GROUPS[name], name, *map(str, self.row(name))) for name in self.names]
+        table = [("group", "corruption", *map(str, STRENGTHS), "mean"), *rows]
+        write_file(self.folder / "corruptions.csv", "".join(",".join(row) + "\n" for row in table))
