@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from danet.data import corruptions
 from danet.data.loader import eval_batches
+from danet.evaluation import corruptions
 from danet.evaluation.corruptions import GROUPS, PHOTOGRAPHS, STRENGTHS, TABLE, Corrupted, corrupt
 from danet.types import Sample
 
