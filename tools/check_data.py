@@ -1,11 +1,13 @@
 """Check all files of a data set: ``python tools/check_data.py data=NAME data.root=DIR``."""
 
+import csv
+import io
 import json
 import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,10 @@ from danet.filesystem import folder_of, require_writable, write_file
 from danet.plain import quoted
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from danet.data_check.scan import SplitReport
+    from danet.data_check.suspects import Suspect
     from danet.datasets.base import FileDataset
 
 
@@ -57,7 +62,8 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
     from danet.data_check.sample import find_single_class, sample_indices
     from danet.visualization.overlay import save_image
 
-    reports, refused = scan_splits(checked, settings)
+    network = load_network(settings) if settings.checkpoint else None
+    reports, refused = scan_splits(checked, settings, network)
     warnings = 0
     found: dict[str, Any] = {**facts, "refused": refused, "splits": {}}
     for report in reports:
@@ -83,6 +89,8 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
     setting = write_lists((report.dataset for report in reports), output)
     if setting:
         print(f"to keep this division when images are added: {setting}")
+    if network is not None:
+        list_suspects(network, reports, settings, output)
     write_file(output / "report.json", json.dumps(found, indent=1) + "\n")
     problems = [*refused, *(text for report in reports for text in report.problems)]
     if problems:
@@ -108,9 +116,13 @@ def without_repeated_advice(problems: Iterable[str]) -> list[str]:
 
 
 def scan_splits(
-    config: TrainConfig, settings: CheckConfig
+    config: TrainConfig, settings: CheckConfig, network: "nn.Module | None" = None
 ) -> tuple[list["SplitReport"], list[str]]:
-    """Scan the splits; return reports, and why other splits were refused as a whole."""
+    """Scan the splits; return reports, and why other splits were refused as a whole.
+
+    Raises:
+        InputError: The data set has no files, or the network is not one for it.
+    """
     from danet.config.build import (
         join_extra_roots,
         make_dataset,
@@ -142,6 +154,8 @@ def scan_splits(
             continue
         if not isinstance(dataset, FileDataset):
             raise InputError(f"{type(dataset).__name__} has no files to look at: set data=NAME")
+        if network is not None:
+            refuse_misfit(network, dataset, settings.checkpoint)
         report = scan(dataset, full=settings.full, num_workers=data.num_workers)
         reports.append(report)
         if data.train_split == data.val_split == split:
@@ -155,6 +169,72 @@ def scan_splits(
         if suggestion:
             (reports[0].problems if is_needed else reports[0].notes).insert(0, suggestion)
     return reports, list(dict.fromkeys(refused))
+
+
+def load_network(settings: CheckConfig) -> "nn.Module":
+    """Return the network of the checkpoint on its device, fused as an evaluation does."""
+    from danet.config.build import load_model
+    from danet.distributed.rendezvous import choose_device
+    from danet.evaluation.fuse import fuse_for_inference
+
+    device = choose_device(settings.device)
+    return fuse_for_inference(load_model(str(settings.checkpoint)).to(device), device)
+
+
+def refuse_misfit(network: Any, dataset: "FileDataset", checkpoint: str | None) -> None:
+    """Raise InputError unless a network has the classes of a data set and reads its pictures."""
+    theirs, ours = list(network.classes), list(dataset.classes)
+    if theirs != ours:
+        pairs = zip([*theirs, "missing"], [*ours, "missing"], strict=False)
+        number, names = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
+        raise InputError(
+            f"checkpoint={checkpoint}: its {len(theirs)} classes are not the {len(ours)} of the "
+            f"data: class {number} is {names[0]} there and {names[1]} here; give a network that "
+            "was trained on these classes in this order"
+        )
+    if network.bands != dataset.reading.bands:
+        raise InputError(
+            f"checkpoint={checkpoint}: it reads other bands, or in another range, than the data; "
+            "set data.channels, data.range and data.rgb as in its training"
+        )
+
+
+def list_suspects(
+    network: "nn.Module", reports: Iterable["SplitReport"], settings: CheckConfig, output: Path
+) -> None:
+    """Write the labels that a network contradicts as suspects.csv and suspects.html."""
+    from danet.data_check.suspects import find_suspects, page
+    from danet.tools.eval import cell_of
+    from danet.visualization.overlay import Legend
+
+    suspects: list[Suspect] = []
+    for dataset, pairs in ((report.dataset, report.pairs) for report in reports):
+        usable = [p.index for p in pairs if not p.problem and dataset.items[p.index].mask]
+        suspects += find_suspects(network, dataset, usable)
+    suspects.sort(key=lambda suspect: -suspect[2].score)
+    if not suspects:
+        print("suspicious labels: none; the network agrees with all labels")
+        return
+    header = "rank picture split label_class predicted_class x y width height pixels score label"
+    rows: list[Sequence[object]] = [header.split()]
+    dataset = suspects[0][0]
+    for rank, (of, index, region) in enumerate(suspects, 1):
+        item = of.items[index]
+        names = [dataset.classes[i] for i in region.pair] if region.pair else ("", "")
+        where = (*region.box, region.pixels, f"{region.score:.3f}")
+        rows.append((rank, *map(cell_of, (item.name, of.split, *names)), *where, item.mask))
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    write_file(output / "suspects.csv", table.getvalue())
+    legend = Legend(dataset.classes, dataset.palette, bands=dataset.reading.bands)
+    write_file(output / "suspects.html", page(network, suspects[: settings.suspects], legend))
+    print(
+        f"suspicious labels: {len(suspects)} regions, first those that the network contradicts most"
+    )
+    for row in rows[1:6]:
+        what = f"label {row[3]}, network {row[4]}" if row[3] else "many classes"
+        print(f"  {row[0]}. {row[2]} {row[1]}: {what}, {row[9]} pixels at x={row[5]}, y={row[6]}")
+    print(f"  {output / 'suspects.html'}")
 
 
 def write_lists(datasets: Iterable["FileDataset"], output: Path) -> str:
@@ -194,7 +274,7 @@ def _default_output(root: str | None) -> Path:
 
 def _check_settings(settings: CheckConfig, output: Path) -> None:
     """Raise InputError for numbers out of range and an output within the data set."""
-    for name, low in (("show", 1), ("samples", 0)):
+    for name, low in (("show", 1), ("samples", 0), ("suspects", 1)):
         if getattr(settings, name) < low:
             raise InputError(f"{name}={getattr(settings, name)}: expected at least {low}")
     root = settings.data.get("root")

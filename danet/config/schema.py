@@ -199,6 +199,9 @@ class CheckConfig:
     full: bool = False
     show: int = 5
     samples: int = 12
+    checkpoint: str | None = None
+    suspects: int = 40
+    device: str = "auto"
     output: str | None = None
 
 

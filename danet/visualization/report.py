@@ -54,6 +54,14 @@ def named_curves(
     return curves
 
 
+def css_colors(legend: Legend) -> list[str]:
+    """Return the colours of the swatches of classes as CSS writes them."""
+    return [
+        "transparent" if is_background(name) else f"rgb{tuple(color)}"
+        for name, color in zip(legend.classes, legend.palette, strict=True)
+    ]
+
+
 def chart(title: str, curves: Mapping[str, Curve], *, along: str = "step") -> Markup:
     """Draw the finite values of curves over ``along``, as a ``<figure>`` with a key."""
     shown = {name: [(x, y) for x, y in curve if math.isfinite(y)] for name, curve in curves.items()}
@@ -114,10 +122,6 @@ def page(report: Report) -> str:
     totals = matrix.sum(axis=1)  # (K,)
     losses = named_curves(lines, "train", "loss")
     losses |= {f"validation {k}": curve for k, curve in named_curves(lines, "val", "loss").items()}
-    colors = [  # of CSS
-        "transparent" if is_background(name) else f"rgb{tuple(color)}"
-        for name, color in zip(legend.classes, legend.palette, strict=True)
-    ]
 
     def curves(table: str, x: str, y: str) -> dict[str, Curve]:
         facts = [(f["temperature"], f[table]) for f in report.calibration]
@@ -133,7 +137,7 @@ def page(report: Report) -> str:
         title=report.title,
         report=report,
         classes=legend.classes,
-        colors=colors,
+        colors=css_colors(legend),
         scores=report.confusion.scores(),
         charts=[
             chart("loss", losses),
