@@ -192,11 +192,16 @@ def refuse_misfit(network: Any, dataset: "FileDataset", checkpoint: str | None) 
             f"data: class {number} is {names[0]} there and {names[1]} here; give a network that "
             "was trained on these classes in this order"
         )
-    if network.bands != dataset.reading.bands:
-        raise InputError(
-            f"checkpoint={checkpoint}: it reads other bands, or in another range, than the data; "
-            "set data.channels, data.range and data.rgb as in its training"
-        )
+    bands = network.bands
+    if bands != dataset.reading.bands:
+        advice = "leave data.channels out"
+        if bands:
+            values = {"channels": bands.channels, "rgb": [bands.channels[i] for i in bands.rgb]}
+            values |= {} if bands.is_8_bit else {"range": bands.limits}
+            texts = (f"'data.{key}={json.dumps(v)}'" for key, v in values.items())
+            advice = f"set {' '.join(texts)}"
+        found = f"checkpoint={checkpoint}: it reads other bands, or in another range, than the data"
+        raise InputError(f"{found}; {advice}")
 
 
 def list_suspects(

@@ -53,8 +53,7 @@ def predict(model: nn.Module, dataset: FileDataset, index: int) -> tuple[np.ndar
     scores = Whole()(model, tensor)[0]  # (K, H, W)
     labels = torch.from_numpy(mask.astype(np.int64)).to(device).clamp(max=len(scores) - 1)
     loss = scores.gather(0, labels[None])[0].clamp(min=_FLOOR).log().neg()
-    prediction = scores.argmax(dim=0).cpu().numpy().astype(mask.dtype)
-    return image, prediction, mask, loss.cpu().numpy()
+    return image, scores.argmax(dim=0).cpu().numpy().astype(mask.dtype), mask, loss.cpu().numpy()
 
 
 def find_regions(
@@ -106,21 +105,22 @@ def find_suspects(model: nn.Module, dataset: FileDataset, indices: Iterable[int]
 
 def page(model: nn.Module, suspects: Sequence[Suspect], legend: Legend) -> str:
     """Return a page with image, label and prediction of each suspect side by side."""
-    entries, titles = [], ("image", "network", "label", "contradicted")
+    entries = []
     for dataset, index, region in suspects:
         x, y, width, height = region.box
         *arrays, loss = predict(model, dataset, index)
-        margin = max(width, height, min(loss.shape) // 3) // 2
-        left, top = max(0, x - margin), max(0, y - margin)
-        window = np.s_[top : y + height + margin, left : x + width + margin]
-        cut = SegmentedImage("", *(array[window] for array in arrays))
-        factor = 360 / cut.prediction.shape[1]  # to a width for the page
+        rows, columns = loss.shape
+        side = max(2 * max(width, height), min(rows, columns) // 2)
+        left = max(0, min(x + (width - side) // 2, columns - side))
+        top = max(0, min(y + (height - side) // 2, rows - side))
+        cut = (array[top : top + side, left : left + side] for array in arrays)
+        factor = 360 / min(side, columns)  # to a width for the page
+        shown = panels_of(resize(SegmentedImage("", *cut), factor), legend)
         corners = np.rint(factor * np.array([x - left, y - top, width, height])).astype(int)
-        panels = {}
-        for title, (_, panel) in zip(titles, panels_of(resize(cut, factor), legend), strict=True):
+        for _, panel in shown:
             cv2.rectangle(panel, corners.tolist(), (0, 0, 0), 4)  # seen on bright and on dark
             cv2.rectangle(panel, corners.tolist(), (255, 255, 255), 2)
-            panels[title] = data_uri(panel)
+        panels = [data_uri(panel) for _, panel in shown]
         entries.append((dataset, dataset.items[index], region, panels))
-    shown = {"legend": legend, "colors": css_colors(legend), "entries": entries}
-    return render("suspects.html", title="Suspicious labels", **shown)
+    values = {"legend": legend, "colors": css_colors(legend), "entries": entries}
+    return render("suspects.html", title="Suspicious labels", **values)
