@@ -117,6 +117,7 @@ def test_what_is_thin_small_or_ignored_is_no_region():
     other[:] = 0
     other[100:120] = 1
     assert find_regions(2, large, other, np.ones(large.shape)) == [], "a long strip of 20 rows"
+    assert find_regions(2, large, large + 1, np.ones(large.shape))[1].share == 1
 
 
 def test_planted_mistakes_come_first_and_a_shifted_mask_once(make_dataset):
@@ -230,7 +231,7 @@ def test_the_tool_writes_the_list_and_the_page(own, tmp_path, capsys):
     assert not any(row[key].startswith("=") for row in rows for key in row)
     text = (tmp_path / "out/suspects.html").read_text()
     assert text.count("<h2>") == 3
-    assert f"suspicious labels: {len(rows)} regions" in seen
+    assert f"suspicious labels: {len(rows)} places" in seen
     assert str(tmp_path / "out/suspects.html") in seen
     assert "no problems" in seen
 

@@ -25,7 +25,7 @@ from danet.config.validate import check
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError
 from danet.filesystem import folder_of, require_writable, write_file
-from danet.plain import quoted
+from danet.plain import printable, quoted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,7 +89,7 @@ def examine(config: DictConfig, added: Iterable[str], output: Path | None) -> No
     setting = write_lists((report.dataset for report in reports), output)
     if setting:
         print(f"to keep this division when images are added: {setting}")
-    if network is not None:
+    if network is not None and reports:
         list_suspects(network, reports, settings, output)
     write_file(output / "report.json", json.dumps(found, indent=1) + "\n")
     problems = [*refused, *(text for report in reports for text in report.problems)]
@@ -205,11 +205,10 @@ def refuse_misfit(network: Any, dataset: "FileDataset", checkpoint: str | None) 
 
 
 def list_suspects(
-    network: "nn.Module", reports: Iterable["SplitReport"], settings: CheckConfig, output: Path
+    network: "nn.Module", reports: Sequence["SplitReport"], settings: CheckConfig, output: Path
 ) -> None:
     """Write the labels that a network contradicts as suspects.csv and suspects.html."""
     from danet.data_check.suspects import find_suspects, page
-    from danet.tools.eval import cell_of
     from danet.visualization.overlay import Legend
 
     suspects: list[Suspect] = []
@@ -217,28 +216,26 @@ def list_suspects(
         usable = [p.index for p in pairs if not p.problem and dataset.items[p.index].mask]
         suspects += find_suspects(network, dataset, usable)
     suspects.sort(key=lambda suspect: -suspect[2].score)
-    if not suspects:
-        print("suspicious labels: none; the network agrees with all labels")
-        return
     header = "rank picture split label_class predicted_class x y width height pixels score label"
     rows: list[Sequence[object]] = [header.split()]
-    dataset = suspects[0][0]
+    dataset = reports[0].dataset
     for rank, (of, index, region) in enumerate(suspects, 1):
-        item = of.items[index]
-        names = [dataset.classes[i] for i in region.pair] if region.pair else ("", "")
+        # With numbers and whole paths no cell begins like a formula of a spreadsheet.
+        names = [f"{i} {dataset.classes[i]}" for i in region.pair] if region.pair else ("", "")
+        image, mask, _ = of.items[index]
         where = (*region.box, region.pixels, f"{region.score:.3f}")
-        rows.append((rank, *map(cell_of, (item.name, of.split, *names)), *where, item.mask))
+        rows.append((rank, image, of.split, *names, *where, mask))
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows(rows)
     write_file(output / "suspects.csv", table.getvalue())
     legend = Legend(dataset.classes, dataset.palette, bands=dataset.reading.bands)
     write_file(output / "suspects.html", page(network, suspects[: settings.suspects], legend))
-    print(
-        f"suspicious labels: {len(suspects)} regions, first those that the network contradicts most"
-    )
-    for row in rows[1:6]:
-        what = f"label {row[3]}, network {row[4]}" if row[3] else "many classes"
-        print(f"  {row[0]}. {row[2]} {row[1]}: {what}, {row[9]} pixels at x={row[5]}, y={row[6]}")
+    print(f"suspicious labels: {len(suspects)} places that the network contradicts")
+    for rank, image, _, label, prediction, *where in rows[1:6]:
+        what = f"label {label}, network {prediction}" if label else "many classes"
+        print(
+            f"  {rank}. {printable(str(image))}: {what}, {where[4]} pixels at x={where[0]}, y={where[1]}"
+        )
     print(f"  {output / 'suspects.html'}")
 
 

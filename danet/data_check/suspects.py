@@ -49,8 +49,8 @@ def predict(model: nn.Module, dataset: FileDataset, index: int) -> tuple[np.ndar
     """Return a picture, its prediction, its mask, and the loss of each pixel, float32 (H, W)."""
     image, mask, _ = dataset[index]
     device = next(model.parameters()).device
-    tensor = torch.from_numpy(as_input(image)).permute(2, 0, 1)[None].to(device)  # (1, N, H, W)
-    scores = Whole()(model, tensor)[0]  # (K, H, W)
+    pixels = torch.from_numpy(np.array(as_input(image))).to(device)  # it may be read-only
+    scores = Whole()(model, pixels.permute(2, 0, 1)[None])[0]  # (K, H, W)
     labels = torch.from_numpy(mask.astype(np.int64)).to(device).clamp(max=len(scores) - 1)
     loss = scores.gather(0, labels[None])[0].clamp(min=_FLOOR).log().neg()
     return image, scores.argmax(dim=0).cpu().numpy().astype(mask.dtype), mask, loss.cpu().numpy()
@@ -65,7 +65,7 @@ def find_regions(
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     opened = cv2.morphologyEx(wrong.view(np.uint8), cv2.MORPH_OPEN, disc)
     _, numbers, boxes, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
-    kept = np.flatnonzero(boxes[1:, cv2.CC_STAT_AREA] * _SMALL >= mask.size) + 1
+    kept = np.flatnonzero(boxes[1:, cv2.CC_STAT_AREA] >= mask.size / _SMALL) + 1
     regions = []
     for chosen in (kept, *kept) if len(kept) else ():
         inside = np.isin(numbers, chosen)
@@ -110,7 +110,7 @@ def page(model: nn.Module, suspects: Sequence[Suspect], legend: Legend) -> str:
         x, y, width, height = region.box
         *arrays, loss = predict(model, dataset, index)
         rows, columns = loss.shape
-        side = max(2 * max(width, height), min(rows, columns) // 2)
+        side = max(2 * max(width, height), min(rows, columns) // 3)
         left = max(0, min(x + (width - side) // 2, columns - side))
         top = max(0, min(y + (height - side) // 2, rows - side))
         cut = (array[top : top + side, left : left + side] for array in arrays)
