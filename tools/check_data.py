@@ -231,11 +231,9 @@ def list_suspects(
     legend = Legend(dataset.classes, dataset.palette, bands=dataset.reading.bands)
     write_file(output / "suspects.html", page(network, suspects[: settings.suspects], legend))
     print(f"suspicious labels: {len(suspects)} places that the network contradicts")
-    for rank, image, _, label, prediction, *where in rows[1:6]:
+    for rank, image, _, label, prediction, x, y, *_ in rows[1:6]:
         what = f"label {label}, network {prediction}" if label else "many classes"
-        print(
-            f"  {rank}. {printable(str(image))}: {what}, {where[4]} pixels at x={where[0]}, y={where[1]}"
-        )
+        print(f"  {rank}. {printable(str(image))}: {what}, at x={x}, y={y}")
     print(f"  {output / 'suspects.html'}")
 
 
