@@ -117,7 +117,19 @@ def test_what_is_thin_small_or_ignored_is_no_region():
     other[:] = 0
     other[100:120] = 1
     assert find_regions(2, large, other, np.ones(large.shape)) == [], "a long strip of 20 rows"
+    other[100:122] = 1
+    assert len(find_regions(2, large, other, np.ones(large.shape))) == 2
     assert find_regions(2, large, large + 1, np.ones(large.shape))[1].share == 1
+
+
+def test_the_region_of_the_highest_loss_comes_first():
+    _, truth = scene()
+    mask = paint(3, (60, 80), (20, 40))(paint(3, (40, 60), (0, 20))(truth))
+    loss = np.where(np.arange(90)[:, None] < 60, 1.0, 5.0) * np.ones(SIZE)
+    whole, first, second = find_regions(4, truth, mask, loss)
+    assert (first.box, second.box) == ((20, 60, 20, 20), (0, 40, 20, 20))
+    assert whole.box == (0, 40, 40, 40)
+    assert whole.pixels == first.pixels + second.pixels
 
 
 def test_planted_mistakes_come_first_and_a_shifted_mask_once(make_dataset):
@@ -188,6 +200,32 @@ def test_the_page_shows_each_region_and_escapes_all_names(make_dataset):
     assert "2. a&amp;b" in text
     assert "is the mask shifted" in text
     assert text.count("masks/train/whole.png") == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "corners"),
+    [((50, 70), (30, 60), (90, 120, 270, 240)), ((70, 90), (100, 120), (180, 180, 360, 360))],
+    ids=["in the middle", "in a corner"],
+)
+def test_the_box_is_around_the_region_in_all_pictures(
+    make_dataset, monkeypatch, rows, columns, corners
+):
+    dataset = make_dataset({"a": paint(3, rows, columns)})
+    found = find_suspects(Oracle(), dataset, [0])
+    panels = []
+    monkeypatch.setattr(suspects, "data_uri", lambda panel: str(panels.append(panel)))
+    page(Oracle(), found, Legend(CLASSES, dataset.palette))
+    assert len(panels) == 4
+    left, top, right, bottom = corners
+    for panel in panels:
+        assert panel.shape == (360, 360, 3)
+        assert (panel[top + 20 : bottom - 20, left] == 255).all()
+        assert (panel[top, left + 20 : right - 20] == 255).all()
+        assert not (panel[top + 20 : bottom - 20, left + 20 : right - 20] == 255).all(2).any()
+    differs = (panels[3] == (220, 40, 40)).all(axis=2)
+    assert differs[top + 20 : bottom - 20, left + 20 : right - 20].all()
+    differs[top:bottom, left:right] = False
+    assert not differs.any()
 
 
 # The tool
