@@ -217,7 +217,7 @@ def list_suspects(
         suspects += find_suspects(network, dataset, usable)
     suspects.sort(key=lambda suspect: -suspect[2].score)
     header = "rank picture split label_class predicted_class x y width height pixels score label"
-    rows: list[Sequence[object]] = [header.split()]
+    rows: list[Sequence[Any]] = [header.split()]
     dataset = reports[0].dataset
     for rank, (of, index, region) in enumerate(suspects, 1):
         # With numbers and whole paths no cell begins like a formula of a spreadsheet.
@@ -231,9 +231,9 @@ def list_suspects(
     legend = Legend(dataset.classes, dataset.palette, bands=dataset.reading.bands)
     write_file(output / "suspects.html", page(network, suspects[: settings.suspects], legend))
     print(f"suspicious labels: {len(suspects)} places that the network contradicts")
-    for rank, image, _, label, prediction, x, y, *_ in rows[1:6]:
+    for number, path, _, label, prediction, x, y, *_ in rows[1:6]:
         what = f"label {label}, network {prediction}" if label else "many classes"
-        print(f"  {rank}. {printable(str(image))}: {what}, at x={x}, y={y}")
+        print(f"  {number}. {printable(path)}: {what}, at x={x}, y={y}")
     print(f"  {output / 'suspects.html'}")
 
 
