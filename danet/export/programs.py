@@ -51,7 +51,7 @@ class Exportable(nn.Module):
     Here it goes over tiles of queries, so that 512 x N weights exist at a time and never N x N. For
     images of any size that is a ``scan``: ONNX has it as the operator Scan, and torch.export as a
     higher-order operator. For images of one size the tiles are written out one by one
-    (``is_unrolled``), since some runtimes reject Scan.
+    (``is_unrolled``), for runtimes without Scan.
     """
 
     def __init__(self, model: nn.Module, *, is_unrolled: bool = False) -> None:
@@ -92,13 +92,17 @@ class _ScannedAttention(_TiledAttention):
         tiles = count // QUERIES_PER_TILE + 2
         padded = F.pad(query, (0, 0, 0, tiles * QUERIES_PER_TILE - count))
 
-        def step(carry: Tensor, tile: Tensor) -> tuple[Tensor, Tensor]:
+        def step(carry: list[Tensor], tile: Tensor) -> tuple[list[Tensor], Tensor]:
+            key, value = carry
             weights = torch.bmm(tile, key).softmax(dim=-1)  # (B, tile, N)
-            return carry.clone(), torch.bmm(weights, value)  # a carry must not alias its input
+            # A carry must not alias its input.
+            return [key.clone(), value.clone()], torch.bmm(weights, value)
 
         # (tiles, B, tile, D)
         by_tile = padded.view(batch, tiles, QUERIES_PER_TILE, width).transpose(0, 1)
-        _, found = scan(step, query.new_zeros(1), by_tile, dim=0)  # (tiles, B, tile, C)
+        # Keys and values are carried: OpenVINO, and ONNX Runtime in int8, reject a body that takes
+        # them from outside.
+        _, found = scan(step, [key, value], by_tile, dim=0)  # (tiles, B, tile, C)
         return found.transpose(0, 1).flatten(1, 2)[:, :count]
 
 
