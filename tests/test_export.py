@@ -143,10 +143,11 @@ def test_a_program_of_one_size_has_no_scan_and_every_runtime_takes_it(model, tmp
 
 
 @pytest.mark.slow
-def test_int8_has_the_classes_of_the_network_on_pictures(tiny_checkpoint, tmp_path, capsys):
+@pytest.mark.parametrize("size", ["null", "[48,96]"])
+def test_int8_has_the_classes_of_the_network_on_pictures(tiny_checkpoint, tmp_path, capsys, size):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    settings = [f"output={tmp_path}", "formats=[int8]", "size=[48,96]", "calibration=4"]
+    settings = [f"output={tmp_path}", "formats=[int8]", f"size={size}", "calibration=4"]
     call("export", f"checkpoint={tiny_checkpoint}", *settings)
     agreement = re.search(r"(\S+) % of the pixels have the same class", capsys.readouterr().out)
     assert 90 < float(agreement[1]) < 100, "or nothing was quantised"
@@ -160,7 +161,8 @@ def test_int8_has_the_classes_of_the_network_on_pictures(tiny_checkpoint, tmp_pa
     ours, theirs = programs.load_onnx(path)(image), run_openvino(path, image)
     assert (ours.argmax(1) == theirs.argmax(1)).mean() > 0.95
     assert "`model_int8.onnx` computes" in (tmp_path / "README.md").read_text()
-    assert "One picture at a time, of 48 x 96 pixels." in (tmp_path / "README.md").read_text()
+    limit = "height and width are free" if size == "null" else "at a time, of 48 x 96 pixels."
+    assert limit in (tmp_path / "README.md").read_text()
 
 
 def test_int8_with_other_classes_is_refused(model):
@@ -172,25 +174,22 @@ def test_int8_with_other_classes_is_refused(model):
         export_tool.compare_int8(model, wrong, pictures)
 
 
-def test_pictures_for_int8_are_spread_over_the_split_and_have_the_size():
+def test_pictures_for_int8_are_spread_over_the_split_and_have_the_size_if_there_is_one():
     images = [np.full((4, 6, 3), value, dtype=np.uint8) for value in range(9)]
     data = [Sample(image, None, "") for image in images]
     found = list(export_tool.pictures(data, 3, (8, 5)))
     assert [(p.shape, p.dtype, p.unique().tolist()) for p in found] == [
         ((1, 3, 8, 5), torch.uint8, [value]) for value in (0, 4, 8)
     ]
-    assert len(list(export_tool.pictures(data, 64, (4, 6)))) == 9
+    free = list(export_tool.pictures(data, 64, None))
+    assert [p.shape for p in free] == [(1, 3, 4, 6)] * 9
 
 
-def test_int8_needs_a_size_and_the_training_pictures(tiny_checkpoint, tmp_path, capsys):
+def test_int8_needs_the_training_pictures_and_sizes_are_checked(tiny_checkpoint, tmp_path, capsys):
     for settings, message in (
-        (
-            ["formats=[int8]"],
-            "formats: int8 is for pictures of one size; set 'size=[height,width]'",
-        ),
         (["size=[48]"], "size=[48]: expected [height,width] of at least 9"),
         (["calibration=0"], "calibration=0: expected at least 1"),
-        (["formats=[int8]", "size=[48,96]", "data.root=/x"], "data.root=/x: Scenes has no files"),
+        (["formats=[int8]", "data.root=/x"], "data.root=/x: Scenes has no files"),
     ):
         call(
             "export", f"checkpoint={tiny_checkpoint}", f"output={tmp_path / 'o'}", *settings, code=2

@@ -128,11 +128,9 @@ def program_size(model: nn.Module, settings: ExportConfig) -> list[int] | None:
     """Return height and width of the programs' pictures, perhaps those of the backbone, or None."""
     only: Sequence[int] | None = getattr(model.backbone, "size", None)
     size = settings.size or (list(only) if only else None)
-    formats, where = settings.formats or [], "the backbone computes {} x {} only"
+    where = "the backbone computes {} x {} only"
     if only and size != list(only):
         raise InputError(f"size={settings.size}: {where.format(*only)}; leave size out")
-    if "int8" in formats and not size:
-        raise InputError("formats: int8 is for pictures of one size; set 'size=[height,width]'")
     if settings.demo and size:
         reason = where.format(*only) if only else "leave size out"
         raise InputError(f"demo=true: the page takes pictures of any size; {reason}")
@@ -145,11 +143,13 @@ def calibration_data(trained: TrainConfig) -> list[SegmentationDataset]:
     return [make_dataset(trained, split, training=False) for split in splits]
 
 
-def pictures(dataset: SegmentationDataset, count: int, size: Sequence[int]) -> Iterator[Tensor]:
-    """Yield up to ``count`` evenly spread images, (1, N, H, W), resized to ``size``."""
+def pictures(
+    dataset: SegmentationDataset, count: int, size: Sequence[int] | None
+) -> Iterator[Tensor]:
+    """Yield up to ``count`` evenly spread images, (1, N, H, W), resized to ``size`` if given."""
     for index in np.unique(np.linspace(0, len(dataset) - 1, count).astype(int)).tolist():
         image = torch.from_numpy(dataset[index].image).movedim(-1, 0)[None]
-        resized = resize(image.float(), tuple(size), align_corners=False)
+        resized = resize(image.float(), tuple(size or image.shape[2:]), align_corners=False)
         if not image.is_floating_point():
             resized = resized.round()
         yield resized.to(image.dtype).contiguous()
@@ -165,9 +165,8 @@ def write_program(
     """Write one program and compare it with the network."""
     path, size, opset = output / FORMATS[name], settings.size, settings.opset
     if name == "int8":
-        assert size is not None  # program_size refuses it
         training = pictures(data[0], settings.calibration, size)
-        program = export_int8(model, path, training, size, opset)
+        program = export_int8(model, path, training, opset, size)
         found = [compare_int8(model, program, pictures(data[1], COMPARED, size))]
     else:
         is_onnx = name == "onnx"
@@ -184,7 +183,7 @@ def write_program(
 
 
 def compare_int8(model: nn.Module, program: Program, images: Iterable[Tensor]) -> Parity:
-    """Compare a quantised program with its network on images of one size.
+    """Compare a quantised program with its network on images.
 
     Raises UserError if fewer than ``LEAST_AGREEMENT`` of the pixels have the same class.
     """

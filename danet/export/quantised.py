@@ -17,12 +17,15 @@ from danet.filesystem import atomic_write
 
 
 def export_int8(
-    model: nn.Module, path: Path, images: Iterator[Tensor], size: Sequence[int], opset: int = OPSET
+    model: nn.Module,
+    path: Path,
+    images: Iterator[Tensor],
+    opset: int = OPSET,
+    size: Sequence[int] | None = None,
 ) -> Program:
-    """Write an ONNX file for images of one size, as (1, N, H, W) of ``images``; return its program.
+    """Write an ONNX file with ranges from ``images``, (1, N, H, W) each; return its program.
 
-    Normalisation, attention and the classifier stay float32. onnxruntime 1.32 crashes on loading a
-    quantised file that has a Scan, so there are none of any size.
+    Normalisation, attention and the classifier stay float32. With a ``size`` all images have it.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_static

@@ -129,7 +129,7 @@ def export(chosen: argparse.Namespace, file: str, folder: Path) -> Path:
         return path
     model, size = network_of(chosen.network), chosen.size
     if file == "int8.onnx":
-        export_int8(model, path, iter(images_of(chosen, "train", chosen.calibration)), size)
+        export_int8(model, path, iter(images_of(chosen, "train", chosen.calibration)), size=size)
     else:
         write = export_torch if file.endswith("pt2") else export_onnx
         write(model, path, size=size if file.startswith("fixed") else None)
