@@ -198,6 +198,14 @@ def test_int8_needs_the_training_pictures_and_sizes_are_checked(tiny_checkpoint,
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.slow
+def test_an_opset_that_the_exporter_cannot_write_is_refused_and_leaves_no_file(model, tmp_path):
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(InputError, match=r"^opset=99: the exporter cannot write it; set opset=20$"):
+        programs.export_onnx(model, tmp_path / "model.onnx", opset=99, size=(32, 32))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_program_that_is_another_function_is_refused(model):
     @torch.no_grad()
     def wrong(image):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from safetensors.torch import save_file
+import safetensors.torch
 from torch import Tensor
 
 from danet.checkpoint.exported import CONFIG, FIELDS, FORMAT, WEIGHTS
@@ -29,7 +29,7 @@ def save(folder: Path, saved: Mapping[str, Any], weights: Mapping[str, Tensor]) 
     # safetensors refuses tensors that share memory or are not contiguous.
     whole = {name: tensor.contiguous().clone() for name, tensor in weights.items()}
     with atomic_write(folder / WEIGHTS) as temporary:
-        save_file(whole, temporary, metadata={"format": "pt"})
+        temporary.write_bytes(safetensors.torch.save(whole, metadata={"format": "pt"}))
     facts = {"format": FORMAT, **{key: saved[key] for key in FIELDS if key in saved}}
     facts["config"] = without_paths(dict(saved["config"]))
     with atomic_write(folder / CONFIG) as temporary:

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 
-from danet.errors import UserError
+from danet.errors import InputError, UserError
 from danet.filesystem import atomic_write
 from danet.ops.attention import PositionAttention
 
@@ -139,6 +140,8 @@ def export_onnx(
             external_data=False,
         )
         program = onnx.load(temporary)
+        if program.opset_import[0].version != opset:  # the exporter leaves it at 18 then
+            raise InputError(f"opset={opset}: the exporter cannot write it; set opset={OPSET}")
         for node in program.graph.node:
             if node.op_type == "Conv" and node.input[1] in weights:
                 kept = [a for a in node.attribute if a.name not in ("pads", "auto_pad")]
@@ -185,7 +188,9 @@ def export_torch(model: nn.Module, path: Path, size: Sequence[int] | None = None
             _fix_padding(network, _SamePadding)
         images = (_noise(model, *((1, *size) if size else _EXAMPLE)),)
         written = torch.export.export(network, images, dynamic_shapes=None if size else (free,))
-        torch.export.save(written, temporary)
+        buffer = io.BytesIO()  # on a full disk torch would not raise an OSError
+        torch.export.save(written, buffer)
+        temporary.write_bytes(buffer.getvalue())
     with _quiet():
         module = torch.no_grad()(torch.export.load(path).module())
     return lambda image: module(torch.from_numpy(image)).numpy()
@@ -231,4 +236,8 @@ def _quiet() -> Iterator[None]:
     """Suppress the exporters' progress and warnings."""
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        yield
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
