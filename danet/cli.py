@@ -31,7 +31,7 @@ from danet.config.schema import did_you_mean, instead
 from danet.distributed import error_reporting, launcher
 from danet.errors import InputError, Interrupted, UserError, first_line
 from danet.filesystem import explain_storage, refuse_name
-from danet.plain import printable, quoted, walk
+from danet.plain import printable, quoted, walk, without_credentials
 
 _PATHS = (
     *("data.root", "run.dir", "resume", "init_from", "model.backbone.weights"),
@@ -117,16 +117,16 @@ def _exit_codes(config_name: str) -> Iterator[None]:
         if shown is None or is_debugged:
             raise
         if not error_reporting.is_reported(shown):
-            # It may quote a foreign file, which must not steer the terminal.
             kind = "" if isinstance(shown, Interrupted) else "error: "
-            print(f"{kind}{printable(str(shown), keep=chr(10))}", file=sys.stderr, flush=True)
+            # It may quote a foreign file, which must not steer the terminal, or a password.
+            text = without_credentials(printable(str(shown), keep=chr(10)))
+            print(f"{kind}{text}", file=sys.stderr, flush=True)
         sys.exit(shown.exit_code)
     except KeyboardInterrupt:
         if is_debugged:
             raise
         if os.environ.get("RANK", "0") == "0":
-            more = "; the same command again does the rest" * (config_name == "predict")
-            print(f"stopped by Ctrl-C{more}", file=sys.stderr, flush=True)
+            print("stopped by Ctrl-C", file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGINT)
 
 
@@ -169,11 +169,12 @@ def check_arguments(arguments: list[str], config_name: str) -> None:
                 "other bytes; set PYTHONUTF8=1 in the environment, or rename"
             )
         name, _, value = argument.lstrip("-+").partition("=")
-        if (config_name, name) == ("predict", "images") and "://" in value:
-            continue  # a stream
-        if name in (*_PATHS, "run.name"):
+        is_stream = (config_name, name) == ("predict", "images") and "://" in value
+        if is_stream and {"-m", "--multirun"} & set(arguments):
+            raise InputError("--multirun: leave it out; it writes passwords of streams to a file")
+        if name in (*_PATHS, "run.name") and not is_stream:
             refuse_name(name, value)
-        if name in _PATHS and "://" in value and not value.startswith("hf://"):
+        if name in _PATHS and "://" in value and not (is_stream or value.startswith("hf://")):
             raise InputError(f"{argument}: addresses are not read; download the file first")
         if argument.startswith("-") and argument.partition("=")[0] not in flags_of_hydra:
             known = _keys(config_name)

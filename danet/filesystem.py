@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from danet.errors import StorageError
+from danet.errors import InputError, StorageError
 
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of a disk that is full or may not be written."""
@@ -119,15 +119,15 @@ def folder_of(wanted: Path, file: str, facts: Mapping[str, Any]) -> Path:
         folder = wanted.with_name(f"{wanted.name}-{number}")
 
 
-def require_writable(folder: Path) -> None:
-    """Refuse the folder of ``output`` before hours of work rather than after them.
+def require_writable(folder: Path, key: str = "output") -> None:
+    """Refuse a folder, of the setting ``key``, before hours of work rather than after them.
 
     The folder and a file in it are created and removed again; raises StorageError.
     """
     made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     probe = folder / f".probe-{os.getpid()}"
     try:
-        with storage_errors(folder, "output="):
+        with storage_errors(folder, f"{key}="):
             folder.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(bytes(4096))
     finally:
@@ -139,9 +139,12 @@ def require_writable(folder: Path) -> None:
 
 
 def refuse_name(key: str, value: str) -> None:
-    """Raise StorageError for a path that the file system does not accept as a name."""
+    """Raise StorageError for a name that the file system refuses, InputError for no such user."""
     try:
-        os.lstat(os.path.expanduser(value.strip("'\"")))
+        path = os.path.expanduser(value.strip("'\""))
+        if path.startswith("~"):
+            raise InputError(f"{key}={value}: there is no such user; ./~ begins a name with ~")
+        os.lstat(path)
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
             raise StorageError(f"{key}={explain_storage(error)}") from error

@@ -14,6 +14,15 @@ _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
+# hf://owner/name@revision has none.
+_CREDENTIALS = re.compile(r"(?<!\bhf)(?<=\w\w)(:/+)[^\s'\"]*@")
+_QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s:'\"]+")
+
+
+def without_credentials(text: str) -> str:
+    """Return a text without what addresses in it have before an ``@`` or in a query."""
+    return _QUERY.sub(r"\1", _CREDENTIALS.sub(r"\1", text))
+
 
 def printable(text: str, keep: str = "") -> str:
     r"""Return text with control characters escaped, but for those to ``keep``, such as "\n"."""

@@ -174,7 +174,7 @@ def test_a_temperature_is_written_under_all_names_of_a_file_and_changes_nothing_
     copy.write_bytes(step.read_bytes())
     before = torch.load(step, weights_only=True)
     assert load_model(best).temperature == 1.0
-    assert {p.name for p in add_temperature(last, 1.75)} == {"step_000000006.pt", "best.pt"}
+    assert {p.name for p in add_temperature(last, 1.75, step=6)} == {"step_000000006.pt", "best.pt"}
     assert step.samefile(best)
     assert last.is_symlink()
     assert [load_model(p).temperature for p in (step, best, last, copy)] == [1.75, 1.75, 1.75, 1.0]
@@ -186,8 +186,17 @@ def test_a_temperature_is_written_under_all_names_of_a_file_and_changes_nothing_
     assert checkpoint_format.load(step)["temperature"] == 1.75, "sealed"
 
 
-@pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan, math.inf, "2", True])
-def test_a_temperature_that_is_no_positive_number_is_refused(network, wrong):
+def test_a_checkpoint_that_its_training_replaced_meanwhile_stays(network):
+    before = network.read_bytes()
+    with pytest.raises(InputError, match="its training replaced it meanwhile; start again"):
+        add_temperature(network, 1.75, step=5)
+    assert network.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "wrong", [0.0, -1.0, 1e-40, 1e300, math.nan, math.inf, "2", True, torch.tensor(2.0)]
+)
+def test_a_temperature_that_no_fit_gives_is_refused(network, wrong):
     saved = checkpoint_format.load(network)
     checkpoint_format.save(network, {**saved, "temperature": wrong})
     with pytest.raises(InputError, match="its temperature has"):

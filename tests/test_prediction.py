@@ -223,7 +223,7 @@ def test_only_so_many_images_of_an_iterable_are_held(model, images):
         (b"\x89PNG", "image: bytes is no path"),
         ([[0, 1], [2, 3]], "image 0: list is no path"),
         ("nowhere.png", "nowhere.png: not a readable image"),
-        ("https://a.org/b.jpg", "https://a.org/b.jpg: addresses are not read; download"),
+        ("https://u:p@a.org/b.jpg", "image: https://a.org/b.jpg: addresses are not read; download"),
     ],
     ids=[
         *("array chw", "tensor hwc", "batch bchw", "batch bhwc", "two channels", "empty", "flat"),

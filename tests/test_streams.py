@@ -21,6 +21,7 @@ from PIL import Image
 
 import danet
 from danet.errors import InputError
+from danet.plain import without_credentials
 from danet.prediction import streams
 from danet.prediction.predict import Prediction
 from danet.prediction.results import Results
@@ -267,6 +268,9 @@ def test_standard_input_is_a_list_unless_it_begins_with_a_picture():
         pipe = piped(data)
         assert find_stream("-", pipe).name == "stdin"
         assert pipe.read() == data  # looked at, not taken
+    for data in (b"GIF89a\x20\x00", b"BM\x8a\x00\x00", b"a.png\x00b.png\x00"):
+        with pytest.raises(InputError, match="neither JPEG or PNG pictures nor paths, one per"):
+            find_stream("-", piped(data))
 
 
 @pytest.mark.parametrize(
@@ -288,6 +292,38 @@ def test_a_password_is_in_no_name(camera, address, shown, name):
     assert source.address == address
     assert camera.opened[-1][0] == address
     assert camera.opened[-1][2][1::2] == [10_000, 10_000]  # ms to open, and for each frame
+
+
+@pytest.mark.parametrize(
+    ("tool", "argument"),
+    [
+        ("visualize", "images=rtsp://user:s3cret@cam/a"),
+        ("visualize", "images=http://cam/a?password=s3cret"),
+        ("predict", "images=rtsp:/user:s3cret@cam/a"),
+        ("eval", "rtsp://user:s3cret@cam/a"),
+        ("predict", "--images=rtsp://user:s3/c@ret@cam/a"),
+        ("predict", "-images=rtsp://user:s3cret@cam/a"),
+        ("predict", "output=https://s3cret@cam/a"),
+    ],
+)
+def test_a_password_is_in_no_message_of_a_tool(tool, argument, capsys):
+    call(tool, "checkpoint=x.pt", argument, code=2)
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert "cam/a" in said
+    assert not re.search("s3|ret@", said)
+
+
+def test_a_sweep_that_would_write_a_password_to_a_file_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    call("predict", "-m", "checkpoint=x.pt", "images=rtsp://user:s3cret@cam/a", code=2)
+    assert "--multirun: leave it out" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_addresses_keep_all_but_credentials():
+    for text in ("hf://owner/name@v1: no", "C:/a@b/x.png", "a/?.png", "https://a.org/b: 3@4"):
+        assert without_credentials(text) == text
 
 
 def lines(output):
@@ -470,7 +506,7 @@ def test_pictures_on_standard_input_are_those_of_files(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(piped(b"".join(data))))
     printed = start("-", "write=[index,overlay]", code=2)
     assert "1 of 7 files could not be read whole, the others are done" in printed
-    assert re.search("000006: not a readable image", printed)
+    assert "\nstdin/000006: not a readable image" in printed
     model = danet.load_model(tiny_checkpoint)
     for number, one in enumerate(PICTURES):
         (tmp_path / "one").write_bytes(one)

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 import shlex
 import sys
 import time
@@ -128,7 +127,8 @@ def run(config: DictConfig) -> None:
         walk = partial(predict_split, model.to(device), infer, settings, trained, device)
         if settings.calibrate:
             over = partial(walk, dataset, split)
-            facts["uncalibrated"] = calibrate(model, over, settings.checkpoint, device)
+            file = Path(settings.checkpoint).expanduser()
+            facts["uncalibrated"] = calibrate(model, over, file, saved["step"], device)
         calibration = Calibration(model.temperature, device)
         predictions = walk(dataset, split, [calibration] * dataset.is_labelled)
         counted = count(predictions, dataset, writer, device, calibration, boundary_ratio=ratio)
@@ -211,32 +211,33 @@ def refuse_exported(checkpoint: str) -> None:
 
 
 def calibrate(
-    model: Any, walk: Callable[[Sequence[Counter]], Iterable[Any]], path: str, device: torch.device
+    model: Any,
+    walk: Callable[[Sequence[Counter]], Iterable[Any]],
+    file: Path,
+    step: int,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Fit the temperature of a network, and write it into its checkpoint on the first process.
 
     Returns the facts of the calibration before.
     """
-    file = Path(path).expanduser()
-    found = file.stat()
+    if collectives.is_first():
+        require_writable(file.resolve().parent, "checkpoint")
     before, fit = Calibration(model.temperature, device), TemperatureFit(device)
     for _ in walk([before, fit]):
         pass
     wait_patiently("the first pass")
     for counter in (before, fit):
         collectives.sum_in_place(counter.counts)
+    if not before.counts.any():
+        raise InputError("calibrate=true: no pixel of the split has a label; name another split")
     model.temperature = fit.temperature()
     facts = before.facts()
     error: UserError | None = None
     if collectives.is_first():
         print(f"  before: {sentence(facts)}")
         try:
-            if not os.path.samestat(found, file.stat()):
-                raise InputError(
-                    f"calibrate=true: {file} was replaced meanwhile, as by its training; "
-                    "start again when that has ended"
-                )
-            for name in add_temperature(file, model.temperature):
+            for name in add_temperature(file, model.temperature, step=step):
                 print(f"  {name}: temperature {model.temperature:.4f}")
         except UserError as refused:  # raised on all processes: none may wait for the others
             error = refused

@@ -100,13 +100,18 @@ def run(config: DictConfig) -> None:
     fused = fuse_for_inference(model.to(device), device)
 
     start = time.perf_counter()
-    with results, PictureReader(sources, results, settings, bands) as pictures:
-        wanted = sorted({"confidence", *maps})
-        for found in predictions(fused, pictures, infer, wanted, batch_size=settings.batch_size):
-            results.write(pictures.waiting.popleft(), found)
-            pictures.bar.update()
-            del found  # large; not held while the next are read
-        pictures.predict_rasters(fused, infer, results, settings.batch_size)
+    wanted, batch_size = sorted({"confidence", *maps}), settings.batch_size
+    try:
+        with results, PictureReader(sources, results, settings, bands) as pictures:
+            for found in predictions(fused, pictures, infer, wanted, batch_size=batch_size):
+                results.write(pictures.waiting.popleft(), found)
+                pictures.bar.update()
+                del found  # large; not held while the next are read
+            pictures.predict_rasters(fused, infer, results, batch_size)
+    except KeyboardInterrupt:
+        if not stream:  # which cannot be read again
+            print("the same command again does the rest", file=sys.stderr)
+        raise
     seconds = time.perf_counter() - start
     write_annotations(results, sources, polygons, settings.tolerance)
     problems, live = pictures.problems, pictures.live

@@ -24,7 +24,7 @@ from danet.checkpoint import reading
 from danet.checkpoint.weights import COUNTER, without_wrappers
 from danet.errors import InputError, StorageError
 from danet.filesystem import atomic_write
-from danet.plain import is_int, printable
+from danet.plain import is_int, is_number, printable
 
 FORMAT = 3
 Checkpoint = dict[str, Any]
@@ -36,12 +36,20 @@ def _require_few(value: Any) -> Any:
     return value
 
 
+def _require_number(value: Any) -> Any:
+    if not is_number(value):  # for pydantic a tensor of one number is a float
+        raise ValueError("Input should be a valid number")
+    return value
+
+
 # Strict: neither True nor a text is a number. Whole numbers must be exact as a float.
 _Count = Annotated[int, Field(strict=True, ge=0, lt=2**53)]
 _Processes = Annotated[int, Field(strict=True, ge=1, lt=2**53)]
 _Byte = Annotated[int, Field(strict=True, ge=0, lt=256)]
-_Number = Annotated[float, Field(strict=True)]
-_Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+_Plain = BeforeValidator(_require_number)
+_Number = Annotated[float, _Plain, Field(strict=True)]
+# Fitted ones are 0.125 to 8; others than these overflow float32.
+_Temperature = Annotated[float, _Plain, Field(strict=True, ge=0.01, le=100, allow_inf_nan=False)]
 _Name = Annotated[str, Field(strict=True, max_length=1000)]
 # Printed in messages, where control characters would reach the terminal.
 _Text = Annotated[_Name, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]*$")]
@@ -72,7 +80,7 @@ class Fields(BaseModel):
     best: Annotated[list[tuple[_Number, _Count]], FailFast()] = []  # scores and steps
     training_set: _Text | None = None
     validation_set: _Text | None = None
-    temperature: _Positive = 1.0  # divides the logits, see danet.evaluation.calibration
+    temperature: _Temperature = 1.0  # divides the logits, see danet.evaluation.calibration
     run_id: Annotated[str, Field(strict=True, pattern="^[0-9a-zA-Z]*$")] = ""
 
 

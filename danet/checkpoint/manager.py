@@ -21,7 +21,7 @@ from danet.checkpoint import format as checkpoint_format
 from danet.checkpoint import reading
 from danet.distributed import collectives
 from danet.distributed.signals import FAIL, SAVE
-from danet.errors import StorageError
+from danet.errors import InputError, StorageError
 from danet.filesystem import atomic_write
 
 if TYPE_CHECKING:
@@ -48,11 +48,19 @@ def by_age(folder: Path) -> list[Path]:
     return [p for p in (folder / "last.pt", *steps, folder / "best.pt") if p.exists()]
 
 
-def add_temperature(path: Path, temperature: float) -> list[Path]:
-    """Write a temperature into a checkpoint, under all names of the file, which are returned."""
+def add_temperature(path: Path, temperature: float, *, step: int) -> list[Path]:
+    """Write a temperature into a checkpoint of a step; return the names of the file in its folder.
+
+    All of them have it. A checkpoint of another step raises InputError.
+    """
     path = path.resolve()  # a symbolic link stays
     names = [p for p in by_age(path.parent) if p.samefile(path) and not p.is_symlink()]
     content, _ = reading.read(path, "checkpoint")
+    if content["step"] != step:
+        raise InputError(
+            f"checkpoint={path}: its training replaced it meanwhile; start again when that has "
+            "ended"
+        )
     checkpoint_format.save(path, {**content, "temperature": temperature})
     for name in names:
         if name != path:

@@ -3,7 +3,7 @@
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -22,6 +22,7 @@ from danet.evaluation.evaluate import Inference
 from danet.evaluation.inference import Whole
 from danet.evaluation.metrics import in_rows
 from danet.evaluation.sliding_window import PIXELS_PER_PASS
+from danet.plain import without_credentials
 from danet.types import IGNORE
 
 AnyImage = str | os.PathLike[str] | np.ndarray | Tensor | Image.Image
@@ -105,7 +106,8 @@ def predict(
     if isinstance(infer, type) or (infer is not None and not hasattr(infer, "predict")):
         found = f"infer={infer!r}: expected an inference mode of danet.evaluation.inference"
         raise InputError(f"{found}: Whole(), Sliding(...) or MultiScale(scales=[0.75, 1.0, 1.25])")
-    if isinstance(maps, str) or not {*MAPS}.issuperset(maps or ()):
+    is_list = isinstance(maps or (), Collection) and not isinstance(maps, str)
+    if not is_list or any(name not in [*MAPS] for name in maps or ()):
         raise InputError(f"maps={maps!r}: expected a list of some of {', '.join(MAPS)}")
     infer, model, wanted = infer or Whole(), model.eval(), maps or ()
     given: Any = itemgetter(0) if maps is None else Prediction._make  # the classes, or all
@@ -176,7 +178,8 @@ def _as_array(image: Any, where: str, bands: Bands | None = None, *, axes: int =
     """Return an image, or with 4 axes a batch, as uint8 (..., H, W, 3), RGB, or (..., H, W, N)."""
     if isinstance(image, (str, os.PathLike)):
         if "://" in str(image):
-            raise InputError(f"{where}: {image}: addresses are not read; download the file first")
+            place = without_credentials(str(image))
+            raise InputError(f"{where}: {place}: addresses are not read; download the file first")
         if (path := Path(image).expanduser()).is_dir():
             files = f"sorted(Path({str(image)!r}).glob('*.jpg'))"
             raise InputError(f"{where}: {image}: a folder; pass {files}")

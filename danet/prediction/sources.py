@@ -73,7 +73,7 @@ def find_sources(wanted: str, lines: Iterable[str] = ()) -> list[Source]:
     """
     path = Path(wanted).expanduser()
     if wanted == "-":
-        paths = [Path(line.strip()).expanduser() for line in lines if line.strip()]
+        paths = [Path(os.path.expanduser(line.strip())) for line in lines if line.strip()]
         if missing := [p for p in paths if not p.is_file()]:
             raise InputError(f"images=-: {missing[0]}: there is no such file")
     elif path.is_file():
@@ -116,7 +116,7 @@ def open_video(source: Source) -> cv2.VideoCapture:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     if source.address.isdecimal():
-        return cv2.VideoCapture(int(source.address))
+        return cv2.VideoCapture(min(int(source.address), 2**31 - 1))
     limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _TIMEOUT]
     return cv2.VideoCapture(source.address, cv2.CAP_FFMPEG, limits)
 
@@ -146,7 +146,9 @@ def read_pictures(
                 image = read_bands(source.path, bands, max_pixels=max_pixels)[0]
                 facts = () if bands else inspect_dropped(source.path, max_pixels=max_pixels)
             except InputError as error:
-                yield error
+                # That of a pipe is a temporary file.
+                text = str(error).replace(str(source.path), source.name)
+                yield InputError(text) if source.address else error
             else:
                 yield Picture(source.name, source, image, 0.0, *facts)
 

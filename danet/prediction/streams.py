@@ -31,11 +31,14 @@ def find_stream(wanted: str, pipe: BufferedReader | None) -> Source | None:
 
     Its password is in ``address`` only. Raises InputError if it does not open.
     """
+    start = pipe.peek(1) if wanted == "-" and pipe else b""
     scheme, _, rest = wanted.partition("://")
     # A password stands before an @, in a query, or in a part of the path with "=".
     place = re.split(r"[?#]|/[^/?#]*=", rest.rpartition("@")[2])[0]
-    if wanted == "-" and pipe and pipe.peek(1)[:1] in (b"\xff", b"\x89"):  # JPEG, PNG; no UTF-8
+    if start[:1] in (b"\xff", b"\x89"):  # JPEG, PNG; no UTF-8
         shown, name = "-", "stdin"
+    elif b"\0" in start:
+        raise InputError("images=-: found neither JPEG or PNG pictures nor paths, one per line")
     elif wanted.isdecimal() and not Path(wanted).exists():
         shown = name = f"camera{int(wanted)}"
     elif rest:
