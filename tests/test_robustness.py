@@ -115,6 +115,39 @@ def test_lines_of_another_network_stay_and_do_not_count(network, tmp_path):
     assert score(network, tmp_path / "o", asked) == one
 
 
+def test_other_photographs_of_frost_are_scored_again(network, tmp_path, frost):
+    asked = ("corruptions=[frost,contrast]", f"frost={frost}")
+    one = score(network, tmp_path / "o", *asked)["corruptions"]
+    journal = tmp_path / "o/corruptions.jsonl"
+    for name in PHOTOGRAPHS:
+        Image.new("RGB", (60, 50)).save(frost / name)
+    two = score(network, tmp_path / "o", *asked)["corruptions"]
+    assert len(journal.read_text().splitlines()) == 10 + 5
+    assert two["contrast"] == one["contrast"]
+    assert two == score(network, tmp_path / "new", *asked)["corruptions"]
+    assert two != one
+    (frost / PHOTOGRAPHS[4]).write_bytes(b"no picture")
+    command = [f"checkpoint={network}", *asked, f"output={tmp_path / 'bad'}"]
+    call("eval", *command, "device=cpu", code=2)
+    assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize("line", [b"\xff", b"[]", b"", b'{"corruption": "fog", "strength": 1}'])
+def test_a_damaged_line_is_named_and_the_advice_to_delete_it_works(line, network, tmp_path, capsys):
+    asked = (f"output={tmp_path / 'o'}", "device=cpu", "corruptions=[fog]")
+    score(network, tmp_path / "o", "corruptions=[fog]")
+    journal = tmp_path / "o/corruptions.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join((*lines[:2], line + b"\n", *lines[3:])))
+    call("eval", f"checkpoint={network}", *asked, code=2)
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith(f"error: {journal}: line 3 was damaged")
+    assert "delete that line" in message
+    journal.write_bytes(b"".join((*lines[:2], *lines[3:])))
+    call("eval", f"checkpoint={network}", *asked)
+    assert sorted(journal.read_bytes().splitlines(keepends=True)) == sorted(lines)
+
+
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(network, tmp_path, frost):
     settings = [f"checkpoint={network}", "device=cpu", "corruptions=[snow,glass_blur,frost]"]

@@ -1,6 +1,7 @@
 """Score a checkpoint: ``python tools/eval.py checkpoint=PATH [SETTING=VALUE ...]``."""
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -35,6 +36,7 @@ from danet.config.validate import check_node
 from danet.data.loader import eval_batches
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.cityscapes import Cityscapes
+from danet.datasets.image_io import read_image
 from danet.datasets.submission import SubmissionWriter, require_labels
 from danet.distributed import collectives, signals
 from danet.distributed.agreement import wait_patiently
@@ -125,6 +127,8 @@ def run(config: DictConfig) -> None:
         if collectives.is_first() and dataset.is_labelled:
             require_writable(output)
         walk = partial(predict_split, model.to(device), infer, settings, trained, device)
+        origin = {key: facts[key] for key in same if key != "boundary_ratio"}
+        robustness = Robustness(output, origin, corruptions)
         if settings.calibrate:
             over = partial(walk, dataset, split)
             file = Path(settings.checkpoint).expanduser()
@@ -132,8 +136,6 @@ def run(config: DictConfig) -> None:
         calibration = Calibration(model.temperature, device)
         predictions = walk(dataset, split, [calibration] * dataset.is_labelled)
         counted = count(predictions, dataset, writer, device, calibration, boundary_ratio=ratio)
-        origin = {key: facts[key] for key in same if key != "boundary_ratio"}
-        robustness = Robustness(output, origin, corruptions)
         score_corruptions(robustness, walk, dataset, Path(settings.frost).expanduser(), device)
         if not collectives.is_first():
             return
@@ -175,8 +177,11 @@ def predict_split(
     return predict(model, shown, infer, device=device, counters=counters)
 
 
-def chosen_corruptions(settings: EvalConfig) -> list[str]:
-    """Return the corruptions of the settings in their usual order; raise InputError."""
+def chosen_corruptions(settings: EvalConfig) -> dict[str, dict[str, str]]:
+    """Return the corruptions of the settings in their usual order; raise InputError.
+
+    ``frost`` has a digest of its photographs, since its scores depend on them.
+    """
     wanted = settings.corruptions
     if not isinstance(wanted, (bool, list)):
         example = "'corruptions=[fog,snow]'"
@@ -187,7 +192,9 @@ def chosen_corruptions(settings: EvalConfig) -> list[str]:
                 f"corruptions: there is no {name}{did_you_mean(name, TABLE)}; expected some of "
                 f"{', '.join(TABLE)}"
             )
-    chosen = [name for name in TABLE if wanted is True or (wanted and name in wanted)]
+    chosen: dict[str, dict[str, str]] = {
+        name: {} for name in TABLE if wanted is True or (wanted and name in wanted)
+    }
     folder = Path(settings.frost).expanduser()
     missing = [name for name in PHOTOGRAPHS if not (folder / name).is_file()]
     if "frost" in chosen and missing:
@@ -197,6 +204,9 @@ def chosen_corruptions(settings: EvalConfig) -> list[str]:
             f"scripts/fetch_weights.py name=frost output={shlex.quote(str(folder))}`, or leave "
             f"frost out: 'corruptions=[{others}]'"
         )
+    if "frost" in chosen:
+        pixels = b"".join(read_image(folder / name).tobytes() for name in PHOTOGRAPHS)
+        chosen["frost"]["photographs"] = hashlib.sha256(pixels).hexdigest()
     return chosen
 
 

@@ -171,7 +171,7 @@ def _plasma(size: int, decay: float, random: Random) -> Array:
             h[::step, half::step] = displaced(pairs)
         step, scale = half, scale / decay
     heights -= heights.min()
-    return heights / heights.max()
+    return heights / (heights.max() or 1)
 
 
 def _fog(x: Array, random: Random, density: float, decay: float) -> Array:
@@ -206,7 +206,7 @@ def _elastic_transform(x: Array, random: Random, alpha: float) -> Array:
 
 def _pixelate(x: Array, _: Random, factor: float) -> Array:
     image = Image.fromarray(_bytes(x))
-    small = image.resize([int(n * factor) for n in image.size], Image.Resampling.BOX)
+    small = image.resize([max(1, int(n * factor)) for n in image.size], Image.Resampling.BOX)
     return np.asarray(small.resize(image.size, Image.Resampling.NEAREST), np.float32) / 255
 
 

@@ -2,11 +2,12 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from danet.distributed import collectives
+from danet.errors import InputError
 from danet.evaluation.corruptions import GROUPS, STRENGTHS
 from danet.evaluation.metrics import Scores
 from danet.filesystem import atomic_write, storage_errors, write_file
@@ -16,22 +17,41 @@ class Robustness:
     """Scores under corruptions: a line of corruptions.jsonl for each that is finished.
 
     Lines of another ``origin``, that is of another network, protocol or data, stay and count not.
+    ``names`` gives for each corruption what else its scores depend on.
     """
 
-    def __init__(self, folder: Path, origin: Mapping[str, Any], names: Sequence[str]) -> None:
-        self.folder, self.names = folder, names
-        self.path, self.origin = folder / "corruptions.jsonl", json.loads(json.dumps(origin))
+    def __init__(
+        self, folder: Path, origin: Mapping[str, Any], names: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        self.folder, self.names, self.path = folder, list(names), folder / "corruptions.jsonl"
+        wanted = {name: {**origin, **further} for name, further in names.items()}
+        self.origins: dict[str, Any] = json.loads(json.dumps(wanted))
         self.scores: dict[tuple[str, int], float] = {}  # of corruption and strength, mIoU
         if names and collectives.is_first() and self.path.exists():
-            text = self.path.read_text(encoding="utf-8")
-            whole = text[: text.rfind("\n") + 1]
-            if whole != text:  # a start was killed while it wrote
-                with atomic_write(self.path) as temporary:
-                    temporary.write_text(whole, encoding="utf-8")
-            for line in map(json.loads, whole.splitlines()):
-                if line["origin"] == self.origin:
-                    self.scores[line["corruption"], line["strength"]] = line["miou"]
+            self._read()
         self.scores = collectives.from_first(self.scores)
+
+    def _read(self) -> None:
+        """Read the scores of these origins; raise InputError for a line that is not of this class.
+
+        A last line without an end, of a start that was killed while it wrote, is removed.
+        """
+        with storage_errors(self.path):
+            *lines, rest = self.path.read_bytes().split(b"\n")
+            if rest:
+                with atomic_write(self.path) as temporary:
+                    temporary.write_bytes(b"".join(line + b"\n" for line in lines))
+        for number, line in enumerate(lines, start=1):
+            try:
+                found = json.loads(line)
+                name, strength, miou = found["corruption"], found["strength"], found["miou"]
+                if found["origin"] == self.origins.get(name):
+                    self.scores[name, int(strength)] = float(miou)
+            except (ValueError, TypeError, LookupError, RecursionError) as error:
+                raise InputError(
+                    f"{self.path}: line {number} was damaged or edited; delete that "
+                    "line to score its corruption again"
+                ) from error
 
     def missing(self) -> list[tuple[str, int]]:
         """Return the corruptions and strengths that have no score yet."""
@@ -48,7 +68,7 @@ class Robustness:
         with storage_errors(self.path):
             self.folder.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({**line, "origin": self.origin}) + "\n")
+                file.write(json.dumps({**line, "origin": self.origins[name]}) + "\n")
 
     def row(self, name: str) -> list[float]:
         """Return the mIoU of a corruption at strengths 1 to 5, and their mean."""
