@@ -176,14 +176,15 @@ def test_a_confident_contradiction_comes_before_an_unsure_one(make_dataset, tmp_
     assert first[2].score == pytest.approx(np.log(1e4) * share**0.25, rel=1e-5), "no cap"
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_damaged_pair_is_left_out_and_only_the_worst_pictures_are_kept(
-    make_dataset, tmp_path, monkeypatch
+    num_workers, make_dataset, tmp_path, monkeypatch
 ):
     changes = {f"p{i}": paint(3, (50, 60 - i), (30, 60)) for i in range(5)}
     dataset = make_dataset(changes)
     (tmp_path / "masks/train/p0.png").write_bytes(b"no picture")
     monkeypatch.setattr(suspects, "_KEPT", 2)
-    found = find_suspects(Oracle(), dataset, range(5))
+    found = find_suspects(Oracle(), dataset, range(5), num_workers=num_workers)
     assert [dataset.items[suspect[1]].name for suspect in found] == ["p1", "p2"]
 
 
@@ -226,6 +227,13 @@ def test_the_box_is_around_the_region_in_all_pictures(
     assert differs[top + 20 : bottom - 20, left + 20 : right - 20].all()
     differs[top:bottom, left:right] = False
     assert not differs.any()
+
+
+def test_a_page_without_entries_says_so(make_dataset):
+    dataset = make_dataset(CLEAN)
+    found = find_suspects(Oracle(), dataset, range(len(dataset)))
+    assert found == []
+    assert "There is none" in page(Oracle(), found, Legend(CLASSES, dataset.palette))
 
 
 # The tool

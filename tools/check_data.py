@@ -214,7 +214,8 @@ def list_suspects(
     suspects: list[Suspect] = []
     for dataset, pairs in ((report.dataset, report.pairs) for report in reports):
         usable = [p.index for p in pairs if not p.problem and dataset.items[p.index].mask]
-        suspects += find_suspects(network, dataset, usable)
+        workers = settings.data["num_workers"]
+        suspects += find_suspects(network, dataset, usable, num_workers=workers)
     suspects.sort(key=lambda suspect: -suspect[2].score)
     header = "rank picture split label_class predicted_class x y width height pixels score label"
     rows: list[Sequence[Any]] = [header.split()]

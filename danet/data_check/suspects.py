@@ -7,19 +7,22 @@ labels: -log of the self-confidence of Northcutt et al., "Confident Learning", J
 
 import heapq
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from danet.bands import as_input
+from danet.data.workers import init_worker
 from danet.datasets.base import FileDataset
 from danet.errors import InputError
 from danet.evaluation.inference import Whole
-from danet.types import ignore_index
+from danet.types import Sample, ignore_index
 from danet.visualization.overlay import Legend, SegmentedImage, panels_of, resize
 from danet.visualization.report import css_colors, data_uri, render
 
@@ -45,9 +48,9 @@ Suspect = tuple[FileDataset, int, Region]  # with the data set and the index of 
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, dataset: FileDataset, index: int) -> tuple[np.ndarray, ...]:
+def predict(model: nn.Module, sample: Sample) -> tuple[np.ndarray, ...]:
     """Return a picture, its prediction, its mask, and the loss of each pixel, float32 (H, W)."""
-    image, mask, _ = dataset[index]
+    image, mask, _ = sample
     device = next(model.parameters()).device
     pixels = torch.from_numpy(np.array(as_input(image))).to(device)  # it may be read-only
     scores = Whole()(model, pixels.permute(2, 0, 1)[None])[0]  # (K, H, W)
@@ -79,18 +82,34 @@ def find_regions(
     return regions[:1] + sorted(regions[1:], key=lambda region: -region.score)
 
 
-def find_suspects(model: nn.Module, dataset: FileDataset, indices: Iterable[int]) -> list[Suspect]:
+def _read(dataset: FileDataset, index: int) -> tuple[int, Sample | None]:
+    try:
+        return index, dataset[index]
+    except InputError:  # the scan reports it
+        return index, None
+
+
+def find_suspects(
+    model: nn.Module, dataset: FileDataset, indices: Sequence[int], *, num_workers: int = 0
+) -> list[Suspect]:
     """Return what a network, fused for inference, contradicts in pictures, highest scores first.
 
     A picture has up to three regions. It is one entry as a whole if its contradicted pixels are of
     many classes and far more than usual, as where a mask is shifted.
     """
     shares, found = list[float](), list[tuple[float, int, list[Region]]]()
-    for index in tqdm(indices, desc=f"{dataset.split}, network", unit="image", dynamic_ncols=True):
-        try:
-            _, *maps = predict(model, dataset, index)
-        except InputError:
-            continue  # the scan reports it
+    samples: Iterable[tuple[int, Sample | None]] = DataLoader(
+        indices,  # type: ignore[arg-type]
+        batch_size=None,
+        collate_fn=partial(_read, dataset),
+        num_workers=num_workers,
+        worker_init_fn=init_worker,
+    )
+    what = f"{dataset.split}, network"
+    for index, sample in tqdm(samples, desc=what, unit="image", dynamic_ncols=True):
+        if sample is None:
+            continue
+        _, *maps = predict(model, sample)
         regions = find_regions(len(dataset.classes), *maps)[: 1 + _PER_PICTURE]
         best = max((region.score for region in regions), default=0.0)
         found = heapq.nlargest(_KEPT, [*found, (best, index, regions)])
@@ -108,7 +127,7 @@ def page(model: nn.Module, suspects: Sequence[Suspect], legend: Legend) -> str:
     entries = []
     for dataset, index, region in suspects:
         x, y, width, height = region.box
-        *arrays, loss = predict(model, dataset, index)
+        *arrays, loss = predict(model, dataset[index])
         rows, columns = loss.shape
         side = max(2 * max(width, height), min(rows, columns) // 3)
         left = max(0, min(x + (width - side) // 2, columns - side))
