@@ -7,6 +7,7 @@ labels: -log of the self-confidence of Northcutt et al., "Confident Learning", J
 
 import heapq
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -82,11 +83,10 @@ def find_regions(
     return regions[:1] + sorted(regions[1:], key=lambda region: -region.score)
 
 
-def _read(dataset: FileDataset, index: int) -> tuple[int, Sample | None]:
-    try:
-        return index, dataset[index]
-    except InputError:  # the scan reports it
-        return index, None
+def _read(dataset: FileDataset, index: int) -> Sample | None:
+    with suppress(InputError):  # the scan reports it
+        return dataset[index]
+    return None
 
 
 def find_suspects(
@@ -98,15 +98,15 @@ def find_suspects(
     many classes and far more than usual, as where a mask is shifted.
     """
     shares, found = list[float](), list[tuple[float, int, list[Region]]]()
-    samples: Iterable[tuple[int, Sample | None]] = DataLoader(
+    samples: Iterable[Sample | None] = DataLoader(
         indices,  # type: ignore[arg-type]
         batch_size=None,
         collate_fn=partial(_read, dataset),
         num_workers=num_workers,
         worker_init_fn=init_worker,
     )
-    what = f"{dataset.split}, network"
-    for index, sample in tqdm(samples, desc=what, unit="image", dynamic_ncols=True):
+    shown = tqdm(samples, desc=f"{dataset.split}, network", unit="image", dynamic_ncols=True)
+    for index, sample in zip(indices, shown, strict=True):
         if sample is None:
             continue
         _, *maps = predict(model, sample)
