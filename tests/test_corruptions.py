@@ -84,6 +84,13 @@ def test_every_size_keeps_shape_and_type_and_a_seed_gives_the_same_bytes(name, s
 
 
 @pytest.mark.parametrize("name", TABLE)
+def test_a_picture_of_one_pixel_is_no_error(name, frost):
+    image = np.full((1, 1, 3), 99, np.uint8)
+    shapes = {corrupt(image, name, s, seed=0, frost=frost).shape for s in STRENGTHS}
+    assert shapes == {image.shape}
+
+
+@pytest.mark.parametrize("name", TABLE)
 def test_another_seed_changes_what_is_random_alone(name, frost):
     image = natural(64, 80)
     one, two = (corrupt(image, name, 3, seed=seed, frost=frost) for seed in (1, 2))
