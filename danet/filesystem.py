@@ -143,7 +143,9 @@ def refuse_name(key: str, value: str) -> None:
     try:
         path = os.path.expanduser(value.strip("'\""))
         if path.startswith("~"):
-            raise InputError(f"{key}={value}: there is no such user; ./~ begins a name with ~")
+            raise InputError(
+                f"{key}={value}: there is no such user; write ./~ for a name that begins with ~"
+            )
         os.lstat(path)
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):

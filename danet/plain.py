@@ -20,7 +20,7 @@ _QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s:'\"]+")
 
 
 def without_credentials(text: str) -> str:
-    """Return a text without what addresses in it have before an ``@`` or in a query."""
+    """Remove users, passwords and queries from the addresses in a text."""
     return _QUERY.sub(r"\1", _CREDENTIALS.sub(r"\1", text))
 
 

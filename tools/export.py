@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,12 @@ def run(config: DictConfig) -> None:
     model = model_of(saved, trained, settings.checkpoint)
     path = Path(settings.checkpoint).expanduser()
     beside = path if path.is_dir() else path.parent
-    default = folder_of(beside / "exported", exported.CONFIG, {"step": saved["step"]})
+    origin = {"step": saved["step"], "run_id": saved.get("run_id")}
+    default = folder_of(beside / "exported", exported.CONFIG, origin)
     output = Path(settings.output).expanduser() if settings.output else default
     found = find_metrics(settings.metrics, beside, saved["step"], weights_digest(model))
     require_writable(output)
-    refuse_leftovers(
-        output, [*(FORMATS[f] for f in formats), *["demo"] * settings.demo], saved["step"]
-    )
+    refuse_leftovers(output, [*(FORMATS[f] for f in formats), *["demo"] * settings.demo], origin)
     if settings.demo and model.bands:
         raise InputError("demo=true: the page is for RGB of 8 bits, and this network has bands")
     settings.size = program_size(model, settings)
@@ -113,19 +112,19 @@ def require_onnx() -> None:
         require(module)
 
 
-def refuse_leftovers(output: Path, written: Sequence[str], step: int) -> None:
-    """Raise InputError for a folder where programs of another step would stay."""
+def refuse_leftovers(output: Path, written: Sequence[str], origin: Mapping[str, Any]) -> None:
+    """Raise InputError for a folder where programs of another run or step would stay."""
     stale = [file for file in (*FORMATS.values(), "demo") if file not in written]
     stale = [file for file in stale if (output / file).exists()]
-    if stale and folder_of(output, exported.CONFIG, {"step": step}) != output:
+    if stale and folder_of(output, exported.CONFIG, origin) != output:
         raise InputError(
-            f"output={output}: {stale[0]} of another step is there and would stay; name "
+            f"output={output}: {stale[0]} of another run or step is there and would stay; name "
             "another folder, or remove it"
         )
 
 
 def program_size(model: nn.Module, settings: ExportConfig) -> list[int] | None:
-    """Return height and width of the programs' pictures, perhaps those of the backbone, or None."""
+    """Return height and width of the pictures of programs; None for any size."""
     only: Sequence[int] | None = getattr(model.backbone, "size", None)
     size = settings.size or (list(only) if only else None)
     where = "the backbone computes {} x {} only"

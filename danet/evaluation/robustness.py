@@ -16,8 +16,8 @@ from danet.filesystem import atomic_write, storage_errors, write_file
 class Robustness:
     """Scores under corruptions: a line of corruptions.jsonl for each that is finished.
 
-    Lines of another ``origin``, that is of another network, protocol or data, stay and count not.
-    ``names`` gives for each corruption what else its scores depend on.
+    Lines of another ``origin``, such as another network, protocol or data set, are kept and not
+    used. ``names`` gives for each corruption what else its scores depend on.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Robustness:
         self.scores = collectives.from_first(self.scores)
 
     def _read(self) -> None:
-        """Read the scores of these origins; raise InputError for a line that is not of this class.
+        """Read the scores of these origins; raise InputError for a damaged line.
 
         A last line without an end, of a start that was killed while it wrote, is removed.
         """

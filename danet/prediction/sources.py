@@ -112,7 +112,7 @@ def open_video(source: Source) -> cv2.VideoCapture:
     """Open a video, a camera or a stream; whether that failed is in ``isOpened()``."""
     if not source.address:
         return cv2.VideoCapture(str(source.path))
-    # What they print of an address has the password in it.
+    # Their messages contain the address, and so the password.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     if source.address.isdecimal():
@@ -146,7 +146,7 @@ def read_pictures(
                 image = read_bands(source.path, bands, max_pixels=max_pixels)[0]
                 facts = () if bands else inspect_dropped(source.path, max_pixels=max_pixels)
             except InputError as error:
-                # That of a pipe is a temporary file.
+                # A picture of a pipe is a temporary file, whose name says nothing.
                 text = str(error).replace(str(source.path), source.name)
                 yield InputError(text) if source.address else error
             else:
