@@ -53,6 +53,8 @@ from danet.types import IGNORE, Batch, Sample
 ROOT = Path(__file__).resolve().parents[1]
 CAMVID = Path(os.environ.get("CAMVID", ROOT.parent / "shared" / "data" / "camvid"))
 SAMPLES = Path(os.environ.get("SAMPLES", ROOT.parent / "shared" / "data" / "samples"))
+# FFmpeg reads it once, when a process opens its first video; danet sets it for streams.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 TINY = [
     "data.size=[48,96]",

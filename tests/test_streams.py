@@ -470,7 +470,8 @@ def test_a_video_at_an_address_loses_no_frame(start, server, tmp_path):
     assert cv2.VideoCapture(str(video)).get(cv2.CAP_PROP_FRAME_COUNT) == 30
 
 
-def test_what_does_not_open_is_one_line(start, server, tmp_path):
+def test_what_does_not_open_is_one_line(start, server, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENCV_FFMPEG_LOGLEVEL")
     for images, shown in (
         ("63", "camera63"),
         (f"http://user:{SECRET}@{server}/missing", f"http://{server}/missing"),
@@ -480,6 +481,7 @@ def test_what_does_not_open_is_one_line(start, server, tmp_path):
         printed = start(images, code=2)
         assert printed.startswith(f"error: images={shown}: OpenCV could not open it")
         assert printed.count("\n") == 1
+    assert os.environ["OPENCV_FFMPEG_LOGLEVEL"] == "-8"  # of a process that opened none before
     assert not (tmp_path / "out").exists()
 
 

@@ -251,7 +251,8 @@ def calibrate(
                 print(f"  {name}: temperature {model.temperature:.4f}")
         except UserError as refused:  # raised on all processes: none may wait for the others
             error = refused
-    if error := collectives.from_first(error):
+    error = collectives.from_first(error)
+    if error:
         raise error
     return facts
 
@@ -273,8 +274,8 @@ def score_corruptions(
     device: torch.device,
 ) -> None:
     """Score the split under each corruption that has no score yet; print those that are done."""
-    started = time.monotonic()
-    for number, (name, strength) in enumerate(missing := robustness.missing(), start=1):
+    started, missing = time.monotonic(), robustness.missing()
+    for number, (name, strength) in enumerate(missing, start=1):
         corrupted, what = Corrupted(dataset, name, strength, frost), f"{name} {strength}"
         confusion = ConfusionMatrix(len(dataset.classes), device)
         for classes, mask, _ in walk(corrupted, what):

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -136,8 +137,9 @@ def terminate(workers: Sequence[BaseProcess]) -> bool:
     # In a forked copy of this process they are the children of another, and must live on.
     mine = set(multiprocessing.active_children())
     running = [worker for worker in workers if worker in mine]
-    for worker in running:
-        worker.terminate()
-    for worker in running:
-        worker.join(timeout=1.0)
+    joins: list[Callable[[], None]] = [partial(worker.join, timeout=1.0) for worker in running]
+    # Joined twice, since torch's handler of SIGCHLD may raise anywhere that one was terminated.
+    for step in [*(worker.terminate for worker in running), *joins, *joins]:
+        with suppress(RuntimeError):
+            step()
     return all(worker.exitcode is not None for worker in workers)  # None for those of another
