@@ -1,9 +1,11 @@
 """Atomic writes, file locks, folders of results, and errors of the file system."""
 
+import csv
 import errno
+import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -98,6 +100,15 @@ def write_file(path: Path, content: str | bytes) -> None:
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+
+
+def write_table(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write rows as CSV; a text that a spreadsheet would take for a formula gets a quote before."""
+    table = io.StringIO()
+    for row in rows:
+        cells = (f"'{x}" if isinstance(x, str) and x[:1] in tuple("=+-@") else x for x in row)
+        csv.writer(table, lineterminator="\n").writerow(cells)
+    write_file(path, table.getvalue())
 
 
 def folder_of(wanted: Path, file: str, facts: Mapping[str, Any]) -> Path:

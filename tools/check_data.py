@@ -1,7 +1,5 @@
 """Check all files of a data set: ``python tools/check_data.py data=NAME data.root=DIR``."""
 
-import csv
-import io
 import json
 import os
 import re
@@ -24,7 +22,7 @@ from danet.config.schema import CheckConfig, TrainConfig, TrainSchema
 from danet.config.validate import check
 from danet.engine.settings import TrainSettings
 from danet.errors import InputError
-from danet.filesystem import folder_of, require_writable, write_file
+from danet.filesystem import folder_of, require_writable, write_file, write_table
 from danet.plain import printable, quoted
 
 if TYPE_CHECKING:
@@ -221,14 +219,11 @@ def list_suspects(
     rows: list[Sequence[Any]] = [header.split()]
     dataset = reports[0].dataset
     for rank, (of, index, region) in enumerate(suspects, 1):
-        # With numbers and whole paths no cell begins like a formula of a spreadsheet.
         names = [f"{i} {dataset.classes[i]}" for i in region.pair] if region.pair else ("", "")
         image, mask, _ = of.items[index]
         where = (*region.box, region.pixels, f"{region.score:.3f}")
         rows.append((rank, image, of.split, *names, *where, mask))
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows(rows)
-    write_file(output / "suspects.csv", table.getvalue())
+    write_table(output / "suspects.csv", rows)
     legend = Legend(dataset.classes, dataset.palette, bands=dataset.reading.bands)
     write_file(output / "suspects.html", page(network, suspects[: settings.suspects], legend))
     print(f"suspicious labels: {len(suspects)} places that the network contradicts")

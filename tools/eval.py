@@ -1,14 +1,12 @@
 """Score a checkpoint: ``python tools/eval.py checkpoint=PATH [SETTING=VALUE ...]``."""
 
-import csv
 import hashlib
-import io
 import json
 import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +40,7 @@ from danet.distributed import collectives, signals
 from danet.distributed.agreement import wait_patiently
 from danet.distributed.rendezvous import choose_device, process_group
 from danet.engine.log import class_table
-from danet.errors import InputError, StorageError, UserError
+from danet.errors import InputError, UserError
 from danet.evaluation.calibration import LEVELS, Calibration, TemperatureFit
 from danet.evaluation.cityscapes import OfficialScores
 from danet.evaluation.corruptions import GROUPS, PHOTOGRAPHS, STRENGTHS, TABLE, Corrupted
@@ -56,7 +54,7 @@ from danet.evaluation.metrics import (
     single_class_warning,
 )
 from danet.evaluation.robustness import Robustness
-from danet.filesystem import folder_of, require_writable
+from danet.filesystem import folder_of, require_writable, write_file, write_table
 from danet.prediction.results import weights_digest
 from danet.types import Sample
 
@@ -150,7 +148,7 @@ def run(config: DictConfig) -> None:
     what = f"{split}, {len(dataset)} images"
     report(counted, dataset.classes, what, describe(protocol, mode))
     if corruptions:
-        report_corruptions(robustness, counted.scores.miou)
+        report_corruptions(facts, counted.scores.miou)
     print(f"  miou={counted.scores.miou}\n  written to {output}")
 
 
@@ -290,12 +288,12 @@ def score_corruptions(
             cli.say(f"  {name}: " + " ".join(f"{100 * v:.2f}" for v in robustness.row(name)))
 
 
-def report_corruptions(robustness: Robustness, clean: float) -> None:
-    """Print the table of scores, and their mean beside the score without corruption."""
-    rows = [robustness.row(name) for name in robustness.names]
-    columns = dict(zip([*map(str, STRENGTHS), "mean"], zip(*rows, strict=True), strict=True))
-    print(class_table([f"{GROUPS[name]}: {name}" for name in robustness.names], columns))
-    mean = robustness.summary(clean)["mean_corrupted_miou"]
+def report_corruptions(facts: Mapping[str, Any], clean: float) -> None:
+    """Print the scores that metrics.json has, and their mean beside that without corruption."""
+    columns = {str(s): [row[s - 1] for row in facts["corruptions"].values()] for s in STRENGTHS}
+    columns["mean"] = [*facts["corruption_means"].values()]
+    print(class_table([f"{GROUPS[name]}: {name}" for name in facts["corruptions"]], columns))
+    mean = facts["mean_corrupted_miou"]
     ratio = f", {100 * mean / clean:.2f} % of" if clean else "; without:"
     print(f"  mean under corruptions: mIoU {100 * mean:.2f}{ratio} {100 * clean:.2f}")
 
@@ -439,30 +437,12 @@ def write(output: Path, facts: dict[str, Any], counted: Counted, classes: tuple[
     if counted.official:
         metrics["official"] = official_facts(counted.official)
     metrics["calibration"] = counted.calibration
-    names = [cell_of(name) for name in classes]
-    confusion = zip(names, counted.matrix.tolist(), strict=True)
-    levels = counted.levels.tolist()
-    tables = {
-        "confusion.csv": [("truth", *names), *((name, *row) for name, row in confusion)],
-        "confidence.csv": [
-            ("confidence", "wrong", "right"),
-            *((round(level / LEVELS, 6), *pixels) for level, *pixels in levels),
-        ],
-    }
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        for name, lines in tables.items():
-            table = io.StringIO()
-            csv.writer(table, lineterminator="\n").writerows(lines)
-            (output / name).write_text(table.getvalue(), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"output={output}: cannot be written ({error.strerror})") from error
-
-
-def cell_of(name: str) -> str:
-    """Return the name of a class as a cell that no spreadsheet takes for a formula."""
-    return f"'{name}" if name[:1] in ("=", "+", "-", "@") else name
+    write_file(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    confusion = zip(classes, counted.matrix.tolist(), strict=True)
+    rows: list[tuple[Any, ...]] = [("truth", *classes), *((name, *row) for name, row in confusion)]
+    write_table(output / "confusion.csv", rows)
+    levels = ((round(level / LEVELS, 6), *pixels) for level, *pixels in counted.levels.tolist())
+    write_table(output / "confidence.csv", [("confidence", "wrong", "right"), *levels])
 
 
 def official_facts(official: OfficialScores) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Predict pictures, videos and streams: ``python tools/predict.py checkpoint=PATH images=PATH``."""
 
-import csv
-import io
 import math
 import sys
 import time
@@ -34,7 +32,7 @@ from danet.errors import InputError
 from danet.evaluation.evaluate import Inference
 from danet.evaluation.fuse import fuse_for_inference
 from danet.extras import how_to_install
-from danet.filesystem import folder_of, write_file
+from danet.filesystem import folder_of, write_table
 from danet.prediction.annotations import write_annotations
 from danet.prediction.predict import MAPS, Prediction, predictions
 from danet.prediction.raster import TIFF_SUFFIXES, is_raster, predict_raster
@@ -246,22 +244,10 @@ def list_least_sure(results: Results) -> None:
     # Lines of earlier versions have no confidence, and those of rasters without data have null.
     known = [line for line in results.lines.values() if line.get("confidence") is not None]
     lines = sorted(tuple(line[key] for key in keys) for line in known)
-    rows = [
-        # No spreadsheet takes a name for a formula.
-        (
-            "'" * name.startswith(("=", "+", "-", "@")) + name,
-            source,
-            round(sure, 6),
-            round(unknown, 6),
-        )
-        for sure, unknown, name, source in lines
-    ]
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerows([("name", "source", "confidence", "unknown"), *rows])
+    rows = [(name, src, round(sure, 6), round(unknown, 6)) for sure, unknown, name, src in lines]
     path = results.folder / "least_sure.csv"
     if lines:  # none of a camera are kept
-        write_file(path, table.getvalue())
+        write_table(path, [("name", "source", "confidence", "unknown"), *rows])
     if len(lines) > 1:
         first = (f"{name} {confidence:.3f}" for confidence, _, name, _ in lines[:_MAX_LISTED])
         print(f"least sure: {', '.join(first)}; all in {path}")

@@ -10,7 +10,7 @@ from danet.distributed import collectives
 from danet.errors import InputError
 from danet.evaluation.corruptions import GROUPS, STRENGTHS
 from danet.evaluation.metrics import Scores
-from danet.filesystem import atomic_write, storage_errors, write_file
+from danet.filesystem import atomic_write, storage_errors, write_table
 
 
 class Robustness:
@@ -92,5 +92,5 @@ class Robustness:
     def write_table(self) -> None:
         """Write corruptions.csv."""
         rows = [(GROUPS[name], name, *map(str, self.row(name))) for name in self.names]
-        table = [("group", "corruption", *map(str, STRENGTHS), "mean"), *rows]
-        write_file(self.folder / "corruptions.csv", "".join(",".join(row) + "\n" for row in table))
+        header = "group", "corruption", *map(str, STRENGTHS), "mean"
+        write_table(self.folder / "corruptions.csv", [header, *rows])
