@@ -105,12 +105,12 @@ class Tab:
         raise TimeoutError(method)
 
     def read(self, seconds):
-        """Yields the messages that have come; notes requests and problems."""
+        """Returns the messages that have come; notes requests and problems in all of them."""
         if not select.select([self.input], [], [], seconds)[0]:
-            return
+            return []
         *whole, self.rest = (self.rest + os.read(self.input, 2**20)).split(b"\0")
-        for text in whole:
-            message = json.loads(text)
+        messages = [json.loads(text) for text in whole]
+        for message in messages:
             params = message.get("params", {})
             match message.get("method"):
                 case "Network.requestWillBeSent":
@@ -122,7 +122,7 @@ class Tab:
                 case "Target.attachedToTarget":  # a worker, which waits until it is watched
                     for command in ("Network.enable", "Runtime.runIfWaitingForDebugger"):
                         self.write(command, params["sessionId"])
-            yield message
+        return messages
 
     def run(self, expression):
         """Returns the value of a piece of JavaScript, awaited if it is a promise."""

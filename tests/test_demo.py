@@ -261,7 +261,7 @@ def test_the_browser_predicts_what_danet_predicts(tab, site, tiny_checkpoint, na
     network = f"{site[0]}/{demo.NETWORK}"  # modules may come from the browser's memory
     end = time.monotonic() + 10
     while network not in tab.asked and time.monotonic() < end:
-        list(tab.read(0.5))  # on a busy machine events of the worker come late
+        tab.read(0.5)  # on a busy machine events of the worker come late
     assert network in tab.asked
     assert all(url.startswith(site[0]) for url in tab.asked)
 
