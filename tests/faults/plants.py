@@ -21,13 +21,24 @@ def set_value(place, value):
     setattr(resolve_name(owner), name, value)
 
 
+def rest(seconds):
+    """Sleeps in short pieces.
+
+    Python handles a signal that comes between the call of a sleep and the start of it, while the
+    call waits to release the GIL, only when that sleep has ended.
+    """
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, 0.05))
+
+
 def hold(place=None, path=None, seconds=60.0):
     """Says that a function is reached, and takes its time there; without one, before the tool."""
 
     def wait():
         if path is not None:
             Path(path).touch()
-        time.sleep(seconds)
+        rest(seconds)
 
     def slow(*arguments, **values):
         wait()
@@ -84,7 +95,7 @@ def signal_after(step, name="SIGKILL", times=1, pause=0.0, once=None):
                 Path(once).touch()
             for _ in range(times):
                 os.kill(os.getpid(), signal.Signals[name])
-                time.sleep(pause)
+                rest(pause)
 
     _after_step(step, action)
 
@@ -97,7 +108,7 @@ def hold_save(path, seconds, step):
         name = os.readlink(f"/proc/self/fd/{handle}")
         if name.endswith(".tmp") and f"step_{step:09d}" in name:
             Path(path).touch()
-            time.sleep(seconds)
+            rest(seconds)
         os.fsync(handle)
 
     filesystem.os = SimpleNamespace(**{**vars(os), "fsync": slow})
@@ -177,7 +188,7 @@ def skip_mean(step, pause=0.0):
 
     def skipping(values, name="sum of counts"):
         if name == "mean of losses" and skips:
-            time.sleep(pause)
+            rest(pause)
         else:
             exchange(values, name)
 
