@@ -28,9 +28,8 @@ from danet import cli
 from danet.checkpoint import exported
 from danet.checkpoint.manager import add_temperature
 from danet.checkpoint.run_folder import best_in
-from danet.config.build import checked_config, load_saved, make, make_dataset, model_of
+from danet.config import build
 from danet.config.schema import EvalConfig, TrainConfig, did_you_mean
-from danet.config.validate import check_node
 from danet.data.loader import eval_batches
 from danet.datasets.base import SegmentationDataset
 from danet.datasets.cityscapes import Cityscapes
@@ -45,6 +44,7 @@ from danet.evaluation.calibration import LEVELS, Calibration, TemperatureFit
 from danet.evaluation.cityscapes import OfficialScores
 from danet.evaluation.corruptions import GROUPS, PHOTOGRAPHS, STRENGTHS, TABLE, Corrupted
 from danet.evaluation.evaluate import Counter, Inference, predict
+from danet.evaluation.fuse import fuse_for_inference
 from danet.evaluation.inference import describe, mode_name
 from danet.evaluation.metrics import (
     BoundaryIoU,
@@ -69,13 +69,9 @@ def run(config: DictConfig) -> None:
     settings.checkpoint = best_in(settings.checkpoint, "checkpoint")
     if settings.calibrate:
         refuse_exported(settings.checkpoint)
-    saved = load_saved(settings.checkpoint)
-    trained = checked_config(saved, settings.checkpoint, settings.data)
-    protocol = settings.evaluation
-    if "_target_" not in protocol:  # no other one was chosen
-        protocol = {**trained.evaluation, **protocol}
-    check_node(protocol, "evaluation")
-    infer = make(protocol, "evaluation")
+    saved = build.load_saved(settings.checkpoint)
+    trained = build.checked_config(saved, settings.checkpoint, settings.data)
+    protocol, infer = build.choose_inference(settings.evaluation, trained)
     ratio = settings.boundary_ratio
     if ratio is not None and not 0 < ratio < 1:
         raise InputError(f"boundary_ratio={ratio}: expected a part of the diagonal, as in 0.02")
@@ -87,7 +83,7 @@ def run(config: DictConfig) -> None:
             f"calibrate=true: split={split} was trained on, and a network is too sure there; "
             "name another with split="
         )
-    dataset = make_dataset(trained, split, training=False)
+    dataset = build.make_dataset(trained, split, training=False)
     if settings.calibrate:
         require_labels(dataset, "split", "calibrate=true needs them: name another split")
     writer = None
@@ -97,7 +93,7 @@ def run(config: DictConfig) -> None:
         require_labels(
             dataset, "split", "submission=<folder> writes predictions for the test server"
         )
-    model: Any = model_of(saved, trained, settings.checkpoint)
+    model: Any = build.model_of(saved, trained, settings.checkpoint)
     if corruptions and (model.bands or not dataset.is_labelled):
         reason = "RGB of 8 bits, and this network has bands" if model.bands else "labelled splits"
         raise InputError(f"corruptions: they are for {reason}; leave corruptions out")
@@ -124,7 +120,8 @@ def run(config: DictConfig) -> None:
     with process_group(device):
         if collectives.is_first() and dataset.is_labelled:
             require_writable(output)
-        walk = partial(predict_split, model.to(device), infer, settings, trained, device)
+        fused = fuse_for_inference(model.to(device), device)
+        walk = partial(predict_split, fused, infer, settings, trained, device)
         origin = {key: facts[key] for key in same if key != "boundary_ratio"}
         robustness = Robustness(output, origin, corruptions)
         if settings.calibrate:
@@ -153,7 +150,7 @@ def run(config: DictConfig) -> None:
 
 
 def predict_split(
-    model: nn.Module,
+    fused: nn.Module,
     infer: Inference,
     settings: EvalConfig,
     trained: TrainConfig,
@@ -172,7 +169,7 @@ def predict_split(
         pin_memory=device.type == "cuda",
     )
     shown = tqdm(batches, desc=what, unit="batch", disable=not collectives.is_first())
-    return predict(model, shown, infer, device=device, counters=counters)
+    return predict(fused, shown, infer, device=device, counters=counters)
 
 
 def chosen_corruptions(settings: EvalConfig) -> dict[str, dict[str, str]]:

@@ -22,9 +22,8 @@ from torch import nn
 from tqdm import tqdm
 
 from danet import cli
-from danet.config.build import checked_config, load_saved, make, model_of
+from danet.config.build import checked_config, choose_inference, load_saved, model_of
 from danet.config.schema import PredictConfig, did_you_mean
-from danet.config.validate import check_node
 from danet.data_check.report import picture_notes
 from danet.datasets.image_io import Levels
 from danet.distributed.rendezvous import choose_device
@@ -63,11 +62,7 @@ def run(config: DictConfig) -> None:
     refuse_sources(settings, sources)
     saved = load_saved(settings.checkpoint)
     trained = checked_config(saved, settings.checkpoint)
-    protocol = settings.evaluation
-    if "_target_" not in protocol:  # no other one was chosen
-        protocol = {**trained.evaluation, **protocol}
-    check_node(protocol, "evaluation")
-    infer = make(protocol, "evaluation")
+    protocol, infer = choose_inference(settings.evaluation, trained)
     model: Any = model_of(saved, trained, settings.checkpoint)
     device = choose_device(settings.device)
     origin: dict[str, Any] = {"network": weights_digest(model), "evaluation": protocol}

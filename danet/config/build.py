@@ -18,7 +18,7 @@ from danet.checkpoint.format import Checkpoint
 from danet.checkpoint.weights import explain_mismatch
 from danet.config.schema import DataConfig, DataFolder, DataOverrides, TrainConfig, TrainSchema
 from danet.config.targets import TRUSTED, locate
-from danet.config.validate import check_plain
+from danet.config.validate import check_node, check_plain
 from danet.datasets.band_io import measure_range
 from danet.datasets.base import FileDataset, Reading, SegmentationDataset
 from danet.distributed import collectives
@@ -184,6 +184,13 @@ def checked_config(
     # After the check of its own, so that what is refused here was typed.
     _replace_data(checked.plain["data"], data)
     return check_plain(checked.plain)
+
+
+def choose_inference(chosen: Mapping[str, Any], trained: TrainConfig) -> tuple[Any, Any]:
+    """Return the protocol of the training with settings of a tool, or its own one, and its mode."""
+    protocol = {**({} if "_target_" in chosen else trained.evaluation), **chosen}
+    check_node(protocol, "evaluation")
+    return protocol, make(protocol, "evaluation")
 
 
 def _replace_data(node: dict[str, Any], data: DataFolder) -> None:

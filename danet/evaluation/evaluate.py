@@ -123,7 +123,7 @@ class WindowInference(Inference):
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module,
+    fused: nn.Module,
     batches: Iterable[list[Batch]],
     infer: Inference,
     *,
@@ -132,12 +132,8 @@ def predict(
 ) -> Iterator[tuple[Tensor, Tensor, str]]:
     """Yield for every image the predicted classes and the label, (H, W), and the name.
 
-    The network is put into eval mode and left there; a faster copy of it computes the predictions
-    (see ``fuse_for_inference``). On one device the numbers during training and afterwards are
-    equal, bit by bit. ``counters`` count the pixels of every image.
+    The network is one of ``fuse_for_inference``. ``counters`` count the pixels of every image.
     """
-    model.eval()
-    fused = fuse_for_inference(model, device)
     for group in batches:
         for batch in group:
             # One image at a time: kernels may round otherwise for another batch size, and a score
@@ -157,8 +153,13 @@ def evaluate(
     device: torch.device,
     counters: Sequence[Counter] = (),
 ) -> ConfusionMatrix:
-    """Return the confusion matrix of all batches, at the size of the labels; see ``predict``."""
+    """Return the confusion matrix of all batches, at the size of the labels; see ``predict``.
+
+    The network is put into eval mode and left there; a faster copy of it computes the predictions.
+    On one device the numbers during training and afterwards are equal, bit by bit.
+    """
     confusion = ConfusionMatrix(num_classes, device)
-    for classes, mask, _ in predict(model, batches, infer, device=device, counters=counters):
+    fused = fuse_for_inference(model.eval(), device)
+    for classes, mask, _ in predict(fused, batches, infer, device=device, counters=counters):
         confusion.update(classes, mask)
     return confusion
