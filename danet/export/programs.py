@@ -70,22 +70,18 @@ class Exportable(nn.Module):
 class _TiledAttention(PositionAttention):
     """A PositionAttention in operations that exporters support: one tile of queries at a time."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, H, W) to (B, C, H, W)."""
-        query = self.query(x).flatten(2).transpose(1, 2)  # (B, N, D)
-        key = self.key(x).flatten(2)  # (B, D, N)
-        value = self.value(x).flatten(2).transpose(1, 2)  # (B, N, C)
-        context = self.attend(query, key, value).transpose(1, 2)  # (B, C, N)
-        return x + self.gamma * context.unflatten(2, x.shape[2:])
-
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Maps (B, N, D), (B, D, N) and (B, N, C) to (B, N, C)."""
+        """Maps (B, N, D), (B, M, D) and (B, M, C) to (B, N, C)."""
+        by_channel = key.transpose(1, 2)  # (B, D, M)
         tiles = query.split(QUERIES_PER_TILE, dim=1)
-        return torch.cat([(tile @ key).softmax(dim=-1) @ value for tile in tiles], dim=1)
+        return torch.cat([(tile @ by_channel).softmax(dim=-1) @ value for tile in tiles], dim=1)
 
 
-class _ScannedAttention(_TiledAttention):
+class _ScannedAttention(PositionAttention):
+    """A PositionAttention for images of any size: a scan over tiles of queries."""
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Maps (B, N, D), (B, M, D) and (B, M, C) to (B, N, C)."""
         batch, count, width = query.shape
         # A scan needs tiles of one size; the result of the padding is cut off. Two tiles more than
         # are full, so that there is never one alone and always some padding: exporters specialise
@@ -95,7 +91,7 @@ class _ScannedAttention(_TiledAttention):
 
         def step(carry: list[Tensor], tile: Tensor) -> tuple[list[Tensor], Tensor]:
             key, value = carry
-            weights = torch.bmm(tile, key).softmax(dim=-1)  # (B, tile, N)
+            weights = torch.bmm(tile, key).softmax(dim=-1)  # (B, tile, M)
             # A carry must not alias its input.
             return [key.clone(), value.clone()], torch.bmm(weights, value)
 
@@ -103,7 +99,7 @@ class _ScannedAttention(_TiledAttention):
         by_tile = padded.view(batch, tiles, QUERIES_PER_TILE, width).transpose(0, 1)
         # Keys and values are carried: OpenVINO, and ONNX Runtime in int8, reject a body that takes
         # them from outside.
-        _, found = scan(step, [key, value], by_tile, dim=0)  # (tiles, B, tile, C)
+        _, found = scan(step, [key.transpose(1, 2), value], by_tile, dim=0)  # (tiles, B, tile, C)
         return found.transpose(0, 1).flatten(1, 2)[:, :count]
 
 

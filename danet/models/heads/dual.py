@@ -1,15 +1,24 @@
 """Heads: the dual attention head, its two branches alone, and the FCN head."""
 
 from collections import OrderedDict
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from danet.models.heads.layers import MainHead, classifier, conv_norm_relu
-from danet.ops.attention import ChannelAttention, PositionAttention
+from danet.ops.attention import (
+    ChannelAttention,
+    Energy,
+    PositionAttention,
+    Scale,
+    Similarity,
+)
 
-Energy = Literal["distance", "similarity"]
+
+def position_attention(channels: int, reduction: int | None, **variant: Any) -> PositionAttention:
+    """Return a position attention; without a reduction, that of ``key_reduction``."""
+    return PositionAttention(channels, reduction or key_reduction(channels), **variant)
 
 
 def key_reduction(channels: int) -> int:
@@ -49,6 +58,8 @@ class DualAttentionHead(nn.Module):
         reduction: Keys and queries of the position attention have ``channels // reduction``; None
             is 8, as in the released code, or less where they would have under 24 channels.
         energy: Of the channel attention, see ChannelAttention.
+        similarity, scale, unary, registers: Of the position attention, see PositionAttention.
+        gamma: Start of gamma, of both.
         fusion: ``sum`` of the two branches, or ``concat``.
         shared_input: One reduction for both branches instead of one for each.
     """
@@ -61,6 +72,11 @@ class DualAttentionHead(nn.Module):
         channels: int | None = None,
         reduction: int | None = None,
         energy: Energy = "distance",
+        similarity: Similarity = "dot",
+        scale: Scale = "none",
+        unary: bool = False,
+        registers: int = 0,
+        gamma: float = 0.0,
         fusion: Literal["sum", "concat"] = "sum",
         shared_input: bool = False,
         dropout: float = 0.1,
@@ -69,9 +85,18 @@ class DualAttentionHead(nn.Module):
         channels = channels or in_channels // 4
         self.shared = conv_norm_relu(in_channels, channels, 3) if shared_input else nn.Identity()
         branch_input = 0 if shared_input else in_channels
-        attention = PositionAttention(channels, reduction or key_reduction(channels))
+        attention = position_attention(
+            channels,
+            reduction,
+            similarity=similarity,
+            scale=scale,
+            unary=unary,
+            registers=registers,
+            gamma=gamma,
+        )
         self.position = AttentionBranch(branch_input, channels, attention)
-        self.channel = AttentionBranch(branch_input, channels, ChannelAttention(energy))
+        to_channels = ChannelAttention(energy, gamma=gamma)
+        self.channel = AttentionBranch(branch_input, channels, to_channels)
         self.join = conv_norm_relu(2 * channels, channels, 1) if fusion == "concat" else None
         self.classify = classifier(channels, num_classes, dropout)
         self.classify_position = classifier(channels, num_classes, dropout)
@@ -102,7 +127,7 @@ class DualAttentionHead(nn.Module):
 class SingleAttentionHead(MainHead):
     """One of the two modules alone: the rows "PAM" and "CAM" of the paper's table 1.
 
-    ``reduction`` and ``energy`` are those of DualAttentionHead.
+    All other arguments are those of DualAttentionHead.
     """
 
     def __init__(
@@ -114,13 +139,26 @@ class SingleAttentionHead(MainHead):
         channels: int | None = None,
         reduction: int | None = None,
         energy: Energy = "distance",
+        similarity: Similarity = "dot",
+        scale: Scale = "none",
+        unary: bool = False,
+        registers: int = 0,
+        gamma: float = 0.0,
         dropout: float = 0.1,
     ) -> None:
         channels = channels or in_channels // 4
         if attention == "position":
-            module: nn.Module = PositionAttention(channels, reduction or key_reduction(channels))
+            module: nn.Module = position_attention(
+                channels,
+                reduction,
+                similarity=similarity,
+                scale=scale,
+                unary=unary,
+                registers=registers,
+                gamma=gamma,
+            )
         elif attention == "channel":
-            module = ChannelAttention(energy)
+            module = ChannelAttention(energy, gamma=gamma)
         else:
             raise ValueError(f"attention={attention!r} is neither 'position' nor 'channel'")
         # Under its name in the dual head, for weights and visualization.

@@ -5,9 +5,9 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from danet.models.heads.dual import AttentionBranch, Energy, key_reduction
+from danet.models.heads.dual import AttentionBranch, position_attention
 from danet.models.heads.layers import MainHead, classifier
-from danet.ops.attention import ChannelAttention, PositionAttention
+from danet.ops.attention import ChannelAttention, Energy
 
 
 class ConvolutionalAttention(nn.Module):
@@ -75,8 +75,7 @@ class SerialAttentionHead(MainHead):
         dropout: float = 0.1,
     ) -> None:
         channels = channels or in_channels // 4
-        position = PositionAttention(channels, reduction or key_reduction(channels))
-        series = nn.Sequential(ChannelAttention(energy), position)
+        series = nn.Sequential(ChannelAttention(energy), position_attention(channels, reduction))
         branch = AttentionBranch(in_channels, channels, series)
         classify = classifier(channels, num_classes, dropout)
         super().__init__(OrderedDict(branch=branch, classify=classify))
