@@ -74,7 +74,7 @@ class RunLog:
             tqdm.write(f"warning: {text}", file=sys.stderr)
 
     def scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """Log named numbers; ``kind`` is ``train`` or ``val``."""
+        """Log named numbers; ``kind`` is ``train``, ``val`` or ``attention``."""
         if self.folder is None:
             return
         known = finite(values)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from danet.errors import InputError
+from danet.ops.attention import ChannelAttention, PositionAttention
 from danet.plain import is_int
 
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
@@ -31,6 +32,8 @@ class SGD:
             decays everything.
         layer_decay: Ratio of a layer's rate to that of the layer after it (Clark et al., ELECTRA,
             2020): layer i of n in the backbone, from 0, has ``lr * layer_decay ** (n - i)``.
+        gamma_multiplier: Of the rate of the gammas of position and channel attention, beside
+            ``head_multiplier``.
     """
 
     lr: float
@@ -40,6 +43,7 @@ class SGD:
     nesterov: bool = False
     decay_norm: bool = True
     layer_decay: float = 1.0
+    gamma_multiplier: float = 1.0
 
     def __post_init__(self) -> None:
         _check(self)
@@ -73,6 +77,7 @@ class AdamW:
     weight_decay: float = 0.01
     decay_norm: bool = False
     layer_decay: float = 1.0
+    gamma_multiplier: float = 1.0
 
     def __post_init__(self) -> None:
         _check(self)
@@ -88,7 +93,7 @@ class AdamW:
 def _check(factory: SGD | AdamW) -> None:
     if not (math.isfinite(factory.lr) and factory.lr > 0):
         raise ValueError(f"lr={factory.lr} is not a finite number above 0")
-    for name in ("head_multiplier", "weight_decay"):
+    for name in ("head_multiplier", "gamma_multiplier", "weight_decay"):
         value = getattr(factory, name)
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}={value} is not a finite number of at least 0")
@@ -105,6 +110,8 @@ def _can_fuse(model: nn.Module) -> bool:
 def parameter_groups(model: nn.Module, factory: SGD | AdamW) -> list[dict[str, Any]]:
     """Group parameters by rate and decay, without frozen ones; ``base_lr`` is before schedule."""
     factors = layer_factors(model, factory)
+    kinds = PositionAttention, ChannelAttention
+    gammas = {module.gamma for module in model.modules() if isinstance(module, kinds)}
     groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -113,6 +120,8 @@ def parameter_groups(model: nn.Module, factory: SGD | AdamW) -> list[dict[str, A
         # Norms, biases and gamma are the parameters of one dimension.
         decays = factory.decay_norm or parameter.ndim > 1
         factor = factory.head_multiplier if in_head else factors.get(name, 1.0)
+        if in_head and parameter in gammas:
+            factor *= factory.gamma_multiplier
         base_lr = factory.lr * factor
         weight_decay = factory.weight_decay if decays else 0.0
         # ``lr`` is overwritten in every step; torch keeps other keys.

@@ -40,7 +40,7 @@ from danet.models.finetuning import count_frozen
 from danet.ops.attention import PositionAttention
 from danet.preflight import advice
 from danet.preflight.plan import describe, refuse_the_impossible
-from danet.visualization.attention import validation_pictures
+from danet.visualization.attention import validation_diagnosis, validation_pictures
 
 
 class Parts:
@@ -209,7 +209,10 @@ def make_folder(config: TrainConfig, saved: Checkpoint | None) -> Path:
 def score(
     parts: Parts, log: RunLog, val_set: SegmentationDataset, model: nn.Module, step: int
 ) -> tuple[ConfusionMatrix, float]:
-    """Score a network on the whole validation set, and return its loss; show pictures of it."""
+    """Score a network on the whole validation set, and return its loss.
+
+    The first process also logs how its attention is distributed, and shows pictures of it.
+    """
     data, infer = parts.config.data, parts.evaluation
     collectives.broadcast_buffers(model)
     batches = eval_batches(val_set, **parts.loader_settings)
@@ -221,10 +224,13 @@ def score(
     # Equal on all processes to the last bit, so they agree on whether the run ends early.
     for counts in (confusion.counts, loss.sums):
         collectives.sum_in_place(counts)
+    height, width = data.crop or data.size or (512, 512)
+    # A training batch of so many pixels fits the device; attention is computed for as many.
+    pixels = data.batch_size * height * width
+    is_first = collectives.is_first()
+    if is_first and (found := validation_diagnosis(model, val_set, max_pixels=pixels)):
+        log.scalars(step, "attention", found)
     if log.trackers:
-        height, width = data.crop or data.size or (512, 512)
-        # A training batch of so many pixels fits the device; attention maps are drawn of as many.
-        pixels = data.batch_size * height * width
         log.images(step, validation_pictures(model, val_set, infer, max_pixels=pixels))
     return confusion, loss.mean()
 

@@ -1,10 +1,12 @@
-"""Attention maps of a network, as numbers and as the columns of the paper's figure 6.
+"""Attention of a network: its maps, what they amount to, and the columns of the paper's figure 6.
 
 Images are uint8 (H, W, 3), RGB, or raw bands (H, W, N).
 """
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import cv2
@@ -17,11 +19,18 @@ from danet.bands import as_input
 from danet.datasets.base import SegmentationDataset
 from danet.evaluation.evaluate import Inference
 from danet.models.heads.dual import AttentionBranch
+from danet.ops.attention import ChannelAttention, PositionAttention
+from danet.ops.diagnostics import diagnose
 from danet.visualization.overlay import Legend, SegmentedImage, compose, enlarge, resize, sheet
 
 _MARK, _EDGE = (255, 255, 255), (0, 0, 0)
 _DEGREES = ((1, "far stronger"), (0.25, "stronger"), (-math.inf, "not stronger"))
 """Least score of ``rank_channels``, and how a title says it."""
+
+# What ``explain`` goes by; round numbers, no results of a study.
+EVEN = 0.7  # of all columns: a row with the entropy of so many is nearly uniform
+SAME, OWN = 0.8, 0.5  # mean cosine of two rows from which on they are alike; below, they differ
+SLIGHT = 0.05  # of the norm of the features: what moves them by less hardly counts
 
 
 class Point(NamedTuple):
@@ -43,17 +52,25 @@ def as_tensor(image: np.ndarray, model: nn.Module) -> Tensor:
     return torch.from_numpy(as_input(image)).permute(2, 0, 1)[None].to(device)
 
 
-def _attention_and_input(model: Any, name: str, image: np.ndarray) -> tuple[Any, Tensor]:
-    """Return the attention of a branch and the features that enter it, (1, C, h, w)."""
-    branch, shared = attention_branches(model)[name], getattr(model.head, "shared", nn.Identity())
-    features = model.backbone(model.normalise(as_tensor(image, model)))[-1]
-    return branch.attention, branch.reduce(shared(features))
+@torch.no_grad()
+def features_of(model: Any, image: np.ndarray) -> Tensor:
+    """Return what enters the branches of a head for an image, (1, C, h, w)."""
+    shared = getattr(model.head, "shared", nn.Identity())
+    features: Tensor = shared(model.backbone(model.normalise(as_tensor(image, model)))[-1])
+    return features
+
+
+@torch.no_grad()
+def attention_and_input(model: nn.Module, name: str, features: Tensor) -> tuple[Any, Tensor]:
+    """Return the attention of a branch and its input, (1, c, h, w), of ``features_of`` an image."""
+    branch = attention_branches(model)[name]
+    return branch.attention, branch.reduce(features)
 
 
 @torch.inference_mode()
 def channel_maps(model: nn.Module, image: np.ndarray) -> Tensor:
     """Return the output of the channel attention for an image, (C, h, w)."""
-    attention, x = _attention_and_input(model, "channel", image)
+    attention, x = attention_and_input(model, "channel", features_of(model, image))
     return attention(x)[0]
 
 
@@ -61,10 +78,55 @@ def channel_maps(model: nn.Module, image: np.ndarray) -> Tensor:
 def queries_and_keys(model: nn.Module, image: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return the queries and the keys of the position attention, each float32 (D, h, w).
 
-    The weights of position i are the softmax over j of query_i . key_j.
+    The weights of position i are the softmax over j of query_i . key_j. Registers are left out, so
+    these are weights among the positions, with sum 1 whatever the registers take.
     """
-    attention, x = _attention_and_input(model, "position", image)
-    return attention.query(x)[0].float(), attention.key(x)[0].float()
+    attention, x = attention_and_input(model, "position", features_of(model, image))
+    query, key = attention.project(x)  # (1, N, D), (1, N + registers, D)
+    query, key = (part[0, : query.shape[1]].T.float() for part in (query, key))
+    return query.unflatten(1, x.shape[2:]), key.unflatten(1, x.shape[2:])
+
+
+def diagnose_attention(
+    model: nn.Module, images: Iterable[np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """Return the figures of ``diagnose`` for each branch, their mean over some images.
+
+    Each image passes the network whole, which is in eval mode. Branches with an attention that is
+    neither of the two of DANet are left out.
+    """
+    known = PositionAttention, ChannelAttention
+    names = [n for n, b in attention_branches(model).items() if isinstance(b.attention, known)]
+    found = defaultdict(list)
+    for image in images if names else ():
+        features = features_of(model, image)
+        for name in names:
+            found[name].append(diagnose(*attention_and_input(model, name, features)))
+    return {name: {key: fmean(x[key] for x in of) for key in of[0]} for name, of in found.items()}
+
+
+def explain(name: str, found: Mapping[str, float]) -> str:
+    """Say in two sentences what the figures of a branch, "position" or "channel", mean."""
+    size, effective, cosine = found["size"], found["effective"], found["row_cosine"]
+    figures = f"{effective:.3g} of {size:.0f}, mean cosine of two rows {cosine:.2f}"
+    what = "vector to every position" if name == "position" else "map to every channel"
+    if effective >= EVEN * size:
+        text = f"Every {name} attends to nearly all others alike ({figures}): it adds an average."
+    elif cosine >= SAME:
+        share = f"{100 * found['on_strongest']:.0f} % of all attention on a single one"
+        text = f"All {name}s attend to nearly the same {name}s ({figures}, {share}): the attention "
+        text += f"adds nearly the same {what}."
+    elif cosine >= OWN:
+        text = f"The {name}s attend in part to the same {name}s ({figures})."
+    else:
+        text = f"The {name}s attend to {name}s of their own ({figures})."
+    if "on_registers" in found:
+        text += f" Registers take {100 * found['on_registers']:.0f} % of the attention."
+    gamma, moved = found["gamma"], f"{100 * found['moved']:.2g} % of their norm"
+    if gamma == 0:
+        return f"{text} gamma is 0, so the attention adds nothing: the head is one without it."
+    text += f" gamma is {gamma:.2g}, so the attention moves the features by {moved}"
+    return text + (": the head is nearly one without it." if found["moved"] < SLIGHT else ".")
 
 
 def position_maps(model: nn.Module, image: np.ndarray, points: Sequence[Point]) -> Tensor:
@@ -220,9 +282,32 @@ def validation_pictures(
         picture = SegmentedImage(name, image, prediction, mask)
         drawn[name] = sheet(legend, picture)
         if place % 2 == 0 and attention_branches(model):
-            small = resize(picture, min(1, math.sqrt(max_pixels / mask.size)))
+            small = _for_one_pass(model, picture, max_pixels)
             drawn[f"{name}_attention"] = figure(model, small, legend)
     return drawn
+
+
+def validation_diagnosis(
+    model: nn.Module, dataset: SegmentationDataset, *, max_pixels: int
+) -> dict[str, float]:
+    """Diagnose the attention in four evenly spaced samples: "position/gamma" and the like.
+
+    Empty without a branch of attention. The model and the sizes are as in ``validation_pictures``.
+    """
+    model.eval()
+    samples = (dataset[index] for index in spread(len(dataset), 4))
+    pictures = (SegmentedImage(name, image, mask) for image, mask, name in samples)
+    images = (_for_one_pass(model, picture, max_pixels).image for picture in pictures)
+    found = diagnose_attention(model, images)
+    return {f"{name}/{key}": value for name, of in found.items() for key, value in of.items()}
+
+
+def _for_one_pass(model: Any, picture: SegmentedImage, max_pixels: int) -> SegmentedImage:
+    """Make a picture smaller if it has more pixels, or longer sides than the backbone computes."""
+    shape = picture.prediction.shape
+    sides = getattr(model.backbone, "size", None) or shape
+    factors = (side / own for side, own in zip(sides, shape, strict=True))
+    return resize(picture, min(1, math.sqrt(max_pixels / math.prod(shape)), *factors))
 
 
 def spread(length: int, count: int) -> list[int]:
