@@ -2,13 +2,15 @@
 
 python scripts/study.py study=scenes [level=NAME] [variant=NAME] [seed=N] [runs=DIR] [results=DIR]
 python scripts/study.py study=camvid data.root=<camvid>
+python scripts/study.py study=frozen data.root=<camvid> frozen.kept=DIR
 python scripts/study.py study=scenes list=true          list what is done, and how long it took
 python scripts/study.py study=scenes results=DIR trainer.steps=9     other settings, elsewhere
 
 The studies are defined in studies.yaml beside this file. Every run is trained, scored once, and
 leaves a small file of metrics in ``results`` (docs/results); a run that has one is not repeated,
 and an interrupted one is resumed. Further settings are those of the training; since they change the
-study, they need ``results=DIR``. ``python scripts/results.py`` makes tables and plots of the files.
+study, they need ``results=DIR``. Those of a study with ``frozen: true`` are of
+``scripts/frozen_heads.py``. ``python scripts/results.py`` makes tables and plots of the files.
 """
 
 import json
@@ -32,24 +34,36 @@ if __name__ == "__main__":
     require_packages(__file__)
 
 import command_line
+import frozen_heads
 import numpy as np
 import torch
 import yaml
 from provenance import commit, processor
 
 import danet
+from danet.config.build import checked_config, load_saved, make_dataset
 from danet.config.schema import did_you_mean
+from danet.datasets.base import SegmentationDataset
 from danet.errors import InputError, UserError
 from danet.filesystem import atomic_write
+from danet.visualization.attention import (
+    as_tensor,
+    attention_branches,
+    diagnose_attention,
+    spread,
+)
+from danet.visualization.evidence import as_rows, deletion_test
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "scripts" / "studies.yaml"
 RESULTS = ROOT / "docs" / "results"
 OWN = ("study", "level", "variant", "seed", "runs", "results", "list")
-PLACES = ("data.root", "data.num_workers", "data.cache", "trainer.device")
+PLACES = ("data.root", "data.num_workers", "data.cache", "trainer.device", "frozen.kept")
 """Settings of the training that do not influence a result."""
 _POINTS = 60
 """Number of points of a loss curve that are kept."""
+_EXAMINED = 10
+"""Number of test pictures whose attention is examined."""
 
 
 class Run(NamedTuple):
@@ -145,6 +159,8 @@ def do(run: Run, folder: Path, places: Sequence[str]) -> dict[str, Any]:
         UserError: A tool ended with an error, which it has printed.
     """
     definition = studies()[run.study]
+    if definition.get("frozen"):
+        return do_frozen(run, folder, places)
     clock = folder.with_suffix(".seconds")
     train = ["tools/train.py", f"run.dir={folder}", "resume=auto", *run.settings, *places]
     started = time.monotonic()
@@ -156,20 +172,70 @@ def do(run: Run, folder: Path, places: Sequence[str]) -> dict[str, Any]:
         before = float(clock.read_text()) if clock.is_file() else 0.0
         clock.write_text(f"{before + seconds:.1f}")
     scored = [score(definition, folder, split, places) for split in definition["splits"]]
+    saved = load_saved(folder / "last.pt")
     model = danet.load_model(folder / "last.pt")
+    data = make_dataset(checked_config(saved, folder), definition["splits"][0], training=False)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["kind"] == "train"]
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     images = config["data"]["batch_size"] * config["trainer"]["accumulate"]
     return {
-        **{key: getattr(run, key) for key in ("study", "level", "variant", "seed")},
-        "command": command_of(run),
+        **origin(run, places),
         **scored[0],
         "other_splits": scored[1:],
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds_per_step": round(images / median(x["images_per_second"] for x in steps), 3),
-        "loss": curve(steps),
+        "loss": curve([(x["step"], x["loss_main"]) for x in steps]),
         "minutes": round(float(clock.read_text()) / 60, 1),
+        **examine(model, data),
+    }
+
+
+def do_frozen(run: Run, folder: Path, places: Sequence[str]) -> dict[str, Any]:
+    """Train and score a head on kept features; return the result to store."""
+    started = time.monotonic()
+    found = frozen_heads.train([*run.settings, *places])
+    frozen_heads.save(found, folder)
+    return {
+        **origin(run, places),
+        **frozen_heads.score(found),
+        "other_splits": [],
+        "parameters": sum(p.numel() for p in found.model.parameters()),
+        "seconds_per_step": round(found.seconds_per_step, 3),
+        "loss": curve(found.losses),
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        **examine(found.model, found.data),
+    }
+
+
+@torch.inference_mode()
+def examine(model: Any, data: SegmentationDataset) -> dict[str, Any]:
+    """Return what the attention of a network does on some pictures, if its head has one."""
+    images = [data[index].image for index in spread(len(data), _EXAMINED)]
+    found: dict[str, Any] = {}
+    if branches := attention_branches(model):
+        found["attention"] = diagnose_attention(model, images)
+    if "position" in branches and "position" in found["attention"]:
+        inputs = (model.normalise(as_tensor(image, model)) for image in images)
+        deletions = [d for x in inputs for d in deletion_test(model, model.backbone(x)[-1])]
+        found["deletion"] = as_rows(deletions, data.classes)
+    return rounded(found)
+
+
+def rounded(value: Any) -> Any:
+    """Round all numbers in plain data to four significant digits."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def origin(run: Run, places: Sequence[str]) -> dict[str, Any]:
+    """Return which run a result is of, and what computed it."""
+    return {
+        **{key: getattr(run, key) for key in ("study", "level", "variant", "seed")},
+        "command": command_of(run),
         "machine": machine(places),
         "versions": {
             "danet": danet.__version__,
@@ -203,9 +269,9 @@ def score(
     }
 
 
-def curve(steps: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """Return step and loss of the prediction alone, which every head has, at some of the steps."""
-    points = [[x["step"], round(x["loss_main"], 4)] for x in steps]
+def curve(losses: Sequence[tuple[int, float]]) -> list[list[float]]:
+    """Return the loss of the prediction alone, which every head has, at some of the steps."""
+    points = [[step, round(loss, 4)] for step, loss in losses]
     return points[:: max(1, len(points) // _POINTS)]
 
 
@@ -240,7 +306,9 @@ def stored(run: Run, path: Path) -> dict[str, Any]:
 
 def command_of(run: Run) -> str:
     """Return the command that trains a run."""
-    return " ".join(["python tools/train.py", *run.settings])
+    is_frozen = studies()[run.study].get("frozen")
+    script = "scripts/frozen_heads.py" if is_frozen else "tools/train.py"
+    return " ".join([f"python {script}", *run.settings])
 
 
 def status(runs: Sequence[Run], results: Path) -> Iterator[str]:
@@ -251,7 +319,7 @@ def status(runs: Sequence[Run], results: Path) -> Iterator[str]:
             found = stored(run, path)
             yield f"  done   {run.name}: mIoU {100 * found['miou']:.2f}, {found['minutes']} minutes"
         else:
-            yield f"  to do  {run.name}: python tools/train.py {' '.join(run.settings)}"
+            yield f"  to do  {run.name}: {command_of(run)}"
 
 
 def main(arguments: Sequence[str]) -> None:
