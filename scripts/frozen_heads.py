@@ -10,6 +10,7 @@ own the script has
     frozen.kept=runs/features   folder of the kept features
     frozen.share=1              of the training pictures: 0.25 takes every fourth
     frozen.tile=null            [H,W]: views are the parts of pictures of this size, not wholes
+    frozen.label_step=4         in training, the label of every fourth row and column counts
     frozen.checkpoint=null      a trained checkpoint whose backbone is taken
 
 The head is scored on the split ``frozen.split`` (test), whole pictures. The checkpoint last.pt in
@@ -67,6 +68,7 @@ class Own(NamedTuple):
     kept: Path
     share: float
     tile: list[int] | None
+    label_step: int
     checkpoint: str | None
     split: str
 
@@ -97,10 +99,14 @@ class Kept:
         self.features = np.load(folder / "features.npy", mmap_mode="r")
         self.masks = np.load(folder / "masks.npy", mmap_mode="r")
 
-    def batch(self, views: Sequence[int]) -> Batch:
-        """Return some of the views, with features (B, C, h, w) in the place of images."""
-        index = list(views)
-        features, masks = self.features[index], self.masks[index]  # copies
+    def batch(self, views: Sequence[int], step: int = 1) -> Batch:
+        """Return some of the views, with features (B, C, h, w) in the place of images.
+
+        Their labels are those of every ``step``-th row and column.
+        """
+        index, places = list(views), slice(step // 2, None, step)
+        features = self.features[index]  # a copy
+        masks = np.ascontiguousarray(self.masks[index][:, places, places])
         return Batch(torch.from_numpy(features), torch.from_numpy(masks), ("",) * len(index))
 
 
@@ -125,16 +131,17 @@ def parse(settings: Sequence[str]) -> tuple[Own, list[str]]:
         if key.startswith("frozen.") and key not in names:
             raise InputError(f"{key}: expected one of {', '.join(names)}")
     given = {key.removeprefix("frozen."): value for key, value in own.items()}
+    expected = "share is above 0 and at most 1, tile is [H,W] or null, label_step is at least 1"
     try:
-        share = float(given.get("share", "1"))
+        share, step = float(given.get("share", "1")), int(given.get("label_step", "4"))
         tile = json.loads(given.get("tile", "null"))
-        is_size = tile is None or [type(n) for n in tile] == [int, int]
+        is_valid = 0 < share <= 1 <= step and (tile is None or [*map(type, tile)] == [int, int])
     except (ValueError, TypeError):
-        share, is_size = 0.0, False
-    if not 0 < share <= 1 or not is_size:
-        raise InputError("frozen.share is above 0 and at most 1, frozen.tile is [H,W] or null")
+        is_valid = False
+    if not is_valid:
+        raise InputError(f"{' '.join(f'{k}={v}' for k, v in own.items())}: frozen.{expected}")
     kept = Path(given.get("kept", ROOT / "runs" / "features")).expanduser()
-    return Own(kept, share, tile, given.get("checkpoint"), given.get("split", "test")), others
+    return Own(kept, share, tile, step, given.get("checkpoint"), given.get("split", "test")), others
 
 
 def compose(settings: Sequence[str]) -> TrainConfig:
@@ -167,7 +174,7 @@ def train(settings: Sequence[str]) -> Trained:
     batches = in_random_order(len(kept.masks) // 2, config.data.batch_size, own.share, config.seed)
     losses, started, steps = [], time.monotonic(), range(config.trainer.steps)
     for number, views in zip(tqdm(steps, unit="step", disable=None), batches, strict=False):
-        terms = step([kept.batch(views)], number)
+        terms = step([kept.batch(views, own.label_step)], number)
         losses.append((number + 1, terms["main"].item()))
     seconds = (time.monotonic() - started) / len(steps)
     if not all(math.isfinite(value) for _, value in losses):
