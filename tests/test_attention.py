@@ -270,7 +270,7 @@ def test_the_operators_keep_the_rules_of_torch_and_count_their_work():
 
 
 def test_an_unknown_energy_is_named():
-    with pytest.raises(ValueError, match="energy='dot' is neither 'distance' nor 'similarity'"):
+    with pytest.raises(ValueError, match="energy='dot' is not one of distance, similarity"):
         ChannelAttention("dot")
 
 

@@ -49,6 +49,7 @@ from danet.visualization.attention import (
     as_tensor,
     attention_branches,
     choose_points,
+    diagnose_attention,
     figure,
     spread,
 )
@@ -227,7 +228,9 @@ def examine(
     best, worst = order[half:][::-1], order[:half]
     wanted = find_classes(settings.classes, classes)
     has_viewer = "position" in attention_branches(model)
-    shown = spread(len(dataset), settings.count) if has_viewer else []
+    spaced = spread(len(dataset), settings.count)
+    samples = (dataset[i] for i in spaced)
+    pictures = (SegmentedImage(name, image, mask) for image, mask, name in samples)
     warning = single_class_warning(confusion.matrix, classes)
     if warning:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
@@ -252,8 +255,9 @@ def examine(
             "Worst pictures": [(segmented(i), by_image[i]) for i in worst[:_EXTREMES]],
         },
         calibration=[found.facts() for found in calibrations],
-        views=[report.view(model, segmented(i), wanted) for i in shown],
+        views=[report.view(model, segmented(i), wanted) for i in spaced if has_viewer],
         corruptions=corruption_scores(network, dataset, folder),
+        attention=diagnose_attention(model, (report.fit(model, x).image for x in pictures)),
     )
 
 

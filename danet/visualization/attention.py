@@ -282,7 +282,7 @@ def validation_pictures(
         picture = SegmentedImage(name, image, prediction, mask)
         drawn[name] = sheet(legend, picture)
         if place % 2 == 0 and attention_branches(model):
-            small = _for_one_pass(model, picture, max_pixels)
+            small = for_one_pass(model, picture, max_pixels)
             drawn[f"{name}_attention"] = figure(model, small, legend)
     return drawn
 
@@ -297,12 +297,14 @@ def validation_diagnosis(
     model.eval()
     samples = (dataset[index] for index in spread(len(dataset), 4))
     pictures = (SegmentedImage(name, image, mask) for image, mask, name in samples)
-    images = (_for_one_pass(model, picture, max_pixels).image for picture in pictures)
+    images = (for_one_pass(model, picture, max_pixels).image for picture in pictures)
     found = diagnose_attention(model, images)
     return {f"{name}/{key}": value for name, of in found.items() for key, value in of.items()}
 
 
-def _for_one_pass(model: Any, picture: SegmentedImage, max_pixels: int) -> SegmentedImage:
+def for_one_pass(
+    model: Any, picture: SegmentedImage, max_pixels: float = math.inf
+) -> SegmentedImage:
     """Make a picture smaller if it has more pixels, or longer sides than the backbone computes."""
     shape = picture.prediction.shape
     sides = getattr(model.backbone, "size", None) or shape

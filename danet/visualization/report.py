@@ -21,7 +21,13 @@ from torch import nn
 from danet.datasets.labels import is_background
 from danet.evaluation.corruptions import GROUPS
 from danet.evaluation.metrics import ConfusionMatrix
-from danet.visualization.attention import choose_points, queries_and_keys
+from danet.visualization.attention import (
+    choose_points,
+    explain,
+    features_of,
+    for_one_pass,
+    queries_and_keys,
+)
 from danet.visualization.overlay import Legend, SegmentedImage, panels_of, resize
 
 _TEMPLATES = Environment(
@@ -99,6 +105,22 @@ def _ticks(low: float, high: float) -> list[float]:
 _MAX_WIDTH = 800  # of a picture on the page, in pixels
 MAX_POSITIONS = 8192  # of a picture in the viewer; their queries and keys take 5 MB of the page
 
+_FIGURES = {
+    "size": "positions, or channels: the rows and columns of the attention map",
+    "effective": "columns that a row attends to (exponential of its entropy)",
+    "on_strongest": "share of all attention on the strongest column",
+    "same_strongest": "share of the rows that have their largest weight in the same column",
+    "row_cosine": "mean cosine of two rows",
+    "energy_std": "standard deviation of the energies of a row",
+    "reach": "mean distance of what is attended to, as a share of the diagonal",
+    "on_registers": "share of all attention on registers",
+    "scale": "learned scale of the similarities",
+    "gamma": "gamma",
+    "moved": "norm of gamma * context, as a share of that of the features",
+    "varies": "share of the norm of the context that differs between rows",
+}
+"""Keys of ``diagnose``, in the order of the page, and what it says of them."""
+
 
 class Report(NamedTuple):
     """The content of the page."""
@@ -114,6 +136,8 @@ class Report(NamedTuple):
     calibration: Sequence[Mapping[str, Any]]  # facts of Calibration at one or two temperatures
     corruptions: Mapping[str, Sequence[float]] = {}
     """Name -> mean IoU without the corruption, then at its strengths; empty where not scored."""
+    attention: Mapping[str, Mapping[str, float]] = {}
+    """Of ``diagnose_attention``, by branch; empty for a head without one."""
 
 
 def page(report: Report) -> str:
@@ -131,6 +155,12 @@ def page(report: Report) -> str:
     by_group = defaultdict(list)
     for name, row in report.corruptions.items():
         by_group[GROUPS[name]].append(row)
+    attention = named_curves(lines, "attention", "")
+
+    def of_branches(figure: str) -> dict[str, Curve]:
+        found = {branch: attention.get(f"{branch}/{figure}") for branch in report.attention}
+        return {branch: curve for branch, curve in found.items() if curve}
+
     means = {group: list(enumerate(np.mean(rows, axis=0))) for group, rows in by_group.items()}
     return render(
         "report.html",
@@ -150,6 +180,16 @@ def page(report: Report) -> str:
         chart=chart,
         groups=GROUPS,
         corruption_chart=chart("corruptions, mean IoU", means, along="strength"),
+        figures={
+            text: [found.get(key) for found in report.attention.values()]
+            for key, text in _FIGURES.items()
+            if any(key in found for found in report.attention.values())
+        },
+        explanations=[explain(name, found) for name, found in report.attention.items()],
+        attention_charts=[
+            chart("attention, gamma", of_branches("gamma")),
+            chart("attention, mean cosine of two rows", of_branches("row_cosine")),
+        ],
         pixels=totals / max(1, totals.sum()),
         # Zeros for classes without a true pixel.
         confusion=(matrix / np.maximum(totals, 1)[:, None]).tolist(),
@@ -160,19 +200,24 @@ def page(report: Report) -> str:
     )
 
 
+def fit(model: nn.Module, picture: SegmentedImage) -> SegmentedImage:
+    """Make a picture smaller if the head has more than 8192 positions for it."""
+    picture = for_one_pass(model, picture)
+    # The stride of the network is not known here, so the size is found by trying.
+    while (positions := features_of(model, picture.image)[0, 0].numel()) > MAX_POSITIONS:
+        picture = resize(picture, (MAX_POSITIONS / positions) ** 0.5 * 0.98)
+    return picture
+
+
 def view(model: nn.Module, picture: SegmentedImage, wanted: Sequence[int] = ()) -> dict[str, Any]:
     """Run a network with position attention over a picture; return what the viewer reads.
 
-    Attention is that of one pass over all of it, made smaller if it has more than 8192 positions.
+    Attention is that of one pass over all of it, made smaller as ``fit`` does.
     The viewer starts at a cell of one of the classes ``wanted``, or else of a rare one.
     """
-    # The stride of the network is not known here, so the size is found by trying.
-    while True:
-        queries, keys = queries_and_keys(model, picture.image)
-        depth, rows, columns = queries.shape
-        if rows * columns <= MAX_POSITIONS:
-            break
-        picture = resize(picture, (MAX_POSITIONS / (rows * columns)) ** 0.5 * 0.98)
+    picture = fit(model, picture)
+    queries, keys = queries_and_keys(model, picture.image)
+    depth, rows, columns = queries.shape
     name, image, prediction, _ = picture
     # The class in the middle of each cell.
     cells = cv2.resize(prediction, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT)
