@@ -227,11 +227,12 @@ def score(
     height, width = data.crop or data.size or (512, 512)
     # A training batch of so many pixels fits the device; attention is computed for as many.
     pixels = data.batch_size * height * width
+    if log.trackers:
+        log.images(step, validation_pictures(model, val_set, infer, max_pixels=pixels))
+    # Last: an evaluation that is stopped before is repeated, and leaves no line twice.
     is_first = collectives.is_first()
     if is_first and (found := validation_diagnosis(model, val_set, max_pixels=pixels)):
         log.scalars(step, "attention", found)
-    if log.trackers:
-        log.images(step, validation_pictures(model, val_set, infer, max_pixels=pixels))
     return confusion, loss.mean()
 
 
