@@ -46,13 +46,8 @@ from danet.config.schema import did_you_mean
 from danet.datasets.base import SegmentationDataset
 from danet.errors import InputError, UserError
 from danet.filesystem import atomic_write
-from danet.visualization.attention import (
-    as_tensor,
-    attention_branches,
-    diagnose_attention,
-    spread,
-)
-from danet.visualization.evidence import as_rows, deletion_test
+from danet.visualization.attention import diagnose_attention, spread
+from danet.visualization.evidence import deletions_by_class
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "scripts" / "studies.yaml"
@@ -208,18 +203,14 @@ def do_frozen(run: Run, folder: Path, places: Sequence[str]) -> dict[str, Any]:
     }
 
 
-@torch.inference_mode()
 def examine(model: Any, data: SegmentationDataset) -> dict[str, Any]:
     """Return what the attention of a network does on some pictures, if its head has one."""
     images = [data[index].image for index in spread(len(data), _EXAMINED)]
-    found: dict[str, Any] = {}
-    if branches := attention_branches(model):
-        found["attention"] = diagnose_attention(model, images)
-    if "position" in branches and "position" in found["attention"]:
-        inputs = (model.normalise(as_tensor(image, model)) for image in images)
-        deletions = [d for x in inputs for d in deletion_test(model, model.backbone(x)[-1])]
-        found["deletion"] = as_rows(deletions, data.classes)
-    return rounded(found)
+    found = {
+        "attention": diagnose_attention(model, images),
+        "deletion": deletions_by_class(model, images, data.classes),
+    }
+    return {key: rounded(value) for key, value in found.items() if value}
 
 
 def rounded(value: Any) -> Any:

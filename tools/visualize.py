@@ -53,6 +53,7 @@ from danet.visualization.attention import (
     figure,
     spread,
 )
+from danet.visualization.evidence import deletions_by_class
 from danet.visualization.overlay import Legend, SegmentedImage, resize, save_image, sheet
 
 Picture = tuple[str, np.ndarray, np.ndarray | None]
@@ -230,7 +231,10 @@ def examine(
     has_viewer = "position" in attention_branches(model)
     spaced = spread(len(dataset), settings.count)
     samples = (dataset[i] for i in spaced)
-    pictures = (SegmentedImage(name, image, mask) for image, mask, name in samples)
+    fitting = (
+        report.fit(model, SegmentedImage(name, image, mask)) for image, mask, name in samples
+    )
+    images = [picture.image for picture in fitting] if attention_branches(model) else []
     warning = single_class_warning(confusion.matrix, classes)
     if warning:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
@@ -257,7 +261,8 @@ def examine(
         calibration=[found.facts() for found in calibrations],
         views=[report.view(model, segmented(i), wanted) for i in spaced if has_viewer],
         corruptions=corruption_scores(network, dataset, folder),
-        attention=diagnose_attention(model, (report.fit(model, x).image for x in pictures)),
+        attention=diagnose_attention(model, images),
+        deletions=deletions_by_class(model, images, classes, points=4),
     )
 
 

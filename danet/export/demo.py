@@ -95,13 +95,14 @@ def write(
     # Of other variants the energies are not products of what the two convolutions give.
     head = config.model["head"]
     is_plain = head.get("similarity", "dot") == "dot" and head.get("scale", "none") == "none"
-    shown = {"queries": "query", "keys": "key"} if is_plain else {}
     program = folder.parent / "model.onnx"
     files["index.html"] = render(
         "demo.html",
         saved=saved,
         examples=list(examples),
-        has_attention=give_classes(program, folder / NETWORK, is_wide, shown),
+        has_attention=give_classes(
+            program, folder / NETWORK, is_wide=is_wide, with_attention=is_plain
+        ),
         untinted=[i for i, name in enumerate(saved["classes"]) if is_background(name)],
         smallest=SMALLEST,
         network=NETWORK,
@@ -113,12 +114,11 @@ def write(
     return folder
 
 
-def give_classes(program: Path, path: Path, is_wide: bool, more: Mapping[str, str]) -> bool:
+def give_classes(program: Path, path: Path, *, is_wide: bool, with_attention: bool = True) -> bool:
     """Copy an ONNX file, with ``classes``, (B, H, W), as its output in place of logits.
 
-    They are uint8, or uint16 if ``is_wide``. If it has position attention, the outputs of its
-    convolutions ``more``, by new names, float32 (B, D, h, w), are given as well. Return whether
-    they are.
+    They are uint8, or uint16 if ``is_wide``. If it has position attention, its ``queries`` and
+    ``keys``, float32 (B, D, h, w), are given as well. Return whether they are.
     """
     import onnx  # an optional dependency
     from onnx import TensorProto, helper
@@ -128,7 +128,8 @@ def give_classes(program: Path, path: Path, is_wide: bool, more: Mapping[str, st
     kind = TensorProto.UINT16 if is_wide else TensorProto.UINT8
     added = [argmax, helper.make_node("Cast", ["index"], ["classes"], to=kind)]
     outputs = [helper.make_tensor_value_info("classes", kind, [None] * 3)]
-    for name, layer in more.items():
+    layers = (("queries", "query"), ("keys", "key")) if with_attention else ()
+    for name, layer in layers:
         weight = f"network.head.position.attention.{layer}.weight"
         for node in copy.graph.node:
             if weight in node.input:

@@ -8,11 +8,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from danet.errors import InputError
-from danet.visualization.attention import attention_branches, spread
+from danet.ops.attention import PositionAttention
+from danet.visualization.attention import as_tensor, attention_branches, spread
 
 _VARIANTS = 16  # of the features, in a batch
 _ELEMENTS = 2**28  # of the features of a batch: 1 GiB in float32
@@ -70,8 +72,15 @@ def deletion_test(
     head: Any = copy.deepcopy(model.head)
     before = head(features)["main"][0].flatten(1).float().softmax(dim=0).cpu()  # (K, N)
     chosen = list(_points(before.argmax(dim=0), points))
-    attention, shared = head.position.attention, getattr(head, "shared", nn.Identity())
-    query, key = attention.project(head.position.reduce(shared(features)))
+    # What does not depend on the values is computed once: the largest convolutions among it.
+    if isinstance(getattr(head, "shared", None), nn.Sequential):
+        head.shared = _Given(head.shared(features))
+        reduced = head.shared(features)
+    else:
+        for branch in map(head.get_submodule, attention_branches(model)):
+            branch.reduce = _Given(branch.reduce(features))
+        reduced = head.position.reduce(features)
+    query, key = head.position.attention.project(reduced)
     energies = query[0, [cell for cell, _ in chosen]].float() @ key[0].float().T
     # Registers are behind the N positions: they take attention, but are not removed.
     weights = energies.double().softmax(dim=-1)[:, : before.shape[1]].cpu()  # (P, N)
@@ -89,6 +98,24 @@ def deletion_test(
         Deletion(index, float(before[index, cell]), **removals)
         for (cell, index), removals in zip(chosen, found, strict=True)
     ]
+
+
+def deletions_by_class(
+    model: Any, images: Iterable[np.ndarray], names: Sequence[str], *, points: int = 8
+) -> list[dict[str, Any]]:
+    """Return rows of the test on pictures, which pass the network whole.
+
+    There are none for a head without the position attention of DANet.
+    """
+    branch = attention_branches(model).get("position")
+    if branch is None or not isinstance(branch.attention, PositionAttention):
+        return []
+    found = list[Deletion]()
+    for image in images:
+        with torch.inference_mode():
+            features = model.backbone(model.normalise(as_tensor(image, model)))[-1]
+        found += deletion_test(model, features, points=points)
+    return as_rows(found, names)
 
 
 def as_rows(deletions: Iterable[Deletion], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -149,6 +176,16 @@ def _choose(weights: Tensor, share: float, generator: torch.Generator) -> dict[s
 def _reach(weights: Tensor, mass: float) -> int:
     """Return how many weights have this sum, or one more than there are."""
     return int((weights.cumsum(dim=0) < mass).sum()) + 1
+
+
+class _Given(nn.Module):
+    def __init__(self, found: Tensor) -> None:
+        super().__init__()
+        self.found = found  # (1, C, h, w)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps anything of V variants to (V, C, h, w)."""
+        return self.found.expand(x.shape[0], -1, -1, -1)
 
 
 class _Keep(nn.Module):

@@ -138,6 +138,8 @@ class Report(NamedTuple):
     """Name -> mean IoU without the corruption, then at its strengths; empty where not scored."""
     attention: Mapping[str, Mapping[str, float]] = {}
     """Of ``diagnose_attention``, by branch; empty for a head without one."""
+    deletions: Sequence[Mapping[str, Any]] = ()
+    """Rows of ``deletions_by_class``."""
 
 
 def page(report: Report) -> str:
