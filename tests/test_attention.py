@@ -29,6 +29,28 @@ def position_formula(module, x):
     return module.gamma * context.view_as(x) + x
 
 
+def variant_formula(module, x, similarity, scale):
+    """The same with all that the paper does not have."""
+    q, k, v = (conv(x).flatten(2).unbind() for conv in (module.query, module.key, module.value))
+    contexts = []
+    for query, key, value, image in zip(q, k, v, x, strict=True):  # (D, N), (D, N), (C, N)
+        if similarity == "cosine":
+            query, key = query / query.norm(dim=0), key / key.norm(dim=0)
+        elif similarity == "whitened":
+            query, key = query - query.mean(dim=1)[:, None], key - key.mean(dim=1)[:, None]
+        values = value
+        if module.register_keys is not None:
+            key = torch.cat((key, module.register_keys.T), dim=1)
+            values = torch.cat((value, module.register_values.T), dim=1)
+        factor = {"none": 1, "sqrt": len(query) ** -0.5}.get(scale)
+        energies = (module.log_scale.exp() if factor is None else factor) * (query.T @ key)
+        context = values @ energies.softmax(dim=-1).T
+        if module.unary is not None:
+            context = context + (value @ module.unary(image).flatten().softmax(dim=0))[:, None]
+        contexts.append(context)
+    return module.gamma * torch.stack(contexts).view_as(x) + x
+
+
 def channel_formula(module, x):
     """Equations 3 and 4; ``distance`` as the released code writes it: softmax(max - E)."""
     a = x.flatten(2)
@@ -102,6 +124,62 @@ def test_position_attention_equals_the_formula_in_values_and_gradients(size):
     fast, slow = module(x), position_formula(module, x)
     torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
     assert_same_gradients(fast, slow, [x, *module.parameters()], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("registers", [0, 3])
+@pytest.mark.parametrize("unary", [False, True])
+@pytest.mark.parametrize("scale", ["none", "sqrt", "learned"])
+@pytest.mark.parametrize("similarity", ["dot", "cosine", "whitened"])
+def test_variants_equal_their_formula_in_values_and_gradients(similarity, scale, unary, registers):
+    module = PositionAttention(
+        16, 4, similarity=similarity, scale=scale, unary=unary, registers=registers, gamma=0.7
+    ).double()
+    if registers:
+        torch.nn.init.normal_(module.register_values)
+    x = torch.randn(2, 16, 5, 9, dtype=torch.float64, requires_grad=True)
+    fast, slow = module(x), variant_formula(module, x, similarity, scale)
+    torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
+    assert_same_gradients(fast, slow, [x, *module.parameters()], rtol=1e-9, atol=1e-9)
+
+
+def test_the_defaults_are_the_paper_and_have_the_parameters_of_the_released_weights():
+    convs = [f"{conv}.{part}" for conv in ("query", "key", "value") for part in ("weight", "bias")]
+    module = PositionAttention(16)
+    assert sorted(module.state_dict()) == sorted(["gamma", *convs])
+    assert module.gamma.item() == ChannelAttention().gamma.item() == 0
+    more = PositionAttention(16, 4, scale="learned", unary=True, registers=2).state_dict()
+    assert more.keys() - module.state_dict().keys() == {
+        *("log_scale", "unary.weight", "unary.bias", "register_keys", "register_values")
+    }
+
+
+def test_parameters_of_variants_start_where_the_docstring_says():
+    module = PositionAttention(64, 4, scale="learned", registers=2, gamma=0.25)
+    assert module.gamma.item() == ChannelAttention(gamma=0.25).gamma.item() == 0.25
+    assert module.gamma.shape == (1,)
+    assert module.log_scale.exp().item() == pytest.approx(1 / 4)  # of 16 channels
+    assert not module.register_values.any()
+    assert module.register_keys.any()
+    cosine = PositionAttention(64, 4, similarity="cosine", scale="learned")
+    assert cosine.log_scale.exp().item() == pytest.approx(10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("similarity", ["dot", "cosine", "whitened"])
+def test_variants_in_half_precision_are_close_to_float32(similarity, dtype):
+    module = PositionAttention(
+        32, 2, similarity=similarity, scale="learned", unary=True, registers=2, gamma=1.0
+    )
+    x = 3 * torch.randn(2, 32, 9, 11) + 5  # a mean that whitening has to take away
+    wanted = module.context(x)
+    with torch.autocast("cpu", dtype=dtype):
+        got = module.context(x)
+    assert got.dtype == dtype
+    assert relative_error(got, wanted) < 4 * torch.finfo(dtype).eps
+    got.float().square().mean().backward()
+    parts = [part for name, part in module.named_parameters() if name != "gamma"]
+    assert all(torch.isfinite(part.grad).all() for part in parts)
 
 
 @pytest.mark.parametrize("energy", ["distance", "similarity"])
@@ -240,7 +318,15 @@ def test_no_tensor_grows_with_the_square_of_the_positions_and_autograd_keeps_no_
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("make", [lambda: PositionAttention(16, 4), ChannelAttention])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PositionAttention(16, 4),
+        lambda: PositionAttention(16, 4, similarity="cosine", scale="learned", registers=2),
+        lambda: PositionAttention(16, 4, similarity="whitened", unary=True),
+        ChannelAttention,
+    ],
+)
 def test_compiled_modules_compute_the_same_without_a_break_in_the_graph(make, backend):
     module = make()
     torch.nn.init.constant_(module.gamma, 0.5)
@@ -269,9 +355,22 @@ def test_the_operators_keep_the_rules_of_torch_and_count_their_work():
     assert counter.get_total_flops() == forward + backward
 
 
-def test_an_unknown_energy_is_named():
-    with pytest.raises(ValueError, match="energy='dot' is not one of distance, similarity"):
-        ChannelAttention("dot")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ChannelAttention("dot"), "energy='dot' is not one of distance, similarity"),
+        (
+            lambda: PositionAttention(16, similarity="l2"),
+            "similarity='l2' is not one of dot, cosine, whitened",
+        ),
+        (lambda: PositionAttention(16, scale="log"), "scale='log' is not one of none, sqrt, lear"),
+        (lambda: PositionAttention(16, registers=-1), "registers=-1 is not at least 0"),
+        (lambda: PositionAttention(20), "channels=20 is not divisible by reduction=8"),
+    ],
+)
+def test_a_bad_value_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 # The choice of a fused kernel

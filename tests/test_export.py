@@ -1,5 +1,6 @@
 """What leaves the project computes what the network does, and comes back as it was."""
 
+import copy
 import json
 import re
 import shutil
@@ -23,6 +24,11 @@ from danet.types import Sample
 
 SIZES = [(64, 96), (45, 77), (200, 203)]
 """Two are no multiples of 8; the last has more positions than a tile of the attention."""
+VARIANTS = [
+    {"similarity": "whitened", "scale": "learned", "unary": True, "registers": 2, "gamma": 0.5},
+    {"similarity": "cosine", "scale": "learned", "gamma": 0.5},
+]
+"""Of the position attention."""
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +57,18 @@ def exported(tiny_checkpoint, tmp_path_factory):
     return place / "exported"
 
 
+def attention_variant(channels, reduction, **variant):
+    attention = PositionAttention(channels, reduction, **variant)
+    if attention.register_values is not None:
+        torch.nn.init.normal_(attention.register_values, std=9)
+    return attention
+
+
 @pytest.mark.parametrize("is_unrolled", [False, True])
 @pytest.mark.parametrize("count", [1, 511, 512, 513, 1500])
-def test_attention_in_tiles_is_the_formula(count, is_unrolled):
-    attention, x = PositionAttention(16, reduction=2), torch.randn(2, 16, 1, count)
-    torch.nn.init.constant_(attention.gamma, 0.5)
+@pytest.mark.parametrize("variant", [{"gamma": 0.5}, *VARIANTS])
+def test_attention_in_tiles_is_the_formula(variant, count, is_unrolled):
+    attention, x = attention_variant(16, 2, **variant), torch.randn(2, 16, 1, count)
     tiled = Exportable(torch.nn.Sequential(attention), is_unrolled=is_unrolled).network
     with torch.no_grad():
         torch.testing.assert_close(tiled(x), attention(x))
@@ -140,6 +153,27 @@ def test_a_program_of_one_size_has_no_scan_and_every_runtime_takes_it(model, tmp
     found = [[d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.value_info]
     assert [1, programs.QUERIES_PER_TILE, positions] in found
     assert [1, positions, positions] not in found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [None, (200, 203)], ids=["free", "fixed"])
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant["similarity"])
+def test_variants_of_the_attention_are_exported(model, tmp_path, variant, kind, size):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    other = copy.deepcopy(model)
+    channels = model.head.position.attention.value.out_channels
+    other.head.position.attention = attention_variant(channels, 2, **variant)
+    program = getattr(programs, f"export_{kind}")(other, tmp_path / "program", size=size)
+    for found in programs.compare(other, program, [size] if size else SIZES):
+        assert found.difference < 1e-4
+    image = programs._noise(model, 1, 200, 203)
+    plain = programs.compare_on(image, model, program)
+    assert plain.difference > 1e-2, "the attention has no part in the result"
+    if kind == "onnx":
+        found = run_openvino(tmp_path / "program", image.numpy())
+        np.testing.assert_allclose(found, program(image.numpy()), atol=1e-4)
 
 
 @pytest.mark.slow
