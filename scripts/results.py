@@ -134,6 +134,109 @@ def failures(study: Mapping[str, Any], runs: Runs) -> Iterator[str]:
             yield f"- {variant}: {'; '.join(filter(None, parts))}"
 
 
+FIGURES = {
+    "effective": ("attended to", 1),
+    "on_strongest": ("on the strongest, %", 100),
+    "same_strongest": ("same strongest, %", 100),
+    "row_cosine": ("cosine of rows", 1),
+    "energy_std": ("deviation of energies", 1),
+    "reach": ("reach, % of the diagonal", 100),
+    "on_registers": ("on registers, %", 100),
+    "gamma": ("gamma", 1),
+    "moved": ("moved, %", 100),
+    "varies": ("varies, %", 100),
+}
+"""Keys of danet.ops.diagnostics.diagnose: headings of columns, and factors."""
+REMOVALS = ("strongest", "equal_count", "matched", "equal_mass")
+"""Keys of danet.visualization.evidence.as_rows."""
+
+
+def number(values: Sequence[float]) -> str:
+    """Format the mean over seeds with two significant digits, and the lowest and the highest."""
+    mean, low, high = (f"{x:.3g}" for x in (sum(values) / len(values), min(values), max(values)))
+    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
+
+
+def diagnoses(study: Mapping[str, Any], runs: Runs, branch: str) -> Iterator[str]:
+    """Yield a Markdown table of what a branch does: a row per variant and level."""
+    found = {
+        (level, variant): [run["attention"][branch] for run in runs[level, variant]]
+        for level in study["levels"]
+        for variant in study["variants"]
+        if all(branch in run.get("attention", ()) for run in runs.get((level, variant), [{}]))
+    }
+    keys = [key for key in FIGURES if any(key in of[0] for of in found.values())]
+    if not found:
+        return
+    yield f"**{branch} attention, {next(iter(found.values()))[0]['size']:.0f} {branch}s**"
+    yield ""
+    yield "| | " + " | ".join(FIGURES[key][0] for key in keys) + " |"
+    yield "| --- |" + " --- |" * len(keys)
+    for (level, variant), of in found.items():
+        cells = [
+            number([FIGURES[key][1] * facts[key] for facts in of]) if key in of[0] else "-"
+            for key in keys
+        ]
+        name = variant if len(study["levels"]) == 1 else f"{variant}, {level}"
+        yield f"| {name} | {' | '.join(cells)} |"
+    yield ""
+
+
+def mean_fall(rows: Sequence[Mapping[str, Any]], key: str, column: str = "fall") -> float:
+    """Return the mean over all points of some classes of a column of a removal."""
+    found = [row[key] for row in rows if row[key]]
+    points = sum(of["points"] for of in found)
+    return sum(of["points"] * of[column] for of in found) / points if points else math.nan
+
+
+def deletions(study: Mapping[str, Any], runs: Runs) -> Iterator[str]:
+    """Yield Markdown tables of the deletion test: of all variants, and by class of one."""
+    flat = {
+        (f"{variant}, {level}" if len(study["levels"]) > 1 else variant): [
+            run["deletion"] for run in runs[level, variant]
+        ]
+        for level in study["levels"]
+        for variant in study["variants"]
+        if all("deletion" in run for run in runs.get((level, variant), [{}]))
+    }
+    if not flat:
+        return
+    heading = "points | removed | fall without them | without as many at random | points left | "
+    heading += "fall without them | without as much at random |"
+    yield "**deletion test**"
+    yield ""
+    yield f"| | {heading}"
+    yield "| --- |" + " --- |" * 7
+    for name, seeds in flat.items():
+        yield deletion_row(name, seeds)
+    yield ""
+    chosen = study.get("evidence")
+    if chosen not in flat:
+        return
+    yield f"**deletion test of {chosen}, by class**"
+    yield ""
+    yield f"| | {heading}"
+    yield "| --- |" + " --- |" * 7
+    for name in dict.fromkeys(row["class"] for seed in flat[chosen] for row in seed):
+        yield deletion_row(name, [[r for r in seed if r["class"] == name] for seed in flat[chosen]])
+    yield ""
+
+
+def deletion_row(name: str, seeds: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """Return a row of the deletion test: falls in points of a percentage, mean over the seeds."""
+    found = [rows for rows in seeds if rows]
+    points = sum(row["points"] for rows in found for row in rows)
+    left = points - sum(row["skipped"] for rows in found for row in rows)
+    removed = [mean_fall(rows, "strongest", "places") for rows in found]
+    falls = {
+        key: [100 * value for rows in found if not math.isnan(value := mean_fall(rows, key))]
+        for key in REMOVALS
+    }
+    first, many, matched, much = (cell(falls[key]) for key in REMOVALS)
+    places = f"{sum(removed) / len(removed):.1f}"
+    return f"| {name} | {points} | {places} | {first} | {many} | {left} | {matched} | {much} |"
+
+
 def text(name: str, study: Mapping[str, Any], runs: Runs) -> str:
     """Return the section of a study: tables and facts."""
     flat = [run for group in runs.values() for run in group]
@@ -151,6 +254,9 @@ def text(name: str, study: Mapping[str, Any], runs: Runs) -> str:
     ]
     for group, classes in {**study["scores"], "all classes (mIoU)": None}.items():
         lines += [f"**{group}**", "", *table(study, runs, classes), ""]
+    for branch in ("position", "channel"):
+        lines += diagnoses(study, runs, branch)
+    lines += deletions(study, runs)
     if study.get("details"):
         lines += ["**cost and every class**", "", *details(study, runs), ""]
     if "guess" in study:
