@@ -127,8 +127,8 @@ def parse(settings: Sequence[str]) -> tuple[Own, list[str]]:
     """Split settings into those of this script and those of the training; raise InputError."""
     names = [f"frozen.{name}" for name in Own._fields]
     own, others = command_line.split(settings, names)
-    for key in own:
-        if key.startswith("frozen.") and key not in names:
+    for key in (text.partition("=")[0] for text in others):
+        if key.startswith("frozen."):
             raise InputError(f"{key}: expected one of {', '.join(names)}")
     given = {key.removeprefix("frozen."): value for key, value in own.items()}
     expected = "share is above 0 and at most 1, tile is [H,W] or null, label_step is at least 1"

@@ -13,6 +13,7 @@ from danet.config.validate import check
 from danet.errors import InputError
 
 study, results = script("study"), script("results")
+frozen_heads = study.frozen_heads
 STUDIES = yaml.safe_load((ROOT / "scripts" / "studies.yaml").read_text())
 
 
@@ -22,11 +23,17 @@ def runs(*arguments):
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_run_of_a_study_composes_and_only_what_is_meant_differs(name):
-    found = {
-        run.variant: check(compose(*run.settings, "data.root=/data")).plain
-        for run in runs(f"study={name}", "seed=1", f"level={next(iter(STUDIES[name]['levels']))}")
-    }
+    found = {}
+    for run in runs(f"study={name}", "seed=1", f"level={next(iter(STUDIES[name]['levels']))}"):
+        _, settings = frozen_heads.parse(run.settings)
+        found[run.variant] = check(compose(*settings, "data.root=/data")).plain
     assert len(found) == len(STUDIES[name]["variants"])
+    if name == "causes":
+        optimizer = found["gamma ten times as fast"]["optimizer"]
+        assert optimizer.pop("gamma_multiplier") == 10
+        # The rest must be equal, and the variant another one than that of the paper.
+        optimizer["gamma_multiplier"] = found["as in the paper"]["optimizer"]["gamma_multiplier"]
+        found["gamma ten times as fast"]["model"]["head"]["also"] = "the rate of gamma"
     if name == "pretrained":  # every head has its own rate, and nothing else
         for config in found.values():
             del config["optimizer"]["head_multiplier"]
