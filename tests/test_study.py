@@ -135,6 +135,43 @@ def test_a_run_is_trained_scored_and_kept(tmp_path, monkeypatch):
     assert found["seconds_per_step"] > 0
 
 
+@pytest.mark.parametrize("name", ["cures", "frozen"])
+def test_what_attention_does_is_kept(name, tmp_path, monkeypatch):
+    def in_this_process(command):
+        call(command[0].removeprefix("tools/")[:-3], *command[1:])
+
+    monkeypatch.setattr(study, "_call", in_this_process)
+    definition = {**STUDIES[name], "levels": {"wide": []}, "scores": {}}
+    monkeypatch.setattr(study, "studies", lambda: {name: definition})
+    variant = {"cures": "as in the paper", "frozen": "both"}[name]
+    tiny = ["trainer.steps=3", "data.lengths={train:8,val:2,test:3}", "data.size=[48,96]"]
+    tiny += ["model.backbone.width=8", "data.num_workers=0", f"runs={tmp_path / 'runs'}"]
+    if name == "frozen":
+        tiny += [f"frozen.kept={tmp_path / 'kept'}", "model.backbone.freeze=all"]
+    settings = study.parse([f"study={name}", f"variant={variant}", "seed=1", *tiny, "results=x"])
+    (run,) = study.runs_of(settings)
+    found = study.do(run, tmp_path / "run", settings.places)
+    branches = {"cures": ["position"], "frozen": ["position", "channel"]}[name]
+    assert list(found["attention"]) == branches
+    assert 1 <= found["attention"]["position"]["effective"] <= 72
+    rows = found["deletion"]
+    assert sum(row["points"] for row in rows) > 0
+    assert all(0 <= row["before"] <= 1 for row in rows)
+    assert found["step"] == 3
+    assert found["loss"][-1][0] == 3
+    script_name = {"cures": "tools/train.py", "frozen": "scripts/frozen_heads.py"}[name]
+    assert found["command"].startswith(f"python {script_name} ")
+    folder = tmp_path / "results" / name
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(found))
+    stored_runs = results.read(name, folder.parent)
+    text = results.text(name, definition, stored_runs)
+    assert "**position attention, 72 positions**" in text
+    assert ("**channel attention, " in text) == (name == "frozen")
+    assert "**deletion test**" in text
+    assert ("**deletion test of as in the paper, by class**" in text) == (name == "cures")
+
+
 # The page
 
 
