@@ -142,6 +142,7 @@ def test_what_attention_does_is_kept(name, tmp_path, monkeypatch):
 
     monkeypatch.setattr(study, "_call", in_this_process)
     definition = {**STUDIES[name], "levels": {"wide": []}, "scores": {}}
+    definition.pop("guess", None)
     monkeypatch.setattr(study, "studies", lambda: {name: definition})
     variant = {"cures": "as in the paper", "frozen": "both"}[name]
     tiny = ["trainer.steps=3", "data.lengths={train:8,val:2,test:3}", "data.size=[48,96]"]
