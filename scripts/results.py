@@ -279,6 +279,96 @@ def text(name: str, study: Mapping[str, Any], runs: Runs) -> str:
     return "\n".join(lines) + "\n"
 
 
+GAINS = {
+    "scenes": ("scenes, {}", "scenes"),
+    "camvid": ("CamVid, random weights", "camvid"),
+    "pretrained": ("CamVid, ImageNet weights", "pretrained"),
+    "frozen": ("CamVid, frozen", "frozen"),
+    "conditions": ("CamVid, frozen, {}", "conditions"),
+    "causes": ("CamVid, frozen", "frozen"),
+    "cures": ("scenes, {}", "scenes"),
+}
+"""Study: how a condition is named, of its level, and the study with its FCN."""
+HEADS = {"PAM": "PAM", "CAM": "CAM", "both": "both", "DANet": "both"}
+"""Variants of studies that are attention as in the paper, and their columns."""
+
+
+def gains(study: str, level: str, variant: str, results: Path) -> list[float]:
+    """Return by how many points of mIoU a variant is better than FCN, with each seed of both."""
+    baseline, runs = read(GAINS[study][1], results), read(study, results)
+    fcn = {run["seed"]: run["miou"] for run in baseline.get((level, "FCN"), ())}
+    found = [run for run in runs.get((level, variant), ()) if run["seed"] in fcn]
+    return [100 * (run["miou"] - fcn[run["seed"]]) for run in found]
+
+
+def gains_table(studies: Mapping[str, Any], results: Path) -> str:
+    """Return what attention as in the paper gains over FCN, a row per condition."""
+    columns = list(dict.fromkeys(HEADS.values()))
+    lines = [f"| mIoU over FCN | {' | '.join(columns)} | seeds |", "| --- |" + " --- |" * 4]
+    for study in ("scenes", "camvid", "pretrained", "frozen", "conditions"):
+        for level in studies[study]["levels"]:
+            cells: dict[str, list[float]] = {}
+            for variant, column in HEADS.items():
+                cells.setdefault(column, []).extend(gains(study, level, variant, results))
+            name = GAINS[study][0].format(level)
+            if seeds := max(map(len, cells.values())):
+                shown = (signed(cells[column]) for column in columns)
+                lines.append(f"| {name} | {' | '.join(shown)} | {seeds} |")
+    made = "Made by `python scripts/results.py` of the stored runs; a seed is compared with FCN's."
+    return "\n".join([*lines, "", made]) + "\n"
+
+
+def signed(values: Sequence[float]) -> str:
+    """Format a mean of differences, with the lowest and the highest."""
+    if not values:
+        return "-"
+    mean, low, high = (f"{x:+.1f}" for x in (sum(values) / len(values), min(values), max(values)))
+    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
+
+
+def plot_gains(studies: Mapping[str, Any], results: Path, path: Path) -> None:
+    """Plot the table of gains, and gains over the mean cosine of two rows of position attention."""
+    plt = pyplot()
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(14, 4.2), width_ratios=(1.5, 1), layout="constrained"
+    )
+    names: list[str] = []
+    colors = {"PAM": "tab:blue", "CAM": "tab:orange", "both": "tab:green"}
+    for study in ("scenes", "camvid", "pretrained", "frozen", "conditions"):
+        for level in studies[study]["levels"]:
+            found = {v: gains(study, level, v, results) for v in HEADS}
+            if any(found.values()):
+                for variant, values in found.items():
+                    place = len(names) + 0.2 * (list(colors).index(HEADS[variant]) - 1)
+                    color = colors[HEADS[variant]]
+                    left.plot([place] * len(values), values, "o", color=color, alpha=0.6, ms=4)
+                names.append(GAINS[study][0].format(level))
+    for variant, color in colors.items():
+        left.plot([], [], "o", color=color, label=variant)
+    left.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8)
+    left.set_title("mIoU over FCN of the same seed, points")
+    left.set_yscale("symlog", linthresh=2)
+    left.legend(fontsize=8)
+    for study, color in {"causes": "tab:red", "cures": "tab:purple"}.items():
+        for level in studies[study]["levels"]:
+            runs = read(study, results)
+            for variant in studies[study]["variants"]:
+                found = [r for r in runs.get((level, variant), ()) if "attention" in r]
+                cosines = [run["attention"]["position"]["row_cosine"] for run in found]
+                values = gains(study, level, variant, results)
+                if len(values) == len(cosines):
+                    right.plot(cosines, values, "o", color=color, alpha=0.6, ms=4)
+            right.plot([], [], "o", color=color, label=GAINS[study][0].format(level))
+    right.set_xlabel("mean cosine of two rows (1: all positions attend to the same)")
+    right.set_title("mIoU over FCN, variants of position attention")
+    right.set_yscale("symlog", linthresh=2)
+    right.legend(fontsize=8)
+    for axes in (left, right):
+        axes.axhline(0, color="grey", lw=1, ls=":")
+    figure.savefig(path, dpi=80, metadata={"Software": None})
+    plt.close(figure)
+
+
 def is_plotted(runs: Runs) -> bool:
     """Return whether there is something to compare."""
     return sum(map(len, runs.values())) > 1
@@ -297,21 +387,24 @@ def insert(page: str, name: str, section: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n{section}{end}", page)
 
 
-def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
-    """Plot scores, every seed a dot, and the losses of the first level with runs.
-
-    Scores are plotted by level; with "details", those of the first level are plotted by class.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
+def pyplot() -> Any:
+    """Return matplotlib's module; raise UserError if it is not installed."""
     try:
         import matplotlib
     except ModuleNotFoundError as error:
         raise UserError(f"plots need matplotlib: {how_to_install('results')}") from error
     matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib import pyplot
 
+    return pyplot
+
+
+def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
+    """Plot scores, every seed a dot, and the losses of the first level with runs.
+
+    Scores are plotted by level; with "details", those of the first level are plotted by class.
+    """
+    plt = pyplot()
     group, classes = "all classes (mIoU)", None
     if "guess" in study:
         group, classes = study["guess"]["scores"], study["scores"][study["guess"]["scores"]]
@@ -369,11 +462,16 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"{unknown[0]}: expected check, results, page or images")
     results, page = Path(own.get("results", RESULTS)), Path(own.get("page", PAGE))
     before = after = page.read_text(encoding="utf-8")
-    for name, study in yaml.safe_load(STUDIES.read_text(encoding="utf-8")).items():
+    studies = yaml.safe_load(STUDIES.read_text(encoding="utf-8"))
+    images = None if own.get("check") == "true" else Path(own.get("images", IMAGES))
+    for name, study in studies.items():
         runs = read(name, results)
         after = insert(after, name, text(name, study, runs))
-        if is_plotted(runs) and own.get("check") != "true":
-            plot(name, study, runs, Path(own.get("images", IMAGES)) / f"results_{name}.png")
+        if is_plotted(runs) and images:
+            plot(name, study, runs, images / f"results_{name}.png")
+    after = insert(after, "gains", gains_table(studies, results))
+    if images:
+        plot_gains(studies, results, images / "results_gains.png")
     if own.get("check") == "true":
         if before != after:
             raise InputError(f"{page}: not what the files give; python scripts/results.py")
