@@ -12,6 +12,7 @@ from conftest import TINY, call
 from torch import nn
 
 from danet.checkpoint import format as checkpoint_format
+from danet.config.build import load_model
 from danet.engine.optimizer import SGD, AdamW, misfit, parameter_groups, state_of
 from danet.models.heads.dual import DualAttentionHead, SingleAttentionHead
 from danet.models.heads.serial import SerialAttentionHead
@@ -323,6 +324,10 @@ def test_the_report_says_what_the_attention_amounts_to(run, tmp_path):
     call("visualize", *typed, "attention=false", "report=true")
     text = (tmp_path / "report.html").read_text()
     section = text[text.index("<h2>Attention</h2>") : text.index("<h2>What a pixel")]
+    section, deletions = section.split("<h3>Deletion test</h3>")
+    saved = load_model(run / "last.pt")
+    predicted = deletions.count("</tr>") - 1
+    assert 1 <= predicted == sum(f"<tr><td>{name}</td>" in deletions for name in saved.classes)
     for name in ("position", "channel"):
         assert f'<th class="number">{name}</th>' in section
     assert section.count("so the attention moves the features by") == 2
