@@ -10,14 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danet.errors import InputError
 from danet.ops.attention import PositionAttention
 from danet.visualization.attention import as_tensor, attention_branches, spread
-
-_VARIANTS = 16  # of the features, in a batch
-_ELEMENTS = 2**28  # of the features of a batch: 1 GiB in float32
 
 
 class Removal(NamedTuple):
@@ -70,34 +68,19 @@ def deletion_test(
     if "position" not in attention_branches(model):
         raise InputError("the head has no position attention to be tested")
     head: Any = copy.deepcopy(model.head)
-    before = head(features)["main"][0].flatten(1).float().softmax(dim=0).cpu()  # (K, N)
+    before = head(features)["main"][0].flatten(1).softmax(dim=0).cpu()  # (K, N)
     chosen = list(_points(before.argmax(dim=0), points))
-    # What does not depend on the values is computed once: the largest convolutions among it.
-    if isinstance(getattr(head, "shared", None), nn.Sequential):
-        head.shared = _Given(head.shared(features))
-        reduced = head.shared(features)
-    else:
-        for branch in map(head.get_submodule, attention_branches(model)):
-            branch.reduce = _Given(branch.reduce(features))
-        reduced = head.position.reduce(features)
-    query, key = head.position.attention.project(reduced)
-    energies = query[0, [cell for cell, _ in chosen]].float() @ key[0].float().T
-    # Registers are behind the N positions: they take attention, but are not removed.
-    weights = energies.double().softmax(dim=-1)[:, : before.shape[1]].cpu()  # (P, N)
-    generator = torch.Generator().manual_seed(seed)
-    cases = [
-        (number, name, places)
-        for number, row in enumerate(weights)
-        for name, places in _choose(row, share, generator).items()
-    ]
-    falls = _falls(head, features, [(*chosen[number], places) for number, _, places in cases])
-    found: list[dict[str, Removal]] = [{} for _ in chosen]
-    for (number, name, places), fall in zip(cases, falls, strict=True):
-        found[number][name] = Removal(len(places), float(weights[number, places].sum()), fall)
-    return [
-        Deletion(index, float(before[index, cell]), **removals)
-        for (cell, index), removals in zip(chosen, found, strict=True)
-    ]
+    probability = _Probability(head, features)
+    generator, found = torch.Generator().manual_seed(seed), list[Deletion]()
+    for cell, index in chosen:
+        weights = probability.weights(cell)
+        whole = probability(cell, index, weights.new_empty(0, dtype=torch.long))
+        removals = {}
+        for name, places in _choose(weights, share, generator).items():
+            fall = whole - probability(cell, index, places)
+            removals[name] = Removal(len(places), float(weights[places].sum()), fall)
+        found.append(Deletion(index, whole, **removals))
+    return found
 
 
 def deletions_by_class(
@@ -178,37 +161,65 @@ def _reach(weights: Tensor, mass: float) -> int:
     return int((weights.cumsum(dim=0) < mass).sum()) + 1
 
 
+class _Probability:
+    """The probability of a class at a cell, without the values of some positions.
+
+    It depends on the attention at the cell and its eight neighbours alone, since a 3x3 convolution
+    follows: only that patch of the maps is computed again. ``head`` is changed by it.
+    """
+
+    def __init__(self, head: Any, features: Tensor) -> None:
+        self.head = head
+        self.maps: dict[_Given, Tensor] = {}  # (1, C, h, w): what is given, here of the whole map
+        x = features
+        if isinstance(getattr(head, "shared", None), nn.Sequential):
+            head.shared = self._given(x := head.shared(x))
+        self.attended: _Given
+        for name in ("channel", "position"):
+            if (branch := getattr(head, name, None)) is not None:
+                reduced = branch.reduce(x)
+                if not isinstance(branch.reduce, nn.Identity):
+                    branch.reduce = self._given(reduced)
+                attention = branch.attention
+                branch.attention = self.attended = self._given(attention(reduced))
+        query, key = attention.project(reduced)
+        self.query, self.key = query[0], key[0]
+        self.value = attention.gamma * attention.value(reduced)[0].flatten(1).T  # (N, C)
+        # Weights of the unary term, which all rows share.
+        shared = attention.unary(reduced).flatten().softmax(0) if attention.unary else None
+        self.shared = self.value.new_zeros(len(self.value)) if shared is None else shared
+        numbers = torch.arange(1.0, len(self.value) + 1).view(1, 1, *features.shape[2:])
+        # Of each cell with its neighbours, (9, N); -1 for those outside of the map.
+        self.patches = F.unfold(numbers, 3, padding=1)[0].long() - 1
+
+    def _given(self, found: Tensor) -> "_Given":
+        module = _Given()
+        self.maps[module] = found
+        return module
+
+    def weights(self, cell: int) -> Tensor:
+        """Return the attention of a cell to the N positions, float64 (N,), without registers."""
+        return self._rows(self.query[cell]).double().cpu()
+
+    def _rows(self, query: Tensor) -> Tensor:
+        return (query @ self.key.T).softmax(dim=-1)[..., : len(self.value)]
+
+    def __call__(self, cell: int, index: int, removed: Tensor) -> float:
+        """Return the probability of class ``index`` at a cell."""
+        around = self.patches[:, cell]  # (9,)
+        for module, whole in self.maps.items():
+            padded = F.pad(whole[0].flatten(1), (0, 1))  # the last is of what lies outside: zero
+            module.found = padded[:, around].view(1, -1, 3, 3)
+        lost = (self._rows(self.query[around]) + self.shared)[:, removed] @ self.value[removed]
+        lost = torch.where(around[:, None] < 0, 0, lost)  # (9, C)
+        self.attended.found = self.attended.found - lost.T.view_as(self.attended.found)
+        logits = self.head(self.attended.found)["main"][0, :, 1, 1]
+        return float(logits.softmax(dim=0)[index])
+
+
 class _Given(nn.Module):
-    def __init__(self, found: Tensor) -> None:
-        super().__init__()
-        self.found = found  # (1, C, h, w)
+    found: Tensor
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps anything of V variants to (V, C, h, w)."""
-        return self.found.expand(x.shape[0], -1, -1, -1)
-
-
-class _Keep(nn.Module):
-    mask: Tensor  # (V, 1, h, w), 0 or 1
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Maps (V, C, h, w) to the same shape."""
-        return values * self.mask.to(values)
-
-
-def _falls(head: Any, features: Tensor, cases: list[tuple[int, int, Tensor]]) -> Iterator[float]:
-    """Yield how much the probability of a class at a cell falls without positions."""
-    attention, keep = head.position.attention, _Keep()
-    attention.value = nn.Sequential(attention.value, keep)
-    size = max(2, min(_VARIANTS, _ELEMENTS // features.numel())) - 1
-    for start in range(0, len(cases), size):
-        cells, classes, removed = zip(*cases[start : start + size], strict=True)
-        variants = len(cells) + 1  # the first with all positions, so that rounding is the same
-        keep.mask = torch.ones(variants, 1, *features.shape[2:])
-        for mask, places in zip(keep.mask[1:], removed, strict=True):
-            mask.view(-1)[places] = 0
-        logits = head(features.expand(variants, -1, -1, -1))["main"].flatten(2)
-        at = logits[:, :, list(cells)].float().softmax(dim=1)  # (V, K, V - 1)
-        number = torch.arange(len(cells))
-        probability = at[:, list(classes), number].cpu()  # (V, V - 1)
-        yield from (probability[0] - probability[number + 1, number]).tolist()
+    def forward(self, _: Tensor) -> Tensor:
+        """Return what was found, whatever the input."""
+        return self.found
