@@ -182,6 +182,32 @@ def diagnoses(study: Mapping[str, Any], runs: Runs, branch: str) -> Iterator[str
     yield ""
 
 
+def history(study: Mapping[str, Any], runs: Runs) -> Iterator[str]:
+    """Yield a Markdown table of position attention during the training, a row per evaluation."""
+    columns = ("effective", "row_cosine", "gamma", "moved")
+    rows = [
+        (variant, [run["history"] for run in runs[level, variant]])
+        for level in study["levels"]
+        for variant in study["variants"]
+        if all(len(run.get("history", ())) > 1 for run in runs.get((level, variant), [{}]))
+    ]
+    rows = [(variant, seeds) for variant, seeds in rows if "position/gamma" in seeds[0][0]]
+    if not rows:
+        return
+    yield "**position attention during the training, on validation pictures**"
+    yield ""
+    yield f"| | step | {' | '.join(FIGURES[key][0] for key in columns)} |"
+    yield "| --- |" + " --- |" * 5
+    for variant, seeds in rows:
+        for lines in zip(*seeds, strict=True):
+            cells = [
+                number([FIGURES[key][1] * line[f"position/{key}"] for line in lines])
+                for key in columns
+            ]
+            yield f"| {variant} | {lines[0]['step']} | {' | '.join(cells)} |"
+    yield ""
+
+
 def mean_fall(rows: Sequence[Mapping[str, Any]], key: str, column: str = "fall") -> float:
     """Return the mean over all points of some classes of a column of a removal."""
     found = [row[key] for row in rows if row[key]]
@@ -256,7 +282,7 @@ def text(name: str, study: Mapping[str, Any], runs: Runs) -> str:
         lines += [f"**{group}**", "", *table(study, runs, classes), ""]
     for branch in ("position", "channel"):
         lines += diagnoses(study, runs, branch)
-    lines += deletions(study, runs)
+    lines += [*history(study, runs), *deletions(study, runs)]
     if study.get("details"):
         lines += ["**cost and every class**", "", *details(study, runs), ""]
     if "guess" in study:

@@ -55,6 +55,8 @@ RESULTS = ROOT / "docs" / "results"
 OWN = ("study", "level", "variant", "seed", "runs", "results", "list")
 PLACES = ("data.root", "data.num_workers", "data.cache", "trainer.device", "frozen.kept")
 """Settings of the training that do not influence a result."""
+HISTORY = ("step", *(f"position/{key}" for key in ("effective", "row_cosine", "gamma", "moved")))
+"""What is kept of the attention at each evaluation during a training."""
 _POINTS = 60
 """Number of points of a loss curve that are kept."""
 _EXAMINED = 10
@@ -183,6 +185,11 @@ def do(run: Run, folder: Path, places: Sequence[str]) -> dict[str, Any]:
         "loss": curve([(x["step"], x["loss_main"]) for x in steps]),
         "minutes": round(float(clock.read_text()) / 60, 1),
         **examine(model, data),
+        "history": [
+            {key: rounded(value) for key, value in line.items() if key in HISTORY}
+            for line in lines
+            if line["kind"] == "attention"
+        ],
     }
 
 
