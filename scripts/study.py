@@ -320,6 +320,12 @@ def status(runs: Sequence[Run], results: Path) -> Iterator[str]:
             yield f"  to do  {run.name}: {command_of(run)}"
 
 
+def as_text(found: Mapping[str, Any]) -> str:
+    """Return a result as JSON with a line per entry."""
+    lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in found.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run or list what the command line asks for."""
     settings = parse(arguments)
@@ -338,7 +344,7 @@ def main(arguments: Sequence[str]) -> None:
         found = do(run, base / run.study / run.name, settings.places)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, durable=True) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(as_text(found), encoding="utf-8")
     print("\n".join(status(runs, results)))
 
 
