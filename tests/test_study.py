@@ -207,6 +207,53 @@ def test_a_page_shows_means_spreads_and_where_a_variant_is_no_better_than_a_gues
     assert "5 runs of 200 to 350 steps, " in text, "one ended early"
 
 
+def test_a_gain_is_over_fcn_of_the_same_seed(tmp_path):
+    for seed, fcn, both in ((1, 0.5, 0.52), (2, 0.6, 0.59), (3, 0.4, None)):
+        for variant, miou in (("FCN", fcn), ("both", both)):
+            if miou is not None:
+                stored(tmp_path, "wide", variant, seed, bus=0.0)
+                path = tmp_path / "scenes" / f"wide_{variant}_{seed}.json"
+                path.write_text(json.dumps(json.loads(path.read_text()) | {"miou": miou}))
+    assert results.gains("scenes", "wide", "both", tmp_path) == pytest.approx([2, -1])
+    table = results.gains_table(STUDIES, tmp_path)
+    assert "| scenes, wide | - | - | +0.5 (-1.0 to +2.0) | 2 |\n" in table
+    assert table.count("| scenes") == 1
+
+
+def test_falls_of_seeds_and_classes_are_averaged_over_points():
+    def removal(points, fall, places=2):
+        return {"points": points, "places": places, "mass": 0.3, "fall": fall}
+
+    def row(points, strongest, much):
+        equal = much and removal(1, much)
+        return {
+            **{"class": "bus", "points": points, "skipped": points - bool(much), "before": 0.5},
+            **{"strongest": removal(points, strongest), "equal_count": removal(points, 0.0)},
+            **{"matched": much and removal(1, strongest), "equal_mass": equal},
+        }
+
+    seeds = [[row(1, 0.4, 0.01), row(3, 0.2, None)], [row(2, 0.5, None)]]
+    assert results.mean_fall(seeds[0], "strongest") == pytest.approx(0.25)
+    assert results.deletion_row("PAM", seeds) == (
+        "| PAM | 6 | 2.0 | 37.5 (25.0 to 50.0) | 0.0 (0.0 to 0.0) | 1 | 40.0 | 1.0 |"
+    )
+
+
+def test_attention_in_a_training_is_a_row_per_evaluation():
+    def line(step, gamma):
+        facts = {"effective": 100, "row_cosine": 0.5, "gamma": gamma, "moved": 0.04}
+        return {"step": step, **{f"position/{key}": value for key, value in facts.items()}}
+
+    found = {"levels": {"CamVid": []}, "variants": {"FCN": [], "PAM": []}}
+    seeds = [{"history": [line(9, 0.1), line(18, 0.3)]}, {"history": [line(9, 0.2), line(18, 0.4)]}]
+    rows = list(results.history(found, {("CamVid", "PAM"): seeds, ("CamVid", "FCN"): [{}]}))
+    assert rows[-3] == (
+        "| PAM | 9 | 100 (100 to 100) | 0.5 (0.5 to 0.5) | 0.15 (0.1 to 0.2) | 4 (4 to 4) |"
+    )
+    assert len(rows) == 7
+    assert not list(results.history(found, {}))
+
+
 def test_the_page_is_what_the_stored_files_give():
     results.main(["check=true"])
 
@@ -247,7 +294,8 @@ def test_plots_are_drawn(tmp_path):
     page = tmp_path / "page.md"
     page.write_text((ROOT / "docs/results.md").read_text())
     results.main([f"page={page}", f"results={tmp_path}", f"images={tmp_path}"])
-    assert 5_000 < (tmp_path / "results_scenes.png").stat().st_size < 200_000
+    for name in ("scenes", "gains"):
+        assert 5_000 < (tmp_path / f"results_{name}.png").stat().st_size < 200_000
     results.main(["check=true", f"page={page}", f"results={tmp_path}"])
 
 
