@@ -47,7 +47,8 @@ def test_a_run_leaves_what_it_promises(run):
         assert part in printed
     lines = lines_of(folder)
     assert [(line["step"], line["kind"]) for line in lines] == [
-        *((2, "train"), (3, "train"), (3, "val"), (4, "train"), (6, "train"), (6, "val"))
+        *((2, "train"), (3, "train"), (3, "attention"), (3, "val")),
+        *((4, "train"), (6, "train"), (6, "attention"), (6, "val")),
     ]
     assert {"loss_main", "loss_position", "loss_channel", "lr", "lr_head", "data_waiting"} <= set(
         lines[0]
