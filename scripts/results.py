@@ -69,8 +69,10 @@ def cell(values: Sequence[float]) -> str:
     """Format the mean over seeds, with the lowest and the highest if there are several."""
     if not values:
         return "-"
-    mean = f"{sum(values) / len(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
+    # Without the sign of a negative number that is rounded to zero.
+    numbers = (sum(values) / len(values), min(values), max(values))
+    mean, low, high = (f"{round(x, 1) + 0:.1f}" for x in numbers)
+    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
 
 
 def table(study: Mapping[str, Any], runs: Runs, classes: Sequence[str] | None) -> Iterator[str]:
