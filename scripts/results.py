@@ -154,8 +154,9 @@ REMOVALS = ("strongest", "equal_count", "matched", "equal_mass")
 
 
 def number(values: Sequence[float]) -> str:
-    """Format the mean over seeds with two significant digits, and the lowest and the highest."""
-    mean, low, high = (f"{x:.3g}" for x in (sum(values) / len(values), min(values), max(values)))
+    """Format the mean over seeds with three significant digits, and the lowest and the highest."""
+    numbers = (sum(values) / len(values), min(values), max(values))
+    mean, low, high = (f"{x:.3g}" if abs(x) < 1000 else f"{x:.0f}" for x in numbers)
     return mean if len(values) == 1 else f"{mean} ({low} to {high})"
 
 
@@ -350,7 +351,8 @@ def signed(values: Sequence[float]) -> str:
     """Format a mean of differences, with the lowest and the highest."""
     if not values:
         return "-"
-    mean, low, high = (f"{x:+.1f}" for x in (sum(values) / len(values), min(values), max(values)))
+    numbers = (sum(values) / len(values), min(values), max(values))
+    mean, low, high = (f"{round(x, 1) + 0:+.1f}" for x in numbers)
     return mean if len(values) == 1 else f"{mean} ({low} to {high})"
 
 
