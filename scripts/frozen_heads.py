@@ -49,6 +49,7 @@ from danet.config.build import load_model, make, make_dataset, make_model
 from danet.config.schema import TrainConfig
 from danet.config.validate import check
 from danet.datasets.base import SegmentationDataset
+from danet.distributed.rendezvous import choose_device
 from danet.engine.train_step import TrainStep
 from danet.errors import InputError
 from danet.evaluation.metrics import ConfusionMatrix
@@ -156,8 +157,9 @@ def train(settings: Sequence[str]) -> Trained:
     """Train a head on kept features; compute them first where they are not there."""
     own, others = parse(settings)
     config = compose(others)
+    device = choose_device(config.trainer.device, key="trainer.device")
     torch.manual_seed(config.seed)
-    model: Any = make_model(config).eval()
+    model: Any = make_model(config).to(device).eval()
     if own.checkpoint:
         model.backbone.load_state_dict(load_model(own.checkpoint).backbone.state_dict())
     train_set, test_set = (
@@ -195,7 +197,7 @@ def in_random_order(count: int, size: int, share: float, seed: int) -> Iterator[
             del pending[:size]
 
 
-def keep(trained: Any, config: TrainConfig, data: SegmentationDataset, own: Own) -> Kept:
+def keep(model: Any, config: TrainConfig, data: SegmentationDataset, own: Own) -> Kept:
     """Return the kept features of a split; compute and write them where they are not there yet.
 
     Those of the training split are of mirror images, too.
@@ -203,7 +205,8 @@ def keep(trained: Any, config: TrainConfig, data: SegmentationDataset, own: Own)
     is_mirrored = data.split == config.data.train_split
     facts = {
         "network": config.model["backbone"],
-        "weights": weights_digest(trained.backbone),
+        "weights": weights_digest(model.backbone),
+        "normalisation": [model.mean.flatten().tolist(), model.std.flatten().tolist()],
         "data": data.fingerprint(),
         "tile": own.tile,
         "mirrored": is_mirrored,
@@ -212,7 +215,7 @@ def keep(trained: Any, config: TrainConfig, data: SegmentationDataset, own: Own)
     folder = own.kept / f"{data.split}_{digest[:16]}"
     if not (folder / "masks.npy").is_file():  # written last
         folder.mkdir(parents=True, exist_ok=True)
-        write(trained, data, own.tile, folder, mirrored=is_mirrored)
+        write(model, data, own.tile, folder, mirrored=is_mirrored)
     return Kept(folder)
 
 
@@ -220,51 +223,58 @@ def keep(trained: Any, config: TrainConfig, data: SegmentationDataset, own: Own)
 def write(
     model: Any, data: SegmentationDataset, tile: list[int] | None, folder: Path, *, mirrored: bool
 ) -> None:
-    """Compute the features of the views of a split and write them with their labels."""
-    views = [(index, place) for index in range(len(data)) for place in places(data, index, tile)]
+    """Compute the features of the views of a split and write them with their labels.
+
+    Raises:
+        InputError: The pictures have several sizes.
+    """
+    height, width = data[0].mask.shape
+    rows, columns = tile or (height, width)
+    places = [
+        (slice(top, top + rows), slice(left, left + columns))
+        for top in range(0, height - rows + 1, rows)
+        for left in range(0, width - columns + 1, columns)
+    ]
     masks, features = [], None
     with atomic_write(folder / "features.npy") as temporary:
         for is_mirror in (False, True)[: 1 + mirrored]:
-            for number, (index, place) in enumerate(
-                tqdm(views, desc=data.split, unit="view", disable=None)
-            ):
-                image, mask = data[index].image[place], data[index].mask[place]
-                if is_mirror:
-                    image, mask = image[:, ::-1], mask[:, ::-1]
-                pixels = as_tensor(np.ascontiguousarray(image), model)
-                found = model.backbone(model.normalise(pixels))[-1]  # (1, C, h, w)
-                if features is None:
-                    shape = (len(views) * (1 + mirrored), *found.shape[1:])
-                    features = np.lib.format.open_memmap(temporary, "w+", "float32", shape)
-                features[number + len(views) * is_mirror] = found[0].numpy()
-                masks.append(mask)
+            for index in tqdm(range(len(data)), desc=data.split, unit="image", disable=None):
+                image, mask, name = data[index]
+                if mask.shape != (height, width):
+                    raise InputError(
+                        f"{name}: found {mask.shape[1]} x {mask.shape[0]} pixels, and {width} x "
+                        f"{height} in {data[0].name}; kept features are of pictures of one size"
+                    )
+                for place in places:
+                    parts = image[place], mask[place]
+                    if is_mirror:
+                        parts = parts[0][:, ::-1], parts[1][:, ::-1]
+                    pixels = as_tensor(np.ascontiguousarray(parts[0]), model)
+                    found = model.backbone(model.normalise(pixels))[-1]  # (1, C, h, w)
+                    if features is None:
+                        views = len(data) * len(places) * (1 + mirrored)
+                        shape = (views, *found.shape[1:])
+                        features = np.lib.format.open_memmap(temporary, "w+", "float32", shape)
+                    features[len(masks)] = found[0].cpu().numpy()
+                    masks.append(parts[1])
         if features is not None:
             features.flush()
     with atomic_write(folder / "masks.npy") as temporary, open(temporary, "wb") as file:
         np.save(file, np.stack(masks))
 
 
-def places(
-    data: SegmentationDataset, index: int, tile: list[int] | None
-) -> list[tuple[slice, slice]]:
-    """Return where the views of a picture are: all of it, or its whole tiles [H, W]."""
-    height, width = data[index].mask.shape
-    rows, columns = tile or (height, width)
-    return [
-        (slice(top, top + rows), slice(left, left + columns))
-        for top in range(0, height - rows + 1, rows)
-        for left in range(0, width - columns + 1, columns)
-    ]
-
-
 @torch.inference_mode()
 def score(found: Trained) -> dict[str, Any]:
     """Return the scores of a network on the kept views of its test split."""
     classes, test = found.data.classes, found.test
-    confusion, head = ConfusionMatrix(len(classes)), found.model.head
+    confusion, head, device = (
+        ConfusionMatrix(len(classes)),
+        found.model.head,
+        found.model.mean.device,
+    )
     for view in range(len(test.masks)):
         features, mask, _ = test.batch([view])
-        logits = head(features)["main"]
+        logits = head(features.to(device))["main"].cpu()
         fine = resize(logits, mask.shape[1:], align_corners=found.model.align_corners)
         confusion.update(fine.argmax(dim=1).to(mask.dtype), mask)
     scores = confusion.scores()
@@ -301,9 +311,9 @@ def save(found: Trained, folder: Path) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Train and score a head, and write its checkpoint."""
-    found = train(arguments)
-    if not found.config.run.dir:
+    if not any(text.startswith("run.dir=") for text in arguments):
         raise InputError("run.dir: where should the checkpoint be written? run.dir=<folder>")
+    found = train(arguments)
     save(found, Path(found.config.run.dir).expanduser())
     scores = score(found)
     print(f"{scores['split']}: mIoU {100 * scores['miou']:.2f}, {scores['images']} pictures")

@@ -109,8 +109,6 @@ def test_tiles_divide_a_picture_and_their_mirrors_follow(settings):
     model = make_model(config).eval()
     dataset = frozen.make_dataset(config, "train", training=False)
     kept = frozen.keep(model, config, dataset, own)
-    places = frozen.places(dataset, 0, own.tile)
-    assert [(a.start, b.start) for a, b in places] == [(0, 0), (0, 48), (24, 0), (24, 48)]
     count = 4 * len(dataset)
     assert len(kept.masks) == len(kept.features) == 2 * count
     image, mask, _ = dataset[1]
@@ -142,6 +140,24 @@ def test_a_setting_it_does_not_have_is_named():
         frozen.parse(["frozen.tiles=[2,3]"])
 
 
-def test_a_run_needs_a_folder(settings):
+def test_pictures_of_several_sizes_are_refused(settings):
+    own, others = frozen.parse(settings)
+    config = frozen.compose(others)
+    dataset = frozen.make_dataset(config, "val", training=False)
+    samples = [dataset[i] for i in range(3)]
+    samples[2] = samples[2]._replace(image=samples[2].image[:40], mask=samples[2].mask[:40])
+
+    class Uneven:
+        split, fingerprint = "val", staticmethod(lambda: "uneven")
+        __len__ = staticmethod(lambda: 3)
+        __getitem__ = staticmethod(samples.__getitem__)
+
+    with pytest.raises(InputError, match=r"found 96 x 40 pixels, and 96 x 48 in .*of one size"):
+        frozen.keep(make_model(config).eval(), config, Uneven(), own)
+    assert not list(own.kept.glob("*/*.npy"))
+
+
+def test_a_run_needs_a_folder_before_it_is_trained(settings, monkeypatch):
+    monkeypatch.setattr(frozen, "train", None)
     with pytest.raises(InputError, match=r"run\.dir=<folder>"):
         frozen.main(settings)

@@ -190,7 +190,7 @@ class _Probability:
         self.shared = self.value.new_zeros(len(self.value)) if shared is None else shared
         numbers = torch.arange(1.0, len(self.value) + 1).view(1, 1, *features.shape[2:])
         # Of each cell with its neighbours, (9, N); -1 for those outside of the map.
-        self.patches = F.unfold(numbers, 3, padding=1)[0].long() - 1
+        self.patches = F.unfold(numbers, 3, padding=1)[0].long().to(features.device) - 1
 
     def _given(self, found: Tensor) -> "_Given":
         module = _Given()
