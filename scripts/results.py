@@ -257,10 +257,8 @@ def deletion_row(name: str, seeds: Sequence[Sequence[Mapping[str, Any]]]) -> str
     points = sum(row["points"] for rows in found for row in rows)
     left = points - sum(row["skipped"] for rows in found for row in rows)
     removed = [mean_fall(rows, "strongest", "places") for rows in found]
-    falls = {
-        key: [100 * value for rows in found if not math.isnan(value := mean_fall(rows, key))]
-        for key in REMOVALS
-    }
+    means = {key: [100 * mean_fall(rows, key) for rows in found] for key in REMOVALS}
+    falls = {key: [x for x in values if not math.isnan(x)] for key, values in means.items()}
     first, many, matched, much = (cell(falls[key]) for key in REMOVALS)
     places = f"{sum(removed) / len(removed):.1f}"
     return f"| {name} | {points} | {places} | {first} | {many} | {left} | {matched} | {much} |"
@@ -340,7 +338,8 @@ def gains_table(studies: Mapping[str, Any], results: Path) -> str:
             for variant, column in HEADS.items():
                 cells.setdefault(column, []).extend(gains(study, level, variant, results))
             name = GAINS[study][0].format(level)
-            if seeds := max(map(len, cells.values())):
+            seeds = max(map(len, cells.values()))
+            if seeds:
                 shown = (signed(cells[column]) for column in columns)
                 lines.append(f"| {name} | {' | '.join(shown)} | {seeds} |")
     made = "Made by `python scripts/results.py` of the stored runs; a seed is compared with FCN's."

@@ -328,6 +328,7 @@ def test_no_tensor_grows_with_the_square_of_the_positions_and_autograd_keeps_no_
     ],
 )
 def test_compiled_modules_compute_the_same_without_a_break_in_the_graph(make, backend):
+    torch._dynamo.reset()  # what other tests compiled counts for the limit of recompilations
     module = make()
     torch.nn.init.constant_(module.gamma, 0.5)
     x = torch.randn(2, 16, 5, 6, requires_grad=True)
@@ -471,6 +472,7 @@ def test_the_chosen_kernel_is_used_and_compiles_without_a_break(monkeypatch):
     kernel = Kernel(SDPBackend.MATH, 8)
     monkeypatch.setattr(fused, "choose_kernel", assume_constant_result(lambda *case: kernel))
     monkeypatch.setattr(tiles, "attend_in_tiles", None)
+    torch._dynamo.reset()  # what other tests compiled counts for the limit of recompilations
     module = PositionAttention(16, 4)
     torch.nn.init.constant_(module.gamma, 0.5)
     x = torch.randn(2, 16, 5, 6)
