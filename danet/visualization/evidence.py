@@ -170,7 +170,8 @@ class _Probability:
 
     def __init__(self, head: Any, features: Tensor) -> None:
         self.head = head
-        self.maps: dict[_Given, Tensor] = {}  # (1, C, h, w): what is given, here of the whole map
+        # What is given, of the whole map, (C, N + 1): the last is of what lies outside, zero.
+        self.maps: dict[_Given, Tensor] = {}
         x = features
         if isinstance(getattr(head, "shared", None), nn.Sequential):
             head.shared = self._given(x := head.shared(x))
@@ -194,7 +195,7 @@ class _Probability:
 
     def _given(self, found: Tensor) -> "_Given":
         module = _Given()
-        self.maps[module] = found
+        self.maps[module] = F.pad(found[0].flatten(1), (0, 1))
         return module
 
     def weights(self, cell: int) -> Tensor:
@@ -208,8 +209,7 @@ class _Probability:
         """Return the probability of class ``index`` at a cell."""
         around = self.patches[:, cell]  # (9,)
         for module, whole in self.maps.items():
-            padded = F.pad(whole[0].flatten(1), (0, 1))  # the last is of what lies outside: zero
-            module.found = padded[:, around].view(1, -1, 3, 3)
+            module.found = whole[:, around].view(1, -1, 3, 3)
         lost = (self._rows(self.query[around]) + self.shared)[:, removed] @ self.value[removed]
         lost = torch.where(around[:, None] < 0, 0, lost)  # (9, C)
         self.attended.found = self.attended.found - lost.T.view_as(self.attended.found)
