@@ -65,13 +65,16 @@ def scores(runs: Sequence[Mapping[str, Any]], classes: Sequence[str] | None) -> 
     return [100 * (run["miou"] if classes is None else score(run, classes)) for run in runs]
 
 
-def cell(values: Sequence[float]) -> str:
-    """Format the mean over seeds, with the lowest and the highest if there are several."""
+def cell(values: Sequence[float], sign: str = "") -> str:
+    """Format the mean over seeds, with the lowest and the highest if there are several.
+
+    With ``sign="+"`` positive numbers have one.
+    """
     if not values:
         return "-"
     # Without the sign of a negative number that is rounded to zero.
     numbers = (sum(values) / len(values), min(values), max(values))
-    mean, low, high = (f"{round(x, 1) + 0:.1f}" for x in numbers)
+    mean, low, high = (f"{round(x, 1) + 0:{sign}.1f}" for x in numbers)
     return mean if len(values) == 1 else f"{mean} ({low} to {high})"
 
 
@@ -340,19 +343,10 @@ def gains_table(studies: Mapping[str, Any], results: Path) -> str:
             name = GAINS[study][0].format(level)
             seeds = max(map(len, cells.values()))
             if seeds:
-                shown = (signed(cells[column]) for column in columns)
+                shown = (cell(cells[column], "+") for column in columns)
                 lines.append(f"| {name} | {' | '.join(shown)} | {seeds} |")
     made = "Made by `python scripts/results.py` of the stored runs; a seed is compared with FCN's."
     return "\n".join([*lines, "", made]) + "\n"
-
-
-def signed(values: Sequence[float]) -> str:
-    """Format a mean of differences, with the lowest and the highest."""
-    if not values:
-        return "-"
-    numbers = (sum(values) / len(values), min(values), max(values))
-    mean, low, high = (f"{round(x, 1) + 0:+.1f}" for x in numbers)
-    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
 
 
 def plot_gains(studies: Mapping[str, Any], results: Path, path: Path) -> None:
