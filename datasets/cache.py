@@ -14,6 +14,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -138,9 +139,16 @@ class Cache:
     def _stop(self, reason: str) -> None:
         """Store no more pairs in this process; warn once per run."""
         self._is_stopped = True
-        if not self._warned[0] and os.environ.get("LOCAL_RANK", "0") == "0":
-            self._warned[0] = 1
-            print(f"warning: {reason}", file=sys.stderr, flush=True)
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            return
+        with ExitStack() as stack:
+            with suppress(OSError):  # a network drive may have no such locks: two may warn
+                folder = os.open(self.folder, os.O_RDONLY)  # also where nothing can be written
+                stack.callback(os.close, folder)
+                file_lock(folder)
+            if not self._warned[0]:
+                self._warned[0] = 1
+                print(f"warning: {reason}", file=sys.stderr, flush=True)
 
 
 def _count(folder: Path) -> int:

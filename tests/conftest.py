@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -51,6 +52,9 @@ from danet.models.segmentor import Segmentor
 from danet.types import IGNORE, Batch, Sample
 
 ROOT = Path(__file__).resolve().parents[1]
+# A script that starts the tests in its background has them ignore Ctrl-C, and what they start, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 CAMVID = Path(os.environ.get("CAMVID", ROOT.parent / "shared" / "data" / "camvid"))
 SAMPLES = Path(os.environ.get("SAMPLES", ROOT.parent / "shared" / "data" / "samples"))
 # FFmpeg reads it once, when a process opens its first video; danet sets it for streams.

@@ -249,6 +249,41 @@ def test_a_full_disk_warns_once_and_leaves_nothing_behind(tree, tmp_path, monkey
     assert kept(tmp_path) == []
 
 
+def refuse(*_):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+class SlowFlag:
+    """A flag in shared memory that changes between a look at it and what follows from it."""
+
+    def __init__(self, flag):
+        self.flag = flag
+
+    def __getitem__(self, index):
+        found = self.flag[index]
+        time.sleep(0.5)
+        return found
+
+    def __setitem__(self, index, value):
+        self.flag[index] = value
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_two_processes_whose_disk_is_full_at_once_warn_once(tmp_path, monkeypatch, capfd, locks):
+    if not locks:
+        monkeypatch.setattr(module, "file_lock", refuse)
+    cache = Cache(tmp_path / "cache", root=tmp_path / "data", kind=b"", limit=1)
+    cache._warned = SlowFlag(cache._warned)
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=cache._stop, args=("full",)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert capfd.readouterr().err.count("warning: full") == (1 if locks else 2)
+
+
 # Use
 
 

@@ -23,9 +23,8 @@ def run(spec):
             arguments. pids: folder where this process leaves its id as a file name.
     """
     (Path(spec["pids"]) / str(os.getpid())).touch()
-    # The tests may run in the background of a shell or under nohup, which ignore these.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
     from faults import plants
 
     # As the interpreter reads them from the system, also where that knows ASCII only.
