@@ -267,8 +267,11 @@ def deletion_row(name: str, seeds: Sequence[Sequence[Mapping[str, Any]]]) -> str
     return f"| {name} | {points} | {places} | {first} | {many} | {left} | {matched} | {much} |"
 
 
-def text(name: str, study: Mapping[str, Any], runs: Runs) -> str:
-    """Return the section of a study: tables and facts."""
+def text(name: str, study: Mapping[str, Any], runs: Runs, baseline: Runs | None = None) -> str:
+    """Return the section of a study: tables and facts.
+
+    With a ``baseline``, whose FCN is compared with, gains are among them.
+    """
     flat = [run for group in runs.values() for run in group]
     if not flat:
         return f"No run is stored yet: `python scripts/study.py study={name}`.\n"
@@ -284,6 +287,8 @@ def text(name: str, study: Mapping[str, Any], runs: Runs) -> str:
     ]
     for group, classes in {**study["scores"], "all classes (mIoU)": None}.items():
         lines += [f"**{group}**", "", *table(study, runs, classes), ""]
+    if baseline:
+        lines += gains_of_variants(study, runs, baseline)
     for branch in ("position", "channel"):
         lines += diagnoses(study, runs, branch)
     lines += [*history(study, runs), *deletions(study, runs)]
@@ -310,78 +315,106 @@ def text(name: str, study: Mapping[str, Any], runs: Runs) -> str:
 
 
 GAINS = {
-    "scenes": ("scenes, {}", "scenes"),
-    "camvid": ("CamVid, random weights", "camvid"),
-    "pretrained": ("CamVid, ImageNet weights", "pretrained"),
-    "frozen": ("CamVid, frozen", "frozen"),
-    "conditions": ("CamVid, frozen, {}", "conditions"),
-    "causes": ("CamVid, frozen", "frozen"),
-    "cures": ("scenes, {}", "scenes"),
+    "scenes": "scenes, {}",
+    "camvid": "CamVid, random weights",
+    "pretrained": "CamVid, ImageNet weights",
+    "frozen": "CamVid, frozen",
+    "conditions": "CamVid, frozen, {}",
 }
-"""Study: how a condition is named, of its level, and the study with its FCN."""
+"""Study of attention as in the paper: how a condition is named, of its level."""
 HEADS = {"PAM": "PAM", "CAM": "CAM", "both": "both", "DANet": "both"}
-"""Variants of studies that are attention as in the paper, and their columns."""
+"""Variants of these studies, and their columns."""
 
 
-def gains(study: str, level: str, variant: str, results: Path) -> list[float]:
-    """Return by how many points of mIoU a variant is better than FCN, with each seed of both."""
-    baseline, runs = read(GAINS[study][1], results), read(study, results)
+def gains(
+    study: Mapping[str, Any], runs: Runs, baseline: Runs, level: str
+) -> dict[str, list[float]]:
+    """Return by how many points of mIoU each variant is better than FCN with the same seed."""
     fcn = {run["seed"]: run["miou"] for run in baseline.get((level, "FCN"), ())}
-    found = [run for run in runs.get((level, variant), ()) if run["seed"] in fcn]
-    return [100 * (run["miou"] - fcn[run["seed"]]) for run in found]
+    return {
+        variant: [
+            100 * (run["miou"] - fcn[run["seed"]])
+            for run in runs.get((level, variant), ())
+            if run["seed"] in fcn
+        ]
+        for variant in study["variants"]
+        if variant != "FCN"
+    }
 
 
-def gains_table(studies: Mapping[str, Any], results: Path) -> str:
+def gains_by_condition(
+    studies: Mapping[str, Any], stored: Mapping[str, Runs]
+) -> dict[str, dict[str, list[float]]]:
+    """Return gains of attention as in the paper: condition -> column -> a gain per seed."""
+    found = dict[str, dict[str, list[float]]]()
+    for name, condition in GAINS.items():
+        for level in studies[name]["levels"]:
+            of = gains(studies[name], stored[name], stored[name], level)
+            row = {HEADS[variant]: values for variant, values in of.items() if variant in HEADS}
+            if any(row.values()):
+                found[condition.format(level)] = row
+    return found
+
+
+def gains_table(conditions: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """Return what attention as in the paper gains over FCN, a row per condition."""
     columns = list(dict.fromkeys(HEADS.values()))
     lines = [f"| mIoU over FCN | {' | '.join(columns)} | seeds |", "| --- |" + " --- |" * 4]
-    for study in ("scenes", "camvid", "pretrained", "frozen", "conditions"):
-        for level in studies[study]["levels"]:
-            cells: dict[str, list[float]] = {}
-            for variant, column in HEADS.items():
-                cells.setdefault(column, []).extend(gains(study, level, variant, results))
-            name = GAINS[study][0].format(level)
-            seeds = max(map(len, cells.values()))
-            if seeds:
-                shown = (cell(cells[column], "+") for column in columns)
-                lines.append(f"| {name} | {' | '.join(shown)} | {seeds} |")
+    for name, row in conditions.items():
+        shown = (cell(row.get(column, ()), "+") for column in columns)
+        lines.append(f"| {name} | {' | '.join(shown)} | {max(map(len, row.values()))} |")
     made = "Made by `python scripts/results.py` of the stored runs; a seed is compared with FCN's."
     return "\n".join([*lines, "", made]) + "\n"
 
 
-def plot_gains(studies: Mapping[str, Any], results: Path, path: Path) -> None:
+def gains_of_variants(study: Mapping[str, Any], runs: Runs, baseline: Runs) -> Iterator[str]:
+    """Yield a Markdown table of the gains of a study: a row per variant, a column per level."""
+    columns = {level: gains(study, runs, baseline, level) for level in study["levels"]}
+    columns = {level: of for level, of in columns.items() if any(of.values())}
+    if not columns:
+        return
+    yield "**points of mIoU over FCN with the same seed, and with how many seeds it is better**"
+    yield ""
+    yield f"| | {' | '.join(columns)} |"
+    yield "| --- |" + " --- |" * len(columns)
+    for variant in next(iter(columns.values())):
+        cells = [
+            f"{cell(values, '+')}; {sum(x > 0 for x in values)} of {len(values)}" if values else "-"
+            for values in (of[variant] for of in columns.values())
+        ]
+        if set(cells) != {"-"}:
+            yield f"| {variant} | {' | '.join(cells)} |"
+    yield ""
+
+
+def plot_gains(studies: Mapping[str, Any], stored: Mapping[str, Runs], path: Path) -> None:
     """Plot the table of gains, and gains over the mean cosine of two rows of position attention."""
     plt = pyplot()
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(14, 4.2), width_ratios=(1.5, 1), layout="constrained"
     )
-    names: list[str] = []
     colors = {"PAM": "tab:blue", "CAM": "tab:orange", "both": "tab:green"}
-    for study in ("scenes", "camvid", "pretrained", "frozen", "conditions"):
-        for level in studies[study]["levels"]:
-            found = {v: gains(study, level, v, results) for v in HEADS}
-            if any(found.values()):
-                for variant, values in found.items():
-                    place = len(names) + 0.2 * (list(colors).index(HEADS[variant]) - 1)
-                    color = colors[HEADS[variant]]
-                    left.plot([place] * len(values), values, "o", color=color, alpha=0.6, ms=4)
-                names.append(GAINS[study][0].format(level))
-    for variant, color in colors.items():
-        left.plot([], [], "o", color=color, label=variant)
-    left.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8)
+    conditions = gains_by_condition(studies, stored)
+    for place, row in enumerate(conditions.values()):
+        for shift, (column, color) in zip((-0.2, 0, 0.2), colors.items(), strict=True):
+            values = row.get(column, ())
+            left.plot([place + shift] * len(values), values, "o", color=color, alpha=0.6, ms=4)
+    for column, color in colors.items():
+        left.plot([], [], "o", color=color, label=column)
+    left.set_xticks(range(len(conditions)), conditions, rotation=35, ha="right", fontsize=8)
     left.set_title("mIoU over FCN of the same seed, points")
     left.set_yscale("symlog", linthresh=2)
     left.legend(fontsize=8)
-    for study, color in {"causes": "tab:red", "cures": "tab:purple"}.items():
-        for level in studies[study]["levels"]:
-            runs = read(study, results)
-            for variant in studies[study]["variants"]:
-                found = [r for r in runs.get((level, variant), ()) if "attention" in r]
-                cosines = [run["attention"]["position"]["row_cosine"] for run in found]
-                values = gains(study, level, variant, results)
-                if len(values) == len(cosines):
+    for name, color in {"causes": "tab:red", "cures": "tab:purple"}.items():
+        runs, baseline = stored[name], stored[studies[name]["baseline"]]
+        for level in studies[name]["levels"]:
+            for variant, values in gains(studies[name], runs, baseline, level).items():
+                found = [run["attention"]["position"] for run in runs.get((level, variant), ())]
+                if len(values) == len(found):
+                    cosines = [facts["row_cosine"] for facts in found]
                     right.plot(cosines, values, "o", color=color, alpha=0.6, ms=4)
-            right.plot([], [], "o", color=color, label=GAINS[study][0].format(level))
+            label = GAINS[studies[name]["baseline"]].format(level)
+            right.plot([], [], "o", color=color, label=label)
     right.set_xlabel("mean cosine of two rows (1: all positions attend to the same)")
     right.set_title("mIoU over FCN, variants of position attention")
     right.set_yscale("symlog", linthresh=2)
@@ -487,14 +520,15 @@ def main(arguments: Sequence[str]) -> None:
     before = after = page.read_text(encoding="utf-8")
     studies = yaml.safe_load(STUDIES.read_text(encoding="utf-8"))
     images = None if own.get("check") == "true" else Path(own.get("images", IMAGES))
+    stored = {name: read(name, results) for name in studies}
     for name, study in studies.items():
-        runs = read(name, results)
-        after = insert(after, name, text(name, study, runs))
-        if is_plotted(runs) and images:
-            plot(name, study, runs, images / f"results_{name}.png")
-    after = insert(after, "gains", gains_table(studies, results))
+        baseline = stored.get(study.get("baseline", ""))
+        after = insert(after, name, text(name, study, stored[name], baseline))
+        if is_plotted(stored[name]) and images:
+            plot(name, study, stored[name], images / f"results_{name}.png")
+    after = insert(after, "gains", gains_table(gains_by_condition(studies, stored)))
     if images:
-        plot_gains(studies, results, images / "results_gains.png")
+        plot_gains(studies, stored, images / "results_gains.png")
     if own.get("check") == "true":
         if before != after:
             raise InputError(f"{page}: not what the files give; python scripts/results.py")

@@ -214,10 +214,18 @@ def test_a_gain_is_over_fcn_of_the_same_seed(tmp_path):
                 stored(tmp_path, "wide", variant, seed, bus=0.0)
                 path = tmp_path / "scenes" / f"wide_{variant}_{seed}.json"
                 path.write_text(json.dumps(json.loads(path.read_text()) | {"miou": miou}))
-    assert results.gains("scenes", "wide", "both", tmp_path) == pytest.approx([2, -1])
-    table = results.gains_table(STUDIES, tmp_path)
-    assert "| scenes, wide | - | - | +0.5 (-1.0 to +2.0) | 2 |\n" in table
-    assert table.count("| scenes") == 1
+    found = {name: results.read(name, tmp_path) for name in STUDIES}
+    conditions = results.gains_by_condition(STUDIES, found)
+    assert list(conditions) == ["scenes, wide"]
+    assert conditions["scenes, wide"]["both"] == pytest.approx([2, -1])
+    assert "| scenes, wide | - | - | +0.5 (-1.0 to +2.0) | 2 |\n" in results.gains_table(conditions)
+    runs = found["scenes"]
+    assert list(results.gains_of_variants(STUDIES["scenes"], runs, runs))[-3:] == [
+        "| --- | --- |",
+        "| both | +0.5 (-1.0 to +2.0); 1 of 2 |",
+        "",
+    ]
+    assert not list(results.gains_of_variants(STUDIES["cures"], {}, runs))
 
 
 def test_falls_of_seeds_and_classes_are_averaged_over_points():
@@ -256,6 +264,13 @@ def test_attention_in_a_training_is_a_row_per_evaluation():
 
 def test_the_page_is_what_the_stored_files_give():
     results.main(["check=true"])
+
+
+@pytest.mark.parametrize("name", [name for name, of in STUDIES.items() if "baseline" in of])
+def test_a_study_has_the_levels_of_its_baseline(name):
+    study, baseline = STUDIES[name], STUDIES[STUDIES[name]["baseline"]]
+    assert "FCN" in baseline["variants"]
+    assert study["levels"].keys() <= baseline["levels"].keys()
 
 
 @pytest.mark.parametrize(
