@@ -11,10 +11,13 @@ own the script has
     frozen.share=1              of the training pictures: 0.25 takes every fourth
     frozen.tile=null            [H,W]: views are the parts of pictures of this size, not wholes
     frozen.label_step=4         in training, the label of every fourth row and column counts
+    frozen.map=-1               feature map of the backbone; earlier ones, -2 to -4, have seen less
+                                of the picture, and are averaged to the size of the last
     frozen.checkpoint=null      a trained checkpoint whose backbone is taken
 
 The head is scored on the split ``frozen.split`` (test), whole pictures. The checkpoint last.pt in
-the folder of the run is that of the whole network, for tools/eval.py and tools/visualize.py.
+the folder of the run is that of the whole network, for tools/eval.py and tools/visualize.py; there
+is none for an earlier map, whose network no config describes.
 """
 
 import hashlib
@@ -38,6 +41,7 @@ import command_line
 import hydra
 import numpy as np
 import torch
+import torch.nn.functional as F
 from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -70,6 +74,7 @@ class Own(NamedTuple):
     share: float
     tile: list[int] | None
     label_step: int
+    map: int
     checkpoint: str | None
     split: str
 
@@ -124,6 +129,20 @@ class HeadOnly(nn.Module):
         return SegmentationOutput(logits.pop("main"), logits)
 
 
+class EarlyMap(nn.Module):
+    """A backbone that ends with one of its earlier maps, averaged to the size of the last."""
+
+    def __init__(self, backbone: Any, number: int) -> None:
+        super().__init__()
+        self.backbone, self.number = backbone, number
+        self.channels = [backbone.channels[number]]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Maps (B, 3, H, W) to one map (B, C, h, w)."""
+        maps = self.backbone(images)
+        return [F.adaptive_avg_pool2d(maps[self.number], maps[-1].shape[2:])]
+
+
 def parse(settings: Sequence[str]) -> tuple[Own, list[str]]:
     """Split settings into those of this script and those of the training; raise InputError."""
     names = [f"frozen.{name}" for name in Own._fields]
@@ -132,17 +151,22 @@ def parse(settings: Sequence[str]) -> tuple[Own, list[str]]:
         if key.startswith("frozen."):
             raise InputError(f"{key}: expected one of {', '.join(names)}")
     given = {key.removeprefix("frozen."): value for key, value in own.items()}
-    expected = "share is above 0 and at most 1, tile is [H,W] or null, label_step is at least 1"
+    expected = (
+        "share is above 0 and at most 1, tile is [H,W] or null, label_step is at least 1, and map "
+        "is -4 to -1"
+    )
     try:
         share, step = float(given.get("share", "1")), int(given.get("label_step", "4"))
-        tile = json.loads(given.get("tile", "null"))
+        tile, number = json.loads(given.get("tile", "null")), int(given.get("map", "-1"))
         is_valid = 0 < share <= 1 <= step and (tile is None or [*map(type, tile)] == [int, int])
+        is_valid &= -4 <= number <= -1
     except (ValueError, TypeError):
         is_valid = False
     if not is_valid:
         raise InputError(f"{' '.join(f'{k}={v}' for k, v in own.items())}: frozen.{expected}")
     kept = Path(given.get("kept", ROOT / "runs" / "features")).expanduser()
-    return Own(kept, share, tile, step, given.get("checkpoint"), given.get("split", "test")), others
+    checkpoint, split = given.get("checkpoint"), given.get("split", "test")
+    return Own(kept, share, tile, step, number, checkpoint, split), others
 
 
 def compose(settings: Sequence[str]) -> TrainConfig:
@@ -162,6 +186,10 @@ def train(settings: Sequence[str]) -> Trained:
     model: Any = make_model(config).to(device).eval()
     if own.checkpoint:
         model.backbone.load_state_dict(load_model(own.checkpoint).backbone.state_dict())
+    if own.map != -1:
+        model.backbone = EarlyMap(model.backbone, own.map)
+        model.head = make(config.model["head"], "model.head")(model.backbone.channels[0])
+        model.to(device).eval()
     train_set, test_set = (
         make_dataset(config, split, training=False)
         for split in (str(config.data.train_split), own.split)
@@ -211,6 +239,8 @@ def keep(model: Any, config: TrainConfig, data: SegmentationDataset, own: Own) -
         "tile": own.tile,
         "mirrored": is_mirrored,
     }
+    if own.map != -1:
+        facts["map"] = own.map
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     folder = own.kept / f"{data.split}_{digest[:16]}"
     if not (folder / "masks.npy").is_file():  # written last
@@ -294,7 +324,10 @@ def score(found: Trained) -> dict[str, Any]:
 
 
 def save(found: Trained, folder: Path) -> None:
-    """Write the checkpoint of the whole network."""
+    """Write the checkpoint of the whole network, which ends with the last map of its backbone."""
+    if isinstance(found.model.backbone, EarlyMap):
+        print("frozen.map: no checkpoint is written, since no config describes this network")
+        return
     saved = {
         "format": checkpoint_format.FORMAT,
         "version": danet.__version__,

@@ -319,6 +319,7 @@ GAINS = {
     "camvid": "CamVid, random weights",
     "pretrained": "CamVid, ImageNet weights",
     "frozen": "CamVid, frozen",
+    "depth": "CamVid, frozen, {}",
     "conditions": "CamVid, frozen, {}",
 }
 """Study of attention as in the paper: how a condition is named, of its level."""

@@ -6,12 +6,15 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import TINY, call
 from test_reproduce import script
+from torch import nn
 
 from danet.checkpoint import format as checkpoint_format
 from danet.config.build import load_model, make, make_model
 from danet.errors import InputError
+from danet.models.timm_backbone import TimmBackbone
 
 frozen = script("frozen_heads")
 
@@ -120,6 +123,47 @@ def test_tiles_divide_a_picture_and_their_mirrors_follow(settings):
     assert kept.features[count + 4 + 2] == pytest.approx(expected, abs=1e-6)
 
 
+def test_an_earlier_map_is_averaged_to_the_size_of_the_last(settings, tmp_path, capsys):
+    last = frozen.train(settings)
+    frozen.main([*settings, "frozen.map=-4", f"run.dir={tmp_path / 'run'}"])
+    assert "no checkpoint is written" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    found = frozen.train([*settings, "frozen.map=-4"])
+    kept, _, _ = found.test.batch([1])
+    pixels = torch.from_numpy(found.data[1].image.transpose(2, 0, 1).copy())[None]
+    with torch.inference_mode():
+        maps = last.model.backbone(last.model.normalise(pixels))
+        logits = found.model(pixels).logits
+    assert kept.shape[2:] == maps[-1].shape[2:] < maps[-4].shape[2:]
+    rows = maps[-4].unflatten(2, (kept.shape[2], -1)).unflatten(4, (kept.shape[3], -1))
+    assert kept.numpy() == pytest.approx(rows.mean(dim=(3, 5)).numpy(), abs=1e-6)
+    fine = frozen.resize(found.model.head(kept)["main"], logits.shape[2:], align_corners=True)
+    assert torch.allclose(logits, fine, atol=1e-5)
+
+
+@pytest.mark.parametrize(("number", "pixels"), [(-2, 339), (-3, 67)])
+def test_the_study_of_depth_names_what_a_position_depends_on(number, pixels):
+    """By the gradient of one position, with weights above zero and without activations."""
+    pytest.importorskip("timm", reason="the optional extra danet[timm] is not installed")
+    with open(frozen.ROOT / "scripts" / "studies.yaml", encoding="utf-8") as file:
+        level = yaml.safe_load(file)["depth"]["levels"][f"{pixels} pixels"]
+    assert f"frozen.map={number}" in level
+    backbone = TimmBackbone(name="tf_efficientnet_lite0", output_stride=16).double().eval()
+    for module in backbone.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU6):
+                setattr(module, name, nn.Identity())
+            elif isinstance(child, nn.Conv2d):
+                nn.init.constant_(child.weight, 1 / child.weight[0].numel())
+    image = torch.zeros(1, 3, 512, 512, dtype=torch.double, requires_grad=True)
+    found = backbone(image)[number]
+    place = found.shape[-1] // 2
+    found[0, :, place, place].sum().backward()
+    for rows in (image.grad[0].abs().sum(dim=(0, 1)), image.grad[0].abs().sum(dim=(0, 2))):
+        touched = rows.nonzero()
+        assert touched.max() - touched.min() + 1 == pixels
+
+
 def test_labels_of_every_fourth_row_and_column(settings):
     found = frozen.train(settings)
     (whole,), (few,) = found.test.batch([1]).mask, found.test.batch([1], step=4).mask
@@ -128,10 +172,13 @@ def test_labels_of_every_fourth_row_and_column(settings):
 
 @pytest.mark.parametrize(
     "text",
-    ["share=0", "share=1.5", "share=x", "tile=[3]", "tile=x", "label_step=0", "label_step=a"],
+    [
+        *("share=0", "share=1.5", "share=x", "tile=[3]", "tile=x", "label_step=0", "label_step=a"),
+        *("map=0", "map=-5", "map=x"),
+    ],
 )
 def test_bad_settings_are_named(text):
-    with pytest.raises(InputError, match=f"frozen.{text[:4]}.*share is above 0 and at most 1"):
+    with pytest.raises(InputError, match=f"frozen.{text[:3]}.*share is above 0 and at most 1"):
         frozen.parse([f"frozen.{text}"])
 
 
