@@ -174,7 +174,8 @@ def diagnoses(study: Mapping[str, Any], runs: Runs, branch: str) -> Iterator[str
     keys = [key for key in FIGURES if any(key in of[0] for of in found.values())]
     if not found:
         return
-    yield f"**{branch} attention, {next(iter(found.values()))[0]['size']:.0f} {branch}s**"
+    sizes = sorted({facts["size"] for of in found.values() for facts in of})
+    yield f"**{branch} attention, {' or '.join(f'{size:.0f}' for size in sizes)} {branch}s**"
     yield ""
     yield "| | " + " | ".join(FIGURES[key][0] for key in keys) + " |"
     yield "| --- |" + " --- |" * len(keys)
