@@ -289,7 +289,8 @@ def text(name: str, study: Mapping[str, Any], runs: Runs, baseline: Runs | None 
     for group, classes in {**study["scores"], "all classes (mIoU)": None}.items():
         lines += [f"**{group}**", "", *table(study, runs, classes), ""]
     if baseline:
-        lines += gains_of_variants(study, runs, baseline)
+        lines += gains_of_variants("FCN", over_fcn(study, runs, baseline))
+    lines += gains_of_variants("the same head without attention", over_control(study, runs))
     for branch in ("position", "channel"):
         lines += diagnoses(study, runs, branch)
     lines += [*history(study, runs), *deletions(study, runs)]
@@ -315,67 +316,80 @@ def text(name: str, study: Mapping[str, Any], runs: Runs, baseline: Runs | None 
     return "\n".join(lines) + "\n"
 
 
-GAINS = {
+CONDITIONS = {
     "scenes": "scenes, {}",
     "camvid": "CamVid, random weights",
     "pretrained": "CamVid, ImageNet weights",
     "frozen": "CamVid, frozen",
     "depth": "CamVid, frozen, {}",
     "conditions": "CamVid, frozen, {}",
+    "cures": "scenes, {}",
 }
-"""Study of attention as in the paper: how a condition is named, of its level."""
-HEADS = {"PAM": "PAM", "CAM": "CAM", "both": "both", "DANet": "both"}
-"""Variants of these studies, and their columns."""
+"""Study: how a condition is named, of its level."""
+HEADS = {"PAM": "PAM", "as in the paper": "PAM", "CAM": "CAM", "both": "both", "DANet": "both"}
+"""Variants that are attention as in the paper, and the columns of their gains."""
+Gains = Mapping[str, Mapping[str, Sequence[float]]]
+"""Condition or level -> variant -> points of mIoU, one per seed."""
 
 
-def gains(
-    study: Mapping[str, Any], runs: Runs, baseline: Runs, level: str
-) -> dict[str, list[float]]:
-    """Return by how many points of mIoU each variant is better than FCN with the same seed."""
-    fcn = {run["seed"]: run["miou"] for run in baseline.get((level, "FCN"), ())}
+def gains(found: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return by how many points of mIoU runs are better than those with the same seed."""
+    known = {run["seed"]: run["miou"] for run in baseline}
+    return [100 * (run["miou"] - known[run["seed"]]) for run in found if run["seed"] in known]
+
+
+def over_fcn(study: Mapping[str, Any], runs: Runs, baseline: Runs) -> Gains:
+    """Return what the variants of a study gain over the FCN of a baseline at the same level."""
     return {
-        variant: [
-            100 * (run["miou"] - fcn[run["seed"]])
-            for run in runs.get((level, variant), ())
-            if run["seed"] in fcn
-        ]
-        for variant in study["variants"]
-        if variant != "FCN"
+        level: {
+            variant: gains(runs.get((level, variant), ()), baseline.get((level, "FCN"), ()))
+            for variant in study["variants"]
+            if variant != "FCN"
+        }
+        for level in study["levels"]
     }
 
 
-def gains_by_condition(
-    studies: Mapping[str, Any], stored: Mapping[str, Runs]
-) -> dict[str, dict[str, list[float]]]:
-    """Return gains of attention as in the paper: condition -> column -> a gain per seed."""
-    found = dict[str, dict[str, list[float]]]()
-    for name, condition in GAINS.items():
-        for level in studies[name]["levels"]:
-            of = gains(studies[name], stored[name], stored[name], level)
-            row = {HEADS[variant]: values for variant, values in of.items() if variant in HEADS}
-            if any(row.values()):
-                found[condition.format(level)] = row
+def over_control(study: Mapping[str, Any], runs: Runs) -> Gains:
+    """Return what variants gain over the same head without attention."""
+    return {
+        level: {
+            variant: gains(runs.get((level, variant), ()), runs.get((level, control), ()))
+            for variant, control in study.get("control", {}).items()
+        }
+        for level in study["levels"]
+    }
+
+
+def by_condition(studies: Mapping[str, Any], stored: Mapping[str, Runs], *, control: bool) -> Gains:
+    """Return gains of attention as in the paper, by condition and head, over FCN or the control."""
+    found = dict[str, dict[str, Sequence[float]]]()
+    for name, condition in CONDITIONS.items():
+        study, runs = studies[name], stored[name]
+        of = over_control(study, runs) if control else over_fcn(study, runs, runs)
+        for level, row in of.items():
+            shown = {HEADS[variant]: x for variant, x in row.items() if variant in HEADS and x}
+            if shown:
+                found[condition.format(level)] = shown
     return found
 
 
-def gains_table(conditions: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    """Return what attention as in the paper gains over FCN, a row per condition."""
+def gains_table(title: str, conditions: Gains) -> str:
+    """Return what attention as in the paper gains, a row per condition."""
     columns = list(dict.fromkeys(HEADS.values()))
-    lines = [f"| mIoU over FCN | {' | '.join(columns)} | seeds |", "| --- |" + " --- |" * 4]
+    lines = [f"| {title} | {' | '.join(columns)} | seeds |", "| --- |" + " --- |" * 4]
     for name, row in conditions.items():
         shown = (cell(row.get(column, ()), "+") for column in columns)
         lines.append(f"| {name} | {' | '.join(shown)} | {max(map(len, row.values()))} |")
-    made = "Made by `python scripts/results.py` of the stored runs; a seed is compared with FCN's."
-    return "\n".join([*lines, "", made]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
-def gains_of_variants(study: Mapping[str, Any], runs: Runs, baseline: Runs) -> Iterator[str]:
+def gains_of_variants(title: str, found: Gains) -> Iterator[str]:
     """Yield a Markdown table of the gains of a study: a row per variant, a column per level."""
-    columns = {level: gains(study, runs, baseline, level) for level in study["levels"]}
-    columns = {level: of for level, of in columns.items() if any(of.values())}
+    columns = {level: of for level, of in found.items() if any(of.values())}
     if not columns:
         return
-    yield "**points of mIoU over FCN with the same seed, and with how many seeds it is better**"
+    yield f"**points of mIoU over {title}, with the same seed; with how many seeds it is better**"
     yield ""
     yield f"| | {' | '.join(columns)} |"
     yield "| --- |" + " --- |" * len(columns)
@@ -390,39 +404,39 @@ def gains_of_variants(study: Mapping[str, Any], runs: Runs, baseline: Runs) -> I
 
 
 def plot_gains(studies: Mapping[str, Any], stored: Mapping[str, Runs], path: Path) -> None:
-    """Plot the table of gains, and gains over the mean cosine of two rows of position attention."""
+    """Plot both tables of gains, and gains over the mean cosine of two rows of the attention."""
     plt = pyplot()
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(14, 4.2), width_ratios=(1.5, 1), layout="constrained"
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(17, 4.2), width_ratios=(1.7, 0.7, 1), layout="constrained"
     )
     colors = {"PAM": "tab:blue", "CAM": "tab:orange", "both": "tab:green"}
-    conditions = gains_by_condition(studies, stored)
-    for place, row in enumerate(conditions.values()):
-        for shift, (column, color) in zip((-0.2, 0, 0.2), colors.items(), strict=True):
-            values = row.get(column, ())
-            left.plot([place + shift] * len(values), values, "o", color=color, alpha=0.6, ms=4)
+    for axes, control in ((left, False), (middle, True)):
+        conditions = by_condition(studies, stored, control=control)
+        for place, row in enumerate(conditions.values()):
+            for shift, (column, color) in zip((-0.2, 0, 0.2), colors.items(), strict=True):
+                values = row.get(column, ())
+                axes.plot([place + shift] * len(values), values, "o", color=color, alpha=0.6, ms=4)
+        axes.set_xticks(range(len(conditions)), conditions, rotation=35, ha="right", fontsize=8)
     for column, color in colors.items():
         left.plot([], [], "o", color=color, label=column)
-    left.set_xticks(range(len(conditions)), conditions, rotation=35, ha="right", fontsize=8)
     left.set_title("mIoU over FCN of the same seed, points")
-    left.set_yscale("symlog", linthresh=2)
-    left.legend(fontsize=8)
+    middle.set_title("mIoU over the same head without attention")
     for name, color in {"causes": "tab:red", "cures": "tab:purple"}.items():
-        runs, baseline = stored[name], stored[studies[name]["baseline"]]
-        for level in studies[name]["levels"]:
-            for variant, values in gains(studies[name], runs, baseline, level).items():
+        runs, baseline = stored[name], studies[name]["baseline"]
+        for level, of in over_fcn(studies[name], runs, stored[baseline]).items():
+            for variant, values in of.items():
                 found = [run["attention"]["position"] for run in runs.get((level, variant), ())]
                 if len(values) == len(found):
                     cosines = [facts["row_cosine"] for facts in found]
                     right.plot(cosines, values, "o", color=color, alpha=0.6, ms=4)
-            label = GAINS[studies[name]["baseline"]].format(level)
-            right.plot([], [], "o", color=color, label=label)
+            right.plot([], [], "o", color=color, label=CONDITIONS[baseline].format(level))
     right.set_xlabel("mean cosine of two rows (1: all positions attend to the same)")
     right.set_title("mIoU over FCN, variants of position attention")
-    right.set_yscale("symlog", linthresh=2)
-    right.legend(fontsize=8)
-    for axes in (left, right):
+    for axes in (left, middle, right):
+        axes.set_yscale("symlog", linthresh=2)
         axes.axhline(0, color="grey", lw=1, ls=":")
+    left.legend(fontsize=8)
+    right.legend(fontsize=8)
     figure.savefig(path, dpi=80, metadata={"Software": None})
     plt.close(figure)
 
@@ -528,7 +542,15 @@ def main(arguments: Sequence[str]) -> None:
         after = insert(after, name, text(name, study, stored[name], baseline))
         if is_plotted(stored[name]) and images:
             plot(name, study, stored[name], images / f"results_{name}.png")
-    after = insert(after, "gains", gains_table(gains_by_condition(studies, stored)))
+    made = "\nMade by `python scripts/results.py` of the stored runs, with equal seeds.\n"
+    tables = [
+        gains_table(title, by_condition(studies, stored, control=control))
+        for title, control in (
+            ("mIoU over FCN", False),
+            ("mIoU over the same head without attention", True),
+        )
+    ]
+    after = insert(after, "gains", "\n".join(tables) + made)
     if images:
         plot_gains(studies, stored, images / "results_gains.png")
     if own.get("check") == "true":

@@ -28,12 +28,13 @@ def test_every_run_of_a_study_composes_and_only_what_is_meant_differs(name):
         _, settings = frozen_heads.parse(run.settings)
         found[run.variant] = check(compose(*settings, "data.root=/data")).plain
     assert len(found) == len(STUDIES[name]["variants"])
-    if name == "causes":
-        optimizer = found["gamma ten times as fast"]["optimizer"]
-        assert optimizer.pop("gamma_multiplier") == 10
-        # The rest must be equal, and the variant another one than that of the paper.
-        optimizer["gamma_multiplier"] = found["as in the paper"]["optimizer"]["gamma_multiplier"]
-        found["gamma ten times as fast"]["model"]["head"]["also"] = "the rate of gamma"
+    rates = {
+        variant: config["optimizer"].pop("gamma_multiplier") for variant, config in found.items()
+    }
+    for variant, rate in rates.items():  # a part of the variant, in which alone these may differ
+        expected = {"gamma ten times as fast": 10}.get(variant, 0 if "stays 0" in variant else 1)
+        assert rate == expected, variant
+        found[variant]["model"]["head"]["rate of gamma"] = rate
     if name == "pretrained":  # every head has its own rate, and nothing else
         for config in found.values():
             del config["optimizer"]["head_multiplier"]
@@ -176,14 +177,14 @@ def test_what_attention_does_is_kept(name, tmp_path, monkeypatch):
 # The page
 
 
-def stored(folder, level, variant, seed, bus, step=350):
+def stored(folder, level, variant, seed, bus=0.0, step=350, study="scenes", miou=0.6):
     names = [*STUDIES["scenes"]["scores"]["far pairs"], *STUDIES["scenes"]["scores"]["all others"]]
     iou = dict.fromkeys(names, 0.5) | {"bus": bus, "booth": None}
-    run = {"study": "scenes", "level": level, "variant": variant, "seed": seed, "iou": iou}
-    run |= {"miou": 0.6, "split": "test", "images": 60, "protocol": "whole ()", "step": step}
+    run = {"study": study, "level": level, "variant": variant, "seed": seed, "iou": iou}
+    run |= {"miou": miou, "split": "test", "images": 60, "protocol": "whole ()", "step": step}
     run |= {"command": "python tools/train.py", "minutes": 2.0 + seed, "machine": "one"}
     run |= {"versions": {"danet": "0.1.0"}, "loss": [[20, 2.0], [40, 1.0]]}
-    path = folder / "scenes" / f"{level}_{variant}_{seed}.json"
+    path = folder / study / f"{level}_{variant}_{seed}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(run))
 
@@ -211,21 +212,29 @@ def test_a_gain_is_over_fcn_of_the_same_seed(tmp_path):
     for seed, fcn, both in ((1, 0.5, 0.52), (2, 0.6, 0.59), (3, 0.4, None)):
         for variant, miou in (("FCN", fcn), ("both", both)):
             if miou is not None:
-                stored(tmp_path, "wide", variant, seed, bus=0.0)
-                path = tmp_path / "scenes" / f"wide_{variant}_{seed}.json"
-                path.write_text(json.dumps(json.loads(path.read_text()) | {"miou": miou}))
+                stored(tmp_path, "wide", variant, seed, miou=miou)
     found = {name: results.read(name, tmp_path) for name in STUDIES}
-    conditions = results.gains_by_condition(STUDIES, found)
+    conditions = results.by_condition(STUDIES, found, control=False)
     assert list(conditions) == ["scenes, wide"]
-    assert conditions["scenes, wide"]["both"] == pytest.approx([2, -1])
-    assert "| scenes, wide | - | - | +0.5 (-1.0 to +2.0) | 2 |\n" in results.gains_table(conditions)
+    assert conditions["scenes, wide"] == {"both": pytest.approx([2, -1])}
+    table = results.gains_table("mIoU over FCN", conditions)
+    assert "| scenes, wide | - | - | +0.5 (-1.0 to +2.0) | 2 |\n" in table
     runs = found["scenes"]
-    assert list(results.gains_of_variants(STUDIES["scenes"], runs, runs))[-3:] == [
+    of = results.over_fcn(STUDIES["scenes"], runs, runs)
+    assert list(results.gains_of_variants("FCN", of))[-3:] == [
         "| --- | --- |",
         "| both | +0.5 (-1.0 to +2.0); 1 of 2 |",
         "",
     ]
-    assert not list(results.gains_of_variants(STUDIES["cures"], {}, runs))
+    assert not list(results.gains_of_variants("FCN", results.over_fcn(STUDIES["cures"], {}, runs)))
+
+
+def test_a_gain_is_over_the_same_head_without_attention(tmp_path):
+    for variant, miou in (("as in the paper", 0.75), ("gamma stays 0", 0.5), ("a register", 0.9)):
+        stored(tmp_path, "wide", variant, 1, study="cures", miou=miou)
+    found = {name: results.read(name, tmp_path) for name in STUDIES}
+    assert results.by_condition(STUDIES, found, control=True) == {"scenes, wide": {"PAM": [25.0]}}
+    assert results.by_condition(STUDIES, found, control=False) == {}
 
 
 def test_falls_of_seeds_and_classes_are_averaged_over_points():
@@ -271,6 +280,8 @@ def test_a_study_has_the_levels_of_its_baseline(name):
     study, baseline = STUDIES[name], STUDIES[STUDIES[name]["baseline"]]
     assert "FCN" in baseline["variants"]
     assert study["levels"].keys() <= baseline["levels"].keys()
+    control = study.get("control", {})
+    assert {*control, *control.values()} <= study["variants"].keys()
 
 
 @pytest.mark.parametrize(
