@@ -305,7 +305,14 @@ def text(name: str, study: Mapping[str, Any], runs: Runs, baseline: Runs | None 
     steps = sorted({run["step"] for run in flat})  # several, where trainer.patience ended some
     trained = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else steps[0]
     machines = "; ".join(sorted({run["machine"] for run in flat}))
-    versions = sorted({", ".join(f"{k} {v}" for k, v in run["versions"].items()) for run in flat})
+    commits: dict[str, set[str]] = {}  # of versions that are equal in all else
+    for run in flat:
+        found = ", ".join(f"{k} {v}" for k, v in run["versions"].items() if k != "commit")
+        commits.setdefault(found, set()).add(run["versions"].get("commit", ""))
+    versions = [
+        f"{found}, commit{'s' * (len(of) > 1)} {', '.join(sorted(of))}" if any(of) else found
+        for found, of in sorted(commits.items())
+    ]
     lines += [
         f"Made by `python scripts/study.py study={name}` and `python scripts/results.py`; one run: "
         f"`{flat[0]['command']}`. {len(flat)} run{'s' * (len(flat) > 1)} of {trained} steps, "
