@@ -290,7 +290,7 @@ def text(name: str, study: Mapping[str, Any], runs: Runs, baseline: Runs | None 
         lines += [f"**{group}**", "", *table(study, runs, classes), ""]
     if baseline:
         lines += gains_of_variants("FCN", over_fcn(study, runs, baseline))
-    lines += gains_of_variants("the same head without attention", over_control(study, runs))
+    lines += gains_of_variants("the head without attention", over_control(study, runs))
     for branch in ("position", "channel"):
         lines += diagnoses(study, runs, branch)
     lines += [*history(study, runs), *deletions(study, runs)]
@@ -330,7 +330,6 @@ CONDITIONS = {
     "frozen": "CamVid, frozen",
     "depth": "CamVid, frozen, {}",
     "conditions": "CamVid, frozen, {}",
-    "cures": "scenes, {}",
 }
 """Study: how a condition is named, of its level."""
 HEADS = {"PAM": "PAM", "as in the paper": "PAM", "CAM": "CAM", "both": "both", "DANet": "both"}
@@ -358,11 +357,14 @@ def over_fcn(study: Mapping[str, Any], runs: Runs, baseline: Runs) -> Gains:
 
 
 def over_control(study: Mapping[str, Any], runs: Runs) -> Gains:
-    """Return what variants gain over the same head without attention."""
+    """Return what variants gain over the head without attention."""
+    control = study.get("control", {})
+    if isinstance(control, str):
+        control = {variant: control for variant in study["variants"] if variant != control}
     return {
         level: {
-            variant: gains(runs.get((level, variant), ()), runs.get((level, control), ()))
-            for variant, control in study.get("control", {}).items()
+            variant: gains(runs.get((level, variant), ()), runs.get((level, without), ()))
+            for variant, without in control.items()
         }
         for level in study["levels"]
     }
