@@ -325,6 +325,7 @@ def text(name: str, study: Mapping[str, Any], runs: Runs, baseline: Runs | None 
 
 CONDITIONS = {
     "scenes": "scenes, {}",
+    "cures": "scenes, {}",
     "camvid": "CamVid, random weights",
     "pretrained": "CamVid, ImageNet weights",
     "frozen": "CamVid, frozen",
