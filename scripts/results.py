@@ -417,7 +417,7 @@ def plot_gains(studies: Mapping[str, Any], stored: Mapping[str, Runs], path: Pat
     """Plot both tables of gains, and gains over the mean cosine of two rows of the attention."""
     plt = pyplot()
     figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(17, 4.2), width_ratios=(1.7, 0.7, 1), layout="constrained"
+        1, 3, figsize=(18, 4.2), width_ratios=(1.8, 0.8, 1), layout="constrained"
     )
     colors = {"PAM": "tab:blue", "CAM": "tab:orange", "both": "tab:green"}
     for axes, control in ((left, False), (middle, True)):
@@ -430,13 +430,14 @@ def plot_gains(studies: Mapping[str, Any], stored: Mapping[str, Runs], path: Pat
     for column, color in colors.items():
         left.plot([], [], "o", color=color, label=column)
     left.set_title("mIoU over FCN of the same seed, points")
-    middle.set_title("mIoU over the same head without attention")
+    middle.set_title("over the same head without attention")
     for name, color in {"causes": "tab:red", "cures": "tab:purple"}.items():
         runs, baseline = stored[name], studies[name]["baseline"]
         for level, of in over_fcn(studies[name], runs, stored[baseline]).items():
             for variant, values in of.items():
                 found = [run["attention"]["position"] for run in runs.get((level, variant), ())]
-                if len(values) == len(found):
+                is_used = all(facts["gamma"] for facts in found)
+                if is_used and len(values) == len(found):
                     cosines = [facts["row_cosine"] for facts in found]
                     right.plot(cosines, values, "o", color=color, alpha=0.6, ms=4)
             right.plot([], [], "o", color=color, label=CONDITIONS[baseline].format(level))
@@ -444,6 +445,7 @@ def plot_gains(studies: Mapping[str, Any], stored: Mapping[str, Runs], path: Pat
     right.set_title("mIoU over FCN, variants of position attention")
     for axes in (left, middle, right):
         axes.set_yscale("symlog", linthresh=2)
+        axes.margins(y=0.1)
         axes.axhline(0, color="grey", lw=1, ls=":")
     left.legend(fontsize=8)
     right.legend(fontsize=8)
