@@ -52,7 +52,7 @@ from danet.models.segmentor import Segmentor
 from danet.types import IGNORE, Batch, Sample
 
 ROOT = Path(__file__).resolve().parents[1]
-# A script that starts the tests in its background has them ignore Ctrl-C, and what they start, too.
+# A script that runs the tests in the background makes them, and what they start, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 CAMVID = Path(os.environ.get("CAMVID", ROOT.parent / "shared" / "data" / "camvid"))
