@@ -188,7 +188,8 @@ def train(settings: Sequence[str]) -> Trained:
         model.backbone.load_state_dict(load_model(own.checkpoint).backbone.state_dict())
     if own.map != -1:
         if -own.map > len(model.backbone.channels):
-            raise InputError(f"frozen.map={own.map}: of {len(model.backbone.channels)} maps")
+            count = len(model.backbone.channels)
+            raise InputError(f"frozen.map={own.map}: this backbone has {count} maps, -{count} to -1")
         model.backbone = EarlyMap(model.backbone, own.map)
         model.head = make(config.model["head"], "model.head")(model.backbone.channels[0])
         model.to(device).eval()
