@@ -187,9 +187,9 @@ def train(settings: Sequence[str]) -> Trained:
     if own.checkpoint:
         model.backbone.load_state_dict(load_model(own.checkpoint).backbone.state_dict())
     if own.map != -1:
-        if -own.map > len(model.backbone.channels):
-            count = len(model.backbone.channels)
-            raise InputError(f"frozen.map={own.map}: this backbone has {count} maps, -{count} to -1")
+        count = len(model.backbone.channels)
+        if -own.map > count:
+            raise InputError(f"frozen.map={own.map}: found {count} maps, expected -{count} to -1")
         model.backbone = EarlyMap(model.backbone, own.map)
         model.head = make(config.model["head"], "model.head")(model.backbone.channels[0])
         model.to(device).eval()
