@@ -328,6 +328,7 @@ CONDITIONS = {
     "cures": "scenes, {}",
     "camvid": "CamVid, random weights",
     "pretrained": "CamVid, ImageNet weights",
+    "tuned": "CamVid, ImageNet weights",
     "frozen": "CamVid, frozen",
     "depth": "CamVid, frozen, {}",
     "conditions": "CamVid, frozen, {}",
