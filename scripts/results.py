@@ -11,6 +11,7 @@ import json
 import math
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -498,8 +499,8 @@ def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
     wide = bool(study.get("details"))
     if wide:
         group = "every class"
-        names = next(iter(runs.values()))[0]["iou"]
-        columns = [("mIoU", levels[0], None), *((name, levels[0], [name]) for name in names)]
+        every = next(iter(runs.values()))[0]["iou"]
+        columns = [("mIoU", levels[0], None), *((name, levels[0], [name]) for name in every)]
     variants = [v for v in study["variants"] if any(key[1] == v for key in runs)]
     many = len(variants) > 6
     colors = plt.get_cmap("tab20" if many else "tab10")
@@ -526,11 +527,12 @@ def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
     if "guess" in study:
         left.axhline(study["guess"]["iou"], color="grey", lw=1, ls=":")
         left.set_ylim(0, 100)
-    left.set_xticks(range(len(columns)), [column[0] for column in columns], rotation=30 * wide)
+    names = [textwrap.fill(column[0], 12) for column in columns]
+    left.set_xticks(range(len(columns)), names, rotation=30 * wide)
     left.set(title=f"{group}: IoU on {study['splits'][0]}, percent")
     left.set_xlim(-0.5, len(columns) - 0.5)
     right.set(
-        title=f"cross entropy of the prediction in training, {levels[0]}",
+        title=textwrap.fill(f"cross entropy of the prediction in training, {levels[0]}", 56),
         xlabel="step",
         yscale="log",
     )
