@@ -499,8 +499,8 @@ def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
     wide = bool(study.get("details"))
     if wide:
         group = "every class"
-        every = next(iter(runs.values()))[0]["iou"]
-        columns = [("mIoU", levels[0], None), *((name, levels[0], [name]) for name in every)]
+        names = next(iter(runs.values()))[0]["iou"]
+        columns = [("mIoU", levels[0], None), *((name, levels[0], [name]) for name in names)]
     variants = [v for v in study["variants"] if any(key[1] == v for key in runs)]
     many = len(variants) > 6
     colors = plt.get_cmap("tab20" if many else "tab10")
@@ -527,8 +527,8 @@ def plot(name: str, study: Mapping[str, Any], runs: Runs, path: Path) -> None:
     if "guess" in study:
         left.axhline(study["guess"]["iou"], color="grey", lw=1, ls=":")
         left.set_ylim(0, 100)
-    names = [textwrap.fill(column[0], 12) for column in columns]
-    left.set_xticks(range(len(columns)), names, rotation=30 * wide)
+    labels = [textwrap.fill(column[0], 12) for column in columns]
+    left.set_xticks(range(len(columns)), labels, rotation=30 * wide)
     left.set(title=f"{group}: IoU on {study['splits'][0]}, percent")
     left.set_xlim(-0.5, len(columns) - 0.5)
     right.set(
